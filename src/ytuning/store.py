@@ -1,0 +1,385 @@
+"""Token features on disk: append-only shards with checksums, shared by every task on one encoder.
+
+    <root>/                       $YTUNING_CACHE, else the platform's cache folder
+      <fingerprint>/              one space for each encoder identity
+        space.json                the identity
+        lock                      held by the process that is encoding
+        shards/<id>.features      raw little-endian float16, (tokens, layers, width)
+        shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
+        damaged/                  shards that failed a check, set aside
+
+A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
+last. So a killed run leaves whole shards and a temporary file, which the next holder of the lock deletes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import platformdirs
+
+from ytuning.errors import InputError, StoreError
+
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "default_root", "text_key"]
+
+SCHEMA = 1
+DTYPE = np.dtype("<f2")
+SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
+DATA_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX = ".features", ".json", ".partial"
+
+
+def default_root() -> Path:
+    """``$YTUNING_CACHE``, else the platform's cache folder for ytuning."""
+    return Path(os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning"))
+
+
+def text_key(text: str, pair: str | None = None) -> bytes:
+    """16 bytes that stand for a text or a pair; the length prefix keeps ("a", "bc") and ("ab", "c") apart."""
+    first = text.encode()
+    content = b"%d:" % len(first) + first + (b"" if pair is None else b"+" + pair.encode())
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that failed a check and was set aside."""
+
+    shard: str
+    reason: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} is damaged ({self.reason}); set aside in {self.folder}, its texts are computed again"
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Where the features of some texts lie.
+
+    Attributes:
+        arrays: one (tokens, L, D) float16 array for each shard in use.
+        array: (texts,) which array; ``start``: (texts,) first token in it; ``length``: (texts,) tokens.
+        truncated: (texts,) whether the text was cut at the maximum length.
+        maps: the arrays' memory maps, if they have any.
+    """
+
+    arrays: list[np.ndarray]
+    array: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    truncated: np.ndarray
+    maps: list[mmap.mmap] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    sha256: str
+    keys: list[bytes]
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+class FeatureStore:
+    """All feature spaces under one root folder."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else default_root()
+
+    def space(self, identity: Mapping[str, Any]) -> FeatureSpace:
+        """The space of an encoder identity (``EncoderIdentity.to_json()``), made if it is not there.
+
+        Raises:
+            StoreError: the folder cannot be made, or holds something else.
+        """
+        folder = self.root / str(identity["fingerprint"])
+        with _explained(folder, 0):
+            (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
+            if not (folder / SPACE_FILE).exists():
+                content = {"schema": SCHEMA, "identity": dict(identity)}
+                _commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
+        return FeatureSpace(folder)
+
+    def spaces(self) -> list[FeatureSpace]:
+        """Every space under the root, by name of its folder."""
+        return [FeatureSpace(file.parent) for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
+
+    def remove(self, prefix: str | None = None) -> list[str]:
+        """Delete spaces whose fingerprint starts with ``prefix`` (all of them if None); returns the fingerprints.
+
+        Raises:
+            InputError: no space's fingerprint starts so, or several do.
+        """
+        names = [space.folder.name for space in self.spaces()]
+        chosen = [name for name in names if prefix is None or name.startswith(prefix)]
+        if prefix is not None and len(chosen) != 1:
+            problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
+            raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
+        for name in chosen:
+            with _explained(self.root / name, 0):
+                shutil.rmtree(self.root / name)
+        return chosen
+
+
+class FeatureSpace:
+    """The shards of one encoder identity. Reading needs no lock: what is there does not change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            content = json.loads((folder / SPACE_FILE).read_text())
+            schema, self.identity = content["schema"], content["identity"]
+            self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
+            ) from error
+        if schema != SCHEMA:
+            raise StoreError(f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder")
+        self.damages: list[Damage] = []
+        self._shards: dict[str, _Shard] = {}
+        self._place: dict[bytes, tuple[str, int]] = {}
+        self._intact: set[str] = set()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self._shards.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards' features."""
+        return self.tokens * self._token_bytes
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self._shards)
+
+    def refresh(self) -> None:
+        """Take in shards that other processes have written; drop those that are gone or of the wrong size."""
+        found = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
+        gone = set(self._shards) - found
+        if gone:
+            for name in gone:
+                del self._shards[name]
+            self._place = {key: place for key, place in self._place.items() if place[0] not in gone}
+        for name in sorted(found - set(self._shards)):
+            try:
+                shard = self._read_manifest(name)
+            except FileNotFoundError:
+                continue  # another process has just set it aside
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
+                continue
+            self._add(shard)
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Be the one process that writes to this space; the operating system frees the lock of a killed one.
+
+        Args:
+            on_wait: called once if another process holds the lock, before waiting for it.
+        """
+        lock = filelock.FileLock(self.folder / LOCK_FILE)
+        with _explained(self.folder, 0):
+            try:
+                lock.acquire(blocking=False)
+            except filelock.Timeout:
+                on_wait()
+                lock.acquire()
+        try:
+            for leftover in (self.folder / SHARD_FOLDER).glob(f"*{PARTIAL_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+            self.refresh()
+            yield
+        finally:
+            lock.release()
+
+    def write(self, keys: Sequence[bytes], lengths: np.ndarray, truncated: np.ndarray, features: np.ndarray) -> None:
+        """Store one shard; on return it is on the disk.
+
+        Args:
+            keys: of the texts, in the order of their tokens.
+            lengths: (texts,) tokens in each.
+            truncated: (texts,) bool.
+            features: (tokens, L, D) float16.
+
+        Raises:
+            StoreError: the disk is full or cannot be written. Nothing that was stored before is lost.
+        """
+        if features.shape != (int(lengths.sum()), *self.row_shape) or features.dtype != DTYPE:
+            raise ValueError(f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_shape}")
+        data = memoryview(np.ascontiguousarray(features)).cast("B")
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
+        content = {
+            "schema": SCHEMA,
+            "sha256": sha256,
+            "keys": [key.hex() for key in keys],
+            "lengths": lengths.tolist(),
+            "truncated": np.flatnonzero(truncated).tolist(),
+        }
+        with _explained(self.folder, len(data)):
+            _commit(self._file(name, DATA_SUFFIX), data)
+            _commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
+        self._add(_Shard(name, sha256, list(keys), np.asarray(lengths, np.int64), np.asarray(truncated, bool)))
+        self._intact.add(name)
+
+    def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
+        """Compare shards with their checksums (all of them by default) and set aside those that differ.
+
+        Returns:
+            The damages found by this call.
+        """
+        chosen = sorted(self._shards if names is None else names)
+        before = len(self.damages)
+        with ThreadPoolExecutor() as pool:
+            for name, digest in zip(chosen, pool.map(self._digest, chosen), strict=True):
+                if digest == self._shards[name].sha256:
+                    self._intact.add(name)
+                else:
+                    self._set_aside(name, "checksum differs" if digest else "features file missing")
+        return self.damages[before:]
+
+    def rows(self, keys: Sequence[bytes]) -> StoredRows | None:
+        """Memory-mapped features of stored texts, after one check of each shard in use against its checksum.
+
+        Returns:
+            None if a text is not stored or its shard turned out damaged (see ``damages``): compute what is missing.
+        """
+        if any(key not in self._place for key in keys):
+            return None
+        names = sorted({self._place[key][0] for key in keys})
+        if self.verify([name for name in names if name not in self._intact]):
+            return None
+        number = {name: index for index, name in enumerate(names)}
+        shards = [self._shards[name] for name in names]
+        starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
+        places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
+        maps = [self._map(name) for name in names]
+        return StoredRows(
+            arrays=[np.frombuffer(view, DTYPE).reshape(-1, *self.row_shape) for view in maps],
+            array=np.array([shard for shard, _ in places], np.int64),
+            start=np.array([starts[shard][row] for shard, row in places], np.int64),
+            length=np.array([shards[shard].lengths[row] for shard, row in places], np.int64),
+            truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
+            maps=maps,
+        )
+
+    def last_used(self) -> float:
+        """Seconds since the epoch at which the newest shard was written."""
+        times = [file.stat().st_mtime for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")]
+        return max(times, default=(self.folder / SPACE_FILE).stat().st_mtime)
+
+    @property
+    def _token_bytes(self) -> int:
+        return self.row_shape[0] * self.row_shape[1] * DTYPE.itemsize
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self.folder / SHARD_FOLDER / (name + suffix)
+
+    def _add(self, shard: _Shard) -> None:
+        self._shards[shard.name] = shard
+        for row, key in enumerate(shard.keys):
+            self._place.setdefault(key, (shard.name, row))
+
+    def _read_manifest(self, name: str) -> _Shard:
+        """Raises OSError, ValueError, KeyError or TypeError on anything but a whole manifest."""
+        content = json.loads(self._file(name, MANIFEST_SUFFIX).read_text())
+        if content.pop("check") != _check(content):
+            raise ValueError("the manifest does not match its own checksum")
+        lengths = np.array(content["lengths"], np.int64)
+        truncated = np.zeros(len(lengths), bool)
+        truncated[content["truncated"]] = True
+        return _Shard(name, content["sha256"], [bytes.fromhex(key) for key in content["keys"]], lengths, truncated)
+
+    def _digest(self, name: str) -> str | None:
+        try:
+            with self._file(name, DATA_SUFFIX).open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+
+    def _map(self, name: str) -> mmap.mmap:
+        with self._file(name, DATA_SUFFIX).open("rb") as stream:
+            # A private mapping: nothing writes to it, but tensors want writable memory.
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        target = self.folder / DAMAGED_FOLDER
+        with _explained(target, 0):
+            target.mkdir(exist_ok=True)
+            # The manifest goes first: without it the shard does not exist for anyone.
+            for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
+                file = self._file(name, suffix)
+                if file.exists():
+                    os.replace(file, target / f"{name}.{time.time_ns()}{suffix}")
+        if self._shards.pop(name, None) is not None:
+            self._place = {key: place for key, place in self._place.items() if place[0] != name}
+        self.damages.append(Damage(name, reason, target))
+
+
+def _check(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _commit(file: Path, data: bytes | memoryview) -> None:
+    """Write a file so that it is whole on the disk, or not there."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _explained(folder: Path, size: int) -> Iterator[None]:
+    """Turn the system's error into a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored before is kept "
+                "and the run resumes there: free some space (ytuning cache remove) or set YTUNING_CACHE to another disk"
+            ) from error
+        raise StoreError(
+            f"cannot use the feature store {folder}: {error.strerror or error}. Set YTUNING_CACHE to a folder you can write"
+        ) from error

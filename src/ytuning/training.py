@@ -1,0 +1,304 @@
+"""Fits a label head on stored features: early stopping on validation rows, then a refit on all rows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ytuning.errors import InputError, allowed
+from ytuning.features import Features, ordered_batches
+from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
+from ytuning.progress import Progress
+
+__all__ = ["PRESETS", "FitResult", "Recipe", "Round", "TrainingConfig", "fit_head", "logits_of", "preset"]
+
+LOSSES = ("cross_entropy", "triplet")
+SORTED_BATCHES = 16  # shuffled rows are sorted by length within so many batches, which saves most of the padding
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a head is trained; steps follow from the number of rows by one rule for every data set.
+
+    Attributes:
+        loss: ``"cross_entropy"``, or ``"triplet"`` with ``margin``.
+        margin: by which the true label's logit should exceed every other.
+        label_smoothing: share of the target that cross-entropy spreads over all labels.
+        epochs: wanted passes over the train rows...
+        fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
+        most_steps: ...and at most so many.
+        batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
+        learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        rounds: validations, at equal distances.
+        patience: rounds in a row, each worse than the best by over a standard error, that end the training.
+        label_weights: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each label by id.
+    """
+
+    loss: str = "cross_entropy"
+    margin: float = 2.0
+    label_smoothing: float = 0.1
+    epochs: int = 10
+    fewest_steps: int = 600
+    most_steps: int = 1600
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    rounds: int = 10
+    patience: int = 3
+    label_weights: str | tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A head's form and how it is trained."""
+
+    head: HeadConfig = field(default_factory=PooledConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def default_recipe() -> Recipe:
+    """Pool first, then match: chosen by experiment on validation rows (benchmarks/RESULTS.md)."""
+    return Recipe(PooledConfig(), TrainingConfig())
+
+
+def paper_recipe() -> Recipe:
+    """Label rows that attend to every token, with the triplet loss, as in Y-Tuning (arXiv 2202.09817)."""
+    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3))
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of a preset's name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name not in PRESETS:
+        raise InputError(allowed("preset", name, PRESETS))
+    return PRESETS[name]()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One validation: after ``step`` optimiser steps, ``loss`` (cross-entropy) and ``accuracy`` on validation rows."""
+
+    step: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained head and how it came about.
+
+    Attributes:
+        head: in evaluation mode.
+        history: every validation round.
+        chosen: position in ``history`` of the round whose steps were taken.
+        validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit.
+        refitted: whether ``head`` was trained again on all rows.
+        interrupted: whether Ctrl-C ended the training early.
+    """
+
+    head: LabelHead
+    history: list[Round]
+    chosen: int
+    validation_logits: np.ndarray
+    refitted: bool
+    interrupted: bool
+
+
+def fit_head(
+    features: Features,
+    targets: np.ndarray,
+    *,
+    train: np.ndarray,
+    validation: np.ndarray,
+    recipe: Recipe,
+    seed: int = 0,
+    refit: bool = True,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train one head; the same arguments give the same weights, bit for bit, on one machine.
+
+    Of all validation rounds the last one within half a standard error of the best is chosen: on a few rows accuracy is
+    mostly noise, and the later head has been annealed further.
+
+    Args:
+        features: of all rows.
+        targets: (rows,) label ids; every id below the largest occurs.
+        train: positions of train rows.
+        validation: positions of validation rows, which choose the number of steps.
+        recipe: form of the head and its training.
+        seed: of the weights, the order of rows and dropout.
+        refit: whether to train again on train and validation rows together, for the chosen share of the steps.
+        progress: is told every step; Ctrl-C ends the training and gives the best head so far.
+
+    Raises:
+        InputError: an unknown loss or label weights that do not fit.
+    """
+    progress = progress or Progress()
+    goal = torch.from_numpy(np.asarray(targets, np.int64))
+    with torch.random.fork_rng(devices=[]):
+        run = _Run(features, goal, train, recipe, seed, "train", progress)
+        best = _search(run, torch.from_numpy(validation))
+        if refit and not best.interrupted:
+            everything = np.union1d(train, validation)
+            again = _Run(features, goal, everything, recipe, seed, "refit", progress)
+            try:
+                again.advance(round(again.total * best.history[best.chosen].step / run.total))
+                return replace(best, head=again.head.eval(), refitted=True)
+            except KeyboardInterrupt:
+                return replace(best, interrupted=True)
+    return best
+
+
+def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
+    """Logits (rows, C) float32 of some rows (default: all), in their order."""
+    rows = torch.arange(len(features)) if rows is None else rows
+    head.eval()
+    out: np.ndarray | None = None
+    with torch.inference_mode():
+        for batch in ordered_batches(features.lengths[rows]):
+            logits = head(*features.batch(rows[batch])).numpy()
+            out = np.empty((len(rows), logits.shape[1]), np.float32) if out is None else out
+            out[batch.numpy()] = logits
+    if out is None:
+        raise ValueError("there are no rows")
+    return out
+
+
+class _Run:
+    """One training run: a fresh head, its optimiser and its endless supply of shuffled batches."""
+
+    def __init__(
+        self, features: Features, goal: Tensor, rows: np.ndarray, recipe: Recipe, seed: int, stage: str, progress: Progress
+    ) -> None:
+        self.features, self.goal, self.stage, self.progress = features, goal, stage, progress
+        self.config = recipe.training
+        labels = int(goal.max()) + 1
+        size = max(16, min(self.config.batch_size, len(rows) // 16))
+        epochs = self.config.epochs * math.ceil(len(rows) / size)
+        self.total = max(self.config.fewest_steps, min(epochs, self.config.most_steps))
+        self.step = 0
+        torch.manual_seed(seed)
+        self.head = build_head(recipe.head, labels=labels, layers=features.layers, width=features.width)
+        self.loss = _loss(self.config, goal[torch.from_numpy(rows)], labels)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
+        self.batches = _shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed)
+
+    def advance(self, until: int) -> None:
+        """Train up to step ``until``."""
+        self.head.train()
+        while self.step < until:
+            batch = next(self.batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * self._schedule()
+            loss = self.loss(self.head(*self.features.batch(batch)), self.goal[batch])
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.clip_norm)
+            self.optimizer.step()
+            self.step += 1
+            self.progress.step(self.stage, self.step, self.total)
+        self.features.release()
+
+    def _schedule(self) -> float:
+        """Share of the highest learning rate at this step: linear warm-up, linear decay."""
+        warmup = max(1, round(self.config.warmup * self.total))
+        return min((self.step + 1) / warmup, (self.total - self.step) / (self.total - warmup))
+
+
+def _search(run: _Run, validation: Tensor) -> FitResult:
+    """Train round by round until validation says that nothing is gained, and take the chosen round's head."""
+    goal = run.goal[validation]
+    history: list[Round] = []
+    heads: list[tuple[LabelHead, np.ndarray]] = []
+    interrupted = False
+    for number in range(1, run.config.rounds + 1):
+        try:
+            run.advance(round(run.total * number / run.config.rounds))
+        except KeyboardInterrupt:
+            interrupted = True
+        if interrupted and history:
+            break
+        logits = logits_of(run.head, run.features, validation)
+        loss = functional.cross_entropy(torch.from_numpy(logits), goal).item()
+        history.append(Round(run.step, loss, float((logits.argmax(1) == goal.numpy()).mean())))
+        heads.append((copy.deepcopy(run.head), logits))
+        run.progress.step(run.stage, run.step, run.total, f"validation accuracy {history[-1].accuracy:.4f}")
+        if interrupted or _hopeless(history, len(goal), run.config.patience):
+            break
+    best = max(entry.accuracy for entry in history)
+    margin = 0.5 * _standard_error(best, len(goal))
+    chosen = max(position for position, entry in enumerate(history) if entry.accuracy >= best - margin)
+    head, logits = heads[chosen]
+    return FitResult(head.eval(), history, chosen, logits, refitted=False, interrupted=interrupted)
+
+
+def _standard_error(accuracy: float, rows: int) -> float:
+    return math.sqrt(accuracy * (1 - accuracy) / rows)
+
+
+def _hopeless(history: list[Round], rows: int, patience: int) -> bool:
+    best = max(entry.accuracy for entry in history)
+    floor = best - _standard_error(best, rows)
+    return len(history) > patience and all(entry.accuracy < floor for entry in history[-patience:])
+
+
+def _shuffled_batches(lengths: Tensor, rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Epoch after epoch, every row once in a batch of ``size`` rows of similar length."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        batches: list[Tensor] = []
+        for part in rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES):
+            batches.extend(part[torch.argsort(lengths[part], stable=True)].split(size))
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[number]
+
+
+def _loss(config: TrainingConfig, targets: Tensor, labels: int) -> Loss:
+    """The loss of a batch: logits (B, C), targets (B,) -> scalar."""
+    weights = _label_weights(config.label_weights, targets, labels)
+    if config.loss == "cross_entropy":
+        return lambda logits, goal: functional.cross_entropy(
+            logits, goal, weight=weights, label_smoothing=config.label_smoothing
+        )
+    if config.loss == "triplet":
+        return lambda logits, goal: _triplet(logits, goal, config.margin, weights)
+    raise InputError(allowed("loss", config.loss, LOSSES))
+
+
+def _triplet(logits: Tensor, goal: Tensor, margin: float, weights: Tensor | None) -> Tensor:
+    """Mean over (true label, other label) pairs of max(0, margin - true + other); a row weighs as its true label."""
+    gap = (margin - logits.gather(1, goal[:, None]) + logits).clamp_min(0)
+    rows = gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
+    return rows.mean() if weights is None else (rows * weights[goal]).sum() / weights[goal].sum()
+
+
+def _label_weights(given: str | tuple[float, ...] | None, targets: Tensor, labels: int) -> Tensor | None:
+    if given is None:
+        return None
+    if given == "balanced":
+        return len(targets) / (labels * torch.bincount(targets, minlength=labels).clamp_min(1))
+    if isinstance(given, str):
+        raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
+    if len(given) != labels or min(given) < 0 or max(given) <= 0:
+        raise InputError(f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead.")
+    return torch.tensor(given)
