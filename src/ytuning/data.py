@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -183,16 +184,11 @@ def from_lists(texts: object, labels: object = None, text_pairs: object = None) 
 
 def _choose_columns(table: Table, named: dict[Role, str | None], labelled: bool) -> Columns:
     """The column for each role: the one the user named, else one that has a default name and no other role."""
-    if not labelled:
-        named = named | {"label": None}
-    chosen: dict[Role, str] = {}
-    for role, name in named.items():
-        if name is not None:
-            chosen[role] = _existing(table, role, name)
+    wanted = [role for role in named if labelled or role != "label"]
+    chosen = {role: _existing(table, role, name) for role in wanted if (name := named[role]) is not None}
     if len(set(chosen.values())) < len(chosen):
         uses = ", ".join(f"{role}={shown(name)}" for role, name in chosen.items())
         raise InputError(f"each column can be used once. Got {uses}")
-    wanted: tuple[Role, ...] = ("text", "text_pair", "label") if labelled else ("text", "text_pair")
     for role in wanted:
         if role not in chosen:
             free = [name for name in DEFAULT_NAMES[role] if name in table.names and name not in chosen.values()]
@@ -218,7 +214,7 @@ def _existing(table: Table, role: Role, name: str) -> str:
 
 def _label_names(column: Column, kind: Kind | Literal["auto"]) -> list[str]:
     """The label of each row as text; refuses what asks for another kind of task than single-label."""
-    if kind in ("multi", "regression") and column.cells:
+    if kind in ("multi", "regression"):
         what = "several labels a row (multi-label)" if kind == "multi" else "numbers as targets (regression)"
         problem = f"{what} are not supported yet. Use a column that holds one label a row"
         raise column.error(1, f"{problem}, named with label= (--label)")
@@ -226,8 +222,8 @@ def _label_names(column: Column, kind: Kind | Literal["auto"]) -> list[str]:
     if kind == "auto" and all(NUMBER.fullmatch(name) for name in names):
         for row, name in enumerate(names, 1):
             if not float(name).is_integer():
-                problem = f"the labels are numbers such as {shown(name)}, and regression is not supported yet. "
-                raise column.error(row, f"{problem}If each number is the name of a label, use kind='single' (--kind)")
+                problem = f"the labels are numbers such as {shown(name)}, and regression is not supported yet. If each "
+                raise column.error(row, f"{problem}number is the name of a label, use kind='single' (--kind single)")
     return names
 
 
@@ -238,7 +234,7 @@ def _label_name(column: Column, row: int, cell: object) -> str:
         return "true" if cell else "false"
     if isinstance(cell, int):
         return str(cell)
-    if isinstance(cell, float) and np.isfinite(cell):
+    if isinstance(cell, float) and math.isfinite(cell):
         return str(int(cell)) if cell.is_integer() else repr(cell)
     if isinstance(cell, list | tuple | set | np.ndarray):
         problem = f"the label is a list, {shown(cell)}: several labels a row (multi-label) are not supported yet. "
@@ -246,16 +242,13 @@ def _label_name(column: Column, row: int, cell: object) -> str:
     return column.text(row, cell, "label")
 
 
-def _unzip_pairs(cells: list[object], source: str) -> tuple[list[object], list[object]]:
+def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[object]]:
     """Pairs of texts as first and second texts."""
-    firsts, seconds = [], []
     for row, cell in enumerate(cells, 1):
         if not isinstance(cell, list | tuple | np.ndarray) or len(cell) != 2:
             problem = f"every row must be a pair of texts, as the first is. Got {shown(cell)} instead."
             raise DataError(problem, source=source, row=row)
-        firsts.append(cell[0])
-        seconds.append(cell[1])
-    return firsts, seconds
+    return [pair[0] for pair in cells], [pair[1] for pair in cells]
 
 
 # --- checks between rows and between data sets ----------------------------------------------------------------------
@@ -291,9 +284,10 @@ def check_labels_known(dataset: Dataset, label_set: LabelSet, role: str) -> None
     unknown = [(index, label) for index, label in enumerate(_labels(dataset)) if label not in label_set]
     if unknown:
         index, label = unknown[0]
+        such = f"{len(unknown)} {role} row{'s have such labels' if len(unknown) > 1 else ' has such a label'}"
         hint = did_you_mean(label, label_set.names) or f" The {len(label_set)} labels are {listed(label_set.names)}"
-        problem = f"the label {shown(label)} does not occur in the training data (so in {len(unknown)} {role} rows)."
-        raise dataset.error(index, "label", problem + hint)
+        problem = f"the label {shown(label)} does not occur in the training data ({such}).{hint}"
+        raise dataset.error(index, "label", problem)
 
 
 def count_shared(a: Dataset, b: Dataset) -> int:

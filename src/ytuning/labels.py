@@ -30,7 +30,7 @@ def shown(value: object) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Names as a message lists them: all of a few, the first of many with their number."""
-    text = ", ".join(shown(name) for name in names[:LISTED_NAMES])
+    text = ", ".join(shown(name) for name in names[:LISTED_NAMES]) or "none"
     return text if len(names) <= LISTED_NAMES else f"{text}, ... ({len(names)} in all)"
 
 

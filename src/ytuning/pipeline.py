@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.special
+import torch
 
 from ytuning.artifact import Task
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, split_holdout
@@ -23,6 +23,9 @@ from ytuning.store import FeatureStore
 from ytuning.training import FitResult, Recipe, fit_head, logits_of
 
 __all__ = ["Stopwatch", "Trained", "evaluate_task", "train_task"]
+
+
+MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
 
 
 class Stopwatch:
@@ -62,7 +65,6 @@ class Trained:
     shared: dict[str, int]
     cache: CacheUse
     truncated: int
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def train_task(
@@ -90,19 +92,19 @@ def train_task(
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
     check_trainable(train, holdout=validation is None)
-    labels = LabelSet.from_labels(train.known_labels)
+    labels = LabelSet.from_labels(train.labels or [])
     extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
-    for part in extra.values():
+    for role, part in extra.items():
         _check_same_form(train, part)
-        check_labels_known(part, labels)
+        check_labels_known(part, labels, role)
     with watch.stage("encode"):
         everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
         features, cache = stored_features(everything, encoder, store, progress)
-    truth = labels.encode([*train.known_labels, *(label for part in extra.values() for label in part.known_labels)])
+    truth = np.concatenate([labels.encode(part.labels or []) for part in (train, *extra.values())])
     bounds = np.cumsum([len(train), *(len(part) for part in extra.values())])
     spans = dict(zip(extra, map(np.arange, bounds[:-1], bounds[1:]), strict=True))
     if validation is None:
-        train_rows, held_rows = split_holdout(train, seed=seed)
+        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
         shared = {"validation": 0}
     else:
         train_rows, held_rows = np.arange(len(train)), spans["validation"]
@@ -155,16 +157,14 @@ def evaluate_task(
     if task.pair != (dataset.text_pairs is not None):
         wanted = "pairs of texts: give a second text column" if task.pair else "single texts: give rows without a second text"
         raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
-    check_labels_known(dataset, task.labels)
+    check_labels_known(dataset, task.labels, "evaluation")
     features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress())
     probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
-    report = evaluate(task.labels, task.labels.encode(dataset.known_labels), probabilities)
+    report = evaluate(task.labels, task.labels.encode(dataset.labels or []), probabilities)
     return report, cache, int(features.truncated_rows.sum())
 
 
 def _report(fit: FitResult, features: Features, labels: LabelSet, truth: np.ndarray, rows: np.ndarray) -> Report:
-    import torch
-
     logits = logits_of(fit.head, features, torch.from_numpy(rows))
     return evaluate(labels, truth[rows], scipy.special.softmax(logits, axis=1))
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import zlib
 from collections import Counter
@@ -155,7 +156,7 @@ def as_cells(values: object, name: str) -> list[object]:
 
 def _is_missing(cell: object) -> bool:
     """None, NaN, or what pandas puts in their place, told by its name because pandas is not imported to find out."""
-    return cell is None or (isinstance(cell, float) and cell != cell) or type(cell).__name__ in ("NAType", "NaTType")
+    return cell is None or (isinstance(cell, float) and math.isnan(cell)) or type(cell).__name__ in ("NAType", "NaTType")
 
 
 def _is_unicode(text: str) -> bool:
@@ -312,7 +313,7 @@ def _read_json(path: Path) -> Table:
                 whole = _parse_json(content + file.read(), path, None)
                 return _from_rows(cast("list[object]", whole), str(path))
             if content.strip():
-                rows.append(_parse_json(content, path, len(rows) + 1))
+                rows.append(_parse_json(content.rstrip(), path, len(rows) + 1))
     if not rows:
         raise DataError("the file is empty", source=path)
     return _from_rows(rows, str(path))
@@ -325,7 +326,7 @@ def _parse_json(content: bytes, path: Path, row: int | None) -> object:
         raise DataError(_not_utf8(content), source=path, row=row) from None
     except json.JSONDecodeError as error:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
-        raise DataError(f"this is not JSON: {error.msg} ({place})", source=path, row=row) from None
+        raise DataError(f"this is not JSON: {error.msg.removesuffix(' at')} ({place})", source=path, row=row) from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise DataError(f"this JSON cannot be read: {error}", source=path, row=row) from None
 
@@ -347,8 +348,8 @@ def _read_parquet(path: Path) -> Table:
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
     try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet") from None
     try:

@@ -1,0 +1,417 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ytuning.errors import InputError, YTuningError
+from ytuning.progress import Progress, ProgressBar
+
+if TYPE_CHECKING:
+    from ytuning.data import Dataset
+    from ytuning.encoder import Encoder
+    from ytuning.pipeline import Stopwatch, Trained
+
+# Modules that load torch are imported inside the commands: --help and mistakes should answer at once.
+
+app = typer.Typer(
+    name="ytuning",
+    help="Train, evaluate and use text classifiers on a frozen encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+cache = typer.Typer(help="Look after the feature store ($YTUNING_CACHE).", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+class Kind(StrEnum):
+    """What ``--kind`` allows."""
+
+    auto = "auto"
+    single = "single"
+    multi = "multi"
+    regression = "regression"
+
+
+class Preset(StrEnum):
+    """What ``--preset`` allows."""
+
+    default = "default"
+    paper = "paper"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
+TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label")]
+EncoderName = Annotated[
+    str | None, typer.Option("--encoder", help="Folder or Hugging Face name, if it has moved since the training.")
+]
+
+
+@app.command(epilog="Example: ytuning train tickets.csv --test holdout.csv --out tasks/tickets")
+def train(
+    train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
+    out: Annotated[Path, typer.Option("--out", help="Task folder to write.")],
+    validation: Annotated[
+        Path | None, typer.Option("--validation", help="Rows that choose the head. Default: a part of TRAIN.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="Kind of task; this version trains single-label ones.")] = Kind.auto,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Folder or Hugging Face name.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the hold-out, weights and row order.")] = 0,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Train again on held-out rows too, once they have chosen.")
+    ] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a label head on labelled texts and save it as a task folder."""
+    from ytuning.artifact import check_target, save_task
+    from ytuning.data import read_dataset
+    from ytuning.pipeline import Stopwatch, train_task
+    from ytuning.store import FeatureStore
+    from ytuning.training import preset as recipe_of
+
+    start = time.perf_counter()
+    watch = Stopwatch()
+    check_target(out)
+    with _progress(quiet) as progress:
+        with watch.stage("read"):
+            parts = [
+                None if file is None else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
+                for file in (train_file, validation, test)
+            ]
+            assert parts[0] is not None  # TRAIN is not optional
+            _tell_columns(progress, parts[0])
+        with watch.stage("encode"):
+            loaded = _load_encoder(encoder)
+        trained = train_task(
+            parts[0],
+            loaded,
+            FeatureStore(),
+            recipe_of(preset.value),
+            validation=parts[1],
+            test=parts[2],
+            name=out.resolve().name,
+            seed=seed,
+            refit=refit,
+            progress=progress,
+            watch=watch,
+        )
+        save_task(trained.task, out)
+        _tell_training(progress, trained, out)
+    watch.seconds["total"] = time.perf_counter() - start
+    if as_json:
+        _print_json(_train_json(trained, out, watch))
+    else:
+        _print_trained(trained, out, watch)
+    if trained.fit.interrupted:
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Example: ytuning predict tasks/tickets "I was charged twice"')
+def predict(
+    tasks_and_texts: Annotated[
+        list[str], typer.Argument(metavar="TASK_DIR [TASK_DIR ...] [TEXT ...]", help="Task folders, then texts.")
+    ],
+    input_file: Annotated[Path | None, typer.Option("--input", help="File of texts to label, in place of TEXT.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File for the JSON lines. Default: stdout.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    encoder: EncoderName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of JSON lines.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label texts with one or more tasks; writes a JSON line for each text and task."""
+    from ytuning.data import from_lists, read_dataset
+    from ytuning.predictor import Predictor
+
+    folders, texts = _split_folders(tasks_and_texts)
+    if (input_file is None) == (not texts):
+        raise InputError("give texts to label either as arguments or with --input FILE" + (", not both" if texts else ""))
+    data = from_lists(texts) if input_file is None else read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
+    predictor = Predictor(folders, encoder=encoder)
+    with _progress(quiet) as progress, _result_file(output) as stream:
+        lines: list[dict[str, Any]] = []
+        cut = 0
+        for number, prediction in enumerate(predictor.predict(data.inputs), 1):
+            cut += prediction.truncated
+            if as_json:
+                lines.append(prediction.to_json())
+            else:
+                stream.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+            progress.step("predict", number, len(data) * len(predictor.tasks))
+        if as_json:
+            stream.write(json.dumps(lines, ensure_ascii=False) + "\n")
+        _tell_cut(progress, cut // len(predictor.tasks))
+
+
+@app.command(epilog="Example: ytuning evaluate tasks/tickets holdout.csv")
+def evaluate(
+    task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Labelled rows.")],
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    encoder: EncoderName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Report how a task does on labelled rows."""
+    from ytuning.artifact import check_encoder, load_task
+    from ytuning.data import read_dataset
+    from ytuning.pipeline import evaluate_task
+    from ytuning.report import print_report, report_to_json
+    from ytuning.store import FeatureStore
+
+    task = load_task(task_dir)
+    # Numbers that name labels were accepted by the training, so they are here.
+    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind="single")
+    with _progress(quiet) as progress:
+        wanted = task.encoder
+        loaded = _load_encoder(
+            encoder or wanted.name, layers=wanted.layers, precision=wanted.precision, max_length=wanted.max_length
+        )
+        check_encoder(task, loaded.identity)
+        report, use, cut = evaluate_task(task, rows, loaded, FeatureStore(), progress=progress)
+        _tell_cut(progress, cut)
+    if as_json:
+        result = {"task": task.name, **report_to_json(report), "cache": asdict(use), "truncated": cut}
+        _print_json(result)
+    else:
+        print_report(Console(), report, f"{task.name} on {data}")
+
+
+@cache.command("list", epilog="Example: ytuning cache list")
+def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Show what is stored for each encoder."""
+    from ytuning.store import FeatureStore
+
+    store = FeatureStore()
+    rows = [
+        {
+            "fingerprint": space.folder.name,
+            "encoder": space.identity["name"],
+            "layers": space.identity["layers"],
+            "precision": space.identity["precision"],
+            "max_length": space.identity["max_length"],
+            "texts": len(space),
+            "tokens": space.tokens,
+            "bytes": space.bytes,
+            "shards": space.shards,
+        }
+        for space in store.spaces()
+    ]
+    if as_json:
+        _print_json({"root": str(store.root), "spaces": rows})
+        return
+    console = Console()
+    console.print(f"feature store: {store.root}", soft_wrap=True, markup=False, highlight=False)
+    for row in rows:
+        layers = ", ".join(map(str, row["layers"]))
+        console.print(
+            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, {row['max_length']} tokens: "
+            f"{row['texts']:,} texts, {row['tokens']:,} tokens, {row['bytes'] / 1e6:,.1f} MB in {row['shards']} shards",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+    if not rows:
+        console.print("it is empty")
+
+
+@cache.command("verify", epilog="Example: ytuning cache verify")
+def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Compare every shard with its checksum; damaged ones are set aside, and their texts encoded again when needed."""
+    from ytuning.store import FeatureStore
+
+    checked, damages = 0, []
+    with _progress(quiet) as progress:
+        for space in FeatureStore().spaces():
+            checked += space.shards
+            space.verify()
+            damages.extend(space.damages)  # those found while opening the space, too
+        for damage in damages:
+            progress.say(str(damage))
+    if as_json:
+        found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
+        _print_json({"shards": checked, "damaged": found})
+    else:
+        print(f"{checked} shards checked, {len(damages)} damaged")
+    if damages:
+        raise typer.Exit(1)
+
+
+@cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
+def cache_remove(
+    fingerprint: Annotated[str | None, typer.Argument(help="Beginning of a fingerprint that `cache list` shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete stored features; they are computed again when they are needed."""
+    from ytuning.store import FeatureStore
+
+    if (fingerprint is None) == (not everything):
+        raise InputError("give the beginning of one fingerprint (ytuning cache list shows them), or --all")
+    removed = FeatureStore().remove(fingerprint)
+    if as_json:
+        _print_json({"removed": removed})
+    else:
+        print(f"removed {len(removed)} feature space{'' if len(removed) == 1 else 's'}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.Exit as stop:
+        status = stop.exit_code
+    except InputError as error:
+        status = _fail(str(error), 2)
+    except YTuningError as error:
+        status = _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _fail("interrupted; texts encoded so far are stored, and the same command goes on from there", 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = 1
+    except Exception as error:
+        # Typer's usage errors have no public base class, but all of them can format themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        status = _fail(error.format_message(), 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    one_line = " ".join(message.split())
+    print(f"error: {one_line}", file=sys.stderr)
+    return status
+
+
+def _load_encoder(name: str, **options: Any) -> Encoder:
+    from ytuning.encoder import load_encoder
+
+    return load_encoder(name, **options)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress]:
+    with nullcontext(Progress()) if quiet else ProgressBar() as progress:
+        yield progress
+
+
+@contextmanager
+def _result_file(path: Path | None) -> Iterator[Any]:
+    """Stdout, or a file that appears whole or not at all."""
+    if path is None:
+        yield sys.stdout
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            yield stream
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}. Choose another file with --output") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Leading arguments that are folders are tasks, the rest are texts; the first is a task whatever it looks like."""
+    count = 1
+    while count < len(arguments) and Path(arguments[count]).is_dir():
+        count += 1
+    return arguments[:count], arguments[count:]
+
+
+def _tell_columns(progress: Progress, data: Dataset) -> None:
+    if data.columns is not None:
+        named = [f"{role} = {name!r}" for role, name in asdict(data.columns).items() if name is not None]
+        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}")
+
+
+def _tell_cut(progress: Progress, count: int) -> None:
+    if count:
+        progress.say(f"{count:,} texts are longer than the encoder reads and were cut")
+
+
+def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
+    _tell_cut(progress, trained.truncated)
+    for split, rows in trained.shared.items():
+        if rows:
+            progress.say(f"{rows:,} {split} rows have exactly the text of a train row")
+    if trained.fit.interrupted:
+        best = trained.fit.history[trained.fit.chosen]
+        progress.say(
+            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) is saved in {out}"
+        )
+
+
+def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
+    task = trained.task
+    stages = ("read", "encode", "train", "evaluate", "total")
+    return {
+        "task_dir": str(out),
+        "kind": task.kind,
+        "labels": len(task.labels),
+        "rows": trained.rows,
+        "encoder": {
+            "name": task.encoder.name,
+            "fingerprint": task.encoder.fingerprint,
+            "parameters": task.encoder.parameters,
+        },
+        "head": {
+            "parameters": task.head_parameters,
+            "share_of_encoder": task.head_parameters / task.encoder.parameters,
+        },
+        "metrics": task.metrics,
+        "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
+        "cache": asdict(trained.cache),
+        "truncated": trained.truncated,
+        "shared": trained.shared,
+        "refitted": trained.fit.refitted,
+        "interrupted": trained.fit.interrupted,
+    }
+
+
+def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
+    from ytuning.report import print_report
+
+    split = "test" if "test" in trained.reports else "validation"
+    console = Console()
+    print_report(console, trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    share = trained.task.head_parameters / trained.task.encoder.parameters
+    console.print(
+        f"head: {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's; saved in {out}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

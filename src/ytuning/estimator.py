@@ -1,0 +1,127 @@
+"""The scikit-learn face: :class:`YTuningClassifier`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.special
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from ytuning.artifact import save_task
+from ytuning.data import from_lists
+from ytuning.encoder import DEFAULT_ENCODER, load_encoder
+from ytuning.errors import DataError, InputError
+from ytuning.features import stored_features
+from ytuning.pipeline import train_task
+from ytuning.progress import Progress, ProgressBar
+from ytuning.store import FeatureStore
+from ytuning.training import logits_of, preset
+
+__all__ = ["YTuningClassifier"]
+
+
+class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """A text classifier on a frozen encoder, with scikit-learn's contract.
+
+    ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any type that
+    NumPy can sort. Token features go through the feature store, so that cross-validation, a grid search and later fits
+    read each text with the encoder once.
+
+    Args:
+        encoder: name or folder.
+        preset: ``"default"`` or ``"paper"``.
+        seed: of the hold-out, the head's weights and the order of rows.
+        refit: whether to train again on all rows once the held-out ones have chosen the number of steps.
+        cache: folder of the feature store; default as for the command line.
+        verbose: whether to show progress on stderr.
+
+    Attributes:
+        classes_: (C,) the labels, sorted, in the type they were given in.
+        task_: the trained :class:`~ytuning.artifact.Task`, which names labels by their text.
+        validation_metrics_: metrics of the held-out rows.
+    """
+
+    def __init__(
+        self,
+        encoder: str = DEFAULT_ENCODER,
+        *,
+        preset: str = "default",
+        seed: int = 0,
+        refit: bool = True,
+        cache: str | Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.encoder, self.preset, self.seed = encoder, preset, seed
+        self.refit, self.cache, self.verbose = refit, cache, verbose
+
+    def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
+        """Train on texts (rows,) and labels (rows,).
+
+        Raises:
+            DataError: a row that is not text, rows and labels of different number, one label only, or one that occurs once.
+            EncoderError: the encoder cannot be used.
+        """
+        recipe = preset(self.preset)
+        classes, ids = np.unique(_label_array(y), return_inverse=True)
+        names = [str(name) for name in classes.tolist()]
+        data = from_lists(X, [names[number] for number in ids.tolist()])
+        encoder = load_encoder(self.encoder)
+        with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
+            trained = train_task(
+                data, encoder, FeatureStore(self.cache), recipe, seed=self.seed, refit=self.refit, progress=progress
+            )
+        if trained.fit.interrupted:
+            raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
+        self.classes_, self.task_, self._encoder = classes, trained.task, encoder
+        self.validation_metrics_ = trained.reports["validation"].metrics
+        # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy.
+        self._columns = self.task_.labels.encode(names)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Probabilities (rows, C) of texts, columns in the order of ``classes_``.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+        """
+        check_is_fitted(self, "task_")
+        data = from_lists(X)
+        if (data.text_pairs is not None) != self.task_.pair:
+            wanted = "pairs of texts" if self.task_.pair else "single texts"
+            raise DataError(f"this classifier was fitted on {wanted}", source=data.source)
+        features, _ = stored_features(data.inputs, self._encoder, FeatureStore(self.cache), Progress())
+        probabilities: np.ndarray = scipy.special.softmax(logits_of(self.task_.head, features), axis=1)
+        return probabilities[:, self._columns]
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Labels (rows,) of texts, in the type they were fitted in."""
+        probabilities = self.predict_proba(X)
+        labels: np.ndarray = self.classes_[probabilities.argmax(1)]
+        return labels
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trained task as a folder that the command line and :class:`~ytuning.Predictor` read."""
+        check_is_fitted(self, "task_")
+        save_task(replace(self.task_, name=Path(folder).resolve().name), folder)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that rows are texts, not numbers."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        return tags
+
+
+def _label_array(y: Any) -> np.ndarray:
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
+    if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
+        raise InputError("y holds fractional or missing numbers: regression is not supported yet. Use labels")
+    return labels
