@@ -43,13 +43,15 @@ class PooledConfig:
     Attributes:
         width: H, of the label space.
         queries: learned pooling queries for each hidden state; the mean is pooled as well.
+        token_width: K, of the non-linear map that every token goes through before it is pooled by mean and maximum.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
         token_dropout: share of tokens that training hides from the queries.
     """
 
     width: int = 112
-    queries: int = 2
+    queries: int = 1
+    token_width: int = 64
     hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
@@ -86,18 +88,21 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match.
 
-    For each hidden state the tokens are pooled by their mean and by learned queries; the pools are normalised, mapped to
-    the label space, refined by a residual feed-forward layer and matched with the label rows by dot product.
+    The tokens are pooled in two ways: each hidden state as it is, by its mean and by learned queries; and all hidden states
+    of a token together, through a small non-linear map, by mean and maximum. The pools are normalised, mapped to the label
+    space, refined by a residual feed-forward layer and matched with the label rows by dot product.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
         super().__init__()
-        pools = layers * (config.queries + 1)
+        pools = layers * (config.queries + 1) * width + 2 * config.token_width
         self.token_dropout = config.token_dropout
         self.queries = nn.Parameter(torch.randn(layers, config.queries, width) / math.sqrt(width))
         self.normalise = nn.LayerNorm(width, elementwise_affine=False)
+        self.token_map = nn.Linear(layers * width, config.token_width)
+        self.token_norm = nn.LayerNorm(2 * config.token_width)
         self.dropout = nn.Dropout(config.dropout)
-        self.project = nn.Linear(pools * width, config.width)
+        self.project = nn.Linear(pools, config.width)
         self.refine = nn.Sequential(
             nn.LayerNorm(config.width),
             nn.Linear(config.width, config.hidden * config.width),
@@ -110,18 +115,20 @@ class PooledHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens."""
-        text: Tensor = self.project(self.dropout(self.normalise(self._pool(features, mask)).flatten(1)))  # (B, H)
-        text = text + self.refine(text)
-        text = self.dropout(self.final_norm(text))
-        return functional.linear(text, self.label_rows, self.label_bias)
-
-    def _pool(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, L * (1 + Q), D): for each hidden state the mean of its tokens, then one pool for each query."""
         if self.training and self.token_dropout:
             kept = torch.rand(mask.shape, device=mask.device) >= self.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
-        uniform = (mask / mask.sum(1, keepdim=True))[:, None]  # (B, 1, T)
+        uniform = (mask / mask.sum(1, keepdim=True))[:, None]  # (B, 1, T): weights of the mean
+        states = self.normalise(self._pool_states(features, mask, uniform)).flatten(1)
+        tokens = self.token_norm(self._pool_tokens(features, mask, uniform))
+        text: Tensor = self.project(self.dropout(torch.cat((states, tokens), 1)))  # (B, H)
+        text = text + self.refine(text)
+        text = self.dropout(self.final_norm(text))
+        return functional.linear(text, self.label_rows, self.label_bias)
+
+    def _pool_states(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
+        """(B, L * (1 + Q), D): for each hidden state the mean of its tokens, then one pool for each query."""
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]  # (B, 1, T)
         pools = []
         for layer, queries in enumerate(self.queries):
@@ -129,6 +136,12 @@ class PooledHead(nn.Module):
             scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, Q, T)
             pools.append(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)
         return torch.cat(pools, 1)
+
+    def _pool_tokens(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
+        """(B, 2 * K): mean and maximum over tokens of their non-linear map."""
+        mapped = functional.gelu(self.token_map(features.flatten(2)))  # (B, T, K)
+        largest = mapped.masked_fill(~mask[..., None], -torch.inf).amax(1)
+        return torch.cat(((uniform @ mapped)[:, 0], largest), 1)
 
 
 class CrossAttentionHead(nn.Module):

