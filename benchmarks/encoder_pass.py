@@ -1,6 +1,6 @@
 """The encoder pass, store included, against sentence-transformers' token embeddings of the same texts, in turn.
 
-    python benchmarks/encoder_pass.py --data ../shared/data --rounds 3 --out results
+python benchmarks/encoder_pass.py --data ../shared/data --rounds 3 --out results
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py --data ../shared/data --sets banking77 sst2 trec6 ag_news --seeds 0 1 2 --out results
 
-Validation rows are held out of train. The test split (for GLUE sets, whose test labels are not public, the public dev set)
-only reports. Every figure of a set comes from one store, filled by the one encoder pass that is timed.
+Validation rows are held out of train. The test split only reports (for GLUE sets, whose test labels are not public, it
+is the public dev set). Every figure of a set comes from one store, filled by the one encoder pass that is timed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main() -> None:
 def one_set(folder: Path, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of one data set."""
     train = read_dataset(folder / "train.jsonl")
-    test = read_dataset(next(folder / f"{name}.jsonl" for name in ("test", "validation") if (folder / f"{name}.jsonl").exists()))
+    test = read_dataset(
+        next(folder / f"{name}.jsonl" for name in ("test", "validation") if (folder / f"{name}.jsonl").exists())
+    )
     with tempfile.TemporaryDirectory() as root:
         store = FeatureStore(root)
         start = time.perf_counter()
@@ -66,7 +68,11 @@ def one_set(folder: Path, encoder: Encoder, arguments: argparse.Namespace) -> di
         for name in arguments.presets:
             runs = [one_run(train, test, encoder, store, name, seed, encode_train) for seed in arguments.seeds]
             accuracy = [run["test_accuracy"] for run in runs]
-            result[name] = {"mean": float(np.mean(accuracy)), "deviation": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else None, "runs": runs}
+            result[name] = {
+                "mean": float(np.mean(accuracy)),
+                "deviation": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else None,
+                "runs": runs,
+            }
             print(folder.name, name, result[name]["mean"], file=sys.stderr)
     return result
 
@@ -102,7 +108,13 @@ def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStor
     for seed in seeds:
         result = tuned_logistic_regression(pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
         rows = np.arange(len(train), len(truth))
-        runs.append({"seed": seed, "strength": result.strength, "test_accuracy": float(result.model.score(pooled[rows], truth[rows]))})
+        runs.append(
+            {
+                "seed": seed,
+                "strength": result.strength,
+                "test_accuracy": float(result.model.score(pooled[rows], truth[rows])),
+            }
+        )
     mean = float(np.mean([run["test_accuracy"] for run in runs]))
     print(train.source, "logistic", mean, file=sys.stderr)
     return {"mean": mean, "seconds": (time.perf_counter() - start) / len(seeds), "runs": runs}

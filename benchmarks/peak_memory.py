@@ -1,6 +1,6 @@
 """Peak memory (resident set) of `ytuning train` as its own process, with a cold store.
 
-    python benchmarks/peak_memory.py --train ../shared/data/sst2/train.jsonl --test ../shared/data/sst2/validation.jsonl
+python benchmarks/peak_memory.py --train ../shared/data/sst2/train.jsonl --test ../shared/data/sst2/validation.jsonl
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, "-c", "from ytuning.cli import main; main()", "train", str(arguments.train)]
-        command += ["--out", f"{root}/task", "--json", "--quiet"] + (["--test", str(arguments.test)] if arguments.test else [])
+        command += ["--out", f"{root}/task", "--json", "--quiet"] + (
+            ["--test", str(arguments.test)] if arguments.test else []
+        )
         environment = {**os.environ, "YTUNING_CACHE": f"{root}/store"}
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -1,8 +1,8 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
-    task.json          schema version, labels, kind, encoder identity, head config, metrics, checksum of the weights
-    head.safetensors   the head's weights
-    README.md          model card
+task.json          schema version, labels, kind, encoder identity, head config, metrics, checksum of the weights
+head.safetensors   the head's weights
+README.md          model card
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def save_task(task: Task, folder: str | Path) -> None:
         _replace(path / CARD_FILE, _card(task).encode())
         _replace(path / TASK_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise InputError(f"cannot write the task folder {path}: {error.strerror or error}. Choose another with --out") from error
+        raise InputError(
+            f"cannot write the task folder {path}: {error.strerror or error}. Choose another with --out"
+        ) from error
 
 
 def check_target(folder: str | Path) -> None:
@@ -145,8 +147,8 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
     raise TaskFolderError(
         f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
-        f"{getattr(task.encoder, differing)!r} in the task and {getattr(encoder, differing)!r} in the encoder. Use the encoder "
-        f"{task.encoder.name!r} that it was trained with, or train again"
+        f"{getattr(task.encoder, differing)!r} in the task and {getattr(encoder, differing)!r} in the encoder. Use "
+        f"{task.encoder.name!r}, which it was trained with, or train again"
     )
 
 
@@ -159,12 +161,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TaskFolderError(f"{file} is damaged: it is not JSON ({error}). Copy the folder again or train again") from error
+        raise TaskFolderError(
+            f"{file} is damaged: it is not JSON ({error}). Copy the folder again or train again"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise TaskFolderError(f"{file} was not written by ytuning: it states no schema")
     if content["schema"] > SCHEMA:
         raise TaskFolderError(
-            f"{file} has schema {content['schema']}, this version of ytuning reads up to {SCHEMA}. Upgrade: pip install -U ytuning"
+            f"{file} has schema {content['schema']}, this version of ytuning reads up to {SCHEMA}. "
+            "Upgrade: pip install -U ytuning"
         )
     return content
 
@@ -177,13 +182,19 @@ def _fill(head: LabelHead, file: Path, expected: str) -> None:
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise TaskFolderError(f"{file} is damaged or no safetensors file ({error}). Copy it again or train again") from error
+        raise TaskFolderError(
+            f"{file} is damaged or no safetensors file ({error}). Copy it again or train again"
+        ) from error
     for name, wanted in head.state_dict().items():
         shape = tuple(tensors[name].shape) if name in tensors else None
         if shape != tuple(wanted.shape):
-            raise TaskFolderError(f"{file} belongs to another task: {name} should be {tuple(wanted.shape)}, it is {shape}")
+            raise TaskFolderError(
+                f"{file} belongs to another task: {name} should be {tuple(wanted.shape)}, it is {shape}"
+            )
     if hashlib.sha256(data).hexdigest() != expected:
-        raise TaskFolderError(f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again")
+        raise TaskFolderError(
+            f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
+        )
     head.load_state_dict(tensors)
 
 
@@ -198,7 +209,9 @@ def _replace(file: Path, data: bytes) -> None:
 
 def _card(task: Task) -> str:
     figures = "\n".join(
-        f"| {split} | {name} | {value:.4f} |" for split, values in task.metrics.items() for name, value in values.items()
+        f"| {split} | {name} | {value:.4f} |"
+        for split, values in task.metrics.items()
+        for name, value in values.items()
     )
     names = ", ".join(f"`{name}`" for name in task.labels.names)
     share = task.head_parameters / task.encoder.parameters
@@ -210,8 +223,9 @@ base_model: {task.encoder.name}
 
 # {task.name}
 
-A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder `{task.encoder.name}`,
-trained with ytuning. Input: {"a pair of texts" if task.pair else "one text"}, cut at {task.encoder.max_length} tokens.
+A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder
+`{task.encoder.name}`, trained with ytuning.
+Input: {"a pair of texts" if task.pair else "one text"}, cut at {task.encoder.max_length} tokens.
 
 {len(task.labels)} labels: {names}
 

@@ -55,7 +55,8 @@ def tuned_logistic_regression(
     Args:
         pooled: (rows, features), see :func:`mean_pooled`.
         targets: (rows,) label ids.
-        train, validation: positions of rows.
+        train: positions of rows to fit on.
+        validation: positions of rows that choose the strength.
         strengths: values of ``C`` to try.
     """
 

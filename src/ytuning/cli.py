@@ -74,7 +74,9 @@ def train(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    kind: Annotated[Kind, typer.Option("--kind", help="Kind of task; this version trains single-label ones.")] = Kind.auto,
+    kind: Annotated[
+        Kind, typer.Option("--kind", help="Kind of task; this version trains single-label ones.")
+    ] = Kind.auto,
     encoder: Annotated[
         str, typer.Option("--encoder", help="Folder or Hugging Face name.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
@@ -99,7 +101,9 @@ def train(
     with _progress(quiet) as progress:
         with watch.stage("read"):
             parts = [
-                None if file is None else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
+                None
+                if file is None
+                else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
                 for file in (train_file, validation, test)
             ]
             assert parts[0] is not None  # TRAIN is not optional
@@ -135,7 +139,9 @@ def predict(
     tasks_and_texts: Annotated[
         list[str], typer.Argument(metavar="TASK_DIR [TASK_DIR ...] [TEXT ...]", help="Task folders, then texts.")
     ],
-    input_file: Annotated[Path | None, typer.Option("--input", help="File of texts to label, in place of TEXT.")] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="File of texts to label, in place of TEXT.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for the JSON lines. Default: stdout.")] = None,
     text: Text = None,
     text_pair: TextPair = None,
@@ -149,8 +155,14 @@ def predict(
 
     folders, texts = _split_folders(tasks_and_texts)
     if (input_file is None) == (not texts):
-        raise InputError("give texts to label either as arguments or with --input FILE" + (", not both" if texts else ""))
-    data = from_lists(texts) if input_file is None else read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
+        raise InputError(
+            "give texts to label either as arguments or with --input FILE" + (", not both" if texts else "")
+        )
+    data = (
+        from_lists(texts)
+        if input_file is None
+        else read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
+    )
     predictor = Predictor(folders, encoder=encoder)
     with _progress(quiet) as progress, _result_file(output) as stream:
         lines: list[dict[str, Any]] = []
@@ -218,7 +230,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
             "max_length": space.identity["max_length"],
             "texts": len(space),
             "tokens": space.tokens,
-            "bytes": space.bytes,
+            "bytes": space.size,
             "shards": space.shards,
         }
         for space in store.spaces()
@@ -265,7 +277,9 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
 
 @cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
 def cache_remove(
-    fingerprint: Annotated[str | None, typer.Argument(help="Beginning of a fingerprint that `cache list` shows.")] = None,
+    fingerprint: Annotated[
+        str | None, typer.Argument(help="Beginning of a fingerprint that `cache list` shows.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -307,7 +321,8 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> int:
     one_line = " ".join(message.split())
-    print(f"error: {one_line}", file=sys.stderr)
+    if one_line:  # without arguments the help has been shown, and there is nothing to add
+        print(f"error: {one_line}", file=sys.stderr)
     return status
 
 
@@ -335,7 +350,9 @@ def _result_file(path: Path | None) -> Iterator[Any]:
             yield stream
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}. Choose another file with --output") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}. Choose another file with --output"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -367,7 +384,8 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     if trained.fit.interrupted:
         best = trained.fit.history[trained.fit.chosen]
         progress.say(
-            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) is saved in {out}"
+            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) "
+            f"is saved in {out}"
         )
 
 

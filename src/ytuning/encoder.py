@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,6 +45,7 @@ TextInput = tuple[str, str | None]
 
 LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
+NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
 FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
 
 
@@ -140,9 +141,7 @@ def plan_batches(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]
 class Encoder:
     """A frozen encoder and its tokenizer. Made by :func:`load_encoder`."""
 
-    def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, identity: EncoderIdentity, device: torch.device
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
 
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
@@ -180,7 +179,9 @@ class Encoder:
         fill = -(-FEWEST_TOKENS // length) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], max(0, fill))))
         arguments = {"input_ids": torch.from_numpy(tokens.rows(rows, tokens.ids)).long().to(self.device)}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        if (
+            getattr(self.model.config, "type_vocab_size", 0) or 0
+        ) > 1:  # what a tokenizer says depends on transformers' version
             arguments["token_type_ids"] = torch.from_numpy(tokens.rows(rows, tokens.types)).long().to(self.device)
         with torch.inference_mode():
             states = self.model(**arguments, output_hidden_states=True, return_dict=True).hidden_states
@@ -304,25 +305,36 @@ def _weights_hash(folder: Path, name: str) -> str:
     return digest
 
 
-def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """The encoder in evaluation mode, without gradients, and its fast tokenizer."""
     bar = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, **options)
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()
-        raise EncoderError(f"cannot load the encoder {name!r}: {reason[0] if reason else type(error).__name__}") from error
+        raise EncoderError(
+            f"cannot load the encoder {name!r}: {reason[0] if reason else type(error).__name__}"
+        ) from error
     finally:
         if bar:
             transformers.utils.logging.enable_progress_bar()
     if not tokenizer.is_fast:
         raise EncoderError(f"the encoder {name!r} has no fast tokenizer (tokenizer.json), which ytuning needs")
-    if model.config.is_encoder_decoder:
+    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(NOT_NEEDED))
+    if lacking:
+        raise EncoderError(
+            f"the weights of the encoder {name!r} lack {lacking[0]!r} ({len(lacking)} missing). Download it again"
+        )
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         model = model.get_encoder()
-    return model.to(dtype).eval().requires_grad_(False), tokenizer
+    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def _tokenizer_rules(tokenizer: Any) -> bytes:
@@ -342,7 +354,9 @@ def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, .
 def _max_length(given: int | None, folder: Path, config: Any, name: str) -> int:
     # Positions of RoBERTa and its kin start after the padding index.
     relative = getattr(config, "max_position_embeddings", None) or LONGEST
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+    offset = (
+        (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+    )
     most = relative - offset
     if given is not None:
         if not 4 <= given <= most:
@@ -382,7 +396,7 @@ def _workers(device: torch.device) -> Iterator[Run]:
     """
     threads = torch.get_num_threads()
     count = threads if device.type == "cpu" else 1
-    pool = ThreadPoolExecutor(count, "encoder", initializer=torch.set_num_threads if count > 1 else None, initargs=(1,) if count > 1 else ())
+    pool = ThreadPoolExecutor(count, "encoder", initializer=lambda: torch.set_num_threads(1 if count > 1 else threads))
 
     def run(compute: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
         ahead = [pool.submit(compute, batch) for batch in batches[: 2 * count]]

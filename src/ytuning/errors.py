@@ -46,9 +46,7 @@ class DataError(InputError):
         column: column name.
     """
 
-    def __init__(
-        self, problem: str, *, source: str | Path, row: int | None = None, column: str | None = None
-    ) -> None:
+    def __init__(self, problem: str, *, source: str | Path, row: int | None = None, column: str | None = None) -> None:
         place = str(source)
         if row is not None:
             place += f", row {row}"

@@ -29,9 +29,9 @@ __all__ = ["YTuningClassifier"]
 class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """A text classifier on a frozen encoder, with scikit-learn's contract.
 
-    ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any type that
-    NumPy can sort. Token features go through the feature store, so that cross-validation, a grid search and later fits
-    read each text with the encoder once.
+    ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any
+    type that NumPy can sort. Token features go through the feature store, so that cross-validation, a grid
+    search and later fits read each text with the encoder once.
 
     Args:
         encoder: name or folder.
@@ -64,7 +64,8 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Train on texts (rows,) and labels (rows,).
 
         Raises:
-            DataError: a row that is not text, rows and labels of different number, one label only, or one that occurs once.
+            DataError: a row that is not text, texts and labels of different number, one label only, or a label that
+                occurs once.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)

@@ -113,29 +113,39 @@ def stored_features(
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
+    said = 0
     for _ in range(ATTEMPTS):
         if any(key not in space for key in distinct):
             with space.locked(lambda: progress.say("waiting for another process that encodes with this encoder")):
+                said = _say_damages(space, said, progress)
                 missing = [key for key in distinct if key not in space]
                 misses.update(missing)
                 _encode_into(space, missing, [distinct[key] for key in missing], encoder, progress)
-        seen = len(space.damages)
         rows = space.rows(keys)
-        for damage in space.damages[seen:]:
-            progress.say(str(damage))
+        said = _say_damages(space, said, progress)
         if rows is not None:
             stored = dict(zip(keys, rows.length.tolist(), strict=True))
             token_bytes = rows.arrays[0][0].nbytes
             use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * token_bytes)
             return Features(rows), use
-    raise StoreError(f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE")
+    raise StoreError(
+        f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
+    )
+
+
+def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
+    """Name the damages after the first ``said``; returns how many have been named now."""
+    for damage in space.damages[said:]:
+        progress.say(str(damage))
+    return len(space.damages)
 
 
 def live_features(inputs: Sequence[TextInput], encoder: Encoder) -> Features:
     """Features of texts or pairs in memory, the store left alone; the same values as :func:`stored_features`."""
     tokens = encoder.tokenize(inputs)
     count = len(inputs)
-    arrays, array, start = [], np.zeros(count, np.int64), np.zeros(count, np.int64)
+    arrays: list[np.ndarray] = []
+    array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for indices, features in encoder.encode(tokens):
         array[indices], start[indices] = len(arrays), np.arange(len(indices)) * features.shape[1]
         arrays.append(features.reshape(-1, *features.shape[2:]))

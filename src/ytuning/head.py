@@ -88,9 +88,9 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match.
 
-    The tokens are pooled in two ways: each hidden state as it is, by its mean and by learned queries; and all hidden states
-    of a token together, through a small non-linear map, by mean and maximum. The pools are normalised, mapped to the label
-    space, refined by a residual feed-forward layer and matched with the label rows by dot product.
+    The tokens are pooled in two ways: each hidden state as it is, by its mean and by learned queries; and all hidden
+    states of a token together, through a small non-linear map, by mean and maximum. The pools are normalised, mapped to
+    the label space, refined by a residual feed-forward layer and matched with the label rows by dot product.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
@@ -152,7 +152,9 @@ class CrossAttentionHead(nn.Module):
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
         self.labels = labels
-        self.rows = nn.Parameter(torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width))
+        self.rows = nn.Parameter(
+            torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
+        )
         self.blocks = nn.ModuleList(_LabelBlock(config, width, first=number == 0) for number in range(config.blocks))
         self.final_norm = nn.LayerNorm(config.width)
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+)
 
 __all__ = ["LabelFigures", "expected_calibration_error", "label_figures", "single_label_metrics", "worst_confusions"]
 
@@ -32,7 +38,7 @@ def single_label_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict[s
 
 
 def expected_calibration_error(truth: np.ndarray, probabilities: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """Mean distance between confidence and accuracy over equally wide bins of confidence (Guo et al., arXiv 1706.04599).
+    """Mean distance between confidence and accuracy over equal bins of confidence (Guo et al., arXiv 1706.04599).
 
     Args:
         truth: (rows,) label ids.
@@ -60,7 +66,9 @@ def label_figures(truth: np.ndarray, predicted: np.ndarray, labels: int) -> list
     ]
 
 
-def worst_confusions(truth: np.ndarray, predicted: np.ndarray, labels: int, most: int = 5) -> list[tuple[int, int, int]]:
+def worst_confusions(
+    truth: np.ndarray, predicted: np.ndarray, labels: int, most: int = 5
+) -> list[tuple[int, int, int]]:
     """The most frequent mistakes as ``(true label, predicted label, rows)``, most frequent first."""
     counts = confusion_matrix(truth, predicted, labels=np.arange(labels))
     np.fill_diagonal(counts, 0)

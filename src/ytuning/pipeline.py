@@ -83,7 +83,7 @@ def train_task(
 ) -> Trained:
     """Train a task on labelled rows.
 
-    Without ``validation`` a stratified part of ``train`` is held out (see :func:`ytuning.data.split_holdout`), and the head
+    Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.data.split_holdout`), and the head
     is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off.
 
     Raises:
@@ -123,7 +123,9 @@ def train_task(
             progress=progress,
         )
     with watch.stage("evaluate"):
-        reports = {"validation": evaluate(labels, truth[held_rows], scipy.special.softmax(fit.validation_logits, axis=1))}
+        reports = {
+            "validation": evaluate(labels, truth[held_rows], scipy.special.softmax(fit.validation_logits, axis=1))
+        }
         if test is not None:
             reports["test"] = _report(fit, features, labels, truth, spans["test"])
     rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test) if test else 0}
@@ -155,7 +157,11 @@ def evaluate_task(
         DataError: rows that do not fit the task.
     """
     if task.pair != (dataset.text_pairs is not None):
-        wanted = "pairs of texts: give a second text column" if task.pair else "single texts: give rows without a second text"
+        wanted = (
+            "pairs of texts: give a second text column"
+            if task.pair
+            else "single texts: give rows without a second text"
+        )
         raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
     check_labels_known(dataset, task.labels, "evaluation")
     features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress())
@@ -172,4 +178,7 @@ def _report(fit: FitResult, features: Features, labels: LabelSet, truth: np.ndar
 def _check_same_form(train: Dataset, other: Dataset) -> None:
     if (train.text_pairs is None) != (other.text_pairs is None):
         paired, single = (train, other) if train.text_pairs is not None else (other, train)
-        raise DataError(f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both", source=single.source)
+        raise DataError(
+            f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both",
+            source=single.source,
+        )

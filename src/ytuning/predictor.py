@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from ytuning.artifact import Task, check_encoder, load_task
+from ytuning.artifact import check_encoder, load_task
 from ytuning.encoder import Encoder, TextInput, load_encoder
 from ytuning.errors import InputError
 from ytuning.features import live_features

@@ -9,7 +9,7 @@
         damaged/                  shards that failed a check, set aside
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
-last. So a killed run leaves whole shards and a temporary file, which the next holder of the lock deletes.
+last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ class Damage:
     folder: Path
 
     def __str__(self) -> str:
-        return f"shard {self.shard} is damaged ({self.reason}); set aside in {self.folder}, its texts are computed again"
+        return (
+            f"shard {self.shard} is damaged ({self.reason}); set aside in {self.folder}, its texts are computed again"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ class FeatureSpace:
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
             ) from error
         if schema != SCHEMA:
-            raise StoreError(f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder")
+            raise StoreError(
+                f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder"
+            )
         self.damages: list[Damage] = []
         self._shards: dict[str, _Shard] = {}
         self._place: dict[bytes, tuple[str, int]] = {}
@@ -172,7 +176,7 @@ class FeatureSpace:
         return sum(shard.tokens for shard in self._shards.values())
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of all shards' features."""
         return self.tokens * self._token_bytes
 
@@ -182,7 +186,7 @@ class FeatureSpace:
         return len(self._shards)
 
     def refresh(self) -> None:
-        """Take in shards that other processes have written; drop those that are gone or of the wrong size."""
+        """Take in shards that other processes have written; drop those that are gone."""
         found = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
         gone = set(self._shards) - found
         if gone:
@@ -194,7 +198,7 @@ class FeatureSpace:
                 shard = self._read_manifest(name)
             except FileNotFoundError:
                 continue  # another process has just set it aside
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
                 continue
             self._add(shard)
@@ -214,8 +218,10 @@ class FeatureSpace:
                 on_wait()
                 lock.acquire()
         try:
-            for leftover in (self.folder / SHARD_FOLDER).glob(f"*{PARTIAL_SUFFIX}"):
-                leftover.unlink(missing_ok=True)
+            for file in (self.folder / SHARD_FOLDER).iterdir():
+                unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
+                if unfinished or file.suffix == PARTIAL_SUFFIX:
+                    file.unlink(missing_ok=True)
             self.refresh()
             yield
         finally:
@@ -234,8 +240,10 @@ class FeatureSpace:
             StoreError: the disk is full or cannot be written. Nothing that was stored before is lost.
         """
         if features.shape != (int(lengths.sum()), *self.row_shape) or features.dtype != DTYPE:
-            raise ValueError(f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_shape}")
-        data = memoryview(np.ascontiguousarray(features)).cast("B")
+            raise ValueError(
+                f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_shape}"
+            )
+        data = np.ascontiguousarray(features).data.cast("B")
         sha256 = hashlib.sha256(data).hexdigest()
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
         content = {
@@ -310,7 +318,7 @@ class FeatureSpace:
             self._place.setdefault(key, (shard.name, row))
 
     def _read_manifest(self, name: str) -> _Shard:
-        """Raises OSError, ValueError, KeyError or TypeError on anything but a whole manifest."""
+        """Raises OSError, ValueError, LookupError, TypeError or AttributeError on anything but a whole manifest."""
         content = json.loads(self._file(name, MANIFEST_SUFFIX).read_text())
         if content.pop("check") != _check(content):
             raise ValueError("the manifest does not match its own checksum")
@@ -337,9 +345,9 @@ class FeatureSpace:
             target.mkdir(exist_ok=True)
             # The manifest goes first: without it the shard does not exist for anyone.
             for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
-                file = self._file(name, suffix)
-                if file.exists():
-                    os.replace(file, target / f"{name}.{time.time_ns()}{suffix}")
+                with suppress(FileNotFoundError):  # another process may have been faster
+                    os.replace(self._file(name, suffix), target / f"{name}.{time.time_ns()}{suffix}")
+        self._intact.discard(name)
         if self._shards.pop(name, None) is not None:
             self._place = {key: place for key, place in self._place.items() if place[0] != name}
         self.damages.append(Damage(name, reason, target))
@@ -377,9 +385,11 @@ def _explained(folder: Path, size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(
-                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored before is kept "
-                "and the run resumes there: free some space (ytuning cache remove) or set YTUNING_CACHE to another disk"
+                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored before is "
+                "kept and the run resumes there: free some space (ytuning cache remove), or set YTUNING_CACHE to a folder "
+                "on another disk"
             ) from error
         raise StoreError(
-            f"cannot use the feature store {folder}: {error.strerror or error}. Set YTUNING_CACHE to a folder you can write"
+            f"cannot use the feature store {folder}: {error.strerror or error}. "
+            "Set YTUNING_CACHE to a folder you can write"
         ) from error

@@ -186,7 +186,14 @@ class _Run:
     """One training run: a fresh head, its optimiser and its endless supply of shuffled batches."""
 
     def __init__(
-        self, features: Features, goal: Tensor, rows: np.ndarray, recipe: Recipe, seed: int, stage: str, progress: Progress
+        self,
+        features: Features,
+        goal: Tensor,
+        rows: np.ndarray,
+        recipe: Recipe,
+        seed: int,
+        stage: str,
+        progress: Progress,
     ) -> None:
         self.features, self.goal, self.stage, self.progress = features, goal, stage, progress
         self.config = recipe.training
@@ -300,5 +307,7 @@ def _label_weights(given: str | tuple[float, ...] | None, targets: Tensor, label
     if isinstance(given, str):
         raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
     if len(given) != labels or min(given) < 0 or max(given) <= 0:
-        raise InputError(f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead.")
+        raise InputError(
+            f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead."
+        )
     return torch.tensor(given)
