@@ -41,17 +41,19 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        width: H, of the label space.
-        queries: learned pooling queries for each hidden state; the mean is pooled as well.
-        token_width: K, of the non-linear map that every token goes through before it is pooled by mean and maximum.
+        members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
+        width: H, of a member's label space.
+        queries: Q, learned pooling queries of a member for each hidden state; the mean is pooled as well.
+        token_width: K, of a member's non-linear map of tokens, which are then pooled by mean and maximum.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
-        token_dropout: share of tokens that training hides from the queries.
+        token_dropout: share of tokens that training hides.
     """
 
-    width: int = 112
+    members: int = 3
+    width: int = 56
     queries: int = 1
-    token_width: int = 64
+    token_width: int = 32
     hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
@@ -86,62 +88,91 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 
 
 class PooledHead(nn.Module):
-    """Pool first, then match.
+    """Pool first, then match; a small ensemble.
 
-    The tokens are pooled in two ways: each hidden state as it is, by its mean and by learned queries; and all hidden
-    states of a token together, through a small non-linear map, by mean and maximum. The pools are normalised, mapped to
-    the label space, refined by a residual feed-forward layer and matched with the label rows by dot product.
+    Each member pools the tokens in two ways: each hidden state as it is, by its mean and by learned queries; and all
+    hidden states of a token together, through a small non-linear map, by mean and maximum. The pools are normalised,
+    mapped to the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot
+    product. All members are computed together as batched matrices.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
         super().__init__()
-        pools = layers * (config.queries + 1) * width + 2 * config.token_width
-        self.token_dropout = config.token_dropout
-        self.queries = nn.Parameter(torch.randn(layers, config.queries, width) / math.sqrt(width))
-        self.normalise = nn.LayerNorm(width, elementwise_affine=False)
-        self.token_map = nn.Linear(layers * width, config.token_width)
-        self.token_norm = nn.LayerNorm(2 * config.token_width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.project = nn.Linear(pools, config.width)
-        self.refine = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.hidden * config.width),
-            nn.GELU(),
-            nn.Linear(config.hidden * config.width, config.width),
+        self.config = config
+        members, inner = config.members, config.hidden * config.width
+        pools = layers * (1 + config.queries) * width + 2 * config.token_width
+        self.queries = _random(layers, members * config.queries, width, fan_in=width)
+        self.token_map = nn.Linear(layers * width, members * config.token_width)
+        self.project, self.project_bias = (
+            _random(members, pools, config.width, fan_in=3 * pools),
+            _zeros(members, config.width),
         )
-        self.final_norm = nn.LayerNorm(config.width)
-        self.label_rows = nn.Parameter(torch.randn(labels, config.width) / math.sqrt(config.width))
-        self.label_bias = nn.Parameter(torch.zeros(labels))
+        self.expand, self.expand_bias = (
+            _random(members, config.width, inner, fan_in=3 * config.width),
+            _zeros(members, inner),
+        )
+        self.contract, self.contract_bias = (
+            _random(members, inner, config.width, fan_in=3 * inner),
+            _zeros(members, config.width),
+        )
+        self.label_rows = _random(members, labels, config.width, fan_in=config.width)
+        self.label_bias = _zeros(members, labels)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens."""
-        if self.training and self.token_dropout:
-            kept = torch.rand(mask.shape, device=mask.device) >= self.token_dropout
+        """Logits of features (B, T, L, D) with mask (B, T), True at tokens.
+
+        Returns:
+            (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
+        """
+        if self.training and self.config.token_dropout:
+            kept = torch.rand(mask.shape, device=mask.device) >= self.config.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
         uniform = (mask / mask.sum(1, keepdim=True))[:, None]  # (B, 1, T): weights of the mean
-        states = self.normalise(self._pool_states(features, mask, uniform)).flatten(1)
-        tokens = self.token_norm(self._pool_tokens(features, mask, uniform))
-        text: Tensor = self.project(self.dropout(torch.cat((states, tokens), 1)))  # (B, H)
-        text = text + self.refine(text)
-        text = self.dropout(self.final_norm(text))
-        return functional.linear(text, self.label_rows, self.label_bias)
+        pools = torch.cat((self._pool_states(features, mask, uniform), self._pool_tokens(features, mask, uniform)), -1)
+        text = torch.baddbmm(self.project_bias[:, None], pools, self.project)  # (E, B, H)
+        inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
+        text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
+        text = self.dropout(_normalised(text))
+        logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
+        return logits if self.training else logits.mean(0)
 
     def _pool_states(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
-        """(B, L * (1 + Q), D): for each hidden state the mean of its tokens, then one pool for each query."""
+        """(E, B, L * (1 + Q) * D): for each hidden state the mean of its tokens, then the member's pools."""
+        members = self.config.members
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]  # (B, 1, T)
-        pools = []
+        parts = []
         for layer, queries in enumerate(self.queries):
             tokens = features[:, :, layer]  # (B, T, D)
-            scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, Q, T)
-            pools.append(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)
-        return torch.cat(pools, 1)
+            scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, E * Q, T)
+            pools = self.dropout(_normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens))
+            mean, own = pools[:, 0].expand(members, -1, -1), pools[:, 1:].unflatten(1, (members, -1))
+            parts += [mean, own.transpose(0, 1).flatten(2)]
+        return torch.cat(parts, -1)
 
     def _pool_tokens(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
-        """(B, 2 * K): mean and maximum over tokens of their non-linear map."""
-        mapped = functional.gelu(self.token_map(features.flatten(2)))  # (B, T, K)
+        """(E, B, 2 * K): mean and maximum over tokens of each member's non-linear map."""
+        mapped = functional.gelu(self.token_map(features.flatten(2)))  # (B, T, E * K)
         largest = mapped.masked_fill(~mask[..., None], -torch.inf).amax(1)
-        return torch.cat(((uniform @ mapped)[:, 0], largest), 1)
+        pools = torch.stack(((uniform @ mapped)[:, 0], largest), 1).unflatten(
+            2, (self.config.members, -1)
+        )  # (B, 2, E, K)
+        return self.dropout(_normalised(pools.permute(2, 0, 1, 3).flatten(2)))
+
+
+def _normalised(values: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the last dimension; scale and shift are left to the matrix that follows."""
+    return functional.layer_norm(values, values.shape[-1:])
+
+
+def _random(*shape: int, fan_in: int) -> nn.Parameter:
+    """Normal weights of variance 1 / fan_in."""
+    return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
+
+
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
 
 
 class CrossAttentionHead(nn.Module):

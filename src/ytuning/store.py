@@ -385,8 +385,8 @@ def _explained(folder: Path, size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(
-                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored before is "
-                "kept and the run resumes there: free some space (ytuning cache remove), or set YTUNING_CACHE to a folder "
+                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored is kept "
+                "and the run resumes there: free some space (ytuning cache remove), or set YTUNING_CACHE to a folder "
                 "on another disk"
             ) from error
         raise StoreError(

@@ -156,9 +156,9 @@ def as_cells(values: object, name: str) -> list[object]:
 
 def _is_missing(cell: object) -> bool:
     """None, NaN, or what pandas puts in their place, told by its name because pandas is not imported to find out."""
-    return (
-        cell is None or (isinstance(cell, float) and math.isnan(cell)) or type(cell).__name__ in ("NAType", "NaTType")
-    )
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType")
 
 
 def _is_unicode(text: str) -> bool:

@@ -49,9 +49,9 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     epochs: int = 10
     fewest_steps: int = 600
-    most_steps: int = 1600
+    most_steps: int = 2400
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
@@ -75,7 +75,7 @@ def default_recipe() -> Recipe:
 
 def paper_recipe() -> Recipe:
     """Label rows that attend to every token, with the triplet loss, as in Y-Tuning (arXiv 2202.09817)."""
-    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3))
+    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet"))
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
@@ -217,7 +217,8 @@ class _Run:
             batch = next(self.batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * self._schedule()
-            loss = self.loss(self.head(*self.features.batch(batch)), self.goal[batch])
+            logits = self.head(*self.features.batch(batch)).flatten(0, -2)  # (B, C), or (E * B, C) of E members
+            loss = self.loss(logits, self.goal[batch].repeat(len(logits) // len(batch)))
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.clip_norm)

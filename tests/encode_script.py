@@ -1,0 +1,42 @@
+"""Target of a subprocess: encode the texts of a file through a store, slowly, so that it can be met or killed midway.
+
+usage: python encode_script.py ENCODER STORE TEXTS.json LOG SHARD_BYTES SECONDS_PER_BATCH
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ytuning import encoder, features
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+
+
+def main() -> None:
+    folder, root, texts, log, shard_bytes, seconds = sys.argv[1:]
+    features.SHARD_BYTES = int(shard_bytes)
+    encoder.TOKENS_PER_BATCH["cpu"] = 64
+    quick = encoder.Encoder._features
+
+    def slow(self: encoder.Encoder, tokens: encoder.TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+        time.sleep(float(seconds))
+        with Path(log).open("a") as stream:
+            for text in batch:
+                start, stop = tokens.offsets[text : text + 2]
+                print(json.dumps(tokens.ids[start:stop].tolist()), file=stream)
+        return quick(self, tokens, batch)
+
+    encoder.Encoder._features = slow  # type: ignore[method-assign]
+    inputs = [(text, None) for text in json.loads(Path(texts).read_text())]
+    model = encoder.load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
+    _, use = features.stored_features(inputs, model, FeatureStore(root), Progress())
+    print(json.dumps([use.hits, use.misses]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Slow, obviously right label heads: one text, label, head and token at a time, in float64.
+
+Weights are read by name from the fast head's ``state_dict``, sizes from its config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig
+
+State = Mapping[str, Tensor]
+
+
+def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tensor) -> Tensor:
+    """Logits (B, C) of features (B, T, L, D) with mask (B, T)."""
+    weights = {name: tensor.double() for name, tensor in state.items()}
+    texts = [
+        [token for token, there in zip(text.double(), kept, strict=True) if there]
+        for text, kept in zip(features, mask, strict=True)
+    ]
+    if isinstance(config, PooledConfig):
+        return torch.stack([_pooled(config, weights, text) for text in texts])
+    return torch.stack([_cross_attention(config, weights, text) for text in texts])
+
+
+# --- pool first, then match -----------------------------------------------------------------------------------------
+
+
+def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
+    """Logits (C,) of the tokens of one text, each (L, D)."""
+    pools = []
+    for layer in range(len(state["queries"])):
+        states = [token[layer] for token in tokens]
+        pools.append(sum(states, torch.zeros_like(states[0])) / len(states))
+        for query in range(config.queries):
+            pools.append(_attend(state["queries"][layer, query], states, states))
+    text = _linear(state, "project", torch.cat([_standardised(pool) for pool in pools]))
+    text = text + _feed_forward(state, "refine", text)
+    text = _norm(state, "final_norm", text)
+    return torch.stack([row @ text + bias for row, bias in zip(state["label_rows"], state["label_bias"], strict=True)])
+
+
+# --- label rows attend to tokens ------------------------------------------------------------------------------------
+
+
+def _cross_attention(config: CrossAttentionConfig, state: State, tokens: list[Tensor]) -> Tensor:
+    """Logits (C,) of the tokens of one text, each (L, D)."""
+    last = [token[-1] for token in tokens]
+    rows = list(state["rows"])
+    for block in range(config.blocks):
+        name = f"blocks.{block}"
+        normed = [_norm(state, f"{name}.self_norm", row) for row in rows]
+        rows = [
+            row + _self_attention(config, state, f"{name}.self_attention", own, normed)
+            for row, own in zip(rows, normed, strict=True)
+        ]
+        rows = [
+            row
+            + _text_attention(config, state, f"{name}.cross_attention", _norm(state, f"{name}.cross_norm", row), last)
+            for row in rows
+        ]
+        rows = [row + _feed_forward(state, f"{name}.feed_forward", row) for row in rows]
+    task, *labels = (_norm(state, "final_norm", row) for row in rows)
+    logits = []
+    for first in range(0, len(labels), config.rows_per_label):
+        scores = [label @ task / math.sqrt(config.width) for label in labels[first : first + config.rows_per_label]]
+        logits.append(torch.log(sum((torch.exp(score) for score in scores), torch.zeros_like(scores[0]))))
+    return torch.stack(logits)
+
+
+def _self_attention(config: CrossAttentionConfig, state: State, name: str, row: Tensor, others: list[Tensor]) -> Tensor:
+    weights, biases = (
+        state[f"{name}.in_proj_weight"].split(config.width),
+        state[f"{name}.in_proj_bias"].split(config.width),
+    )
+    query = weights[0] @ row + biases[0]
+    keys = [weights[1] @ other + biases[1] for other in others]
+    values = [weights[2] @ other + biases[2] for other in others]
+    return _linear(state, f"{name}.out_proj", _many_heads(config, query, keys, values))
+
+
+def _text_attention(config: CrossAttentionConfig, state: State, name: str, row: Tensor, tokens: list[Tensor]) -> Tensor:
+    query = _linear(state, f"{name}.query", row)
+    keys = [state[f"{name}.key.weight"] @ token for token in tokens]
+    values = [_linear(state, f"{name}.value", token) for token in tokens]
+    return _linear(state, f"{name}.out", _many_heads(config, query, keys, values))
+
+
+def _many_heads(config: CrossAttentionConfig, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    size = config.width // config.heads
+    out = []
+    for head in range(config.heads):
+        part = slice(head * size, (head + 1) * size)
+        scaled = query[part] / math.sqrt(size)
+        out.append(_attend(scaled, [key[part] for key in keys], [value[part] for value in values]))
+    return torch.cat(out)
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Mean of the values, weighted by exp(query . key)."""
+    shares = [math.exp(float(query @ key)) for key in keys]
+    total = torch.zeros_like(values[0])
+    for share, value in zip(shares, values, strict=True):
+        total = total + share / sum(shares) * value
+    return total
+
+
+def _linear(state: State, name: str, vector: Tensor) -> Tensor:
+    return state[f"{name}.weight"] @ vector + state[f"{name}.bias"]
+
+
+def _standardised(vector: Tensor) -> Tensor:
+    centred = vector - vector.mean()
+    return centred / torch.sqrt((centred**2).mean() + 1e-5)
+
+
+def _norm(state: State, name: str, vector: Tensor) -> Tensor:
+    return _standardised(vector) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def _feed_forward(state: State, name: str, vector: Tensor) -> Tensor:
+    hidden = _linear(state, f"{name}.1", _norm(state, f"{name}.0", vector))
+    bent = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return _linear(state, f"{name}.3", bent)

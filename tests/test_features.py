@@ -1,0 +1,490 @@
+"""Texts through the store: nothing is encoded twice, nothing finished is lost, and every value is the encoder's own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ytuning import encoder as encoder_module
+from ytuning import features as module
+from ytuning.encoder import Encoder, TextInput, TokenizedTexts, load_encoder
+from ytuning.errors import StoreError
+from ytuning.features import Features, live_features, ordered_batches, stored_features
+from ytuning.progress import Progress
+from ytuning.store import FeatureSpace, FeatureStore, text_key
+
+SCRIPT = Path(__file__).with_name("encode_script.py")
+
+
+class Recorder(Progress):
+    """Keeps what is said, and the last step."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.last = (0, 0)
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        assert stage == "encode"
+        self.last = (done, total)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, layers=[2, 3], precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def inputs(toy_rows: tuple[list[str], list[str]]) -> list[TextInput]:
+    texts = toy_rows[0]
+    return [(text, None) for text in texts[:50]] + [(text, texts[row]) for row, text in enumerate(texts[50:60])]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "root")
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Token ids of every text that the encoder has read since, in small batches."""
+    seen: list[tuple[int, ...]] = []
+    compute = Encoder._features
+
+    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+        seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
+        return compute(self, tokens, batch)
+
+    monkeypatch.setattr(Encoder, "_features", recording)
+    monkeypatch.setitem(encoder_module.TOKENS_PER_BATCH, "cpu", 64)
+    return seen
+
+
+def ids(encoder: Encoder, inputs: Sequence[TextInput]) -> list[tuple[int, ...]]:
+    tokens = encoder.tokenize(inputs)
+    return sorted(tuple(part.tolist()) for part in np.split(tokens.ids, tokens.offsets[1:-1]))
+
+
+def values(features: Features) -> list[torch.Tensor]:
+    """(T, L, D) of each row, each asked for alone, copied."""
+    return [features.batch(torch.tensor([row]))[0][0].clone() for row in range(len(features))]
+
+
+def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def shards(space: FeatureSpace) -> dict[str, int]:
+    """Name and time of change of every file of a shard."""
+    return {file.name: file.stat().st_mtime_ns for file in (space.folder / "shards").iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------- one pass
+
+
+def test_a_second_task_makes_no_encoder_call(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    progress = Recorder()
+    first, use = stored_features(inputs, encoder, store, progress)
+    assert sorted(encoded) == ids(encoder, inputs)
+    assert (use.hits, use.misses) == (0, 60)
+    assert use.bytes == int(first.lengths.sum()) * 2 * 32 * 2 == store.space(encoder.identity.to_json()).size
+    assert progress.last == (60, 60)
+    assert progress.said == []
+
+    for verb in ("encode", "tokenize", "_features"):
+        monkeypatch.setattr(Encoder, verb, lambda *_: pytest.fail("the encoder was called"))
+    second, use = stored_features(inputs[::-2], encoder, store, progress)
+    assert (use.hits, use.misses) == (30, 0)
+    assert same(values(second), values(first)[::-2])
+
+
+def test_only_what_is_new_is_encoded(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]]
+) -> None:
+    stored_features(inputs[:40], encoder, store, Progress())
+    encoded.clear()
+    features, use = stored_features(inputs, encoder, store, Progress())
+    assert sorted(encoded) == ids(encoder, inputs[40:])
+    assert (use.hits, use.misses) == (40, 20)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+def test_a_text_that_occurs_twice_is_encoded_once(
+    encoder: Encoder, store: FeatureStore, encoded: list[tuple[int, ...]]
+) -> None:
+    twice: list[TextInput] = [("card", None), ("lost card", None), ("card", None), ("card", "lost"), ("card", "lost")]
+    features, use = stored_features(twice, encoder, store, Progress())
+    assert sorted(encoded) == ids(encoder, [twice[0], twice[1], twice[3]])
+    assert (use.hits, use.misses) == (0, 3)
+    assert use.bytes == store.space(encoder.identity.to_json()).size
+    assert same(values(features), values(live_features(twice, encoder)))
+
+
+def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextInput], store: FeatureStore) -> None:
+    inputs = [*inputs, ("card " * 40, None)]
+    live, (stored, _) = live_features(inputs, encoder), stored_features(inputs, encoder, store, Progress())
+    assert torch.equal(live.lengths, stored.lengths)
+    assert live.truncated_rows.tolist() == stored.truncated_rows.tolist() == [False] * 60 + [True]
+    assert (live.layers, live.width) == (stored.layers, stored.width) == (2, 32)
+    for rows in ordered_batches(live.lengths, 100):
+        assert all(torch.equal(*pair) for pair in zip(live.batch(rows), stored.batch(rows), strict=True))
+
+
+def test_another_identity_has_a_space_of_its_own(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tiny_encoder: Path
+) -> None:
+    stored_features(inputs, encoder, store, Progress())
+    other = load_encoder(tiny_encoder, precision="fp32", layers=[3], device="cpu")
+    features, use = stored_features(inputs, other, store, Progress())
+    assert use.misses == 60
+    assert features.layers == 1
+    assert len(store.spaces()) == 2
+
+
+def test_windows_and_shards_of_any_size_give_the_same(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(module, "SHARD_BYTES", 2000)
+    progress = Recorder()
+    features, _ = stored_features(inputs, encoder, store, progress)
+    assert store.space(encoder.identity.to_json()).shards > 9
+    assert progress.last == (60, 60)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_what_a_loop_gathers(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 4000)
+    features, _ = stored_features(inputs, encoder, store, Progress())
+    assert len(features._arrays) > 3
+    tokens = encoder.tokenize(inputs)
+    naive: dict[int, np.ndarray] = {}
+    for indices, batch in encoder.encode(tokens):
+        naive.update(zip(indices.tolist(), batch, strict=True))
+
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 9, 60):
+        rows = torch.randint(len(inputs), (size,), generator=generator)
+        found, mask = features.batch(rows)
+        longest = max(len(naive[int(row)]) for row in rows)
+        assert found.shape == (size, longest, 2, 32)
+        assert found.dtype == torch.float32
+        assert mask.shape == (size, longest)
+        for position, row in enumerate(rows.tolist()):
+            for token in range(longest):
+                expected = naive[row][min(token, len(naive[row]) - 1)]
+                assert np.array_equal(found[position, token].numpy(), expected.astype(np.float32))
+                assert bool(mask[position, token]) == (token < len(naive[row]))
+        features.release()  # pages come back by themselves
+
+
+@given(st.lists(st.integers(1, 60), max_size=100), st.integers(1, 200))
+def test_ordered_batches_part_the_rows_within_the_bound(lengths: list[int], tokens: int) -> None:
+    tensor = torch.tensor(lengths, dtype=torch.int64)
+    batches = list(ordered_batches(tensor, tokens))
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    assert [lengths[row] for batch in batches for row in batch.tolist()] == sorted(lengths)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * int(tensor[batch].max()) <= tokens
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def harm_byte(features: Path, manifest: Path) -> None:
+    content = bytearray(features.read_bytes())
+    content[100] ^= 4
+    features.write_bytes(content)
+
+
+def harm_manifest(features: Path, manifest: Path) -> None:
+    content = bytearray(manifest.read_bytes())
+    content[len(content) // 2] ^= 1
+    manifest.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (harm_byte, "checksum differs"),
+        (lambda features, manifest: os.truncate(features, 128), "checksum differs"),
+        (lambda features, manifest: features.unlink(), "features file missing"),
+        (harm_manifest, "unreadable manifest"),
+        (lambda features, manifest: manifest.write_text('{"name": "foreign"}'), "unreadable manifest"),
+        (lambda features, manifest: manifest.write_text('"foreign"'), "unreadable manifest"),
+    ],
+    ids=["byte", "truncated", "missing", "manifest", "foreign", "foreign-text"],
+)
+def test_a_damaged_shard_is_named_set_aside_and_computed_again(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path, Path], None],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
+    before = values(stored_features(inputs, encoder, store, Progress())[0])
+    space = store.space(encoder.identity.to_json())
+    name = space._place[text_key(*inputs[3])][0]
+    lost = [pair for pair in inputs if space._place[text_key(*pair)][0] == name]
+    assert 1 < len(lost) < len(inputs)
+    untouched = {file: when for file, when in shards(space).items() if not file.startswith(name)}
+    encoded.clear()
+    harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
+
+    progress = Recorder()
+    features, use = stored_features(inputs, encoder, store, progress)
+    assert len(progress.said) == 1
+    assert progress.said[0].startswith(f"shard {name} is damaged ({reason}")
+    assert str(space.folder / "damaged") in progress.said[0]
+    assert {file.name.split(".")[0] for file in (space.folder / "damaged").iterdir()} == {name}
+    assert sorted(encoded) == ids(encoder, lost)
+    assert (use.hits, use.misses) == (len(inputs) - len(lost), len(lost))
+    assert same(values(features), before)
+    assert untouched.items() <= shards(space).items()
+
+    encoded.clear()
+    assert stored_features(inputs, encoder, store, progress)[1].misses == 0
+    assert len(progress.said) == 1
+    assert encoded == []
+
+
+def test_a_disk_that_never_reads_back_is_reported(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureSpace, "rows", lambda self, keys: None)
+    with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
+        stored_features(inputs, encoder, store, Progress())
+
+
+# ------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("call", [9, 11], ids=["features", "manifest"])  # of the third shard; a shard syncs four times
+def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
+    space = store.space(encoder.identity.to_json())
+    calls = iter(range(1, 1000))
+
+    def fsync(_: int) -> None:
+        if next(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match="the disk is full"):
+            stored_features(inputs, encoder, store, Progress())
+    assert not list(space.folder.rglob("*.partial"))
+    space.refresh()
+    assert space.shards == 2
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    kept = {file: when for file, when in shards(space).items() if Path(file).stem in space._shards}
+    encoded.clear()
+    features, use = stored_features(inputs, encoder, store, Progress())
+    assert sorted(encoded) == ids(encoder, missing)
+    assert use.hits == len(inputs) - len(missing) > 0
+    assert kept.items() <= shards(space).items()
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        pytest.skip(f"cannot mount a small file system: {error}")
+    if made.returncode:
+        pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    small_disk: Path,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
+    store = FeatureStore(small_disk)
+    with pytest.raises(StoreError, match="the disk is full"):
+        stored_features(inputs, encoder, store, Progress())
+    assert not list(small_disk.rglob("*.partial"))
+    space = store.space(encoder.identity.to_json())
+    assert space.damages == []
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    assert 0 < len(missing) < len(inputs)
+
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    encoded.clear()
+    features, _ = stored_features(inputs, encoder, store, Progress())
+    assert sorted(encoded) == ids(encoder, missing)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match=r"cannot use the feature store .*Read-only file system"):
+        stored_features([*inputs, ("something new", None)], encoder, store, Progress())
+
+
+def test_ctrl_c_keeps_finished_batches(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]]
+) -> None:
+    class Impatient(Recorder):
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            super().step(stage, done, total, note)
+            if done > 20:
+                raise KeyboardInterrupt
+
+    progress = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        stored_features(inputs, encoder, store, progress)
+    space = store.space(encoder.identity.to_json())
+    assert 20 < len(space) == progress.last[0] < 60
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    encoded.clear()
+    features, _ = stored_features(inputs, encoder, store, Recorder())
+    assert sorted(encoded) == ids(encoder, missing)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+class Child:
+    """Another process that encodes texts through a store, slowly."""
+
+    def __init__(self, encoder: Path, root: Path, texts: list[str], seconds: float) -> None:
+        self.log = root.parent / "log"
+        file = root.parent / "texts.json"
+        file.write_text(json.dumps(texts))
+        command = [sys.executable, str(SCRIPT), str(encoder), str(root), str(file), str(self.log), "8000", str(seconds)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def read(self) -> list[tuple[int, ...]]:
+        """Token ids of every text that its encoder has read."""
+        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                pytest.fail(f"the other process ended too early: {self.process.communicate()}")
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def child(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], store: FeatureStore
+) -> Iterator[Callable[[float], Child]]:
+    children: list[Child] = []
+
+    def start(seconds: float) -> Child:
+        children.append(Child(tiny_encoder, store.root, toy_rows[0], seconds))
+        return children[-1]
+
+    yield start
+    for one in children:
+        one.process.kill()
+        one.process.communicate()
+
+
+def finished_shards(root: Path) -> int:
+    return len(list(root.glob("*/shards/*.json")))
+
+
+def test_a_killed_run_resumes_and_keeps_every_finished_shard(
+    encoder: Encoder,
+    toy_rows: tuple[list[str], list[str]],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    child: Callable[[float], Child],
+) -> None:
+    inputs: list[TextInput] = [(text, None) for text in toy_rows[0]]
+    other = child(0.1)
+    other.wait_for(lambda: finished_shards(store.root) >= 2)
+    other.process.send_signal(signal.SIGKILL)
+    assert other.process.wait() == -signal.SIGKILL
+
+    space = store.space(encoder.identity.to_json())
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    assert 0 < len(missing) < len(inputs)
+    kept = {file: when for file, when in shards(space).items() if file.endswith(".json")}
+    kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
+    (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
+    features, use = stored_features(inputs, encoder, store, Recorder())
+    assert sorted(encoded) == ids(encoder, missing)
+    assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
+    assert kept.items() <= shards(space).items()
+    assert not list(space.folder.rglob("*.partial"))
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+def test_two_processes_encode_each_text_once(
+    encoder: Encoder,
+    toy_rows: tuple[list[str], list[str]],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    child: Callable[[float], Child],
+) -> None:
+    inputs: list[TextInput] = [(text, None) for text in [*toy_rows[0], "why was my refund never late"]]
+    other = child(0.02)
+    other.wait_for(lambda: finished_shards(store.root) >= 1)
+    progress = Recorder()
+    features, use = stored_features(inputs, encoder, store, progress)
+    output, errors = other.process.communicate(timeout=120)
+    assert other.process.returncode == 0, errors
+    assert json.loads(output) == [0, 120]
+    assert progress.said == ["waiting for another process that encodes with this encoder"]
+    assert use.misses == 1
+    assert encoded == ids(encoder, inputs[-1:])
+    assert sorted([*other.read(), *encoded]) == ids(encoder, inputs)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+def test_a_file_in_the_place_of_the_store_is_explained(
+    encoder: Encoder, inputs: list[TextInput], tmp_path: Path, encoded: list[Any]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
+        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress())
+    assert encoded == []

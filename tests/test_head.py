@@ -1,0 +1,172 @@
+"""Label heads: the fast forms against naive ones, masking, gradients, and configs as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.naive_heads import naive_logits
+from ytuning.errors import InputError
+from ytuning.head import (
+    CrossAttentionConfig,
+    CrossAttentionHead,
+    HeadConfig,
+    LabelHead,
+    PooledConfig,
+    build_head,
+    config_from_json,
+    config_to_json,
+)
+
+WIDTH = 12  # of the features
+
+# Config, labels, layers. Dropout is on, so that a head that drops in evaluation mode is caught.
+CASES: list[tuple[HeadConfig, int, int]] = [
+    (PooledConfig(width=8, queries=1, hidden=1, dropout=0.4, token_dropout=0.4), 2, 1),
+    (PooledConfig(width=8, queries=2, hidden=2, dropout=0.4, token_dropout=0.4), 3, 2),
+    (PooledConfig(width=6, queries=3, hidden=3, dropout=0.4, token_dropout=0.4), 7, 3),
+    (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
+    (CrossAttentionConfig(width=8, heads=4, blocks=1, rows_per_label=3, hidden=2, dropout=0.4), 9, 2),
+    (CrossAttentionConfig(width=6, heads=1, blocks=2, rows_per_label=1, hidden=2, dropout=0.4), 3, 3),
+    (CrossAttentionConfig(width=8, heads=2, blocks=2, rows_per_label=2, hidden=2, dropout=0.4), 4, 2),
+]
+NAMES = [f"{type(config).__name__}-{labels}-{layers}" for config, labels, layers in CASES]
+cases = pytest.mark.parametrize(("config", "labels", "layers"), CASES, ids=NAMES)
+
+
+def scrambled(config: HeadConfig, labels: int, layers: int) -> LabelHead:
+    """A head none of whose weights is still 0 or 1."""
+    torch.manual_seed(3)
+    head = build_head(config, labels=labels, layers=layers, width=WIDTH)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return head
+
+
+def batch(layers: int, lengths: tuple[int, ...] = (5, 1, 3, 7)) -> tuple[Tensor, Tensor]:
+    """Features (B, T, L, D) and mask (B, T)."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(len(lengths), max(lengths), layers, WIDTH, generator=generator)
+    return features, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+@cases
+def test_fast_head_agrees_with_the_naive_one(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()
+    features, mask = batch(layers)
+    with torch.no_grad():
+        fast = head(features, mask)
+    slow = naive_logits(config, head.state_dict(), features, mask)
+    assert fast.shape == (len(features), labels) and fast.dtype == torch.float32
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()
+    features, mask = batch(layers)
+    other = torch.where(mask[..., None, None], features, 50 * torch.ones(()))
+    longer = torch.cat((features, features[:, :2] * 7), 1)
+    longer_mask = torch.cat((mask, torch.zeros(len(mask), 2, dtype=torch.bool)), 1)
+    with torch.no_grad():
+        logits = head(features, mask)
+        torch.testing.assert_close(head(other, mask), logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(head(longer, longer_mask), logits, rtol=0, atol=1e-5)
+        for row, length in enumerate(mask.sum(1).tolist()):
+            alone = head(features[row : row + 1, :length], mask[row : row + 1, :length])
+            torch.testing.assert_close(alone[0], logits[row], rtol=0, atol=1e-5)
+
+
+@cases
+def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()  # dropout could hide a path by chance
+    logits = head(*batch(layers))
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    untouched = [
+        name for name, weight in head.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0
+    ]
+    assert untouched == []
+
+
+@cases
+def test_dropout_is_for_training_only(config: HeadConfig, labels: int, layers: int) -> None:
+    head, (features, mask) = scrambled(config, labels, layers), batch(layers)
+    with torch.no_grad():
+        assert not torch.equal(head.train()(features, mask), head(features, mask))
+        assert torch.equal(head.eval()(features, mask), head(features, mask))
+
+
+def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
+    head = scrambled(PooledConfig(width=8, queries=2, dropout=0.0, token_dropout=1.0), 3, 2)
+    features, mask = batch(2)
+    with torch.no_grad():
+        dropped = head.train()(features, mask)
+        first_token = head.eval()(features[:, :1], mask[:, :1])
+    torch.testing.assert_close(dropped, first_token)
+
+
+@pytest.mark.parametrize(("labels", "usual"), [(2, "_folded"), (20, "_projected")])
+def test_folded_and_projected_attention_are_equal(labels: int, usual: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=2)
+    head = scrambled(config, labels, 2).eval()
+    assert isinstance(head, CrossAttentionHead)
+    attention = head.blocks[0].cross_attention
+    forms = {name: getattr(attention, name) for name in ("_folded", "_projected")}
+    features, mask = batch(2)
+    taken: list[str] = []
+
+    def forced(name: str) -> Tensor:
+        """Logits when both forms are replaced by one."""
+
+        def attend(*arguments: Tensor) -> Tensor:
+            taken.append(name)
+            mixed: Tensor = forms[name](*arguments)
+            return mixed
+
+        for form in forms:
+            monkeypatch.setattr(attention, form, attend)
+        with torch.no_grad():
+            logits: Tensor = head(features, mask)
+        return logits
+
+    with torch.no_grad():
+        chosen = head(features, mask)
+    folded, projected = forced("_folded"), forced("_projected")
+    assert taken == ["_folded", "_projected"]
+    torch.testing.assert_close(folded, projected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(chosen, {"_folded": folded, "_projected": projected}[usual])
+
+
+@cases
+def test_config_survives_json(config: HeadConfig, labels: int, layers: int) -> None:
+    content = json.loads(json.dumps(config_to_json(config)))
+    assert config_from_json(content) == config
+    assert config_from_json(content) is not config
+    assert "form" in content  # not taken out of the caller's mapping
+
+
+def test_forms_are_told_apart() -> None:
+    assert config_to_json(PooledConfig())["form"] == "pooled"
+    assert config_to_json(CrossAttentionConfig())["form"] == "cross_attention"
+
+
+@pytest.mark.parametrize("value", [{"form": "linear"}, {"width": 8}, {"form": None}])
+def test_unknown_form_is_refused(value: dict[str, object]) -> None:
+    with pytest.raises(
+        InputError, match=r"the head's form must be one of 'pooled', 'cross_attention'\. Got .* instead\."
+    ):
+        config_from_json(value)
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="depth"):
+        config_from_json({**config_to_json(PooledConfig()), "depth": 3})
+
+
+def test_width_must_fit_the_heads() -> None:
+    with pytest.raises(InputError, match=r"^width must be a multiple of heads \(3\)\. Got 8 instead\.$"):
+        build_head(CrossAttentionConfig(width=8, heads=3), labels=2, layers=1, width=WIDTH)

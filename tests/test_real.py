@@ -1,0 +1,83 @@
+"""The main job on the real default encoder and real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ytuning.artifact import load_task, save_task
+from ytuning.baselines import mean_pooled, tuned_logistic_regression
+from ytuning.data import read_dataset, split_holdout
+from ytuning.encoder import DEFAULT_WEIGHTS_SHA256, Encoder, load_encoder
+from ytuning.features import live_features, stored_features
+from ytuning.labels import LabelSet
+from ytuning.pipeline import train_task
+from ytuning.predictor import Predictor
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+from ytuning.training import preset
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def encoder(shared_data: Path) -> Encoder:
+    return load_encoder()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore(tmp_path_factory.mktemp("real-store"))
+
+
+def test_default_encoder_is_the_published_one(encoder: Encoder) -> None:
+    assert encoder.identity.weights == DEFAULT_WEIGHTS_SHA256
+    assert encoder.identity.parameters == 22_713_216
+
+
+def test_features_equal_a_plain_forward_pass_of_each_text(encoder: Encoder, shared_data: Path) -> None:
+    inputs = read_dataset(shared_data / "banking77" / "test.jsonl").inputs[:40]
+    features = live_features(inputs, encoder)
+    for row, (text, _) in enumerate(inputs):
+        tokens = encoder.tokenizer(text, return_tensors="pt")
+        with torch.inference_mode():
+            states = encoder.model(**tokens, output_hidden_states=True).hidden_states
+        expected = torch.stack([states[layer][0] for layer in encoder.identity.layers], 1).float()
+        found, _ = features.batch(torch.tensor([row]))
+        # float16 keeps 11 bits; one activation of this encoder reaches about 10.
+        torch.testing.assert_close(found[0], expected, atol=6e-3, rtol=2e-3)
+
+
+def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
+    encoder: Encoder, store: FeatureStore, shared_data: Path, tmp_path: Path
+) -> None:
+    train = read_dataset(shared_data / "trec6" / "train.jsonl")
+    trained = train_task(train, encoder, store, preset("default"))
+    labels = LabelSet.from_labels(train.labels or [])
+    features, use = stored_features(train.inputs, encoder, store, Progress())
+    assert use.misses == 0
+    rows = split_holdout(train, 0)
+    opponent = tuned_logistic_regression(mean_pooled(features), labels.encode(train.labels or []), *rows)
+    accuracy = trained.reports["validation"].metrics["accuracy"]
+    error = np.sqrt(accuracy * (1 - accuracy) / len(rows[1]))
+    assert accuracy > opponent.validation_accuracy - error
+    assert accuracy > 0.88
+    assert trained.task.head_parameters <= 0.02 * encoder.identity.parameters
+    save_task(trained.task, tmp_path / "trec")
+    load_task(tmp_path / "trec")
+    (prediction,) = Predictor([tmp_path / "trec"]).predict([("How many miles is it to Mars ?", None)])
+    assert prediction.label == "number"
+
+
+def test_pairs_are_trained_and_predicted(encoder: Encoder, store: FeatureStore, shared_data: Path, tmp_path: Path) -> None:
+    train = read_dataset(shared_data / "mrpc" / "train.jsonl").select(range(600))
+    test = read_dataset(shared_data / "mrpc" / "validation.jsonl")
+    trained = train_task(train, encoder, store, preset("default"), test=test)
+    assert trained.task.pair
+    save_task(trained.task, tmp_path / "mrpc")
+    predictions = list(Predictor([tmp_path / "mrpc"]).predict(test.inputs))
+    accuracy = np.mean([found.label == truth for found, truth in zip(predictions, test.labels or [], strict=True)])
+    assert accuracy == pytest.approx(trained.reports["test"].metrics["accuracy"], abs=0.01)
