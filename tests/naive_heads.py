@@ -39,7 +39,11 @@ def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
         pools.append(sum(states, torch.zeros_like(states[0])) / len(states))
         for query in range(config.queries):
             pools.append(_attend(state["queries"][layer, query], states, states))
-    text = _linear(state, "project", torch.cat([_standardised(pool) for pool in pools]))
+    mapped = [_gelu(_linear(state, "token_map", token.flatten())) for token in tokens]
+    mean = sum(mapped, torch.zeros_like(mapped[0])) / len(mapped)
+    largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
+    of_tokens = _norm(state, "token_norm", torch.cat((mean, largest)))
+    text = _linear(state, "project", torch.cat([*(_standardised(pool) for pool in pools), of_tokens]))
     text = text + _feed_forward(state, "refine", text)
     text = _norm(state, "final_norm", text)
     return torch.stack([row @ text + bias for row, bias in zip(state["label_rows"], state["label_bias"], strict=True)])
@@ -128,5 +132,8 @@ def _norm(state: State, name: str, vector: Tensor) -> Tensor:
 
 def _feed_forward(state: State, name: str, vector: Tensor) -> Tensor:
     hidden = _linear(state, f"{name}.1", _norm(state, f"{name}.0", vector))
-    bent = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-    return _linear(state, f"{name}.3", bent)
+    return _linear(state, f"{name}.3", _gelu(hidden))
+
+
+def _gelu(vector: Tensor) -> Tensor:
+    return vector * 0.5 * (1 + torch.erf(vector / math.sqrt(2)))

@@ -178,6 +178,9 @@ def weights_of(task: Task) -> Callable[[Path], None]:
     return write("head.safetensors", safetensors.torch.save(task.head.state_dict()))
 
 
+DAMAGED = "head.safetensors is damaged or no safetensors file"
+OTHER_LABELS = "belongs to another task: label_rows should be (3, 6), it is (2, 6)"
+
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing folder": (remove, "there is no task folder"),
     "no task.json": (lambda folder: (folder / "task.json").unlink(), "is not a task folder: it holds no task.json"),
@@ -198,9 +201,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "head width as text": (edit_head(width="6"), "task.json is damaged (TypeError"),
     "other head width": (edit_head(width=7), "head.safetensors belongs to another task"),
     "no weights": (lambda folder: (folder / "head.safetensors").unlink(), "lacks head.safetensors"),
-    "cut weights": (cut_weights, "head.safetensors is damaged or no safetensors file"),
-    "foreign weights": (write("head.safetensors", b"\x80\x04 pickle"), "head.safetensors is damaged or no safetensors file"),
-    "weights of another task": (weights_of(make_task(labels=("x", "y"))), "belongs to another task: label_rows should be (3, 6), it is (2, 6)"),
+    "cut weights": (cut_weights, DAMAGED),
+    "foreign weights": (write("head.safetensors", b"\x80\x04 pickle"), DAMAGED),
+    "weights of another task": (weights_of(make_task(labels=("x", "y"))), OTHER_LABELS),
     "weights of another form": (weights_of(make_task(CROSS)), "belongs to another task"),
     "a changed bit": (flip_a_bit, "is not the file that was saved with this task (checksum differs)"),
 }  # fmt: skip
@@ -224,8 +227,15 @@ def test_refuses_a_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("weights", "d" * 64), ("tokenizer", "d" * 64), ("layers", (0, 3)), ("precision", "bf16"), ("max_length", 16), ("config", "d" * 64)],
-)  # fmt: skip
+    [
+        ("weights", "d" * 64),
+        ("tokenizer", "d" * 64),
+        ("config", "d" * 64),
+        ("layers", (0, 3)),
+        ("precision", "bf16"),
+        ("max_length", 16),
+    ],
+)
 def test_refuses_another_encoder(field: str, value: object) -> None:
     task = make_task()
     other = replace(IDENTITY, name="other", **{field: value})  # type: ignore[arg-type]

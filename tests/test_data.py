@@ -455,6 +455,28 @@ def test_a_repeated_table_is_held_out_by_pairs_of_rows() -> None:
     assert (validation[:10] + 100).tolist() == validation[10:].tolist()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_where_repeated_rows_leave_little_choice(seed: int) -> None:
+    # Only groups can stand for "x": the smallest does, whole, though its share is one row.
+    small = from_lists([*"aaabb", *"cdefgh"], [*"xxxxx", *"yyyyyy"])
+    assert split_holdout(small, seed, fraction=0.2)[1].tolist()[:2] == [3, 4]
+    # "x" has nothing to give, so its share goes to "y".
+    same = from_lists(["a"] * 10 + [f"text {i}" for i in range(10)], ["x"] * 10 + ["y"] * 10)
+    assert Counter(same.select(split_holdout(same, seed)[1]).labels) == {"y": 2}
+    # Each text of "a" is also the only row of another label: "b" gives the row, whose share it was not.
+    tied = Dataset([*"ppqqrs"], [*"acadbb"])
+    assert split_holdout(tied, seed)[1].tolist() in ([4], [5])
+    # No group is small enough.
+    groups = from_lists([*"aaabbb", "c"], [*"xxxxxx", "y"])
+    assert "no row can be held out" in complaint(split_holdout, groups, seed, most=2)
+    assert len(split_holdout(groups, seed, most=3)[1]) == 3
+
+
+def test_the_same_text_with_another_second_text_is_another_input() -> None:
+    dataset = from_lists([("q", f"answer {i}") for i in range(10)], ["x"] * 10)
+    assert len(split_holdout(dataset, seed=0, fraction=0.3)[1]) == 3
+
+
 def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
     program = """
 from ytuning.data import from_lists, split_holdout

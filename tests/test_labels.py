@@ -17,7 +17,8 @@ def test_labels_are_sorted_as_plain_strings() -> None:
 
 def test_integers_are_sorted_by_value() -> None:
     assert LabelSet.from_labels(["10", "2", "-1", "2"]).names == ("-1", "2", "10")
-    assert LabelSet.from_labels(["1", "01", "0"]).names == ("0", "01", "1")
+    same = ["1", "01", "0001", "+1", "001"]
+    assert LabelSet.from_labels([*same, "0"]).names == ("0", "+1", "0001", "001", "01", "1")
 
 
 def test_an_integer_too_long_to_be_one_is_a_string() -> None:

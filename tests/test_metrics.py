@@ -35,7 +35,8 @@ def test_single_label_metrics() -> None:
     assert found["micro_f1"] == pytest.approx(4 / 6)
     # F1 of label 0: 2 right of 3 and 3 -> 2/3; of label 1: 1 right of 2 and 2 -> 1/2; of label 2: 1.
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    # Matthews (Gorodkin): (right * n - sum(true_k * predicted_k)) / sqrt((n^2 - sum(predicted_k^2)) (n^2 - sum(true_k^2)))
+    # Matthews with several labels (Gorodkin), t and p being rows of a label in truth and prediction:
+    # (right * n - sum(t * p)) / sqrt((n^2 - sum(p^2)) * (n^2 - sum(t^2)))
     assert found["matthews"] == pytest.approx((4 * 6 - 14) / math.sqrt((36 - 14) * (36 - 14)))
     assert found["ece"] == pytest.approx(0.8 - 4 / 6)
 

@@ -356,7 +356,8 @@ def _tokenizer_rules(tokenizer: Any) -> bytes:
 
 
 def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
-    chosen = (round(count * 2 / 3), round(count * 5 / 6)) if layers is None else tuple(layers)
+    lower = round(count * 2 / 3)
+    chosen = (lower, min(count, max(lower + 1, round(count * 5 / 6)))) if layers is None else tuple(layers)
     unique = tuple(sorted(set(chosen)))
     if not unique or unique[0] < 0 or unique[-1] > count:
         raise EncoderError(f"layers must be from 0 to {count} for the encoder {name!r}. Got {list(chosen)} instead.")

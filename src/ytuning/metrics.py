@@ -28,11 +28,12 @@ def single_label_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict[s
         ``ece``.
     """
     predicted = probabilities.argmax(1)
+    one_label = len(np.union1d(truth, predicted)) == 1  # scikit-learn gives 0 too, with a warning
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
         "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(truth, predicted)),
+        "matthews": 0.0 if one_label else float(matthews_corrcoef(truth, predicted)),
         "ece": expected_calibration_error(truth, probabilities),
     }
 

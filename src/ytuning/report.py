@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from ytuning.evaluation import Report
@@ -43,7 +44,7 @@ def seconds_table(seconds: dict[str, float]) -> Table:
 def _headline(report: Report, title: str) -> str:
     names = {"accuracy": "accuracy", "macro_f1": "macro F1", "matthews": "Matthews", "ece": "calibration error"}
     figures = ", ".join(f"{shown} [bold]{report.metrics[name]:.4f}[/bold]" for name, shown in names.items())
-    return f"[bold]{title}[/bold] ({report.rows:,} rows): {figures}\n"
+    return f"[bold]{escape(title)}[/bold] ({report.rows:,} rows): {figures}\n"
 
 
 def _labels_table(report: Report) -> Table:
@@ -59,7 +60,7 @@ def _labels_table(report: Report) -> Table:
         table.add_column(name, justify="right")
     for name, figures in chosen:
         values = [f"{figures[column]:.3f}" for column in ("precision", "recall", "f1")]
-        table.add_row(name, *values, f"{int(figures['rows']):,}")
+        table.add_row(escape(name), *values, f"{int(figures['rows']):,}")
     return table
 
 
@@ -69,5 +70,5 @@ def _confusions_table(report: Report) -> Table:
     table.add_column("predicted", overflow="fold")
     table.add_column("rows", justify="right")
     for confusion in report.confusions:
-        table.add_row(confusion.true, confusion.predicted, str(confusion.rows))
+        table.add_row(escape(confusion.true), escape(confusion.predicted), str(confusion.rows))
     return table
