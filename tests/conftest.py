@@ -66,8 +66,13 @@ def build_tiny_encoder(folder: Path, seed: int) -> Path:
 def toy_rows() -> tuple[list[str], list[str]]:
     """120 texts of three labels that a head on the tiny encoder can learn."""
     chooser = random.Random(0)
-    themes = {"card": ["card", "stolen", "lost"], "login": ["login", "password", "email"], "refund": ["refund", "money", "late"]}
-    texts, labels = [], []
+    themes = {
+        "card": ["card", "stolen", "lost"],
+        "login": ["login", "password", "email"],
+        "refund": ["refund", "money", "late"],
+    }
+    texts: list[str] = []
+    labels: list[str] = []
     while len(texts) < 120:
         label = chooser.choice(sorted(themes))
         words = chooser.choices(WORDS, k=chooser.randint(1, 6)) + chooser.choices(themes[label], k=3)

@@ -32,21 +32,27 @@ def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tenso
 
 
 def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
-    """Logits (C,) of the tokens of one text, each (L, D)."""
+    """Logits (C,) of the tokens of one text, each (L, D): the mean of what the members say."""
+    return torch.stack([_member(config, state, member, tokens) for member in range(config.members)]).mean(0)
+
+
+def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
+    """Logits (C,) of one member."""
     pools = []
-    for layer in range(len(state["queries"])):
+    for layer, queries in enumerate(state["queries"]):
         states = [token[layer] for token in tokens]
-        pools.append(sum(states, torch.zeros_like(states[0])) / len(states))
+        pools.append(_standardised(_mean(states)))
         for query in range(config.queries):
-            pools.append(_attend(state["queries"][layer, query], states, states))
-    mapped = [_gelu(_linear(state, "token_map", token.flatten())) for token in tokens]
-    mean = sum(mapped, torch.zeros_like(mapped[0])) / len(mapped)
+            pools.append(_standardised(_attend(queries[member * config.queries + query], states, states)))
+    own = slice(member * config.token_width, (member + 1) * config.token_width)
+    mapped = [_gelu(_linear(state, "token_map", token.flatten())[own]) for token in tokens]
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
-    of_tokens = _norm(state, "token_norm", torch.cat((mean, largest)))
-    text = _linear(state, "project", torch.cat([*(_standardised(pool) for pool in pools), of_tokens]))
-    text = text + _feed_forward(state, "refine", text)
-    text = _norm(state, "final_norm", text)
-    return torch.stack([row @ text + bias for row, bias in zip(state["label_rows"], state["label_bias"], strict=True)])
+    pools.append(_standardised(torch.cat((_mean(mapped), largest))))
+    text = torch.cat(pools) @ state["project"][member] + state["project_bias"][member]
+    hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
+    text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])
+    rows, biases = state["label_rows"][member], state["label_bias"][member]
+    return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
 
 
 # --- label rows attend to tokens ------------------------------------------------------------------------------------
@@ -115,6 +121,10 @@ def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     for share, value in zip(shares, values, strict=True):
         total = total + share / sum(shares) * value
     return total
+
+
+def _mean(vectors: list[Tensor]) -> Tensor:
+    return sum(vectors, torch.zeros_like(vectors[0])) / len(vectors)
 
 
 def _linear(state: State, name: str, vector: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def weights_of(task: Task) -> Callable[[Path], None]:
 
 
 DAMAGED = "head.safetensors is damaged or no safetensors file"
-OTHER_LABELS = "belongs to another task: label_rows should be (3, 6), it is (2, 6)"
+OTHER_LABELS = "belongs to another task: label_rows should be ("
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing folder": (remove, "there is no task folder"),
@@ -196,7 +196,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "encoder changed": (edit_encoder(max_length=64), "the encoder's fingerprint does not match its fields"),
     "unknown head": (edit_head(form="linear"), "task.json is damaged (InputError: the head's form must be one of"),
     "unknown head field": (edit_head(depth=3), "task.json is damaged (TypeError"),
-    "head width 0": (edit_head(width=0), "task.json is damaged"),
+    "no attention heads": (edit(head={"form": "cross_attention", "width": 8, "heads": 0}), "task.json is damaged"),
     "negative head width": (edit_head(width=-3), "task.json is damaged"),
     "head width as text": (edit_head(width="6"), "task.json is damaged (TypeError"),
     "other head width": (edit_head(width=7), "head.safetensors belongs to another task"),

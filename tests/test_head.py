@@ -25,9 +25,9 @@ WIDTH = 12  # of the features
 
 # Config, labels, layers. Dropout is on, so that a head that drops in evaluation mode is caught.
 CASES: list[tuple[HeadConfig, int, int]] = [
-    (PooledConfig(width=8, queries=1, token_width=1, hidden=1, dropout=0.4, token_dropout=0.4), 2, 1),
-    (PooledConfig(width=8, queries=2, token_width=4, hidden=2, dropout=0.4, token_dropout=0.4), 3, 2),
-    (PooledConfig(width=6, queries=3, token_width=5, hidden=3, dropout=0.4, token_dropout=0.4), 7, 3),
+    (PooledConfig(members=1, width=8, queries=1, token_width=1, hidden=1, dropout=0.4, token_dropout=0.4), 2, 1),
+    (PooledConfig(members=2, width=8, queries=2, token_width=4, hidden=2, dropout=0.4, token_dropout=0.4), 3, 2),
+    (PooledConfig(members=3, width=6, queries=3, token_width=5, hidden=3, dropout=0.4, token_dropout=0.4), 7, 3),
     (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
     (CrossAttentionConfig(width=8, heads=4, blocks=1, rows_per_label=3, hidden=2, dropout=0.4), 9, 2),
     (CrossAttentionConfig(width=6, heads=1, blocks=2, rows_per_label=1, hidden=2, dropout=0.4), 3, 3),
@@ -101,10 +101,10 @@ def test_dropout_is_for_training_only(config: HeadConfig, labels: int, layers: i
 
 
 def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
-    head = scrambled(PooledConfig(width=8, queries=2, token_width=4, dropout=0.0, token_dropout=1.0), 3, 2)
+    head = scrambled(PooledConfig(members=2, width=8, queries=2, token_width=4, dropout=0.0, token_dropout=1.0), 3, 2)
     features, mask = batch(2)
     with torch.no_grad():
-        dropped = head.train()(features, mask)
+        dropped = head.train()(features, mask).mean(0)  # over members
         first_token = head.eval()(features[:, :1], mask[:, :1])
     torch.testing.assert_close(dropped, first_token)
 
@@ -170,3 +170,12 @@ def test_unknown_field_is_refused() -> None:
 def test_width_must_fit_the_heads() -> None:
     with pytest.raises(InputError, match=r"^width must be a multiple of heads \(3\)\. Got 8 instead\.$"):
         build_head(CrossAttentionConfig(width=8, heads=3), labels=2, layers=1, width=WIDTH)
+
+
+def test_members_learn_apart_and_answer_together() -> None:
+    head = scrambled(PooledConfig(members=3, width=8, dropout=0.0, token_dropout=0.0), 4, 2)
+    features, mask = batch(2)
+    with torch.no_grad():
+        apart, together = head.train()(features, mask), head.eval()(features, mask)
+    assert apart.shape == (3, len(features), 4)
+    torch.testing.assert_close(apart.mean(0), together)

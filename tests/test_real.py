@@ -72,7 +72,9 @@ def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
     assert prediction.label == "number"
 
 
-def test_pairs_are_trained_and_predicted(encoder: Encoder, store: FeatureStore, shared_data: Path, tmp_path: Path) -> None:
+def test_pairs_are_trained_and_predicted(
+    encoder: Encoder, store: FeatureStore, shared_data: Path, tmp_path: Path
+) -> None:
     train = read_dataset(shared_data / "mrpc" / "train.jsonl").select(range(600))
     test = read_dataset(shared_data / "mrpc" / "validation.jsonl")
     trained = train_task(train, encoder, store, preset("default"), test=test)

@@ -165,11 +165,11 @@ def test_same_seed_same_bytes(fit: Callable[..., FitResult]) -> None:
 def test_leaves_random_state_and_threads_alone(fit: Callable[..., FitResult]) -> None:
     torch.manual_seed(9)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    numpy_state = np.random.get_state()[1]
+    numpy_state = np.random.get_state(legacy=False)["state"]["key"].copy()
     fit()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert np.array_equal(np.asarray(np.random.get_state()[1]), np.asarray(numpy_state))
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
 def test_the_callers_random_state_does_not_matter(fit: Callable[..., FitResult]) -> None:
@@ -224,7 +224,7 @@ def test_batches_hold_rows_of_similar_length() -> None:
     ],
 )
 def test_number_of_steps(fit: Callable[..., FitResult], change: dict[str, int], steps: int) -> None:
-    config = replace(SHORT, batch_size=16, patience=99, **change)
+    config = replace(SHORT, batch_size=16, patience=99, **change)  # type: ignore[arg-type]
     history = fit(replace(RECIPE, training=config), refit=False).history
     assert [entry.step for entry in history] == [round(steps * number / 5) for number in range(1, 6)]
 

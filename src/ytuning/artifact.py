@@ -101,13 +101,17 @@ def check_target(folder: str | Path) -> None:
     """Refuse a folder that a task must not be written to; called before any work is done.
 
     Raises:
-        InputError: it is a file, or holds something that is not a task.
+        InputError: it is a file, holds something that is not a task, or cannot be made or written.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
     if path.is_dir() and any(path.iterdir()) and not (path / TASK_FILE).is_file():
         raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
+    nearest = next(place for place in (path, *path.resolve().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "cannot be written" if nearest.is_dir() else "is not a folder"
+        raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
 
 
 def load_task(folder: str | Path) -> Task:
@@ -122,12 +126,20 @@ def load_task(folder: str | Path) -> Task:
         labels = LabelSet(tuple(content["labels"]))
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = config_from_json(content["head"])
-        head = build_head(config, labels=len(labels), layers=len(encoder.layers), width=encoder.width)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
+            head = build_head(config, labels=len(labels), layers=len(encoder.layers), width=encoder.width)
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
         record = {name: content[name] for name in ("metrics", "training", "pair", "kind")}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # torch: RuntimeError
         raise TaskFolderError(
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error

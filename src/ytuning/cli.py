@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ytuning.encoder import Encoder
     from ytuning.pipeline import Stopwatch, Trained
 
+__all__ = ["app", "main"]
+
+TYPER_INTERRUPTED = 130  # what newer versions of typer make of Ctrl-C; older ones raise Abort
+
 # Modules that load torch are imported inside the commands: --help and mistakes should answer at once.
 
 app = typer.Typer(
@@ -300,6 +304,8 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
     try:
         status = app(standalone_mode=False)
+        if status == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
     except typer.Exit as stop:
         status = stop.exit_code
     except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
-        classes, ids = np.unique(_label_array(y), return_inverse=True)
+        classes, ids = _classes_and_ids(y)
         names = [str(name) for name in classes.tolist()]
         data = from_lists(X, [names[number] for number in ids.tolist()])
         encoder = load_encoder(self.encoder)
@@ -119,10 +120,18 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return tags
 
 
-def _label_array(y: Any) -> np.ndarray:
+def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, sorted (C,), and the place among them of each row's (rows,)."""
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
     if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
         raise InputError("y holds fractional or missing numbers: regression is not supported yet. Use labels")
-    return labels
+    for row, label in enumerate(y, 1):  # not those of the array, where NaN beside text has become the text "nan"
+        if label is None or (isinstance(label, float) and math.isnan(label)):
+            raise DataError("the label is missing. Fill it in or remove the row", source="y", row=row)
+    try:
+        classes, ids = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise InputError(f"y must hold labels of one type, as they are sorted ({error})") from error
+    return classes, ids

@@ -146,7 +146,8 @@ class PooledHead(nn.Module):
         for layer, queries in enumerate(self.queries):
             tokens = features[:, :, layer]  # (B, T, D)
             scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, E * Q, T)
-            pools = self.dropout(_normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens))
+            pools = _normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)  # (B, 1 + E * Q, D)
+            pools = pools * self.dropout(torch.ones_like(pools[:1]))  # one draw for the batch: drawing is slow on a CPU
             mean, own = pools[:, 0].expand(members, -1, -1), pools[:, 1:].unflatten(1, (members, -1))
             parts += [mean, own.transpose(0, 1).flatten(2)]
         return torch.cat(parts, -1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -153,7 +155,7 @@ def fit_head(
     """
     progress = progress or Progress()
     goal = torch.from_numpy(np.asarray(targets, np.int64))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         run = _Run(features, goal, train, recipe, seed, "train", progress)
         best = _search(run, torch.from_numpy(validation))
         if refit and not best.interrupted:
@@ -208,16 +210,16 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
-        self.batches = _shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed)
+        self.batches = _ahead(_shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed), features)
 
     def advance(self, until: int) -> None:
         """Train up to step ``until``."""
         self.head.train()
         while self.step < until:
-            batch = next(self.batches)
+            batch, features, mask = next(self.batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * self._schedule()
-            logits = self.head(*self.features.batch(batch)).flatten(0, -2)  # (B, C), or (E * B, C) of E members
+            logits = self.head(features, mask).flatten(0, -2)  # (B, C), or (E * B, C) of E members
             loss = self.loss(logits, self.goal[batch].repeat(len(logits) // len(batch)))
             self.optimizer.zero_grad()
             loss.backward()
@@ -279,6 +281,33 @@ def _shuffled_batches(lengths: Tensor, rows: Tensor, size: int, seed: int) -> It
             batches.extend(part[torch.argsort(lengths[part], stable=True)].split(size))
         for number in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[number]
+
+
+def _ahead(batches: Iterator[Tensor], features: Features) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each batch of rows with its features and mask, gathered on another core while the one before is trained on."""
+    with ThreadPoolExecutor(1, "gather", initializer=lambda: torch.set_num_threads(1)) as pool:
+        gather = features.batch
+        rows = next(batches)
+        found = pool.submit(gather, rows)
+        for following in batches:
+            ready, (values, mask) = rows, found.result()
+            rows, found = following, pool.submit(gather, following)
+            yield ready, values, mask
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Train on one thread, and so give the same bytes on any number of cores.
+
+    A step's operations take microseconds each: a second thread gains little on an idle machine, and on a busy one every
+    operation waits for it (measured on two loaded cores: 20 x slower).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loss(config: TrainingConfig, targets: Tensor, labels: int) -> Loss:

@@ -1,0 +1,579 @@
+"""The command line: what goes to stdout and stderr, exit codes, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import build_tiny_encoder
+from ytuning import cli, training
+from ytuning.artifact import load_task, save_task
+from ytuning.data import from_lists
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.errors import StoreError
+from ytuning.head import CrossAttentionConfig, PooledConfig
+from ytuning.pipeline import train_task
+from ytuning.predictor import Prediction, Predictor
+from ytuning.store import FeatureStore
+from ytuning.training import Recipe, TrainingConfig
+
+QUICK = TrainingConfig(fewest_steps=30, most_steps=30)
+METRICS = {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
+COMMANDS = [("train",), ("predict",), ("evaluate",), ("cache", "list"), ("cache", "verify"), ("cache", "remove")]
+
+
+@dataclass
+class Outcome:
+    """What a run of the program left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON value on stdout."""
+        return json.loads(self.out)
+
+    def mistake(self) -> str:
+        """The message of a user's mistake: the last line, after nothing but progress about the columns."""
+        *before, last = [line for line in self.err.splitlines() if line.strip()]
+        assert (self.status, self.out) == (2, ""), self
+        assert last.startswith("error: ") and "Traceback" not in self.err
+        assert all(" rows; columns " in line for line in before), self
+        return last.removeprefix("error: ")
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program within this process, with presets of few steps."""
+    monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK))
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ytuning", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return Outcome(stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+def write_csv(path: Path, texts: list[str], labels: list[str], header: str = "text,label") -> Path:
+    rows = [f'"{text}",{label}' for text, label in zip(texts, labels, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path, toy_rows: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with ``train.csv`` (100 rows) and ``test.csv`` (20 rows)."""
+    texts, labels = toy_rows
+    write_csv(tmp_path / "train.csv", texts[:100], labels[:100])
+    write_csv(tmp_path / "test.csv", texts[100:], labels[100:])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A task folder named ``toy``, and one named ``pairs`` beside it."""
+    root = tmp_path_factory.mktemp("tasks")
+    encoder, store = load_encoder(tiny_encoder), FeatureStore(root / "store")
+    recipe = Recipe(PooledConfig(width=16), QUICK)
+    for name, pairs in (("toy", None), ("pairs", toy_rows[0][::-1])):
+        save_task(train_task(from_lists(*toy_rows, pairs), encoder, store, recipe, name=name).task, root / name)
+    yield root / "toy"
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def test_train_json_keeps_the_contract(run: Run, files: Path, tiny_encoder: Path) -> None:
+    found = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json")
+    assert found.status == 0
+    result = found.json
+    identity = load_encoder(tiny_encoder).identity
+    assert set(result) >= {
+        "task_dir", "kind", "labels", "rows", "encoder", "head", "metrics", "seconds", "cache", "truncated",
+    }  # fmt: skip
+    assert (result["task_dir"], result["kind"], result["labels"], result["truncated"]) == ("tasks/toy", "single", 3, 0)
+    assert set(result["rows"]) == {"train", "validation", "test"} and result["rows"]["test"] == 20
+    assert result["rows"]["train"] + result["rows"]["validation"] == 100
+    assert result["encoder"] == {
+        "name": str(tiny_encoder),
+        "fingerprint": identity.fingerprint,
+        "parameters": identity.parameters,
+    }
+    task = load_task(files / "tasks" / "toy")
+    assert set(result["head"]) == {"parameters", "share_of_encoder"}
+    assert result["head"]["parameters"] == task.head_parameters
+    assert result["head"]["share_of_encoder"] == pytest.approx(task.head_parameters / identity.parameters)
+    assert set(result["metrics"]) == {"validation", "test"}
+    assert all(set(split) == METRICS for split in result["metrics"].values())
+    assert result["metrics"] == task.metrics
+    assert set(result["seconds"]) == {"read", "encode", "train", "evaluate", "total"}
+    parts = [seconds for stage, seconds in result["seconds"].items() if stage != "total"]
+    assert 0 < sum(parts) <= result["seconds"]["total"] + 0.01
+    assert set(result["cache"]) == {"hits", "misses", "bytes"} and result["cache"]["misses"] == 120
+    again = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json")
+    assert (again.json["cache"]["hits"], again.json["cache"]["misses"]) == (120, 0)
+    assert again.json["metrics"] == result["metrics"]
+
+
+def test_train_shows_progress_on_stderr_and_tables_on_stdout(run: Run, files: Path, tiny_encoder: Path) -> None:
+    found = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "toy")
+    assert found.status == 0
+    assert "train.csv: 100 rows; columns text = 'text', label = 'label'" in found.err
+    for stage in ("encode", "train", "refit"):
+        assert stage in found.err
+    for shown in ("toy, test", "20 rows", "accuracy", "precision", "card", "seconds", "total", "saved in toy"):
+        assert shown in found.out
+        assert shown not in found.err or shown in ("card", "accuracy")
+
+
+def test_quiet_is_silent_on_stderr(run: Run, files: Path, tiny_encoder: Path) -> None:
+    found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--quiet")
+    assert (found.status, found.err) == (0, "")
+    assert "toy, validation" in found.out
+    assert run("predict", "toy", "my card", "--quiet").err == ""
+    assert run("evaluate", "toy", "test.csv", "--quiet").err == ""
+    assert run("cache", "verify", "--quiet").err == ""
+
+
+def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, files: Path, tiny_encoder: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        (files / name).write_text((files / name).read_text().replace("text,label", "body,topic"))
+    found = run(
+        "train", "train.csv", "--validation", "test.csv", "--text", "body", "--label", "topic", "--kind", "single",
+        "--preset", "paper", "--seed", "3", "--encoder", tiny_encoder, "--out", "toy", "--json",
+    )  # fmt: skip
+    assert found.status == 0
+    assert found.json["rows"] == {"train": 100, "validation": 20, "test": 0}
+    task = load_task(files / "toy")
+    assert isinstance(task.config, CrossAttentionConfig) and task.training["seed"] == 3
+    assert "columns text = 'body', label = 'topic'" in found.err
+
+
+def test_no_refit(run: Run, files: Path, tiny_encoder: Path) -> None:
+    found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--no-refit", "--json")
+    assert found.json["refitted"] is False
+
+
+def test_train_tells_of_cut_texts_and_shared_rows(run: Run, files: Path, tiny_encoder: Path) -> None:
+    with (files / "test.csv").open("a") as stream:
+        stream.write('"' + "card " * 100 + '",card\n')
+        stream.write((files / "train.csv").read_text().splitlines()[1] + "\n")
+    found = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "toy", "--json")
+    assert found.json["truncated"] == 1 and found.json["shared"]["test"] == 1
+    assert "1 texts are longer than the encoder reads and were cut" in found.err
+    assert "1 test rows have exactly the text of a train row" in found.err
+
+
+# --- predict --------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_json_lines_in_input_order(run: Run, trained: Path) -> None:
+    texts = ["my card", "naïve \U0001f600 login", "my card", "a refund"]
+    found = run("predict", trained, *texts)
+    assert found.status == 0
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    assert [line["text"] for line in lines] == texts
+    assert all(list(line) == ["text", "task", "label", "scores"] for line in lines)
+    assert all(line["task"] == "toy" and list(line["scores"]) == ["card", "login", "refund"] for line in lines)
+    assert "naïve" in found.out
+
+
+def test_predict_reads_a_file_without_labels(run: Run, trained: Path, files: Path) -> None:
+    (files / "in.jsonl").write_text('{"body": "my card", "label": 3}\n{"body": "login"}\n')
+    found = run("predict", trained, "--input", "in.jsonl", "--text", "body")
+    assert [json.loads(line)["text"] for line in found.out.splitlines()] == ["my card", "login"]
+
+
+def test_predict_pairs(run: Run, trained: Path, files: Path) -> None:
+    (files / "in.csv").write_text("text,text_pair\nmy card,your login\n")
+    found = run("predict", trained.with_name("pairs"), "--input", "in.csv")
+    assert list(json.loads(found.out)) == ["text", "text_pair", "task", "label", "scores"]
+    assert "pairs of texts" in run("predict", trained.with_name("pairs"), "my card").mistake()
+
+
+def test_predict_with_several_tasks(run: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    found = run("predict", trained, tmp_path / "copy", "my card", "login")
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    assert [(line["text"], line["task"]) for line in lines] == [
+        ("my card", "toy"), ("my card", "copy"), ("login", "toy"), ("login", "copy"),
+    ]  # fmt: skip
+
+
+def test_predict_json_is_one_list(run: Run, trained: Path) -> None:
+    found = run("predict", trained, "my card", "login", "--json")
+    assert [line["text"] for line in found.json] == ["my card", "login"]
+    assert len(found.out.splitlines()) == 1
+
+
+def test_predict_output_file(run: Run, trained: Path, files: Path) -> None:
+    found = run("predict", trained, "my card", "--output", "out.jsonl")
+    assert (found.status, found.out) == (0, "")
+    assert json.loads((files / "out.jsonl").read_text())["text"] == "my card"
+    assert not list(files.glob("*.partial"))
+    assert "cannot write" in run("predict", trained, "my card", "--output", "no/such/folder.jsonl").mistake()
+
+
+def test_predict_output_file_appears_whole_or_not_at_all(
+    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Predictor, inputs: object) -> Iterator[Prediction]:
+        yield Prediction("my card", None, "toy", "card", {"card": 1.0}, truncated=False)
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Predictor, "predict", half)
+    (files / "out.jsonl").write_text("of yesterday")
+    found = run("predict", trained, "my card", "login", "--output", "out.jsonl")
+    assert found.status == 1
+    assert (files / "out.jsonl").read_text() == "of yesterday"
+    assert not list(files.glob("*.partial"))
+
+
+def test_moved_encoder(run: Run, files: Path, tiny_encoder: Path) -> None:
+    shutil.copytree(tiny_encoder, "old")
+    assert run("train", "train.csv", "--encoder", "./old", "--out", "toy").status == 0
+    (files / "old").rename("new")
+    assert "there is no encoder folder './old'" in run("predict", "toy", "my card").mistake()
+    assert run("predict", "toy", "my card", "--encoder", "new").status == 0
+    assert run("evaluate", "toy", "test.csv", "--encoder", "new").status == 0
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate(run: Run, trained: Path, files: Path) -> None:
+    found = run("evaluate", trained, "test.csv")
+    assert found.status == 0
+    for shown in ("toy on test.csv", "20 rows", "accuracy", "login"):
+        assert shown in found.out
+
+
+def test_evaluate_json_agrees_with_predict(run: Run, trained: Path, files: Path) -> None:
+    found = run("evaluate", trained, "test.csv", "--json")
+    result = found.json
+    assert (result["task"], result["rows"], result["truncated"]) == ("toy", 20, 0)
+    assert set(result["metrics"]) == METRICS and set(result["labels"]) == {"card", "login", "refund"}
+    predicted = [json.loads(line)["label"] for line in run("predict", trained, "--input", "test.csv").out.splitlines()]
+    truth = [line.rsplit(",", 1)[1] for line in (files / "test.csv").read_text().splitlines()[1:]]
+    right = sum(a == b for a, b in zip(predicted, truth, strict=True))
+    assert result["metrics"]["accuracy"] == pytest.approx(right / 20)
+
+
+def test_evaluate_rows_of_one_label(run: Run, trained: Path, files: Path) -> None:
+    (files / "one.csv").write_text("text,label\nmy card,card\n")
+    assert run("evaluate", trained, "one.csv", "--json", "--quiet").err == ""
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(run: Run, trained: Path, files: Path) -> Path:
+    """The store after one evaluation."""
+    assert run("evaluate", trained, "test.csv").status == 0
+    return Path(os.environ["YTUNING_CACHE"])
+
+
+def test_cache_list(run: Run, filled: Path, tiny_encoder: Path) -> None:
+    result = run("cache", "list", "--json").json
+    (space,) = result["spaces"]
+    assert result["root"] == str(filled)
+    assert (space["encoder"], space["texts"], space["shards"]) == (str(tiny_encoder), 20, 1)
+    shown = run("cache", "list")
+    assert shown.status == 0
+    assert space["fingerprint"] in shown.out and "20 texts" in shown.out and str(filled) in shown.out
+
+
+def test_cache_list_of_nothing(run: Run) -> None:
+    assert "it is empty" in run("cache", "list").out
+    assert run("cache", "list", "--json").json["spaces"] == []
+
+
+def test_cache_verify(run: Run, filled: Path) -> None:
+    whole = run("cache", "verify")
+    assert (whole.status, whole.out) == (0, "1 shards checked, 0 damaged\n")
+    (shard,) = filled.glob("*/shards/*.features")
+    shard.write_bytes(b"\x00" + shard.read_bytes()[1:-1] + b"\x01")
+    damaged = run("cache", "verify", "--json")
+    assert damaged.status == 1
+    assert damaged.json["shards"] == 1
+    assert [entry["shard"] for entry in damaged.json["damaged"]] == [shard.stem]
+    assert f"shard {shard.stem} is damaged" in damaged.err
+    assert run("cache", "verify").out == "0 shards checked, 0 damaged\n"
+
+
+def test_a_damaged_shard_is_named_and_computed_again(run: Run, filled: Path, trained: Path) -> None:
+    before = run("evaluate", trained, "test.csv", "--json").json
+    (shard,) = filled.glob("*/shards/*.features")
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\x01\x02")
+    found = run("evaluate", trained, "test.csv", "--json")
+    assert found.status == 0 and f"shard {shard.stem} is damaged" in found.err
+    assert found.json["metrics"] == before["metrics"] and found.json["cache"]["misses"] == 20
+
+
+def test_cache_remove(run: Run, filled: Path) -> None:
+    (fingerprint,) = (space["fingerprint"] for space in run("cache", "list", "--json").json["spaces"])
+    assert "no feature space starts with 'zz'" in run("cache", "remove", "zz").mistake()
+    assert run("cache", "remove", fingerprint[:4], "--json").json == {"removed": [fingerprint]}
+    assert run("cache", "list", "--json").json["spaces"] == []
+    assert run("cache", "remove", "--all").out == "removed 0 feature spaces\n"
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+OUT = ("--out", "new")
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "missing file": (("train", "nothing.csv", *OUT), "nothing.csv: there is no such file"),
+    "a folder": (("train", ".", *OUT), "this is a folder"),
+    "unknown suffix": (("train", "rows.xlsx", *OUT), "rows.xlsx"),
+    "empty file": (("train", "empty.csv", *OUT), "empty.csv: the file is empty"),
+    "no text column": (("train", "odd.csv", *OUT), "there is no column 'text' or 'sentence'"),
+    "bad column": (("train", "train.csv", "--text", "txet", *OUT), "'txet', which is not there. Did you mean 'text'?"),
+    "bad label column": (("train", "train.csv", "--label", "topic", *OUT), "label= (--label) names the column 'topic'"),
+    "one label": (("train", "one.csv", *OUT), "one.csv, row 1, column 'label': all 2 rows have the label 'card'"),
+    "label once": (("train", "once.csv", *OUT), "once.csv, row 3, column 'label': the label 'login' occurs once"),
+    "empty text": (("train", "gap.csv", *OUT), "gap.csv, row 2, column 'text': the text is empty"),
+    "unknown test label": (("train", "train.csv", "--test", "foreign.csv", *OUT), "foreign.csv, row 1"),
+    "regression": (("train", "numbers.csv", *OUT), "regression is not supported yet"),
+    "multi-label": (("train", "train.csv", "--kind", "multi", *OUT), "multi-label) are not supported yet"),
+    "unknown kind": (("train", "train.csv", "--kind", "many", *OUT), "'many' is not one of 'auto', 'single', "),
+    "unknown preset": (("train", "train.csv", "--preset", "best", *OUT), "'best' is not one of 'default', 'paper'"),
+    "seed not a number": (("train", "train.csv", "--seed", "x", *OUT), "--seed"),
+    "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "--seed"),
+    "no out": (("train", "train.csv"), "Missing option '--out'"),
+    "no file": (("train", *OUT), "Missing argument 'TRAIN'"),
+    "unknown option": (("train", "train.csv", "--epochs", "3", *OUT), "No such option"),
+    "unknown command": (("trian", "train.csv"), "No such command 'trian'"),
+    "foreign out": (("train", "train.csv", "--out", "foreign"), "the folder foreign holds files and is no task folder"),
+    "out is a file": (("train", "train.csv", "--out", "train.csv"), "train.csv is a file, not a folder for the task"),
+    "out below a file": (("train", "train.csv", "--out", "train.csv/task"), "cannot write the task folder"),
+    "no encoder": (("train", "train.csv", "--encoder", "./none", *OUT), "there is no encoder folder './none'"),
+    "not an encoder": (("train", "train.csv", "--encoder", "foreign", *OUT), "foreign holds no config.json"),
+    "not a name": (("train", "train.csv", "--encoder", "what is this?", *OUT), "'what is this?'"),
+    "predict nothing": (("predict",), "Missing argument"),
+    "predict without texts": (("predict", "TASK"), "give texts to label either as arguments or with --input FILE"),
+    "texts and input": (("predict", "TASK", "a text", "--input", "test.csv"), "--input FILE, not both"),
+    "no task": (("predict", "nothing", "a text"), "there is no task folder nothing"),
+    "not a task": (("predict", "foreign", "a text"), "foreign is not a task folder: it holds no task.json"),
+    "corrupt task": (("predict", "corrupt", "a text"), "task.json is damaged: it is not JSON"),
+    "corrupt weights": (("predict", "cut", "a text"), "head.safetensors is damaged or no safetensors file"),
+    "same name": (("predict", "TASK", "other/toy", "a text"), "two task folders are named 'toy'"),
+    "other encoder": (("predict", "TASK", "a text", "--encoder", "ENCODER"), "was trained with another encoder"),
+    "missing input": (("predict", "TASK", "--input", "nothing.csv"), "nothing.csv: there is no such file"),
+    "pairs for single": (("predict", "TASK", "--input", "pairs.csv"), "was trained on single texts, not pairs"),
+    "evaluate nothing": (("evaluate", "TASK"), "Missing argument 'DATA'"),
+    "evaluate no task": (("evaluate", "nothing", "test.csv"), "there is no task folder nothing"),
+    "evaluate no file": (("evaluate", "TASK", "nothing.csv"), "nothing.csv: there is no such file"),
+    "evaluate unlabelled": (("evaluate", "TASK", "odd.csv", "--text", "a"), "there is no column 'label' or 'labels'"),
+    "evaluate foreign label": (("evaluate", "TASK", "foreign.csv"), "the label 'x' does not occur in the training data"),
+    "evaluate pairs": (("evaluate", "TASK", "pairs.csv"), "was trained on single texts"),
+    "evaluate other encoder": (("evaluate", "TASK", "test.csv", "--encoder", "ENCODER"), "with another encoder"),
+    "remove nothing": (("cache", "remove"), "give the beginning of one fingerprint"),
+    "remove both": (("cache", "remove", "ab", "--all"), "give the beginning of one fingerprint"),
+    "remove unknown": (("cache", "remove", "ab"), "no feature space starts with 'ab'"),
+    "unknown cache command": (("cache", "clear"), "No such command 'clear'"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_encoder(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture
+def mistakes(files: Path, trained: Path) -> Path:
+    """Everything that can be wrong with a file or folder."""
+    contents = {
+        "empty.csv": "",
+        "odd.csv": "a,b\nx,y\n",
+        "one.csv": "text,label\na,card\nb,card\n",
+        "once.csv": "text,label\na,card\nb,card\nc,login\n",
+        "gap.csv": "text,label\na,card\n,card\n",
+        "foreign.csv": "text,label\na,x\n",
+        "numbers.csv": "text,label\na,0.5\nb,1.5\n",
+        "pairs.csv": "text,text_pair,label\na,b,card\n",
+        "rows.xlsx": "x",
+    }
+    for name, content in contents.items():
+        (files / name).write_text(content)
+    (files / "foreign").mkdir()
+    (files / "foreign" / "thesis.txt").write_text("precious")
+    for name in ("corrupt", "cut", "other/toy"):
+        shutil.copytree(trained, files / name)
+    (files / "corrupt" / "task.json").write_text("{")
+    (files / "cut" / "head.safetensors").write_bytes(b"short")
+    return files
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(
+    name: str, run: Run, mistakes: Path, trained: Path, tiny_encoder: Path, other_encoder: Path
+) -> None:
+    arguments, expected = MISTAKES[name]
+    given = [{"TASK": str(trained), "ENCODER": str(other_encoder)}.get(word, word) for word in arguments]
+    if given[0] == "train" and "--encoder" not in given:
+        given += ["--encoder", str(tiny_encoder)]
+    assert expected in run(*given).mistake()
+    assert not (mistakes / "new").exists()
+    # With --quiet there is not even progress; --json changes nothing.
+    if given[0] in ("train", "predict", "evaluate"):
+        quiet = run(*given[:1], "--quiet", "--json", *given[1:])
+        assert expected in quiet.mistake() and len(quiet.err.splitlines()) == 1
+
+
+@pytest.mark.xfail(reason="rich prints an empty line when ProgressBar stops without a bar (progress.py)", strict=True)
+def test_a_mistake_is_not_surrounded_by_empty_lines(run: Run, mistakes: Path) -> None:
+    assert run("train", "nothing.csv", *OUT).err.startswith("error: ")
+
+
+def test_errors_that_are_not_the_users_exit_with_1(
+    run: Run, files: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YTUNING_CACHE", str(files / "train.csv" / "store"))
+    found = run("evaluate", trained, "test.csv", "--quiet")
+    assert (found.status, found.out) == (1, "")
+    assert found.err.startswith("error: cannot use the feature store") and len(found.err.splitlines()) == 1
+
+
+def test_unforeseen_errors_keep_their_traceback(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Predictor, inputs: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("predict", trained, "my card")
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example(command: tuple[str, ...], run: Run) -> None:
+    found = run(*command, "--help")
+    assert (found.status, found.err) == (0, "")
+    assert f"Example: ytuning {' '.join(command)}" in found.out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_takes_json_and_quiet(command: tuple[str, ...], run: Run) -> None:
+    shown = run(*command, "--help").out
+    assert "--json" in shown and "--quiet" in shown
+
+
+def test_without_arguments_it_shows_help(run: Run) -> None:
+    found = run()
+    assert found.status == 2
+    for command in ("train", "predict", "evaluate", "cache"):
+        assert command in found.out + found.err
+    assert "Traceback" not in found.err
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+def test_interrupt_while_encoding(run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Encoder, tokens: object) -> Iterator[Any]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode", interrupted)
+    found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--quiet")
+    assert (found.status, found.out) == (1, "")
+    assert found.err.strip().startswith("error: interrupted; texts encoded so far are stored")
+    assert not (files / "toy").exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from ytuning import cli, progress
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+step = progress.ProgressBar.step
+
+def interrupting(self, stage, done, total, note=""):
+    step(self, stage, done, total, note)
+    if (stage, done, note) == ("train", 40, ""):
+        os.kill(os.getpid(), signal.SIGINT)
+
+progress.ProgressBar.step = interrupting
+cli.main()
+"""
+
+
+def outside(*arguments: object, code: str | None = None) -> Outcome:
+    """The program in a process of its own."""
+    program = ["-c", "from ytuning.cli import main; main()"] if code is None else ["-c", code]
+    command = [sys.executable, "-W", "error::UserWarning", *program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_interrupt_while_training_saves_the_best_head_so_far(files: Path, run: Run, tiny_encoder: Path) -> None:
+    found = outside("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--json", code=INTERRUPTED)
+    assert found.status == 1
+    assert "interrupted: the best head so far (step 40, validation accuracy" in found.err
+    assert "is saved in toy" in found.err and "Traceback" not in found.err
+    assert found.json["interrupted"] is True
+    assert load_task(files / "toy").training["interrupted"] is True
+    assert run("predict", "toy", "my card").status == 0
+
+
+# --- in a process of its own ----------------------------------------------------------------------------------------
+
+
+def test_the_whole_way_with_the_default_preset(files: Path, run: Run, tiny_encoder: Path) -> None:
+    trained = outside("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "toy", "--json")
+    assert trained.status == 0, trained.err
+    assert trained.json["metrics"]["test"]["accuracy"] > 0.5
+    predicted = run("predict", "toy", "--input", "test.csv", "--quiet")
+    assert (predicted.status, predicted.err) == (0, "")
+    lines = [json.loads(line) for line in predicted.out.splitlines()]
+    truth = [line.rsplit(",", 1)[1] for line in (files / "test.csv").read_text().splitlines()[1:]]
+    right = sum(line["label"] == label for line, label in zip(lines, truth, strict=True))
+    assert right / 20 == pytest.approx(trained.json["metrics"]["test"]["accuracy"])
+
+
+def test_a_mistake_in_a_process_of_its_own(files: Path) -> None:
+    assert "No such command 'trian'" in outside("trian", "train.csv").mistake()
+
+
+def test_a_reader_that_goes_away_is_no_traceback(files: Path, trained: Path) -> None:
+    (files / "many.csv").write_text("text\n" + "my card\n" * 3000)
+    command = [
+        sys.executable,
+        "-c",
+        "from ytuning.cli import main; main()",
+        "predict",
+        str(trained),
+        "--input",
+        "many.csv",
+    ]
+    with subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None and program.stderr is not None
+        assert json.loads(program.stdout.readline())["text"] == "my card"
+        program.stdout.close()
+        errors = program.stderr.read()
+        assert program.wait(60) == 1
+    assert errors == ""

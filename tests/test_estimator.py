@@ -1,0 +1,305 @@
+"""scikit-learn's contract, as far as it makes sense for texts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from ytuning import YTuningClassifier, estimator, training
+from ytuning.data import from_lists
+from ytuning.encoder import Encoder
+from ytuning.errors import DataError, EncoderError, InputError
+from ytuning.head import CrossAttentionConfig, PooledConfig
+from ytuning.predictor import Predictor
+from ytuning.progress import Progress
+from ytuning.training import Recipe, TrainingConfig
+
+QUICK = TrainingConfig(fewest_steps=40, most_steps=40)
+Rows = tuple[list[str], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets of few steps."""
+    monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK))
+
+
+@pytest.fixture
+def make(tiny_encoder: Path) -> Callable[..., YTuningClassifier]:
+    return lambda **options: YTuningClassifier(str(tiny_encoder), **options)
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_encoder: Path, toy_rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Iterator[YTuningClassifier]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+        model = YTuningClassifier(str(tiny_encoder), cache=tmp_path_factory.mktemp("own"))
+        yield model.fit(*toy_rows)
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+def test_init_stores_its_arguments_and_nothing_else() -> None:
+    given = {
+        "encoder": object(),
+        "preset": object(),
+        "seed": object(),
+        "refit": object(),
+        "cache": object(),
+        "verbose": object(),
+    }
+    model = YTuningClassifier(**given)  # type: ignore[arg-type]
+    assert vars(model) == given
+    assert all(vars(model)[name] is value for name, value in given.items())
+    assert set(inspect.signature(YTuningClassifier.__init__).parameters) - {"self"} == set(given)
+
+
+def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier], tiny_encoder: Path) -> None:
+    model = make(preset="paper", seed=5)
+    assert model.get_params() == {
+        "encoder": str(tiny_encoder), "preset": "paper", "seed": 5, "refit": True, "cache": None, "verbose": False,
+    }  # fmt: skip
+    assert model.set_params(seed=7, preset="default") is model
+    assert (model.seed, model.preset) == (7, "default")
+    copied = clone(model)
+    assert copied is not model and copied.get_params() == model.get_params()
+    with pytest.raises(ValueError, match="depth"):
+        model.set_params(depth=3)
+
+
+def test_clone_of_a_fitted_one_is_not_fitted(fitted: YTuningClassifier) -> None:
+    assert not [name for name in vars(clone(fitted)) if name.endswith("_") or name.startswith("_")]
+    with pytest.raises(NotFittedError):
+        clone(fitted).predict(["a"])
+
+
+def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> None:
+    assert is_classifier(make())
+    assert make().__sklearn_tags__().input_tags.string
+
+
+def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    with pytest.raises(InputError, match=r"preset must be one of 'default', 'paper'\. Got 'best' instead\."):
+        make(preset="best").fit(*toy_rows)
+    with pytest.raises(EncoderError, match="there is no encoder folder '/nowhere'"):
+        YTuningClassifier("/nowhere").fit(*toy_rows)
+
+
+# --- fit and predict ------------------------------------------------------------------------------------------------
+
+
+def test_fit_returns_self_and_leaves_parameters_alone(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    model = make(seed=2)
+    before = model.get_params()
+    assert model.fit(*toy_rows) is model
+    assert model.get_params() == before
+    assert model.validation_metrics_ == model.task_.metrics["validation"]
+    assert model.task_.training["seed"] == 2
+
+
+def test_predict_proba_and_score_agree(fitted: YTuningClassifier, toy_rows: Rows) -> None:
+    texts, labels = toy_rows
+    probabilities, predicted = fitted.predict_proba(texts), fitted.predict(texts)
+    assert probabilities.shape == (len(texts), 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert list(predicted) == [fitted.classes_[row.argmax()] for row in probabilities]
+    assert fitted.score(texts, labels) == pytest.approx(
+        np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
+    )
+    assert fitted.score(texts, labels) > max(map(labels.count, set(labels))) / len(labels) + 0.2
+
+
+def as_types(labels: list[str]) -> dict[str, Any]:
+    ids = np.array([["card", "login", "refund"].index(label) for label in labels])
+    return {
+        "str": labels,
+        "object": np.array(labels, object),
+        "int": np.array([2, 10, 1])[ids],
+        "digits": np.array(["2", "10", "1"])[ids],
+        "int list": [(-3, 0, 7)[number] for number in ids],
+        "bool": ids > 0,
+        "float": np.array([2.0, 10.0, 1.0])[ids],
+        "series": pd.Series(labels, index=range(500, 500 + len(labels))),
+    }
+
+
+@pytest.mark.parametrize("name", ["str", "object", "int", "digits", "int list", "bool", "float", "series"])
+def test_labels_keep_their_type_and_columns_follow_classes(
+    name: str, make: Callable[..., YTuningClassifier], toy_rows: Rows
+) -> None:
+    texts, y = toy_rows[0], as_types(toy_rows[1])[name]
+    model = make().fit(texts, y)
+    expected = np.unique(np.asarray(y))
+    assert model.classes_.dtype == expected.dtype and model.classes_.tolist() == expected.tolist()
+    probabilities, predicted = model.predict_proba(texts), model.predict(texts)
+    assert predicted.dtype == expected.dtype
+    assert predicted.tolist() == model.classes_[probabilities.argmax(1)].tolist()
+    # Columns that are mixed up would make the right label a rare one.
+    assert np.mean(predicted == np.asarray(y)) > np.max(np.unique(np.asarray(y), return_counts=True)[1]) / len(y) + 0.05
+    assert model.score(texts, y) == np.mean(predicted == np.asarray(y))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda texts: np.array(texts, object), pd.Series])
+def test_kinds_of_texts(kind: Callable[[list[str]], Any], fitted: YTuningClassifier, toy_rows: Rows) -> None:
+    texts = toy_rows[0][:7]
+    np.testing.assert_array_equal(fitted.predict_proba(kind(texts)), fitted.predict_proba(texts))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.DataFrame], ids=["list", "array", "frame"])
+def test_pairs(kind: Callable[[Any], Any], make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    texts, labels = toy_rows
+    pairs = list(zip(texts, texts[::-1], strict=True))
+    model = make().fit(kind(pairs) if kind is not pd.DataFrame else pairs, labels)
+    assert model.task_.pair
+    assert model.predict(pairs[:4]).shape == (4,)
+    with pytest.raises(DataError, match="this classifier was fitted on pairs of texts"):
+        model.predict(texts[:2])
+
+
+def test_same_seed_same_probabilities(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    found = [make(seed=seed).fit(*toy_rows).predict_proba(toy_rows[0]) for seed in (1, 1, 2)]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
+
+def test_second_fit_makes_no_encoder_call(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make().fit(*toy_rows)
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("the encoder was called")
+
+    monkeypatch.setattr(Encoder, "encode", never)
+    second = make(seed=1, preset="paper").fit(toy_rows[0], toy_rows[1])
+    first.predict(toy_rows[0])
+    second.predict(toy_rows[0][:3])
+
+
+def test_cache_is_a_folder_of_its_own(make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path) -> None:
+    make(cache=tmp_path / "here").fit(*toy_rows)
+    assert list((tmp_path / "here").glob("*/shards/*.features"))
+
+
+def test_save_writes_a_task_that_the_predictor_reads(fitted: YTuningClassifier, toy_rows: Rows, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "mine")
+    found = list(Predictor([tmp_path / "mine"]).predict(from_lists(toy_rows[0][:9]).inputs))
+    assert {answer.task for answer in found} == {"mine"}
+    np.testing.assert_allclose(
+        [list(answer.scores.values()) for answer in found], fitted.predict_proba(toy_rows[0][:9]), atol=1e-6
+    )
+
+
+def test_verbose_shows_progress_on_stderr_only(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make().fit(*toy_rows)
+    assert capsys.readouterr() == ("", "")
+    make(verbose=True).fit(*toy_rows)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "train" in shown.err
+
+
+def test_an_interrupted_fit_leaves_it_unfitted(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(Progress):
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            if stage == "train":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator, "Progress", Interrupt)
+    model = make()
+    try:
+        model.fit(*toy_rows)
+    except KeyboardInterrupt:
+        pass
+    else:
+        pytest.fail("the interrupt was swallowed")
+    with pytest.raises(NotFittedError):
+        model.predict(["a"])
+
+
+# --- inside scikit-learn --------------------------------------------------------------------------------------------
+
+
+def test_cross_val_score(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    scores = cross_val_score(make(), *toy_rows, cv=3)
+    assert (
+        scores.shape == (3,) and scores.mean() > max(map(toy_rows[1].count, set(toy_rows[1]))) / len(toy_rows[1]) + 0.1
+    )
+
+
+def test_grid_search(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    search = GridSearchCV(make(), {"preset": ["default", "paper"], "seed": [0]}, cv=2, error_score="raise").fit(
+        *toy_rows
+    )
+    assert set(search.best_params_) == {"preset", "seed"}
+    assert search.predict(toy_rows[0][:3]).shape == (3,)
+    assert list(search.classes_) == ["card", "login", "refund"]
+
+
+def test_pipeline(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    def lower(texts: list[str]) -> list[str]:
+        return [text.lower() for text in texts]
+
+    steps = Pipeline([("lower", FunctionTransformer(lower)), ("head", make(seed=1))])
+    steps.fit([text.upper() for text in toy_rows[0]], toy_rows[1])
+    assert steps.get_params()["head__seed"] == 1
+    plain = make(seed=1).fit(*toy_rows)
+    np.testing.assert_array_equal(steps.predict_proba(toy_rows[0]), plain.predict_proba(toy_rows[0]))
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "save"])
+def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
+    with pytest.raises(NotFittedError):
+        getattr(make(), call)(["a text"])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (["a", "b", "c"], ["x", "y"], "3 texts but 2 labels"),
+        (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
+        (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
+        (["a", "", "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is empty"),
+        (["a", None, "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is missing"),
+        ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is not text but 1"),
+        (["a", "b", "c", "d"], [[1], [1], [2], [2]], r"y must be one label for each row, .*Got shape \(4, 1\)"),
+        (["a", "b", "c", "d"], [0.5, 0.25, 1.5, 2.5], "regression is not supported yet"),
+        (["a", "b", "c", "d"], [1.0, float("nan"), 2.0, 2.0], "fractional or missing numbers"),
+        (["a", "b", "c", "d"], ["x", "x", None, "y"], "y, row 3: the label is missing"),
+        (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "y, row 3: the label is missing"),
+        (["a", "b", "c", "d"], pd.Series(["x", "x", None, "y"]), "y, row 3: the label is missing"),
+        (["a", "b", "c", "d"], np.array(["x", "x", 3, 3], object), "labels of one type"),
+        ("a text", ["x"], "texts must be a list, an array or a series"),
+        ([], [], "no rows"),
+    ],
+)  # fmt: skip
+def test_wrong_rows(x: Any, y: Any, message: str, make: Callable[..., YTuningClassifier]) -> None:
+    with pytest.raises(InputError, match=message):
+        make().fit(x, y)
+
+
+def test_wrong_rows_to_predict(fitted: YTuningClassifier) -> None:
+    with pytest.raises(DataError, match="this classifier was fitted on single texts"):
+        fitted.predict([("a", "b")])
+    with pytest.raises(DataError, match="row 2, column 'text': the text is missing"):
+        fitted.predict(["a", None])
+    with pytest.raises(DataError, match="there are no rows"):
+        fitted.predict([])

@@ -1,0 +1,178 @@
+"""Who may import what, and what the package shows to the outside."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ytuning
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "ytuning"
+
+ORDER = [
+    "errors",
+    "progress",
+    "labels",
+    "tables",
+    "data",
+    "encoder",
+    "store",
+    "features",
+    "head",
+    "metrics",
+    "training",
+    "artifact",
+    "predictor",
+    "baselines",
+    "evaluation",
+    "report",
+    "pipeline",
+    "estimator",
+    "cli",
+]
+"""A module imports only modules before it; lazy imports and those for type checking count."""
+
+THIRD_PARTY = {
+    "datasets": {"tables"},
+    "filelock": {"store"},
+    "huggingface_hub": {"encoder"},
+    "numpy": {
+        "baselines", "data", "encoder", "estimator", "evaluation", "features", "labels", "metrics", "pipeline", "predictor",
+        "store", "training",
+    },
+    "pandas": {"tables"},
+    "platformdirs": {"store"},
+    "pyarrow": {"tables"},
+    "rich": {"cli", "progress", "report"},
+    "safetensors": {"artifact"},
+    "scipy": {"estimator", "pipeline", "predictor"},
+    "sklearn": {"baselines", "estimator", "metrics"},
+    "torch": {"artifact", "encoder", "features", "head", "pipeline", "training"},
+    "transformers": {"encoder"},
+    "typer": {"cli"},
+}  # fmt: skip
+"""Third-party package -> modules that may import it."""
+
+
+def imports(module: str) -> Iterator[str]:
+    """Full names of modules that a module imports, anywhere in its file."""
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}.py, line {node.lineno}: write imports in full"
+            if node.module == "ytuning":
+                yield from (f"ytuning.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def own(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    return {name.split(".")[1] for name in imports(module) if name.startswith("ytuning.")}
+
+
+def foreign(module: str) -> set[str]:
+    """Third-party packages that a module imports."""
+    packages = {name.split(".")[0] for name in imports(module)}
+    return packages - set(sys.stdlib_module_names) - {"ytuning"}
+
+
+def test_order_lists_every_file() -> None:
+    assert len(set(ORDER)) == len(ORDER)
+    assert {file.stem for file in SOURCE.glob("*.py")} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module: str) -> None:
+    assert own(module) - set(ORDER[: ORDER.index(module)]) == set()
+
+
+def test_no_import_cycles() -> None:
+    waiting = {module: own(module) for module in ORDER}
+    while waiting:
+        free = [module for module, needed in waiting.items() if not needed & set(waiting)]
+        assert free, f"these import each other: {sorted(waiting)}"
+        for module in free:
+            del waiting[module]
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_third_party_packages_stay_in_their_files(module: str) -> None:
+    assert foreign(module) <= {package for package, modules in THIRD_PARTY.items() if module in modules}
+
+
+def test_third_party_table_allows_no_more_than_is_used() -> None:
+    used = {(package, module) for module in ORDER for package in foreign(module)}
+    # Packages of a user's objects are recognised by name, not imported.
+    recognised = {("pandas", "tables"), ("datasets", "tables")}
+    assert {(package, module) for package, modules in THIRD_PARTY.items() for module in modules} - used <= recognised
+
+
+def test_package_itself_loads_nothing_at_once() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
+    assert names == {"__future__", "importlib", "typing"}
+
+
+@pytest.mark.parametrize("statement", ["import ytuning", "import ytuning.cli", "from ytuning import YTuningError"])
+def test_light_imports_load_neither_torch_nor_transformers(statement: str) -> None:
+    check = f"{statement}; import sys; print(sorted({{'torch', 'transformers', 'sklearn'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- public names ---------------------------------------------------------------------------------------------------
+
+
+def test_public_names_of_the_package() -> None:
+    assert list(ytuning.__all__) == sorted(ytuning.__all__)
+    assert set(ytuning.__all__) == {*ytuning._HOMES, "__version__"}
+    for name, home in ytuning._HOMES.items():
+        module = importlib.import_module(f"ytuning.{home}")
+        assert getattr(ytuning, name) is getattr(module, name)
+        assert name in module.__all__
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: str(node.module).split(".")[1]
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == ytuning._HOMES
+
+
+def test_unknown_name_of_the_package() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'ytuning' has no attribute 'nothing'$"):
+        _ = ytuning.nothing
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_every_module_lists_its_names(module: str) -> None:
+    loaded = importlib.import_module(f"ytuning.{module}")
+    assert loaded.__all__ and len(set(loaded.__all__)) == len(loaded.__all__)
+    assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
+    assert loaded.__doc__
+
+
+# --- the README's file map ------------------------------------------------------------------------------------------
+
+
+def test_readme_maps_exactly_the_files_there_are() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)\.py`", row.split("|")[1])]
+    assert sorted(named) == sorted(set(named))
+    assert set(named) - {"__init__"} == set(ORDER)

@@ -1,0 +1,206 @@
+"""The main job: data sets in, task and reports out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from ytuning import pipeline
+from ytuning.data import Dataset, from_lists
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.errors import DataError
+from ytuning.features import stored_features
+from ytuning.head import PooledConfig
+from ytuning.metrics import single_label_metrics
+from ytuning.pipeline import Stopwatch, Trained, evaluate_task, train_task
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+from ytuning.training import Recipe, TrainingConfig, logits_of
+
+RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
+METRICS = {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, precision="fp32")
+
+
+@pytest.fixture
+def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
+    return from_lists(*toy_rows)
+
+
+def train(data: Dataset, encoder: Encoder, **options: Any) -> Trained:
+    return train_task(data, encoder, FeatureStore(), RECIPE, **options)
+
+
+def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) -> None:
+    watch = Stopwatch()
+    trained = train(toy, encoder, name="toy", seed=3, watch=watch)
+    assert trained.rows["train"] + trained.rows["validation"] == 120
+    assert trained.rows["validation"] > 0 and trained.rows["test"] == 0
+    assert trained.fit.refitted
+    assert set(trained.reports) == {"validation"} and set(trained.reports["validation"].metrics) == METRICS
+    assert trained.reports["validation"].rows == trained.rows["validation"]
+    assert trained.shared == {"validation": 0}
+    assert (trained.task.name, trained.task.pair, trained.task.kind) == ("toy", False, "single")
+    assert trained.task.labels.names == ("card", "login", "refund")
+    assert trained.task.encoder == encoder.identity
+    assert trained.task.metrics == {"validation": trained.reports["validation"].metrics}
+    assert trained.task.training["seed"] == 3 and trained.task.training["rows"] == trained.rows
+    assert set(watch.seconds) == {"encode", "train", "evaluate"} and min(watch.seconds.values()) > 0
+
+
+def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder) -> None:
+    parts = [toy.select(range(*bounds)) for bounds in ((0, 80), (80, 100), (95, 120))]
+    both = Dataset(texts=[*parts[2].texts, toy.texts[0]], labels=[*(parts[2].labels or []), (toy.labels or [])[0]])
+    trained = train(parts[0], encoder, validation=parts[1], test=both)
+    assert trained.rows == {"train": 80, "validation": 20, "test": 26}
+    assert trained.shared == {"validation": 0, "test": 1}
+    assert not trained.fit.refitted  # validation rows that were given stay validation rows
+    assert set(trained.reports) == set(trained.task.metrics) == {"validation", "test"}
+    assert trained.fit.validation_logits.shape == (20, 3)
+    # The test report is that of the head that is saved.
+    report, _, _ = evaluate_task(trained.task, both, encoder, FeatureStore())
+    assert report.metrics == pytest.approx(trained.reports["test"].metrics)
+
+
+def test_refit_can_be_switched_off(toy: Dataset, encoder: Encoder) -> None:
+    assert not train(toy, encoder, refit=False).fit.refitted
+
+
+def test_second_task_makes_no_encoder_call(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(toy, encoder)
+    assert (first.cache.hits, first.cache.misses) == (0, 120)
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("the encoder was called")
+
+    monkeypatch.setattr(Encoder, "encode", never)
+    swapped = Dataset(texts=toy.texts, labels=[label[:1] for label in toy.labels or []])
+    second = train(swapped, encoder)
+    assert (second.cache.hits, second.cache.misses, second.cache.bytes) == (120, 0, first.cache.bytes)
+
+
+def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
+    heads = [train(toy, encoder, seed=seed).task.head.state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+    assert any(not torch.equal(heads[0][name], heads[2][name]) for name in heads[0])
+
+
+def test_threads_and_random_state_are_left_alone(toy: Dataset, encoder: Encoder) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    train(toy, encoder)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cut_texts_are_counted(toy: Dataset, encoder: Encoder) -> None:
+    long = Dataset(texts=[*toy.texts, "card " * 100, "login " * 100], labels=[*(toy.labels or []), "card", "login"])
+    trained = train(long, encoder)
+    assert trained.truncated == 2
+    assert evaluate_task(trained.task, long, encoder, FeatureStore())[2] == 2
+    assert train(toy, encoder).truncated == 0
+
+
+def test_pairs(toy: Dataset, encoder: Encoder) -> None:
+    pairs = Dataset(texts=toy.texts, labels=toy.labels, text_pairs=toy.texts[::-1])
+    trained = train(pairs, encoder)
+    assert trained.task.pair
+    report, _, _ = evaluate_task(trained.task, pairs, encoder, FeatureStore())
+    assert report.rows == 120
+    with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text column"):
+        evaluate_task(trained.task, toy, encoder, FeatureStore())
+
+
+def test_interrupted_training_still_gives_a_task(toy: Dataset, encoder: Encoder) -> None:
+    class Interrupt(Progress):
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            if stage == "train" and done == 8:
+                raise KeyboardInterrupt
+
+    trained = train(toy, encoder, progress=Interrupt())
+    assert trained.fit.interrupted and trained.task.training["interrupted"] and not trained.task.training["refitted"]
+    assert evaluate_task(trained.task, toy, encoder, FeatureStore())[0].rows == 120
+
+
+def test_evaluation_against_figures_from_logits(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = train(toy, encoder).task
+    some = toy.select([100, 5, 7, 5])
+    report, cache, cut = evaluate_task(task, some, encoder, FeatureStore())
+    features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
+    probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
+    truth = np.array([task.labels.names.index(label) for label in some.labels or []])
+    assert report.metrics == single_label_metrics(truth, probabilities)
+    assert (report.rows, cache.hits, cache.misses, cut) == (4, 3, 0, 0)  # distinct texts
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        (
+            "validation",
+            r"the rows, row 2, column 'label': the label 'cart' does not occur .*1 validation row.*Did you mean",
+        ),
+        ("test", r"the rows, row 2, column 'label': the label 'cart' does not occur .*1 test row.*Did you mean 'card'"),
+    ],
+)
+def test_unknown_labels_are_refused_before_encoding(
+    role: str, message: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "stored_features", None)
+    with pytest.raises(DataError, match=message):
+        train(toy, encoder, **{role: from_lists(["a card", "a cart"], ["card", "cart"])})
+
+
+def test_unknown_label_in_evaluation(toy: Dataset, encoder: Encoder) -> None:
+    task = train(toy, encoder).task
+    with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training data"):
+        evaluate_task(task, from_lists(["a card"], ["x"]), encoder, FeatureStore())
+    with pytest.raises(DataError, match="single texts: give rows without a second text"):
+        evaluate_task(task, from_lists(["a card"], ["card"], ["b"]), encoder, FeatureStore())
+
+
+def test_single_texts_and_pairs_do_not_mix(toy: Dataset, encoder: Encoder) -> None:
+    paired = from_lists(["a", "b"], ["card", "login"], ["c", "d"])
+    with pytest.raises(DataError, match="the rows are single texts, but those of the rows are pairs"):
+        train(toy, encoder, test=paired)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
+        (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
+        (["a", "b"], None, "the rows have no labels"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(
+    texts: list[str], labels: list[str] | None, message: str, encoder: Encoder
+) -> None:
+    with pytest.raises(DataError, match=message):
+        train(from_lists(texts, labels), encoder)
+
+
+def test_a_label_may_occur_once_when_validation_is_given(toy: Dataset, encoder: Encoder) -> None:
+    rare = Dataset(texts=[*toy.texts, "my app"], labels=[*(toy.labels or []), "app"])
+    trained = train(rare, encoder, validation=toy.select(range(10)))
+    assert trained.task.labels.names == ("app", "card", "login", "refund")
+
+
+def test_stopwatch_adds_up() -> None:
+    watch = Stopwatch()
+    with watch.stage("a"):
+        pass
+    first = watch.seconds["a"]
+    with pytest.raises(KeyError), watch.stage("a"):
+        raise KeyError
+    assert watch.seconds["a"] > first > 0
