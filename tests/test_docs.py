@@ -1,4 +1,4 @@
-"""What the documents say is true: commands parse, the example runs, the reference is fresh, the example data is sound."""
+"""What the documents say is true: commands parse, the example runs, the reference is fresh, the example data sound."""
 
 from __future__ import annotations
 

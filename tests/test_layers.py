@@ -45,8 +45,8 @@ THIRD_PARTY = {
     "filelock": {"store"},
     "huggingface_hub": {"encoder"},
     "numpy": {
-        "baselines", "data", "encoder", "estimator", "evaluation", "features", "labels", "metrics", "pipeline", "predictor",
-        "store", "training",
+        "baselines", "data", "encoder", "estimator", "evaluation", "features", "labels", "metrics", "pipeline",
+        "predictor", "store", "training",
     },
     "pandas": {"tables"},
     "platformdirs": {"store"},

@@ -402,7 +402,6 @@ def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Callable[..
     assert weights(result.head) == weights(fit(refit=False).head)
 
 
-@pytest.mark.xfail(reason="training._search reports a round outside its try: the best head is lost", strict=True)
 def test_interrupted_while_a_round_is_reported(fit: Callable[..., FitResult]) -> None:
     class AtNote(Progress):
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:

@@ -185,7 +185,7 @@ def predict(
 
 @app.command(epilog="Example: ytuning evaluate tasks/tickets holdout.csv")
 def evaluate(
-    task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR")],
+    task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR", help="Folder of a trained task.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Labelled rows.")],
     text: Text = None,
     text_pair: TextPair = None,
@@ -389,10 +389,10 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             progress.say(f"{rows:,} {split} rows have exactly the text of a train row")
     if trained.fit.interrupted:
         best = trained.fit.history[trained.fit.chosen]
-        progress.say(
-            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) "
-            f"is saved in {out}"
+        saved = (
+            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) is in {out}"
         )
+        print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
 
 
 def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:

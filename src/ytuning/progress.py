@@ -39,16 +39,18 @@ class ProgressBar(Progress):
         self._tasks: dict[str, rich.progress.TaskID] = {}
 
     def __enter__(self) -> ProgressBar:
-        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._tasks:
+            self._bars.stop()
 
     def step(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Move the bar of ``stage``."""
+        if not self._tasks:
+            self._bars.start()  # not before there is a bar to show: stopping an empty display prints a blank line
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
         self._bars.update(self._tasks[stage], completed=done, total=total, note=note)

@@ -49,9 +49,9 @@ class TrainingConfig:
     loss: str = "cross_entropy"
     margin: float = 2.0
     label_smoothing: float = 0.1
-    epochs: int = 10
+    epochs: int = 8
     fewest_steps: int = 600
-    most_steps: int = 2400
+    most_steps: int = 1200
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -238,27 +238,31 @@ class _Run:
 def _search(run: _Run, validation: Tensor) -> FitResult:
     """Train round by round until validation says that nothing is gained, and take the chosen round's head."""
     goal = run.goal[validation]
-    history: list[Round] = []
-    heads: list[tuple[LabelHead, np.ndarray]] = []
-    interrupted = False
-    for number in range(1, run.config.rounds + 1):
-        try:
-            run.advance(round(run.total * number / run.config.rounds))
-        except KeyboardInterrupt:
-            interrupted = True
-        if interrupted and history:
-            break
+    rounds: list[tuple[Round, LabelHead, np.ndarray]] = []
+
+    def validate() -> None:
         logits = logits_of(run.head, run.features, validation)
         loss = functional.cross_entropy(torch.from_numpy(logits), goal).item()
-        history.append(Round(run.step, loss, float((logits.argmax(1) == goal.numpy()).mean())))
-        heads.append((copy.deepcopy(run.head), logits))
-        run.progress.step(run.stage, run.step, run.total, f"validation accuracy {history[-1].accuracy:.4f}")
-        if interrupted or _hopeless(history, len(goal), run.config.patience):
-            break
+        entry = Round(run.step, loss, float((logits.argmax(1) == goal.numpy()).mean()))
+        rounds.append((entry, copy.deepcopy(run.head), logits))
+        run.progress.step(run.stage, run.step, run.total, f"validation accuracy {entry.accuracy:.4f}")
+
+    interrupted = False
+    try:
+        for number in range(1, run.config.rounds + 1):
+            run.advance(round(run.total * number / run.config.rounds))
+            validate()
+            if _hopeless([entry for entry, _, _ in rounds], len(goal), run.config.patience):
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+        if not rounds:
+            validate()
+    history = [entry for entry, _, _ in rounds]
     best = max(entry.accuracy for entry in history)
     margin = 0.5 * _standard_error(best, len(goal))
     chosen = max(position for position, entry in enumerate(history) if entry.accuracy >= best - margin)
-    head, logits = heads[chosen]
+    _, head, logits = rounds[chosen]
     return FitResult(head.eval(), history, chosen, logits, refitted=False, interrupted=interrupted)
 
 
