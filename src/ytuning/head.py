@@ -53,7 +53,7 @@ class PooledConfig:
     members: int = 3
     width: int = 56
     queries: int = 1
-    token_width: int = 32
+    token_width: int = 24
     hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
@@ -148,8 +148,8 @@ class PooledHead(nn.Module):
             scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, E * Q, T)
             pools = _normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)  # (B, 1 + E * Q, D)
             pools = pools * self.dropout(torch.ones_like(pools[:1]))  # one draw for the batch: drawing is slow on a CPU
-            mean, own = pools[:, 0].expand(members, -1, -1), pools[:, 1:].unflatten(1, (members, -1))
-            parts += [mean, own.transpose(0, 1).flatten(2)]
+            mean, own = pools.split((1, len(queries)), 1)
+            parts += [mean[:, 0].expand(members, -1, -1), own.unflatten(1, (members, -1)).transpose(0, 1).flatten(2)]
         return torch.cat(parts, -1)
 
     def _pool_tokens(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:

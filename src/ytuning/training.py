@@ -49,8 +49,8 @@ class TrainingConfig:
     loss: str = "cross_entropy"
     margin: float = 2.0
     label_smoothing: float = 0.1
-    epochs: int = 8
-    fewest_steps: int = 600
+    epochs: int = 7
+    fewest_steps: int = 500
     most_steps: int = 1200
     batch_size: int = 128
     learning_rate: float = 1e-3
