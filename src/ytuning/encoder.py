@@ -149,12 +149,18 @@ class Encoder:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
 
         A pair that is too long loses tokens from its longer text first.
+
+        Raises:
+            EncoderError: a text without any token, which only tokenizers without special tokens give.
         """
         fast = self.tokenizer.backend_tokenizer
         fast.enable_truncation(self.identity.max_length, strategy="longest_first")
         fast.no_padding()
         encodings = fast.encode_batch_fast([text if pair is None else (text, pair) for text, pair in inputs])
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+        if not lengths.all():
+            text = inputs[int(lengths.argmin())][0]
+            raise EncoderError(f"the tokenizer of {self.identity.name!r} finds no token in {text[:60]!r}. Remove that row")
         total = int(lengths.sum())
         return TokenizedTexts(
             ids=np.fromiter((token for e in encodings for token in e.ids), np.int32, total),
