@@ -160,7 +160,9 @@ class Encoder:
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
         if not lengths.all():
             text = inputs[int(lengths.argmin())][0]
-            raise EncoderError(f"the tokenizer of {self.identity.name!r} finds no token in {text[:60]!r}. Remove that row")
+            raise EncoderError(
+                f"the tokenizer of {self.identity.name!r} finds no token in {text[:60]!r}. Remove that row"
+            )
         total = int(lengths.sum())
         return TokenizedTexts(
             ids=np.fromiter((token for e in encodings for token in e.ids), np.int32, total),

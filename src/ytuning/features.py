@@ -18,6 +18,7 @@ __all__ = ["CacheUse", "Features", "live_features", "ordered_batches", "stored_f
 
 SHARD_BYTES = 64 << 20  # what a killed run loses at most
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
+RESIDENT_BYTES = 128 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
 
@@ -49,7 +50,7 @@ class Features:
     def __init__(self, rows: StoredRows) -> None:
         self._arrays = [torch.from_numpy(array) for array in rows.arrays]
         self._array, self._start = torch.from_numpy(rows.array), torch.from_numpy(rows.start)
-        self._maps = rows.maps
+        self._maps, self._gathered = rows.maps, 0
         self.lengths = torch.from_numpy(rows.length)
         self.truncated_rows = rows.truncated
         self.layers, self.width = (int(size) for size in rows.arrays[0].shape[1:])
@@ -76,10 +77,14 @@ class Features:
             rows = (array == number).nonzero()[:, 0]
             found = self._arrays[number].index_select(0, tokens[rows].flatten())
             values.index_copy_(0, rows, found.view(len(rows), len(positions), self.layers, self.width).float())
+        self._gathered += values.nbytes // 2  # stored in half of float32
+        if self._gathered > RESIDENT_BYTES:
+            self.release()
         return values, positions < lengths[:, None]
 
     def release(self) -> None:
         """Let go of the pages of the store that reading has brought into memory (they stay in the system's cache)."""
+        self._gathered = 0
         if hasattr(mmap, "MADV_DONTNEED"):
             for view in self._maps:
                 view.madvise(mmap.MADV_DONTNEED)

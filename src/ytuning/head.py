@@ -14,6 +14,7 @@ Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows pe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class PooledConfig:
     members: int = 3
     width: int = 56
     queries: int = 1
-    token_width: int = 24
+    token_width: int = 32
     hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
@@ -130,27 +131,29 @@ class PooledHead(nn.Module):
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
         uniform = (mask / mask.sum(1, keepdim=True))[:, None]  # (B, 1, T): weights of the mean
-        pools = torch.cat((self._pool_states(features, mask, uniform), self._pool_tokens(features, mask, uniform)), -1)
-        text = torch.baddbmm(self.project_bias[:, None], pools, self.project)  # (E, B, H)
+        pools = [*self._pool_states(features, mask, uniform), self._pool_tokens(features, mask, uniform)]
+        # Part by part: the means are the same for all members, and putting all pools side by side would copy them.
+        parts = self.project.split([part.shape[-1] for part in pools], 1)
+        text = self.project_bias[:, None]
+        for part, weights in zip(pools, parts, strict=True):
+            text = text + part @ weights  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         text = self.dropout(_normalised(text))
         logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
         return logits if self.training else logits.mean(0)
 
-    def _pool_states(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
-        """(E, B, L * (1 + Q) * D): for each hidden state the mean of its tokens, then the member's pools."""
-        members = self.config.members
+    def _pool_states(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Iterator[Tensor]:
+        """For each hidden state the mean of its tokens (B, D), then each member's pools (E, B, Q * D)."""
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]  # (B, 1, T)
-        parts = []
         for layer, queries in enumerate(self.queries):
             tokens = features[:, :, layer]  # (B, T, D)
             scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, E * Q, T)
             pools = _normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)  # (B, 1 + E * Q, D)
             pools = pools * self.dropout(torch.ones_like(pools[:1]))  # one draw for the batch: drawing is slow on a CPU
             mean, own = pools.split((1, len(queries)), 1)
-            parts += [mean[:, 0].expand(members, -1, -1), own.unflatten(1, (members, -1)).transpose(0, 1).flatten(2)]
-        return torch.cat(parts, -1)
+            yield mean[:, 0]
+            yield own.unflatten(1, (self.config.members, -1)).transpose(0, 1).flatten(2)
 
     def _pool_tokens(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
         """(E, B, 2 * K): mean and maximum over tokens of each member's non-linear map."""

@@ -49,7 +49,7 @@ class TrainingConfig:
     loss: str = "cross_entropy"
     margin: float = 2.0
     label_smoothing: float = 0.1
-    epochs: int = 7
+    epochs: int = 8
     fewest_steps: int = 500
     most_steps: int = 1200
     batch_size: int = 128
