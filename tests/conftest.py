@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = (
+WORDS = (  # noqa: SIM905  # one text is easier to read than a list
     "the a my your card money account transfer charge refund late lost stolen app phone login password reset email "
     "please help why how when where is was not never always good bad great awful slow fast broken fixed again still"
 ).split()

@@ -62,7 +62,7 @@ def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder)
     both = Dataset(texts=[*parts[2].texts, toy.texts[0]], labels=[*(parts[2].labels or []), (toy.labels or [])[0]])
     trained = train(parts[0], encoder, validation=parts[1], test=both)
     assert trained.rows == {"train": 80, "validation": 20, "test": 26}
-    assert trained.shared == {"validation": 0, "test": 1}
+    assert trained.shared == {"validation": 0, "test": 1, "test_and_validation": 5}
     assert not trained.fit.refitted  # validation rows that were given stay validation rows
     assert set(trained.reports) == set(trained.task.metrics) == {"validation", "test"}
     assert trained.fit.validation_logits.shape == (20, 3)

@@ -111,9 +111,6 @@ def test_a_space_knows_what_it_holds(store: FeatureStore) -> None:
     assert text_key("a") in space
     assert text_key("b") not in space
     assert space.rows([text_key("a"), text_key("b")]) is None
-    manifest = next((space.folder / "shards").glob("*.json"))
-    os.utime(manifest, (1e9, 1e9))
-    assert space.last_used() == 1e9
 
 
 def test_features_that_do_not_fit_are_refused(store: FeatureStore) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Task", "load_task", "save_task"]
 
 SCHEMA = 1
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
+PARTIAL_SUFFIX = ".partial"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Task:
         config: form and sizes of the head.
         head: in evaluation mode.
         metrics: of ``validation`` and, if there was one, ``test``.
-        training: seed, preset, rows and steps, for the record.
+        training: seed, rows and steps, for the record.
         pair: whether a row is a pair of texts.
         kind: ``"single"``.
         thresholds, calibration: kept for multi-label tasks and calibrated scores; None in this version.
@@ -104,14 +105,24 @@ def check_target(folder: str | Path) -> None:
         InputError: it is a file, holds something that is not a task, or cannot be made or written.
     """
     path = Path(folder)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
-    if path.is_dir() and any(path.iterdir()) and not (path / TASK_FILE).is_file():
+    if os.path.isdir(path) and not _is_free(path):
         raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
     nearest = next(place for place in (path, *path.resolve().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         problem = "cannot be written" if nearest.is_dir() else "is not a folder"
         raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder is empty, a task's, or what a killed save left of one."""
+    try:
+        found = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
+    parts = {name + suffix for name in (TASK_FILE, HEAD_FILE, CARD_FILE) for suffix in ("", PARTIAL_SUFFIX)}
+    return TASK_FILE in found or not found - parts
 
 
 def load_task(folder: str | Path) -> Task:
@@ -166,7 +177,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / TASK_FILE
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
     if not file.is_file():
         raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
@@ -190,7 +201,10 @@ def _fill(head: LabelHead, file: Path, expected: str) -> None:
     """Put stored weights into a head, after checking their bytes, names and shapes."""
     if not file.is_file():
         raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise TaskFolderError(f"cannot read {file}: {error.strerror}. Check its permissions") from error
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -211,12 +225,16 @@ def _fill(head: LabelHead, file: Path, expected: str) -> None:
 
 
 def _replace(file: Path, data: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+    partial = file.with_name(file.name + PARTIAL_SUFFIX)
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _card(task: Task) -> str:
@@ -244,6 +262,8 @@ Input: {"a pair of texts" if task.pair else "one text"}, cut at {task.encoder.ma
 | split | metric | value |
 | --- | --- | --- |
 {figures}
+
+Validation figures are those of the head that the validation rows chose, before any training on all rows.
 
 Use it: `ytuning predict {task.name} "a text"`. The files hold numbers and JSON only; nothing in them can run code.
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from ytuning.errors import InputError, YTuningError
-from ytuning.progress import Progress, ProgressBar
+from ytuning.progress import Messages, Progress, ProgressBar
 
 if TYPE_CHECKING:
     from ytuning.data import Dataset
@@ -61,7 +62,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdo
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
-Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label, else labels")]
 EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Folder or Hugging Face name, if it has moved since the training.")
 ]
@@ -85,7 +86,9 @@ def train(
         str, typer.Option("--encoder", help="Folder or Hugging Face name.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the hold-out, weights and row order.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
+    ] = 0,
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Train again on held-out rows too, once they have chosen.")
     ] = True,
@@ -111,7 +114,9 @@ def train(
                 for file in (train_file, validation, test)
             ]
             assert parts[0] is not None  # TRAIN is not optional
-            _tell_columns(progress, parts[0])
+            for part in parts:
+                if part is not None and not quiet:
+                    _tell_columns(progress, part)
         with watch.stage("encode"):
             loaded = _load_encoder(encoder)
         trained = train_task(
@@ -340,7 +345,7 @@ def _load_encoder(name: str, **options: Any) -> Encoder:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
-    with nullcontext(Progress()) if quiet else ProgressBar() as progress:
+    with nullcontext(Messages()) if quiet else ProgressBar() as progress:
         yield progress
 
 
@@ -360,13 +365,14 @@ def _result_file(path: Path | None) -> Iterator[Any]:
             f"cannot write {path}: {error.strerror or error}. Choose another file with --output"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Leading arguments that are folders are tasks, the rest are texts; the first is a task whatever it looks like."""
     count = 1
-    while count < len(arguments) and Path(arguments[count]).is_dir():
+    while count < len(arguments) and os.path.isdir(arguments[count]):  # never raises, unlike Path
         count += 1
     return arguments[:count], arguments[count:]
 
@@ -386,7 +392,8 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     _tell_cut(progress, trained.truncated)
     for split, rows in trained.shared.items():
         if rows:
-            progress.say(f"{rows:,} {split} rows have exactly the text of a train row")
+            other = "validation" if split == "test_and_validation" else "train"
+            progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
     if trained.fit.interrupted:
         best = trained.fit.history[trained.fit.chosen]
         saved = (

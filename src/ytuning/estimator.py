@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: (C,) the labels, sorted, in the type they were given in.
         task_: the trained :class:`~ytuning.artifact.Task`, which names labels by their text.
         validation_metrics_: metrics of the held-out rows.
+        truncated_: rows whose text was cut at the encoder's maximum length; a warning tells, too.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
+        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
         classes, ids = _classes_and_ids(y)
         names = [str(name) for name in classes.tolist()]
         data = from_lists(X, [names[number] for number in ids.tolist()])
@@ -82,6 +86,8 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
         self.classes_, self.task_, self._encoder = classes, trained.task, encoder
         self.validation_metrics_ = trained.reports["validation"].metrics
+        self.truncated_ = trained.truncated
+        _warn_cut(trained.truncated)
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy.
         self._columns = self.task_.labels.encode(names)
         return self
@@ -99,6 +105,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             wanted = "pairs of texts" if self.task_.pair else "single texts"
             raise DataError(f"this classifier was fitted on {wanted}", source=data.source)
         features, _ = stored_features(data.inputs, self._encoder, FeatureStore(self.cache), Progress())
+        _warn_cut(int(features.truncated_rows.sum()))
         probabilities: np.ndarray = scipy.special.softmax(logits_of(self.task_.head, features), axis=1)
         return probabilities[:, self._columns]
 
@@ -135,3 +142,8 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
     except TypeError as error:
         raise InputError(f"y must hold labels of one type, as they are sorted ({error})") from error
     return classes, ids
+
+
+def _warn_cut(rows: int) -> None:
+    if rows:
+        warnings.warn(f"{rows} texts are longer than the encoder reads and were cut", UserWarning, stacklevel=3)

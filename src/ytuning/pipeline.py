@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.special
@@ -111,6 +111,8 @@ def train_task(
         shared = {"validation": count_shared(train, validation)}
     if test is not None:
         shared["test"] = count_shared(train, test)
+        if validation is not None:
+            shared["test_and_validation"] = count_shared(validation, test)
     with watch.stage("train"):
         fit = fit_head(
             features,
@@ -127,7 +129,10 @@ def train_task(
             "validation": evaluate(labels, truth[held_rows], scipy.special.softmax(fit.validation_logits, axis=1))
         }
         if test is not None:
-            reports["test"] = _report(fit, features, labels, truth, spans["test"])
+            try:
+                reports["test"] = _report(fit, features, labels, truth, spans["test"])
+            except KeyboardInterrupt:  # the head is trained, and should not be lost for its report
+                fit = replace(fit, interrupted=True)
     rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test) if test else 0}
     task = Task(
         name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["Progress", "ProgressBar"]
+__all__ = ["Messages", "Progress", "ProgressBar"]
 
 
 class Progress:
@@ -19,6 +20,14 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Something the user should know, such as texts that were cut."""
+
+
+class Messages(Progress):
+    """Messages on stderr, no bars: what a user who wants quiet should still know."""
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        print(message, file=sys.stderr)
 
 
 class ProgressBar(Progress):

@@ -130,14 +130,24 @@ class FeatureStore:
         Raises:
             InputError: no space's fingerprint starts so, or several do.
         """
-        names = [space.folder.name for space in self.spaces()]
+        names = [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
         chosen = [name for name in names if prefix is None or name.startswith(prefix)]
         if prefix is not None and len(chosen) != 1:
             problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
         for name in chosen:
-            with _explained(self.root / name, 0):
-                shutil.rmtree(self.root / name)
+            folder = self.root / name
+            with _explained(folder, 0):
+                try:
+                    with filelock.FileLock(folder / LOCK_FILE, timeout=0):
+                        for part in (SHARD_FOLDER, DAMAGED_FOLDER):
+                            shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
+                        (folder / SPACE_FILE).unlink()  # last, so that what is left of a killed removal is still listed
+                except filelock.Timeout:
+                    raise StoreError(
+                        f"{folder} is in use by a process that encodes. Wait for it and try again"
+                    ) from None
+                shutil.rmtree(folder)
         return chosen
 
 
@@ -198,7 +208,13 @@ class FeatureSpace:
                 shard = self._read_manifest(name)
             except FileNotFoundError:
                 continue  # another process has just set it aside
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    with _explained(self.folder, 0):
+                        raise
+                self._set_aside(name, "manifest cannot be read from the disk")
+                continue
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
                 continue
             self._add(shard)
@@ -290,7 +306,11 @@ class FeatureSpace:
         shards = [self._shards[name] for name in names]
         starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
         places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
-        maps = [self._map(name) for name in names]
+        try:
+            maps = [self._map(name) for name in names]
+        except FileNotFoundError:  # another process has set a shard aside since the check
+            self.refresh()
+            return None
         return StoredRows(
             arrays=[np.frombuffer(view, DTYPE).reshape(-1, *self.row_shape) for view in maps],
             array=np.array([shard for shard, _ in places], np.int64),
@@ -299,11 +319,6 @@ class FeatureSpace:
             truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
             maps=maps,
         )
-
-    def last_used(self) -> float:
-        """Seconds since the epoch at which the newest shard was written."""
-        times = [file.stat().st_mtime for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")]
-        return max(times, default=(self.folder / SPACE_FILE).stat().st_mtime)
 
     @property
     def _token_bytes(self) -> int:
@@ -333,6 +348,11 @@ class FeatureSpace:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
+                return "unreadable"
+            with _explained(self.folder, 0):
+                raise
 
     def _map(self, name: str) -> mmap.mmap:
         with self._file(name, DATA_SUFFIX).open("rb") as stream:

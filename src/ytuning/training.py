@@ -160,8 +160,8 @@ def fit_head(
         best = _search(run, torch.from_numpy(validation))
         if refit and not best.interrupted:
             everything = np.union1d(train, validation)
-            again = _Run(features, goal, everything, recipe, seed, "refit", progress)
             try:
+                again = _Run(features, goal, everything, recipe, seed, "refit", progress)
                 again.advance(round(again.total * best.history[best.chosen].step / run.total))
                 return replace(best, head=again.head.eval(), refitted=True)
             except KeyboardInterrupt:
