@@ -320,7 +320,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = _fail("interrupted; texts encoded so far are stored, and the same command goes on from there", 1)
     except BrokenPipeError:
-        sys.stderr.close()
+        # What is still buffered has no reader: without this, closing stdout would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
         # Typer's usage errors have no public base class, but all of them can format themselves.
@@ -396,9 +397,8 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
     if trained.fit.interrupted:
         best = trained.fit.history[trained.fit.chosen]
-        saved = (
-            f"interrupted: the best head so far (step {best.step}, validation accuracy {best.accuracy:.4f}) is in {out}"
-        )
+        figures = f"step {best.step}, validation accuracy {best.accuracy:.4f}"
+        saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
         print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
 
 
