@@ -47,6 +47,7 @@ LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
 NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
 POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
+SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
 FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
 
 
@@ -144,6 +145,7 @@ class Encoder:
 
     def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
+        self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
 
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
@@ -177,16 +179,20 @@ class Encoder:
         Yields:
             ``(indices, features)``: the batch's texts (B,) and their features (B, T, L, D) float16, all of T tokens.
         """
-        kind = self.device.type
-        batches = plan_batches(tokens.lengths, TOKENS_PER_BATCH.get(kind, TOKENS_PER_BATCH["cuda"]))
+        batches = plan_batches(tokens.lengths, self._tokens_per_batch)
         with _workers(self.device) as run:
             yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
 
+    def _rows(self, texts: int, length: int) -> int:
+        """Rows of a batch of ``texts`` texts of ``length`` tokens: a few repeated ones round it up to one of few sizes."""
+        full = max(1, self._tokens_per_batch // length)
+        step = -(-full // SIZES)
+        return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
+
     def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
         """(B, T, L, D) float16."""
-        length = int(tokens.lengths[batch[0]])
-        fill = -(-FEWEST_TOKENS // length) - len(batch)
-        rows = np.concatenate((batch, np.repeat(batch[-1:], max(0, fill))))
+        fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
+        rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
         arguments = {"input_ids": torch.from_numpy(tokens.rows(rows, tokens.ids)).long().to(self.device)}
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         if (getattr(self.model.config, "type_vocab_size", 0) or 0) > 1:

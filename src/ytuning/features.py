@@ -16,9 +16,10 @@ from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
 
 __all__ = ["CacheUse", "Features", "live_features", "ordered_batches", "stored_features"]
 
-SHARD_BYTES = 64 << 20  # what a killed run loses at most
+SHARD_BYTES = 256 << 20  # what a killed run loses at most
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 RESIDENT_BYTES = 128 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
+LENGTH_STEP = 4  # batches are padded to its multiples: oneDNN compiles, and keeps in memory, every shape that it meets
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
 
@@ -45,9 +46,11 @@ class Features:
         truncated_rows: (rows,) bool array; whether the row's text was cut at the encoder's maximum length.
         layers: L, hidden states kept of each token.
         width: D, size of a hidden state.
+        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing, else float32.
     """
 
-    def __init__(self, rows: StoredRows) -> None:
+    def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._arrays = [torch.from_numpy(array) for array in rows.arrays]
         self._array, self._start = torch.from_numpy(rows.array), torch.from_numpy(rows.start)
         self._maps, self._gathered = rows.maps, 0
@@ -65,22 +68,27 @@ class Features:
             indices: (B,) int64.
 
         Returns:
-            ``values`` (B, T, L, D) float32 and ``mask`` (B, T) bool, True at a row's tokens. Beyond them ``values``
-            repeats the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
+            ``values`` (B, T, L, D) and ``mask`` (B, T) bool, True at a row's tokens. Beyond them ``values`` repeats
+            the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
         lengths = self.lengths[indices]
-        positions = torch.arange(int(lengths.max()))  # (T,)
+        positions = torch.arange(-(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP)  # (T,)
         tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
-        values = torch.empty(*tokens.shape, self.layers, self.width)
         array = self._array[indices]
-        for number in array.unique().tolist():
-            rows = (array == number).nonzero()[:, 0]
-            found = self._arrays[number].index_select(0, tokens[rows].flatten())
-            values.index_copy_(0, rows, found.view(len(rows), len(positions), self.layers, self.width).float())
-        self._gathered += values.nbytes // 2  # stored in half of float32
+        numbers = array.unique().tolist()
+        if len(numbers) == 1:
+            stored = self._arrays[numbers[0]].index_select(0, tokens.flatten())
+        else:
+            stored = torch.empty(*tokens.shape, self.layers, self.width, dtype=torch.float16)
+            for number in numbers:
+                rows = (array == number).nonzero()[:, 0]
+                found = self._arrays[number].index_select(0, tokens[rows].flatten())
+                stored.index_copy_(0, rows, found.view(len(rows), *stored.shape[1:]))
+        self._gathered += stored.nbytes
         if self._gathered > RESIDENT_BYTES:
             self.release()
-        return values, positions < lengths[:, None]
+        values = _converted(stored.view(-1, self.layers * self.width), self.dtype)
+        return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
 
     def release(self) -> None:
         """Let go of the pages of the store that reading has brought into memory (they stay in the system's cache)."""
@@ -90,7 +98,7 @@ class Features:
                 view.madvise(mmap.MADV_DONTNEED)
 
 
-def ordered_batches(lengths: torch.Tensor, tokens: int = 16_384) -> Iterator[torch.Tensor]:
+def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch.Tensor]:
     """All rows once, in batches of similar length of about ``tokens`` tokens, padding included."""
     order = torch.argsort(lengths, stable=True)
     position = 0
@@ -132,10 +140,28 @@ def stored_features(
             stored = dict(zip(keys, rows.length.tolist(), strict=True))
             token_bytes = rows.arrays[0][0].nbytes
             use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * token_bytes)
-            return Features(rows), use
+            return Features(rows, _dtype(encoder)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
+
+
+def _converted(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Float16 (N, W) in another dtype.
+
+    To bfloat16 by way of float32, for which processors have an instruction (torch's direct conversion took four times
+    as long), and in parts that stay in the cache.
+    """
+    if dtype == torch.float32:
+        return stored.float()
+    values = torch.empty_like(stored, dtype=dtype)
+    for part, converted in zip(stored.split(128), values.split(128), strict=True):
+        converted.copy_(part.float())
+    return values
+
+
+def _dtype(encoder: Encoder) -> torch.dtype:
+    return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
 
 
 def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
@@ -154,7 +180,7 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder) -> Features:
     for indices, features in encoder.encode(tokens):
         array[indices], start[indices] = len(arrays), np.arange(len(indices)) * features.shape[1]
         arrays.append(features.reshape(-1, *features.shape[2:]))
-    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated))
+    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated), _dtype(encoder))
 
 
 def _encode_into(
@@ -175,26 +201,31 @@ def _encode_into(
 
 
 class _Shard:
-    """Gathers encoded batches and writes them when they are enough for a shard."""
+    """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full."""
 
     def __init__(self, space: FeatureSpace, keys: list[bytes], tokens: TokenizedTexts) -> None:
         self.space, self.keys, self.tokens = space, keys, tokens
-        self.batches: list[tuple[np.ndarray, np.ndarray]] = []
-        self.bytes = 0
+        token_bytes = int(np.prod(space.row_shape)) * np.dtype(np.float16).itemsize
+        self.buffer = np.empty((max(1, SHARD_BYTES // token_bytes), *space.row_shape), np.float16)
+        self.rows: list[np.ndarray] = []
+        self.used = 0
 
     def add(self, indices: np.ndarray, features: np.ndarray) -> None:
         """Take a batch: positions of its texts (B,) and their features (B, T, L, D)."""
-        self.batches.append((indices, features))
-        self.bytes += features.nbytes
-        if self.bytes >= SHARD_BYTES:
+        batch = features.reshape(-1, *features.shape[2:])
+        if self.used + len(batch) > len(self.buffer):
             self.flush()
+        if len(batch) > len(self.buffer):
+            self.buffer = np.empty_like(batch)
+        self.buffer[self.used : self.used + len(batch)] = batch
+        self.rows.append(indices)
+        self.used += len(batch)
 
     def flush(self) -> None:
         """Write what has been gathered, if anything."""
-        if not self.batches:
+        if not self.rows:
             return
-        rows = np.concatenate([indices for indices, _ in self.batches])
-        features = np.concatenate([values.reshape(-1, *values.shape[2:]) for _, values in self.batches])
-        self.batches, self.bytes = [], 0
+        rows, features = np.concatenate(self.rows), self.buffer[: self.used]
+        self.rows, self.used = [], 0
         keys = [self.keys[row] for row in rows]
         self.space.write(keys, self.tokens.lengths[rows], self.tokens.truncated[rows], features)

@@ -2,19 +2,20 @@
 
 Two forms, both learn label representations in a space of their own and align fixed features with them:
 
-* :class:`PooledHead` (preset ``default``): a few shared queries pool the tokens first, then the text is matched with
-  the label rows, so that the cost of a token does not grow with the number of labels (group queries: ML-Decoder,
-  arXiv 2111.12933).
+* :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then the
+  text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
+  queries: ML-Decoder, arXiv 2111.12933).
 * :class:`CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens themselves (Y-Tuning, arXiv
   2202.09817).
 
-Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width.
+Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come in
+bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from the
+generator that is given, so that heads can be trained side by side and each still gives the same bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,17 +45,17 @@ class PooledConfig:
     Attributes:
         members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
         width: H, of a member's label space.
-        queries: Q, learned pooling queries of a member for each hidden state; the mean is pooled as well.
-        token_width: K, of a member's non-linear map of tokens, which are then pooled by mean and maximum.
+        token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
+        queries: Q, learned pooling queries of a member.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 3
+    members: int = 4
     width: int = 56
-    queries: int = 1
-    token_width: int = 32
+    token_width: int = 48
+    queries: int = 2
     hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
@@ -91,83 +92,94 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member pools the tokens in two ways: each hidden state as it is, by its mean and by learned queries; and all
-    hidden states of a token together, through a small non-linear map, by mean and maximum. The pools are normalised,
-    mapped to the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot
-    product. All members are computed together as batched matrices.
+    Every text has the mean of its hidden states, the same for all members. Each member also maps the tokens (all hidden
+    states side by side) to a small space and pools them there, by maximum and by attention of its queries. The pools are
+    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
+    rows by dot product. All members are computed together.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
         super().__init__()
         self.config = config
-        members, inner = config.members, config.hidden * config.width
-        pools = layers * (1 + config.queries) * width + 2 * config.token_width
-        self.queries = _random(layers, members * config.queries, width, fan_in=width)
-        self.token_map = nn.Linear(layers * width, members * config.token_width)
-        self.project, self.project_bias = (
-            _random(members, pools, config.width, fan_in=3 * pools),
-            _zeros(members, config.width),
-        )
-        self.expand, self.expand_bias = (
-            _random(members, config.width, inner, fan_in=3 * config.width),
-            _zeros(members, inner),
-        )
-        self.contract, self.contract_bias = (
-            _random(members, inner, config.width, fan_in=3 * inner),
-            _zeros(members, config.width),
-        )
+        members, inner, states = config.members, config.hidden * config.width, layers * width
+        pooled = (1 + config.queries) * config.token_width
+        fan_in = 3 * (states + pooled)
+        self.token_map = _random(members * config.token_width, states, fan_in=3 * states)
+        self.map_bias = _zeros(members * config.token_width)
+        self.queries = _random(members * config.queries, states, fan_in=3 * states)
+        self.project_mean = _random(states, members * config.width, fan_in=fan_in)
+        self.project_pooled = _random(members, pooled, config.width, fan_in=fan_in)
+        self.project_bias = _zeros(members, config.width)
+        self.expand = _random(members, config.width, inner, fan_in=3 * config.width)
+        self.expand_bias = _zeros(members, inner)
+        self.contract = _random(members, inner, config.width, fan_in=3 * inner)
+        self.contract_bias = _zeros(members, config.width)
         self.label_rows = _random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
-        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits of features (B, T, L, D) with mask (B, T), True at tokens.
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
         Returns:
             (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
         """
+        share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
-            kept = torch.rand(mask.shape, device=mask.device) >= self.config.token_dropout
+            kept = torch.rand(mask.shape, generator=generator) >= self.config.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
-        uniform = (mask / mask.sum(1, keepdim=True))[:, None]  # (B, 1, T): weights of the mean
-        pools = [*self._pool_states(features, mask, uniform), self._pool_tokens(features, mask, uniform)]
-        # Part by part: the means are the same for all members, and putting all pools side by side would copy them.
-        parts = self.project.split([part.shape[-1] for part in pools], 1)
-        text = self.project_bias[:, None]
-        for part, weights in zip(pools, parts, strict=True):
-            text = text + part @ weights  # (E, B, H)
+        tokens = features.flatten(2)  # (B, T, L * D)
+        mean = self._mean(tokens, mask, features.shape[2])
+        mean = mean * _dropped(torch.ones_like(mean[:1]), share, generator)  # one draw for the batch: drawing is slow
+        pooled = _dropped(_normalised(self._pool(tokens, mask)), share, generator)
+        text = (mean.to(tokens.dtype) @ self.project_mean.to(tokens.dtype)).float()
+        text = text.unflatten(1, (self.config.members, -1)).transpose(0, 1)
+        text = text + torch.baddbmm(self.project_bias[:, None], pooled, self.project_pooled)  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
-        text = self.dropout(_normalised(text))
+        text = _dropped(_normalised(text), share, generator)
         logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
         return logits if self.training else logits.mean(0)
 
-    def _pool_states(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Iterator[Tensor]:
-        """For each hidden state the mean of its tokens (B, D), then each member's pools (E, B, Q * D)."""
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None]  # (B, 1, T)
-        for layer, queries in enumerate(self.queries):
-            tokens = features[:, :, layer]  # (B, T, D)
-            scores = (tokens @ queries.T).transpose(1, 2) + hidden  # (B, E * Q, T)
-            pools = _normalised(torch.cat((uniform, scores.softmax(-1)), 1) @ tokens)  # (B, 1 + E * Q, D)
-            pools = pools * self.dropout(torch.ones_like(pools[:1]))  # one draw for the batch: drawing is slow on a CPU
-            mean, own = pools.split((1, len(queries)), 1)
-            yield mean[:, 0]
-            yield own.unflatten(1, (self.config.members, -1)).transpose(0, 1).flatten(2)
+    def _mean(self, tokens: Tensor, mask: Tensor, layers: int) -> Tensor:
+        """(B, L * D): the mean of each hidden state over tokens, normalised."""
+        uniform = (mask / mask.sum(1, keepdim=True))[:, None].to(tokens.dtype)  # (B, 1, T)
+        return _normalised((uniform @ tokens)[:, 0].float().unflatten(1, (layers, -1))).flatten(1)
 
-    def _pool_tokens(self, features: Tensor, mask: Tensor, uniform: Tensor) -> Tensor:
-        """(E, B, 2 * K): mean and maximum over tokens of each member's non-linear map."""
-        mapped = functional.gelu(self.token_map(features.flatten(2)))  # (B, T, E * K)
-        largest = mapped.masked_fill(~mask[..., None], -torch.inf).amax(1)
-        pools = torch.stack(((uniform @ mapped)[:, 0], largest), 1).unflatten(
-            2, (self.config.members, -1)
-        )  # (B, 2, E, K)
-        return self.dropout(_normalised(pools.permute(2, 0, 1, 3).flatten(2)))
+    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens."""
+        members, queries = self.config.members, self.config.queries
+        mapped = functional.linear(tokens, self.token_map.to(tokens.dtype))  # (B, T, E * K)
+        scores = functional.linear(tokens, self.queries.to(tokens.dtype))  # (B, T, E * Q)
+        hidden = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[..., None]  # (B, T, 1)
+        # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
+        largest = functional.gelu(_maximum(mapped + hidden.to(tokens.dtype)).float() + self.map_bias)
+        largest = largest.unflatten(1, (members, 1, -1))
+        attention = (scores.float() + hidden).softmax(1).transpose(1, 2).to(tokens.dtype)  # (B, E * Q, T)
+        # Every query pools every member's map, a waste of little arithmetic that saves copies; then each keeps its own.
+        own = (attention @ mapped).float().unflatten(2, (members, -1)).unflatten(1, (members, queries)).diagonal(0, 1, 3)
+        pools = torch.cat((largest, own.permute(0, 3, 1, 2)), 2)  # (B, E, 1 + Q, K)
+        return pools.transpose(0, 1).flatten(2)
 
 
 def _normalised(values: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the last dimension; scale and shift are left to the matrix that follows."""
     return functional.layer_norm(values, values.shape[-1:])
+
+
+def _maximum(values: Tensor) -> Tensor:
+    """(B, C) of (B, T, C); through pooling, whose forward and backward take half the time of ``amax``'s on a CPU."""
+    return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
+
+
+def _dropped(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout of a share of the values; ``nn.Dropout`` takes no generator."""
+    if not share:
+        return values
+    # Four draws of 16 bits from each random number, for drawing is slow on a CPU.
+    bits = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    kept = bits.view(torch.int16)[: values.numel()].view(values.shape) >= round(share * 2**16) - 2**15
+    return values * (kept / (1 - share))
 
 
 def _random(*shape: int, fan_in: int) -> nn.Parameter:
@@ -196,12 +208,12 @@ class CrossAttentionHead(nn.Module):
         self.blocks = nn.ModuleList(_LabelBlock(config, width, first=number == 0) for number in range(config.blocks))
         self.final_norm = nn.LayerNorm(config.width)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens."""
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
         tokens = features[:, :, -1]  # (B, T, D)
         rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
         for block in self.blocks:
-            rows = block(rows, tokens, mask)
+            rows = block(rows, tokens, mask, generator)
         rows = self.final_norm(rows)
         task, labels = rows[:, :1], rows[:, 1:]
         scores = (labels @ task.transpose(1, 2))[..., 0] / math.sqrt(rows.shape[-1])  # (B, C * M)
@@ -216,7 +228,7 @@ class _LabelBlock(nn.Module):
         self.self_norm, self.cross_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.self_attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
         self.cross_attention = _CrossAttention(config, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(config.width),
             nn.Linear(config.width, config.hidden * config.width),
@@ -224,12 +236,14 @@ class _LabelBlock(nn.Module):
             nn.Linear(config.hidden * config.width, config.width),
         )
 
-    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
+        share = self.dropout if self.training else 0.0
         normed = self.self_norm(rows)
-        rows = rows + self.dropout(self.self_attention(normed, normed, normed, need_weights=False)[0])
-        rows = rows + self.dropout(self.cross_attention(self.cross_norm(rows), tokens, mask))
-        return rows + self.dropout(self.feed_forward(rows))
+        attended = self.self_attention(normed, normed, normed, need_weights=False)[0]
+        rows = rows + _dropped(attended, share, generator)
+        rows = rows + _dropped(self.cross_attention(self.cross_norm(rows), tokens, mask), share, generator)
+        return rows + _dropped(self.feed_forward(rows), share, generator)
 
 
 class _CrossAttention(nn.Module):
@@ -262,16 +276,18 @@ class _CrossAttention(nn.Module):
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
         keys = self.key.weight.unflatten(0, (self.heads, self.size))  # (h, d, D)
-        folded = (queries @ keys).flatten(0, 1)  # (h * R, D)
-        attention = ((tokens @ folded.T).transpose(1, 2) + hidden[:, None]).softmax(-1)  # (B, h * R, T)
-        pooled = (attention @ tokens).unflatten(1, (self.heads, -1))  # (B, h, R, D)
+        folded = (queries @ keys).flatten(0, 1).to(tokens.dtype)  # (h * R, D)
+        scores = functional.linear(tokens, folded).float().transpose(1, 2)  # (B, h * R, T)
+        attention = (scores + hidden[:, None]).softmax(-1)
+        pooled = (attention.to(tokens.dtype) @ tokens).float().unflatten(1, (self.heads, -1))  # (B, h, R, D)
         values = self.value.weight.unflatten(0, (self.heads, self.size)).transpose(1, 2)  # (h, D, d)
         return pooled @ values + self.value.bias.view(self.heads, 1, self.size)
 
     def _projected(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) or (B, h, R, d) -> (B, h, R, d), through keys and values of each token."""
-        keys = self.key(tokens).unflatten(-1, (self.heads, self.size)).transpose(1, 2)  # (B, h, T, d)
-        values = self.value(tokens).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+        keys = functional.linear(tokens, self.key.weight.to(tokens.dtype)).float()
+        values = functional.linear(tokens, self.value.weight.to(tokens.dtype)).float() + self.value.bias
+        keys, values = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in (keys, values))
         return (queries @ keys.transpose(-1, -2) + hidden[:, None, None]).softmax(-1) @ values
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +24,7 @@ from ytuning.progress import Progress
 __all__ = ["PRESETS", "FitResult", "Recipe", "Round", "TrainingConfig", "fit_head", "logits_of", "preset"]
 
 LOSSES = ("cross_entropy", "triplet")
-SORTED_BATCHES = 16  # shuffled rows are sorted by length within so many batches, which saves most of the padding
+SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -53,7 +55,7 @@ class TrainingConfig:
     fewest_steps: int = 500
     most_steps: int = 1200
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
@@ -77,7 +79,7 @@ def default_recipe() -> Recipe:
 
 def paper_recipe() -> Recipe:
     """Label rows that attend to every token, with the triplet loss, as in Y-Tuning (arXiv 2202.09817)."""
-    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet"))
+    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3))
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
@@ -156,17 +158,17 @@ def fit_head(
     progress = progress or Progress()
     goal = torch.from_numpy(np.asarray(targets, np.int64))
     with torch.random.fork_rng(devices=[]), _one_thread():
-        run = _Run(features, goal, train, recipe, seed, "train", progress)
-        best = _search(run, torch.from_numpy(validation))
-        if refit and not best.interrupted:
-            everything = np.union1d(train, validation)
+        run = _Run(features, goal, train, recipe, seed)
+        if not refit:
+            return _search(run, torch.from_numpy(validation), progress)
+        with _Refit(_Run(features, goal, np.union1d(train, validation), recipe, seed)) as aside:
+            best = _search(run, torch.from_numpy(validation), progress, aside)
+            if best.interrupted:
+                return best
             try:
-                again = _Run(features, goal, everything, recipe, seed, "refit", progress)
-                again.advance(round(again.total * best.history[best.chosen].step / run.total))
-                return replace(best, head=again.head.eval(), refitted=True)
+                return replace(best, head=aside.head(best.chosen, progress), refitted=True)
             except KeyboardInterrupt:
                 return replace(best, interrupted=True)
-    return best
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
@@ -185,19 +187,10 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
 
 
 class _Run:
-    """One training run: a fresh head, its optimiser and its endless supply of shuffled batches."""
+    """One training run: a fresh head, its optimiser, its random numbers and its endless supply of shuffled batches."""
 
-    def __init__(
-        self,
-        features: Features,
-        goal: Tensor,
-        rows: np.ndarray,
-        recipe: Recipe,
-        seed: int,
-        stage: str,
-        progress: Progress,
-    ) -> None:
-        self.features, self.goal, self.stage, self.progress = features, goal, stage, progress
+    def __init__(self, features: Features, goal: Tensor, rows: np.ndarray, recipe: Recipe, seed: int) -> None:
+        self.features, self.goal = features, goal
         self.config = recipe.training
         labels = int(goal.max()) + 1
         size = max(16, min(self.config.batch_size, len(rows) // 16))
@@ -210,23 +203,28 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
-        self.batches = _ahead(_shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed), features)
+        self.generator = torch.Generator().manual_seed(seed)  # of its own, for two runs train side by side
+        self.batches = _shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed)
 
-    def advance(self, until: int) -> None:
-        """Train up to step ``until``."""
+    @property
+    def rounds(self) -> list[int]:
+        """Steps after which a round ends."""
+        return [round(self.total * number / self.config.rounds) for number in range(1, self.config.rounds + 1)]
+
+    def train(self, until: int) -> Iterator[int]:
+        """Train up to step ``until``, giving every step's number once it is taken."""
         self.head.train()
-        while self.step < until:
-            batch, features, mask = next(self.batches)
+        for batch in itertools.islice(self.batches, until - self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * self._schedule()
-            logits = self.head(features, mask).flatten(0, -2)  # (B, C), or (E * B, C) of E members
+            logits = self.head(*self.features.batch(batch), self.generator).flatten(0, -2)  # (B, C), or (E * B, C)
             loss = self.loss(logits, self.goal[batch].repeat(len(logits) // len(batch)))
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.clip_norm)
             self.optimizer.step()
             self.step += 1
-            self.progress.step(self.stage, self.step, self.total)
+            yield self.step
         self.features.release()
 
     def _schedule(self) -> float:
@@ -235,7 +233,48 @@ class _Run:
         return min((self.step + 1) / warmup, (self.total - self.step) / (self.total - warmup))
 
 
-def _search(run: _Run, validation: Tensor) -> FitResult:
+class _Refit:
+    """Trains on all rows in a thread of its own and keeps the head of every round, while validation is still searching.
+
+    The steps up to a round are the same whichever round validation will choose: only those after it are in vain.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+        self._heads: list[LabelHead] = []
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "refit", initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> _Refit:
+        self._work = self._pool.submit(self._train)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=True)
+
+    def report(self, progress: Progress) -> None:
+        """Tell how far it is, from the caller's thread."""
+        progress.step("refit", self.run.step, self.run.total)
+
+    def head(self, chosen: int, progress: Progress) -> LabelHead:
+        """The head at the end of round ``chosen``, waited for."""
+        while len(self._heads) <= chosen and not self._work.done():
+            wait([self._work], timeout=0.1)
+            self.report(progress)
+        if self._work.done():
+            self._work.result()
+        return self._heads[chosen].eval()
+
+    def _train(self) -> None:
+        for end in self.run.rounds:
+            for _ in self.run.train(end):
+                if self._stopped.is_set():
+                    return
+            self._heads.append(copy.deepcopy(self.run.head))
+
+
+def _search(run: _Run, validation: Tensor, progress: Progress, aside: _Refit | None = None) -> FitResult:
     """Train round by round until validation says that nothing is gained, and take the chosen round's head."""
     goal = run.goal[validation]
     rounds: list[tuple[Round, LabelHead, np.ndarray]] = []
@@ -245,12 +284,15 @@ def _search(run: _Run, validation: Tensor) -> FitResult:
         loss = functional.cross_entropy(torch.from_numpy(logits), goal).item()
         entry = Round(run.step, loss, float((logits.argmax(1) == goal.numpy()).mean()))
         rounds.append((entry, copy.deepcopy(run.head), logits))
-        run.progress.step(run.stage, run.step, run.total, f"validation accuracy {entry.accuracy:.4f}")
+        progress.step("train", run.step, run.total, f"validation accuracy {entry.accuracy:.4f}")
 
     interrupted = False
     try:
-        for number in range(1, run.config.rounds + 1):
-            run.advance(round(run.total * number / run.config.rounds))
+        for end in run.rounds:
+            for step in run.train(end):
+                progress.step("train", step, run.total)
+                if aside is not None:
+                    aside.report(progress)
             validate()
             if _hopeless([entry for entry, _, _ in rounds], len(goal), run.config.patience):
                 break
@@ -285,18 +327,6 @@ def _shuffled_batches(lengths: Tensor, rows: Tensor, size: int, seed: int) -> It
             batches.extend(part[torch.argsort(lengths[part], stable=True)].split(size))
         for number in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[number]
-
-
-def _ahead(batches: Iterator[Tensor], features: Features) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each batch of rows with its features and mask, gathered on another core while the one before is trained on."""
-    with ThreadPoolExecutor(1, "gather", initializer=lambda: torch.set_num_threads(1)) as pool:
-        gather = features.batch
-        rows = next(batches)
-        found = pool.submit(gather, rows)
-        for following in batches:
-            ready, (values, mask) = rows, found.result()
-            rows, found = following, pool.submit(gather, following)
-            yield ready, values, mask
 
 
 @contextmanager
