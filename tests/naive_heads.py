@@ -38,17 +38,16 @@ def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
 
 def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
     """Logits (C,) of one member."""
-    pools = []
-    for layer, queries in enumerate(state["queries"]):
-        states = [token[layer] for token in tokens]
-        pools.append(_standardised(_mean(states)))
-        for query in range(config.queries):
-            pools.append(_standardised(_attend(queries[member * config.queries + query], states, states)))
+    mean = torch.cat([_standardised(_mean([token[layer] for token in tokens])) for layer in range(len(tokens[0]))])
+    flat = [token.flatten() for token in tokens]
     own = slice(member * config.token_width, (member + 1) * config.token_width)
-    mapped = [_gelu(_linear(state, "token_map", token.flatten())[own]) for token in tokens]
+    mapped = [state["token_map"][own] @ token for token in flat]
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
-    pools.append(_standardised(torch.cat((_mean(mapped), largest))))
-    text = torch.cat(pools) @ state["project"][member] + state["project_bias"][member]
+    pools = [_gelu(largest + state["map_bias"][own])]
+    for query in range(config.queries):
+        pools.append(_attend(state["queries"][member * config.queries + query], flat, mapped))
+    text = mean @ state["project_mean"][:, member * config.width : (member + 1) * config.width]
+    text = text + _standardised(torch.cat(pools)) @ state["project_pooled"][member] + state["project_bias"][member]
     hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
     text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])
     rows, biases = state["label_rows"][member], state["label_bias"][member]

@@ -178,6 +178,16 @@ def test_windows_and_shards_of_any_size_give_the_same(
 # ------------------------------------------------------------------------------------------------- batches
 
 
+def test_batches_keep_the_encoders_precision(tiny_encoder: Path, inputs: list[TextInput]) -> None:
+    features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"))
+    values, _ = features.batch(torch.arange(len(inputs)))
+    stored = torch.cat([array.flatten() for array in features._arrays]).float()
+    assert values.dtype == torch.bfloat16
+    assert set(values.float().flatten().tolist()) == set(stored.bfloat16().float().tolist())
+    normal = stored.abs() > 1e-4  # smaller ones lost digits when they became float16
+    assert torch.equal(stored[normal].bfloat16().float(), stored[normal])
+
+
 def test_a_batch_is_what_a_loop_gathers(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +203,8 @@ def test_a_batch_is_what_a_loop_gathers(
     for size in (1, 2, 9, 60):
         rows = torch.randint(len(inputs), (size,), generator=generator)
         found, mask = features.batch(rows)
-        longest = max(len(naive[int(row)]) for row in rows)
+        step = module.LENGTH_STEP
+        longest = -(-max(len(naive[int(row)]) for row in rows) // step) * step
         assert found.shape == (size, longest, 2, 32)
         assert found.dtype == torch.float32
         assert mask.shape == (size, longest)

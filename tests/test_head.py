@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.naive_heads import naive_logits
+from ytuning import head as head_module
 from ytuning.errors import InputError
 from ytuning.head import (
     CrossAttentionConfig,
@@ -63,6 +64,31 @@ def test_fast_head_agrees_with_the_naive_one(config: HeadConfig, labels: int, la
     slow = naive_logits(config, head.state_dict(), features, mask)
     assert fast.shape == (len(features), labels) and fast.dtype == torch.float32
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_bfloat16_tokens_give_nearly_the_same(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()
+    features, mask = batch(layers)
+    with torch.no_grad():
+        half, exact = head(features.bfloat16(), mask), head(features.bfloat16().float(), mask)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+
+
+@cases
+def test_a_generator_decides_what_is_dropped(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).train()
+    with torch.no_grad():
+        first, again, other = (head(*batch(layers), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    values = head_module._dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(values.unique(), torch.tensor([0, 1 / 0.7]))
+    assert float((values == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(values.mean()) == pytest.approx(1, abs=0.01)
 
 
 @cases

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -330,37 +332,49 @@ def test_hopeless_training_ends_early(
 def test_refit_trains_on_all_rows_and_the_search_on_train_rows(
     fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features, last, seen = toy[0], [torch.empty(0)], {"train": set[int](), "refit": set[int]()}
+    features, seen = toy[0], {"MainThread": set[int](), "refit_0": set[int]()}
     gather = features.batch
+    validation = set(VALIDATION.tolist())
 
     def batch(indices: Tensor) -> tuple[Tensor, Tensor]:
-        last[0] = indices
+        rows = set(indices.tolist())
+        if not (threading.current_thread().name == "MainThread" and rows <= validation):  # that is a validation round
+            seen[threading.current_thread().name].update(rows)
         return gather(indices)
 
-    class Watch(Progress):
-        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-            if not note:  # a note tells of a validation, which reads rows as well
-                seen[stage].update(last[0].tolist())
-
     monkeypatch.setattr(features, "batch", batch)
-    assert fit(progress=Watch()).refitted
-    assert seen["train"] == set(TRAIN.tolist())
-    assert seen["refit"] == {*TRAIN.tolist(), *VALIDATION.tolist()}
+    assert fit().refitted
+    assert seen["MainThread"] == set(TRAIN.tolist())
+    assert seen["refit_0"] == {*TRAIN.tolist(), *VALIDATION.tolist()}
 
 
+@pytest.mark.parametrize("right", [(10, 28, 10, 10, 10), (10, 12, 15, 20, 25)])
 def test_refit_takes_the_chosen_share_of_the_steps(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]]
+    toy: tuple[Features, np.ndarray],
+    fit: Callable[..., FitResult],
+    scripted: Callable[..., list[dict[str, Tensor]]],
+    right: tuple[int, ...],
 ) -> None:
-    class Count(Progress):
-        steps = 0
+    scripted(*right)
+    result = fit()
+    by_hand = training._Run(toy[0], torch.from_numpy(toy[1]), np.arange(120), RECIPE, seed=0)
+    assert list(by_hand.train(by_hand.rounds[result.chosen]))[-1] == result.history[result.chosen].step
+    assert weights(result.head) == weights(by_hand.head)
 
-        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-            self.steps += stage == "refit"
 
-    count = Count()
-    scripted(10, 28, 10, 10, 10)
-    assert fit(progress=count).chosen == 1
-    assert count.steps == 12  # two of five rounds of 30 steps
+def test_a_failing_refit_is_not_hidden(
+    toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather = toy[0].batch
+
+    def batch(indices: Tensor) -> tuple[Tensor, Tensor]:
+        if threading.current_thread().name.startswith("refit"):
+            raise OSError("the disk is gone")
+        return gather(indices)
+
+    monkeypatch.setattr(toy[0], "batch", batch)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit()
 
 
 def test_refit_can_be_switched_off(fit: Callable[..., FitResult]) -> None:
@@ -396,8 +410,26 @@ def test_interrupted_before_the_first_round_gives_the_head_of_that_step(
     np.testing.assert_allclose(found, result.validation_logits, atol=1e-5)
 
 
-def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Callable[..., FitResult]) -> None:
-    result = fit(progress=Interrupt("refit", 2))
+def test_interrupted_refit_gives_the_head_that_validation_chose(
+    toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AfterTheSearch(Progress):
+        finished = False
+
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            if self.finished and stage == "refit":
+                raise KeyboardInterrupt
+            self.finished |= bool(note) and done == total
+
+    gather = toy[0].batch
+
+    def batch(indices: Tensor) -> tuple[Tensor, Tensor]:
+        if threading.current_thread().name.startswith("refit"):
+            time.sleep(0.1)  # so that the search ends first
+        return gather(indices)
+
+    monkeypatch.setattr(toy[0], "batch", batch)
+    result = fit(replace(RECIPE, training=replace(SHORT, patience=99)), progress=AfterTheSearch())
     assert (result.interrupted, result.refitted) == (True, False)
     assert weights(result.head) == weights(fit(refit=False).head)
 

@@ -184,7 +184,7 @@ class Encoder:
             yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
 
     def _rows(self, texts: int, length: int) -> int:
-        """Rows of a batch of ``texts`` texts of ``length`` tokens: a few repeated ones round it up to one of few sizes."""
+        """Rows of a batch of ``texts`` texts of ``length`` tokens, some repeated to round it up to one of few sizes."""
         full = max(1, self._tokens_per_batch // length)
         step = -(-full // SIZES)
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))

@@ -2,15 +2,15 @@
 
 Two forms, both learn label representations in a space of their own and align fixed features with them:
 
-* :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then the
-  text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
+* :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then
+  the text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
   queries: ML-Decoder, arXiv 2111.12933).
 * :class:`CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens themselves (Y-Tuning, arXiv
   2202.09817).
 
-Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come in
-bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from the
-generator that is given, so that heads can be trained side by side and each still gives the same bytes.
+Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
+in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from
+the generator that is given, so that heads can be trained side by side and each still gives the same bytes.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class PooledConfig:
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 4
-    width: int = 56
-    token_width: int = 48
+    members: int = 3
+    width: int = 64
+    token_width: int = 64
     queries: int = 2
     hidden: int = 2
     dropout: float = 0.1
@@ -93,9 +93,9 @@ class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
     Every text has the mean of its hidden states, the same for all members. Each member also maps the tokens (all hidden
-    states side by side) to a small space and pools them there, by maximum and by attention of its queries. The pools are
-    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
-    rows by dot product. All members are computed together.
+    states side by side) to a small space and pools them there, by maximum and by attention of its queries. The pools
+    are normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its
+    label rows by dot product. All members are computed together.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
@@ -157,7 +157,8 @@ class PooledHead(nn.Module):
         largest = largest.unflatten(1, (members, 1, -1))
         attention = (scores.float() + hidden).softmax(1).transpose(1, 2).to(tokens.dtype)  # (B, E * Q, T)
         # Every query pools every member's map, a waste of little arithmetic that saves copies; then each keeps its own.
-        own = (attention @ mapped).float().unflatten(2, (members, -1)).unflatten(1, (members, queries)).diagonal(0, 1, 3)
+        every = (attention @ mapped).float().unflatten(2, (members, -1)).unflatten(1, (members, queries))
+        own = every.diagonal(0, 1, 3)  # (B, Q, K, E)
         pools = torch.cat((largest, own.permute(0, 3, 1, 2)), 2)  # (B, E, 1 + Q, K)
         return pools.transpose(0, 1).flatten(2)
 

@@ -51,9 +51,9 @@ class TrainingConfig:
     loss: str = "cross_entropy"
     margin: float = 2.0
     label_smoothing: float = 0.1
-    epochs: int = 8
+    epochs: int = 7
     fewest_steps: int = 500
-    most_steps: int = 1200
+    most_steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
