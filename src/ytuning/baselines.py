@@ -22,7 +22,7 @@ def mean_pooled(features: Features) -> np.ndarray:
     pooled = np.empty((len(features), features.layers * features.width), np.float32)
     for rows in ordered_batches(features.lengths):
         values, mask = features.batch(rows)
-        mean = (values * mask[..., None, None]).sum(1) / mask.sum(1)[:, None, None]
+        mean = (values.float() * mask[..., None, None]).sum(1) / mask.sum(1)[:, None, None]
         pooled[rows.numpy()] = mean.flatten(1).numpy()
     features.release()
     return pooled

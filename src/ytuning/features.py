@@ -18,7 +18,7 @@ __all__ = ["CacheUse", "Features", "live_features", "ordered_batches", "stored_f
 
 SHARD_BYTES = 256 << 20  # what a killed run loses at most
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
-RESIDENT_BYTES = 128 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
+RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
 LENGTH_STEP = 4  # batches are padded to its multiples: oneDNN compiles, and keeps in memory, every shape that it meets
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
