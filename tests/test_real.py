@@ -11,7 +11,7 @@ import torch
 from ytuning.artifact import load_task, save_task
 from ytuning.baselines import mean_pooled, tuned_logistic_regression
 from ytuning.data import read_dataset, split_holdout
-from ytuning.encoder import DEFAULT_WEIGHTS_SHA256, Encoder, load_encoder
+from ytuning.encoder import DEFAULT_WEIGHTS_SHA256, Encoder, Precision, load_encoder
 from ytuning.features import live_features, stored_features
 from ytuning.labels import LabelSet
 from ytuning.pipeline import train_task
@@ -38,7 +38,8 @@ def test_default_encoder_is_the_published_one(encoder: Encoder) -> None:
     assert encoder.identity.parameters == 22_713_216
 
 
-def test_features_equal_a_plain_forward_pass_of_each_text(encoder: Encoder, shared_data: Path) -> None:
+def test_features_equal_a_plain_forward_pass_of_each_text(shared_data: Path) -> None:
+    encoder = load_encoder(precision="fp32")
     inputs = read_dataset(shared_data / "banking77" / "test.jsonl").inputs[:40]
     features = live_features(inputs, encoder)
     for row, (text, _) in enumerate(inputs):
@@ -46,9 +47,20 @@ def test_features_equal_a_plain_forward_pass_of_each_text(encoder: Encoder, shar
         with torch.inference_mode():
             states = encoder.model(**tokens, output_hidden_states=True).hidden_states
         expected = torch.stack([states[layer][0] for layer in encoder.identity.layers], 1).float()
-        found, _ = features.batch(torch.tensor([row]))
+        found, mask = features.batch(torch.tensor([row]))
         # float16 keeps 11 bits; one activation of this encoder reaches about 10.
-        torch.testing.assert_close(found[0], expected, atol=6e-3, rtol=2e-3)
+        torch.testing.assert_close(found[mask], expected, atol=6e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_do_not_depend_on_the_batch(precision: Precision, shared_data: Path) -> None:
+    encoder = load_encoder(precision=precision)
+    inputs = read_dataset(shared_data / "sst2" / "train.jsonl").inputs[:1500]
+    together = live_features(inputs, encoder)
+    for size in (1, 2, 7, 60):
+        apart = live_features(inputs[:size], encoder)
+        rows = torch.arange(size)
+        assert torch.equal(apart.batch(rows)[0], together.batch(rows)[0])
 
 
 def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
