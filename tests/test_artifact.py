@@ -15,7 +15,7 @@ import torch
 
 from ytuning.artifact import Task, check_encoder, check_target, load_task, save_task
 from ytuning.encoder import EncoderIdentity
-from ytuning.errors import InputError, TaskFolderError
+from ytuning.errors import InputError, TaskFolderError, WriteError
 from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
 from ytuning.labels import LabelSet
 
@@ -282,7 +282,11 @@ def test_a_failed_save_names_the_folder_and_keeps_the_older_task(folder: Path, m
 
     before = (folder / "task.json").read_bytes()
     monkeypatch.setattr("os.fsync", full)
-    message = refusal(save_task, make_task(labels=("x", "y")), folder)
-    assert message == f"cannot write the task folder {folder}: No space left on device. Choose another with --out"
+    with pytest.raises(WriteError) as stop:
+        save_task(make_task(labels=("x", "y")), folder)
+    assert str(stop.value) == (
+        f"cannot write the task folder {folder}: No space left on device. "
+        "Free some space and run again, or choose another disk with --out"
+    )
     assert (folder / "task.json").read_bytes() == before
     assert load_task(folder).labels.names == ("card", "naïve", "10")

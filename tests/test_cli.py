@@ -60,7 +60,7 @@ Run = Callable[..., Outcome]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The program within this process, with presets of few steps."""
     monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
-    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK))
+    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -157,6 +157,27 @@ def test_quiet_is_silent_on_stderr(run: Run, files: Path, tiny_encoder: Path) ->
     assert run("cache", "verify", "--quiet").err == ""
 
 
+@pytest.mark.parametrize(("option", "expected"), [((), None), (("--label-weights", "balanced"), "balanced")])
+def test_train_passes_label_weights_on(
+    run: Run,
+    files: Path,
+    tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    seen = []
+    original = training._label_weights
+
+    def recorded(given: Any, *rest: Any) -> Any:
+        seen.append(given)
+        return original(given, *rest)
+
+    monkeypatch.setattr(training, "_label_weights", recorded)
+    assert run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", *option).status == 0
+    assert set(seen) == {expected}
+
+
 def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, files: Path, tiny_encoder: Path) -> None:
     for name in ("train.csv", "test.csv"):
         (files / name).write_text((files / name).read_text().replace("text,label", "body,topic"))
@@ -168,6 +189,7 @@ def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, fil
     assert found.json["rows"] == {"train": 100, "validation": 20, "test": 0}
     task = load_task(files / "toy")
     assert isinstance(task.config, CrossAttentionConfig) and task.training["seed"] == 3
+    assert task.encoder.layers == (3,)  # the last hidden state of the tiny encoder
     assert "columns text = 'body', label = 'topic'" in found.err
 
 
@@ -304,6 +326,19 @@ def test_cache_list(run: Run, filled: Path, tiny_encoder: Path) -> None:
     shown = run("cache", "list")
     assert shown.status == 0
     assert space["fingerprint"] in shown.out and "20 texts" in shown.out and str(filled) in shown.out
+
+
+def test_a_damaged_space_does_not_hide_the_others(run: Run, filled: Path) -> None:
+    broken = filled / ("f" * 32)
+    broken.mkdir()
+    (broken / "space.json").write_text('{"schema": 1')
+    for command in ("list", "verify"):
+        found = run("cache", command, "--json")
+        assert found.status == 1
+        assert found.json.get("shards", 1) == 1 and len(found.json.get("spaces", ["one"])) == 1
+        assert found.err.startswith(f"error: {broken} is not a readable feature space (JSONDecodeError). Move it away")
+    assert run("cache", "remove", "ffff").status == 0
+    assert run("cache", "list").status == 0
 
 
 def test_cache_list_of_nothing(run: Run) -> None:

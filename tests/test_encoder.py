@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import WORDS, build_tiny_encoder
 from ytuning import encoder as module
+from ytuning import sources
 from ytuning.encoder import (
-    DEFAULT_ENCODER,
     Encoder,
     EncoderIdentity,
     TextInput,
@@ -29,6 +29,7 @@ from ytuning.encoder import (
     plan_batches,
 )
 from ytuning.errors import EncoderError, MissingExtraError
+from ytuning.sources import DEFAULT_ENCODER
 
 INPUTS: list[TextInput] = [
     ("the card is lost", None),
@@ -223,6 +224,7 @@ def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_p
     encoder = load_encoder(copy, layers=[2, 3], precision="fp32")
     encoder.tokenize(INPUTS)  # sets truncation in the tokenizer, which is no part of the identity
     assert encoder.identity.fingerprint == fingerprint(copy) == fingerprint(copy, layers=[3, 2, 2]) == first
+    assert fingerprint(copy, layers=[-1]) == fingerprint(copy, layers=[3])
 
     rules = json.loads((copy / "tokenizer.json").read_text())
     rules["normalizer"]["lowercase"] = False
@@ -299,14 +301,14 @@ def test_weights_that_can_run_code_are_not_read(copied: Path) -> None:
 
 
 def test_only_the_published_default_encoder_is_accepted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_find", lambda name: copied)
+    monkeypatch.setattr(module, "find_encoder", lambda name: copied)
     digest = hashlib.sha256((copied / "model.safetensors").read_bytes()).hexdigest()
     message = complaint(DEFAULT_ENCODER)
     assert message.startswith(
         f"the weights of {DEFAULT_ENCODER!r} in {copied} hash to {digest[:12]}..., the published file to "
         f"53aa51172d14...: damaged or not the published model. "
     )
-    monkeypatch.setattr(module, "DEFAULT_WEIGHTS_SHA256", digest)
+    monkeypatch.setattr(sources, "DEFAULT_WEIGHTS_SHA256", digest)
     assert load_encoder().identity.name == DEFAULT_ENCODER
 
 
@@ -316,9 +318,15 @@ def test_only_the_published_default_encoder_is_accepted(copied: Path, monkeypatc
         ({"precision": "fp8"}, "precision must be one of 'auto', 'fp32', 'bf16'. Got 'fp8' instead."),
         ({"max_length": 3}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 3 instead."),
         ({"max_length": 33}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 33 instead."),
-        ({"layers": [1, 4]}, "layers must be from 0 to 3 for the encoder {name!r}. Got [1, 4] instead."),
-        ({"layers": [-1]}, "layers must be from 0 to 3 for the encoder {name!r}. Got [-1] instead."),
-        ({"layers": []}, "layers must be from 0 to 3 for the encoder {name!r}. Got [] instead."),
+        (
+            {"layers": [1, 4]},
+            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [1, 4] instead.",
+        ),
+        (
+            {"layers": [-5]},
+            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [-5] instead.",
+        ),
+        ({"layers": []}, "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [] instead."),
     ],
 )
 def test_an_option_outside_its_range_is_refused(tiny_encoder: Path, options: dict[str, Any], message: str) -> None:

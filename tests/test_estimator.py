@@ -56,6 +56,7 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
     given = {
         "encoder": object(),
         "preset": object(),
+        "class_weight": object(),
         "seed": object(),
         "refit": object(),
         "cache": object(),
@@ -70,7 +71,8 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
 def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier], tiny_encoder: Path) -> None:
     model = make(preset="paper", seed=5)
     assert model.get_params() == {
-        "encoder": str(tiny_encoder), "preset": "paper", "seed": 5, "refit": True, "cache": None, "verbose": False,
+        "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "seed": 5, "refit": True, "cache": None,
+        "verbose": False,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -94,11 +96,25 @@ def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> Non
 def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
     with pytest.raises(InputError, match=r"preset must be one of 'default', 'paper'\. Got 'best' instead\."):
         make(preset="best").fit(*toy_rows)
+    with pytest.raises(InputError, match=r"label_weights must be one of None, 'balanced'.*Got 'even' instead\."):
+        make(class_weight="even").fit(*toy_rows)
+    with pytest.raises(InputError, match=r"class_weight names a label that y does not have: 'x'\. y has: "):
+        make(class_weight={"x": 2.0}).fit(*toy_rows)
     with pytest.raises(EncoderError, match="there is no encoder folder '/nowhere'"):
         YTuningClassifier("/nowhere").fit(*toy_rows)
 
 
 # --- fit and predict ------------------------------------------------------------------------------------------------
+
+
+def test_class_weights_reach_the_right_label(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    texts, labels = toy_rows
+    order = sorted(set(labels))
+    numbers = [10 - order.index(label) for label in labels]  # 10, 9, 8: as text they sort otherwise
+    for only in (8, 9, 10):
+        weights = {number: float(number == only) for number in (8, 9, 10)}
+        found = make(class_weight=weights).fit(texts, numbers).predict(texts)
+        assert set(found.tolist()) == {only}
 
 
 def test_fit_returns_self_and_leaves_parameters_alone(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:

@@ -23,6 +23,7 @@ ORDER = [
     "labels",
     "tables",
     "data",
+    "sources",
     "encoder",
     "store",
     "features",
@@ -36,6 +37,8 @@ ORDER = [
     "report",
     "pipeline",
     "estimator",
+    "console",
+    "cli_cache",
     "cli",
 ]
 """A module imports only modules before it; lazy imports and those for type checking count."""
@@ -43,7 +46,7 @@ ORDER = [
 THIRD_PARTY = {
     "datasets": {"tables"},
     "filelock": {"store"},
-    "huggingface_hub": {"encoder"},
+    "huggingface_hub": {"sources"},
     "numpy": {
         "baselines", "data", "encoder", "estimator", "evaluation", "features", "labels", "metrics", "pipeline",
         "predictor", "store", "training",
@@ -51,13 +54,13 @@ THIRD_PARTY = {
     "pandas": {"tables"},
     "platformdirs": {"store"},
     "pyarrow": {"tables"},
-    "rich": {"cli", "progress", "report"},
+    "rich": {"cli", "cli_cache", "progress", "report"},
     "safetensors": {"artifact"},
     "scipy": {"estimator", "pipeline", "predictor"},
     "sklearn": {"baselines", "estimator", "metrics"},
     "torch": {"artifact", "encoder", "features", "head", "pipeline", "training"},
     "transformers": {"encoder"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_cache", "console"},
 }  # fmt: skip
 """Third-party package -> modules that may import it."""
 

@@ -11,12 +11,13 @@ import torch
 from ytuning.artifact import load_task, save_task
 from ytuning.baselines import mean_pooled, tuned_logistic_regression
 from ytuning.data import read_dataset, split_holdout
-from ytuning.encoder import DEFAULT_WEIGHTS_SHA256, Encoder, Precision, load_encoder
+from ytuning.encoder import Encoder, Precision, load_encoder
 from ytuning.features import live_features, stored_features
 from ytuning.labels import LabelSet
 from ytuning.pipeline import train_task
 from ytuning.predictor import Predictor
 from ytuning.progress import Progress
+from ytuning.sources import DEFAULT_WEIGHTS_SHA256
 from ytuning.store import FeatureStore
 from ytuning.training import preset
 

@@ -126,6 +126,10 @@ def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> No
     assert 1 not in predicted and {0, 2} == set(predicted.tolist())
 
 
+def test_the_paper_preset_reads_the_last_hidden_state() -> None:
+    assert preset("paper").layers == (-1,) and preset("default").layers is None
+
+
 def test_unknown_preset_is_refused() -> None:
     with pytest.raises(InputError, match=r"^preset must be one of 'default', 'paper'\. Got 'best' instead\.$"):
         preset("best")

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from ytuning.encoder import EncoderIdentity
-from ytuning.errors import InputError, TaskFolderError
+from ytuning.errors import InputError, TaskFolderError, cannot_write
 from ytuning.head import HeadConfig, LabelHead, build_head, config_from_json, config_to_json
 from ytuning.labels import LabelSet
 
@@ -70,6 +70,7 @@ def save_task(task: Task, folder: str | Path) -> None:
 
     Raises:
         InputError: the folder cannot be written, or holds files that are not a task's.
+        WriteError: the disk is full or broken.
     """
     path = Path(folder)
     check_target(path)
@@ -93,9 +94,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         _replace(path / CARD_FILE, _card(task).encode())
         _replace(path / TASK_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise InputError(
-            f"cannot write the task folder {path}: {error.strerror or error}. Choose another with --out"
-        ) from error
+        raise cannot_write(f"the task folder {path}", error, "--out") from error
 
 
 def check_target(folder: str | Path) -> None:

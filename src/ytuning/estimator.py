@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from ytuning.artifact import save_task
 from ytuning.data import from_lists
-from ytuning.encoder import DEFAULT_ENCODER, load_encoder
+from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError
 from ytuning.features import stored_features
+from ytuning.labels import LabelSet, listed
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
+from ytuning.sources import DEFAULT_ENCODER
 from ytuning.store import FeatureStore
-from ytuning.training import logits_of, preset
+from ytuning.training import logits_of, preset, weighing_labels
 
 __all__ = ["YTuningClassifier"]
 
@@ -38,6 +41,8 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Args:
         encoder: name or folder.
         preset: ``"default"`` or ``"paper"``.
+        class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
+            of its rows in the loss; labels that it does not name weigh 1.
         seed: of the hold-out, the head's weights and the order of rows.
         refit: whether to train again on all rows once the held-out ones have chosen the number of steps.
         cache: folder of the feature store; default as for the command line.
@@ -55,18 +60,20 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         encoder: str = DEFAULT_ENCODER,
         *,
         preset: str = "default",
+        class_weight: str | Mapping[Any, float] | None = None,
         seed: int = 0,
         refit: bool = True,
         cache: str | Path | None = None,
         verbose: bool = False,
     ) -> None:
-        self.encoder, self.preset, self.seed = encoder, preset, seed
+        self.encoder, self.preset, self.class_weight, self.seed = encoder, preset, class_weight, seed
         self.refit, self.cache, self.verbose = refit, cache, verbose
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,).
 
         Raises:
+            InputError: a parameter that is not among those allowed.
             DataError: a row that is not text, texts and labels of different number, one label only, or a label that
                 occurs once.
             EncoderError: the encoder cannot be used.
@@ -76,8 +83,10 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
         classes, ids = _classes_and_ids(y)
         names = [str(name) for name in classes.tolist()]
+        if self.class_weight is not None:
+            recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
         data = from_lists(X, [names[number] for number in ids.tolist()])
-        encoder = load_encoder(self.encoder)
+        encoder = load_encoder(self.encoder, layers=recipe.layers)
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(
                 data, encoder, FeatureStore(self.cache), recipe, seed=self.seed, refit=self.refit, progress=progress
@@ -125,6 +134,17 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         return tags
+
+
+def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: list[str]) -> str | tuple[float, ...]:
+    """The weights in the order of label ids, which is that of the labels' names."""
+    if isinstance(given, str):
+        return given
+    unknown = [label for label in given if label not in classes]
+    if unknown:
+        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {listed(names)}")
+    by_name = {name: float(given.get(label, 1.0)) for label, name in zip(classes, names, strict=True)}
+    return tuple(by_name[name] for name in LabelSet.from_labels(names).names)
 
 
 def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -193,10 +193,7 @@ def _zeros(*shape: int) -> nn.Parameter:
 
 
 class CrossAttentionHead(nn.Module):
-    """Label rows attend to the tokens; the score of a label is its match with the task row.
-
-    The tokens are those of the highest stored hidden state, which for the default encoder is the fifth of six.
-    """
+    """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
 
     def __init__(self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int) -> None:
         super().__init__()

@@ -120,9 +120,22 @@ class FeatureStore:
                 _commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         return FeatureSpace(folder)
 
-    def spaces(self) -> list[FeatureSpace]:
-        """Every space under the root, by name of its folder."""
-        return [FeatureSpace(file.parent) for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
+    def spaces(self, on_unreadable: Callable[[StoreError], None] | None = None) -> list[FeatureSpace]:
+        """Every space under the root, by name of its folder.
+
+        Args:
+            on_unreadable: is told of a space that cannot be read, which is then left out. Without it, such a space
+                raises StoreError.
+        """
+        found = []
+        for file in sorted(self.root.glob(f"*/{SPACE_FILE}")):
+            try:
+                found.append(FeatureSpace(file.parent))
+            except StoreError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(error)
+        return found
 
     def remove(self, prefix: str | None = None) -> list[str]:
         """Delete spaces whose fingerprint starts with ``prefix`` (all of them if None); returns the fingerprints.

@@ -21,7 +21,17 @@ from ytuning.features import Features, ordered_batches
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.progress import Progress
 
-__all__ = ["PRESETS", "FitResult", "Recipe", "Round", "TrainingConfig", "fit_head", "logits_of", "preset"]
+__all__ = [
+    "PRESETS",
+    "FitResult",
+    "Recipe",
+    "Round",
+    "TrainingConfig",
+    "fit_head",
+    "logits_of",
+    "preset",
+    "weighing_labels",
+]
 
 LOSSES = ("cross_entropy", "triplet")
 SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
@@ -66,10 +76,17 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A head's form and how it is trained."""
+    """A head's form, how it is trained, and the hidden states that it reads.
+
+    Attributes:
+        head: form and sizes.
+        training: losses, steps and rates.
+        layers: hidden states of the encoder, as for :func:`ytuning.encoder.load_encoder`; ``None``: its default ones.
+    """
 
     head: HeadConfig = field(default_factory=PooledConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    layers: tuple[int, ...] | None = None
 
 
 def default_recipe() -> Recipe:
@@ -78,8 +95,8 @@ def default_recipe() -> Recipe:
 
 
 def paper_recipe() -> Recipe:
-    """Label rows that attend to every token, with the triplet loss, as in Y-Tuning (arXiv 2202.09817)."""
-    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3))
+    """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
+    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3), layers=(-1,))
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
@@ -94,6 +111,11 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise InputError(allowed("preset", name, PRESETS))
     return PRESETS[name]()
+
+
+def weighing_labels(recipe: Recipe, weights: str | tuple[float, ...] | None) -> Recipe:
+    """The recipe with label weights, see :class:`TrainingConfig`."""
+    return replace(recipe, training=replace(recipe.training, label_weights=weights))
 
 
 @dataclass(frozen=True)
