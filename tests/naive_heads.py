@@ -38,20 +38,28 @@ def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
 
 def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
     """Logits (C,) of one member."""
-    mean = torch.cat([_standardised(_mean([token[layer] for token in tokens])) for layer in range(len(tokens[0]))])
     flat = [token.flatten() for token in tokens]
     own = slice(member * config.token_width, (member + 1) * config.token_width)
-    mapped = [state["token_map"][own] @ token for token in flat]
+    mapped = _mixed(config, state["mixing"][member], [state["token_map"][own] @ token for token in flat])
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
-    pools = [_gelu(largest + state["map_bias"][own])]
+    pools = [_gelu(largest + state["map_bias"][member, 0])]
     for query in range(config.queries):
         pools.append(_attend(state["queries"][member * config.queries + query], flat, mapped))
-    text = mean @ state["project_mean"][:, member * config.width : (member + 1) * config.width]
-    text = text + _standardised(torch.cat(pools)) @ state["project_pooled"][member] + state["project_bias"][member]
+    text = _standardised(torch.cat(pools)) @ state["project"][member] + state["project_bias"][member]
     hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
     text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])
     rows, biases = state["label_rows"][member], state["label_bias"][member]
     return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
+
+
+def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:
+    """Each mapped token (K,) plus what it gathers from all of them."""
+    size = config.mixing_width
+    parts = [_standardised(token) @ weights for token in mapped]
+    keys, values = [part[size : 2 * size] for part in parts], [part[2 * size :] for part in parts]
+    return [
+        token + _attend(part[:size] / math.sqrt(size), keys, values) for token, part in zip(mapped, parts, strict=True)
+    ]
 
 
 # --- label rows attend to tokens ------------------------------------------------------------------------------------
@@ -120,10 +128,6 @@ def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
     for share, value in zip(shares, values, strict=True):
         total = total + share / sum(shares) * value
     return total
-
-
-def _mean(vectors: list[Tensor]) -> Tensor:
-    return sum(vectors, torch.zeros_like(vectors[0])) / len(vectors)
 
 
 def _linear(state: State, name: str, vector: Tensor) -> Tensor:

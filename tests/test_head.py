@@ -26,9 +26,27 @@ WIDTH = 12  # of the features
 
 # Config, labels, layers. Dropout is on, so that a head that drops in evaluation mode is caught.
 CASES: list[tuple[HeadConfig, int, int]] = [
-    (PooledConfig(members=1, width=8, queries=1, token_width=1, hidden=1, dropout=0.4, token_dropout=0.4), 2, 1),
-    (PooledConfig(members=2, width=8, queries=2, token_width=4, hidden=2, dropout=0.4, token_dropout=0.4), 3, 2),
-    (PooledConfig(members=3, width=6, queries=3, token_width=5, hidden=3, dropout=0.4, token_dropout=0.4), 7, 3),
+    (
+        PooledConfig(
+            members=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, dropout=0.4, token_dropout=0.4
+        ),
+        2,
+        1,
+    ),
+    (
+        PooledConfig(
+            members=2, width=8, queries=2, token_width=4, mixing_width=3, hidden=2, dropout=0.4, token_dropout=0.4
+        ),
+        3,
+        2,
+    ),
+    (
+        PooledConfig(
+            members=3, width=6, queries=3, token_width=5, mixing_width=2, hidden=3, dropout=0.4, token_dropout=0.4
+        ),
+        7,
+        3,
+    ),
     (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
     (CrossAttentionConfig(width=8, heads=4, blocks=1, rows_per_label=3, hidden=2, dropout=0.4), 9, 2),
     (CrossAttentionConfig(width=6, heads=1, blocks=2, rows_per_label=1, hidden=2, dropout=0.4), 3, 3),
@@ -127,7 +145,9 @@ def test_dropout_is_for_training_only(config: HeadConfig, labels: int, layers: i
 
 
 def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
-    head = scrambled(PooledConfig(members=2, width=8, queries=2, token_width=4, dropout=0.0, token_dropout=1.0), 3, 2)
+    head = scrambled(
+        PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, dropout=0.0, token_dropout=1.0), 3, 2
+    )
     features, mask = batch(2)
     with torch.no_grad():
         dropped = head.train()(features, mask).mean(0)  # over members

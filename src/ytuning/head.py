@@ -46,15 +46,17 @@ class PooledConfig:
         members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
+        mixing_width: A, of the keys by which a member's mapped tokens attend to each other.
         queries: Q, learned pooling queries of a member.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 3
+    members: int = 4
     width: int = 64
     token_width: int = 64
+    mixing_width: int = 32
     queries: int = 2
     hidden: int = 2
     dropout: float = 0.1
@@ -92,23 +94,22 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Every text has the mean of its hidden states, the same for all members. Each member also maps the tokens (all hidden
-    states side by side) to a small space and pools them there, by maximum and by attention of its queries. The pools
-    are normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its
-    label rows by dot product. All members are computed together.
+    Each member maps the tokens (all hidden states side by side) to a small space of its own, where they attend to each
+    other once, and pools them there, by maximum and by attention of its queries. The pools are normalised, mapped to
+    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
+    All members are computed together.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
         super().__init__()
         self.config = config
         members, inner, states = config.members, config.hidden * config.width, layers * width
-        pooled = (1 + config.queries) * config.token_width
-        fan_in = 3 * (states + pooled)
+        mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         self.token_map = _random(members * config.token_width, states, fan_in=3 * states)
-        self.map_bias = _zeros(members * config.token_width)
+        self.map_bias = _zeros(members, 1, config.token_width)
+        self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         self.queries = _random(members * config.queries, states, fan_in=3 * states)
-        self.project_mean = _random(states, members * config.width, fan_in=fan_in)
-        self.project_pooled = _random(members, pooled, config.width, fan_in=fan_in)
+        self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = _random(members, config.width, inner, fan_in=3 * config.width)
         self.expand_bias = _zeros(members, inner)
@@ -128,39 +129,35 @@ class PooledHead(nn.Module):
             kept = torch.rand(mask.shape, generator=generator) >= self.config.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
-        tokens = features.flatten(2)  # (B, T, L * D)
-        mean = self._mean(tokens, mask, features.shape[2])
-        mean = mean * _dropped(torch.ones_like(mean[:1]), share, generator)  # one draw for the batch: drawing is slow
-        pooled = _dropped(_normalised(self._pool(tokens, mask)), share, generator)
-        text = (mean.to(tokens.dtype) @ self.project_mean.to(tokens.dtype)).float()
-        text = text.unflatten(1, (self.config.members, -1)).transpose(0, 1)
-        text = text + torch.baddbmm(self.project_bias[:, None], pooled, self.project_pooled)  # (E, B, H)
+        pooled = _dropped(_normalised(self._pool(features.flatten(2), mask)), share, generator)
+        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         text = _dropped(_normalised(text), share, generator)
         logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
         return logits if self.training else logits.mean(0)
 
-    def _mean(self, tokens: Tensor, mask: Tensor, layers: int) -> Tensor:
-        """(B, L * D): the mean of each hidden state over tokens, normalised."""
-        uniform = (mask / mask.sum(1, keepdim=True))[:, None].to(tokens.dtype)  # (B, 1, T)
-        return _normalised((uniform @ tokens)[:, 0].float().unflatten(1, (layers, -1))).flatten(1)
-
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens."""
-        members, queries = self.config.members, self.config.queries
-        mapped = functional.linear(tokens, self.token_map.to(tokens.dtype))  # (B, T, E * K)
-        scores = functional.linear(tokens, self.queries.to(tokens.dtype))  # (B, T, E * Q)
-        hidden = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[..., None]  # (B, T, 1)
+        """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
+        members, count, dtype = self.config.members, len(tokens), tokens.dtype
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
+        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]  # (B, T, E * Q)
+        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)  # (E, B, Q, T)
+        mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
+        mapped = self._mixed(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
-        largest = functional.gelu(_maximum(mapped + hidden.to(tokens.dtype)).float() + self.map_bias)
-        largest = largest.unflatten(1, (members, 1, -1))
-        attention = (scores.float() + hidden).softmax(1).transpose(1, 2).to(tokens.dtype)  # (B, E * Q, T)
-        # Every query pools every member's map, a waste of little arithmetic that saves copies; then each keeps its own.
-        every = (attention @ mapped).float().unflatten(2, (members, -1)).unflatten(1, (members, queries))
-        own = every.diagonal(0, 1, 3)  # (B, Q, K, E)
-        pools = torch.cat((largest, own.permute(0, 3, 1, 2)), 2)  # (B, E, 1 + Q, K)
-        return pools.transpose(0, 1).flatten(2)
+        largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
+        return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
+
+    def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
+        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T)."""
+        members, count, tokens, width = mapped.shape
+        size, mixing = self.config.mixing_width, self.mixing.to(mapped.dtype)
+        parts = torch.bmm(_normalised(mapped).flatten(1, 2), mixing).view(members * count, tokens, -1)
+        queries, keys, values = parts.split((size, size, width), -1)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).float().unflatten(0, (members, count)) / math.sqrt(size)
+        attention = (scores + hidden[:, None]).softmax(-1).to(mapped.dtype).flatten(0, 1)  # (E * B, T, T)
+        return torch.baddbmm(mapped.flatten(0, 1), attention, values).view_as(mapped)
 
 
 def _normalised(values: Tensor) -> Tensor:
