@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from ytuning.artifact import Task, check_encoder, check_target, load_task, save_task
 from ytuning.encoder import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, WriteError
-from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
+from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, build_head, config_to_json
 from ytuning.labels import LabelSet
 
 IDENTITY = EncoderIdentity(
@@ -194,9 +196,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no metrics": (edit(metrics=None), "task.json is damaged (KeyError: 'metrics')"),
     "encoder is text": (edit(encoder="some/encoder"), "task.json is damaged (TypeError"),
     "encoder changed": (edit_encoder(max_length=64), "the encoder's fingerprint does not match its fields"),
-    "unknown head": (edit_head(form="linear"), "task.json is damaged (InputError: the head's form must be one of"),
-    "unknown head field": (edit_head(depth=3), "task.json is damaged (TypeError"),
-    "no attention heads": (edit(head={"form": "cross_attention", "width": 8, "heads": 0}), "task.json is damaged"),
+    "unknown head": (edit_head(form="linear"), "task.json: the head's form must be one of"),
+    "unknown head field": (edit_head(depth=3), "task.json: another version of ytuning wrote the head"),
+    "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json is damaged"),
     "negative head width": (edit_head(width=-3), "task.json is damaged"),
     "head width as text": (edit_head(width="6"), "task.json is damaged (TypeError"),
     "other head width": (edit_head(width=7), "head.safetensors belongs to another task"),
@@ -269,6 +271,13 @@ def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_
     assert message.startswith("cannot write the task folder") and message.endswith("Choose another with --out")
 
 
+def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    assert "holds files and is no task folder" in refusal(check_target, tmp_path)
+    (tmp_path / "task.json").write_text("{}")
+    assert "holds files and is no task folder" in refusal(check_target, tmp_path)
+
+
 def test_accepts_an_empty_folder_an_older_task_and_a_new_one(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (folder, tmp_path / "empty", tmp_path / "new" / "deep"):
@@ -276,17 +285,25 @@ def test_accepts_an_empty_folder_an_older_task_and_a_new_one(folder: Path, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def test_a_failed_save_names_the_folder_and_keeps_the_older_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("written", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "Free some space and run again"), (errno.EIO, "Check the disk")]
+)
+def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
+    written: int, number: int, remedy: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(3))
 
-    before = (folder / "task.json").read_bytes()
+    def full(descriptor: int) -> None:
+        if next(calls) == written:
+            raise OSError(number, os.strerror(number))
+
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(WriteError) as stop:
         save_task(make_task(labels=("x", "y")), folder)
     assert str(stop.value) == (
-        f"cannot write the task folder {folder}: No space left on device. "
-        "Free some space and run again, or choose another disk with --out"
+        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out"
     )
-    assert (folder / "task.json").read_bytes() == before
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert load_task(folder).labels.names == ("card", "naïve", "10")

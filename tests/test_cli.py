@@ -342,7 +342,7 @@ def test_a_damaged_space_does_not_hide_the_others(run: Run, filled: Path) -> Non
 
 
 def test_cache_list_of_nothing(run: Run) -> None:
-    assert "it is empty" in run("cache", "list").out
+    assert "it holds no features" in run("cache", "list").out
     assert run("cache", "list", "--json").json["spaces"] == []
 
 
@@ -535,7 +535,7 @@ def test_interrupt_while_encoding(run: Run, files: Path, tiny_encoder: Path, mon
     monkeypatch.setattr(Encoder, "encode", interrupted)
     found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--quiet")
     assert (found.status, found.out) == (1, "")
-    assert found.err.strip().startswith("error: interrupted; texts encoded so far are stored")
+    assert found.err.strip().startswith("error: interrupted; what has been stored is kept")
     assert not (files / "toy").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Rows = tuple[list[str], list[str]]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets of few steps."""
     monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
-    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK))
+    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
 
 
 @pytest.fixture
@@ -96,8 +97,9 @@ def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> Non
 def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
     with pytest.raises(InputError, match=r"preset must be one of 'default', 'paper'\. Got 'best' instead\."):
         make(preset="best").fit(*toy_rows)
-    with pytest.raises(InputError, match=r"label_weights must be one of None, 'balanced'.*Got 'even' instead\."):
-        make(class_weight="even").fit(*toy_rows)
+    for wrong in ("even", 5, ["card"], *({toy_rows[1][0]: value} for value in ("x", None, math.nan, -1))):
+        with pytest.raises(InputError, match=r"^class_weight must be one of None, 'balanced', .*Got .* instead"):
+            make(class_weight=wrong).fit(*toy_rows)
     with pytest.raises(InputError, match=r"class_weight names a label that y does not have: 'x'\. y has: "):
         make(class_weight={"x": 2.0}).fit(*toy_rows)
     with pytest.raises(EncoderError, match="there is no encoder folder '/nowhere'"):
@@ -199,9 +201,14 @@ def test_second_fit_makes_no_encoder_call(
         raise AssertionError("the encoder was called")
 
     monkeypatch.setattr(Encoder, "encode", never)
-    second = make(seed=1, preset="paper").fit(toy_rows[0], toy_rows[1])
+    second = make(seed=1, class_weight="balanced").fit(toy_rows[0], toy_rows[1])
     first.predict(toy_rows[0])
     second.predict(toy_rows[0][:3])
+
+
+def test_a_preset_reads_its_own_hidden_states(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    assert make().fit(*toy_rows).task_.encoder.layers == (2, 3)
+    assert make(preset="paper").fit(*toy_rows).task_.encoder.layers == (3,)
 
 
 def test_cache_is_a_folder_of_its_own(make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ytuning.encoder import Encoder, TextInput, TokenizedTexts, load_encoder
 from ytuning.errors import StoreError
 from ytuning.features import Features, live_features, ordered_batches, stored_features
 from ytuning.progress import Progress
-from ytuning.store import FeatureSpace, FeatureStore, text_key
+from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
 
 SCRIPT = Path(__file__).with_name("encode_script.py")
 
@@ -203,8 +203,7 @@ def test_a_batch_is_what_a_loop_gathers(
     for size in (1, 2, 9, 60):
         rows = torch.randint(len(inputs), (size,), generator=generator)
         found, mask = features.batch(rows)
-        step = module.LENGTH_STEP
-        longest = -(-max(len(naive[int(row)]) for row in rows) // step) * step
+        longest = max(len(naive[int(row)]) for row in rows)
         assert found.shape == (size, longest, 2, 32)
         assert found.dtype == torch.float32
         assert mask.shape == (size, longest)
@@ -214,6 +213,13 @@ def test_a_batch_is_what_a_loop_gathers(
                 assert np.array_equal(found[position, token].numpy(), expected.astype(np.float32))
                 assert bool(mask[position, token]) == (token < len(naive[row]))
         features.release()  # pages come back by themselves
+
+
+def test_bfloat16_batches_have_few_lengths() -> None:
+    array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
+    rows = StoredRows([np.zeros((15, 1, 2), np.float16)], array, start, length, np.zeros(3, bool))
+    features = Features(rows, torch.bfloat16)
+    assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
 
 
 @given(st.lists(st.integers(1, 60), max_size=100), st.integers(1, 200))

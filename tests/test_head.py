@@ -209,8 +209,11 @@ def test_unknown_form_is_refused(value: dict[str, object]) -> None:
 
 
 def test_unknown_field_is_refused() -> None:
-    with pytest.raises(TypeError, match="depth"):
-        config_from_json({**config_to_json(PooledConfig()), "depth": 3})
+    whole = config_to_json(PooledConfig())
+    with pytest.raises(InputError, match=r"another version of ytuning wrote the head: its field 'depth' is unknown"):
+        config_from_json({**whole, "depth": 3})
+    with pytest.raises(InputError, match=r"its field 'mixing_width' is missing\. Use that version or train again"):
+        config_from_json({name: value for name, value in whole.items() if name != "mixing_width"})
 
 
 def test_width_must_fit_the_heads() -> None:

@@ -23,7 +23,9 @@ from ytuning.store import FeatureSpace, FeatureStore, default_root, text_key
 
 
 def identity(fingerprint: str = "f" * 32) -> dict[str, Any]:
-    return {"fingerprint": fingerprint, "layers": [1, 2], "width": 3}
+    return {
+        "fingerprint": fingerprint, "layers": [1, 2], "width": 3, "name": "tiny", "precision": "fp32", "max_length": 9,
+    }  # fmt: skip
 
 
 def write(space: FeatureSpace, texts: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:

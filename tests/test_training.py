@@ -72,7 +72,7 @@ GOAL = torch.tensor([0, 2, 1, 1, 0, 1])
 @pytest.mark.parametrize("given", [None, (1.0, 0.5, 3.0)])
 def test_triplet_loss_against_a_loop(given: tuple[float, ...] | None) -> None:
     total = share = 0.0
-    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):  # the batch holds all train rows
         gaps = [max(0.0, 1.5 - row[true] + other) for label, other in enumerate(row) if label != true]
         weight = 1.0 if given is None else given[true]
         total += weight * sum(gaps) / len(gaps)
@@ -87,12 +87,18 @@ def test_cross_entropy_against_a_loop(given: tuple[float, ...] | None, smoothing
     total = share = 0.0
     for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
         logs = [value - math.log(sum(map(math.exp, row))) for value in row]
-        factors = given or (1.0, 1.0, 1.0)
+        weight = 1.0 if given is None else given[true]
         targets = [smoothing / 3 + (1 - smoothing) * (label == true) for label in range(3)]
-        total -= sum(factor * target * log for factor, target, log in zip(factors, targets, logs, strict=True))
-        share += factors[true]
+        total -= weight * sum(target * log for target, log in zip(targets, logs, strict=True))
+        share += weight
     config = TrainingConfig(loss="cross_entropy", label_smoothing=smoothing, label_weights=given)
     assert training._loss(config, GOAL, 3)(LOGITS, GOAL).item() == pytest.approx(total / share, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
+def test_a_batch_of_rows_that_weigh_nothing_has_no_loss(loss: str) -> None:
+    config = TrainingConfig(loss=loss, label_weights=(0.0, 1.0, 1.0))
+    assert training._loss(config, GOAL, 3)(LOGITS[[0, 4]], GOAL[[0, 4]]).item() == 0.0
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
@@ -112,6 +118,8 @@ def test_balanced_weights_count_the_rows_of_each_label(loss: str) -> None:
         ({"label_weights": "equal"}, r"^label_weights must be one of None, 'balanced', .*Got 'equal' instead\.$"),
         ({"label_weights": (1.0, 2.0)}, r"^label_weights must be 3 weights .*Got \(1\.0, 2\.0\) instead\.$"),
         ({"label_weights": (1.0, 2.0, -1.0)}, r"^label_weights must be 3 weights of at least 0"),
+        ({"label_weights": (1.0, 2.0, math.nan)}, r"^label_weights must be 3 weights of at least 0"),
+        ({"label_weights": (1.0, 2.0, math.inf)}, r"^label_weights must be 3 weights of at least 0"),
         ({"label_weights": (0.0, 0.0, 0.0)}, r"^label_weights must be 3 weights of at least 0, not all of them 0"),
     ],
 )

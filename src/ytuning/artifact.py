@@ -90,9 +90,14 @@ def save_task(task: Task, folder: str | Path) -> None:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace(path / HEAD_FILE, weights)
-        _replace(path / CARD_FILE, _card(task).encode())
-        _replace(path / TASK_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        _replace_all(
+            path,
+            {
+                HEAD_FILE: weights,
+                CARD_FILE: _card(task).encode(),
+                TASK_FILE: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
+            },
+        )
     except OSError as error:
         raise cannot_write(f"the task folder {path}", error, "--out") from error
 
@@ -108,9 +113,9 @@ def check_target(folder: str | Path) -> None:
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
     if os.path.isdir(path) and not _is_free(path):
         raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
-    nearest = next(place for place in (path, *path.resolve().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        problem = "cannot be written" if nearest.is_dir() else "is not a folder"
+    nearest = next(place for place in (path, *path.resolve().parents) if os.path.exists(place))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "cannot be written" if os.path.isdir(nearest) else "is not a folder"
         raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
 
 
@@ -121,6 +126,8 @@ def _is_free(path: Path) -> bool:
     except OSError as error:
         raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
     parts = {name + suffix for name in (TASK_FILE, HEAD_FILE, CARD_FILE) for suffix in ("", PARTIAL_SUFFIX)}
+    if CARD_FILE in found and HEAD_FILE not in found:
+        return False  # somebody's own README
     return TASK_FILE in found or not found - parts
 
 
@@ -135,13 +142,15 @@ def load_task(folder: str | Path) -> Task:
     try:
         labels = LabelSet(tuple(content["labels"]))
         encoder = EncoderIdentity.from_json(content["encoder"])
-        config = config_from_json(content["head"])
+        config = _head_config(content["head"], path / TASK_FILE)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
             head = build_head(config, labels=len(labels), layers=len(encoder.layers), width=encoder.width)
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
         record = {name: content[name] for name in ("metrics", "training", "pair", "kind")}
+    except TaskFolderError:
+        raise
     except (
         KeyError,
         TypeError,
@@ -178,7 +187,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     file = path / TASK_FILE
     if not os.path.isdir(path):
         raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -196,9 +205,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _head_config(value: Any, file: Path) -> HeadConfig:
+    try:
+        return config_from_json(value)
+    except InputError as error:
+        raise TaskFolderError(f"{file}: {error}") from error
+
+
 def _fill(head: LabelHead, file: Path, expected: str) -> None:
     """Put stored weights into a head, after checking their bytes, names and shapes."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
     try:
         data = file.read_bytes()
@@ -223,17 +239,20 @@ def _fill(head: LabelHead, file: Path, expected: str) -> None:
     head.load_state_dict(tensors)
 
 
-def _replace(file: Path, data: bytes) -> None:
-    partial = file.with_name(file.name + PARTIAL_SUFFIX)
+def _replace_all(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files whole; none takes its old one's place before all are on the disk, so a full disk changes nothing."""
+    partials = {name: folder / (name + PARTIAL_SUFFIX) for name in files}
     try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        for name, data in files.items():
+            with partials[name].open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, partial in partials.items():
+            os.replace(partial, folder / name)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def _card(task: Task) -> str:

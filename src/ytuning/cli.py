@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -196,7 +198,7 @@ def predict(
             progress.step("predict", number, len(data) * len(predictor.tasks))
         if as_json:
             stream.write(json.dumps(lines, ensure_ascii=False) + "\n")
-        _tell_cut(progress, cut // len(predictor.tasks))
+        _tell_cut(progress, -(-cut // len(predictor.tasks)))
 
 
 @app.command(epilog="Example: ytuning evaluate tasks/tickets holdout.csv")
@@ -237,8 +239,11 @@ def evaluate(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
+    with suppress(AttributeError):  # a stream that a test or a caller has put there
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
         if status == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
     except typer.Exit as stop:
@@ -248,17 +253,26 @@ def main() -> None:
     except YTuningError as error:
         status = _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        status = _fail("interrupted; texts encoded so far are stored, and the same command goes on from there", 1)
+        status = _fail("interrupted; what has been stored is kept, and the same command goes on from there", 1)
     except BrokenPipeError:
         # What is still buffered has no reader: without this, closing stdout would fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         status = 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # nothing but stdout is written without a message of its own
+            raise
+        _close_stdout()
+        status = _fail("cannot write to stdout: no space left on device. Free some space and run again", 1)
     except Exception as error:
         # Typer's usage errors have no public base class, but all of them can format themselves.
         if not hasattr(error, "format_message"):
             raise
         status = _fail(error.format_message(), 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

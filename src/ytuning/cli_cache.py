@@ -39,7 +39,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
         for space in store.spaces(unreadable.append)
     ]
     if as_json:
-        print_json({"root": str(store.root), "spaces": rows})
+        print_json({"root": str(store.root), "spaces": rows, "unreadable": [str(problem) for problem in unreadable]})
     else:
         _print_spaces(store.root, rows)
     _tell_unreadable(unreadable)
@@ -58,7 +58,7 @@ def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
             highlight=False,
         )
     if not rows:
-        console.print("it is empty")
+        console.print("it holds no features")
 
 
 def _tell_unreadable(problems: list[StoreError]) -> None:
@@ -79,13 +79,16 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
     with shown_progress(quiet) as progress:
         for space in FeatureStore().spaces(unreadable.append):
             checked += space.shards
-            space.verify()
-            damages.extend(space.damages)  # those found while opening the space, too
-        for damage in damages:
-            progress.say(str(damage))
+            try:
+                space.verify()
+            except StoreError as problem:  # the other spaces are checked all the same
+                unreadable.append(problem)
+            for damage in space.damages:  # those found while opening the space, too
+                progress.say(str(damage))
+            damages.extend(space.damages)
     if as_json:
         found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
-        print_json({"shards": checked, "damaged": found})
+        print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
     else:
         print(f"{checked} shards checked, {len(damages)} damaged")
     _tell_unreadable(unreadable)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -28,21 +29,52 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def result_file(path: Path | None) -> Iterator[Any]:
-    """Stdout, or a file that appears whole or not at all."""
+def result_file(path: Path | None) -> Iterator[IO[str]]:
+    """Stdout, or a file that appears whole or not at all; something else that can be written to, such as a pipe.
+
+    Raises:
+        InputError: the file cannot be written, which is found before any work.
+        WriteError: the disk is full or broken.
+    """
     if path is None:
         yield sys.stdout
         return
-    partial = path.with_name(path.name + ".partial")
+    target = Path(os.path.realpath(path))  # a link stays one
+    special = os.path.exists(target) and not os.path.isfile(target)
+    partial = target if special else target.with_name(target.name + ".partial")
+    with _written(path):
+        stream = partial.open("w", encoding="utf-8")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            yield stream
-        partial.replace(path)
-    except OSError as error:
-        raise cannot_write(str(path), error, "--output") from error
+        yield _Checked(stream, path)  # type: ignore[misc]  # only its write is used
+        with _written(path):
+            stream.close()
+            if not special:
+                partial.replace(target)
     finally:
         with suppress(OSError):
-            partial.unlink()
+            stream.close()
+        if not special:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(str(path), error, "--output") from error
+
+
+class _Checked:
+    """A stream whose failed writes name the file; other errors of the work that writes are left alone."""
+
+    def __init__(self, stream: IO[str], path: Path) -> None:
+        self._stream, self._path = stream, path
+
+    def write(self, text: str) -> int:
+        """As the stream's."""
+        with _written(self._path):
+            return self._stream.write(text)
 
 
 def print_json(value: Any) -> None:

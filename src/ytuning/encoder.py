@@ -142,6 +142,19 @@ class Encoder:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
 
+    def check_layers(self, wanted: Sequence[int] | None) -> None:
+        """Refuse to go on with other hidden states than those wanted (as for :func:`load_encoder`; None: any).
+
+        Raises:
+            EncoderError: names both.
+        """
+        count, kept = int(self.model.config.num_hidden_layers), self.identity.layers
+        if wanted is not None and _layers(wanted, count, self.identity.name) != kept:
+            raise EncoderError(
+                f"the encoder {self.identity.name!r} was loaded with layers {list(kept)}, the recipe reads "
+                f"{list(wanted)} (-1 is the last). Load it with load_encoder(..., layers={list(wanted)})"
+            )
+
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
 
@@ -303,7 +316,7 @@ def _tokenizer_rules(tokenizer: Any) -> bytes:
 def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
     lower = round(count * 2 / 3)
     chosen = (lower, min(count, max(lower + 1, round(count * 5 / 6)))) if layers is None else tuple(layers)
-    unique = tuple(sorted({layer + count + 1 if layer < 0 else layer for layer in chosen}))
+    unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
     if not unique or unique[0] < 0 or unique[-1] > count:
         raise EncoderError(
             f"layers must be from 0 to {count} for the encoder {name!r}, or -1 for the last. "
@@ -324,8 +337,12 @@ def _max_length(given: int | None, folder: Path, config: Any, name: str) -> int:
             raise EncoderError(f"max_length must be from 4 to {most} for the encoder {name!r}. Got {given} instead.")
         return given
     made_for = folder / "sentence_bert_config.json"
-    stated = json.loads(made_for.read_text()).get("max_seq_length") if made_for.is_file() else None
-    return min(stated or LONGEST, LONGEST, most)
+    if not made_for.is_file():
+        return min(LONGEST, most)
+    try:
+        return min(int(json.loads(made_for.read_text()).get("max_seq_length") or LONGEST), LONGEST, most)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{made_for} is damaged ({type(error).__name__}). Download the encoder again") from error
 
 
 def _fast_precision(device: torch.device) -> str:

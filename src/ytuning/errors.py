@@ -86,8 +86,8 @@ class WriteError(YTuningError):
 def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
     """The one way a failed write is reported: a disk that is full or broken is no mistake of the user's, a path is."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        advice = f"Free some space and run again, or choose another disk with {option}"
-        return WriteError(f"cannot write {what}: {error.strerror}. {advice}")
+        remedy = "Check the disk" if error.errno == errno.EIO else "Free some space and run again"
+        return WriteError(f"cannot write {what}: {error.strerror}. {remedy}, or choose another disk with {option}")
     return InputError(f"cannot write {what}: {error.strerror or error}. Choose another with {option}")
 
 

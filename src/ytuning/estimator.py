@@ -19,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 from ytuning.artifact import save_task
 from ytuning.data import from_lists
 from ytuning.encoder import load_encoder
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, allowed
 from ytuning.features import stored_features
-from ytuning.labels import LabelSet, listed
+from ytuning.labels import LabelSet
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
 from ytuning.sources import DEFAULT_ENCODER
@@ -36,7 +36,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any
     type that NumPy can sort. Token features go through the feature store, so that cross-validation, a grid
-    search and later fits read each text with the encoder once.
+    search and later fits read each text with the encoder once for each preset.
 
     Args:
         encoder: name or folder.
@@ -138,13 +138,21 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
 def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: list[str]) -> str | tuple[float, ...]:
     """The weights in the order of label ids, which is that of the labels' names."""
-    if isinstance(given, str):
-        return given
+    if given == "balanced":
+        return "balanced"
+    if not isinstance(given, Mapping) or not all(_is_weight(weight) for weight in given.values()):
+        choices = (None, "balanced", "a mapping from labels to weights of at least 0")
+        raise InputError(allowed("class_weight", given, choices))
     unknown = [label for label in given if label not in classes]
     if unknown:
-        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {listed(names)}")
+        has = ", ".join(map(repr, classes[:12]))
+        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {has}")
     by_name = {name: float(given.get(label, 1.0)) for label, name in zip(classes, names, strict=True)}
     return tuple(by_name[name] for name in LabelSet.from_labels(names).names)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and 0 <= float(value) < math.inf
 
 
 def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,9 @@ __all__ = ["CacheUse", "Features", "live_features", "ordered_batches", "stored_f
 SHARD_BYTES = 256 << 20  # what a killed run loses at most
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
-LENGTH_STEP = 4  # batches are padded to its multiples: oneDNN compiles, and keeps in memory, every shape that it meets
+# Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
+# every shape that it meets. In float32 another library does, and padding would only cost time.
+LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
 
@@ -72,7 +74,8 @@ class Features:
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
         lengths = self.lengths[indices]
-        positions = torch.arange(-(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP)  # (T,)
+        step = LENGTH_STEP[self.dtype]
+        positions = torch.arange(-(-int(lengths.max()) // step) * step)  # (T,)
         tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
         array = self._array[indices]
         numbers = array.unique().tolist()

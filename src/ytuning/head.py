@@ -306,11 +306,16 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     """The inverse of :func:`config_to_json`.
 
     Raises:
-        InputError: unknown form.
-        TypeError: fields that the form does not have.
+        InputError: unknown form, or not exactly the form's fields: another version of ytuning wrote it.
     """
     fields = dict(value)
     form = fields.pop("form", None)
     if form not in FORMS:
         raise InputError(allowed("the head's form", form, FORMS))
+    expected = set(FORMS[form].__dataclass_fields__)
+    if differing := expected ^ set(fields):
+        raise InputError(
+            f"another version of ytuning wrote the head: its field {min(differing)!r} is "
+            f"{'missing' if min(differing) in expected else 'unknown'}. Use that version or train again"
+        )
     return FORMS[form](**fields)

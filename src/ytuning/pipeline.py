@@ -87,10 +87,12 @@ def train_task(
     is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off.
 
     Raises:
+        InputError: the encoder does not give the hidden states that the recipe reads.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
+    encoder.check_layers(recipe.layers)
     check_trainable(train, holdout=validation is None)
     labels = LabelSet.from_labels(train.labels or [])
     extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
@@ -143,6 +145,7 @@ def train_task(
         metrics={split: report.metrics for split, report in reports.items()},
         training={
             "seed": seed,
+            "label_weights": recipe.training.label_weights,
             "rows": rows,
             "steps": fit.history[fit.chosen].step,
             "refitted": fit.refitted,

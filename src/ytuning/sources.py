@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 from ytuning.errors import EncoderError, MissingExtraError
@@ -23,7 +24,7 @@ def find_encoder(name: str) -> Path:
         EncoderError: there is no such folder, or it cannot be had from the Hub.
         MissingExtraError: the same for the default encoder, which the offline package would bring.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # never raises, unlike Path
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderError(f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name")
@@ -61,7 +62,10 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    try:
+        return [folder / part for part in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{index} is damaged ({type(error).__name__}). Download the encoder again") from error
 
 
 def weights_hash(folder: Path, name: str) -> str:
@@ -70,7 +74,7 @@ def weights_hash(folder: Path, name: str) -> str:
     Raises:
         EncoderError: no safetensors weights, a file missing, or not the published weights of the default encoder.
     """
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise EncoderError(f"{name!r} is not an encoder: {folder} holds no config.json")
     files = _weight_files(folder)
     if not files:

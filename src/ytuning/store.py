@@ -144,7 +144,7 @@ class FeatureStore:
             InputError: no space's fingerprint starts so, or several do.
         """
         names = [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
-        chosen = [name for name in names if prefix is None or name.startswith(prefix)]
+        chosen = [name for name in names if prefix is None or (prefix and name.startswith(prefix))]
         if prefix is not None and len(chosen) != 1:
             problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
@@ -177,6 +177,10 @@ class FeatureSpace:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
             ) from error
+        if missing := {"name", "precision", "max_length"} - set(self.identity):
+            raise StoreError(
+                f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
+            )
         if schema != SCHEMA:
             raise StoreError(
                 f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder"

@@ -221,7 +221,7 @@ def _from_rows(rows: Sequence[object], source: str) -> Table:
 
 def _read_file(path: Path) -> Table:
     """A file by its suffix; what the system says about one that cannot be read becomes a :class:`DataError`."""
-    if path.is_dir():
+    if os.path.isdir(path):  # never raises, unlike Path
         raise DataError("this is a folder. Give the name of a file in it", source=path)
     packed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix

@@ -55,7 +55,8 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
-        label_weights: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each label by id.
+        label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
+            label by id; scaled so that the train rows' mean is 1.
     """
 
     loss: str = "cross_entropy"
@@ -63,7 +64,7 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     epochs: int = 7
     fewest_steps: int = 500
-    most_steps: int = 1000
+    most_steps: int = 1200
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -370,30 +371,36 @@ def _loss(config: TrainingConfig, targets: Tensor, labels: int) -> Loss:
     """The loss of a batch: logits (B, C), targets (B,) -> scalar."""
     weights = _label_weights(config.label_weights, targets, labels)
     if config.loss == "cross_entropy":
-        return lambda logits, goal: functional.cross_entropy(
-            logits, goal, weight=weights, label_smoothing=config.label_smoothing
+        rows: Loss = lambda logits, goal: functional.cross_entropy(  # noqa: E731
+            logits, goal, label_smoothing=config.label_smoothing, reduction="none"
         )
-    if config.loss == "triplet":
-        return lambda logits, goal: _triplet(logits, goal, config.margin, weights)
-    raise InputError(allowed("loss", config.loss, LOSSES))
+    elif config.loss == "triplet":
+        rows = lambda logits, goal: _triplet(logits, goal, config.margin)  # noqa: E731
+    else:
+        raise InputError(allowed("loss", config.loss, LOSSES))
+    if weights is None:
+        return lambda logits, goal: rows(logits, goal).mean()
+    # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
+    return lambda logits, goal: (rows(logits, goal) * weights[goal]).mean()
 
 
-def _triplet(logits: Tensor, goal: Tensor, margin: float, weights: Tensor | None) -> Tensor:
-    """Mean over (true label, other label) pairs of max(0, margin - true + other); a row weighs as its true label."""
+def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
+    """(B,): each row's mean over (true label, other label) pairs of max(0, margin - true + other)."""
     gap = (margin - logits.gather(1, goal[:, None]) + logits).clamp_min(0)
-    rows = gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
-    return rows.mean() if weights is None else (rows * weights[goal]).sum() / weights[goal].sum()
+    return gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
 
 
 def _label_weights(given: str | tuple[float, ...] | None, targets: Tensor, labels: int) -> Tensor | None:
     if given is None:
         return None
+    counts = torch.bincount(targets, minlength=labels)
     if given == "balanced":
-        return len(targets) / (labels * torch.bincount(targets, minlength=labels).clamp_min(1))
+        return len(targets) / (labels * counts.clamp_min(1))
     if isinstance(given, str):
         raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
-    if len(given) != labels or min(given) < 0 or max(given) <= 0:
+    if len(given) != labels or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
         raise InputError(
             f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead."
         )
-    return torch.tensor(given)
+    weights = torch.tensor(given)
+    return weights * len(targets) / (weights * counts).sum()
