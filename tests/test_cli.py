@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,41 @@ def test_predict_output_file(run: Run, trained: Path, files: Path) -> None:
     assert "cannot write" in run("predict", trained, "my card", "--output", "no/such/folder.jsonl").mistake()
 
 
+def test_predict_output_follows_links_and_takes_pipes(run: Run, trained: Path, files: Path) -> None:
+    (files / "real.jsonl").write_text("old")
+    (files / "link.jsonl").symlink_to("real.jsonl")
+    assert run("predict", trained, "my card", "--output", "link.jsonl").status == 0
+    assert (files / "link.jsonl").is_symlink()
+    assert json.loads((files / "real.jsonl").read_text())["text"] == "my card"
+    os.mkfifo(files / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((files / "pipe").read_text)
+        assert run("predict", trained, "my card", "--output", "pipe").status == 0
+        assert json.loads(read.result())["text"] == "my card"
+    assert (files / "pipe").is_fifo()
+
+
+def test_predict_refuses_a_folder_as_output_before_any_work(
+    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "predict", lambda *_: pytest.fail("texts were read"))
+    (files / "folder").mkdir()
+    message = run("predict", trained, "my card", "--output", "folder").mistake()
+    assert message == "cannot write folder: Is a directory. Choose another with --output"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_no_mistake_of_the_users(run: Run, trained: Path, files: Path) -> None:
+    found = run("predict", trained, "my card", "--quiet", "--output", "/dev/full")
+    assert found.status == 1
+    assert found.err.startswith("error: cannot write /dev/full: No space left on device. Free some space and run again")
+    command = [sys.executable, "-c", "from ytuning.cli import main; main()", "cache", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to stdout: no space left on device. Free some space and run again\n"
+
+
 def test_predict_output_file_appears_whole_or_not_at_all(
     run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +430,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "regression": (("train", "numbers.csv", *OUT), "regression is not supported yet"),
     "multi-label": (("train", "train.csv", "--kind", "multi", *OUT), "multi-label) are not supported yet"),
     "unknown kind": (("train", "train.csv", "--kind", "many", *OUT), "'many' is not one of 'auto', 'single', "),
+    "a name too long": (("train", "x" * 300 + ".csv", *OUT), "the file cannot be read: File name too long"),
+    "an encoder too long": (
+        ("train", "train.csv", "--encoder", "x" * 300, "--out", "toy"),
+        "is neither a folder nor a Hugging Face name",
+    ),
     "unknown preset": (("train", "train.csv", "--preset", "best", *OUT), "'best' is not one of 'default', 'paper'"),
     "seed not a number": (("train", "train.csv", "--seed", "x", *OUT), "--seed"),
     "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "--seed"),

@@ -293,6 +293,14 @@ def test_a_folder_without_config_is_not_an_encoder(copied: Path) -> None:
     assert complaint(copied) == f"{str(copied)!r} is not an encoder: {copied} holds no config.json"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "sentence_bert_config.json"])
+def test_a_damaged_file_beside_the_weights_is_named(copied: Path, name: str) -> None:
+    if "index" in name:
+        (copied / "model.safetensors").unlink()
+    (copied / name).write_text("[1")
+    assert complaint(copied) == f"{copied / name} is damaged (JSONDecodeError). Download the encoder again"
+
+
 def test_weights_that_can_run_code_are_not_read(copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     message = complaint(copied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ytuning import pipeline
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
-from ytuning.errors import DataError
+from ytuning.errors import DataError, EncoderError
 from ytuning.features import stored_features
 from ytuning.head import PooledConfig
 from ytuning.metrics import single_label_metrics
@@ -92,6 +93,13 @@ def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
     heads = [train(toy, encoder, seed=seed).task.head.state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     assert any(not torch.equal(heads[0][name], heads[2][name]) for name in heads[0])
+
+
+def test_a_recipe_gets_the_hidden_states_that_it_reads(toy: Dataset, encoder: Encoder) -> None:
+    message = r"was loaded with layers \[2, 3\], the recipe reads \[-1\] \(-1 is the last\)\. Load it with load_encoder"
+    with pytest.raises(EncoderError, match=message):
+        train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(-1,)))
+    assert train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(2, -1))).task.encoder.layers == (2, 3)
 
 
 def test_threads_and_random_state_are_left_alone(toy: Dataset, encoder: Encoder) -> None:

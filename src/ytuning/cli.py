@@ -186,7 +186,7 @@ def predict(
         else read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
     )
     predictor = Predictor(folders, encoder=encoder)
-    with shown_progress(quiet) as progress, result_file(output) as stream:
+    with shown_progress(quiet) as progress, result_file(output) as write:
         lines: list[dict[str, Any]] = []
         cut = 0
         for number, prediction in enumerate(predictor.predict(data.inputs), 1):
@@ -194,10 +194,10 @@ def predict(
             if as_json:
                 lines.append(prediction.to_json())
             else:
-                stream.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+                write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
             progress.step("predict", number, len(data) * len(predictor.tasks))
         if as_json:
-            stream.write(json.dumps(lines, ensure_ascii=False) + "\n")
+            write(json.dumps(lines, ensure_ascii=False) + "\n")
         _tell_cut(progress, -(-cut // len(predictor.tasks)))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -29,23 +29,28 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def result_file(path: Path | None) -> Iterator[IO[str]]:
-    """Stdout, or a file that appears whole or not at all; something else that can be written to, such as a pipe.
+def result_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Writes to stdout, to a file that appears whole or not at all, or to a pipe or device that is already there.
 
     Raises:
         InputError: the file cannot be written, which is found before any work.
         WriteError: the disk is full or broken.
     """
     if path is None:
-        yield sys.stdout
+        yield sys.stdout.write
         return
     target = Path(os.path.realpath(path))  # a link stays one
     special = os.path.exists(target) and not os.path.isfile(target)
     partial = target if special else target.with_name(target.name + ".partial")
     with _written(path):
         stream = partial.open("w", encoding="utf-8")
+
+    def write(text: str) -> None:
+        with _written(path):  # here, as other errors of the work that writes are not the file's
+            stream.write(text)
+
     try:
-        yield _Checked(stream, path)  # type: ignore[misc]  # only its write is used
+        yield write
         with _written(path):
             stream.close()
             if not special:
@@ -63,18 +68,6 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(str(path), error, "--output") from error
-
-
-class _Checked:
-    """A stream whose failed writes name the file; other errors of the work that writes are left alone."""
-
-    def __init__(self, stream: IO[str], path: Path) -> None:
-        self._stream, self._path = stream, path
-
-    def write(self, text: str) -> int:
-        """As the stream's."""
-        with _written(self._path):
-            return self._stream.write(text)
 
 
 def print_json(value: Any) -> None:
