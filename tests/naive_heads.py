@@ -53,13 +53,16 @@ def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor
 
 
 def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:
-    """Each mapped token (K,) plus what it gathers from all of them."""
+    """Each mapped token (K,) plus what it gathers from those of its span."""
     size = config.mixing_width
     parts = [_standardised(token) @ weights for token in mapped]
     keys, values = [part[size : 2 * size] for part in parts], [part[2 * size :] for part in parts]
-    return [
-        token + _attend(part[:size] / math.sqrt(size), keys, values) for token, part in zip(mapped, parts, strict=True)
-    ]
+    mixed = []
+    for position, (token, part) in enumerate(zip(mapped, parts, strict=True)):
+        start = position // config.mixing_span * config.mixing_span
+        span = slice(start, start + config.mixing_span)
+        mixed.append(token + _attend(part[:size] / math.sqrt(size), keys[span], values[span]))
+    return mixed
 
 
 # --- label rows attend to tokens ------------------------------------------------------------------------------------

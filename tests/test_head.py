@@ -35,14 +35,30 @@ CASES: list[tuple[HeadConfig, int, int]] = [
     ),
     (
         PooledConfig(
-            members=2, width=8, queries=2, token_width=4, mixing_width=3, hidden=2, dropout=0.4, token_dropout=0.4
+            members=2,
+            width=8,
+            queries=2,
+            token_width=4,
+            mixing_width=3,
+            mixing_span=3,
+            hidden=2,
+            dropout=0.4,
+            token_dropout=0.4,
         ),
         3,
         2,
     ),
     (
         PooledConfig(
-            members=3, width=6, queries=3, token_width=5, mixing_width=2, hidden=3, dropout=0.4, token_dropout=0.4
+            members=3,
+            width=6,
+            queries=3,
+            token_width=5,
+            mixing_width=2,
+            mixing_span=2,
+            hidden=3,
+            dropout=0.4,
+            token_dropout=0.4,
         ),
         7,
         3,

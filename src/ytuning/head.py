@@ -46,7 +46,8 @@ class PooledConfig:
         members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
-        mixing_width: A, of the keys by which a member's mapped tokens attend to each other.
+        mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
+        mixing_span: S, ...within spans of so many tokens.
         queries: Q, learned pooling queries of a member.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
@@ -57,6 +58,7 @@ class PooledConfig:
     width: int = 64
     token_width: int = 64
     mixing_width: int = 32
+    mixing_span: int = 64
     queries: int = 2
     hidden: int = 2
     dropout: float = 0.1
@@ -85,6 +87,7 @@ class CrossAttentionConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig
+HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
 FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
@@ -94,10 +97,10 @@ FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens (all hidden states side by side) to a small space of its own, where they attend to each
-    other once, and pools them there, by maximum and by attention of its queries. The pools are normalised, mapped to
-    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
-    All members are computed together.
+    Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
+    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
+    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
+    rows by dot product. All members are computed together.
     """
 
     def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
@@ -150,14 +153,25 @@ class PooledHead(nn.Module):
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
-        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T)."""
+        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
+
+        Tokens attend to those of their own span only, so that the cost of a long text grows with its length, not with
+        the square of it. Spans start at fixed places: a text's logits do not depend on how far its batch is padded.
+        """
         members, count, tokens, width = mapped.shape
-        size, mixing = self.config.mixing_width, self.mixing.to(mapped.dtype)
-        parts = torch.bmm(_normalised(mapped).flatten(1, 2), mixing).view(members * count, tokens, -1)
-        queries, keys, values = parts.split((size, size, width), -1)
-        scores = torch.bmm(queries, keys.transpose(1, 2)).float().unflatten(0, (members, count)) / math.sqrt(size)
-        attention = (scores + hidden[:, None]).softmax(-1).to(mapped.dtype).flatten(0, 1)  # (E * B, T, T)
-        return torch.baddbmm(mapped.flatten(0, 1), attention, values).view_as(mapped)
+        size, length = self.config.mixing_width, min(tokens, self.config.mixing_span)
+        spans = -(-tokens // length)
+        if extra := spans * length - tokens:
+            mapped = functional.pad(mapped, (0, 0, 0, extra))
+            hidden = functional.pad(hidden, (0, extra), value=-torch.inf)
+        parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
+        queries, keys, values = parts.view(-1, length, parts.shape[-1]).split((size, size, width), -1)
+        # Hidden tokens count nothing, by a finite number: a span may hold no other tokens.
+        there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(1, -1, 1, length).expand(members, -1, -1, -1)
+        scores = torch.baddbmm(there.flatten(0, 1), queries, keys.transpose(1, 2), alpha=1 / math.sqrt(size))
+        attention = scores.softmax(-1, dtype=torch.float32).to(mapped.dtype)  # (E * B * spans, S, S)
+        mixed = torch.baddbmm(mapped.reshape(-1, length, width), attention, values)
+        return mixed.view(members, count, -1, width)[:, :, :tokens]
 
 
 def _normalised(values: Tensor) -> Tensor:
