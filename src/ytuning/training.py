@@ -370,18 +370,19 @@ def _one_thread() -> Iterator[None]:
 def _loss(config: TrainingConfig, targets: Tensor, labels: int) -> Loss:
     """The loss of a batch: logits (B, C), targets (B,) -> scalar."""
     weights = _label_weights(config.label_weights, targets, labels)
-    if config.loss == "cross_entropy":
-        rows: Loss = lambda logits, goal: functional.cross_entropy(  # noqa: E731
-            logits, goal, label_smoothing=config.label_smoothing, reduction="none"
-        )
-    elif config.loss == "triplet":
-        rows = lambda logits, goal: _triplet(logits, goal, config.margin)  # noqa: E731
-    else:
+    if config.loss not in LOSSES:
         raise InputError(allowed("loss", config.loss, LOSSES))
-    if weights is None:
-        return lambda logits, goal: rows(logits, goal).mean()
-    # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
-    return lambda logits, goal: (rows(logits, goal) * weights[goal]).mean()
+
+    def loss(logits: Tensor, goal: Tensor) -> Tensor:
+        if config.loss == "triplet":
+            rows = _triplet(logits, goal, config.margin)
+        else:
+            smoothing = config.label_smoothing
+            rows = functional.cross_entropy(logits, goal, label_smoothing=smoothing, reduction="none")
+        # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
+        return (rows if weights is None else rows * weights[goal]).mean()
+
+    return loss
 
 
 def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
