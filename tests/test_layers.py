@@ -52,14 +52,15 @@ THIRD_PARTY = {
         "predictor", "store", "training",
     },
     "pandas": {"tables"},
+    "peft": {"baselines"},
     "platformdirs": {"store"},
     "pyarrow": {"tables"},
     "rich": {"cli", "cli_cache", "progress", "report"},
     "safetensors": {"artifact"},
     "scipy": {"estimator", "pipeline", "predictor"},
     "sklearn": {"baselines", "estimator", "metrics"},
-    "torch": {"artifact", "encoder", "features", "head", "pipeline", "training"},
-    "transformers": {"encoder"},
+    "torch": {"artifact", "baselines", "encoder", "features", "head", "pipeline", "training"},
+    "transformers": {"baselines", "encoder"},
     "typer": {"cli", "cli_cache", "console"},
 }  # fmt: skip
 """Third-party package -> modules that may import it."""

@@ -1,0 +1,160 @@
+"""The opponents that train the encoder itself, on the tiny random encoder."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ytuning.baselines import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.errors import EncoderError, InputError, MissingExtraError
+from ytuning.progress import Progress
+from ytuning.sources import find_encoder
+
+Rows = tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def rows(toy_rows: tuple[list[str], list[str]]) -> Rows:
+    texts, labels = toy_rows
+    targets = np.array([sorted(set(labels)).index(label) for label in labels])
+    return [(text, None) for text in texts], targets, np.arange(90), np.arange(90, 120)
+
+
+@pytest.mark.parametrize(("train", "rate"), [(full_fine_tuning, 2e-3), (lora, 2e-2)], ids=["full_fine_tuning", "lora"])
+def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encoder, rows: Rows) -> None:
+    config = TuningConfig(rate, epochs=16, batch_size=8, patience=16)
+    result: TunedEncoder = train(encoder, *rows, config=config)
+    inputs, targets, _, held = rows
+    accuracy = (result.logits(inputs).argmax(1) == targets)[held].mean()
+    assert accuracy == pytest.approx(max(result.validation_accuracy))
+    assert accuracy > 0.6  # of three labels
+    assert len(result.step_seconds) == result.planned_steps == 16 * 12
+    assert len(result.validation_accuracy) == len(result.validation_seconds) == 16
+
+
+def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, rows: Rows) -> None:
+    result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-3, most_steps=2))
+    inputs = [*rows[0][:7], ("card " * 60, None), ("a", "refund late")]
+    alone = []
+    for text, pair in inputs:
+        tokens = encoder.tokenizer(
+            text, pair, truncation=True, max_length=32, return_token_type_ids=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            alone.append(result.model(**tokens).logits[0].numpy())
+    np.testing.assert_allclose(result.logits(inputs), np.stack(alone), atol=1e-5)
+
+
+def test_same_seed_same_logits_and_the_callers_random_numbers_stay(encoder: Encoder, rows: Rows) -> None:
+    state = torch.get_rng_state()
+    config = TuningConfig(1e-3, most_steps=3)
+    first, again, other = (full_fine_tuning(encoder, *rows, config=config, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(first.logits(rows[0]), again.logits(rows[0]))
+    assert not np.array_equal(first.logits(rows[0]), other.logits(rows[0]))
+
+
+def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, rows: Rows) -> None:
+    before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-2, most_steps=3))
+    assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
+    after = result.model.bert.state_dict()
+    for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
+        name = f"encoder.layer.{layer}.attention.self.query.weight"
+        assert torch.equal(encoder.model.state_dict()[name], before[name])
+        assert not torch.equal(after[name], before[name])
+
+
+def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(encoder: Encoder, rows: Rows) -> None:
+    result = lora(encoder, *rows, config=TuningConfig(1e-2, most_steps=3), rank=4)
+    trained = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
+    kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained if "lora_" in name}
+    assert kinds == {"query", "value"}
+    assert all("lora_" in name or "classifier" in name for name in trained)
+    assert result.parameters == 3 * 2 * 2 * 4 * 32 + 32 * 3 + 3  # layers, modules, two factors, rank, width; classifier
+    original = encoder.model.state_dict()["encoder.layer.0.attention.self.key.weight"]
+    frozen = result.model.base_model.model.bert.encoder.layer[0].attention.self.key.weight
+    assert torch.equal(frozen, original)
+
+
+def test_bf16_keeps_trained_numbers_in_fp32(tiny_encoder: Path, rows: Rows) -> None:
+    encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
+    for train in (full_fine_tuning, lora):
+        result = train(encoder, *rows, config=TuningConfig(1e-3, most_steps=1))
+        kinds = {parameter.dtype for parameter in result.model.parameters() if parameter.requires_grad}
+        assert kinds == {torch.float32}
+        assert np.isfinite(result.logits(rows[0])).all()
+
+
+def test_checkpointing_changes_nothing_but_memory(encoder: Encoder, rows: Rows) -> None:
+    plain, checkpointed = (
+        full_fine_tuning(encoder, *rows, config=TuningConfig(1e-3, most_steps=3, checkpointing=checkpointing))
+        for checkpointing in (False, True)
+    )
+    np.testing.assert_allclose(plain.logits(rows[0]), checkpointed.logits(rows[0]), atol=1e-5)
+
+
+def test_stops_when_validation_gets_no_better(encoder: Encoder, rows: Rows) -> None:
+    result = full_fine_tuning(encoder, *rows, config=TuningConfig(0.0, epochs=9, patience=2))
+    assert result.validation_accuracy == [result.validation_accuracy[0]] * 3
+    assert len(result.step_seconds) == result.planned_steps // 3
+
+
+def test_planned_seconds_leave_out_the_first_steps(encoder: Encoder) -> None:
+    result = TunedEncoder(None, encoder, 1, 100, [9.0, 9.0, 9.0, 2.0, 4.0], [1.0, 3.0])
+    assert result.planned_seconds(5) == pytest.approx(100 * 3.0 + 5 * 2.0)
+
+
+def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Listening(Progress):
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            told.append((stage, done, total, note))
+
+    result = lora(encoder, *rows, config=TuningConfig(1e-3, most_steps=2), progress=Listening())
+    note = f"validation accuracy {result.validation_accuracy[0]:.4f}"
+    assert told == [("tune", 1, 2, ""), ("tune", 2, 2, ""), ("tune", 2, 2, note)]
+
+
+def test_without_peft(encoder: Encoder, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "peft":
+            raise ImportError(name)
+        return load(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"^the package 'peft' is not installed\. Install it with: pip install"):
+        lora(encoder, *rows)
+
+
+def test_lora_of_modules_that_are_not_there(encoder: Encoder, rows: Rows) -> None:
+    with pytest.raises(InputError, match=r"^PEFT cannot change \['nothing'\] of .*Name linear layers of the encoder"):
+        lora(encoder, *rows, modules=["nothing"])
+
+
+def test_an_architecture_without_a_classifier(
+    tmp_path: Path, encoder: Encoder, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise ValueError("Unrecognized configuration class\nfor this kind of AutoModel")
+
+    monkeypatch.setattr("transformers.AutoModelForSequenceClassification.from_pretrained", unknown)
+    assert find_encoder(encoder.identity.name)
+    with pytest.raises(
+        EncoderError, match=r"^transformers has no classifier for .*: Unrecognized configuration class\. "
+    ):
+        full_fine_tuning(encoder, *rows)
