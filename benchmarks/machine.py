@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "sentence-transformers")
+PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "sentence-transformers", "peft", "setfit")
 
 
 def machine() -> dict[str, Any]:
@@ -25,18 +27,26 @@ def machine() -> dict[str, Any]:
         model, flags = platform.processor(), []
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "processor": model,
         "flags": flags,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: _version(name) for name in PACKAGES},
     }
 
 
-def record(name: str, figures: Any, folder: Path | None) -> None:
-    """Print figures as JSON and, with a folder, keep them there as ``name.json``."""
-    text = json.dumps({"machine": machine(), "figures": figures}, indent=1)
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def record(name: str, figures: Any, folder: Path | None, bars: Sequence[Any] = ()) -> None:
+    """Print figures and the bars they are held against as JSON and, with a folder, keep them as ``name.json``."""
+    text = json.dumps({"machine": machine(), "figures": figures, "bars": list(bars)}, indent=1)
     print(text)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,94 @@
+"""Every benchmark, one after the other, each in a process of its own, and a table of what is wanted and measured.
+
+python -m benchmarks.run --data ../shared/data --out results
+python -m benchmarks.run --data ../shared/data --out results --only encoder_pass store_io
+python -m benchmarks.run --data ../shared/data --out results --quick      (tiny sizes: only to see that all of it works)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import parser
+
+ROOT = Path(__file__).parents[1]
+ON = "--encoder {encoder} --data {data}"
+QUICK = f"{ON} --sets banking77 --head-steps 20 --rounds 1"
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "limits": ("--encoder {encoder} --megabytes 1024", "--encoder {encoder} --megabytes 8 --seconds 0.05"),
+    "encoder_pass": (ON, f"{ON} --sets banking77 --texts 64 --rounds 1"),
+    "store_io": ("--encoder {encoder}", "--encoder {encoder} --megabytes 2 --rounds 1"),
+    "head_training": (ON, f"{QUICK} --second-sets banking77 --rows 200"),
+    "prediction": (ON, f"{QUICK} --texts 64 --train-rows 200"),
+    "whole_task": (
+        f"{ON} --max-steps 60",
+        f"{QUICK} --rows 200 --max-steps 6 --opponents logistic full_fine_tuning lora",
+    ),
+    "peak_memory": (
+        "--encoder {encoder} --train {data}/sst2/train.jsonl --test {data}/sst2/validation.jsonl",
+        "--encoder {encoder} --train {data}/banking77/test.jsonl",
+    ),
+    "larger_than_memory": (
+        f"{ON} --gigabytes 8",
+        f"{ON} --gigabytes 0.002 --set banking77 --rows 200 --seeds 0 --head-steps 20",
+    ),
+    "main_job": ("--data {data} --presets default", "--data {data} --presets default --sets banking77 --seeds 0"),
+    "gpu": ("", "--shape tiny --device cpu --texts 64 --tokens 16 --rounds 1 --max-steps 4"),
+}
+"""Benchmark -> arguments of a full run and of a quick one; folder of the data sets and encoder are filled in."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
+    options.add_argument("--quick", action="store_true", help="at tiny sizes, whose figures mean nothing")
+    arguments = options.parse_args(argv)
+    if arguments.out is None:
+        options.error("--out is needed: the folder for the JSON files")
+    out = arguments.out.resolve()
+    failed = []
+    for name in arguments.only:
+        print(f"--- {name}", file=sys.stderr)
+        (out / f"{name}.json").unlink(missing_ok=True)  # or a failed run would show the figures of an earlier one
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        command += arguments_of(name, arguments.data.resolve(), arguments.encoder, out, quick=arguments.quick)
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode != 0:
+            failed.append(name)
+    print(table(out, arguments.only))
+    if failed:
+        print(f"error: these failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def arguments_of(name: str, data: Path, encoder: str, out: Path, *, quick: bool) -> list[str]:
+    """A benchmark's command line."""
+    encoder = str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
+    words = BENCHMARKS[name][quick].split()  # before they are filled in: a folder's name may hold spaces
+    return [*(word.format(data=data, encoder=encoder) for word in words), "--out", str(out)]
+
+
+def table(folder: Path, names: Sequence[str]) -> str:
+    """Every bar of the JSON files in a folder, as Markdown."""
+    lines = ["| bar | wanted | measured | reached |", "| --- | --- | --- | --- |"]
+    for name in names:
+        file = folder / f"{name}.json"
+        if not file.exists():
+            lines.append(f"| {name}: no result | | | |")
+            continue
+        lines += [_line(entry) for entry in json.loads(file.read_text())["bars"]]
+    return "\n".join(lines)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    measured = "missing" if entry["measured"] is None else f"{entry['measured']:.3g}"
+    reached = {None: "", True: "yes", False: "**no**"}[entry["reached"]]
+    return f"| {entry['bar']} | {entry['wanted']} | {measured} | {reached} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""A whole task, from a cold store to a saved task, against what people would run instead with the same encoder.
+
+python -m benchmarks.whole_task --data ../shared/data --max-steps 40 --out results
+
+Opponents: full fine-tuning and LoRA for 5 epochs (both stop when validation gets no better), SetFit, and tuned logistic
+regression on pooled features. Seconds run from the rows to the trained model; reading and scoring the test rows is
+not counted for anyone. With --max-steps those that train the encoder are stopped after so many optimiser steps; their
+seconds are then those of all steps by the mean of these ("extrapolated": true), and they have no test score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import bar, head_option, in_turn, parser, recipe, rows_of
+from benchmarks.limits import matrix_rate
+from benchmarks.machine import record
+from ytuning.artifact import save_task
+from ytuning.baselines import (
+    TunedEncoder,
+    TuningConfig,
+    full_fine_tuning,
+    lora,
+    mean_pooled,
+    tuned_logistic_regression,
+)
+from ytuning.data import Dataset, split_holdout
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.features import stored_features
+from ytuning.labels import LabelSet
+from ytuning.pipeline import MOST_HELD_OUT, evaluate_task, train_task
+from ytuning.progress import Progress
+from ytuning.sources import find_encoder
+from ytuning.store import FeatureStore
+
+OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
+FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
+SCORES = {"banking77": 0.936, "sst2": 0.87}  # the main job's bars
+WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What everybody gets: rows, the rows that choose, and the encoder.
+
+    Attributes:
+        targets: label ids of train rows.
+        test_targets: label ids of test rows.
+        split: positions of rows to train on and of rows that choose, among the train rows.
+    """
+
+    train: Dataset
+    test: Dataset
+    targets: np.ndarray
+    test_targets: np.ndarray
+    split: tuple[np.ndarray, np.ndarray]
+    encoder: Encoder
+    seed: int
+    arguments: argparse.Namespace
+
+    def score(self, predicted: np.ndarray) -> float:
+        """Accuracy of (test rows,) label ids."""
+        return float((predicted == self.test_targets).mean())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__, rounds=1)
+    head_option(options)
+    options.add_argument("--sets", nargs="+", default=["banking77", "sst2"])
+    options.add_argument("--opponents", nargs="*", default=OPPONENTS, choices=OPPONENTS)
+    options.add_argument("--rows", type=int, help="of each set's train rows; default: all")
+    options.add_argument("--epochs", type=int, default=5)
+    options.add_argument("--max-steps", type=int, help="time so many steps and extrapolate")
+    options.add_argument("--full-rate", type=float, default=1e-4, help="learning rate of full fine-tuning")
+    options.add_argument("--lora-rate", type=float, default=1e-3, help="learning rate of LoRA")
+    options.add_argument("--setfit-pairs", type=int, default=1, help="of each kind for each train row")
+    arguments = options.parse_args(argv)
+    figures = [one_set(name, arguments) for name in arguments.sets]
+    record("whole_task", figures, arguments.out, [wanted for entry in figures for wanted in bars(entry)])
+
+
+def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and test scores of everybody on one set, in turn."""
+    train, test = rows_of(arguments.data / name, "train", arguments.rows), rows_of(arguments.data / name, "test")
+    labels = LabelSet.from_labels(train.labels or [])
+    targets, test_targets = labels.encode(train.labels or []), labels.encode(test.labels or [])
+    encoder = load_encoder(arguments.encoder)
+    runs: dict[str, list[dict[str, Any]]] = {who: [] for who in ("ytuning", *arguments.opponents)}
+    limits: list[float] = []
+
+    def measure(who: str) -> Callable[[], float]:
+        def run() -> float:
+            seed = len(runs[who])
+            split = split_holdout(train, seed, most=MOST_HELD_OUT)
+            work = Work(train, test, targets, test_targets, split, encoder, seed, arguments)
+            runs[who].append(COMPETITORS[who](work))
+            return 0.0
+
+        return run
+
+    def limit() -> float:
+        limits.append(matrix_rate(encoder))
+        return 0.0
+
+    in_turn(arguments.rounds, {**{who: measure(who) for who in runs}, "limit": limit})
+    return {
+        "set": name,
+        "rows": {"train": len(train), "test": len(test)},
+        "precision": encoder.identity.precision,
+        "limit_gflops": statistics.median(limits),
+        **{who: summary(found) for who, found in runs.items()},
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of an opponent's runs, or why there are none."""
+    if "skipped" in runs[0]:
+        return runs[0]
+    scores = [run["test_accuracy"] for run in runs if run["test_accuracy"] is not None]
+    return {
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "test_accuracy": float(np.mean(scores)) if scores else None,
+        "extrapolated": any(run["extrapolated"] for run in runs),
+        "runs": runs,
+    }
+
+
+def bars(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wanted of one set's figures."""
+    ours = entry["ytuning"]
+    found = [
+        bar(
+            f"{who}'s seconds against a whole task, {entry['set']}",
+            entry[who]["seconds"] / ours["seconds"],
+            at_least=by,
+        )
+        for who, by in FASTER.items()
+        if who in entry
+    ]
+    if entry["set"] in SCORES:
+        name = f"test accuracy of the whole task, {entry['set']}"
+        found.append(bar(name, ours["test_accuracy"], at_least=SCORES[entry["set"]]))
+    return found
+
+
+# --- competitors ----------------------------------------------------------------------------------------------------
+
+
+def ytuning(work: Work) -> dict[str, Any]:
+    """The main job, its encoder's loading included."""
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        encoder, store = load_encoder(work.arguments.encoder), FeatureStore(f"{root}/store")
+        trained = train_task(work.train, encoder, store, recipe(work.arguments), seed=work.seed)
+        save_task(trained.task, f"{root}/task")
+        elapsed = time.perf_counter() - start
+        report = evaluate_task(trained.task, work.test, encoder, store)[0]
+    return run_of(elapsed, report.metrics["accuracy"])
+
+
+def logistic(work: Work) -> dict[str, Any]:
+    """Encoder pass, pooling, and a strength chosen on the held-out rows."""
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        encoder, store = load_encoder(work.arguments.encoder), FeatureStore(root)
+        pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress())[0])
+        result = tuned_logistic_regression(pooled, work.targets, *work.split)
+        elapsed = time.perf_counter() - start
+        tested = mean_pooled(stored_features(work.test.inputs, encoder, store, Progress())[0])
+    return run_of(elapsed, work.score(result.model.predict(tested)))
+
+
+def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[str, Any]:
+    """One that trains the encoder by ytuning.baselines."""
+    config = TuningConfig(rate, epochs=work.arguments.epochs, most_steps=work.arguments.max_steps)
+    start = time.perf_counter()
+    result = train(work.encoder, work.train.inputs, work.targets, *work.split, config=config, seed=work.seed)
+    elapsed = time.perf_counter() - start
+    steps = {"steps": len(result.step_seconds), "planned_steps": result.planned_steps, "rate": rate}
+    if config.most_steps is not None and config.most_steps < result.planned_steps:
+        other = elapsed - sum(result.step_seconds) - sum(result.validation_seconds)
+        return run_of(other + result.planned_seconds(config.epochs), None, extrapolated=True) | steps
+    score = work.score(result.logits(work.test.inputs).argmax(1))
+    return run_of(elapsed, score) | steps | {"validation_accuracy": result.validation_accuracy}
+
+
+def setfit(work: Work) -> dict[str, Any]:
+    """SetFit on all train rows: pairs of rows tune the encoder, then logistic regression; no validation rows."""
+    if importlib.util.find_spec("setfit") is None:
+        return {"skipped": "the package setfit is not installed"}
+    if work.train.text_pairs is not None:
+        return {"skipped": "SetFit takes single texts only"}
+    try:
+        return _setfit(work)
+    except (ImportError, AttributeError, TypeError) as error:  # it lags behind new versions of transformers
+        return {"skipped": f"SetFit does not work with the versions installed: {type(error).__name__}: {error}"}
+
+
+def _setfit(work: Work) -> dict[str, Any]:
+    import datasets
+    import setfit
+    import transformers
+
+    ticks: list[float] = []
+
+    class Ticking(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ticks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        rows = datasets.Dataset.from_dict({"text": work.train.texts, "label": work.targets.tolist()})
+        model = setfit.SetFitModel.from_pretrained(
+            str(find_encoder(work.encoder.identity.name)), device=str(work.encoder.device)
+        )
+        settings = setfit.TrainingArguments(
+            output_dir=root,
+            batch_size=32,
+            num_epochs=1,
+            num_iterations=work.arguments.setfit_pairs,
+            max_steps=work.arguments.max_steps or -1,
+            seed=work.seed,
+            report_to="none",
+            save_strategy="no",
+            show_progress_bar=False,
+        )
+        setfit.Trainer(model=model, args=settings, train_dataset=rows, callbacks=[Ticking()]).train()
+        elapsed = time.perf_counter() - start
+    planned = -(-2 * work.arguments.setfit_pairs * len(work.train) // 32)  # as many pairs of one label as of two
+    steps = {"steps": len(ticks), "planned_steps": planned, "pairs_of_each_kind_for_a_row": work.arguments.setfit_pairs}
+    if len(ticks) < planned:
+        each = float(np.mean(np.diff(ticks)[WARM_STEPS:] if len(ticks) > WARM_STEPS + 2 else np.diff(ticks)))
+        return run_of(elapsed + (planned - len(ticks)) * each, None, extrapolated=True) | steps
+    predicted = np.asarray(model.predict(work.test.texts, show_progress_bar=False))
+    return run_of(elapsed, work.score(predicted)) | steps
+
+
+def run_of(elapsed: float, score: float | None, *, extrapolated: bool = False) -> dict[str, Any]:
+    """What is kept of every run."""
+    return {"seconds": elapsed, "test_accuracy": score, "extrapolated": extrapolated}
+
+
+COMPETITORS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    "ytuning": ytuning,
+    "logistic": logistic,
+    "full_fine_tuning": lambda work: tuned(work, full_fine_tuning, work.arguments.full_rate),
+    "lora": lambda work: tuned(work, lora, work.arguments.lora_rate),
+    "setfit": setfit,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Every benchmark runs, at tiny sizes on the tiny encoder, and its JSON has what the table of results is made of."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu, harness, limits, run, synthetic, whole_task
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.features import stored_features
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, toy_rows: tuple[list[str], list[str]]) -> Path:
+    """A folder of data sets that holds one, under a real one's name."""
+    folder = tmp_path_factory.mktemp("data sets")  # with a space
+    (folder / "banking77").mkdir()
+    rows = [json.dumps({"text": text, "label": label}) for text, label in zip(*toy_rows, strict=True)]
+    for split, part in (("train", rows[:90]), ("test", rows[60:])):
+        (folder / "banking77" / f"{split}.jsonl").write_text("\n".join(part) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, device="cpu")
+
+
+@pytest.mark.parametrize("name", [name for name in run.BENCHMARKS if name != "main_job"])
+@pytest.mark.filterwarnings("default")  # of the opponents' packages
+def test_quick(name: str, data: Path, tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = run.arguments_of(name, data, str(tiny_encoder), tmp_path, quick=True)
+    importlib.import_module(f"benchmarks.{name}").main(arguments)
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert set(found) == {"machine", "figures", "bars"}
+    assert found["machine"]["versions"]["torch"] == torch.__version__
+    for entry in found["bars"]:
+        assert set(entry) == {"bar", "wanted", "measured", "reached"}
+        assert entry["measured"] is not None or name == "gpu"
+    CHECKS.get(name, lambda _: None)(found["figures"])
+
+
+def check_head_training(figures: Any) -> None:
+    assert figures["second_task"][0]["texts_encoded_by_first_and_second"] == [90, 0]
+    assert figures["training"][0]["steps_chosen"][0] <= 20
+
+
+def check_whole_task(figures: Any) -> None:
+    (entry,) = figures
+    assert entry["lora"]["extrapolated"] and entry["lora"]["test_accuracy"] is None
+    assert entry["lora"]["runs"][0]["steps"] == 6
+    assert entry["lora"]["runs"][0]["planned_steps"] == 5 * 3
+    assert not entry["ytuning"]["extrapolated"] and entry["ytuning"]["test_accuracy"] > 0.3
+    assert entry["logistic"]["test_accuracy"] > 0.3
+
+
+def check_larger_than_memory(figures: Any) -> None:
+    assert figures["memory"]["texts_encoded"] == 0
+    assert figures["memory"]["validation_accuracy"] > 0.5  # of four labels
+    assert {len(figures["accuracy_by_order"][order]["runs"]) for order in ("as_written", "shuffled", "by_label")} == {1}
+
+
+def check_gpu(figures: Any) -> None:
+    assert figures["y_tuning"]["peak_bytes"] is None
+    assert figures["lora"]["trained_parameters"] < figures["full_fine_tuning"]["trained_parameters"]
+    assert figures["full_fine_tuning"]["steps"] == 4 < figures["full_fine_tuning"]["planned_steps"]
+
+
+CHECKS = {
+    "head_training": check_head_training,
+    "whole_task": check_whole_task,
+    "larger_than_memory": check_larger_than_memory,
+    "gpu": check_gpu,
+}
+
+
+@pytest.mark.real
+def test_quick_main_job(shared_data: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(data), "--out", str(tmp_path), "--quick", "--only", "main_job"]
+    assert run.main(arguments) == 0
+    assert json.loads((tmp_path / "main_job.json").read_text())["figures"][0]["set"] == "banking77"
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("default")
+def test_setfit_and_fine_tuning_to_the_end(shared_data: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(data), "--sets", "banking77", "--head-steps", "20", "--epochs", "2"]
+    whole_task.main([*arguments, "--opponents", "setfit", "full_fine_tuning", "--out", str(tmp_path)])
+    (entry,) = json.loads((tmp_path / "whole_task.json").read_text())["figures"]
+    for who in ("setfit", "full_fine_tuning"):
+        assert not entry[who]["extrapolated"] and entry[who]["test_accuracy"] > 0.8
+        assert entry[who]["runs"][0]["steps"] == entry[who]["runs"][0]["planned_steps"]
+
+
+# --- the one command ------------------------------------------------------------------------------------------------
+
+
+def test_one_command_runs_them_and_prints_a_table(data: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--data", str(data), "--encoder", str(tiny_encoder)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "--only", "encoder_pass"],
+        cwd=run.ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["| bar | wanted | measured | reached |", "| --- | --- | --- | --- |"]
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["at least 3", "at least 0.6"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"encoder_pass.json"}
+
+
+def test_a_failed_benchmark_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "limits.json").write_text("of an earlier run")
+
+    def one_fails(command: list[str], **_: Any) -> Any:
+        if command[2] == "benchmarks.gpu":
+            bars = [harness.bar("speed", 2.0, at_least=3), harness.bar("memory", None, at_most=1)]
+            (tmp_path / "gpu.json").write_text(json.dumps({"bars": bars}))
+        return subprocess.CompletedProcess(command, command[2] == "benchmarks.limits")
+
+    monkeypatch.setattr(subprocess, "run", one_fails)
+    assert run.main(["--data", "x", "--out", str(tmp_path), "--only", "limits", "gpu"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2:] == [
+        "| limits: no result | | | |",
+        "| speed | at least 3 | 2 | **no** |",
+        "| memory | at most 1 | missing |  |",
+    ]
+    assert err.splitlines()[-1] == "error: these failed, see above: limits"
+
+
+def test_every_benchmark_is_run() -> None:
+    scripts = {file.stem for file in (run.ROOT / "benchmarks").glob("*.py")}
+    helpers = {"__init__", "harness", "machine", "run", "synthetic"}
+    assert scripts - helpers == set(run.BENCHMARKS)
+
+
+# --- what they count ------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_are_those_of_the_matrix_products(encoder: Encoder) -> None:
+    tokens = encoder.tokenize([("the card", None), ("refund my money please", None), ("a", "card")])
+    counted = 0
+
+    def count(module: torch.nn.Linear, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        nonlocal counted
+        counted += inputs[0].numel() * module.out_features
+
+    layers = encoder.model.encoder.layer
+    hooks = [module.register_forward_hook(count) for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+    for row in range(3):
+        ids = torch.from_numpy(tokens.rows(np.array([row]), tokens.ids)).long()
+        with torch.inference_mode():
+            encoder.model(ids)
+    for hook in hooks:
+        hook.remove()
+    attention = sum(2 * int(length) ** 2 * 32 for length in tokens.lengths) * len(layers)
+    assert limits.multiply_adds(encoder, tokens.lengths) == counted + attention
+
+
+def test_matrix_rate_counts_two_operations_for_each_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    plain = torch.nn.functional.linear
+
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(2 * x.numel() * len(weight))
+        return plain(x, weight)
+
+    clock = iter(range(1000))
+    monkeypatch.setattr("torch.nn.functional.linear", linear)
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    rate = limits._rate_of_one(8, 4, 16, torch.device("cpu"), torch.float32, threading.Barrier(1), 2.5)
+    timed = sum(calls) * 8 / 11  # three layers warm up; four between two looks at the clock
+    assert rate == pytest.approx(timed / 3 / 1e9)
+
+
+def test_opponents_take_turns() -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = harness.in_turn(3, {"a": lambda: measure("a"), "b": lambda: measure("b")})
+    assert order == ["a", "b"] * 3
+    assert harness.medians(found) == {"a": 3.0, "b": 4.0}
+
+
+def test_bars() -> None:
+    assert harness.bar("x", 3.0, at_least=3)["reached"] is True
+    assert harness.bar("x", 0.31, at_most=0.3) == {
+        "bar": "x", "wanted": "at most 0.3", "measured": 0.31, "reached": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="give either at_least or at_most"):
+        harness.bar("x", 1.0)
+
+
+def test_synthetic_store_holds_its_texts_and_copies_keep_every_row(encoder: Encoder, tmp_path: Path) -> None:
+    made = synthetic.write(FeatureStore(tmp_path / "a"), encoder, 200_000)
+    features, use = stored_features(made.inputs, encoder, FeatureStore(tmp_path / "a"), Progress())
+    assert use.misses == 0
+    assert int(features.lengths.sum()) == made.tokens
+    assert made.bytes == pytest.approx(200_000, rel=0.2)
+    order = np.random.default_rng(0).permutation(len(made.inputs))
+    copied = synthetic.copy_in_order(made.inputs, order, features, encoder, FeatureStore(tmp_path / "b"))
+    for row in range(0, len(made.inputs), 5):
+        assert torch.equal(copied.batch(torch.tensor([row]))[0], features.batch(torch.tensor([row]))[0])
+
+
+def test_without_a_gpu_its_figures_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpu.main(["--out", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["figures"] == {"skipped": "there is no GPU on this machine; its figures are missing"}
+    assert [entry["measured"] for entry in found["bars"]] == [None] * 3
+
+
+def test_what_does_not_fit_is_tried_with_checkpointing(encoder: Encoder) -> None:
+    tried: list[bool] = []
+
+    def too_large(*_: Any, config: Any) -> Any:
+        tried.append(config.checkpointing)
+        raise torch.OutOfMemoryError
+
+    arguments = argparse.Namespace(epochs=1, batch_size=8, max_steps=1)
+    rows = (np.arange(1), np.arange(1))
+    found = gpu.encoder_training(too_large, 1e-3, encoder, [], np.arange(1), rows, arguments)
+    assert tried == [False, True]
+    assert found == {"skipped": "does not fit into the GPU's memory with batches of 8"}
