@@ -1,6 +1,6 @@
 """Target of a subprocess: encode the texts of a file through a store, slowly, so that it can be met or killed midway.
 
-usage: python encode_script.py ENCODER STORE TEXTS.json LOG SHARD_BYTES SECONDS_PER_BATCH
+usage: python encode_script.py ENCODER STORE TEXTS.json LOG SHARD_BYTES SECONDS_PER_BATCH CODEC
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ytuning.store import FeatureStore
 
 
 def main() -> None:
-    folder, root, texts, log, shard_bytes, seconds = sys.argv[1:]
+    folder, root, texts, log, shard_bytes, seconds, codec = sys.argv[1:]
     features.SHARD_BYTES = int(shard_bytes)
+    features.FIT_TOKENS = 100
     encoder.TOKENS_PER_BATCH["cpu"] = 64
     quick = encoder.Encoder._features
 
@@ -34,7 +35,7 @@ def main() -> None:
     encoder.Encoder._features = slow  # type: ignore[method-assign]
     inputs = [(text, None) for text in json.loads(Path(texts).read_text())]
     model = encoder.load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
-    _, use = features.stored_features(inputs, model, FeatureStore(root), Progress())
+    _, use = features.stored_features(inputs, model, FeatureStore(root), Progress(), codec=codec)
     print(json.dumps([use.hits, use.misses]))
 
 

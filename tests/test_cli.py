@@ -136,6 +136,39 @@ def test_train_json_keeps_the_contract(run: Run, files: Path, tiny_encoder: Path
     again = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json")
     assert (again.json["cache"]["hits"], again.json["cache"]["misses"]) == (120, 0)
     assert again.json["metrics"] == result["metrics"]
+    assert result["store"] == again.json["store"] == task.training["store"] == "int8"
+
+
+@pytest.mark.parametrize("store", ["fp16", "compact", "auto"])
+def test_train_stores_features_as_told(run: Run, files: Path, tiny_encoder: Path, store: str) -> None:
+    found = run(
+        "train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/stored", "--store", store, "--json", "--quiet"
+    )
+    assert found.status == 0
+    chosen = found.json["store"]
+    assert chosen == store or store == "auto"
+    said = [line for line in found.err.splitlines() if line.startswith("store: ")]
+    assert len(said) == (store == "auto") and all(line.startswith(f"store: {chosen}, ") for line in said)
+    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == [chosen]
+    assert found.json["cache"]["misses"] == 100
+    evaluated = run("evaluate", "tasks/stored", "train.csv", "--json")
+    assert (evaluated.json["cache"]["hits"], evaluated.json["cache"]["misses"]) == (100, 0)
+    assert f"stored as {chosen}: 100 texts" in run("cache", "list").out
+    assert run("cache", "verify").out == "1 shards checked, 0 damaged\n"
+    assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
+
+
+def test_a_task_of_an_older_version_is_evaluated_in_fp16(run: Run, files: Path, trained: Path) -> None:
+    shutil.copytree(trained, files / "older")
+    content = json.loads((files / "older" / "task.json").read_text())
+    assert content["training"].pop("store") == "int8"
+    (files / "older" / "task.json").write_text(json.dumps(content))
+    assert run("evaluate", "older", "test.csv").status == 0
+    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == ["fp16"]
+    (files / "older" / "task.json").write_text(json.dumps({**content, "training": {"store": "int2"}}))
+    assert (
+        "store must be one of 'fp16', 'int8', 'compact'. Got 'int2'" in run("evaluate", "older", "test.csv").mistake()
+    )
 
 
 def test_train_shows_progress_on_stderr_and_tables_on_stdout(run: Run, files: Path, tiny_encoder: Path) -> None:

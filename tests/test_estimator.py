@@ -24,6 +24,7 @@ from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.predictor import Predictor
 from ytuning.progress import Progress
+from ytuning.store import FeatureStore
 from ytuning.training import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=40, most_steps=40)
@@ -58,6 +59,7 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "encoder": object(),
         "preset": object(),
         "class_weight": object(),
+        "store": object(),
         "seed": object(),
         "refit": object(),
         "cache": object(),
@@ -72,8 +74,8 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
 def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier], tiny_encoder: Path) -> None:
     model = make(preset="paper", seed=5)
     assert model.get_params() == {
-        "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "seed": 5, "refit": True, "cache": None,
-        "verbose": False,
+        "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
+        "refit": True, "cache": None, "verbose": False,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -97,6 +99,10 @@ def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> Non
 def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
     with pytest.raises(InputError, match=r"preset must be one of 'default', 'paper'\. Got 'best' instead\."):
         make(preset="best").fit(*toy_rows)
+    with pytest.raises(
+        InputError, match=r"store must be one of 'fp16', 'int8', 'compact', 'auto'\. Got 'tiny' instead"
+    ):
+        make(store="tiny").fit(*toy_rows)
     for wrong in ("even", 5, ["card"], *({toy_rows[1][0]: value} for value in ("x", None, math.nan, -1))):
         with pytest.raises(InputError, match=r"^class_weight must be one of None, 'balanced', .*Got .* instead"):
             make(class_weight=wrong).fit(*toy_rows)
@@ -216,7 +222,20 @@ def test_cache_is_a_folder_of_its_own(make: Callable[..., YTuningClassifier], to
     assert list((tmp_path / "here").glob("*/shards/*.features"))
 
 
-def test_save_writes_a_task_that_the_predictor_reads(fitted: YTuningClassifier, toy_rows: Rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["int8", "compact"])
+def test_store_is_the_codec_of_fit_and_predict(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(cache=tmp_path, store=store).fit(*toy_rows)
+    assert [space.codec_name for space in FeatureStore(tmp_path).spaces()] == [model.task_.codec] == [store]
+    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
+    assert model.score(*toy_rows) > 0.4
+
+
+def test_save_writes_a_task_that_the_predictor_reads(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path
+) -> None:
+    fitted = make(store="fp16").fit(*toy_rows)  # the predictor's features are the encoder's own
     fitted.save(tmp_path / "mine")
     found = list(Predictor([tmp_path / "mine"]).predict(from_lists(toy_rows[0][:9]).inputs))
     assert {answer.task for answer in found} == {"mine"}

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from ytuning import encoder as encoder_module
 from ytuning import features as module
-from ytuning.encoder import Encoder, TextInput, TokenizedTexts, load_encoder
+from ytuning.codecs import CODECS, Compact, Half, row_bytes
+from ytuning.encoder import Encoder, Precision, TextInput, TokenizedTexts, load_encoder
 from ytuning.errors import StoreError
-from ytuning.features import Features, live_features, ordered_batches, stored_features
+from ytuning.features import Features, keep_features, live_features, ordered_batches, stored_features
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
 
@@ -90,6 +91,18 @@ def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
+def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: FeatureStore) -> list[torch.Tensor]:
+    """(T, L, D) of each text: what the encoder gives, through the codec of its space, a text at a time."""
+    space = store.space(encoder.identity.to_json(), codec)
+    assert space.codec is not None
+    live = live_features(inputs, encoder)
+    found = []
+    for row in range(len(inputs)):
+        stored = torch.from_numpy(space.codec.encode(live.halves(torch.tensor([row]))))
+        found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
+    return found
+
+
 def shards(space: FeatureSpace) -> dict[str, int]:
     """Name and time of change of every file of a shard."""
     return {file.name: file.stat().st_mtime_ns for file in (space.folder / "shards").iterdir()}
@@ -98,53 +111,62 @@ def shards(space: FeatureSpace) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------- one pass
 
 
+@pytest.mark.parametrize("codec", CODECS)
 def test_a_second_task_makes_no_encoder_call(
     encoder: Encoder,
     inputs: list[TextInput],
     store: FeatureStore,
     encoded: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
+    codec: str,
 ) -> None:
     progress = Recorder()
-    first, use = stored_features(inputs, encoder, store, progress)
+    first, use = stored_features(inputs, encoder, store, progress, codec=codec)
     assert sorted(encoded) == ids(encoder, inputs)
     assert (use.hits, use.misses) == (0, 60)
-    assert use.bytes == int(first.lengths.sum()) * 2 * 32 * 2 == store.space(encoder.identity.to_json()).size
+    assert (
+        use.bytes
+        == int(first.lengths.sum()) * row_bytes(codec, 2, 32)
+        == store.space(encoder.identity.to_json(), codec).size
+    )
     assert progress.last == (60, 60)
     assert progress.said == []
+    assert same(values(first), through(codec, encoder, inputs, store))
 
     for verb in ("encode", "tokenize", "_features"):
         monkeypatch.setattr(Encoder, verb, lambda *_: pytest.fail("the encoder was called"))
-    second, use = stored_features(inputs[::-2], encoder, store, progress)
+    second, use = stored_features(inputs[::-2], encoder, store, progress, codec=codec)
     assert (use.hits, use.misses) == (30, 0)
     assert same(values(second), values(first)[::-2])
 
 
+@pytest.mark.parametrize("codec", CODECS)
 def test_only_what_is_new_is_encoded(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]]
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]], codec: str
 ) -> None:
-    stored_features(inputs[:40], encoder, store, Progress())
+    stored_features(inputs[:40], encoder, store, Progress(), codec=codec)
     encoded.clear()
-    features, use = stored_features(inputs, encoder, store, Progress())
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
     assert sorted(encoded) == ids(encoder, inputs[40:])
     assert (use.hits, use.misses) == (40, 20)
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), through(codec, encoder, inputs, store))
 
 
 def test_a_text_that_occurs_twice_is_encoded_once(
     encoder: Encoder, store: FeatureStore, encoded: list[tuple[int, ...]]
 ) -> None:
     twice: list[TextInput] = [("card", None), ("lost card", None), ("card", None), ("card", "lost"), ("card", "lost")]
-    features, use = stored_features(twice, encoder, store, Progress())
+    features, use = stored_features(twice, encoder, store, Progress(), codec="fp16")
     assert sorted(encoded) == ids(encoder, [twice[0], twice[1], twice[3]])
     assert (use.hits, use.misses) == (0, 3)
-    assert use.bytes == store.space(encoder.identity.to_json()).size
+    assert use.bytes == store.space(encoder.identity.to_json(), "fp16").size
     assert same(values(features), values(live_features(twice, encoder)))
 
 
 def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextInput], store: FeatureStore) -> None:
     inputs = [*inputs, ("card " * 40, None)]
-    live, (stored, _) = live_features(inputs, encoder), stored_features(inputs, encoder, store, Progress())
+    live = live_features(inputs, encoder)
+    stored, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert torch.equal(live.lengths, stored.lengths)
     assert live.truncated_rows.tolist() == stored.truncated_rows.tolist() == [False] * 60 + [True]
     assert (live.layers, live.width) == (stored.layers, stored.width) == (2, 32)
@@ -155,24 +177,26 @@ def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextIn
 def test_another_identity_has_a_space_of_its_own(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tiny_encoder: Path
 ) -> None:
-    stored_features(inputs, encoder, store, Progress())
+    stored_features(inputs, encoder, store, Progress(), codec="fp16")
     other = load_encoder(tiny_encoder, precision="fp32", layers=[3], device="cpu")
-    features, use = stored_features(inputs, other, store, Progress())
+    features, use = stored_features(inputs, other, store, Progress(), codec="fp16")
     assert use.misses == 60
     assert features.layers == 1
     assert len(store.spaces()) == 2
 
 
+@pytest.mark.parametrize("codec", CODECS)
 def test_windows_and_shards_of_any_size_give_the_same(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
     monkeypatch.setattr(module, "WINDOW_TEXTS", 7)
-    monkeypatch.setattr(module, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(module, "SHARD_BYTES", 16 * row_bytes(codec, 2, 32))
+    monkeypatch.setattr(module, "FIT_TOKENS", 100)
     progress = Recorder()
-    features, _ = stored_features(inputs, encoder, store, progress)
-    assert store.space(encoder.identity.to_json()).shards > 9
+    features, _ = stored_features(inputs, encoder, store, progress, codec=codec)
+    assert store.space(encoder.identity.to_json(), codec).shards > 9
     assert progress.last == (60, 60)
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), through(codec, encoder, inputs, store))
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -181,7 +205,7 @@ def test_windows_and_shards_of_any_size_give_the_same(
 def test_batches_keep_the_encoders_precision(tiny_encoder: Path, inputs: list[TextInput]) -> None:
     features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"))
     values, _ = features.batch(torch.arange(len(inputs)))
-    stored = torch.cat([array.flatten() for array in features._arrays]).float()
+    stored = torch.cat([array.view(torch.float16).flatten() for array in features._arrays]).float()
     assert values.dtype == torch.bfloat16
     assert set(values.float().flatten().tolist()) == set(stored.bfloat16().float().tolist())
     normal = stored.abs() > 1e-4  # smaller ones lost digits when they became float16
@@ -192,7 +216,7 @@ def test_a_batch_is_what_a_loop_gathers(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 4000)
-    features, _ = stored_features(inputs, encoder, store, Progress())
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert len(features._arrays) > 3
     tokens = encoder.tokenize(inputs)
     naive: dict[int, np.ndarray] = {}
@@ -217,9 +241,101 @@ def test_a_batch_is_what_a_loop_gathers(
 
 def test_bfloat16_batches_have_few_lengths() -> None:
     array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
-    rows = StoredRows([np.zeros((15, 1, 2), np.float16)], array, start, length, np.zeros(3, bool))
+    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Half(1, 2))
     features = Features(rows, torch.bfloat16)
     assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_is_what_a_loop_decodes(
+    tiny_encoder: Path,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    precision: Precision,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    encoder = load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu")
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    space = store.space(encoder.identity.to_json(), codec)
+    stored = space.rows([text_key(*pair) for pair in inputs])
+    assert stored is not None and len(stored.arrays) > 3
+    rows = torch.arange(0, 60, 3)
+    found, mask = features.batch(rows)
+    for values, there, row in zip(found, mask, rows.tolist(), strict=True):
+        start = stored.start[row]
+        for token in range(int(there.sum())):
+            data = stored.arrays[stored.array[row]][start + token]
+            if codec == "fp16":
+                expected = data.view(np.float16).astype(float)
+            elif codec == "int8":  # two scales, then 32 numbers for each
+                expected = (
+                    data[:4].view(np.float16)[:, None].astype(float) * data[4:].view(np.int8).reshape(2, 32)
+                ).ravel()
+            else:
+                assert isinstance(space.codec, Compact)
+                numbers = float(data[:2].view(np.float16)[0]) * data[2:].view(np.int8).astype(float)
+                expected = (numbers * space.codec.weights) @ space.codec.directions.astype(float)
+            exact = torch.from_numpy(expected).to(features.dtype).view(2, 32)
+            tolerance = 0 if codec != "compact" else 1e-5 if precision == "fp32" else 0.1
+            assert torch.allclose(values[token], exact, rtol=0, atol=tolerance)
+
+
+def test_a_basis_stands_for_texts_of_every_length_and_warns_where_it_is_fitted_on_few(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[np.ndarray] = []
+    fit = Compact.fitted
+
+    def watched(features: np.ndarray) -> Compact:
+        fitted.append(features)
+        return fit(features)
+
+    monkeypatch.setattr(Compact, "fitted", watched)
+    monkeypatch.setattr(module, "FIT_TOKENS", 250)
+    progress = Recorder()
+    features, _ = stored_features(inputs, encoder, store, progress, codec="compact")
+    tokens = int(features.lengths.sum())
+    every = round(tokens / 250)
+    assert [len(part) for part in fitted] == [int(features.lengths[::every].sum())]
+    assert 200 < len(fitted[0]) < 320
+    name = store.space(encoder.identity.to_json(), "compact").folder.name
+    assert progress.said == [
+        f"the store's compact basis is fitted on {len(fitted[0])} tokens only and may fit other texts badly: before "
+        f"you add many, begin anew with ytuning cache remove {name}"
+    ]
+    stored_features([*inputs, ("another card", None)], encoder, store, progress, codec="compact")
+    assert len(fitted) == len(progress.said) == 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_features_are_written_in_another_codec_without_the_encoder(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes("fp16", 2, 32))
+    inputs = [*inputs, ("card " * 40, None), inputs[4]]
+    live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    twin = FeatureStore(store.root / "twin")
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
+        assert keep_features(inputs[:30], live, encoder, twin, Progress(), codec=codec) == 30
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 31
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 0
+        features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec)
+    assert (use.hits, use.misses) == (61, 0)
+    assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
+    assert same(values(features), through(codec, encoder, inputs, twin))
+
+
+def test_the_default_codec_takes_about_half_the_bytes(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore
+) -> None:
+    features, use = stored_features(inputs, encoder, store, Progress())
+    assert [space.codec_name for space in store.spaces()] == ["int8"]
+    assert features.codec.name == "int8"
+    assert use.bytes == int(features.lengths.sum()) * 2 * (32 + 2)
 
 
 @given(st.lists(st.integers(1, 60), max_size=100), st.integers(1, 200))
@@ -247,6 +363,7 @@ def harm_manifest(features: Path, manifest: Path) -> None:
     manifest.write_bytes(content)
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -267,10 +384,11 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     monkeypatch: pytest.MonkeyPatch,
     harm: Callable[[Path, Path], None],
     reason: str,
+    codec: str,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
-    before = values(stored_features(inputs, encoder, store, Progress())[0])
-    space = store.space(encoder.identity.to_json())
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    before = values(stored_features(inputs, encoder, store, Progress(), codec=codec)[0])
+    space = store.space(encoder.identity.to_json(), codec)
     name = space._place[text_key(*inputs[3])][0]
     lost = [pair for pair in inputs if space._place[text_key(*pair)][0] == name]
     assert 1 < len(lost) < len(inputs)
@@ -279,7 +397,7 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
 
     progress = Recorder()
-    features, use = stored_features(inputs, encoder, store, progress)
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
     assert len(progress.said) == 1
     assert progress.said[0].startswith(f"shard {name} is damaged ({reason}")
     assert str(space.folder / "damaged") in progress.said[0]
@@ -290,7 +408,7 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     assert untouched.items() <= shards(space).items()
 
     encoded.clear()
-    assert stored_features(inputs, encoder, store, progress)[1].misses == 0
+    assert stored_features(inputs, encoder, store, progress, codec=codec)[1].misses == 0
     assert len(progress.said) == 1
     assert encoded == []
 
@@ -300,12 +418,13 @@ def test_a_disk_that_never_reads_back_is_reported(
 ) -> None:
     monkeypatch.setattr(FeatureSpace, "rows", lambda self, keys: None)
     with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
-        stored_features(inputs, encoder, store, Progress())
+        stored_features(inputs, encoder, store, Progress(), codec="fp16")
 
 
 # ------------------------------------------------------------------------------------------------- interruptions
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("call", [9, 11], ids=["features", "manifest"])  # of the third shard; a shard syncs four times
 def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
     encoder: Encoder,
@@ -314,30 +433,32 @@ def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
     encoded: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
     call: int,
+    codec: str,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
-    space = store.space(encoder.identity.to_json())
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    monkeypatch.setattr(module, "FIT_TOKENS", 100)
+    space = store.space(encoder.identity.to_json(), codec)
     calls = iter(range(1, 1000))
 
     def fsync(_: int) -> None:
-        if next(calls) >= call:
+        if next(calls) >= call + 2 * (codec == "compact"):  # its basis comes first
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(StoreError, match="the disk is full"):
-            stored_features(inputs, encoder, store, Progress())
+            stored_features(inputs, encoder, store, Progress(), codec=codec)
     assert not list(space.folder.rglob("*.partial"))
     space.refresh()
     assert space.shards == 2
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     kept = {file: when for file, when in shards(space).items() if Path(file).stem in space._shards}
     encoded.clear()
-    features, use = stored_features(inputs, encoder, store, Progress())
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
     assert sorted(encoded) == ids(encoder, missing)
     assert use.hits == len(inputs) - len(missing) > 0
     assert kept.items() <= shards(space).items()
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), through(codec, encoder, inputs, store))
 
 
 @pytest.fixture
@@ -367,22 +488,22 @@ def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
     monkeypatch.setattr(module, "SHARD_BYTES", 8000)
     store = FeatureStore(small_disk)
     with pytest.raises(StoreError, match="the disk is full"):
-        stored_features(inputs, encoder, store, Progress())
+        stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert not list(small_disk.rglob("*.partial"))
-    space = store.space(encoder.identity.to_json())
+    space = store.space(encoder.identity.to_json(), "fp16")
     assert space.damages == []
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     assert 0 < len(missing) < len(inputs)
 
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     encoded.clear()
-    features, _ = stored_features(inputs, encoder, store, Progress())
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert sorted(encoded) == ids(encoder, missing)
     assert same(values(features), values(live_features(inputs, encoder)))
 
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(StoreError, match=r"cannot use the feature store .*Read-only file system"):
-        stored_features([*inputs, ("something new", None)], encoder, store, Progress())
+        stored_features([*inputs, ("something new", None)], encoder, store, Progress(), codec="fp16")
 
 
 def test_ctrl_c_keeps_finished_batches(
@@ -396,12 +517,12 @@ def test_ctrl_c_keeps_finished_batches(
 
     progress = Impatient()
     with pytest.raises(KeyboardInterrupt):
-        stored_features(inputs, encoder, store, progress)
-    space = store.space(encoder.identity.to_json())
+        stored_features(inputs, encoder, store, progress, codec="fp16")
+    space = store.space(encoder.identity.to_json(), "fp16")
     assert 20 < len(space) == progress.last[0] < 60
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     encoded.clear()
-    features, _ = stored_features(inputs, encoder, store, Recorder())
+    features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16")
     assert sorted(encoded) == ids(encoder, missing)
     assert same(values(features), values(live_features(inputs, encoder)))
 
@@ -409,11 +530,12 @@ def test_ctrl_c_keeps_finished_batches(
 class Child:
     """Another process that encodes texts through a store, slowly."""
 
-    def __init__(self, encoder: Path, root: Path, texts: list[str], seconds: float) -> None:
+    def __init__(self, encoder: Path, root: Path, texts: list[str], seconds: float, codec: str) -> None:
         self.log = root.parent / "log"
         file = root.parent / "texts.json"
         file.write_text(json.dumps(texts))
-        command = [sys.executable, str(SCRIPT), str(encoder), str(root), str(file), str(self.log), "8000", str(seconds)]
+        paths, shard = (str(encoder), str(root), str(file), str(self.log)), str(63 * row_bytes(codec, 2, 32))
+        command = [sys.executable, str(SCRIPT), *paths, shard, str(seconds), codec]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def read(self) -> list[tuple[int, ...]]:
@@ -432,11 +554,11 @@ class Child:
 @pytest.fixture
 def child(
     tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], store: FeatureStore
-) -> Iterator[Callable[[float], Child]]:
+) -> Iterator[Callable[[float, str], Child]]:
     children: list[Child] = []
 
-    def start(seconds: float) -> Child:
-        children.append(Child(tiny_encoder, store.root, toy_rows[0], seconds))
+    def start(seconds: float, codec: str) -> Child:
+        children.append(Child(tiny_encoder, store.root, toy_rows[0], seconds, codec))
         return children[-1]
 
     yield start
@@ -449,45 +571,49 @@ def finished_shards(root: Path) -> int:
     return len(list(root.glob("*/shards/*.json")))
 
 
+@pytest.mark.parametrize("codec", ["fp16", "compact"])
 def test_a_killed_run_resumes_and_keeps_every_finished_shard(
     encoder: Encoder,
     toy_rows: tuple[list[str], list[str]],
     store: FeatureStore,
     encoded: list[tuple[int, ...]],
-    child: Callable[[float], Child],
+    child: Callable[[float, str], Child],
+    codec: str,
 ) -> None:
     inputs: list[TextInput] = [(text, None) for text in toy_rows[0]]
-    other = child(0.1)
+    other = child(0.1, codec)
     other.wait_for(lambda: finished_shards(store.root) >= 2)
     other.process.send_signal(signal.SIGKILL)
     assert other.process.wait() == -signal.SIGKILL
 
-    space = store.space(encoder.identity.to_json())
+    space = store.space(encoder.identity.to_json(), codec)
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     assert 0 < len(missing) < len(inputs)
     kept = {file: when for file, when in shards(space).items() if file.endswith(".json")}
     kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
     (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
-    features, use = stored_features(inputs, encoder, store, Recorder())
+    features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec)
     assert sorted(encoded) == ids(encoder, missing)
     assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
     assert kept.items() <= shards(space).items()
     assert not list(space.folder.rglob("*.partial"))
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), through(codec, encoder, inputs, store))
 
 
+@pytest.mark.parametrize("codec", ["fp16", "compact"])
 def test_two_processes_encode_each_text_once(
     encoder: Encoder,
     toy_rows: tuple[list[str], list[str]],
     store: FeatureStore,
     encoded: list[tuple[int, ...]],
-    child: Callable[[float], Child],
+    child: Callable[[float, str], Child],
+    codec: str,
 ) -> None:
     inputs: list[TextInput] = [(text, None) for text in [*toy_rows[0], "why was my refund never late"]]
-    other = child(0.02)
+    other = child(0.02, codec)
     other.wait_for(lambda: finished_shards(store.root) >= 1)
     progress = Recorder()
-    features, use = stored_features(inputs, encoder, store, progress)
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
     output, errors = other.process.communicate(timeout=120)
     assert other.process.returncode == 0, errors
     assert json.loads(output) == [0, 120]
@@ -495,7 +621,7 @@ def test_two_processes_encode_each_text_once(
     assert use.misses == 1
     assert encoded == ids(encoder, inputs[-1:])
     assert sorted([*other.read(), *encoded]) == ids(encoder, inputs)
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), through(codec, encoder, inputs, store))
 
 
 def test_a_file_in_the_place_of_the_store_is_explained(
@@ -503,5 +629,5 @@ def test_a_file_in_the_place_of_the_store_is_explained(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
-        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress())
+        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16")
     assert encoded == []

@@ -133,8 +133,15 @@ def test_no_inputs_no_predictions(tasks: Path) -> None:
     assert list(Predictor([tasks / "toy"]).predict([])) == []
 
 
+# Predictions come from the encoder's own features, evaluations from stored ones.
+@pytest.mark.parametrize(("codec", "tolerance"), [("fp16", 1e-6), ("int8", 0.01), ("compact", 0.2)])
 def test_same_probabilities_as_in_evaluation(
-    tasks: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+    tiny_encoder: Path,
+    toy_rows: tuple[list[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    tolerance: float,
 ) -> None:
     seen: list[np.ndarray] = []
 
@@ -144,12 +151,15 @@ def test_same_probabilities_as_in_evaluation(
 
     monkeypatch.setattr(pipeline, "evaluate", watched)
     data = from_lists(*toy_rows)
-    task = load_task(tasks / "toy")
-    report, _, _ = evaluate_task(task, data, load_encoder(tiny_encoder, precision="fp32"), FeatureStore())
-    found = list(Predictor([tasks / "toy"]).predict(data.inputs))
-    np.testing.assert_allclose([list(answer.scores.values()) for answer in found], seen[0], atol=1e-6)
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    save_task(train_task(data, encoder, FeatureStore(), RECIPE, codec=codec).task, tmp_path / "toy")
+    seen.clear()
+    report, use, _ = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
+    assert use.misses == 0
+    found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))
+    np.testing.assert_allclose([list(answer.scores.values()) for answer in found], seen[0], rtol=0, atol=tolerance)
     right = [answer.label == label for answer, label in zip(found, toy_rows[1], strict=True)]
-    assert np.mean(right) == pytest.approx(report.metrics["accuracy"])
+    assert np.mean(right) == pytest.approx(report.metrics["accuracy"], abs=tolerance)
 
 
 def test_cut_texts_are_marked(tasks: Path) -> None:

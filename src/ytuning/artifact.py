@@ -41,7 +41,7 @@ class Task:
         config: form and sizes of the head.
         head: in evaluation mode.
         metrics: of ``validation`` and, if there was one, ``test``.
-        training: seed, rows and steps, for the record.
+        training: seed, codec of the stored features, rows and steps, for the record.
         pair: whether a row is a pair of texts.
         kind: ``"single"``.
         thresholds, calibration: kept for multi-label tasks and calibrated scores; None in this version.
@@ -63,6 +63,11 @@ class Task:
     def head_parameters(self) -> int:
         """Trained numbers."""
         return sum(parameter.numel() for parameter in self.head.parameters())
+
+    @property
+    def codec(self) -> str:
+        """In which its features were stored; tasks that were trained before there was a choice do not state it."""
+        return str(self.training.get("store", "fp16"))
 
 
 def save_task(task: Task, folder: str | Path) -> None:

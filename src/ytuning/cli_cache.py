@@ -19,7 +19,7 @@ cache = typer.Typer(help="Look after the feature store ($YTUNING_CACHE).", no_ar
 
 @cache.command("list", epilog="Example: ytuning cache list")
 def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Show what is stored for each encoder."""
+    """Show what is stored for each encoder and in which codec (see `train --store`)."""
     from ytuning.store import FeatureStore
 
     store = FeatureStore()
@@ -27,6 +27,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
     rows = [
         {
             "fingerprint": space.folder.name,
+            "codec": space.codec_name,
             "encoder": space.identity["name"],
             "layers": space.identity["layers"],
             "precision": space.identity["precision"],
@@ -51,7 +52,8 @@ def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         layers = ", ".join(map(str, row["layers"]))
         console.print(
-            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, {row['max_length']} tokens: "
+            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, {row['max_length']} tokens, "
+            f"stored as {row['codec']}: "
             f"{row['texts']:,} texts, {row['tokens']:,} tokens, {row['bytes'] / 1e6:,.1f} MB in {row['shards']} shards",
             soft_wrap=True,
             markup=False,
@@ -99,7 +101,7 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
 @cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
 def cache_remove(
     fingerprint: Annotated[
-        str | None, typer.Argument(help="Beginning of a fingerprint that `cache list` shows.")
+        str | None, typer.Argument(help="Beginning of a name that `cache list` shows, or all of it.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
     as_json: Json = False,

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ytuning.encoder import Encoder, TextInput, TokenizedTexts
+from ytuning.codecs import DEFAULT_CODEC, Compact, Half
+from ytuning.encoder import Encoder, TextInput, plan_batches
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
 
-__all__ = ["CacheUse", "Features", "live_features", "ordered_batches", "stored_features"]
+__all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
 SHARD_BYTES = 256 << 20  # what a killed run loses at most
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
+COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
+FIT_TOKENS = 50_000  # that a space's basis is fitted on, from texts spread evenly over the first ones...
+FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
+WAITING = "waiting for another process that encodes with this encoder"
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+Source = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Batches]]
+"""Positions of texts (N,) -> their token counts (N,), whether each was cut (N,), and batches as of Encoder.encode."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class CacheUse:
     Attributes:
         hits: distinct texts that were stored.
         misses: distinct texts that the encoder had to read.
-        bytes: that the features of all of them take in the store.
+        bytes: that the features of all of them take in the store, without the 4 * R * L * D of a compact space's basis.
     """
 
     hits: int
@@ -48,17 +57,18 @@ class Features:
         truncated_rows: (rows,) bool array; whether the row's text was cut at the encoder's maximum length.
         layers: L, hidden states kept of each token.
         width: D, size of a hidden state.
-        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing, else float32.
+        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
+        codec: what they are decoded with.
     """
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype, self.codec = dtype, rows.codec
         self._arrays = [torch.from_numpy(array) for array in rows.arrays]
         self._array, self._start = torch.from_numpy(rows.array), torch.from_numpy(rows.start)
         self._maps, self._gathered = rows.maps, 0
         self.lengths = torch.from_numpy(rows.length)
         self.truncated_rows = rows.truncated
-        self.layers, self.width = (int(size) for size in rows.arrays[0].shape[1:])
+        self.layers, self.width = rows.codec.layers, rows.codec.width
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -77,21 +87,34 @@ class Features:
         step = LENGTH_STEP[self.dtype]
         positions = torch.arange(-(-int(lengths.max()) // step) * step)  # (T,)
         tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
-        array = self._array[indices]
+        values = self.codec.decode(self._gather(tokens, self._array[indices]), self.dtype)
+        return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
+
+    def halves(self, indices: torch.Tensor) -> np.ndarray:
+        """(tokens, L, D) float16: the tokens of some rows (B,), one row after the other."""
+        lengths = self.lengths[indices]
+        places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
+        tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+        stored = self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
+        values: np.ndarray = self.codec.decode(stored, torch.float32).half().numpy()
+        return values.reshape(-1, self.layers, self.width)
+
+    def _gather(self, tokens: torch.Tensor, array: torch.Tensor) -> torch.Tensor:
+        """(B * T, row bytes) uint8 of tokens (B, T) of the arrays (B,)."""
         numbers = array.unique().tolist()
         if len(numbers) == 1:
             stored = self._arrays[numbers[0]].index_select(0, tokens.flatten())
         else:
-            stored = torch.empty(*tokens.shape, self.layers, self.width, dtype=torch.float16)
+            stored = torch.empty(*tokens.shape, self._arrays[0].shape[1], dtype=torch.uint8)
             for number in numbers:
                 rows = (array == number).nonzero()[:, 0]
                 found = self._arrays[number].index_select(0, tokens[rows].flatten())
                 stored.index_copy_(0, rows, found.view(len(rows), *stored.shape[1:]))
+            stored = stored.flatten(0, 1)
         self._gathered += stored.nbytes
         if self._gathered > RESIDENT_BYTES:
             self.release()
-        values = _converted(stored.view(-1, self.layers * self.width), self.dtype)
-        return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
+        return stored
 
     def release(self) -> None:
         """Let go of the pages of the store that reading has brought into memory (they stay in the system's cache)."""
@@ -115,52 +138,72 @@ def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch
 
 
 def stored_features(
-    inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    codec: str = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
     A killed run keeps every finished shard; calling again goes on from there. A damaged shard is named, set aside and
     computed again. Two processes that need the same texts compute them once.
 
+    Args:
+        inputs: texts or pairs.
+        encoder: reads what is not stored.
+        store: where features are kept.
+        progress: is told every batch, and what is damaged.
+        codec: in which the features are kept; each has a space of its own. See :mod:`ytuning.codecs`.
+
     Raises:
+        InputError: there is no such codec.
         StoreError: the disk is full or cannot be written or read back.
     """
-    space = store.space(encoder.identity.to_json())
+    space = store.space(encoder.identity.to_json(), codec)
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
     said = 0
     for _ in range(ATTEMPTS):
-        if any(key not in space for key in distinct):
-            with space.locked(lambda: progress.say("waiting for another process that encodes with this encoder")):
+        if space.codec is None or any(key not in space for key in distinct):
+            with space.locked(lambda: progress.say(WAITING)):
                 said = _say_damages(space, said, progress)
                 missing = [key for key in distinct if key not in space]
                 misses.update(missing)
-                _encode_into(space, missing, [distinct[key] for key in missing], encoder, progress)
+                _write_into(space, missing, _encoding([distinct[key] for key in missing], encoder), progress)
         rows = space.rows(keys)
         said = _say_damages(space, said, progress)
         if rows is not None:
             stored = dict(zip(keys, rows.length.tolist(), strict=True))
-            token_bytes = rows.arrays[0][0].nbytes
-            use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * token_bytes)
+            use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * space.row_bytes)
             return Features(rows, _dtype(encoder)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
 
 
-def _converted(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Float16 (N, W) in another dtype.
+def keep_features(
+    inputs: Sequence[TextInput],
+    features: Features,
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    codec: str = DEFAULT_CODEC,
+) -> int:
+    """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
 
-    To bfloat16 by way of float32, for which processors have an instruction (torch's direct conversion took four times
-    as long), and in parts that stay in the cache.
+    Raises: as :func:`stored_features`.
     """
-    if dtype == torch.float32:
-        return stored.float()
-    values = torch.empty_like(stored, dtype=dtype)
-    for part, converted in zip(stored.split(128), values.split(128), strict=True):
-        converted.copy_(part.float())
-    return values
+    space = store.space(encoder.identity.to_json(), codec)
+    rows = {text_key(*pair): row for row, pair in enumerate(inputs)}
+    with space.locked(lambda: progress.say(WAITING)):
+        _say_damages(space, 0, progress)
+        missing = [key for key in rows if key not in space]
+        _write_into(space, missing, _copying(features, np.array([rows[key] for key in missing], np.int64)), progress)
+    return len(missing)
 
 
 def _dtype(encoder: Encoder) -> torch.dtype:
@@ -175,47 +218,109 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
 
 
 def live_features(inputs: Sequence[TextInput], encoder: Encoder) -> Features:
-    """Features of texts or pairs in memory, the store left alone; the same values as :func:`stored_features`."""
+    """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
+
+    They are those that the store keeps as fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+    """
     tokens = encoder.tokenize(inputs)
     count = len(inputs)
+    codec = Half(len(encoder.identity.layers), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for indices, features in encoder.encode(tokens):
         array[indices], start[indices] = len(arrays), np.arange(len(indices)) * features.shape[1]
-        arrays.append(features.reshape(-1, *features.shape[2:]))
-    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated), _dtype(encoder))
+        arrays.append(codec.encode(features.reshape(-1, *features.shape[2:])))
+    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
-def _encode_into(
-    space: FeatureSpace, keys: list[bytes], inputs: list[TextInput], encoder: Encoder, progress: Progress
-) -> None:
-    """Encode texts and write them in shards; when it is interrupted, what is finished is written too."""
+def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
+    """The encoder as a source of features."""
+
+    def source(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batches]:
+        tokens = encoder.tokenize([inputs[position] for position in positions])
+        return tokens.lengths, tokens.truncated, encoder.encode(tokens)
+
+    return source
+
+
+def _copying(features: Features, rows: np.ndarray) -> Source:
+    """Features that are there already as a source; position i is their row ``rows[i]``."""
+
+    def source(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batches]:
+        chosen = torch.from_numpy(rows[positions])
+        lengths = features.lengths[chosen].numpy()
+        size = (features.layers, features.width)
+        batches = (
+            (batch, features.halves(chosen[batch]).reshape(len(batch), -1, *size))
+            for batch in plan_batches(lengths, COPIED_TOKENS)
+        )
+        return lengths, features.truncated_rows[rows[positions]], batches
+
+    return source
+
+
+def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress: Progress) -> None:
+    """Write the features of texts in shards; when it is interrupted, what is finished is written too.
+
+    A space that has no basis yet gets it from a sample of the texts, which is held in memory and written first.
+    """
     done = 0
-    for first in range(0, len(inputs), WINDOW_TEXTS):
-        tokens = encoder.tokenize(inputs[first : first + WINDOW_TEXTS])
-        shard = _Shard(space, keys[first : first + WINDOW_TEXTS], tokens)
+    for window in _windows(len(keys), source if space.codec is None else None):
+        lengths, truncated, batches = source(window)
+        if space.codec is None:
+            held = list(batches)
+            space.establish(_fitted([features for _, features in held], space, progress))
+            batches = iter(held)
+        shard = _Shard(space, [keys[position] for position in window], lengths, truncated)
         try:
-            for indices, features in encoder.encode(tokens):
+            for indices, features in batches:
                 shard.add(indices, features)
                 done += len(indices)
-                progress.step("encode", done, len(inputs))
+                progress.step("encode", done, len(keys))
         finally:
             shard.flush()
+
+
+def _windows(count: int, unfitted: Source | None) -> Iterator[np.ndarray]:
+    """Positions of all texts in parts; the first part is what a basis should be fitted on, if one has to be.
+
+    Within a part the encoder goes from short texts to long ones: its first tokens would stand for short texts only.
+    """
+    rest = np.arange(count)
+    if unfitted is not None and count:
+        lengths, _, _ = unfitted(rest[:: -(-count // 1024)])
+        sample = rest[:: max(1, round(count * lengths.mean() / FIT_TOKENS))]
+        yield sample
+        rest = np.delete(rest, sample)
+    yield from (rest[first : first + WINDOW_TEXTS] for first in range(0, len(rest), WINDOW_TEXTS))
+
+
+def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> Compact:
+    """The basis fitted on batches (B, T, L, D)."""
+    tokens = np.concatenate([features.reshape(-1, *space.row_shape) for features in batches])
+    basis = Compact.fitted(tokens)
+    if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
+        progress.say(
+            f"the store's compact basis is fitted on {len(tokens):,} tokens only and may fit other texts badly: before "
+            f"you add many, begin anew with ytuning cache remove {space.folder.name}"
+        )
+    return basis
 
 
 class _Shard:
     """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full."""
 
-    def __init__(self, space: FeatureSpace, keys: list[bytes], tokens: TokenizedTexts) -> None:
-        self.space, self.keys, self.tokens = space, keys, tokens
-        token_bytes = int(np.prod(space.row_shape)) * np.dtype(np.float16).itemsize
-        self.buffer = np.empty((max(1, SHARD_BYTES // token_bytes), *space.row_shape), np.float16)
+    def __init__(self, space: FeatureSpace, keys: list[bytes], lengths: np.ndarray, truncated: np.ndarray) -> None:
+        assert space.codec is not None
+        self.space, self.codec = space, space.codec
+        self.keys, self.lengths, self.truncated = keys, lengths, truncated
+        self.buffer = np.empty((max(1, SHARD_BYTES // space.row_bytes), space.row_bytes), np.uint8)
         self.rows: list[np.ndarray] = []
         self.used = 0
 
     def add(self, indices: np.ndarray, features: np.ndarray) -> None:
         """Take a batch: positions of its texts (B,) and their features (B, T, L, D)."""
-        batch = features.reshape(-1, *features.shape[2:])
+        batch = self.codec.encode(features.reshape(-1, *features.shape[2:]))
         if self.used + len(batch) > len(self.buffer):
             self.flush()
         if len(batch) > len(self.buffer):
@@ -230,5 +335,4 @@ class _Shard:
             return
         rows, features = np.concatenate(self.rows), self.buffer[: self.used]
         self.rows, self.used = [], 0
-        keys = [self.keys[row] for row in rows]
-        self.space.write(keys, self.tokens.lengths[rows], self.tokens.truncated[rows], features)
+        self.space.write([self.keys[row] for row in rows], self.lengths[rows], self.truncated[rows], features)

@@ -12,9 +12,11 @@ import scipy.special
 import torch
 
 from ytuning.artifact import Task
+from ytuning.codec_choice import AUTO, choose_codec
+from ytuning.codecs import CODECS, DEFAULT_CODEC
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, split_holdout
 from ytuning.encoder import Encoder
-from ytuning.errors import DataError
+from ytuning.errors import DataError, InputError, allowed
 from ytuning.evaluation import Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
 from ytuning.labels import LabelSet
@@ -78,20 +80,24 @@ def train_task(
     name: str = "task",
     seed: int = 0,
     refit: bool = True,
+    codec: str = DEFAULT_CODEC,
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
 ) -> Trained:
     """Train a task on labelled rows.
 
     Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.data.split_holdout`), and the head
-    is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off.
+    is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off. The features
+    are stored in ``codec`` (:mod:`ytuning.codecs`), or in the one that :func:`ytuning.codec_choice.choose_codec` takes.
 
     Raises:
-        InputError: the encoder does not give the hidden states that the recipe reads.
+        InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
+    if codec not in (*CODECS, AUTO):
+        raise InputError(allowed("store", codec, (*CODECS, AUTO)))
     encoder.check_layers(recipe.layers)
     check_trainable(train, holdout=validation is None)
     labels = LabelSet.from_labels(train.labels or [])
@@ -101,7 +107,13 @@ def train_task(
         check_labels_known(part, labels, role)
     with watch.stage("encode"):
         everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
-        features, cache = stored_features(everything, encoder, store, progress)
+        written = 0
+        if codec == AUTO:
+            choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress)
+            codec, written = choice.codec, choice.written
+            progress.say(choice.message)
+        features, cache = stored_features(everything, encoder, store, progress, codec=codec)
+        cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
     truth = np.concatenate([labels.encode(part.labels or []) for part in (train, *extra.values())])
     bounds = np.cumsum([len(train), *(len(part) for part in extra.values())])
     spans = dict(zip(extra, map(np.arange, bounds[:-1], bounds[1:]), strict=True))
@@ -145,6 +157,7 @@ def train_task(
         metrics={split: report.metrics for split, report in reports.items()},
         training={
             "seed": seed,
+            "store": codec,
             "label_weights": recipe.training.label_weights,
             "rows": rows,
             "steps": fit.history[fit.chosen].step,
@@ -161,7 +174,10 @@ def evaluate_task(
 ) -> tuple[Report, CacheUse, int]:
     """A task's report on labelled rows, through the store; also the store's use and the number of cut rows.
 
+    The features are those of the codec that the task was trained in.
+
     Raises:
+        InputError: a newer version trained the task in a codec that this one does not have.
         DataError: rows that do not fit the task.
     """
     if task.pair != (dataset.text_pairs is not None):
@@ -172,7 +188,7 @@ def evaluate_task(
         )
         raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
     check_labels_known(dataset, task.labels, "evaluation")
-    features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress())
+    features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress(), codec=task.codec)
     probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
     report = evaluate(task.labels, task.labels.encode(dataset.labels or []), probabilities)
     return report, cache, int(features.truncated_rows.sum())

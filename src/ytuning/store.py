@@ -1,15 +1,17 @@
 """Token features on disk: append-only shards with checksums, shared by every task on one encoder.
 
     <root>/                       $YTUNING_CACHE, else the platform's cache folder
-      <fingerprint>/              one space for each encoder identity
-        space.json                the identity
+      <fingerprint>[-<codec>]/    one space for each encoder identity and codec; no codec in the name is fp16
+        space.json                the identity and the codec
         lock                      held by the process that is encoding
-        shards/<id>.features      raw little-endian float16, (tokens, layers, width)
+        basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
+        shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
-        damaged/                  shards that failed a check, set aside
+        damaged/                  what failed a check, set aside
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
-last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes.
+last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
+states the checksum of the basis its shard was written with: one that is not the space's own is as bad as damage.
 """
 
 from __future__ import annotations
@@ -32,14 +34,17 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ytuning.errors import InputError, StoreError
+from ytuning.codecs import CODECS, Codec, Compact, build_codec, row_bytes
+from ytuning.disk import PARTIAL_SUFFIX, commit, explained
+from ytuning.errors import InputError, StoreError, allowed
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "default_root", "text_key"]
 
 SCHEMA = 1
-DTYPE = np.dtype("<f2")
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
-DATA_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX = ".features", ".json", ".partial"
+DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
+BASIS_FILE = "basis.{}.safetensors"  # its checksum
+OTHER_BASIS = "the basis it was written with is missing or damaged"
 
 
 def default_root() -> Path:
@@ -73,9 +78,10 @@ class StoredRows:
     """Where the features of some texts lie.
 
     Attributes:
-        arrays: one (tokens, L, D) float16 array for each shard in use.
+        arrays: one (tokens, bytes of a token) uint8 array for each shard in use.
         array: (texts,) which array; ``start``: (texts,) first token in it; ``length``: (texts,) tokens.
         truncated: (texts,) whether the text was cut at the maximum length.
+        codec: decodes the arrays' rows.
         maps: the arrays' memory maps, if they have any.
     """
 
@@ -84,6 +90,7 @@ class StoredRows:
     start: np.ndarray
     length: np.ndarray
     truncated: np.ndarray
+    codec: Codec
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
@@ -94,6 +101,7 @@ class _Shard:
     keys: list[bytes]
     lengths: np.ndarray
     truncated: np.ndarray
+    basis: str | None
 
     @property
     def tokens(self) -> int:
@@ -106,18 +114,21 @@ class FeatureStore:
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root) if root is not None else default_root()
 
-    def space(self, identity: Mapping[str, Any]) -> FeatureSpace:
-        """The space of an encoder identity (``EncoderIdentity.to_json()``), made if it is not there.
+    def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
+        """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.
 
         Raises:
+            InputError: there is no such codec.
             StoreError: the folder cannot be made, or holds something else.
         """
-        folder = self.root / str(identity["fingerprint"])
-        with _explained(folder, 0):
+        if codec not in CODECS:
+            raise InputError(allowed("store", codec, CODECS))
+        folder = self.root / (str(identity["fingerprint"]) + ("" if codec == "fp16" else f"-{codec}"))
+        with explained(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
-                content = {"schema": SCHEMA, "identity": dict(identity)}
-                _commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
+                content = {"schema": SCHEMA, "codec": codec, "identity": dict(identity)}
+                commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         return FeatureSpace(folder)
 
     def spaces(self, on_unreadable: Callable[[StoreError], None] | None = None) -> list[FeatureSpace]:
@@ -138,19 +149,21 @@ class FeatureStore:
         return found
 
     def remove(self, prefix: str | None = None) -> list[str]:
-        """Delete spaces whose fingerprint starts with ``prefix`` (all of them if None); returns the fingerprints.
+        """Delete the space whose name is or starts with ``prefix`` (all spaces if None); returns the names.
 
         Raises:
-            InputError: no space's fingerprint starts so, or several do.
+            InputError: no space's name starts so, or several do.
         """
         names = [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
         chosen = [name for name in names if prefix is None or (prefix and name.startswith(prefix))]
+        if prefix in names:
+            chosen = [prefix]
         if prefix is not None and len(chosen) != 1:
             problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
         for name in chosen:
             folder = self.root / name
-            with _explained(folder, 0):
+            with explained(folder, 0):
                 try:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER):
@@ -165,13 +178,14 @@ class FeatureStore:
 
 
 class FeatureSpace:
-    """The shards of one encoder identity. Reading needs no lock: what is there does not change."""
+    """The shards of one encoder identity in one codec. Reading needs no lock: what is there does not change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             content = json.loads((folder / SPACE_FILE).read_text())
             schema, self.identity = content["schema"], content["identity"]
+            self.codec_name = content.get("codec", "fp16")
             self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -185,7 +199,15 @@ class FeatureSpace:
             raise StoreError(
                 f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder"
             )
+        if self.codec_name not in CODECS:
+            raise StoreError(
+                f"{folder} is written in the codec {self.codec_name!r}, this version reads {', '.join(CODECS)}. "
+                "Upgrade ytuning or set YTUNING_CACHE to another folder"
+            )
+        self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
+        self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
         self.damages: list[Damage] = []
+        self._basis: str | None = None
         self._shards: dict[str, _Shard] = {}
         self._place: dict[bytes, tuple[str, int]] = {}
         self._intact: set[str] = set()
@@ -205,7 +227,7 @@ class FeatureSpace:
     @property
     def size(self) -> int:
         """Bytes of all shards' features."""
-        return self.tokens * self._token_bytes
+        return self.tokens * self.row_bytes
 
     @property
     def shards(self) -> int:
@@ -214,6 +236,8 @@ class FeatureSpace:
 
     def refresh(self) -> None:
         """Take in shards that other processes have written; drop those that are gone."""
+        if self.codec is None:
+            self._read_basis()
         found = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
         gone = set(self._shards) - found
         if gone:
@@ -227,12 +251,17 @@ class FeatureSpace:
                 continue  # another process has just set it aside
             except OSError as error:
                 if error.errno != errno.EIO:
-                    with _explained(self.folder, 0):
+                    with explained(self.folder, 0):
                         raise
                 self._set_aside(name, "manifest cannot be read from the disk")
                 continue
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
+                continue
+            if shard.basis != self._basis:  # another process may have begun the space anew
+                self._read_basis()
+            if shard.basis != self._basis:
+                self._set_aside(name, OTHER_BASIS)
                 continue
             self._add(shard)
 
@@ -244,21 +273,35 @@ class FeatureSpace:
             on_wait: called once if another process holds the lock, before waiting for it.
         """
         lock = filelock.FileLock(self.folder / LOCK_FILE)
-        with _explained(self.folder, 0):
+        with explained(self.folder, 0):
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:
                 on_wait()
                 lock.acquire()
         try:
-            for file in (self.folder / SHARD_FOLDER).iterdir():
+            for file in (*(self.folder / SHARD_FOLDER).iterdir(), *self.folder.glob(f"{BASIS_FILE.format('*')}.*")):
                 unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
                 if unfinished or file.suffix == PARTIAL_SUFFIX:
                     file.unlink(missing_ok=True)
+            if self.codec_name == "compact":  # nothing may be written with a basis that is no longer there
+                self._read_basis()
             self.refresh()
             yield
         finally:
             lock.release()
+
+    def establish(self, codec: Compact) -> None:
+        """Give the space its basis, once; called under the lock while ``codec`` is None.
+
+        Raises:
+            StoreError: the disk is full or cannot be written.
+        """
+        data = codec.to_bytes()
+        checksum = hashlib.sha256(data).hexdigest()
+        with explained(self.folder, len(data)):
+            commit(self.folder / BASIS_FILE.format(checksum), data)
+        self.codec, self._basis = codec, checksum
 
     def write(self, keys: Sequence[bytes], lengths: np.ndarray, truncated: np.ndarray, features: np.ndarray) -> None:
         """Store one shard; on return it is on the disk.
@@ -267,14 +310,14 @@ class FeatureSpace:
             keys: of the texts, in the order of their tokens.
             lengths: (texts,) tokens in each.
             truncated: (texts,) bool.
-            features: (tokens, L, D) float16.
+            features: (tokens, row_bytes) uint8, from ``codec``.
 
         Raises:
             StoreError: the disk is full or cannot be written. Nothing that was stored before is lost.
         """
-        if features.shape != (int(lengths.sum()), *self.row_shape) or features.dtype != DTYPE:
+        if features.shape != (int(lengths.sum()), self.row_bytes) or features.dtype != np.uint8:
             raise ValueError(
-                f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_shape}"
+                f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_bytes} bytes"
             )
         data = np.ascontiguousarray(features).data.cast("B")
         sha256 = hashlib.sha256(data).hexdigest()
@@ -285,11 +328,13 @@ class FeatureSpace:
             "keys": [key.hex() for key in keys],
             "lengths": lengths.tolist(),
             "truncated": np.flatnonzero(truncated).tolist(),
+            **({} if self._basis is None else {"basis": self._basis}),
         }
-        with _explained(self.folder, len(data)):
-            _commit(self._file(name, DATA_SUFFIX), data)
-            _commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
-        self._add(_Shard(name, sha256, list(keys), np.asarray(lengths, np.int64), np.asarray(truncated, bool)))
+        with explained(self.folder, len(data)):
+            commit(self._file(name, DATA_SUFFIX), data)
+            commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
+        length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
+        self._add(_Shard(name, sha256, list(keys), length, cut, self._basis))
         self._intact.add(name)
 
     def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
@@ -314,7 +359,7 @@ class FeatureSpace:
         Returns:
             None if a text is not stored or its shard turned out damaged (see ``damages``): compute what is missing.
         """
-        if any(key not in self._place for key in keys):
+        if self.codec is None or any(key not in self._place for key in keys):
             return None
         names = sorted({self._place[key][0] for key in keys})
         if self.verify([name for name in names if name not in self._intact]):
@@ -329,17 +374,14 @@ class FeatureSpace:
             self.refresh()
             return None
         return StoredRows(
-            arrays=[np.frombuffer(view, DTYPE).reshape(-1, *self.row_shape) for view in maps],
+            arrays=[np.frombuffer(view, np.uint8).reshape(-1, self.row_bytes) for view in maps],
             array=np.array([shard for shard, _ in places], np.int64),
             start=np.array([starts[shard][row] for shard, row in places], np.int64),
             length=np.array([shards[shard].lengths[row] for shard, row in places], np.int64),
             truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
+            codec=self.codec,
             maps=maps,
         )
-
-    @property
-    def _token_bytes(self) -> int:
-        return self.row_shape[0] * self.row_shape[1] * DTYPE.itemsize
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.folder / SHARD_FOLDER / (name + suffix)
@@ -357,7 +399,32 @@ class FeatureSpace:
         lengths = np.array(content["lengths"], np.int64)
         truncated = np.zeros(len(lengths), bool)
         truncated[content["truncated"]] = True
-        return _Shard(name, content["sha256"], [bytes.fromhex(key) for key in content["keys"]], lengths, truncated)
+        keys = [bytes.fromhex(key) for key in content["keys"]]
+        return _Shard(name, content["sha256"], keys, lengths, truncated, content.get("basis"))
+
+    def _read_basis(self) -> None:
+        """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
+        self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
+        for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
+            with explained(self.folder, 0):
+                try:
+                    data = file.read_bytes()
+                except FileNotFoundError:
+                    continue  # another process has just set it aside
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""  # a bad sector: no better than a wrong byte
+                checksum = hashlib.sha256(data).hexdigest()
+                try:
+                    if file.name != BASIS_FILE.format(checksum):
+                        raise ValueError("checksum differs")
+                    self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
+                    break
+                except ValueError:
+                    self._move_aside(file, file.name)
+        for name in [name for name, shard in self._shards.items() if shard.basis != self._basis]:
+            self._set_aside(name, OTHER_BASIS)
 
     def _digest(self, name: str) -> str | None:
         try:
@@ -368,7 +435,7 @@ class FeatureSpace:
         except OSError as error:
             if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
                 return "unreadable"
-            with _explained(self.folder, 0):
+            with explained(self.folder, 0):
                 raise
 
     def _map(self, name: str) -> mmap.mmap:
@@ -377,56 +444,21 @@ class FeatureSpace:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _set_aside(self, name: str, reason: str) -> None:
-        target = self.folder / DAMAGED_FOLDER
-        with _explained(target, 0):
-            target.mkdir(exist_ok=True)
-            # The manifest goes first: without it the shard does not exist for anyone.
-            for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
-                with suppress(FileNotFoundError):  # another process may have been faster
-                    os.replace(self._file(name, suffix), target / f"{name}.{time.time_ns()}{suffix}")
+        # The manifest goes first: without it the shard does not exist for anyone.
+        for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
+            self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")
         self._intact.discard(name)
         if self._shards.pop(name, None) is not None:
             self._place = {key: place for key, place in self._place.items() if place[0] != name}
-        self.damages.append(Damage(name, reason, target))
+        self.damages.append(Damage(name, reason, self.folder / DAMAGED_FOLDER))
+
+    def _move_aside(self, file: Path, name: str) -> None:
+        target = self.folder / DAMAGED_FOLDER
+        with explained(target, 0):
+            target.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process may have been faster
+                os.replace(file, target / name)
 
 
 def _check(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _commit(file: Path, data: bytes | memoryview) -> None:
-    """Write a file so that it is whole on the disk, or not there."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextmanager
-def _explained(folder: Path, size: int) -> Iterator[None]:
-    """Turn the system's error into a StoreError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored is kept "
-                "and the run resumes there: free some space (ytuning cache remove), or set YTUNING_CACHE to a folder "
-                "on another disk"
-            ) from error
-        raise StoreError(
-            f"cannot use the feature store {folder}: {error.strerror or error}. "
-            "Set YTUNING_CACHE to a folder you can write"
-        ) from error

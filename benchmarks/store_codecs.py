@@ -1,0 +1,127 @@
+"""Bytes a token and hidden state against test score, for each codec of the store.
+
+    python benchmarks/store_codecs.py --data ../shared/data --sets banking77 trec6 ag_news cola germeval2018 sst2 \
+        --seeds 0 1 2 --out results
+
+The encoder reads each set once, into fp16; the other codecs' stores are written from there. A set's runs differ in
+nothing but codec and seed. Validation rows are held out of train; the test split only reports (where a set has none, it
+is the public validation split).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import record
+from ytuning.codecs import CODECS, row_bytes
+from ytuning.data import Dataset, read_dataset
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.features import keep_features, stored_features
+from ytuning.pipeline import train_task
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore
+from ytuning.training import preset
+
+SETS = ("banking77", "trec6", "ag_news", "cola", "germeval2018", "sst2")
+METRICS = ("accuracy", "macro_f1", "matthews")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--rows", type=int, help="train and test rows of each set at most; default: all")
+    parser.add_argument("--out", type=Path, help="folder for store_codecs.json")
+    arguments = parser.parse_args()
+    figures = [one_set(arguments.data / name, arguments) for name in arguments.sets]
+    print(table(figures), file=sys.stderr)
+    record("store_codecs", figures, arguments.out)
+
+
+def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of every codec on one data set, from one encoder pass."""
+    train = some(read_dataset(folder / "train.jsonl"), arguments.rows)
+    test = some(read_dataset(next(file for file in test_files(folder) if file.exists())), arguments.rows)
+    encoder = load_encoder(layers=preset(arguments.preset).layers)
+    inputs = [*train.inputs, *test.inputs]
+    result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}, "codecs": {}}
+    with tempfile.TemporaryDirectory() as root:
+        store = FeatureStore(root)
+        full, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+        # The basis of a store comes from its first texts; test texts should have no part in it.
+        ours, _ = stored_features(train.inputs, encoder, store, Progress(), codec="fp16")
+        for codec in CODECS:
+            keep_features(train.inputs, ours, encoder, store, Progress(), codec=codec)
+            keep_features(inputs, full, encoder, store, Progress(), codec=codec)
+            result["codecs"][codec] = one_codec(train, test, encoder, store, codec, arguments)
+            if codec != "fp16":
+                store.remove(f"{encoder.identity.fingerprint}-{codec}")
+    for metric in METRICS:
+        reference = np.array(result["codecs"]["fp16"][metric]["runs"])
+        for figures in result["codecs"].values():
+            figures[metric]["minus_fp16"] = summary((np.array(figures[metric]["runs"]) - reference).tolist())
+    return result
+
+
+def one_codec(
+    train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, codec: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Test scores of every seed from features in one codec, and what these take."""
+    layers, width = len(encoder.identity.layers), encoder.identity.width
+    runs = []
+    for seed in arguments.seeds:
+        trained = train_task(train, encoder, store, preset(arguments.preset), test=test, seed=seed, codec=codec)
+        assert trained.cache.misses == 0  # the encoder has read everything once
+        runs.append(trained.reports["test"].metrics)
+        print(train.source, codec, seed, runs[-1]["accuracy"], file=sys.stderr)
+    return {
+        "bytes_per_token_and_state": row_bytes(codec, layers, width) / layers,
+        "share_of_fp16": row_bytes(codec, layers, width) / row_bytes("fp16", layers, width),
+        "bytes_of_the_set": trained.cache.bytes,
+        **{metric: summary([run[metric] for run in runs]) for metric in METRICS},
+    }
+
+
+def summary(runs: list[float]) -> dict[str, Any]:
+    """Mean and deviation over seeds."""
+    deviation = float(np.std(runs, ddof=1)) if len(runs) > 1 else None
+    return {"mean": float(np.mean(runs)), "deviation": deviation, "runs": runs}
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """Markdown, test accuracy in %: mean +- deviation over seeds, and the difference to fp16 paired by seed."""
+    lines = ["| set | codec | bytes per token and state | x fp16 | accuracy | minus fp16 |", "|" + " --- |" * 6]
+    for one in figures:
+        for codec, found in one["codecs"].items():
+            score = found["accuracy"]
+            lines.append(
+                f"| {one['set']} | {codec} | {found['bytes_per_token_and_state']:.0f} | {found['share_of_fp16']:.3f} | "
+                f"{points(score)} | {points(score['minus_fp16'], '+')} |"
+            )
+    return "\n".join(lines)
+
+
+def points(score: dict[str, Any], sign: str = "") -> str:
+    deviation = "" if score["deviation"] is None else f" +- {100 * score['deviation']:.2f}"
+    return f"{100 * score['mean']:{sign}.2f}{deviation}"
+
+
+def some(data: Dataset, most: int | None) -> Dataset:
+    """At most so many rows, spread evenly."""
+    return data if most is None or len(data) <= most else data.select(np.linspace(0, len(data) - 1, most).astype(int))
+
+
+def test_files(folder: Path) -> list[Path]:
+    return [folder / f"{name}.jsonl" for name in ("test", "validation")]
+
+
+if __name__ == "__main__":
+    main()

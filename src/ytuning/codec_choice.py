@@ -1,0 +1,150 @@
+"""``auto``: measures on a sample of a task what each codec costs in accuracy, and takes the smallest good one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ytuning.codecs import Codec, Compact, build_codec, row_bytes
+from ytuning.data import Dataset, split_holdout
+from ytuning.encoder import Encoder
+from ytuning.errors import DataError
+from ytuning.features import Features, keep_features, live_features
+from ytuning.labels import LabelSet
+from ytuning.progress import Progress
+from ytuning.store import FeatureStore, StoredRows
+from ytuning.training import FitResult, Recipe, fit_head, logits_of
+
+__all__ = ["AUTO", "BARS", "CodecChoice", "choose_codec"]
+
+AUTO = "auto"
+SAMPLE_TEXTS = 2000
+SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
+HELD_OUT = 0.2  # share of the sample that the head is measured on
+BARS = {"compact": 0.005, "int8": 0.002}
+"""Accuracy that a codec may lose, smallest codec first; fp16 loses none."""
+
+
+@dataclass(frozen=True)
+class CodecChoice:
+    """A codec and how it was chosen.
+
+    Attributes:
+        codec: its name.
+        written: texts of the sample that were new to the codec's space, and are stored there now.
+        message: what was measured, for the user.
+    """
+
+    codec: str
+    written: int
+    message: str
+
+
+def choose_codec(
+    train: Dataset, encoder: Encoder, store: FeatureStore, recipe: Recipe, *, seed: int, progress: Progress
+) -> CodecChoice:
+    """Choose a codec for a task by experiment; the same for the same rows and seed.
+
+    Up to 2,000 rows are encoded. A head is trained on four fifths of them in full precision and reads the rest once
+    through each codec, from the smallest on: the first that loses no more accuracy than its bar is taken. What was
+    encoded is then kept in that codec's space.
+
+    Raises:
+        InputError, StoreError: as training and storing.
+        KeyboardInterrupt: also where training would have given its best head so far, for that is no measurement.
+    """
+    sample = _sample(train, seed, encoder)
+    features = live_features(sample.inputs, encoder)
+    try:
+        rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
+    except DataError:
+        codec, found = "fp16", "as no label has rows enough to hold one out and measure"
+    else:
+        codec, found = _measured(sample, features, rows, held, recipe, seed, progress)
+    written = keep_features(sample.inputs, features, encoder, store, progress, codec=codec)
+    return CodecChoice(codec, written, f"store: {codec}, {found}")
+
+
+def _sample(train: Dataset, seed: int, encoder: Encoder) -> Dataset:
+    """Rows of ``train`` in about the labels' shares, so many that their features fit in memory."""
+    some = train.select(range(0, len(train), max(1, len(train) // 256)))
+    tokens = encoder.tokenize(some.inputs).lengths.mean()
+    most = int(SAMPLE_BYTES / (tokens * row_bytes("fp16", len(encoder.identity.layers), encoder.identity.width)))
+    most = max(2, min(SAMPLE_TEXTS, most))
+    if len(train) <= most:
+        return train
+    try:
+        _, chosen = split_holdout(train, seed, fraction=most / len(train), most=most)
+    except DataError:  # hardly a label occurs twice: there are no shares to keep
+        chosen = np.arange(most)
+    return train.select(chosen)
+
+
+def _measured(
+    sample: Dataset,
+    features: Features,
+    rows: np.ndarray,
+    held: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    progress: Progress,
+) -> tuple[str, str]:
+    """The smallest codec within its bar, and what was measured."""
+    truth = LabelSet.from_labels(sample.labels or []).encode(sample.labels or [])
+    fit = fit_head(
+        features,
+        truth,
+        train=rows,
+        validation=held,
+        recipe=recipe,
+        seed=seed,
+        refit=False,
+        progress=_Sample(progress),
+    )
+    if fit.interrupted:
+        raise KeyboardInterrupt
+    full = _correct(fit.validation_logits, truth[held])
+    where = f"on {len(held):,} held-out rows of a sample"
+    for name, bar in BARS.items():
+        found = _correct(_through(name, fit, features, rows, held), truth[held])
+        if full - found <= bar * len(held):
+            sizes = [row_bytes(codec, features.layers, features.width) for codec in (name, "fp16")]
+            share = f"{sizes[0] / sizes[1]:.2f} x the bytes of fp16"
+            return name, f"{share}; {where} {_percent(found, held)} against {_percent(full, held)} in fp16"
+        lost = f"{_percent(found, held)} in {name}"
+    return "fp16", f"as the others lose too much; {where} {_percent(full, held)} against {lost}"
+
+
+def _through(name: str, fit: FitResult, features: Features, rows: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Logits (held rows, C) of the head on features that went through a codec, a basis fitted on ``rows`` only."""
+    codec: Codec | None = build_codec(name, features.layers, features.width)
+    if codec is None:
+        codec = Compact.fitted(features.halves(torch.from_numpy(rows)))
+    array = codec.encode(features.halves(torch.from_numpy(held)))
+    length = features.lengths.numpy()[held]
+    start = np.concatenate(([0], np.cumsum(length)[:-1]))
+    zeros = np.zeros(len(held), np.int64)
+    return logits_of(fit.head, Features(StoredRows([array], zeros, start, length, zeros > 0, codec), features.dtype))
+
+
+def _correct(logits: np.ndarray, truth: np.ndarray) -> int:
+    return int((logits.argmax(1) == truth).sum())
+
+
+def _percent(correct: int, held: np.ndarray) -> str:
+    return f"{100 * correct / len(held):.1f}"
+
+
+class _Sample(Progress):
+    """Tells the training on the sample apart from the task's own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self.progress.step("sample", done, total, note)
+
+    def say(self, message: str) -> None:
+        self.progress.say(message)

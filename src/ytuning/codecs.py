@@ -1,0 +1,246 @@
+"""How token features become bytes in the store, and back: half precision, int8, or int8 on half as many directions.
+
+A codec turns features (N, L, D) float16 into rows of bytes (N, row_bytes), a row for each token, and decodes rows that
+were gathered for a batch. N tokens, L hidden states, D encoder width; the L states of a token lie side by side.
+
+=========  =======================  ====================================================================================
+fp16       2 L D bytes a token      the features themselves
+int8       L (D + 2)                for each hidden state a float16 scale and D numbers from -127 to 127
+compact    L D / 2 + 2              the coordinates along the L D / 2 strongest directions, with one float16 scale
+=========  =======================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ytuning.errors import InputError, allowed
+
+if TYPE_CHECKING:
+    import torch
+
+# torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
+
+__all__ = ["CODECS", "DEFAULT_CODEC", "Codec", "Compact", "Half", "Int8", "build_codec", "row_bytes"]
+
+CODECS = ("fp16", "int8", "compact")
+DEFAULT_CODEC = "int8"
+HIGHEST = 127
+PART = 128  # rows decoded at a time, so that what is between the passes stays in the cache
+BLOCK = 512  # rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it
+
+
+@dataclass(frozen=True)
+class Half:
+    """The features themselves, float16."""
+
+    layers: int
+    width: int
+    name: ClassVar[str] = "fp16"
+
+    def encode(self, features: np.ndarray) -> np.ndarray:
+        """(N, L, D) float16 -> (N, row_bytes) uint8."""
+        return np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, L * D).
+
+        To bfloat16 by way of float32, for which processors have an instruction (torch's direct conversion took four
+        times as long), and in parts that stay in the cache.
+        """
+        import torch
+
+        stored = rows.view(torch.float16)
+        if dtype == torch.float32:
+            return stored.float()
+        values = torch.empty_like(stored, dtype=dtype)
+        for part, converted in zip(stored.split(PART), values.split(PART), strict=True):
+            converted.copy_(part.float())
+        return values
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A float16 scale for each hidden state of a token, all of them first, then the numbers that it multiplies.
+
+    A scale is the state's largest size / 127, rounded up so that no number saturates; what comes back is within half a
+    scale. Where float16 itself is as coarse (states of subnormal numbers only) nothing is lost.
+    """
+
+    layers: int
+    width: int
+    name: ClassVar[str] = "int8"
+
+    def encode(self, features: np.ndarray) -> np.ndarray:
+        """(N, L, D) float16 -> (N, row_bytes) uint8."""
+        import torch
+
+        parts = torch.from_numpy(features).split(BLOCK)  # which stay in the cache
+        return np.concatenate([_quantised(part.float()) for part in parts])
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, L * D)."""
+        return _numbers(rows, self.layers, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """Coordinates along the directions that hold most of the features' energy, as int8 with one float16 scale a token.
+
+    Sizes of coordinates differ by orders of magnitude; each is divided by a weight of its own first, the square root of
+    its direction's deviation, so that one scale serves them all (see :meth:`fitted`).
+
+    Attributes:
+        directions: (R, L * D) float32, orthonormal rows.
+        weights: (R,) float32, positive.
+    """
+
+    layers: int
+    width: int
+    directions: np.ndarray
+    weights: np.ndarray
+    _matrices: dict[torch.dtype | str, torch.Tensor] = field(default_factory=dict, repr=False)
+    name: ClassVar[str] = "compact"
+
+    @classmethod
+    def fitted(cls, features: np.ndarray) -> Compact:
+        """The basis for features like these (N, L, D) float16: eigenvectors of their second moments, strongest first.
+
+        With fewer tokens than directions the directions left over are an orthonormal completion. Of the weights' powers
+        of the deviation 0, 1/2 and 1, 1/2 gave nearly the least error whether a hundred tokens were fitted or 50,000
+        (of all-MiniLM-L6-v2; 1 is as good on many tokens and loses almost everything on few).
+        """
+        layers, width = features.shape[1:]
+        size, kept = layers * width, _directions(layers, width)
+        moments = np.zeros((size, size))
+        for start in range(0, len(features), BLOCK):
+            part = features[start : start + BLOCK].reshape(-1, size).astype(np.float32)
+            moments += part.T @ part
+        energy, vectors = np.linalg.eigh(moments / len(features))
+        energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
+        largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
+        # Tokens that are not here have some energy in directions that those here lack.
+        unseen = moments.trace() / len(features) / size * kept / len(features)
+        weights = (energy + unseen) ** 0.25 if unseen > 0 else np.ones(kept)
+        return cls(
+            layers,
+            width,
+            np.ascontiguousarray((vectors * np.sign(largest)).T, np.float32),
+            weights.astype(np.float32),
+        )
+
+    @classmethod
+    def from_bytes(cls, layers: int, width: int, data: bytes) -> Compact:
+        """The inverse of :meth:`to_bytes`.
+
+        Raises:
+            ValueError: not the bytes of a basis for L hidden states of width D.
+        """
+        try:
+            tensors = safetensors.numpy.load(data)
+            basis = cls(layers, width, tensors["directions"], tensors["weights"])
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise ValueError(f"not a basis ({type(error).__name__})") from error
+        kept = _directions(layers, width)
+        if basis.directions.shape != (kept, layers * width) or basis.weights.shape != (kept,):
+            raise ValueError(f"a basis of {basis.directions.shape}, where {(kept, layers * width)} is needed")
+        return basis
+
+    def to_bytes(self) -> bytes:
+        """Safetensors, the same bytes for the same basis."""
+        return safetensors.numpy.save({"directions": self.directions, "weights": self.weights})
+
+    def encode(self, features: np.ndarray) -> np.ndarray:
+        """(N, L, D) float16 -> (N, row_bytes) uint8."""
+        import torch
+
+        if "encode" not in self._matrices:
+            self._matrices["encode"] = torch.from_numpy(self.directions / self.weights[:, None]).T.contiguous()
+        rows = torch.from_numpy(features).flatten(1)
+        block = torch.zeros(BLOCK, rows.shape[1])
+        parts = []
+        for part in rows.split(BLOCK):
+            block[: len(part)] = part
+            parts.append(_quantised((block @ self._matrices["encode"])[: len(part), None]))
+        return np.concatenate(parts)
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, L * D)."""
+        import torch
+
+        if dtype not in self._matrices:
+            self._matrices[dtype] = torch.from_numpy(self.directions * self.weights[:, None]).to(dtype)
+        return _numbers(rows, 1, dtype) @ self._matrices[dtype]
+
+
+Codec = Half | Int8 | Compact
+
+
+def row_bytes(name: str, layers: int, width: int) -> int:
+    """Bytes of a token under the codec of that name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name == "fp16":
+        return 2 * layers * width
+    if name == "int8":
+        return layers * (width + 2)
+    if name == "compact":
+        return _directions(layers, width) + 2
+    raise InputError(allowed("store", name, CODECS))
+
+
+def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) -> Codec | None:
+    """The codec of a name; None where it needs a basis and there is none yet.
+
+    Raises:
+        InputError: unknown name.
+        ValueError: see :meth:`Compact.from_bytes`.
+    """
+    if name == "fp16":
+        return Half(layers, width)
+    if name == "int8":
+        return Int8(layers, width)
+    if name == "compact":
+        return None if basis is None else Compact.from_bytes(layers, width, basis)
+    raise InputError(allowed("store", name, CODECS))
+
+
+def _directions(layers: int, width: int) -> int:
+    return max(1, layers * width // 2)
+
+
+def _quantised(values: torch.Tensor) -> np.ndarray:
+    """(N, S, W) float32 -> (N, S * (2 + W)) uint8: the scale of each of S groups in float16, then all int8 numbers."""
+    import torch
+
+    peaks = values.abs().amax(2)  # (N, S)
+    scales = (peaks / HIGHEST).half()
+    # Up to the next float16 where rounding went down, or the largest number would not fit; a scale that rounds to 0 is
+    # so the smallest float16. The bits of positive numbers are in the order of the numbers.
+    scales = (scales.view(torch.int16) + (scales.float() * HIGHEST < peaks)).to(torch.int16).view(torch.float16)
+    numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
+    rows = numbers.round_().to(torch.int8).flatten(1)
+    return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1).numpy()
+
+
+def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """The inverse of :func:`_quantised`: (N, S * W), exact products of scale and number, rounded to ``dtype`` once."""
+    import torch
+
+    head = 2 * groups
+    values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype)
+    for part, out in zip(rows.split(PART), values.split(PART), strict=True):
+        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]  # (P, S, 1)
+        numbers = part[:, head:].view(torch.int8).unflatten(1, (groups, -1))
+        if dtype == torch.float32:
+            torch.mul(numbers, scales, out=out.unflatten(1, (groups, -1)))
+        else:
+            out.copy_((numbers * scales).flatten(1))
+    return values
