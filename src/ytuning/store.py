@@ -7,6 +7,7 @@
         shards/<id>.features      raw little-endian float16, (tokens, layers, width)
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
         damaged/                  shards that failed a check, set aside
+      openvino/                   quantised encoders, see `backends.py`
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
 last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes.
@@ -30,21 +31,16 @@ from typing import Any
 
 import filelock
 import numpy as np
-import platformdirs
 
 from ytuning.errors import InputError, StoreError
+from ytuning.sources import QUANTISED_FOLDER, default_root
 
-__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "default_root", "text_key"]
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
 SCHEMA = 1
 DTYPE = np.dtype("<f2")
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX = ".features", ".json", ".partial"
-
-
-def default_root() -> Path:
-    """``$YTUNING_CACHE``, else the platform's cache folder for ytuning."""
-    return Path(os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning"))
 
 
 def text_key(text: str, pair: str | None = None) -> bytes:
@@ -138,7 +134,9 @@ class FeatureStore:
         return found
 
     def remove(self, prefix: str | None = None) -> list[str]:
-        """Delete spaces whose fingerprint starts with ``prefix`` (all of them if None); returns the fingerprints.
+        """Delete spaces whose fingerprint starts with ``prefix``; returns the fingerprints.
+
+        If it is None, all of them and the quantised encoders beside them.
 
         Raises:
             InputError: no space's fingerprint starts so, or several do.
@@ -161,6 +159,8 @@ class FeatureStore:
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
                     ) from None
                 shutil.rmtree(folder)
+        if prefix is None:
+            shutil.rmtree(self.root / QUANTISED_FOLDER, ignore_errors=True)
         return chosen
 
 
