@@ -64,6 +64,8 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "refit": object(),
         "cache": object(),
         "verbose": object(),
+        "backend": object(),
+        "precision": object(),
     }
     model = YTuningClassifier(**given)  # type: ignore[arg-type]
     assert vars(model) == given
@@ -75,7 +77,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     model = make(preset="paper", seed=5)
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
-        "refit": True, "cache": None, "verbose": False,
+        "refit": True, "cache": None, "verbose": False, "backend": "torch", "precision": "auto",
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -83,6 +85,14 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     assert copied is not model and copied.get_params() == model.get_params()
     with pytest.raises(ValueError, match="depth"):
         model.set_params(depth=3)
+
+
+def test_backend_and_precision_reach_the_encoder(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    model = make(backend="openvino", precision="fp32").fit(*toy_rows)
+    assert (model.task_.encoder.backend, model.task_.encoder.precision) == ("openvino", "fp32")
+    assert model.score(*toy_rows) > 0.8
+    with pytest.raises(EncoderError, match=r"Got 'int8' instead\. For int8 use the backend 'openvino'"):
+        make(precision="int8").fit(*toy_rows)
 
 
 def test_clone_of_a_fitted_one_is_not_fitted(fitted: YTuningClassifier) -> None:

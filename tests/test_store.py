@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from ytuning import store as module
 from ytuning.codecs import CODECS, Compact
 from ytuning.errors import InputError, StoreError
-from ytuning.store import FeatureSpace, FeatureStore, default_root, text_key
+from ytuning.sources import default_root
+from ytuning.store import FeatureSpace, FeatureStore, text_key
 
 
 def identity(fingerprint: str = "f" * 32) -> dict[str, Any]:

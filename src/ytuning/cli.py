@@ -68,6 +68,22 @@ class Store(StrEnum):
     auto = "auto"
 
 
+class Backend(StrEnum):
+    """What ``--backend`` allows."""
+
+    torch = "torch"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What ``--precision`` allows."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 class LabelWeights(StrEnum):
     """What ``--label-weights`` allows."""
 
@@ -100,6 +116,13 @@ def train(
     encoder: Annotated[
         str, typer.Option("--encoder", help="Folder or Hugging Face name.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="What computes the encoder; openvino needs the extra of that name.")
+    ] = Backend.torch,
+    precision: Annotated[
+        Precision,
+        typer.Option("--precision", help="auto: bf16 where that is faster, else fp32; int8: openvino only, not exact."),
+    ] = Precision.auto,
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
     label_weights: Annotated[
         LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
@@ -123,6 +146,7 @@ def train(
 ) -> None:
     """Train a label head on labelled texts and save it as a task folder."""
     from ytuning.artifact import check_target, save_task
+    from ytuning.backends import check_choice
     from ytuning.data import read_dataset
     from ytuning.pipeline import Stopwatch, train_task
     from ytuning.store import FeatureStore
@@ -134,6 +158,7 @@ def train(
     recipe = recipe_of(preset.value)
     if label_weights is LabelWeights.balanced:
         recipe = weighing_labels(recipe, "balanced")
+    check_choice(backend.value, precision.value)
     check_target(out)
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
@@ -148,7 +173,7 @@ def train(
                 if part is not None and not quiet:
                     _tell_columns(progress, part)
         with watch.stage("encode"):
-            loaded = _load_encoder(encoder, layers=recipe.layers)
+            loaded = _load_encoder(encoder, layers=recipe.layers, backend=backend.value, precision=precision.value)
         trained = train_task(
             parts[0],
             loaded,
@@ -241,10 +266,7 @@ def evaluate(
     # Numbers that name labels were accepted by the training, so they are here.
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind="single")
     with shown_progress(quiet) as progress:
-        wanted = task.encoder
-        loaded = _load_encoder(
-            encoder or wanted.name, layers=wanted.layers, precision=wanted.precision, max_length=wanted.max_length
-        )
+        loaded = _load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)
         report, use, cut = evaluate_task(task, rows, loaded, FeatureStore(), progress=progress)
         _tell_cut(progress, cut)

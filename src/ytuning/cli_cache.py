@@ -31,6 +31,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
             "encoder": space.identity["name"],
             "layers": space.identity["layers"],
             "precision": space.identity["precision"],
+            "backend": space.identity.get("backend", "torch"),
             "max_length": space.identity["max_length"],
             "texts": len(space),
             "tokens": space.tokens,
@@ -52,8 +53,8 @@ def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         layers = ", ".join(map(str, row["layers"]))
         console.print(
-            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, {row['max_length']} tokens, "
-            f"stored as {row['codec']}: "
+            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']} ({row['backend']}), "
+            f"{row['max_length']} tokens, stored as {row['codec']}: "
             f"{row['texts']:,} texts, {row['tokens']:,} tokens, {row['bytes'] / 1e6:,.1f} MB in {row['shards']} shards",
             soft_wrap=True,
             markup=False,
@@ -103,7 +104,9 @@ def cache_remove(
     fingerprint: Annotated[
         str | None, typer.Argument(help="Beginning of a name that `cache list` shows, or all of it.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove everything that is stored, quantised encoders too.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

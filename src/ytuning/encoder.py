@@ -14,14 +14,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from ytuning.errors import EncoderError, allowed
-from ytuning.sources import DEFAULT_ENCODER, find_encoder, weights_hash
+from ytuning.backends import Backend, Precision, TorchStates, check_choice, fast_precision
+from ytuning.errors import EncoderError
+from ytuning.openvino_states import (
+    OpenVinoStates,
+    backend_name,
+    calibration_texts,
+    openvino_model,
+    openvino_precision,
+)
+from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
 
 __all__ = [
     "Encoder",
@@ -31,9 +39,6 @@ __all__ = [
     "load_encoder",
     "plan_batches",
 ]
-
-PRECISIONS = ("auto", "fp32", "bf16")
-Precision = Literal["auto", "fp32", "bf16"]
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
@@ -56,10 +61,11 @@ class EncoderIdentity:
         tokenizer: SHA-256 of the serialised tokenizer.
         config: SHA-256 of ``config.json``.
         layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
-        precision: arithmetic of the pass, ``"fp32"`` or ``"bf16"``.
+        precision: arithmetic of the pass, ``"fp32"``, ``"bf16"`` or ``"int8"``.
         max_length: tokens, special ones included; longer texts are cut.
         width: size of a hidden state.
         parameters: of the encoder, for comparison with the head's.
+        backend: what computes, ``"torch"`` or ``"openvino"``; in int8 also what the quantised weights depend on.
     """
 
     name: str
@@ -71,11 +77,14 @@ class EncoderIdentity:
     max_length: int
     width: int
     parameters: int
+    backend: str = "torch"
 
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits over everything but the name."""
-        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        # Without torch's name, as before there was another, so that what was stored and trained then is still found.
+        unnamed = {"name", "backend"} if self.backend == "torch" else {"name"}
+        content = {key: value for key, value in asdict(self).items() if key not in unnamed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
@@ -85,8 +94,15 @@ class EncoderIdentity:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
         """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
-        fields = {key: value[key] for key in cls.__dataclass_fields__}
+        fields = {key: value[key] for key in cls.__dataclass_fields__ if key != "backend"}
+        fields["backend"] = value.get("backend", "torch")
         return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments with which :func:`load_encoder` loads an encoder of this identity."""
+        chosen = {name: getattr(self, name) for name in ("layers", "precision", "max_length")}
+        return {**chosen, "backend": self.backend.partition(",")[0]}
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,9 @@ class Encoder:
 
     def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
+        self.states: TorchStates | OpenVinoStates = TorchStates(model, identity.layers, device)
+        # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
+        self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
 
     def check_layers(self, wanted: Sequence[int] | None) -> None:
@@ -205,17 +224,33 @@ class Encoder:
         """(B, T, L, D) float16."""
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        arguments = {"input_ids": torch.from_numpy(tokens.rows(rows, tokens.ids)).long().to(self.device)}
-        # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
-        if (getattr(self.model.config, "type_vocab_size", 0) or 0) > 1:
-            arguments["token_type_ids"] = torch.from_numpy(tokens.rows(rows, tokens.types)).long().to(self.device)
-        with torch.inference_mode():
-            states = self.model(**arguments, output_hidden_states=True, return_dict=True).hidden_states
-            chosen = torch.stack([states[layer][: len(batch)] for layer in self.identity.layers], dim=2)
-            # Saturating is better than inf: some encoders have a few huge activations, which carry no meaning.
-            limit = torch.finfo(torch.float16).max
-            half: np.ndarray = chosen.float().clamp_(-limit, limit).to(torch.float16).cpu().numpy()
-        return half
+        return self.states(*self._arguments(tokens, rows), len(batch))
+
+    def _arguments(self, tokens: TokenizedTexts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(B, T) token ids, and segment ids if the encoder has any, int64."""
+        types = tokens.rows(rows, tokens.types).astype(np.int64) if self._typed else None
+        return tokens.rows(rows, tokens.ids).astype(np.int64), types
+
+    def _to_openvino(self, root: Path) -> None:
+        """Compute in OpenVINO from now on."""
+        assert isinstance(self.states, TorchStates)
+
+        def calibration() -> list[tuple[np.ndarray, np.ndarray | None]]:
+            tokens = self.tokenize(calibration_texts())
+            return [self._arguments(tokens, np.array([row])) for row in range(len(tokens.lengths))]
+
+        model = openvino_model(
+            self.states,
+            self.identity.name,
+            self.identity.precision,
+            typed=self._typed,
+            max_length=self.identity.max_length,
+            calibration=calibration,
+            root=root,
+            fingerprint=self.identity.fingerprint,
+        )
+        self.states = OpenVinoStates(model, self.identity.precision)
+        self.model.to("meta")  # its weights are OpenVINO's now
 
 
 def load_encoder(
@@ -225,6 +260,8 @@ def load_encoder(
     precision: Precision = "auto",
     max_length: int | None = None,
     device: str | None = None,
+    backend: Backend = "torch",
+    cache: str | Path | None = None,
 ) -> Encoder:
     """Load a frozen encoder.
 
@@ -232,22 +269,30 @@ def load_encoder(
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
         layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those two thirds and
             five sixths up, the best on held-out rows (benchmarks/RESULTS.md). Higher layers are not computed.
-        precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.
+        precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32; ``"int8"`` (OpenVINO
+            only) is less exact.
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
-        device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one.
+        device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one, with OpenVINO always the CPU.
+        backend: ``"torch"``, or ``"openvino"`` (extra), which uses as many cores as torch may at the time of loading.
+        cache: where an encoder that was quantised for int8 is kept; default as for the feature store.
 
     Raises:
         EncoderError: not found, no safetensors weights, wrong hash of the default encoder, unknown architecture,
             layers or length that it does not have.
-        MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
+        MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach;
+            or the packages of the extra ``openvino`` are not installed.
+        StoreError: an encoder quantised for int8 cannot be kept.
     """
-    if precision not in PRECISIONS:
-        raise EncoderError(allowed("precision", precision, PRECISIONS))
+    check_choice(backend, precision)
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    arithmetic = _fast_precision(place) if precision == "auto" else precision
-    model, tokenizer = _load(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
+    gpu = backend == "torch" and torch.cuda.is_available()
+    place = torch.device(device or ("cuda" if gpu else "cpu"))
+    arithmetic = fast_precision(place) if precision == "auto" else precision
+    if backend == "openvino":
+        arithmetic = openvino_precision(precision, place)
+    in_bf16 = arithmetic == "bf16" and backend == "torch"
+    model, tokenizer = _load(folder, str(name), torch.bfloat16 if in_bf16 else torch.float32)
     config = model.config
     count = int(config.num_hidden_layers)
     identity = EncoderIdentity(
@@ -260,9 +305,13 @@ def load_encoder(
         max_length=_max_length(max_length, folder, config, str(name)),
         width=int(config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        backend=backend_name(backend, arithmetic),
     )
     _shorten(model, identity.layers[-1])
-    return Encoder(model.to(place), tokenizer, identity, place)
+    encoder = Encoder(model.to(place), tokenizer, identity, place)
+    if backend == "openvino":
+        encoder._to_openvino(Path(cache) if cache is not None else default_root())
+    return encoder
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -343,23 +392,6 @@ def _max_length(given: int | None, folder: Path, config: Any, name: str) -> int:
         return min(int(json.loads(made_for.read_text()).get("max_seq_length") or LONGEST), LONGEST, most)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise EncoderError(f"{made_for} is damaged ({type(error).__name__}). Download the encoder again") from error
-
-
-def _fast_precision(device: torch.device) -> str:
-    """``"bf16"`` where it is faster than fp32, else ``"fp32"``; depends on the processor alone, never on a timing.
-
-    Intel's avx512_bf16 without AMX does as many or fewer multiplications per cycle as fp32 (measured: 0.6 x); AMD's
-    does twice as many.
-    """
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    try:
-        words = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split()
-    except OSError:
-        return "fp32"
-    return "bf16" if "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words) else "fp32"
 
 
 Run = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterator[np.ndarray]]

@@ -17,6 +17,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ytuning.artifact import save_task
+from ytuning.backends import Backend, Precision
 from ytuning.data import from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed
@@ -40,6 +41,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Args:
         encoder: name or folder.
+        backend, precision: what computes the encoder, and in which arithmetic; see :func:`ytuning.load_encoder`.
         preset: ``"default"`` or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1.
@@ -68,9 +70,12 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         refit: bool = True,
         cache: str | Path | None = None,
         verbose: bool = False,
+        backend: Backend = "torch",
+        precision: Precision = "auto",
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
+        self.backend, self.precision = backend, precision
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,).
@@ -89,7 +94,9 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if self.class_weight is not None:
             recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
         data = from_lists(X, [names[number] for number in ids.tolist()])
-        encoder = load_encoder(self.encoder, layers=recipe.layers)
+        encoder = load_encoder(
+            self.encoder, layers=recipe.layers, precision=self.precision, backend=self.backend, cache=self.cache
+        )
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(
                 data,

@@ -74,10 +74,8 @@ class Predictor:
                 wanted = task.encoder
                 found = load_encoder(
                     encoder or wanted.name,
-                    layers=wanted.layers,
-                    precision=wanted.precision,  # type: ignore[arg-type]  # checked by load_encoder
-                    max_length=wanted.max_length,
                     device=device,
+                    **wanted.options,
                 )
                 check_encoder(task, found.identity)
                 self._encoders[wanted.fingerprint] = found

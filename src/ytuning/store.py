@@ -8,6 +8,7 @@
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
         damaged/                  what failed a check, set aside
+      openvino/                   quantised encoders, see `openvino_states.py`
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
 last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
@@ -32,24 +33,19 @@ from typing import Any
 
 import filelock
 import numpy as np
-import platformdirs
 
 from ytuning.codecs import CODECS, Codec, Compact, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
 from ytuning.errors import InputError, StoreError, allowed
+from ytuning.sources import QUANTISED_FOLDER, default_root
 
-__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "default_root", "text_key"]
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
 SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
 BASIS_FILE = "basis.{}.safetensors"  # its checksum
 OTHER_BASIS = "the basis it was written with is missing or damaged"
-
-
-def default_root() -> Path:
-    """``$YTUNING_CACHE``, else the platform's cache folder for ytuning."""
-    return Path(os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning"))
 
 
 def text_key(text: str, pair: str | None = None) -> bytes:
@@ -149,7 +145,9 @@ class FeatureStore:
         return found
 
     def remove(self, prefix: str | None = None) -> list[str]:
-        """Delete the space whose name is or starts with ``prefix`` (all spaces if None); returns the names.
+        """Delete the space whose name is or starts with ``prefix``; returns the names.
+
+        If it is None, all spaces and the quantised encoders beside them.
 
         Raises:
             InputError: no space's name starts so, or several do.
@@ -174,6 +172,8 @@ class FeatureStore:
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
                     ) from None
                 shutil.rmtree(folder)
+        if prefix is None:
+            shutil.rmtree(self.root / QUANTISED_FOLDER, ignore_errors=True)
         return chosen
 
 
