@@ -2,7 +2,7 @@
 
 python -m benchmarks.store_io --megabytes 1024 --rounds 3 --out results
 
-Rates count the features' bytes in float16, whatever the store makes of them. Writing includes the sync, opening the
+Rates count the features' bytes as the store keeps them. Writing includes the sync, opening the
 check of every checksum; reading makes batches as head training takes them, in the order of the store or shuffled.
 """
 

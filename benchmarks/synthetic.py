@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ytuning.codecs import DEFAULT_CODEC, row_bytes
 from ytuning.encoder import Encoder, TextInput
 from ytuning.features import Features, stored_features
 from ytuning.progress import Progress
@@ -27,7 +28,7 @@ class Synthetic:
         inputs: in the order in which they lie in the store.
         targets: (texts,) label ids.
         tokens: of all texts.
-        bytes: of their features in float16.
+        bytes: of their features as the default codec stores them.
         write_seconds: that the store took to write them.
     """
 
@@ -41,7 +42,7 @@ class Synthetic:
 def plan(encoder: Encoder, size: int, seed: int = 0) -> tuple[Synthetic, np.ndarray]:
     """Texts whose features take about ``size`` bytes, and the (texts,) token count of each."""
     generator = np.random.default_rng(seed)
-    token_bytes = len(encoder.identity.layers) * encoder.identity.width * 2
+    token_bytes = row_bytes(DEFAULT_CODEC, len(encoder.identity.layers), encoder.identity.width)
     count = max(64, round(size / token_bytes / MEAN_LENGTH))
     spread = 0.6
     drawn = generator.lognormal(np.log(MEAN_LENGTH) - spread**2 / 2, spread, count)
@@ -55,7 +56,8 @@ def plan(encoder: Encoder, size: int, seed: int = 0) -> tuple[Synthetic, np.ndar
 def write(store: FeatureStore, encoder: Encoder, size: int, seed: int = 0) -> Synthetic:
     """Store about ``size`` bytes of features, a shard at a time: noise, and a direction that tells the label."""
     made, lengths = plan(encoder, size, seed)
-    space = store.space(encoder.identity.to_json())
+    space = store.space(encoder.identity.to_json(), DEFAULT_CODEC)
+    assert space.codec is not None
     generator = np.random.default_rng(seed + 1)
     shape = (len(encoder.identity.layers), encoder.identity.width)
     directions = generator.standard_normal((LABELS, *shape), np.float32) * SIGNAL
@@ -69,7 +71,7 @@ def write(store: FeatureStore, encoder: Encoder, size: int, seed: int = 0) -> Sy
         keys = [text_key(*made.inputs[row]) for row in rows]
         half = features.astype(np.float16)
         start = time.perf_counter()
-        space.write(keys, lengths[rows], np.zeros(len(rows), bool), half)
+        space.write(keys, lengths[rows], np.zeros(len(rows), bool), space.codec.encode(half))
         elapsed += time.perf_counter() - start
     return replace(made, write_seconds=elapsed)
 
@@ -78,13 +80,17 @@ def copy_in_order(
     inputs: list[TextInput], order: np.ndarray, features: Features, encoder: Encoder, store: FeatureStore
 ) -> Features:
     """The same features in another store, where the texts lie in the order given (positions in ``inputs``)."""
-    space = store.space(encoder.identity.to_json())
+    space = store.space(encoder.identity.to_json(), DEFAULT_CODEC)
+    codec = space.codec
+    assert codec is not None
     known: set[bytes] = set()
     waiting: list[tuple[bytes, np.ndarray, bool]] = []
 
     def flush() -> None:
         keys, values, cut = zip(*waiting, strict=True)
-        space.write(keys, np.array([len(value) for value in values]), np.array(cut), np.concatenate(values))
+        space.write(
+            keys, np.array([len(value) for value in values]), np.array(cut), codec.encode(np.concatenate(values))
+        )
         waiting.clear()
 
     size = 0

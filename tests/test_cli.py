@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import build_tiny_encoder
-from ytuning import cli, training
+from ytuning import cli, losses, training
 from ytuning.artifact import load_task, save_task
 from ytuning.data import from_lists
 from ytuning.encoder import Encoder, load_encoder
@@ -201,13 +201,13 @@ def test_train_passes_label_weights_on(
     expected: str | None,
 ) -> None:
     seen = []
-    original = training._label_weights
+    original = losses._label_weights
 
     def recorded(given: Any, *rest: Any) -> Any:
         seen.append(given)
         return original(given, *rest)
 
-    monkeypatch.setattr(training, "_label_weights", recorded)
+    monkeypatch.setattr(losses, "_label_weights", recorded)
     assert run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", *option).status == 0
     assert set(seen) == {expected}
 

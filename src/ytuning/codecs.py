@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 
 # torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
 
-__all__ = ["CODECS", "DEFAULT_CODEC", "Codec", "Compact", "Half", "Int8", "build_codec", "row_bytes"]
+__all__ = [
+    "CODECS",
+    "DEFAULT_CODEC",
+    "Codec",
+    "Compact",
+    "Coordinates",
+    "Half",
+    "Int8",
+    "Projected",
+    "Reader",
+    "build_codec",
+    "row_bytes",
+]
 
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
@@ -107,6 +119,11 @@ class Compact:
     _matrices: dict[torch.dtype | str, torch.Tensor] = field(default_factory=dict, repr=False)
     name: ClassVar[str] = "compact"
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a token."""
+        return len(self.directions) + 2
+
     @classmethod
     def fitted(cls, features: np.ndarray) -> Compact:
         """The basis for features like these (N, L, D) float16: eigenvectors of their second moments, strongest first.
@@ -178,7 +195,46 @@ class Compact:
         return _numbers(rows, 1, dtype) @ self._matrices[dtype]
 
 
+@dataclass(frozen=True)
+class Coordinates:
+    """Reads compact rows as they are: coordinates along the directions, a single state of width R."""
+
+    compact: Compact
+    layers: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """R."""
+        return len(self.compact.directions)
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, R)."""
+        import torch
+
+        return _numbers(rows, 1, torch.float32).mul_(torch.from_numpy(self.compact.weights)).to(dtype)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Reads rows of another codec in coordinates along directions (R, L * D): a single state of width R."""
+
+    codec: Reader
+    directions: torch.Tensor
+    layers: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """R."""
+        return len(self.directions)
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, R)."""
+        return self.codec.decode(rows, dtype) @ self.directions.to(dtype).T
+
+
 Codec = Half | Int8 | Compact
+Reader = Codec | Coordinates | Projected
+"""What decodes rows; a codec writes them too."""
 
 
 def row_bytes(name: str, layers: int, width: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ytuning.codecs import DEFAULT_CODEC, Compact, Half
+from ytuning.codecs import DEFAULT_CODEC, Compact, Half, Reader
 from ytuning.encoder import Encoder, TextInput, plan_batches
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
@@ -26,6 +27,7 @@ RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
 FIT_TOKENS = 50_000  # that a space's basis is fitted on, from texts spread evenly over the first ones...
 FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
+BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
 WAITING = "waiting for another process that encodes with this encoder"
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
@@ -72,6 +74,39 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def bytes(self) -> int:
+        """Of everything that the rows lie in."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def seen_as(self, reader: Reader) -> Features:
+        """The same rows, decoded by another reader."""
+        view = copy.copy(self)
+        view.codec, view.layers, view.width = reader, reader.layers, reader.width
+        return view
+
+    def in_order(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (N,) in the order in which they are stored."""
+        rows = rows[torch.argsort(self._start[rows])]
+        return rows[torch.argsort(self._array[rows], stable=True)]
+
+    def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Rows (N,) in runs of neighbours, each of about ``BLOCK_BYTES`` of one array."""
+        ordered = self.in_order(rows)
+        array = self._array[ordered]
+        block = self._start[ordered] * self._arrays[0].shape[1] // BLOCK_BYTES
+        borders = ((array.diff() != 0) | (block.diff() != 0)).nonzero()[:, 0] + 1
+        return list(ordered.tensor_split(borders))
+
+    def prefetch(self, block: torch.Tensor) -> None:
+        """Ask the system to read a block of neighbouring rows (N,) at once; only a hint, and without a map nothing."""
+        array = int(self._array[block[0]])
+        if array < len(self._maps) and hasattr(mmap, "MADV_WILLNEED"):
+            size = self._arrays[array].shape[1]
+            first = int(self._start[block].min()) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            last = int((self._start[block] + self.lengths[block]).max()) * size
+            self._maps[array].madvise(mmap.MADV_WILLNEED, first, last - first)
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of some rows.

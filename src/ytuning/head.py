@@ -103,15 +103,19 @@ class PooledHead(nn.Module):
     rows by dot product. All members are computed together.
     """
 
-    def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int) -> None:
+    def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int, energy: float = 1.0) -> None:
+        """For C labels on L hidden states of width D.
+
+        Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
+        """
         super().__init__()
         self.config = config
         members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
-        self.token_map = _random(members * config.token_width, states, fan_in=3 * states)
+        self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
-        self.queries = _random(members * config.queries, states, fan_in=3 * states)
+        self.queries = _random(members * config.queries, states, fan_in=3 * energy * states)
         self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = _random(members, config.width, inner, fan_in=3 * config.width)
@@ -139,6 +143,16 @@ class PooledHead(nn.Module):
         text = _dropped(_normalised(text), share, generator)
         logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
         return logits if self.training else logits.mean(0)
+
+    def on_directions(self, directions: Tensor, *, layers: int, width: int) -> PooledHead:
+        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = directions (R, L * D) f.
+
+        Only the two maps that touch a token change, both of them linear, so nothing is left of the directions.
+        """
+        wide = PooledHead(self.config, labels=self.label_rows.shape[1], layers=layers, width=width)
+        maps = {"token_map": self.token_map @ directions, "queries": self.queries @ directions}
+        wide.load_state_dict({**self.state_dict(), **maps})
+        return wide.train(self.training)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
@@ -194,7 +208,7 @@ def _dropped(values: Tensor, share: float, generator: torch.Generator | None) ->
     return values * (kept / (1 - share))
 
 
-def _random(*shape: int, fan_in: int) -> nn.Parameter:
+def _random(*shape: int, fan_in: float) -> nn.Parameter:
     """Normal weights of variance 1 / fan_in."""
     return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
 

@@ -34,7 +34,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ytuning.codecs import CODECS, Codec, Compact, build_codec, row_bytes
+from ytuning.codecs import CODECS, Compact, Reader, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
 from ytuning.errors import InputError, StoreError, allowed
 from ytuning.sources import QUANTISED_FOLDER, default_root
@@ -86,7 +86,7 @@ class StoredRows:
     start: np.ndarray
     length: np.ndarray
     truncated: np.ndarray
-    codec: Codec
+    codec: Reader
     maps: list[mmap.mmap] = field(default_factory=list)
 
 

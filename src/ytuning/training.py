@@ -1,14 +1,10 @@
-"""Fits a label head on stored features: early stopping on validation rows, then a refit on all rows."""
+"""Fits label heads on stored features: early stopping on validation rows, then a short refit on all rows."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,25 +13,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from ytuning.errors import InputError, allowed
-from ytuning.features import Features, ordered_batches
-from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
+from ytuning.features import Features
+from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, PooledHead, build_head
+from ytuning.losses import build_loss
 from ytuning.progress import Progress
+from ytuning.reduction import Reduced, reduced_features
+from ytuning.sampling import shuffled_batches
+from ytuning.stack import Learner, Workers, stack_logits, stack_step, workers
 
 __all__ = [
     "PRESETS",
     "FitResult",
+    "Job",
     "Recipe",
     "Round",
     "TrainingConfig",
     "fit_head",
+    "fit_heads",
     "logits_of",
     "preset",
     "weighing_labels",
 ]
-
-LOSSES = ("cross_entropy", "triplet")
-SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
+        refit_share: of the steps that validation chose, taken once more on all rows, the validation rows included...
+        refit_rate: ...with this share of the learning rate.
         label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
             label by id; scaled so that the train rows' mean is 1.
     """
@@ -72,6 +72,8 @@ class TrainingConfig:
     clip_norm: float = 1.0
     rounds: int = 10
     patience: int = 3
+    refit_share: float = 0.2
+    refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
 
 
@@ -149,6 +151,21 @@ class FitResult:
     interrupted: bool
 
 
+@dataclass(frozen=True)
+class Job:
+    """What one head of several learns from the same rows.
+
+    Attributes:
+        targets: (rows,) label ids; every id below the largest occurs.
+        recipe: form of the head and its training.
+        seed: of the weights and of dropout.
+    """
+
+    targets: np.ndarray
+    recipe: Recipe
+    seed: int = 0
+
+
 def fit_head(
     features: Features,
     targets: np.ndarray,
@@ -160,175 +177,235 @@ def fit_head(
     refit: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Train one head; the same arguments give the same weights, bit for bit, on one machine.
+    """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
+    job = Job(targets, recipe, seed)
+    return fit_heads(features, [job], train=train, validation=validation, seed=seed, refit=refit, progress=progress)[0]
 
-    Of all validation rounds the last one within half a standard error of the best is chosen: on a few rows accuracy is
-    mostly noise, and the later head has been annealed further.
+
+def fit_heads(
+    features: Features,
+    jobs: Sequence[Job],
+    *,
+    train: np.ndarray,
+    validation: np.ndarray,
+    seed: int = 0,
+    refit: bool = True,
+    progress: Progress | None = None,
+) -> list[FitResult]:
+    """Train heads together, in one read of the features; each stops by its own validation.
+
+    A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
+    its validation rounds the last one within half a standard error of the best is chosen: on a few rows accuracy is
+    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows.
 
     Args:
         features: of all rows.
-        targets: (rows,) label ids; every id below the largest occurs.
+        jobs: one for each head: seeds, losses, learning rates, label rows or different tasks.
         train: positions of train rows.
         validation: positions of validation rows, which choose the number of steps.
-        recipe: form of the head and its training.
-        seed: of the weights, the order of rows and dropout.
-        refit: whether to train again on train and validation rows together, for the chosen share of the steps.
-        progress: is told every step; Ctrl-C ends the training and gives the best head so far.
+        seed: of the order of rows.
+        refit: whether to go on on train and validation rows together.
+        progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
     Raises:
-        InputError: an unknown loss or label weights that do not fit.
+        InputError: an unknown loss, label weights that do not fit, or jobs that cannot share their batches.
     """
     progress = progress or Progress()
-    goal = torch.from_numpy(np.asarray(targets, np.int64))
-    with torch.random.fork_rng(devices=[]), _one_thread():
-        run = _Run(features, goal, train, recipe, seed)
-        if not refit:
-            return _search(run, torch.from_numpy(validation), progress)
-        with _Refit(_Run(features, goal, np.union1d(train, validation), recipe, seed)) as aside:
-            best = _search(run, torch.from_numpy(validation), progress, aside)
-            if best.interrupted:
-                return best
+    size = _batch_size(jobs, len(train))
+    everything = np.union1d(train, validation)
+    with torch.random.fork_rng(devices=[]), workers() as pool:
+        goals = [torch.from_numpy(np.asarray(job.targets, np.int64)) for job in jobs]
+        totals = [_steps(job.recipe.training, len(train), size) for job in jobs]
+        space = None
+        if isinstance(jobs[0].recipe.head, PooledConfig):
+            space = reduced_features(features, everything, pool, progress)
+        view = features if space is None else space.features
+        runs = []
+        for job, goal, total in zip(jobs, goals, totals, strict=True):
+            head = _fresh_head(job, int(goal.max()) + 1, view, space)
+            runs.append(_Run(job, goal, _learner(job, head, goal, train, total), total))
+        batches = shuffled_batches(view, torch.from_numpy(train), size, seed)
+        interrupted = _search(runs, view, batches, torch.from_numpy(validation), pool, progress)
+        for run in runs:
+            run.choose(len(validation))
+        heads = [run.best for run in runs]
+        refitted = False
+        if refit and not interrupted:
             try:
-                return replace(best, head=aside.head(best.chosen, progress), refitted=True)
+                heads = _refitted(runs, view, everything, size, seed, pool, progress)
+                refitted = True
             except KeyboardInterrupt:
-                return replace(best, interrupted=True)
+                interrupted = True
+        view.release()
+        return [
+            FitResult(
+                head=_widened(head, space, features).eval(),
+                history=run.history,
+                chosen=run.chosen,
+                validation_logits=run.logits[run.chosen].numpy(),
+                refitted=refitted,
+                interrupted=interrupted,
+            )
+            for run, head in zip(runs, heads, strict=True)
+        ]
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
     """Logits (rows, C) float32 of some rows (default: all), in their order."""
     rows = torch.arange(len(features)) if rows is None else rows
-    head.eval()
-    out: np.ndarray | None = None
-    with torch.inference_mode():
-        for batch in ordered_batches(features.lengths[rows]):
-            logits = head(*features.batch(rows[batch])).numpy()
-            out = np.empty((len(rows), logits.shape[1]), np.float32) if out is None else out
-            out[batch.numpy()] = logits
-    if out is None:
+    if not len(rows):
         raise ValueError("there are no rows")
-    return out
+    with workers() as pool:
+        found: np.ndarray = stack_logits([head], features, rows, pool)[0].numpy()
+    return found
 
 
 class _Run:
-    """One training run: a fresh head, its optimiser, its random numbers and its endless supply of shuffled batches."""
+    """One head's search: its learner and, for each validation round, what was found and the head of then."""
 
-    def __init__(self, features: Features, goal: Tensor, rows: np.ndarray, recipe: Recipe, seed: int) -> None:
-        self.features, self.goal = features, goal
-        self.config = recipe.training
-        labels = int(goal.max()) + 1
-        size = max(16, min(self.config.batch_size, len(rows) // 16))
-        epochs = self.config.epochs * math.ceil(len(rows) / size)
-        self.total = max(self.config.fewest_steps, min(epochs, self.config.most_steps))
-        self.step = 0
-        torch.manual_seed(seed)
-        self.head = build_head(recipe.head, labels=labels, layers=features.layers, width=features.width)
-        self.loss = _loss(self.config, goal[torch.from_numpy(rows)], labels)
-        self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )
-        self.generator = torch.Generator().manual_seed(seed)  # of its own, for two runs train side by side
-        self.batches = _shuffled_batches(features.lengths, torch.from_numpy(rows), size, seed)
+    def __init__(self, job: Job, goal: Tensor, learner: Learner, total: int) -> None:
+        self.job, self.goal, self.learner = job, goal, learner
+        count = job.recipe.training.rounds
+        self.ends = {round(total * number / count) for number in range(1, count + 1)}
+        self.history: list[Round] = []
+        self.heads: list[LabelHead] = []
+        self.logits: list[Tensor] = []
+        self.chosen = 0
+        self.finished = False
+
+    def validated(self, logits: Tensor, goal: Tensor) -> None:
+        """Keep a round: logits (N, C) and targets (N,) of the validation rows."""
+        accuracy = float((logits.argmax(1) == goal).double().mean())
+        self.history.append(Round(self.learner.step, functional.cross_entropy(logits, goal).item(), accuracy))
+        self.heads.append(copy.deepcopy(self.learner.head))
+        self.logits.append(logits)
+        hopeless = _hopeless(self.history, len(goal), self.job.recipe.training.patience)
+        self.finished = hopeless or self.learner.step == self.learner.total
+
+    def choose(self, rows: int) -> None:
+        """Choose the last round within half a standard error of the best one."""
+        best = max(entry.accuracy for entry in self.history)
+        margin = 0.5 * _standard_error(best, rows)
+        self.chosen = max(place for place, entry in enumerate(self.history) if entry.accuracy >= best - margin)
 
     @property
-    def rounds(self) -> list[int]:
-        """Steps after which a round ends."""
-        return [round(self.total * number / self.config.rounds) for number in range(1, self.config.rounds + 1)]
-
-    def train(self, until: int) -> Iterator[int]:
-        """Train up to step ``until``, giving every step's number once it is taken."""
-        self.head.train()
-        for batch in itertools.islice(self.batches, until - self.step):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * self._schedule()
-            logits = self.head(*self.features.batch(batch), self.generator).flatten(0, -2)  # (B, C), or (E * B, C)
-            loss = self.loss(logits, self.goal[batch].repeat(len(logits) // len(batch)))
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.clip_norm)
-            self.optimizer.step()
-            self.step += 1
-            yield self.step
-        self.features.release()
-
-    def _schedule(self) -> float:
-        """Share of the highest learning rate at this step: linear warm-up, linear decay."""
-        warmup = max(1, round(self.config.warmup * self.total))
-        return min((self.step + 1) / warmup, (self.total - self.step) / (self.total - warmup))
+    def best(self) -> LabelHead:
+        """The chosen round's head."""
+        return self.heads[self.chosen]
 
 
-class _Refit:
-    """Trains on all rows in a thread of its own and keeps the head of every round, while validation is still searching.
+def _search(
+    runs: list[_Run], features: Features, batches: Iterator[Tensor], validation: Tensor, pool: Workers,
+    progress: Progress,
+) -> bool:  # fmt: skip
+    """Train until every run has finished; returns whether Ctrl-C ended it early. Every run has a round then."""
+    longest = max(run.learner.total for run in runs)
 
-    The steps up to a round are the same whichever round validation will choose: only those after it are in vain.
-    """
+    def validate(chosen: list[_Run]) -> None:
+        found = stack_logits([run.learner.head for run in chosen], features, validation, pool)
+        for run, logits in zip(chosen, found, strict=True):
+            run.validated(logits, run.goal[validation])
+            run.learner.head.train()
+        accuracy = " ".join(f"{run.history[-1].accuracy:.4f}" for run in chosen)
+        progress.step("train", chosen[0].learner.step, longest, f"validation accuracy {accuracy}")
 
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self._heads: list[LabelHead] = []
-        self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(1, "refit", initializer=torch.set_num_threads, initargs=(1,))
-
-    def __enter__(self) -> _Refit:
-        self._work = self._pool.submit(self._train)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._pool.shutdown(wait=True)
-
-    def report(self, progress: Progress) -> None:
-        """Tell how far it is, from the caller's thread."""
-        progress.step("refit", self.run.step, self.run.total)
-
-    def head(self, chosen: int, progress: Progress) -> LabelHead:
-        """The head at the end of round ``chosen``, waited for."""
-        while len(self._heads) <= chosen and not self._work.done():
-            wait([self._work], timeout=0.1)
-            self.report(progress)
-        if self._work.done():
-            self._work.result()
-        return self._heads[chosen].eval()
-
-    def _train(self) -> None:
-        for end in self.run.rounds:
-            for _ in self.run.train(end):
-                if self._stopped.is_set():
-                    return
-            self._heads.append(copy.deepcopy(self.run.head))
-
-
-def _search(run: _Run, validation: Tensor, progress: Progress, aside: _Refit | None = None) -> FitResult:
-    """Train round by round until validation says that nothing is gained, and take the chosen round's head."""
-    goal = run.goal[validation]
-    rounds: list[tuple[Round, LabelHead, np.ndarray]] = []
-
-    def validate() -> None:
-        logits = logits_of(run.head, run.features, validation)
-        loss = functional.cross_entropy(torch.from_numpy(logits), goal).item()
-        entry = Round(run.step, loss, float((logits.argmax(1) == goal.numpy()).mean()))
-        rounds.append((entry, copy.deepcopy(run.head), logits))
-        progress.step("train", run.step, run.total, f"validation accuracy {entry.accuracy:.4f}")
-
-    interrupted = False
     try:
-        for end in run.rounds:
-            for step in run.train(end):
-                progress.step("train", step, run.total)
-                if aside is not None:
-                    aside.report(progress)
-            validate()
-            if _hopeless([entry for entry, _, _ in rounds], len(goal), run.config.patience):
+        for step in range(1, longest + 1):
+            active = [run for run in runs if not run.finished]
+            if not active:
                 break
+            stack_step([run.learner for run in active], features, next(batches), pool)
+            progress.step("train", step, longest)
+            if due := [run for run in active if step in run.ends]:
+                validate(due)
+                features.release()
     except KeyboardInterrupt:
-        interrupted = True
-        if not rounds:
-            validate()
-    history = [entry for entry, _, _ in rounds]
-    best = max(entry.accuracy for entry in history)
-    margin = 0.5 * _standard_error(best, len(goal))
-    chosen = max(position for position, entry in enumerate(history) if entry.accuracy >= best - margin)
-    _, head, logits = rounds[chosen]
-    return FitResult(head.eval(), history, chosen, logits, refitted=False, interrupted=interrupted)
+        if unseen := [run for run in runs if not run.history]:
+            validate(unseen)
+        return True
+    return False
+
+
+def _refitted(
+    runs: list[_Run], features: Features, rows: np.ndarray, size: int, seed: int, pool: Workers, progress: Progress
+) -> list[LabelHead]:
+    """Copies of the chosen heads after a few more steps on all rows, as many as their share of the chosen steps.
+
+    So the validation rows count for the head too, at a fifth of the price of a second training on all rows, and with
+    the same cross-entropy on unseen rows (benchmarks/RESULTS.md).
+    """
+    learners = []
+    for run in runs:
+        config = run.job.recipe.training
+        total = max(1, round(config.refit_share * run.history[run.chosen].step))
+        gentle = replace(
+            run.job.recipe, training=replace(config, learning_rate=config.refit_rate * config.learning_rate)
+        )
+        learners.append(_learner(replace(run.job, recipe=gentle), copy.deepcopy(run.best), run.goal, rows, total))
+    longest = max(learner.total for learner in learners)
+    batches = shuffled_batches(features, torch.from_numpy(rows), size, seed)
+    for step in range(1, longest + 1):
+        stack_step([learner for learner in learners if learner.step < learner.total], features, next(batches), pool)
+        progress.step("refit", step, longest)
+    return [learner.head for learner in learners]
+
+
+def _learner(job: Job, head: LabelHead, goal: Tensor, rows: np.ndarray, total: int) -> Learner:
+    config = job.recipe.training
+    loss = build_loss(
+        config.loss,
+        goal[torch.from_numpy(rows)],
+        int(goal.max()) + 1,
+        margin=config.margin,
+        smoothing=config.label_smoothing,
+        weights=config.label_weights,
+    )
+    return Learner(
+        head.train(),
+        goal,
+        loss,
+        total=total,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip_norm=config.clip_norm,
+        seed=job.seed,
+    )
+
+
+def _batch_size(jobs: Sequence[Job], rows: int) -> int:
+    """Rows of a batch, at most a sixteenth of the train rows (but 16)."""
+    sizes = {job.recipe.training.batch_size for job in jobs}
+    forms = {type(job.recipe.head) for job in jobs}
+    if len(sizes) != 1 or len(forms) != 1:
+        what = "batch_size" if len(sizes) > 1 else "form of the head"
+        raise InputError(
+            f"heads that are trained together share their batches, so their {what} must be the same. "
+            "Train the others on their own"
+        )
+    return max(16, min(sizes.pop(), rows // 16))
+
+
+def _steps(config: TrainingConfig, rows: int, size: int) -> int:
+    return max(config.fewest_steps, min(config.epochs * math.ceil(rows / size), config.most_steps))
+
+
+def _fresh_head(job: Job, labels: int, view: Features, space: Reduced | None) -> LabelHead:
+    """Weights drawn from the job's seed."""
+    torch.manual_seed(job.seed)
+    config = job.recipe.head
+    if space is not None and isinstance(config, PooledConfig):
+        # The same energy on fewer directions.
+        energy = space.directions.shape[1] / space.directions.shape[0]
+        return PooledHead(config, labels=labels, layers=view.layers, width=view.width, energy=energy)
+    return build_head(config, labels=labels, layers=view.layers, width=view.width)
+
+
+def _widened(head: LabelHead, space: Reduced | None, features: Features) -> LabelHead:
+    """The head on the features themselves that gives the logits of ``head`` on their coordinates."""
+    if space is None or not isinstance(head, PooledHead):
+        return head
+    return head.on_directions(space.directions, layers=features.layers, width=features.width)
 
 
 def _standard_error(accuracy: float, rows: int) -> float:
@@ -339,69 +416,3 @@ def _hopeless(history: list[Round], rows: int, patience: int) -> bool:
     best = max(entry.accuracy for entry in history)
     floor = best - _standard_error(best, rows)
     return len(history) > patience and all(entry.accuracy < floor for entry in history[-patience:])
-
-
-def _shuffled_batches(lengths: Tensor, rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Epoch after epoch, every row once in a batch of ``size`` rows of similar length."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        batches: list[Tensor] = []
-        for part in rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES):
-            batches.extend(part[torch.argsort(lengths[part], stable=True)].split(size))
-        for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[number]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train on one thread, and so give the same bytes on any number of cores.
-
-    A step's operations take microseconds each: a second thread gains little on an idle machine, and on a busy one every
-    operation waits for it (measured on two loaded cores: 20 x slower).
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _loss(config: TrainingConfig, targets: Tensor, labels: int) -> Loss:
-    """The loss of a batch: logits (B, C), targets (B,) -> scalar."""
-    weights = _label_weights(config.label_weights, targets, labels)
-    if config.loss not in LOSSES:
-        raise InputError(allowed("loss", config.loss, LOSSES))
-
-    def loss(logits: Tensor, goal: Tensor) -> Tensor:
-        if config.loss == "triplet":
-            rows = _triplet(logits, goal, config.margin)
-        else:
-            smoothing = config.label_smoothing
-            rows = functional.cross_entropy(logits, goal, label_smoothing=smoothing, reduction="none")
-        # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
-        return (rows if weights is None else rows * weights[goal]).mean()
-
-    return loss
-
-
-def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
-    """(B,): each row's mean over (true label, other label) pairs of max(0, margin - true + other)."""
-    gap = (margin - logits.gather(1, goal[:, None]) + logits).clamp_min(0)
-    return gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
-
-
-def _label_weights(given: str | tuple[float, ...] | None, targets: Tensor, labels: int) -> Tensor | None:
-    if given is None:
-        return None
-    counts = torch.bincount(targets, minlength=labels)
-    if given == "balanced":
-        return len(targets) / (labels * counts.clamp_min(1))
-    if isinstance(given, str):
-        raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
-    if len(given) != labels or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
-        raise InputError(
-            f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead."
-        )
-    weights = torch.tensor(given)
-    return weights * len(targets) / (weights * counts).sum()
