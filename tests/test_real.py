@@ -66,8 +66,8 @@ def test_features_do_not_depend_on_the_batch(precision: Precision, shared_data: 
 
 
 def test_codecs_keep_what_they_promise(encoder: Encoder, shared_data: Path) -> None:
-    # Bytes against fp16, and error on other texts against the features' norm: measured 0.015 to 0.020, and 0.154 to 0.167
-    # with a basis of 4,000 tokens (of AG News 17,000).
+    # Bytes against fp16, and error on other texts against the features' norm: measured 0.015 to 0.020, and 0.154 to
+    # 0.167 with a basis of 4,000 tokens (of AG News 17,000).
     bounds = {"int8": (0.52, 0.025), "compact": (0.26, 0.18)}
     for name in ("trec6", "sst2", "ag_news"):
         inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:600]
