@@ -93,8 +93,8 @@ def test_stored_and_live_logits_are_close(
     assert use.misses == 0
     stored = logits_of(trained.task.head, features)
     live = logits_of(trained.task.head, live_features(train.inputs, encoder))
-    assert np.abs(stored - live).max() < 0.5  # where logits reach about 10
-    assert np.abs(stored - live).mean() < 0.05
+    assert np.abs(stored - live).max() < 0.2  # measured 0.055
+    assert np.abs(stored - live).mean() < 0.01  # measured 0.003
     assert (stored.argmax(1) == live.argmax(1)).mean() > 0.995
 
 
