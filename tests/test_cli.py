@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import build_tiny_encoder
@@ -137,6 +138,20 @@ def test_train_json_keeps_the_contract(run: Run, files: Path, tiny_encoder: Path
     assert (again.json["cache"]["hits"], again.json["cache"]["misses"]) == (120, 0)
     assert again.json["metrics"] == result["metrics"]
     assert result["store"] == again.json["store"] == task.training["store"] == "int8"
+
+
+def test_train_reports_the_spread_of_seeds(run: Run, files: Path, tiny_encoder: Path) -> None:
+    options = ("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "many", "--seeds", "3")
+    seeds = run(*options, "--json").json["seeds"]
+    assert list(seeds["metrics"]) == ["0", "1", "2"] and set(seeds["spread"]) == {"validation", "test"}
+    for split, spread in seeds["spread"].items():
+        found = [metrics[split]["accuracy"] for metrics in seeds["metrics"].values()]
+        assert spread["accuracy"]["mean"] == pytest.approx(np.mean(found))
+        assert spread["accuracy"]["deviation"] == pytest.approx(np.std(found, ddof=1))
+    assert seeds["saved"] == load_task(files / "many").training["seed"]
+    shown = run(*options)
+    assert f"3 seeds, test: accuracy {seeds['spread']['test']['accuracy']['mean']:.4f} (deviation" in shown.out
+    assert f"saved is seed {seeds['saved']}" in shown.out
 
 
 @pytest.mark.parametrize("store", ["fp16", "compact", "auto"])

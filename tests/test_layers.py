@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "ytuning"
 
 ORDER = [
     "errors",
+    "memory",
     "progress",
     "labels",
     "tables",

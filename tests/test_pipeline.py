@@ -72,6 +72,19 @@ def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder)
     assert report.metrics == pytest.approx(trained.reports["test"].metrics)
 
 
+def test_of_several_seeds_the_best_on_validation_is_the_task(toy: Dataset, encoder: Encoder) -> None:
+    data, test = toy.select(range(90)), toy.select(range(90, 120))
+    trained = train(data, encoder, test=test, seed=2, seeds=4)
+    assert list(trained.by_seed) == [2, 3, 4, 5]
+    accuracies = {seed: metrics["validation"]["accuracy"] for seed, metrics in trained.by_seed.items()}
+    assert len({metrics["validation"]["ece"] for metrics in trained.by_seed.values()}) == 4
+    chosen = trained.task.training["seed"]
+    assert chosen == max(accuracies, key=accuracies.__getitem__) and trained.task.training["seeds"] == [2, 4]
+    assert trained.by_seed[chosen] == trained.task.metrics
+    report, _, _ = evaluate_task(trained.task, test, encoder, FeatureStore())
+    assert report.metrics == pytest.approx(trained.by_seed[chosen]["test"])
+
+
 def test_refit_can_be_switched_off(toy: Dataset, encoder: Encoder) -> None:
     assert not train(toy, encoder, refit=False).fit.refitted
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -138,8 +139,11 @@ def train(
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
     ] = 0,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=256, help="Heads to train together; the best on validation is saved.")
+    ] = 1,
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Train again on held-out rows too, once they have chosen.")
+        bool, typer.Option("--refit/--no-refit", help="Go on on held-out rows too, once they have chosen.")
     ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -183,6 +187,7 @@ def train(
             test=parts[2],
             name=out.resolve().name,
             seed=seed,
+            seeds=seeds,
             refit=refit,
             codec=store.value,
             progress=progress,
@@ -383,8 +388,23 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
         "store": task.codec,
         "truncated": trained.truncated,
         "shared": trained.shared,
+        "seeds": {
+            "saved": task.training["seed"],
+            "metrics": {str(seed): metrics for seed, metrics in trained.by_seed.items()},
+            "spread": {split: _spread(trained, split) for split in trained.reports},
+        },
         "refitted": trained.fit.refitted,
         "interrupted": trained.fit.interrupted,
+    }
+
+
+def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
+    """Mean and deviation (0 of one seed) of each metric over the seeds whose head has a report of the split."""
+    found = [metrics[split] for metrics in trained.by_seed.values() if split in metrics]
+    return {
+        name: {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else 0.0}
+        for name in found[0]
+        for values in [[metrics[name] for metrics in found]]
     }
 
 
@@ -394,6 +414,13 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     split = "test" if "test" in trained.reports else "validation"
     console = Console()
     print_report(console, trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    if len(trained.by_seed) > 1:
+        of = ", ".join(
+            f"{name} {figures['mean']:.4f} (deviation {figures['deviation']:.4f})"
+            for name, figures in _spread(trained, split).items()
+        )
+        text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is seed {trained.task.training['seed']}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     share = trained.task.head_parameters / trained.task.encoder.parameters
     console.print(
         f"head: {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's; saved in {out}",

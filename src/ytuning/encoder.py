@@ -22,6 +22,7 @@ import transformers
 
 from ytuning.backends import Backend, Precision, TorchStates, check_choice, fast_precision
 from ytuning.errors import EncoderError
+from ytuning.memory import keep_freed_memory
 from ytuning.openvino_states import (
     OpenVinoStates,
     backend_name,
@@ -404,6 +405,7 @@ def _workers(device: torch.device) -> Iterator[Run]:
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
     activations stay in one core's cache, and results do not depend on the number of cores.
     """
+    keep_freed_memory()
     threads = torch.get_num_threads()
     count = threads if device.type == "cpu" else 1
     pool = ThreadPoolExecutor(count, "encoder", initializer=lambda: torch.set_num_threads(1 if count > 1 else threads))

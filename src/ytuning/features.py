@@ -127,12 +127,16 @@ class Features:
 
     def halves(self, indices: torch.Tensor) -> np.ndarray:
         """(tokens, L, D) float16: the tokens of some rows (B,), one row after the other."""
+        values: np.ndarray = self.tokens(indices).half().numpy()
+        return values
+
+    def tokens(self, indices: torch.Tensor) -> torch.Tensor:
+        """(tokens, L, D) float32: the tokens of some rows (B,), one row after the other."""
         lengths = self.lengths[indices]
         places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         stored = self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
-        values: np.ndarray = self.codec.decode(stored, torch.float32).half().numpy()
-        return values.reshape(-1, self.layers, self.width)
+        return self.codec.decode(stored, torch.float32).view(-1, self.layers, self.width)
 
     def _gather(self, tokens: torch.Tensor, array: torch.Tensor) -> torch.Tensor:
         """(B * T, row bytes) uint8 of tokens (B, T) of the arrays (B,)."""

@@ -22,7 +22,7 @@ from ytuning.features import CacheUse, Features, stored_features
 from ytuning.labels import LabelSet
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
-from ytuning.training import FitResult, Recipe, fit_head, logits_of
+from ytuning.training import FitResult, Job, Recipe, fit_heads, logits_of
 
 __all__ = ["Stopwatch", "Trained", "evaluate_task", "train_task"]
 
@@ -54,6 +54,7 @@ class Trained:
         task: ready to be saved.
         fit: how the training went.
         reports: of ``validation`` and, if there was one, ``test``.
+        by_seed: metrics of each seed's head in the same form, seed by seed; ``task`` is the one validation prefers.
         rows: of ``train``, ``validation`` and ``test``.
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
         cache: use of the feature store.
@@ -63,13 +64,14 @@ class Trained:
     task: Task
     fit: FitResult
     reports: dict[str, Report]
+    by_seed: dict[int, dict[str, dict[str, float]]]
     rows: dict[str, int]
     shared: dict[str, int]
     cache: CacheUse
     truncated: int
 
 
-def train_task(
+def train_task(  # noqa: PLR0913  # every choice of the whole job
     train: Dataset,
     encoder: Encoder,
     store: FeatureStore,
@@ -79,6 +81,7 @@ def train_task(
     test: Dataset | None = None,
     name: str = "task",
     seed: int = 0,
+    seeds: int = 1,
     refit: bool = True,
     codec: str = DEFAULT_CODEC,
     progress: Progress | None = None,
@@ -87,8 +90,10 @@ def train_task(
     """Train a task on labelled rows.
 
     Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.data.split_holdout`), and the head
-    is trained again on all of ``train`` once it has chosen the number of steps, unless ``refit`` is off. The features
-    are stored in ``codec`` (:mod:`ytuning.codecs`), or in the one that :func:`ytuning.codec_choice.choose_codec` takes.
+    goes on for some steps on all of ``train`` once it has chosen their number, unless ``refit`` is off. With several
+    ``seeds``, heads of this seed and those after it are trained together on the same hold-out, and the first of those
+    with the best validation accuracy is taken. The features are stored in ``codec`` (:mod:`ytuning.codecs`), or in the
+    one that :func:`ytuning.codec_choice.choose_codec` takes.
 
     Raises:
         InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec.
@@ -128,25 +133,32 @@ def train_task(
         if validation is not None:
             shared["test_and_validation"] = count_shared(validation, test)
     with watch.stage("train"):
-        fit = fit_head(
+        fits = fit_heads(
             features,
-            truth,
+            [Job(truth, recipe, number) for number in range(seed, seed + seeds)],
             train=train_rows,
             validation=held_rows,
-            recipe=recipe,
             seed=seed,
             refit=refit and validation is None,
             progress=progress,
         )
+    best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].accuracy)
+    fit = fits[best]
     with watch.stage("evaluate"):
-        reports = {
-            "validation": evaluate(labels, truth[held_rows], scipy.special.softmax(fit.validation_logits, axis=1))
-        }
+        found = [
+            {"validation": evaluate(labels, truth[held_rows], scipy.special.softmax(each.validation_logits, axis=1))}
+            for each in fits
+        ]
         if test is not None:
             try:
-                reports["test"] = _report(fit, features, labels, truth, spans["test"])
-            except KeyboardInterrupt:  # the head is trained, and should not be lost for its report
+                for each, reports in zip(fits, found, strict=True):
+                    reports["test"] = _report(each, features, labels, truth, spans["test"])
+            except KeyboardInterrupt:  # the heads are trained, and should not be lost for their reports
                 fit = replace(fit, interrupted=True)
+    reports = found[best]
+    by_seed = {
+        seed + number: {split: report.metrics for split, report in each.items()} for number, each in enumerate(found)
+    }
     rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test) if test else 0}
     task = Task(
         name,
@@ -156,7 +168,8 @@ def train_task(
         fit.head,
         metrics={split: report.metrics for split, report in reports.items()},
         training={
-            "seed": seed,
+            "seed": seed + best,
+            "seeds": [seed, seeds],
             "store": codec,
             "label_weights": recipe.training.label_weights,
             "rows": rows,
@@ -166,7 +179,7 @@ def train_task(
         },
         pair=train.text_pairs is not None,
     )
-    return Trained(task, fit, reports, rows, shared, cache, int(features.truncated_rows.sum()))
+    return Trained(task, fit, reports, by_seed, rows, shared, cache, int(features.truncated_rows.sum()))
 
 
 def evaluate_task(

@@ -65,7 +65,7 @@ def _fitted(features: Features, rows: np.ndarray) -> Compact:
     """Directions of a sample that is spread evenly over the rows."""
     total = int(features.lengths[torch.from_numpy(rows)].sum())
     sample = torch.from_numpy(rows[:: max(1, total // FIT_TOKENS)])
-    return Compact.fitted(features.halves(sample))
+    return Compact.fitted(features.tokens(sample).numpy())
 
 
 def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Workers, progress: Progress) -> Features:
@@ -78,7 +78,7 @@ def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Worker
     bounds = np.cumsum([0, *(int(features.lengths[chunk].sum()) for chunk in chunks)])
 
     def copy(number: int) -> None:
-        array[bounds[number] : bounds[number + 1]] = compact.encode(features.halves(chunks[number]))
+        array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number]).numpy())
 
     for first in range(0, len(chunks), 8):  # parts, so that Ctrl-C is heard between them
         pool.map(copy, range(first, min(first + 8, len(chunks))))

@@ -18,6 +18,7 @@ from torch import Tensor
 from ytuning.features import Features, ordered_batches
 from ytuning.head import LabelHead
 from ytuning.losses import Loss
+from ytuning.memory import keep_freed_memory
 
 __all__ = ["Learner", "Workers", "stack_logits", "stack_step", "workers"]
 
@@ -51,6 +52,7 @@ class Workers:
 @contextmanager
 def workers() -> Iterator[Workers]:
     """As many workers as torch has threads; within, the caller's operations run on one thread too."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
     torch.set_num_threads(1)

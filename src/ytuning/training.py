@@ -16,6 +16,7 @@ from ytuning.errors import InputError, allowed
 from ytuning.features import Features
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.losses import build_loss
+from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.reduction import Reduced, reduced_features
 from ytuning.sampling import shuffled_batches
@@ -53,7 +54,8 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
-        refit_share: of the steps that validation chose, taken once more on all rows, the validation rows included...
+        refit: steps on all rows, the validation rows included, once validation has chosen a head: of the steps that it was
+            trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
         label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
             label by id; scaled so that the train rows' mean is 1.
@@ -72,7 +74,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     rounds: int = 10
     patience: int = 3
-    refit_share: float = 0.2
+    refit: float = 2.0
     refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
 
@@ -232,11 +234,12 @@ def fit_heads(
         refitted = False
         if refit and not interrupted:
             try:
-                heads = _refitted(runs, view, everything, size, seed, pool, progress)
+                heads = _refitted(runs, view, everything, len(everything) - len(train), size, seed, pool, progress)
                 refitted = True
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
+        give_back_freed_memory()
         return [
             FitResult(
                 head=_widened(head, space, features).eval(),
@@ -327,9 +330,16 @@ def _search(
 
 
 def _refitted(
-    runs: list[_Run], features: Features, rows: np.ndarray, size: int, seed: int, pool: Workers, progress: Progress
+    runs: list[_Run],
+    features: Features,
+    rows: np.ndarray,
+    new: int,
+    size: int,
+    seed: int,
+    pool: Workers,
+    progress: Progress,
 ) -> list[LabelHead]:
-    """Copies of the chosen heads after a few more steps on all rows, as many as their share of the chosen steps.
+    """Copies of the chosen heads after a few more steps on all rows, of which so many are ``new`` to them.
 
     So the validation rows count for the head too, at a fifth of the price of a second training on all rows, and with
     the same cross-entropy on unseen rows (benchmarks/RESULTS.md).
@@ -337,7 +347,7 @@ def _refitted(
     learners = []
     for run in runs:
         config = run.job.recipe.training
-        total = max(1, round(config.refit_share * run.history[run.chosen].step))
+        total = max(1, round(config.refit * new / len(rows) * run.history[run.chosen].step))
         gentle = replace(
             run.job.recipe, training=replace(config, learning_rate=config.refit_rate * config.learning_rate)
         )

@@ -1,0 +1,45 @@
+"""What the C library does with freed memory.
+
+A step of training, or a batch of the encoder, frees buffers of megabytes and asks for the same ones again. glibc gives
+them back to the system each time, and the system clears every page anew: a quarter of head training and up to a tenth
+of the encoder pass (benchmarks/RESULTS.md). So freed memory is kept, and given back once when the work is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
+KEPT = {
+    TRIM_THRESHOLD: 2**31 - 1,  # bytes at the end of the heap that are kept
+    TOP_PAD: 64 << 20,  # by which the heap grows
+    MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes; larger blocks always come from the system
+}
+
+
+@cache
+def keep_freed_memory() -> None:
+    """From now on keep freed memory in this process; where the C library is not glibc, nothing happens."""
+    library = _glibc()
+    if library is not None:
+        for option, value in KEPT.items():
+            library.mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is kept and not in use."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "gnu_get_libc_version") else None
+    except (OSError, TypeError):  # Windows has no library of that kind
+        return None
