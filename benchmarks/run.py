@@ -24,6 +24,8 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "encoder_pass": (ON, f"{ON} --sets banking77 --texts 64 --rounds 1"),
     "store_io": ("--encoder {encoder}", "--encoder {encoder} --megabytes 2 --rounds 1"),
     "head_training": (ON, f"{QUICK} --second-sets banking77 --rows 200"),
+    "stacked_heads": (f"{ON} --rows 20000", f"{QUICK} --rows 200 --heads 3"),
+    "store_codecs": (ON, f"{ON} --sets banking77 --seeds 0 --rows 90 --head-steps 20"),
     "prediction": (ON, f"{QUICK} --texts 64 --train-rows 200"),
     "whole_task": (
         f"{ON} --max-steps 60",

@@ -54,8 +54,8 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
-        refit: steps on all rows, the validation rows included, once validation has chosen a head: of the steps that it was
-            trained for, so many times the share of rows that are new to it...
+        refit: steps on all rows, the validation rows included, once validation has chosen a head: of the steps that it
+            was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
         label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
             label by id; scaled so that the train rows' mean is 1.
