@@ -187,3 +187,24 @@ def test_bytes_that_are_no_basis(data: bytes) -> None:
 def test_a_basis_of_another_encoder() -> None:
     with pytest.raises(ValueError, match=r"a basis of \(6, 12\), where \(9, 18\) is needed"):
         Compact.from_bytes(3, 6, Compact.fitted(normal(50)).to_bytes())
+
+
+def test_a_token_far_from_the_basis_saturates() -> None:
+    basis = Compact.fitted(np.random.default_rng(0).normal(0, 1e-4, (500, 1, 8)).astype(np.float16))
+    far = np.full((1, 1, 8), 6e4, np.float16)
+    found = basis.decode(torch.from_numpy(basis.encode(far)), torch.float32)
+    assert torch.isfinite(found).all() and found.abs().max() > 1
+
+
+def test_the_basis_does_not_depend_on_the_number_of_threads() -> None:
+    features = np.random.default_rng(0).normal(size=(2000, 2, 64)).astype(np.float16)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append(Compact.fitted(features).to_bytes())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]

@@ -299,7 +299,7 @@ def test_refit_reads_all_rows_and_the_search_train_rows(
         step(learners, features, batch, pool)
 
     monkeypatch.setattr("ytuning.training.stack_step", record)
-    config = replace(SHORT, fewest_steps=60, most_steps=60, refit=2.0, patience=99)
+    config = replace(SHORT, fewest_steps=60, most_steps=60, refit_factor=2.0, patience=99)
     assert fit(replace(RECIPE, training=config)).refitted
     assert seen == [set(TRAIN.tolist()), {*TRAIN.tolist(), *VALIDATION.tolist()}]
 
@@ -313,7 +313,7 @@ def test_refit_takes_twice_the_share_of_new_rows_of_the_chosen_steps(
 ) -> None:
     scripted(*right)
     stages = Stages()
-    fit(replace(RECIPE, training=replace(SHORT, refit=2.0)), progress=stages)
+    fit(replace(RECIPE, training=replace(SHORT, refit_factor=2.0)), progress=stages)
     assert stages.totals["refit"] == steps
 
 
@@ -328,7 +328,7 @@ def test_refit_starts_from_the_chosen_head_at_its_own_rate(
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "AdamW", Recording)
-    config = replace(SHORT, learning_rate=0.5, refit_rate=0.0, refit=2.0, patience=99)
+    config = replace(SHORT, learning_rate=0.5, refit_rate=0.0, refit_factor=2.0, patience=99)
     still, alone = fit(replace(RECIPE, training=config)), fit(replace(RECIPE, training=config), refit=False)
     assert weights(still.head) == weights(alone.head)  # a rate of 0 changes nothing
     rates.clear()

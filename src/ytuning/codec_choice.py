@@ -101,6 +101,7 @@ def _measured(
         recipe=recipe,
         seed=seed,
         refit=False,
+        reduce=False,
         progress=_Sample(progress),
     )
     if fit.interrupted:

@@ -132,17 +132,24 @@ class Compact:
         of the deviation 0, 1/2 and 1, 1/2 gave nearly the least error whether a hundred tokens were fitted or 50,000
         (of all-MiniLM-L6-v2; 1 is as good on many tokens and loses almost everything on few).
         """
+        import torch
+
         layers, width = features.shape[1:]
         size, kept = layers * width, _directions(layers, width)
-        moments = np.zeros((size, size))
-        for start in range(0, len(features), BLOCK):
-            part = features[start : start + BLOCK].reshape(-1, size).astype(np.float32)
-            moments += part.T @ part
-        energy, vectors = np.linalg.eigh(moments / len(features))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the same sums, and so the same basis, on any number of cores
+        try:
+            moments = torch.zeros(size, size, dtype=torch.float64)
+            for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
+                whole = part.float()
+                moments += whole.T @ whole
+            energy, vectors = (found.numpy() for found in torch.linalg.eigh(moments / len(features)))
+        finally:
+            torch.set_num_threads(threads)
         energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
         largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
         # Tokens that are not here have some energy in directions that those here lack.
-        unseen = moments.trace() / len(features) / size * kept / len(features)
+        unseen = float(moments.trace()) / len(features) / size * kept / len(features)
         weights = (energy + unseen) ** 0.25 if unseen > 0 else np.ones(kept)
         return cls(
             layers,
@@ -281,8 +288,10 @@ def _quantised(values: torch.Tensor) -> np.ndarray:
     # Up to the next float16 where rounding went down, or the largest number would not fit; a scale that rounds to 0 is
     # so the smallest float16. The bits of positive numbers are in the order of the numbers.
     scales = (scales.view(torch.int16) + (scales.float() * HIGHEST < peaks)).to(torch.int16).view(torch.float16)
+    # Coordinates can be far from what a basis was fitted on: those beyond the largest scale saturate.
+    scales = scales.clamp_max(torch.finfo(torch.float16).max)
     numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
-    rows = numbers.round_().to(torch.int8).flatten(1)
+    rows = numbers.round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8).flatten(1)
     return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1).numpy()
 
 

@@ -48,7 +48,7 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes), ``"compact"`` (a quarter), or
             ``"auto"``, which measures on a sample what they cost in accuracy and takes the smallest good one.
         seed: of the hold-out, the head's weights and the order of rows.
-        refit: whether to train again on all rows once the held-out ones have chosen the number of steps.
+        refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
         verbose: whether to show progress on stderr.
 

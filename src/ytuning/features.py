@@ -75,10 +75,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def bytes(self) -> int:
-        """Of everything that the rows lie in."""
-        return sum(array.nbytes for array in self._arrays)
+    def bytes_of(self, rows: torch.Tensor) -> int:
+        """What rows (N,) take where they lie."""
+        return int(self.lengths[rows].sum()) * self._arrays[0].shape[1]
 
     def seen_as(self, reader: Reader) -> Features:
         """The same rows, decoded by another reader."""

@@ -90,7 +90,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     """Train a task on labelled rows.
 
     Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.data.split_holdout`), and the head
-    goes on for some steps on all of ``train`` once it has chosen their number, unless ``refit`` is off. With several
+    goes on for some steps on all of ``train`` once they have chosen it, unless ``refit`` is off. With several
     ``seeds``, heads of this seed and those after it are trained together on the same hold-out, and the first of those
     with the best validation accuracy is taken. The features are stored in ``codec`` (:mod:`ytuning.codecs`), or in the
     one that :func:`ytuning.codec_choice.choose_codec` takes.

@@ -21,7 +21,7 @@ from ytuning.store import StoredRows
 
 __all__ = ["Reduced", "reduced_features"]
 
-FIT_TOKENS = 50_000  # of train rows, that the directions are fitted on
+FIT_TOKENS = 50_000  # that the directions are fitted on, of the rows that training reads
 COPY_BYTES = 1 << 29  # largest copy: 1.4 million tokens of the default encoder
 CHUNK_TOKENS = 8192  # read and written at a time
 
@@ -64,7 +64,7 @@ def reduced_features(features: Features, rows: np.ndarray, pool: Workers, progre
 def _fitted(features: Features, rows: np.ndarray) -> Compact:
     """Directions of a sample that is spread evenly over the rows."""
     total = int(features.lengths[torch.from_numpy(rows)].sum())
-    sample = torch.from_numpy(rows[:: max(1, total // FIT_TOKENS)])
+    sample = torch.from_numpy(rows[:: max(1, -(-total // FIT_TOKENS))])
     return Compact.fitted(features.tokens(sample).numpy())
 
 
@@ -84,7 +84,7 @@ def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Worker
         pool.map(copy, range(first, min(first + 8, len(chunks))))
         progress.step("prepare", min(first + 8, len(chunks)), len(chunks))
     features.release()
-    start = np.zeros(len(features), np.int64)
+    start = np.full(len(features), len(array))  # of other rows: out of bounds
     start[ordered.numpy()] = (ends - lengths).numpy()
     place = np.zeros(len(features), np.int64)
     stored = StoredRows([array], place, start, features.lengths.numpy(), features.truncated_rows, Coordinates(compact))

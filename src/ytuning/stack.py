@@ -42,10 +42,14 @@ class Workers:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Results in order. An error or Ctrl-C is raised only once nothing runs any more."""
-        running: list[Future[Result]] = [self._pool.submit(function, item) for item in items]
+        running: list[Future[Result]] = []
         try:
+            for item in items:
+                running.append(self._pool.submit(function, item))  # what runs must be known
             return [future.result() for future in running]
         finally:
+            for future in running:
+                future.cancel()  # those that have not begun
             wait(running)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,8 +55,8 @@ class TrainingConfig:
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
-        refit: steps on all rows, the validation rows included, once validation has chosen a head: of the steps that it
-            was trained for, so many times the share of rows that are new to it...
+        refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
+            the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
         label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
             label by id; scaled so that the train rows' mean is 1.
@@ -74,7 +75,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     rounds: int = 10
     patience: int = 3
-    refit: float = 2.0
+    refit_factor: float = 2.0
     refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
 
@@ -140,8 +141,9 @@ class FitResult:
         head: in evaluation mode.
         history: every validation round.
         chosen: position in ``history`` of the round whose steps were taken.
-        validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit.
-        refitted: whether ``head`` was trained again on all rows.
+        validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit, on what it
+            was trained on: the pooled head on coordinates, so they differ a little from those on the features.
+        refitted: whether ``head`` went on on all rows.
         interrupted: whether Ctrl-C ended the training early.
     """
 
@@ -177,11 +179,15 @@ def fit_head(
     recipe: Recipe,
     seed: int = 0,
     refit: bool = True,
+    reduce: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
     job = Job(targets, recipe, seed)
-    return fit_heads(features, [job], train=train, validation=validation, seed=seed, refit=refit, progress=progress)[0]
+    (result,) = fit_heads(
+        features, [job], train=train, validation=validation, seed=seed, refit=refit, reduce=reduce, progress=progress
+    )
+    return result
 
 
 def fit_heads(
@@ -192,6 +198,7 @@ def fit_heads(
     validation: np.ndarray,
     seed: int = 0,
     refit: bool = True,
+    reduce: bool = True,
     progress: Progress | None = None,
 ) -> list[FitResult]:
     """Train heads together, in one read of the features; each stops by its own validation.
@@ -207,6 +214,8 @@ def fit_heads(
         validation: positions of validation rows, which choose the number of steps.
         seed: of the order of rows.
         refit: whether to go on on train and validation rows together.
+        reduce: whether a pooled head may be trained on half as many directions (:mod:`ytuning.reduction`), which is
+            faster, or is trained on the features themselves.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
     Raises:
@@ -215,11 +224,11 @@ def fit_heads(
     progress = progress or Progress()
     size = _batch_size(jobs, len(train))
     everything = np.union1d(train, validation)
-    with torch.random.fork_rng(devices=[]), workers() as pool:
+    with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
         goals = [torch.from_numpy(np.asarray(job.targets, np.int64)) for job in jobs]
         totals = [_steps(job.recipe.training, len(train), size) for job in jobs]
         space = None
-        if isinstance(jobs[0].recipe.head, PooledConfig):
+        if reduce and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
         view = features if space is None else space.features
         runs = []
@@ -239,18 +248,26 @@ def fit_heads(
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
-        give_back_freed_memory()
         return [
             FitResult(
                 head=_widened(head, space, features).eval(),
                 history=run.history,
                 chosen=run.chosen,
-                validation_logits=run.logits[run.chosen].numpy(),
+                validation_logits=run.logits.numpy(),
                 refitted=refitted,
                 interrupted=interrupted,
             )
             for run, head in zip(runs, heads, strict=True)
         ]
+
+
+@contextmanager
+def _given_back() -> Iterator[None]:
+    """Freed memory goes back to the system in the end, however that comes."""
+    try:
+        yield
+    finally:
+        give_back_freed_memory()
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
@@ -270,18 +287,21 @@ class _Run:
         self.job, self.goal, self.learner = job, goal, learner
         count = job.recipe.training.rounds
         self.ends = {round(total * number / count) for number in range(1, count + 1)}
-        self.history: list[Round] = []
-        self.heads: list[LabelHead] = []
-        self.logits: list[Tensor] = []
         self.chosen = 0
+        # Every round, and of those that may still be chosen the head and the logits: one value, so that Ctrl-C never
+        # finds a round without its head.
+        self._rounds: tuple[list[Round], dict[int, tuple[LabelHead, Tensor]]] = ([], {})
         self.finished = False
 
     def validated(self, logits: Tensor, goal: Tensor) -> None:
         """Keep a round: logits (N, C) and targets (N,) of the validation rows."""
         accuracy = float((logits.argmax(1) == goal).double().mean())
-        self.history.append(Round(self.learner.step, functional.cross_entropy(logits, goal).item(), accuracy))
-        self.heads.append(copy.deepcopy(self.learner.head))
-        self.logits.append(logits)
+        entry = Round(self.learner.step, functional.cross_entropy(logits, goal).item(), accuracy)
+        history, kept = self._rounds
+        # Only a round that no later one equals can still be chosen.
+        kept = {place: found for place, found in kept.items() if history[place].accuracy > accuracy}
+        kept[len(history)] = copy.deepcopy(self.learner.head), logits
+        self._rounds = ([*history, entry], kept)
         hopeless = _hopeless(self.history, len(goal), self.job.recipe.training.patience)
         self.finished = hopeless or self.learner.step == self.learner.total
 
@@ -292,9 +312,19 @@ class _Run:
         self.chosen = max(place for place, entry in enumerate(self.history) if entry.accuracy >= best - margin)
 
     @property
+    def history(self) -> list[Round]:
+        """Every round so far."""
+        return self._rounds[0]
+
+    @property
     def best(self) -> LabelHead:
         """The chosen round's head."""
-        return self.heads[self.chosen]
+        return self._rounds[1][self.chosen][0]
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, C): the chosen round's, of the validation rows."""
+        return self._rounds[1][self.chosen][1]
 
 
 def _search(
@@ -309,7 +339,8 @@ def _search(
         for run, logits in zip(chosen, found, strict=True):
             run.validated(logits, run.goal[validation])
             run.learner.head.train()
-        accuracy = " ".join(f"{run.history[-1].accuracy:.4f}" for run in chosen)
+        found_now = sorted({f"{run.history[-1].accuracy:.4f}" for run in chosen})
+        accuracy = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
         progress.step("train", chosen[0].learner.step, longest, f"validation accuracy {accuracy}")
 
     try:
@@ -341,13 +372,13 @@ def _refitted(
 ) -> list[LabelHead]:
     """Copies of the chosen heads after a few more steps on all rows, of which so many are ``new`` to them.
 
-    So the validation rows count for the head too, at a fifth of the price of a second training on all rows, and with
-    the same cross-entropy on unseen rows (benchmarks/RESULTS.md).
+    So the validation rows count for the head too. A tenth of the rows held out and a fifth of the steps gave the same
+    cross-entropy on unseen rows as a second training on all of them (benchmarks/RESULTS.md).
     """
     learners = []
     for run in runs:
         config = run.job.recipe.training
-        total = max(1, round(config.refit * new / len(rows) * run.history[run.chosen].step))
+        total = max(1, round(config.refit_factor * new / len(rows) * run.history[run.chosen].step))
         gentle = replace(
             run.job.recipe, training=replace(config, learning_rate=config.refit_rate * config.learning_rate)
         )
