@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ytuning import codec_choice as module
 from ytuning.codec_choice import CodecChoice, choose_codec
+from ytuning.codecs import Half
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, TokenizedTexts, load_encoder
 from ytuning.errors import InputError
-from ytuning.features import live_features
+from ytuning.features import Features, live_features
 from ytuning.head import PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore, text_key
+from ytuning.store import FeatureStore, StoredRows, text_key
 from ytuning.training import Recipe, TrainingConfig, fit_head, logits_of
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -164,3 +166,23 @@ def test_an_unknown_codec_is_refused_before_encoding(toy: Dataset, encoder: Enco
     with pytest.raises(InputError, match=r"store must be one of 'fp16', 'int8', 'compact', 'auto'\. Got 'x' instead\."):
         train_task(toy, encoder, FeatureStore(), RECIPE, codec="x")
     assert FeatureStore().spaces() == []
+
+
+def test_a_codec_that_drops_what_tells_the_labels_apart_is_not_taken() -> None:
+    # Sixteen numbers of a token are noise; one of the others, far weaker, is the label. Compact keeps sixteen.
+    generator = np.random.default_rng(0)
+    count, tokens = 200, 3
+    truth = generator.integers(2, size=count)
+    values = np.zeros((count, tokens, 32), np.float32)
+    values[..., :16] = generator.normal(0, 5, (count, tokens, 16))
+    values[..., 31] = truth[:, None] - 0.5
+    codec = Half(1, 32)
+    array = codec.encode(values.reshape(-1, 1, 32).astype(np.float16))
+    lengths, places = np.full(count, tokens), np.arange(count) * tokens
+    stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
+    sample = from_lists([f"text {row}" for row in range(count)], [str(label) for label in truth])
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=300, most_steps=300, learning_rate=1e-2))
+    rows, held = np.arange(150), np.arange(150, 200)
+    features = Features(stored, torch.float32)
+    chosen, message = module._measured(sample, features, rows, held, recipe, 0, Progress())
+    assert chosen != "compact", message

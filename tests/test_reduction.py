@@ -15,8 +15,8 @@ from ytuning.features import Features, stored_features
 from ytuning.head import PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.reduction import reduced_features
-from ytuning.stack import workers
 from ytuning.store import FeatureStore
+from ytuning.workers import workers
 
 ROWS = np.arange(10, 110)
 

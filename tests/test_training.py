@@ -22,8 +22,9 @@ from ytuning.features import Features, live_features
 from ytuning.head import CrossAttentionConfig, LabelHead, PooledConfig
 from ytuning.labels import LabelSet
 from ytuning.progress import Progress
-from ytuning.stack import Learner, Workers, stack_step
+from ytuning.stack import Learner, stack_step
 from ytuning.training import FitResult, Job, Recipe, TrainingConfig, fit_head, fit_heads, logits_of, preset
+from ytuning.workers import Workers
 
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
 RECIPE = Recipe(PooledConfig(width=16, queries=1), SHORT)
@@ -467,3 +468,35 @@ def test_a_failing_read_is_raised_and_leaves_no_thread(
     with pytest.raises(OSError, match="the disk is gone"):
         fit()
     assert threading.active_count() == before
+
+
+def test_interrupted_while_a_round_is_kept(fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, copies = copy.deepcopy, 0
+
+    def interrupted(value: Any) -> Any:
+        nonlocal copies
+        copies += 1
+        if copies == 2:
+            raise KeyboardInterrupt
+        return real(value)
+
+    monkeypatch.setattr(copy, "deepcopy", interrupted)
+    result = fit()
+    assert (result.interrupted, result.chosen) == (True, 0)
+    assert [entry.step for entry in result.history] == [6]
+
+
+def test_only_rounds_that_may_be_chosen_are_kept(
+    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Any] = []
+    start = training._Run.__init__
+
+    def recorded(self: Any, *arguments: Any) -> None:
+        runs.append(self)
+        start(self, *arguments)
+
+    monkeypatch.setattr(training._Run, "__init__", recorded)
+    scripted(10, 25, 20, 22, 16)
+    fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False)
+    assert list(runs[0]._rounds[1]) == [1, 3, 4]

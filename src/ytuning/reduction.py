@@ -16,8 +16,8 @@ from torch import Tensor
 from ytuning.codecs import Compact, Coordinates, Projected
 from ytuning.features import Features
 from ytuning.progress import Progress
-from ytuning.stack import Workers
 from ytuning.store import StoredRows
+from ytuning.workers import Workers
 
 __all__ = ["Reduced", "reduced_features"]
 

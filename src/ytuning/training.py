@@ -21,7 +21,8 @@ from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.reduction import Reduced, reduced_features
 from ytuning.sampling import shuffled_batches
-from ytuning.stack import Learner, Workers, stack_logits, stack_step, workers
+from ytuning.stack import Learner, stack_logits, stack_step
+from ytuning.workers import Workers, workers
 
 __all__ = [
     "PRESETS",
