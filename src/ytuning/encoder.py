@@ -212,13 +212,17 @@ class Encoder:
             yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
 
     def _rows(self, texts: int, length: int) -> int:
-        """Rows of a batch of ``texts`` texts of ``length`` tokens, some repeated to round it up to one of few sizes.
+        """Rows of a batch of ``texts`` texts of ``length`` tokens, some repeated where oneDNN computes.
 
-        In bf16 on a CPU to one size only: there the size of a batch changes the last bits of its features.
+        There it is rounded up to one of few sizes, in bf16 on a CPU to one size only: there the size of a batch changes
+        the last bits of its features. Torch's fp32 takes any size, which spares small sets half of their pass.
         """
         full = max(1, self._tokens_per_batch // length)
-        sizes = 1 if self.identity.precision == "bf16" and self.device.type == "cpu" else SIZES
-        step = -(-full // sizes)
+        if self.identity.backend == "torch" and self.identity.precision == "fp32":
+            step = 1
+        else:
+            sizes = 1 if self.identity.precision == "bf16" and self.device.type == "cpu" else SIZES
+            step = -(-full // sizes)
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
 
     def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
