@@ -67,10 +67,13 @@ def check_whole_task(figures: Any) -> None:
     assert entry["logistic"]["test_accuracy"] > 0.3
 
 
+ORDERS = ("as_written", "shuffled", "by_label", "not_in_blocks")
+
+
 def check_larger_than_memory(figures: Any) -> None:
     assert figures["memory"]["texts_encoded"] == 0
     assert figures["memory"]["validation_accuracy"] > 0.5  # of four labels
-    assert {len(figures["accuracy_by_order"][order]["runs"]) for order in ("as_written", "shuffled", "by_label")} == {1}
+    assert {len(figures["accuracy_by_order"][order]["runs"]) for order in ORDERS} == {1}
 
 
 def check_gpu(figures: Any) -> None:
@@ -217,7 +220,8 @@ def test_synthetic_store_holds_its_texts_and_copies_keep_every_row(encoder: Enco
     order = np.random.default_rng(0).permutation(len(made.inputs))
     copied = synthetic.copy_in_order(made.inputs, order, features, encoder, FeatureStore(tmp_path / "b"))
     for row in range(0, len(made.inputs), 5):
-        assert torch.equal(copied.batch(torch.tensor([row]))[0], features.batch(torch.tensor([row]))[0])
+        found, expected = copied.batch(torch.tensor([row]))[0], features.batch(torch.tensor([row]))[0]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)  # the scale goes by way of float16 once more
 
 
 def test_without_a_gpu_its_figures_are_missing(
