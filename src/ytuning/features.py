@@ -25,7 +25,7 @@ RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
-FIT_TOKENS = 50_000  # that a space's basis is fitted on, from texts spread evenly over the first ones...
+FIT_TOKENS = 50_000  # that a basis is fitted on: a space's from texts spread evenly over the first ones...
 FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
 BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
 WAITING = "waiting for another process that encodes with this encoder"

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ytuning.codecs import Compact, Coordinates, Projected
-from ytuning.features import Features
+from ytuning.features import FIT_TOKENS, Features
 from ytuning.progress import Progress
 from ytuning.store import StoredRows
 from ytuning.workers import Workers
 
 __all__ = ["Reduced", "reduced_features"]
 
-FIT_TOKENS = 50_000  # that the directions are fitted on, of the rows that training reads
 COPY_BYTES = 1 << 29  # largest copy: 1.4 million tokens of the default encoder
 CHUNK_TOKENS = 8192  # read and written at a time
 
