@@ -171,6 +171,8 @@ def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple
         ({"epochs": 4, "fewest_steps": 1, "most_steps": 1000}, 4 * math.ceil(90 / 16)),
         ({"epochs": 4, "fewest_steps": 40, "most_steps": 1000}, 40),
         ({"epochs": 4, "fewest_steps": 1, "most_steps": 10}, 10),
+        ({"epochs": 1, "fewest_steps": 1, "label_steps": 17, "most_steps": 1000}, 3 * 17),
+        ({"epochs": 1, "fewest_steps": 1, "label_steps": 17, "most_steps": 50}, 50),
     ],
 )
 def test_number_of_steps(fit: Callable[..., FitResult], change: dict[str, int], steps: int) -> None:

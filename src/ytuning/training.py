@@ -49,6 +49,7 @@ class TrainingConfig:
         label_smoothing: share of the target that cross-entropy spreads over all labels.
         epochs: wanted passes over the train rows...
         fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
+        label_steps: ...and at least so many for each label, as a label's row learns most where the label occurs...
         most_steps: ...and at most so many.
         batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
         learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
@@ -66,16 +67,17 @@ class TrainingConfig:
     loss: str = "cross_entropy"
     margin: float = 2.0
     label_smoothing: float = 0.1
-    epochs: int = 7
-    fewest_steps: int = 500
-    most_steps: int = 1200
+    epochs: int = 4
+    fewest_steps: int = 300
+    label_steps: int = 7
+    most_steps: int = 1100
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip_norm: float = 1.0
-    rounds: int = 10
-    patience: int = 3
+    rounds: int = 5
+    patience: int = 2
     refit_factor: float = 2.0
     refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
@@ -103,7 +105,8 @@ def default_recipe() -> Recipe:
 
 def paper_recipe() -> Recipe:
     """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
-    return Recipe(CrossAttentionConfig(), TrainingConfig(loss="triplet", learning_rate=1e-3), layers=(-1,))
+    training = TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500)
+    return Recipe(CrossAttentionConfig(), training, layers=(-1,))
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
@@ -227,7 +230,10 @@ def fit_heads(
     everything = np.union1d(train, validation)
     with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
         goals = [torch.from_numpy(np.asarray(job.targets, np.int64)) for job in jobs]
-        totals = [_steps(job.recipe.training, len(train), size) for job in jobs]
+        totals = [
+            _steps(job.recipe.training, len(train), size, int(goal.max()) + 1)
+            for job, goal in zip(jobs, goals, strict=True)
+        ]
         space = None
         if reduce and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
@@ -428,8 +434,9 @@ def _batch_size(jobs: Sequence[Job], rows: int) -> int:
     return max(16, min(sizes.pop(), rows // 16))
 
 
-def _steps(config: TrainingConfig, rows: int, size: int) -> int:
-    return max(config.fewest_steps, min(config.epochs * math.ceil(rows / size), config.most_steps))
+def _steps(config: TrainingConfig, rows: int, size: int, labels: int) -> int:
+    wanted = max(config.epochs * math.ceil(rows / size), config.label_steps * labels)
+    return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
 def _fresh_head(job: Job, labels: int, view: Features, space: Reduced | None) -> LabelHead:
