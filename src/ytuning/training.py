@@ -69,7 +69,7 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     epochs: int = 4
     fewest_steps: int = 300
-    label_steps: int = 7
+    label_steps: int = 6
     most_steps: int = 1100
     batch_size: int = 128
     learning_rate: float = 4e-3
