@@ -21,11 +21,12 @@ from benchmarks.limits import matrix_rate, multiply_adds, share
 from benchmarks.machine import record
 from ytuning.backends import PRECISIONS
 from ytuning.data import read_dataset
-from ytuning.encoder import Encoder, TextInput, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.progress import Progress
 from ytuning.sources import DEFAULT_ENCODER
 from ytuning.store import FeatureStore
+from ytuning.tokens import TextInput
 
 SETS = ("sst2", "banking77", "imdb", "ag_news")
 

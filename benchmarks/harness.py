@@ -14,8 +14,8 @@ import numpy as np
 
 from ytuning.data import Dataset, read_dataset
 from ytuning.encoder import Encoder
+from ytuning.recipes import Recipe, preset
 from ytuning.sources import DEFAULT_ENCODER, find_encoder
-from ytuning.training import Recipe, preset
 
 
 def parser(

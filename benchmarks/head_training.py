@@ -19,9 +19,10 @@ import numpy as np
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
 from ytuning.baselines import mean_pooled, tuned_logistic_regression
-from ytuning.data import Dataset, split_holdout
+from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, train_task
 from ytuning.progress import Progress
@@ -81,7 +82,7 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
 
         def logistic() -> float:
             features = stored_features(train.inputs, encoder, current, Progress())[0]
-            targets = LabelSet.from_labels(train.labels or []).encode(train.labels or [])
+            targets = LabelSet.from_labels(train.names).encode(train.names)
             held = split_holdout(train, len(logistic_accuracy), most=MOST_HELD_OUT)
 
             def fit() -> None:
@@ -130,7 +131,7 @@ def second_task(name: str, encoder: Encoder, arguments: argparse.Namespace) -> d
     return {
         "set": name,
         "rows": len(first),
-        "labels": [len(set(rows.labels or [])) for rows in (first, second)],
+        "labels": [len(set(rows.names)) for rows in (first, second)],
         "seconds": found,
         "second_over_first": ratio(found, "second", "first"),
         "texts_encoded_by_first_and_second": encoded[:2],

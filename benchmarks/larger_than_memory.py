@@ -35,9 +35,9 @@ from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.limits import forget
 from benchmarks.machine import record
 from ytuning import sampling
-from ytuning.data import split_holdout
 from ytuning.encoder import load_encoder
 from ytuning.features import Features, stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT
 from ytuning.progress import Progress
@@ -117,7 +117,7 @@ def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "train_seconds": elapsed,
         "texts_encoded": use.misses,
         "steps": result.history[-1].step,
-        "validation_accuracy": result.history[result.chosen].accuracy,
+        "validation_accuracy": result.history[result.chosen].score,
         "bytes_read": None if own is None or own_after is None else own_after - own,
         "mean_bytes_of_a_read": mean,
         "mean_bytes_of_a_read_in_order": in_order,
@@ -168,7 +168,7 @@ def accuracy_by_order(arguments: argparse.Namespace) -> dict[str, Any]:
     train, test = rows_of(folder, "train", arguments.rows), rows_of(folder, "test", arguments.rows)
     encoder = load_encoder(arguments.encoder)
     inputs = [*train.inputs, *test.inputs]
-    targets = LabelSet.from_labels(train.labels or []).encode([*(train.labels or []), *(test.labels or [])])
+    targets = LabelSet.from_labels(train.names).encode([*(train.names), *(test.names)])
     shuffled = np.random.default_rng(0).permutation(len(inputs))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         written = stored_features(inputs, encoder, FeatureStore(f"{root}/as_written"), Progress())[0]

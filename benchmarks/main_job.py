@@ -19,14 +19,15 @@ import numpy as np
 
 from benchmarks.machine import record
 from ytuning.baselines import mean_pooled, tuned_logistic_regression
-from ytuning.data import Dataset, read_dataset, split_holdout
+from ytuning.data import Dataset, read_dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, train_task
 from ytuning.progress import Progress
+from ytuning.recipes import preset
 from ytuning.store import FeatureStore
-from ytuning.training import preset
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def one_run(
         "seed": seed,
         "test_accuracy": trained.reports["test"].metrics["accuracy"],
         "validation_accuracy": trained.reports["validation"].metrics["accuracy"],
-        "rounds": [round(entry.accuracy, 4) for entry in trained.fit.history],
+        "rounds": [round(entry.score, 4) for entry in trained.fit.history],
         "chosen": trained.fit.chosen,
         "parameters": trained.task.head_parameters,
         "seconds_train": watch.seconds["train"],
@@ -91,8 +92,8 @@ def one_run(
 
 def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, seeds: list[int]) -> dict[str, Any]:
     """Tuned logistic regression on mean-pooled features of the same store, with the same held-out rows."""
-    labels = LabelSet.from_labels(train.labels or [])
-    truth = np.concatenate([labels.encode(part.labels or []) for part in (train, test)])
+    labels = LabelSet.from_labels(train.names)
+    truth = np.concatenate([labels.encode(part.names) for part in (train, test)])
     pooled = mean_pooled(stored_features([*train.inputs, *test.inputs], encoder, store, Progress())[0])
     start = time.perf_counter()
     runs = []

@@ -91,7 +91,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "set": name,
         "texts": len(texts),
-        "labels": len(set(train.labels or [])),
+        "labels": len(set(train.names)),
         "precision": encoder.identity.precision,
         "texts_per_second": {key: len(texts) / elapsed for key, elapsed in middle.items()},
         "ratio": {count: middle[f"sentence_transformers_{count}"] / middle[f"ytuning_{count}"] for count in TASKS},

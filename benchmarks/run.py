@@ -40,6 +40,9 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         f"{ON} --gigabytes 0.002 --set banking77 --rows 200 --seeds 0 --head-steps 20",
     ),
     "main_job": ("--data {data} --presets default", "--data {data} --presets default --sets banking77 --seeds 0"),
+    "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
+    "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
+    "added_label": (ON, f"{ON} --sets banking77 --count 1 --head-steps 20"),
     "gpu": ("", "--shape tiny --device cpu --texts 64 --tokens 16 --rounds 1 --max-steps 4"),
 }
 """Benchmark -> arguments of a full run and of a quick one; folder of the data sets and encoder are filled in."""

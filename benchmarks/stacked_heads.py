@@ -13,14 +13,15 @@ from typing import Any
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
-from ytuning.data import split_holdout
 from ytuning.encoder import load_encoder
 from ytuning.features import stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, preset
 from ytuning.store import FeatureStore
-from ytuning.training import Job, Recipe, fit_heads, preset
+from ytuning.training import Job, fit_heads
 
 WANTED = 5.0  # times one head, for 16 on SST-2
 
@@ -53,7 +54,7 @@ def one_set(name: str, form: str, made: Recipe, arguments: Any) -> dict[str, Any
     """Seconds of one head and of many, in turn."""
     train = rows_of(arguments.data / name, "train", arguments.rows)
     encoder = load_encoder(arguments.encoder, layers=made.layers)
-    truth = LabelSet.from_labels(train.labels or []).encode(train.labels or [])
+    truth = LabelSet.from_labels(train.names).encode(train.names)
     rows, held = split_holdout(train, 0, most=MOST_HELD_OUT)
     with tempfile.TemporaryDirectory() as root:
         features = stored_features(train.inputs, encoder, FeatureStore(root), Progress())[0]

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ytuning.codecs import DEFAULT_CODEC, row_bytes
-from ytuning.encoder import Encoder, TextInput
+from ytuning.encoder import Encoder
 from ytuning.features import Features, stored_features
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore, text_key
+from ytuning.tokens import TextInput
 
 SHARD_BYTES = 128 << 20
 LABELS = 4

@@ -33,9 +33,10 @@ from ytuning.baselines import (
     mean_pooled,
     tuned_logistic_regression,
 )
-from ytuning.data import Dataset, split_holdout
+from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, evaluate_task, train_task
 from ytuning.progress import Progress
@@ -91,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds and test scores of everybody on one set, in turn."""
     train, test = rows_of(arguments.data / name, "train", arguments.rows), rows_of(arguments.data / name, "test")
-    labels = LabelSet.from_labels(train.labels or [])
-    targets, test_targets = labels.encode(train.labels or []), labels.encode(test.labels or [])
+    labels = LabelSet.from_labels(train.names)
+    targets, test_targets = labels.encode(train.names), labels.encode(test.names)
     encoder = load_encoder(arguments.encoder)
     runs: dict[str, list[dict[str, Any]]] = {who: [] for who in ("ytuning", *arguments.opponents)}
     limits: list[float] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ytuning import encoder, features
+from ytuning import tokens as tokens_module
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 
@@ -24,7 +25,7 @@ def main() -> None:
     encoder.TOKENS_PER_BATCH["cpu"] = 64
     quick = encoder.Encoder._features
 
-    def slow(self: encoder.Encoder, tokens: encoder.TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+    def slow(self: encoder.Encoder, tokens: tokens_module.TokenizedTexts, batch: np.ndarray) -> np.ndarray:
         time.sleep(float(seconds))
         with Path(log).open("a") as stream:
             for text in batch:

@@ -16,28 +16,45 @@ from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig
 State = Mapping[str, Tensor]
 
 
-def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tensor) -> Tensor:
-    """Logits (B, C) of features (B, T, L, D) with mask (B, T)."""
+def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tensor, *, paired: bool = False) -> Tensor:
+    """Logits (B, C) of features (B, T, L, D) with mask (B, T); of pairs both are of 2 * B texts."""
     weights = {name: tensor.double() for name, tensor in state.items()}
     texts = [
         [token for token, there in zip(text.double(), kept, strict=True) if there]
         for text, kept in zip(features, mask, strict=True)
     ]
+    rows = [[text] for text in texts]
+    if paired:
+        count = len(texts) // 2
+        rows = [list(pair) for pair in zip(texts[:count], texts[count:], strict=True)]
     if isinstance(config, PooledConfig):
-        return torch.stack([_pooled(config, weights, text) for text in texts])
-    return torch.stack([_cross_attention(config, weights, text) for text in texts])
+        return torch.stack([_pooled(config, weights, row) for row in rows])
+    return torch.stack([_cross_attention(config, weights, [token for text in row for token in text]) for row in rows])
 
 
 # --- pool first, then match -----------------------------------------------------------------------------------------
 
 
-def _pooled(config: PooledConfig, state: State, tokens: list[Tensor]) -> Tensor:
-    """Logits (C,) of the tokens of one text, each (L, D): the mean of what the members say."""
-    return torch.stack([_member(config, state, member, tokens) for member in range(config.members)]).mean(0)
+def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
+    """Logits (C,) of a row's one or two texts, each token (L, D): the mean of what the members say."""
+    return torch.stack([_member(config, state, member, texts) for member in range(config.members)]).mean(0)
 
 
-def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
+def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of one member."""
+    pools = [_standardised(_pools(config, state, member, tokens)) for tokens in texts]
+    if len(pools) == 2:
+        first, second = pools
+        pools += [(first - second).abs(), first * second]
+    text = torch.cat(pools) @ state["project"][member] + state["project_bias"][member]
+    hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
+    text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])
+    rows, biases = state["label_rows"][member], state["label_bias"][member]
+    return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
+
+
+def _pools(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
+    """Maximum and attention pools of one text."""
     flat = [token.flatten() for token in tokens]
     own = slice(member * config.token_width, (member + 1) * config.token_width)
     mapped = _mixed(config, state["mixing"][member], [state["token_map"][own] @ token for token in flat])
@@ -45,11 +62,7 @@ def _member(config: PooledConfig, state: State, member: int, tokens: list[Tensor
     pools = [_gelu(largest + state["map_bias"][member, 0])]
     for query in range(config.queries):
         pools.append(_attend(state["queries"][member * config.queries + query], flat, mapped))
-    text = _standardised(torch.cat(pools)) @ state["project"][member] + state["project_bias"][member]
-    hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
-    text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])
-    rows, biases = state["label_rows"][member], state["label_bias"][member]
-    return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
+    return torch.cat(pools)
 
 
 def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:

@@ -16,10 +16,12 @@ import safetensors.torch
 import torch
 
 from ytuning.artifact import Task, check_encoder, check_target, load_task, save_task
-from ytuning.encoder import EncoderIdentity
+from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, WriteError
 from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, build_head, config_to_json
+from ytuning.identity import EncoderIdentity
 from ytuning.labels import LabelSet
+from ytuning.targets import Names, Scale
 
 IDENTITY = EncoderIdentity(
     name="some/encoder",
@@ -40,14 +42,21 @@ def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "n
     head = build_head(config, labels=len(labels), layers=2, width=8).eval()
     return Task(
         "tickets",
-        LabelSet(labels),
+        Names(LabelSet(labels)),
         IDENTITY,
         config,
         head,
         metrics={"validation": {"accuracy": 0.5}},
         training={"seed": 3, "rows": {"train": 9}},
-        pair=True,
+        pair="joint",
     )
+
+
+def regression_task() -> Task:
+    """Of pairs that are encoded one by one, so with a wider head."""
+    torch.manual_seed(0)
+    head = build_head(POOLED, labels=2, layers=2, width=8, paired=True).eval()
+    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair="separate")
 
 
 @pytest.fixture
@@ -79,9 +88,47 @@ def test_round_trip(config: HeadConfig, tmp_path: Path) -> None:
         assert torch.equal(loaded.head(features, mask), task.head(features, mask))
     assert not loaded.head.training
     assert loaded.name == "folder"
-    same = ("labels", "encoder", "config", "metrics", "training", "pair", "kind", "thresholds", "calibration")
+    same = ("target", "encoder", "config", "metrics", "training", "pair", "kind", "calibration")
     assert {name: getattr(loaded, name) for name in same} == {name: getattr(task, name) for name in same}
     assert loaded.head_parameters == sum(weights.numel() for weights in task.head.state_dict().values())
+
+
+def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
+    task = regression_task()
+    save_task(task, tmp_path / "stars")
+    loaded = load_task(tmp_path / "stars")
+    assert (loaded.target, loaded.pair, loaded.kind, loaded.calibration) == (
+        task.target,
+        "separate",
+        "regression",
+        Calibration(),
+    )
+    features, mask = torch.randn(6, 4, 2, 8), torch.ones(6, 4, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(loaded.head(features, mask), task.head(features, mask))
+    assert "It answers with a number from 1 to 5." in (tmp_path / "stars" / "README.md").read_text()
+    several = replace(
+        make_task(),
+        target=Names(LabelSet(("card", "naïve", "10")), "multi"),
+        calibration=Calibration(1.5, (0.1, 0.2, 0.3)),
+    )
+    save_task(several, tmp_path / "tags")
+    loaded = load_task(tmp_path / "tags")
+    assert (loaded.target, loaded.calibration) == (several.target, several.calibration)
+    content = json.loads((tmp_path / "tags" / "task.json").read_text(encoding="utf-8"))
+    assert (content["kind"], content["thresholds"]) == ("multi", [0.1, 0.2, 0.3])
+    assert content["calibration"] == {"temperature": 1.5, "abstain_below": None}
+
+
+def test_a_task_of_schema_1_was_not_calibrated_and_read_pairs_jointly(folder: Path) -> None:
+    edit(schema=1, pair=True)(folder)
+    content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    content |= {"thresholds": None, "calibration": None}
+    (folder / "task.json").write_text(json.dumps(content))
+    loaded = load_task(folder)
+    assert (loaded.pair, loaded.calibration, loaded.kind) == ("joint", Calibration(), "single")
+    edit(pair=False)(folder)
+    assert load_task(folder).pair is None
 
 
 def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
@@ -93,7 +140,7 @@ def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "head.safetensors", "task.json"]
     content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["labels"] == ["card", "naïve", "10"]
     assert content["encoder"]["fingerprint"] == IDENTITY.fingerprint
     stored = (folder / "head.safetensors").read_bytes()
@@ -107,7 +154,7 @@ def test_model_card_tells_what_it_is(folder: Path) -> None:
     for part in (
         "# tickets",
         "some/encoder",
-        "a pair of texts",
+        "a pair of texts, read as one",
         "32 tokens",
         "`naïve`",
         "| validation | accuracy | 0.5000 |",
@@ -117,7 +164,7 @@ def test_model_card_tells_what_it_is(folder: Path) -> None:
 
 def test_saving_again_replaces_the_older_task(folder: Path) -> None:
     save_task(make_task(CROSS, ("x", "y")), folder)
-    assert load_task(folder).labels.names == ("x", "y")
+    assert load_task(folder).target.names == ("x", "y")
     assert len(list(folder.iterdir())) == 3
 
 
@@ -129,7 +176,8 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
     def apply(folder: Path) -> None:
         content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-        content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+        content |= changes
+        content = {key: value for key, value in content.items() if value is not None or key not in changes}
         (folder / "task.json").write_text(json.dumps(content), encoding="utf-8")
 
     return apply
@@ -190,12 +238,16 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (write("task.json", b"\xff\xfe\x00"), "task.json is damaged: it is not JSON"),
     "a list": (write("task.json", b"[]"), "was not written by ytuning: it states no schema"),
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
-    "newer schema": (edit(schema=2), "has schema 2, this version of ytuning reads up to 1. Upgrade"),
+    "newer schema": (edit(schema=3), "has schema 3, this version of ytuning reads up to 2. Upgrade"),
     "no labels": (edit(labels=None), "task.json is damaged (KeyError: 'labels')"),
     "a label twice": (edit(labels=["a", "b", "a"]), "task.json is damaged (InputError: label names must differ"),
     "no metrics": (edit(metrics=None), "task.json is damaged (KeyError: 'metrics')"),
     "encoder is text": (edit(encoder="some/encoder"), "task.json is damaged (TypeError"),
     "encoder changed": (edit_encoder(max_length=64), "the encoder's fingerprint does not match its fields"),
+    "unknown kind": (edit(kind="many"), "task.json is damaged (ValueError: unknown kind 'many')"),
+    "unknown pair": (edit(pair="both"), "pair must be null or one of joint, separate"),
+    "too few thresholds": (edit(thresholds=[0.5]), "there must be a threshold for each label"),
+    "no temperature": (edit(calibration={"temperature": 0, "abstain_below": None}), "temperature"),
     "unknown head": (edit_head(form="linear"), "task.json: the head's form must be one of"),
     "unknown head field": (edit_head(depth=3), "task.json: another version of ytuning wrote the head"),
     "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json is damaged"),
@@ -315,4 +367,4 @@ def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
         f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out"
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-    assert load_task(folder).labels.names == ("card", "naïve", "10")
+    assert load_task(folder).target.names == ("card", "naïve", "10")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import build_tiny_encoder
-from ytuning import cli, losses, training
+from ytuning import cli, losses, recipes
 from ytuning.artifact import load_task, save_task
 from ytuning.data import from_lists
 from ytuning.encoder import Encoder, load_encoder
@@ -25,12 +25,15 @@ from ytuning.errors import StoreError
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.predictor import Prediction, Predictor
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
-from ytuning.training import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=30, most_steps=30)
 METRICS = {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
-COMMANDS = [("train",), ("predict",), ("evaluate",), ("cache", "list"), ("cache", "verify"), ("cache", "remove")]
+COMMANDS = [
+    ("train",), ("predict",), ("evaluate",), ("add-label",),
+    ("cache", "list"), ("cache", "verify"), ("cache", "remove"),
+]  # fmt: skip
 
 
 @dataclass
@@ -61,8 +64,8 @@ Run = Callable[..., Outcome]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The program within this process, with presets of few steps."""
-    monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
-    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
+    monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+    monkeypatch.setitem(recipes.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -227,6 +230,103 @@ def test_train_passes_label_weights_on(
     assert set(seen) == {expected}
 
 
+@pytest.mark.parametrize(("option", "expected"), [((), "cross_entropy"), (("--loss", "focal"), "focal")])
+def test_train_passes_the_loss_on(
+    run: Run,
+    files: Path,
+    tiny_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: tuple[str, ...],
+    expected: str,
+) -> None:
+    seen = []
+    original = losses.build_loss
+
+    def recorded(name: str, *rest: Any, **options: Any) -> Any:
+        seen.append(name)
+        return original(name, *rest, **options)
+
+    monkeypatch.setattr("ytuning.training.build_loss", recorded)
+    assert run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", *option).status == 0
+    assert set(seen) == {expected}
+
+
+def rows_of_kind(kind: str, labels: list[str]) -> list[object]:
+    """The label column of the toy rows as another kind of task has it."""
+    if kind == "multi":
+        return [[] if label == "login" else [label, "any"] for label in labels]
+    number = {"card": 1, "login": 2, "refund": 4}
+    return [number[label] if kind == "ordinal" else number[label] + 0.5 for label in labels]
+
+
+@pytest.mark.parametrize("kind", ["multi", "ordinal", "regression"])
+def test_every_kind_from_the_command_line(
+    kind: str, run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]
+) -> None:
+    texts, labels = toy_rows
+    column = "labels" if kind == "multi" else "label"
+    rows = [{"text": text, column: cell} for text, cell in zip(texts, rows_of_kind(kind, labels), strict=True)]
+    (files / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = ("--kind", kind) if kind == "ordinal" else ()
+    done = run("train", "rows.jsonl", "--encoder", tiny_encoder, "--out", kind, "--json", *told)
+    assert (done.status, done.json()["kind"]) == (0, kind)
+    assert f"kind = '{kind}'" in done.err
+    assert done.json()["labels"] == {"multi": 3, "ordinal": 3, "regression": 0}[kind]
+    (line,) = run("predict", kind, "my card").out.splitlines()
+    answer = json.loads(line)
+    assert list(answer) == ["text", "task", {"multi": "labels", "regression": "value"}.get(kind, "label"), "scores"]
+    assert list(answer["scores"]) == {"multi": ["any", "card", "refund"], "ordinal": ["1", "2", "4"]}.get(kind, [])
+    report = run("evaluate", kind, "rows.jsonl", "--json").json()
+    assert report["kind"] == kind and set(report["intervals"]) <= set(report["metrics"])
+    assert run("evaluate", kind, "rows.jsonl").status == 0
+
+
+def test_a_task_that_abstains_from_the_command_line(
+    run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]
+) -> None:
+    write_csv(files / "all.csv", *toy_rows)
+    options = ("--encoder", tiny_encoder, "--out", "sure", "--abstain-at", "0.6", "--validation", "all.csv", "--json")
+    metrics = run("train", "train.csv", *options).json()["metrics"]["validation"]
+    assert metrics["precision_answered"] >= 0.6 and 0 < metrics["coverage"] <= 1
+    content = json.loads((files / "sure" / "task.json").read_text())
+    content["calibration"]["abstain_below"] = 1.0
+    (files / "sure" / "task.json").write_text(json.dumps(content))
+    assert json.loads(run("predict", "sure", "what is this").out)["label"] is None
+
+
+def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> None:
+    texts, labels = toy_rows
+    old = [number for number, label in enumerate(labels) if label != "refund"]
+    write_csv(files / "old.csv", [texts[number] for number in old], [labels[number] for number in old])
+    new = [text for text, label in zip(texts, labels, strict=True) if label == "refund"]
+    write_csv(files / "new.csv", new[4:], ["ignored"] * len(new[4:]))
+    write_csv(files / "judge.csv", [*new[:4], texts[old[0]]], [*["refund"] * 4, labels[old[0]]])
+    assert run("train", "old.csv", "--encoder", tiny_encoder, "--out", "toy").status == 0
+    before = (files / "toy" / "task.json").read_bytes()
+    new_label = ("add-label", "toy", "refund", "--examples", "new.csv")
+    found = run(*new_label, "--out", "grown", "--test", "judge.csv", "--json")
+    assert (found.status, (files / "toy" / "task.json").read_bytes()) == (0, before)
+    result = found.json()
+    assert (result["task_dir"], result["label"], result["labels"], result["examples"]) == (
+        "grown", "refund", 3, len(new) - 4,
+    )  # fmt: skip
+    assert set(result["test"]) == {"after", "before_on_rows_of_old_labels", "after_on_rows_of_old_labels"}
+    assert list(json.loads(run("predict", "grown", "refund").out)["scores"]) == ["card", "login", "refund"]
+    told = run(*new_label)
+    assert told.status == 0 and "refund: label 3 of toy, from" in told.out and "texts of the old labels" in told.out
+    again = run(*new_label)
+    assert (again.status, again.err) == (
+        2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
+    )  # fmt: skip
+
+
+def test_an_ensemble_from_the_command_line(run: Run, files: Path, tiny_encoder: Path) -> None:
+    done = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--seeds", "2", "--ensemble")
+    assert done.status == 0 and "saved is the mean of their heads" in done.out
+    alone = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--ensemble")
+    assert alone.status == 2 and "Give --seeds 2 or more" in alone.err
+
+
 def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, files: Path, tiny_encoder: Path) -> None:
     for name in ("train.csv", "test.csv"):
         (files / name).write_text((files / name).read_text().replace("text,label", "body,topic"))
@@ -346,7 +446,7 @@ def test_predict_output_file_appears_whole_or_not_at_all(
     run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: Predictor, inputs: object) -> Iterator[Prediction]:
-        yield Prediction("my card", None, "toy", "card", {"card": 1.0}, truncated=False)
+        yield Prediction("my card", None, "toy", "single", "card", {"card": 1.0}, truncated=False)
         raise StoreError("the disk is full")
 
     monkeypatch.setattr(Predictor, "predict", half)
@@ -494,8 +594,14 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "label once": (("train", "once.csv", *OUT), "once.csv, row 3, column 'label': the label 'login' occurs once"),
     "empty text": (("train", "gap.csv", *OUT), "gap.csv, row 2, column 'text': the text is empty"),
     "unknown test label": (("train", "train.csv", "--test", "foreign.csv", *OUT), "foreign.csv, row 1"),
-    "regression": (("train", "numbers.csv", *OUT), "regression is not supported yet"),
-    "multi-label": (("train", "train.csv", "--kind", "multi", *OUT), "multi-label) are not supported yet"),
+    "no number": (("train", "train.csv", "--kind", "regression", *OUT), "is not a number that is finite"),
+    "no order": (("train", "train.csv", "--kind", "ordinal", *OUT), "so the labels' order is not known"),
+    "wrong order": (
+        ("train", "train.csv", "--kind", "ordinal", "--label-order", "card,login", *OUT),
+        "'refund' is missing in --label-order",
+    ),
+    "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "abstain_at must be a share above 0"),
+    "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "'both' is not one of 'auto', 'joint', 'sep"),
     "unknown kind": (("train", "train.csv", "--kind", "many", *OUT), "'many' is not one of 'auto', 'single', "),
     "a name too long": (("train", "x" * 300 + ".csv", *OUT), "the file cannot be read: File name too long"),
     "an encoder too long": (

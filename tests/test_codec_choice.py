@@ -13,14 +13,16 @@ from ytuning import codec_choice as module
 from ytuning.codec_choice import CodecChoice, choose_codec
 from ytuning.codecs import Half
 from ytuning.data import Dataset, from_lists
-from ytuning.encoder import Encoder, TokenizedTexts, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
 from ytuning.features import Features, live_features
 from ytuning.head import PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore, StoredRows, text_key
-from ytuning.training import Recipe, TrainingConfig, fit_head, logits_of
+from ytuning.tokens import TokenizedTexts
+from ytuning.training import fit_head, logits_of
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
 
@@ -74,7 +76,11 @@ def test_the_smallest_codec_within_its_bar(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, correct: list[int], message: str
 ) -> None:
     counts = iter(correct)  # of 24 held-out rows: in fp16, compact, int8
-    monkeypatch.setattr(module, "_correct", lambda logits, truth: next(counts))
+
+    def scores(objective: object, logits: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        return (torch.arange(len(goal)) < next(counts)).double()
+
+    monkeypatch.setattr(module, "row_scores", scores)
     found = choose(toy, encoder)
     assert found.message == message
     assert message.startswith(f"store: {found.codec}, ")
@@ -114,7 +120,7 @@ def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAMPLE_TEXTS", 60)
-    labels = toy.labels or []
+    labels = toy.names
     sample = module._sample(toy, 0, encoder)
     for label in set(labels):
         assert abs(sample.labels.count(label) - labels.count(label) / 2) <= 1  # type: ignore[union-attr]
@@ -129,7 +135,7 @@ def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
 def test_a_codec_is_measured_on_what_it_gives_back(toy: Dataset, encoder: Encoder, name: str) -> None:
     features = live_features(toy.inputs, encoder)
     rows, held = np.arange(90), np.arange(90, 120)[::-1].copy()
-    truth = np.unique(toy.labels or [], return_inverse=True)[1]
+    truth = np.unique(toy.names, return_inverse=True)[1]
     fit = fit_head(features, truth, train=rows, validation=held, recipe=RECIPE, refit=False, reduce=False)
     found = module._through(name, fit, features, rows, held)
     assert np.allclose(found, fit.validation_logits, rtol=0, atol={"fp16": 1e-5, "int8": 0.2, "compact": 3}[name])
@@ -184,5 +190,5 @@ def test_a_codec_that_drops_what_tells_the_labels_apart_is_not_taken() -> None:
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=300, most_steps=300, learning_rate=1e-2))
     rows, held = np.arange(150), np.arange(150, 200)
     features = Features(stored, torch.float32)
-    chosen, message = module._measured(sample, features, rows, held, recipe, 0, Progress())
+    chosen, message = module._measured(sample, features, rows, held, recipe, None, 0, Progress())
     assert chosen != "compact", message

@@ -1,11 +1,7 @@
-"""Data sets: columns, labels, complaints, and the hold-out."""
+"""Data sets: columns, labels, complaints."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ytuning.data import (
     Columns,
@@ -26,10 +20,10 @@ from ytuning.data import (
     count_shared,
     from_lists,
     read_dataset,
-    split_holdout,
 )
-from ytuning.errors import DataError, InputError
+from ytuning.errors import InputError
 from ytuning.labels import LabelSet
+from ytuning.targets import Names, Scale
 
 
 def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
@@ -229,42 +223,83 @@ def test_a_label_missing_in_pandas(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("cell", [["x"], ("x", "y"), [], {"x"}, np.array(["x"])])
-@pytest.mark.parametrize("kind", ["auto", "single"])
-def test_a_list_of_labels_is_not_supported_yet(cell: object, kind: Any) -> None:
-    message = complaint(read_dataset, labelled("x", cell), kind=kind)
+def test_a_list_is_no_single_label(cell: object) -> None:
+    message = complaint(read_dataset, labelled("x", cell), kind="single")
     assert message.startswith("the rows, row 2, column 'label': the label is a list, ")
-    assert message.endswith(": several labels a row (multi-label) are not supported yet. Give each row one label")
+    assert message.endswith(", where one label is wanted. Give each row one label, or use kind='multi' (--kind multi)")
 
 
-NO_MULTI = (
-    "several labels a row (multi-label) are not supported yet. "
-    "Use a column that holds one label a row, named with label= (--label)"
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([["x"], ["y", "x"], []], [("x",), ("y", "x"), ()]),
+        ([("x", "x"), {"b", "a"}, np.array(["z"])], [("x",), ("a", "b"), ("z",)]),
+        ([[1, 2.0], [True], "3"], [("1", "2"), ("true",), ("3",)]),
+        (['["x, y", "z"]', "[]", " [1]"], [("x, y", "z"), (), ("1",)]),
+    ],
 )
+def test_lists_are_several_labels(cells: list[object], expected: list[tuple[str, ...]]) -> None:
+    found = read_dataset(labelled(*cells), kind="auto" if not isinstance(cells[0], str) else "multi")
+    assert (found.kind, found.labels) == ("multi", expected)
 
 
-def test_multi_label_is_not_supported_yet() -> None:
-    rows = [{"text": "a", "labels": ["x"]}]
-    assert complaint(read_dataset, rows) == f"the rows, row 1, column 'labels': {NO_MULTI}"
-    assert complaint(read_dataset, labelled("x"), kind="multi") == f"the rows, row 1, column 'label': {NO_MULTI}"
-    assert "the label is a list, ['x']" in complaint(read_dataset, rows, label="labels")
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["a|b;c", "d", "", " "], [("a", "b;c"), ("d",), (), ()]),
+        (["a; b ;", "c,d"], [("a", "b"), ("c,d",)]),
+        (["a, b", "a,a"], [("a", "b"), ("a",)]),
+        (["a b", "c"], [("a b",), ("c",)]),
+    ],
+)
+def test_several_labels_in_a_text_are_split_at_one_mark(cells: list[object], expected: list[tuple[str, ...]]) -> None:
+    rows = [{"text": f"text {number}", "labels": cell} for number, cell in enumerate(cells)]
+    found = read_dataset(rows)
+    assert (found.kind, found.labels) == ("multi", expected)
+    assert read_dataset(rows, label="labels", kind="multi").labels == expected
 
 
-def test_regression_is_not_supported_yet() -> None:
-    message = complaint(read_dataset, labelled("x"), kind="regression")
-    assert message.startswith("the rows, row 1, column 'label': numbers as targets (regression) are not supported yet.")
+def test_a_named_column_of_texts_is_not_split() -> None:
+    rows = [{"text": "a", "labels": "x,y"}, {"text": "b", "labels": "z"}]
+    assert read_dataset(rows, label="labels").labels == ["x,y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        (None, "the labels are missing. Write an empty list, or an empty text, if the row has none"),
+        (float("nan"), "the labels are missing. Write an empty list, or an empty text, if the row has none"),
+        ('["a"', "the labels '[\"a\"' are no list"),
+        ([None], "the label is missing. Fill it in or remove the row"),
+        (["a", ""], "the label is empty. Fill it in or remove the row"),
+        ([["a"]], "the label is a list, ['a'], where one label is wanted."),
+    ],
+)
+def test_a_cell_of_labels_that_is_none(cell: object, problem: str) -> None:
+    message = complaint(read_dataset, labelled(["x"], cell), kind="multi")
+    assert message.startswith(f"the rows, row 2, column 'label': {problem}")
 
 
 @pytest.mark.parametrize(
     "cells", [[1, 3.8], ["1", "3.8", "4.0"], [2.0, 1e-7], ["+.5e0", "1."][::-1], [np.float32(2), 0.5]]
 )
-def test_labels_that_are_fractions_are_regression(cells: list[object]) -> None:
-    message = complaint(read_dataset, labelled(*cells))
-    assert message.startswith("the rows, row 2, column 'label': the labels are numbers such as ")
-    assert message.endswith(
-        ", and regression is not supported yet. "
-        "If each number is the name of a label, use kind='single' (--kind single)"
-    )
-    assert "such as" in complaint(from_lists, ["x"] * len(cells), cells)
+def test_labels_of_which_one_has_a_fraction_are_numbers(cells: list[object]) -> None:
+    for found in (read_dataset(labelled(*cells)), from_lists(["x"] * len(cells), cells)):
+        assert (found.kind, found.labels) == ("regression", [float(cell) for cell in cells])  # type: ignore[arg-type]
+
+
+def test_whole_numbers_are_names_unless_told() -> None:
+    assert read_dataset(labelled(1, 2)).labels == ["1", "2"]
+    found = read_dataset(labelled(1, " 2 ", -3), kind="regression")
+    assert (found.kind, found.labels) == ("regression", [1.0, 2.0, -3.0])
+    assert read_dataset(labelled(1, 2), kind="ordinal").kind == "ordinal"
+
+
+@pytest.mark.parametrize("cell", ["x", "1e999", "nan", "1,5", True])
+def test_what_is_no_number_is_refused(cell: object) -> None:
+    message = complaint(read_dataset, labelled(0.5, cell), kind="regression")
+    assert message.startswith("the rows, row 2, column 'label': the label ")
+    assert message.endswith("is not a number that is finite. Write it as 3 or 3.5")
 
 
 def test_fractions_can_be_the_names_of_labels() -> None:
@@ -290,7 +325,7 @@ def test_a_cell_without_a_label(cell: object, problem: str) -> None:
 
 def test_kinds_are_listed() -> None:
     assert complaint(read_dataset, labelled("x"), kind="other") == (
-        "kind must be one of 'auto', 'single', 'multi', 'regression'. Got 'other' instead."
+        "kind must be one of 'auto', 'single', 'ordinal', 'multi', 'regression'. Got 'other' instead."
     )
 
 
@@ -330,6 +365,32 @@ def test_training_needs_labels_that_differ() -> None:
     assert complaint(check_trainable, from_lists(["a"]), holdout=True) == "the rows: the rows have no labels"
 
 
+def test_what_other_kinds_need_to_be_trained() -> None:
+    several = from_lists(["a", "b", "c"], [["x"], [], ["y"]])
+    check_trainable(several, holdout=True)  # a label that occurs once stays in train
+    assert complaint(check_trainable, from_lists(["a", "b"], [[], []]), holdout=False) == (
+        "the rows, row 1, column 'label': none of the 2 rows has a label. Training needs one or more"
+    )
+    check_trainable(from_lists(["a", "b"], [0.5, 1.5]), holdout=True)
+    assert "all 2 rows have the label 0.5" in complaint(
+        check_trainable, from_lists(["a", "b"], [0.5, 0.5]), holdout=True
+    )
+
+
+def test_labels_must_be_for_the_kind_of_task() -> None:
+    several = from_lists(["a"], [["x", "z"]])
+    known = Names(LabelSet(("x", "y")), "multi")
+    assert complaint(check_labels_known, several, known, "test").startswith(
+        "the rows, row 1, column 'label': the label 'z' does not occur in the training data (1 test row has such a"
+    )
+    check_labels_known(from_lists(["a", "b"], [["x"], []]), known, "test")
+    assert complaint(check_labels_known, from_lists(["a"], ["x"]), known, "test") == (
+        "the rows: the labels are for a task of kind 'single', those of the training data are 'multi'. "
+        "State the same --kind for both"
+    )
+    check_labels_known(from_lists(["a"], [9.5]), Scale(0, 1, bounded=True), "test")
+
+
 def test_a_hold_out_needs_two_rows_of_each_label() -> None:
     dataset = from_lists(list("abcd"), ["x", "y", "x", "z"]).select([2, 1, 0, 3])
     check_trainable(dataset, holdout=False)
@@ -341,7 +402,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
 
 
 def test_labels_that_were_not_trained_on() -> None:
-    label_set = LabelSet(("billing", "login"))
+    label_set = Names(LabelSet(("billing", "login")))
     check_labels_known(from_lists(["a"], ["login"]), label_set, "test")
     dataset = from_lists(list("abcd"), ["login", "biling", "shipping", "login"])
     assert complaint(check_labels_known, dataset, label_set, "test") == (
@@ -361,155 +422,3 @@ def test_shared_rows_are_counted_in_the_second() -> None:
     pairs = from_lists([("a", "b"), ("b", "a"), ("a", "c")])
     assert count_shared(first, pairs) == 0
     assert count_shared(from_lists([("b", "a")]), pairs) == 1
-
-
-# --- hold-out -------------------------------------------------------------------------------------------------------
-
-pairs_and_labels = st.lists(
-    st.tuples(st.integers(0, 30), st.sampled_from([None, "p"]), st.sampled_from("abcde")), min_size=1, max_size=120
-)
-
-
-def rows_of(rows: list[tuple[int, str | None, str]]) -> Dataset:
-    """Rows of text number, second text and label; many are the same."""
-    return Dataset([f"text {row[0]}" for row in rows], [row[2] for row in rows], [row[1] or "-" for row in rows])
-
-
-@settings(deadline=None)
-@given(pairs_and_labels, st.integers(0, 9), st.floats(0.01, 0.9), st.none() | st.integers(1, 20))
-def test_laws_of_the_hold_out(
-    rows: list[tuple[int, str | None, str]], seed: int, fraction: float, most: int | None
-) -> None:
-    dataset = rows_of(rows)
-    try:
-        train, validation = split_holdout(dataset, seed, fraction, most)
-    except DataError:
-        # Then no input can be taken out of train without a label losing its last row, or it is on too many rows.
-        counts, inputs = Counter(dataset.labels), Counter(zip(dataset.inputs, dataset.labels or [], strict=True))
-        for row, size in Counter(dataset.inputs).items():
-            last = any(inputs[row, label] == count for label, count in counts.items())
-            assert last or (most is not None and size > most)
-        return
-    assert train.dtype == validation.dtype == np.int64
-    assert sorted([*train, *validation]) == list(range(len(rows)))
-    assert train.tolist() == sorted(train)
-    assert validation.tolist() == sorted(validation)
-    assert len(validation) >= 1
-    assert most is None or len(validation) <= most
-    assert set(dataset.select(train).labels or []) == set(dataset.labels or [])
-    assert count_shared(dataset.select(train), dataset.select(validation)) == 0
-    again = split_holdout(dataset, seed, fraction, most)
-    assert [part.tolist() for part in again] == [train.tolist(), validation.tolist()]
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=8).filter(lambda counts: max(counts) > 1),
-    st.integers(0, 9),
-    st.floats(0.02, 0.5),
-)
-def test_a_hold_out_of_different_rows_is_exact_and_in_proportion(counts: list[int], seed: int, fraction: float) -> None:
-    labels = [f"label {label}" for label, count in enumerate(counts) for _ in range(count)]
-    dataset = from_lists([f"text {i}" for i in range(len(labels))], labels)
-    _, validation = split_holdout(dataset, seed, fraction)
-    target = max(1, round(fraction * len(labels)))
-    assert len(validation) == min(target, sum(counts) - len(counts))
-    held = Counter(dataset.select(validation).labels)
-    able = [f"label {label}" for label, count in enumerate(counts) if count > 1]
-    if target >= len(able):
-        assert set(held) == set(able)
-    if len(able) == len(counts):  # nothing is capped by a label that has to stay
-        for label, count in enumerate(counts):
-            share = target * count / len(labels)
-            assert held[f"label {label}"] <= max(1, np.ceil(share) + 1)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=30), st.integers(0, 9), st.floats(0.3, 0.6))
-def test_a_label_of_repeated_rows_is_held_out_too(copies: list[int], seed: int, fraction: float) -> None:
-    texts = [f"text {text}" for text, count in enumerate(copies) for _ in range(count)]
-    labels = [f"label {text % 2}" for text, count in enumerate(copies) for _ in range(count)]
-    dataset = from_lists(texts, labels)
-    different = Counter(label for _, label in set(zip(texts, labels, strict=True)))
-    able = {label for label, count in different.items() if count > 1}
-    if able and max(1, round(fraction * len(labels))) >= len(able):
-        _, validation = split_holdout(dataset, seed, fraction)
-        assert set(dataset.select(validation).labels or []) == able
-
-
-def test_balanced_labels_get_equal_shares_and_seeds_differ() -> None:
-    labels = [f"label {i % 77}" for i in range(7700)]
-    dataset = from_lists([f"text {i}" for i in range(7700)], labels)
-    train, validation = split_holdout(dataset, seed=0)
-    assert (len(train), len(validation)) == (6930, 770)
-    assert set(Counter(dataset.select(validation).labels).values()) == {10}
-    assert split_holdout(dataset, seed=1)[1].tolist() != validation.tolist()
-    assert len(split_holdout(dataset, seed=0, most=100)[1]) == 100
-
-
-def test_a_repeated_table_is_held_out_by_pairs_of_rows() -> None:
-    texts = [f"text {i}" for i in range(100)] * 2
-    dataset = from_lists(texts, ["x", "y"] * 100)
-    _, validation = split_holdout(dataset, seed=3)
-    assert len(validation) == 20
-    assert (validation[:10] + 100).tolist() == validation[10:].tolist()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_where_repeated_rows_leave_little_choice(seed: int) -> None:
-    # Only groups can stand for "x": the smallest does, whole, though its share is one row.
-    small = from_lists([*"aaabb", *"cdefgh"], [*"xxxxx", *"yyyyyy"])
-    assert split_holdout(small, seed, fraction=0.2)[1].tolist()[:2] == [3, 4]
-    # "x" has nothing to give, so its share goes to "y".
-    same = from_lists(["a"] * 10 + [f"text {i}" for i in range(10)], ["x"] * 10 + ["y"] * 10)
-    assert Counter(same.select(split_holdout(same, seed)[1]).labels) == {"y": 2}
-    # Each text of "a" is also the only row of another label: "b" gives the row, whose share it was not.
-    tied = Dataset([*"ppqqrs"], [*"acadbb"])
-    assert split_holdout(tied, seed)[1].tolist() in ([4], [5])
-    # No group is small enough.
-    groups = from_lists([*"aaabbb", "c"], [*"xxxxxx", "y"])
-    assert "no row can be held out" in complaint(split_holdout, groups, seed, most=2)
-    assert len(split_holdout(groups, seed, most=3)[1]) == 3
-
-
-def test_the_same_text_with_another_second_text_is_another_input() -> None:
-    dataset = from_lists([("q", f"answer {i}") for i in range(10)], ["x"] * 10)
-    assert len(split_holdout(dataset, seed=0, fraction=0.3)[1]) == 3
-
-
-def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
-    program = """
-from ytuning.data import from_lists, split_holdout
-print(*split_holdout(from_lists([f"text {i % 90}" for i in range(100)], [f"label {i % 9}" for i in range(100)]), 5)[1])
-"""
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1] != "\n"
-
-
-def test_nothing_to_hold_out() -> None:
-    problem = "no row can be held out for validation, as each label needs another, different row to train on. "
-    same = from_lists(["a", "a", "b", "b"], ["x", "x", "y", "y"])
-    assert complaint(split_holdout, same, 0) == (
-        f"the rows: {problem}Add rows or give a validation file (--validation)"
-    )
-    assert complaint(split_holdout, from_lists(["a"]), 0) == "the rows: the rows have no labels"
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
-def test_a_fraction_out_of_range(fraction: float) -> None:
-    message = complaint(split_holdout, from_lists(["a", "b"], ["x", "x"]), 0, fraction)
-    assert message == f"fraction must be between 0 and 1. Got {fraction!r} instead."
-
-
-def test_most_out_of_range() -> None:
-    message = complaint(split_holdout, from_lists(["a", "b"], ["x", "x"]), 0, most=0)
-    assert message == "most must be 1 or more. Got 0 instead."

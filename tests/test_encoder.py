@@ -21,15 +21,11 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import WORDS, build_tiny_encoder
 from ytuning import encoder as module
 from ytuning import sources
-from ytuning.encoder import (
-    Encoder,
-    EncoderIdentity,
-    TextInput,
-    load_encoder,
-    plan_batches,
-)
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, MissingExtraError
+from ytuning.identity import EncoderIdentity
 from ytuning.sources import DEFAULT_ENCODER
+from ytuning.tokens import TextInput, plan_batches
 
 INPUTS: list[TextInput] = [
     ("the card is lost", None),
@@ -207,7 +203,7 @@ def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> N
     identity = load_encoder(tiny_encoder, precision="fp32").identity
     changed = {
         "weights": "x", "tokenizer": "x", "config": "x", "layers": (3,), "precision": "bf16",
-        "max_length": 9, "width": 9, "parameters": 9, "backend": "openvino",
+        "max_length": 9, "width": 9, "parameters": 9, "backend": "openvino", "long_text": "window",
     }  # fmt: skip
     assert set(changed) | {"name"} == set(EncoderIdentity.__dataclass_fields__)
     others = [replace(identity, **{key: value}).fingerprint for key, value in changed.items()]  # type: ignore[arg-type]
@@ -218,9 +214,15 @@ def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> N
 def test_what_was_stored_and_trained_before_backends_is_still_found() -> None:
     identity = EncoderIdentity("n", "w", "t", "c", (4, 5), "fp32", 256, 384, 22_713_216)
     assert identity.fingerprint == "5f65e1e84c9758ddd213be475cf2a273"
-    old = {key: value for key, value in identity.to_json().items() if key != "backend"}
+    old = {key: value for key, value in identity.to_json().items() if key not in ("backend", "long_text")}
     assert EncoderIdentity.from_json(old) == identity
-    assert identity.options == {"layers": (4, 5), "precision": "fp32", "max_length": 256, "backend": "torch"}
+    assert identity.options == {
+        "layers": (4, 5),
+        "precision": "fp32",
+        "max_length": 256,
+        "long_text": "truncate",
+        "backend": "torch",
+    }
 
 
 def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import clone, is_classifier
+from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from ytuning import YTuningClassifier, estimator, training
+from ytuning import YTuningClassifier, YTuningRegressor, estimator, recipes
 from ytuning.data import from_lists
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.predictor import Predictor
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
-from ytuning.training import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=40, most_steps=40)
 Rows = tuple[list[str], list[str]]
@@ -34,8 +34,8 @@ Rows = tuple[list[str], list[str]]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets of few steps."""
-    monkeypatch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
-    monkeypatch.setitem(training.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
+    monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+    monkeypatch.setitem(recipes.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def make(tiny_encoder: Path) -> Callable[..., YTuningClassifier]:
 @pytest.fixture(scope="module")
 def fitted(tiny_encoder: Path, toy_rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Iterator[YTuningClassifier]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(training.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
+        patch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
         model = YTuningClassifier(str(tiny_encoder), cache=tmp_path_factory.mktemp("own"))
         yield model.fit(*toy_rows)
 
@@ -66,6 +66,8 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "verbose": object(),
         "backend": object(),
         "precision": object(),
+        "pairs": object(),
+        "long_text": object(),
     }
     model = YTuningClassifier(**given)  # type: ignore[arg-type]
     assert vars(model) == given
@@ -78,6 +80,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
         "refit": True, "cache": None, "verbose": False, "backend": "torch", "precision": "auto",
+        "pairs": "auto", "long_text": "truncate",
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -199,7 +202,7 @@ def test_pairs(kind: Callable[[Any], Any], make: Callable[..., YTuningClassifier
     model = make().fit(kind(pairs) if kind is not pd.DataFrame else pairs, labels)
     assert model.task_.pair
     assert model.predict(pairs[:4]).shape == (4,)
-    with pytest.raises(DataError, match="this classifier was fitted on pairs of texts"):
+    with pytest.raises(DataError, match="this estimator was fitted on pairs of texts"):
         model.predict(texts[:2])
 
 
@@ -332,8 +335,10 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
         (["a", "", "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is empty"),
         (["a", None, "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is missing"),
         ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is not text but 1"),
-        (["a", "b", "c", "d"], [[1], [1], [2], [2]], r"y must be one label for each row, .*Got shape \(4, 1\)"),
-        (["a", "b", "c", "d"], [0.5, 0.25, 1.5, 2.5], "regression is not supported yet"),
+        (["a", "b", "c", "d"], [[1], [1], [2], [2]], r"y of two dimensions must hold 0 and 1, .*Got .*2.* instead"),
+        (["a", "b", "c", "d"], [[[1]], [[1]], [[0]], [[0]]], r"y must be one label for each row, .*\(4, 1, 1\)"),
+        (["a", "b"], [[0, 0], [0, 0]], "none of the 2 rows has a label"),
+        (["a", "b", "c", "d"], [0.5, 0.25, 1.5, 2.5], "Use labels, or YTuningRegressor for numbers"),
         (["a", "b", "c", "d"], [1.0, float("nan"), 2.0, 2.0], "fractional or missing numbers"),
         (["a", "b", "c", "d"], ["x", "x", None, "y"], "y, row 3: the label is missing"),
         (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "y, row 3: the label is missing"),
@@ -349,9 +354,76 @@ def test_wrong_rows(x: Any, y: Any, message: str, make: Callable[..., YTuningCla
 
 
 def test_wrong_rows_to_predict(fitted: YTuningClassifier) -> None:
-    with pytest.raises(DataError, match="this classifier was fitted on single texts"):
+    with pytest.raises(DataError, match="this estimator was fitted on single texts"):
         fitted.predict([("a", "b")])
     with pytest.raises(DataError, match="row 2, column 'text': the text is missing"):
         fitted.predict(["a", None])
     with pytest.raises(DataError, match="there are no rows"):
         fitted.predict([])
+
+
+# --- several labels, and numbers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def indicators(toy_rows: Rows) -> np.ndarray:
+    """(120, 4): card, login, whether the text says please, and a column of zeros."""
+    texts, labels = toy_rows
+    rows = [
+        (label == "card", label == "login", "please" in text, False) for text, label in zip(texts, labels, strict=True)
+    ]
+    return np.array(rows, int)
+
+
+def test_several_labels(make: Callable[..., YTuningClassifier], toy_rows: Rows, indicators: np.ndarray) -> None:
+    model = make(class_weight="balanced").fit(toy_rows[0], indicators)
+    assert model.classes_.tolist() == [0, 1, 2, 3]
+    predicted, probabilities = model.predict(toy_rows[0]), model.predict_proba(toy_rows[0])
+    assert predicted.shape == probabilities.shape == indicators.shape
+    assert set(np.unique(predicted)) <= {0, 1} and predicted.dtype.kind == "i"
+    assert (predicted[:, :2] == indicators[:, :2]).mean() > 0.75
+    assert not predicted[:, 3].any() and not probabilities[:, 3].any()  # nobody has the last label
+    assert ((probabilities >= 0) & (probabilities <= 1)).all() and not np.allclose(probabilities[:, :3].sum(1), 1)
+    assert model.task_.kind == "multi" and model.__sklearn_tags__().classifier_tags.multi_label
+    assert 0 <= model.score(toy_rows[0], indicators) <= 1
+
+
+def test_a_frame_names_its_labels(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, indicators: np.ndarray
+) -> None:
+    frame = pd.DataFrame(indicators, columns=["toxic", "insult", "polite", "other"])
+    model = make().fit(toy_rows[0], frame)
+    assert model.task_.target.names == ("insult", "polite", "toxic")
+    plain = make().fit(toy_rows[0], indicators[:, [1, 2, 0]])
+    assert np.allclose(model.predict_proba(toy_rows[0])[:, [1, 2, 0]], plain.predict_proba(toy_rows[0]))
+    with pytest.raises(InputError, match="class_weight of a multi-label task is None or 'balanced'"):
+        make(class_weight={"toxic": 2.0}).fit(toy_rows[0], frame)
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_numbers(name: str, tiny_encoder: Path, toy_rows: Rows, tmp_path: Path) -> None:
+    texts, labels = toy_rows
+    numbers = np.array([["card", "login", "refund"].index(label) for label in labels]) * 2.5 - 1
+    model = YTuningRegressor(str(tiny_encoder), preset=name)
+    assert is_regressor(model) and model.get_params()["preset"] == name
+    with pytest.raises(NotFittedError):
+        model.predict(texts)
+    values = model.fit(texts, numbers).predict(texts)
+    assert values.shape == (120,) and values.min() >= -1 and values.max() <= 4  # a scale whose ends are common
+    assert np.corrcoef(values, numbers)[0, 1] > 0.5 and model.score(texts, numbers) > 0.1
+    assert set(model.validation_metrics_) == {"pearson", "spearman", "mae", "rmse"}
+    model.save(tmp_path / "stars")
+    answers: list[Any] = [
+        answer.answer for answer in Predictor([tmp_path / "stars"]).predict([(text, None) for text in texts])
+    ]
+    assert np.allclose(answers, values, atol=0.2)  # the store is int8
+
+
+def test_numbers_that_are_none(tiny_encoder: Path) -> None:
+    model = YTuningRegressor(str(tiny_encoder))
+    with pytest.raises(InputError, match=r"y must be one number for each row, .*Got shape \(2, 2\)"):
+        model.fit(["a", "b"], [[1, 2], [3, 4]])
+    with pytest.raises(InputError, match="is not a number that is finite"):
+        model.fit(["a", "b"], [1.0, float("inf")])
+    with pytest.raises(InputError, match="this estimator was fitted on single texts"):
+        model.fit([f"card {word}" for word in ["a", "the", "my", "your"]], [1, 2, 1.5, 3]).predict([("a", "b")])

@@ -23,11 +23,12 @@ from ytuning import encoder as encoder_module
 from ytuning import features as module
 from ytuning.backends import Precision
 from ytuning.codecs import CODECS, Compact, Half, Int8, row_bytes
-from ytuning.encoder import Encoder, TextInput, TokenizedTexts, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import StoreError
 from ytuning.features import Features, keep_features, live_features, ordered_batches, stored_features
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.tokens import TextInput, TokenizedTexts
 
 SCRIPT = Path(__file__).with_name("encode_script.py")
 

@@ -72,10 +72,10 @@ NAMES = [f"{type(config).__name__}-{labels}-{layers}" for config, labels, layers
 cases = pytest.mark.parametrize(("config", "labels", "layers"), CASES, ids=NAMES)
 
 
-def scrambled(config: HeadConfig, labels: int, layers: int) -> LabelHead:
+def scrambled(config: HeadConfig, labels: int, layers: int, *, paired: bool = False) -> LabelHead:
     """A head none of whose weights is still 0 or 1."""
     torch.manual_seed(3)
-    head = build_head(config, labels=labels, layers=layers, width=WIDTH)
+    head = build_head(config, labels=labels, layers=layers, width=WIDTH, paired=paired)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -98,6 +98,20 @@ def test_fast_head_agrees_with_the_naive_one(config: HeadConfig, labels: int, la
     slow = naive_logits(config, head.state_dict(), features, mask)
     assert fast.shape == (len(features), labels) and fast.dtype == torch.float32
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers, paired=True).eval()
+    features, mask = batch(layers, (5, 1, 3, 7, 2, 6))  # the fourth text is the first one's partner
+    with torch.no_grad():
+        fast = head(features, mask)
+        swapped = head(features[[3, 4, 5, 0, 1, 2]], mask[[3, 4, 5, 0, 1, 2]])
+    slow = naive_logits(config, head.state_dict(), features, mask, paired=True)
+    assert fast.shape == (3, labels)
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+    if isinstance(config, PooledConfig):  # label rows see a set of tokens, whichever text they are of
+        assert not torch.allclose(fast, swapped, atol=1e-3)
 
 
 @cases

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from ytuning.losses import Loss, build_loss
+from ytuning.errors import InputError
+from ytuning.losses import Loss, build_loss, mean_loss, median_label, row_scores
+from ytuning.targets import Objective
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
 GOAL = torch.tensor([0, 2, 1, 1, 0, 1])
@@ -58,3 +60,103 @@ def test_balanced_weights_count_the_rows_of_each_label(loss: str) -> None:
     values = [loss_of(loss, weights)(LOGITS, GOAL).item() for weights in ("balanced", by_hand, None)]
     assert values[0] == pytest.approx(values[1])
     assert values[0] != pytest.approx(values[2])
+
+
+# --- other objectives -----------------------------------------------------------------------------------------------
+
+SEVERAL = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0]])
+PLACES = torch.tensor([0.0, 0.25, 1.0, 0.5, 0.75, 0.1])
+
+
+def objective_loss(
+    objective: Objective,
+    goal: torch.Tensor,
+    name: str = "cross_entropy",
+    weights: str | tuple[float, ...] | None = None,
+) -> float:
+    loss = build_loss(name, goal, 3, margin=1.5, smoothing=0.0, weights=weights, objective=objective)
+    return loss(LOGITS if objective in ("multi", "ordinal", "single") else LOGITS[:, :2], goal).item()
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@pytest.mark.parametrize("given", [None, (1.0, 0.5, 3.0)])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "triplet"])
+def test_multi_label_losses_against_a_loop(name: str, given: tuple[float, ...] | None) -> None:
+    counts = SEVERAL.sum(0).tolist()
+    scale = 1.0 if given is None else sum(counts) / sum(w * n for w, n in zip(given, counts, strict=True))
+    total = 0.0
+    for row, goal in zip(LOGITS.tolist(), SEVERAL.tolist(), strict=True):
+        for label, (logit, there) in enumerate(zip(row, goal, strict=True)):
+            right = sigmoid(logit if there else -logit)
+            loss = {
+                "cross_entropy": -math.log(right),
+                "focal": -math.log(right) * (1 - right) ** 2,
+                "triplet": max(0.0, 1.5 - (logit if there else -logit)),
+            }[name]
+            total += loss * (given[label] * scale if given is not None and there else 1.0)
+    assert objective_loss("multi", SEVERAL, name, given) == pytest.approx(total / SEVERAL.numel(), rel=1e-5)
+
+
+def test_balanced_weights_of_several_labels_only_raise_the_rare_ones() -> None:
+    common = torch.tensor([[1.0, 1, 0]] * 5 + [[1, 0, 1]])  # of 6 rows: 6, 5 and 1
+    loss = build_loss("cross_entropy", common, 3, margin=0, smoothing=0, weights="balanced", objective="multi")
+    alone = [loss(torch.zeros(1, 3), torch.eye(3)[[label]]).item() * 3 / math.log(2) - 2 for label in range(3)]
+    assert alone == pytest.approx([1.0, 1.0, math.sqrt(6 / 3)], rel=1e-5)
+
+
+def test_focal_loss_against_a_loop() -> None:
+    total = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+        right = math.exp(row[true]) / sum(map(math.exp, row))
+        total -= (1 - right) ** 2 * math.log(right)
+    assert objective_loss("single", GOAL, "focal") == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_ordinal_loss_against_a_loop() -> None:
+    total = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        total -= math.log(shares[true])
+        total += sum((sum(shares[: label + 1]) - (true <= label)) ** 2 for label in range(3))
+    assert objective_loss("ordinal", GOAL) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_losses_of_numbers_against_a_loop() -> None:
+    bounded = unbounded = 0.0
+    for (low, high, _), place in zip(LOGITS.tolist(), PLACES.tolist(), strict=True):
+        found = sigmoid(high - low)
+        bounded -= place * math.log(found) + (1 - place) * math.log(1 - found)
+        unbounded += (high - low - place) ** 2 / 2
+    assert objective_loss("bounded", PLACES) == pytest.approx(bounded / 6, rel=1e-5)
+    assert objective_loss("unbounded", PLACES) == pytest.approx(unbounded / 6, rel=1e-5)
+    assert mean_loss("bounded", LOGITS[:, :2], PLACES) == pytest.approx(bounded / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["bounded", "unbounded"])
+def test_numbers_have_one_loss_and_no_label_weights(objective: Objective) -> None:
+    assert objective_loss(objective, PLACES, "triplet") == objective_loss(objective, PLACES)
+    with pytest.raises(InputError, match="which label_weights is for"):
+        objective_loss(objective, PLACES, weights="balanced")
+
+
+def test_row_scores_against_loops() -> None:
+    rows = LOGITS.tolist()
+    hits = [float(row.index(max(row)) == true) for row, true in zip(rows, GOAL.tolist(), strict=True)]
+    assert row_scores("single", LOGITS, GOAL).tolist() == hits
+    far = []
+    for row, true in zip(rows, GOAL.tolist(), strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        median = next(label for label in range(3) if sum(shares[: label + 1]) >= 0.5)
+        far.append(-abs(median - true))
+    assert row_scores("ordinal", LOGITS, GOAL).tolist() == far
+    assert row_scores("multi", LOGITS, SEVERAL).mean().item() == pytest.approx(-3 * objective_loss("multi", SEVERAL))
+    for objective, place in (("bounded", sigmoid), ("unbounded", float)):
+        wanted = [-((place(row[1] - row[0]) - goal) ** 2) for row, goal in zip(rows, PLACES.tolist(), strict=True)]
+        assert row_scores(objective, LOGITS[:, :2], PLACES).tolist() == pytest.approx(wanted, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_the_median_label_is_the_last_one_where_rounding_leaves_less_than_a_half() -> None:
+    assert median_label(torch.tensor([[0.0, 0.4], [0.5, 0.5], [0.2, 0.8]])).tolist() == [1, 0, 1]

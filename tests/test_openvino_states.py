@@ -18,9 +18,10 @@ import torch
 from tests.conftest import WORDS
 from tests.test_encoder import INPUTS, all_features, assert_close, build, naive_features
 from ytuning import openvino_states as module
-from ytuning.encoder import Encoder, TextInput, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, MissingExtraError, StoreError
 from ytuning.openvino_states import OpenVinoStates, calibration_texts
+from ytuning.tokens import TextInput
 
 LONG: TextInput = (" ".join(WORDS) + " card" * 20, None)  # cut at 32 tokens
 CPU = torch.device("cpu")

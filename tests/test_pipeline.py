@@ -12,16 +12,21 @@ import scipy.special
 import torch
 
 from ytuning import pipeline
+from ytuning.artifact import load_task, save_task
+from ytuning.calibration import Calibration
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
-from ytuning.errors import DataError, EncoderError
+from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.features import stored_features
-from ytuning.head import PooledConfig
+from ytuning.head import CrossAttentionConfig, PooledConfig
+from ytuning.holdout import split_holdout
+from ytuning.labels import LabelSet
 from ytuning.metrics import single_label_metrics
 from ytuning.pipeline import Stopwatch, Trained, evaluate_task, train_task
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
-from ytuning.training import Recipe, TrainingConfig, logits_of
+from ytuning.training import Job, fit_heads, logits_of
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
 METRICS = {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
@@ -50,8 +55,8 @@ def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) ->
     assert set(trained.reports) == {"validation"} and set(trained.reports["validation"].metrics) == METRICS
     assert trained.reports["validation"].rows == trained.rows["validation"]
     assert trained.shared == {"validation": 0}
-    assert (trained.task.name, trained.task.pair, trained.task.kind) == ("toy", False, "single")
-    assert trained.task.labels.names == ("card", "login", "refund")
+    assert (trained.task.name, trained.task.pair, trained.task.kind) == ("toy", None, "single")
+    assert trained.task.target.names == ("card", "login", "refund")
     assert trained.task.encoder == encoder.identity
     assert trained.task.metrics == {"validation": trained.reports["validation"].metrics}
     assert trained.task.training["seed"] == 3 and trained.task.training["rows"] == trained.rows
@@ -60,7 +65,7 @@ def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) ->
 
 def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder) -> None:
     parts = [toy.select(range(*bounds)) for bounds in ((0, 80), (80, 100), (95, 120))]
-    both = Dataset(texts=[*parts[2].texts, toy.texts[0]], labels=[*(parts[2].labels or []), (toy.labels or [])[0]])
+    both = Dataset(texts=[*parts[2].texts, toy.texts[0]], labels=[*(parts[2].names), toy.names[0]])
     trained = train(parts[0], encoder, validation=parts[1], test=both)
     assert trained.rows == {"train": 80, "validation": 20, "test": 26}
     assert trained.shared == {"validation": 0, "test": 1, "test_and_validation": 5}
@@ -97,7 +102,7 @@ def test_second_task_makes_no_encoder_call(toy: Dataset, encoder: Encoder, monke
         raise AssertionError("the encoder was called")
 
     monkeypatch.setattr(Encoder, "encode", never)
-    swapped = Dataset(texts=toy.texts, labels=[label[:1] for label in toy.labels or []])
+    swapped = Dataset(texts=toy.texts, labels=[label[:1] for label in toy.names])
     second = train(swapped, encoder)
     assert (second.cache.hits, second.cache.misses, second.cache.bytes) == (120, 0, first.cache.bytes)
 
@@ -123,7 +128,7 @@ def test_threads_and_random_state_are_left_alone(toy: Dataset, encoder: Encoder)
 
 
 def test_cut_texts_are_counted(toy: Dataset, encoder: Encoder) -> None:
-    long = Dataset(texts=[*toy.texts, "card " * 100, "login " * 100], labels=[*(toy.labels or []), "card", "login"])
+    long = Dataset(texts=[*toy.texts, "card " * 100, "login " * 100], labels=[*(toy.names), "card", "login"])
     trained = train(long, encoder)
     assert trained.truncated == 2
     assert evaluate_task(trained.task, long, encoder, FeatureStore())[2] == 2
@@ -154,13 +159,14 @@ def test_interrupted_training_still_gives_a_task(toy: Dataset, encoder: Encoder)
 def test_evaluation_against_figures_from_logits(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = train(toy, encoder).task
+    task = replace(train(toy, encoder).task, calibration=Calibration(temperature=1.7))
     some = toy.select([100, 5, 7, 5])
     report, cache, cut = evaluate_task(task, some, encoder, FeatureStore())
     features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
-    probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
-    truth = np.array([task.labels.names.index(label) for label in some.labels or []])
-    assert report.metrics == single_label_metrics(truth, probabilities)
+    logits = logits_of(task.head, features).astype(np.float64) / 1.7
+    probabilities = scipy.special.softmax(logits, axis=1)
+    truth = np.array([task.target.names.index(label) for label in some.names])
+    assert report.metrics == pytest.approx(single_label_metrics(truth, probabilities))
     assert (report.rows, cache.hits, cache.misses, cut) == (4, 3, 0, 0)  # distinct texts
 
 
@@ -212,9 +218,9 @@ def test_rows_that_cannot_be_trained_on(
 
 
 def test_a_label_may_occur_once_when_validation_is_given(toy: Dataset, encoder: Encoder) -> None:
-    rare = Dataset(texts=[*toy.texts, "my app"], labels=[*(toy.labels or []), "app"])
+    rare = Dataset(texts=[*toy.texts, "my app"], labels=[*(toy.names), "app"])
     trained = train(rare, encoder, validation=toy.select(range(10)))
-    assert trained.task.labels.names == ("app", "card", "login", "refund")
+    assert trained.task.target.names == ("app", "card", "login", "refund")
 
 
 def test_stopwatch_adds_up() -> None:
@@ -225,3 +231,130 @@ def test_stopwatch_adds_up() -> None:
     with pytest.raises(KeyError), watch.stage("a"):
         raise KeyError
     assert watch.seconds["a"] > first > 0
+
+
+# --- kinds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_kind(toy_rows: tuple[list[str], list[str]]) -> dict[str, Dataset]:
+    """The toy rows as each kind of task."""
+    texts, labels = toy_rows
+    several = [[label] if number % 3 else [label, "third"] for number, label in enumerate(labels)]
+    several = [[] if row == ["login"] else row for row in several]
+    grades = [str(["card", "login", "refund"].index(label)) for label in labels]
+    numbers = [10.0 * int(grade) + 0.5 for grade in grades]
+    return {
+        "multi": from_lists(texts, several),
+        "ordinal": from_lists(texts, grades, kind="ordinal"),
+        "regression": from_lists(texts, numbers),
+    }
+
+
+KIND_METRICS = {
+    "multi": {"accuracy", "macro_f1", "micro_f1", "ece"},
+    "ordinal": METRICS | {"mae", "spearman"},
+    "regression": {"pearson", "spearman", "mae", "rmse"},
+}
+
+
+@pytest.mark.parametrize("kind", KIND_METRICS)
+def test_every_kind_goes_the_whole_way(
+    kind: str, of_kind: dict[str, Dataset], encoder: Encoder, tmp_path: Path
+) -> None:
+    data = of_kind[kind]
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=150, most_steps=150))
+    store = FeatureStore()
+    trained = train_task(data.select(range(90)), encoder, store, recipe, test=data.select(range(90, 120)), seeds=2)
+    assert trained.task.kind == kind and set(trained.reports["test"].metrics) == KIND_METRICS[kind]
+    for name, (low, high) in trained.reports["test"].intervals.items():
+        assert low <= trained.reports["test"].metrics[name] <= high
+    learned = {"multi": ("micro_f1", 0.6), "ordinal": ("spearman", 0.6), "regression": ("spearman", 0.6)}[kind]
+    assert trained.reports["test"].metrics[learned[0]] > learned[1]
+    save_task(trained.task, tmp_path / kind)
+    loaded = load_task(tmp_path / kind)
+    report, _, _ = evaluate_task(loaded, data.select(range(90, 120)), encoder, store)
+    assert report.metrics == pytest.approx(trained.reports["test"].metrics)
+    assert report.intervals == trained.reports["test"].intervals
+
+
+@pytest.mark.parametrize("kind", KIND_METRICS)
+def test_auto_chooses_a_codec_for_every_kind(kind: str, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
+    said: list[str] = []
+
+    class Saying(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    trained = train(of_kind[kind], encoder, codec="auto", progress=Saying())
+    assert f"store: {trained.task.codec}, " in said[0] and "held-out rows of a sample" in said[0]
+    assert "against" in said[0] and "-" not in said[0].partition("sample")[2]  # errors are shown, not their negatives
+
+
+@pytest.mark.parametrize("mode", ["joint", "separate"])
+def test_pairs_are_read_as_told(mode: Any, toy: Dataset, encoder: Encoder) -> None:
+    data = replace(toy, text_pairs=toy.texts[::-1])
+    trained = train(data.select(range(90)), encoder, test=data.select(range(90, 120)), pairs=mode)
+    assert trained.task.pair == mode
+    assert trained.cache.misses == (120 if mode == "joint" else len(set(toy.texts)))
+    report, use, _ = evaluate_task(trained.task, data.select(range(90, 120)), encoder, FeatureStore())
+    assert use.misses == 0 and report.metrics == pytest.approx(trained.reports["test"].metrics)
+
+
+def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -> None:
+    data = replace(toy, text_pairs=toy.texts[::-1])
+    said: list[str] = []
+
+    class Saying(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    trained = train(data, encoder, progress=Saying())
+    both = {mode: train(data, encoder, pairs=mode).fit for mode in ("joint", "separate")}
+    losses = {mode: fit.history[fit.chosen].loss for mode, fit in both.items()}
+    assert losses[trained.task.pair or ""] == min(losses.values())
+    assert trained.fit.history == both[trained.task.pair or ""].history
+    assert said == [
+        f"pairs: {trained.task.pair}, as the validation loss is {losses['joint']:.4f} joint and "
+        f"{losses['separate']:.4f} separate"
+    ]
+
+
+def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
+    trained = train_task(toy, encoder, FeatureStore(), recipe, validation=toy.select(range(60)), abstain_at=0.9)
+    metrics = trained.reports["validation"].metrics
+    assert trained.task.calibration.abstain_below is not None
+    assert metrics["precision_answered"] >= 0.9 and 0 < metrics["coverage"] <= 1
+
+
+def test_a_precision_is_refused_before_any_work(of_kind: dict[str, Dataset], encoder: Encoder) -> None:
+    store = FeatureStore()
+    with pytest.raises(InputError, match="abstain_at is for single-label and ordinal tasks"):
+        train_task(of_kind["multi"], encoder, store, RECIPE, abstain_at=0.9)
+    assert store.spaces() == []
+
+
+def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    data, test = toy.select(range(90)), toy.select(range(90, 120))
+    alone = [train(data, encoder, seed=2, seeds=1)]
+    together = train(data, encoder, test=test, seed=2, seeds=3, ensemble=True)
+    assert list(together.by_seed) == [2, 3, 4] and together.task.training["seed"] is None
+    single = train(data, encoder, seed=2, seeds=3)
+    assert together.by_seed[2]["validation"] == alone[0].by_seed[2]["validation"] == single.by_seed[2]["validation"]
+    features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress())
+    heads = fit_heads(
+        stored_features(data.inputs, encoder, FeatureStore(), Progress())[0],
+        [Job(LabelSet.from_labels(data.names).encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
+        train=split_holdout(data, 2, most=2000)[0],
+        validation=split_holdout(data, 2, most=2000)[1],
+        seed=2,
+    )
+    mean = np.mean([logits_of(fit.head, features) for fit in heads], axis=0)
+    save_task(together.task, tmp_path / "toy")
+    assert np.allclose(logits_of(load_task(tmp_path / "toy").head, features), mean, atol=1e-4)
+    assert together.fit.validation_logits == pytest.approx(np.mean([fit.validation_logits for fit in heads], axis=0))
+    for options in ({"seeds": 1}, {"seeds": 2, "recipe": Recipe(CrossAttentionConfig(width=16), RECIPE.training)}):
+        recipe = options.pop("recipe", RECIPE)
+        with pytest.raises(InputError, match="an ensemble is of several seeds' heads of the default preset"):
+            train_task(data, encoder, FeatureStore(), recipe, ensemble=True, **options)  # type: ignore[arg-type]

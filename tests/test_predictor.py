@@ -12,15 +12,18 @@ import pytest
 from tests.conftest import build_tiny_encoder
 from ytuning import pipeline, predictor
 from ytuning.artifact import load_task, save_task
+from ytuning.calibration import Calibration
 from ytuning.data import Dataset, from_lists
-from ytuning.encoder import Encoder, TokenizedTexts, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, InputError, TaskFolderError
-from ytuning.evaluation import evaluate
+from ytuning.evaluation import Report, evaluate
 from ytuning.head import PooledConfig
 from ytuning.pipeline import evaluate_task, train_task
 from ytuning.predictor import Prediction, Predictor
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
-from ytuning.training import Recipe, TrainingConfig
+from ytuning.targets import Names
+from ytuning.tokens import TokenizedTexts
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
 
@@ -81,7 +84,7 @@ def test_predictions_keep_the_order_of_inputs_and_tasks(tasks: Path, toy_rows: t
     for answer in found:
         assert list(answer.scores) == (["card", "login", "refund"] if answer.task == "toy" else ["c", "l", "r"])
         assert sum(answer.scores.values()) == pytest.approx(1)
-        assert answer.scores[answer.label] == max(answer.scores.values())
+        assert answer.scores[answer.label or ""] == max(answer.scores.values())
         assert answer.text_pair is None and not answer.truncated
 
 
@@ -145,9 +148,9 @@ def test_same_probabilities_as_in_evaluation(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def watched(labels: object, truth: object, probabilities: np.ndarray) -> object:
-        seen.append(probabilities)
-        return evaluate(labels, truth, probabilities)  # type: ignore[arg-type]
+    def watched(target: Names, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
+        seen.append(calibration.probabilities(target, logits))
+        return evaluate(target, calibration, truth, logits)
 
     monkeypatch.setattr(pipeline, "evaluate", watched)
     data = from_lists(*toy_rows)
@@ -248,7 +251,15 @@ def test_folders_that_cannot_be_used(folders: Folders, message: str, tasks: Path
 
 
 def test_json_form() -> None:
-    single = Prediction("a", None, "toy", "x", {"x": 0.75, "y": 0.25}, truncated=False)
+    single = Prediction("a", None, "toy", "single", "x", {"x": 0.75, "y": 0.25}, truncated=False)
     assert single.to_json() == {"text": "a", "task": "toy", "label": "x", "scores": {"x": 0.75, "y": 0.25}}
-    pair = Prediction("a", "b", "toy", "x", {"x": 0.75, "y": 0.25}, truncated=True)
+    pair = Prediction("a", "b", "toy", "single", "x", {"x": 0.75, "y": 0.25}, truncated=True)
     assert list(pair.to_json()) == ["text", "text_pair", "task", "label", "scores"]
+    several = Prediction("a", None, "toy", "multi", ["y", "x"], {"x": 0.75, "y": 0.8}, truncated=False)
+    assert several.to_json() == {"text": "a", "task": "toy", "labels": ["y", "x"], "scores": {"x": 0.75, "y": 0.8}}
+    number = Prediction("a", None, "toy", "regression", 2.5, {}, truncated=False)
+    assert number.to_json() == {"text": "a", "task": "toy", "value": 2.5, "scores": {}}
+    abstained = Prediction("a", None, "toy", "single", None, {"x": 0.5}, truncated=False)
+    assert abstained.to_json()["label"] is None and abstained.label is None
+    with pytest.raises(AttributeError, match="a task of kind 'multi' gives no single label"):
+        _ = several.label

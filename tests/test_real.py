@@ -12,16 +12,18 @@ from ytuning.artifact import load_task, save_task
 from ytuning.backends import Precision
 from ytuning.baselines import mean_pooled, tuned_logistic_regression
 from ytuning.codecs import Compact, build_codec
-from ytuning.data import read_dataset, split_holdout
+from ytuning.data import read_dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import live_features, stored_features
+from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import train_task
 from ytuning.predictor import Predictor
 from ytuning.progress import Progress
+from ytuning.recipes import preset
 from ytuning.sources import DEFAULT_WEIGHTS_SHA256
 from ytuning.store import FeatureStore
-from ytuning.training import logits_of, preset
+from ytuning.training import logits_of
 
 pytestmark = pytest.mark.real
 
@@ -134,11 +136,11 @@ def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
 ) -> None:
     train = read_dataset(shared_data / "trec6" / "train.jsonl")
     trained = train_task(train, encoder, store, preset("default"))
-    labels = LabelSet.from_labels(train.labels or [])
+    labels = LabelSet.from_labels(train.names)
     features, use = stored_features(train.inputs, encoder, store, Progress())
     assert use.misses == 0
     rows = split_holdout(train, 0)
-    opponent = tuned_logistic_regression(mean_pooled(features), labels.encode(train.labels or []), *rows)
+    opponent = tuned_logistic_regression(mean_pooled(features), labels.encode(train.names), *rows)
     accuracy = trained.reports["validation"].metrics["accuracy"]
     error = np.sqrt(accuracy * (1 - accuracy) / len(rows[1]))
     assert accuracy > opponent.validation_accuracy - error
@@ -159,5 +161,5 @@ def test_pairs_are_trained_and_predicted(
     assert trained.task.pair
     save_task(trained.task, tmp_path / "mrpc")
     predictions = list(Predictor([tmp_path / "mrpc"]).predict(test.inputs))
-    accuracy = np.mean([found.label == truth for found, truth in zip(predictions, test.labels or [], strict=True)])
+    accuracy = np.mean([found.label == truth for found, truth in zip(predictions, test.names, strict=True)])
     assert accuracy == pytest.approx(trained.reports["test"].metrics["accuracy"], abs=0.01)

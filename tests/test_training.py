@@ -22,8 +22,9 @@ from ytuning.features import Features, live_features
 from ytuning.head import CrossAttentionConfig, LabelHead, PooledConfig
 from ytuning.labels import LabelSet
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig, preset
 from ytuning.stack import Learner, stack_step
-from ytuning.training import FitResult, Job, Recipe, TrainingConfig, fit_head, fit_heads, logits_of, preset
+from ytuning.training import FitResult, Job, fit_head, fit_heads, logits_of
 from ytuning.workers import Workers
 
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
@@ -70,7 +71,7 @@ class Interrupt(Progress):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "hinge"}, r"^loss must be one of 'cross_entropy', 'triplet'\. Got 'hinge' instead\.$"),
+        ({"loss": "hinge"}, r"^loss must be one of 'cross_entropy', 'triplet', 'focal'\. Got 'hinge' instead\.$"),
         ({"label_weights": "equal"}, r"^label_weights must be one of None, 'balanced', .*Got 'equal' instead\.$"),
         ({"label_weights": (1.0, 2.0)}, r"^label_weights must be 3 weights .*Got \(1\.0, 2\.0\) instead\.$"),
         ({"label_weights": (1.0, 2.0, -1.0)}, r"^label_weights must be 3 weights of at least 0"),
@@ -118,7 +119,7 @@ def test_learns_far_above_chance(
     most_frequent = np.bincount(goal).max() / len(goal)
     held_out = float((result.validation_logits.argmax(1) == goal[VALIDATION]).mean())
     assert held_out > most_frequent + 0.25
-    assert held_out == result.history[result.chosen].accuracy
+    assert held_out == result.history[result.chosen].score
     everything = logits_of(result.head, features)
     assert float((everything.argmax(1) == goal)[TRAIN].mean()) > most_frequent + 0.25
     # Training reads the pooled head's coordinates in int8, and the head then reads the features themselves.
@@ -251,7 +252,7 @@ def test_last_round_within_half_a_standard_error(
 ) -> None:
     seen = scripted(*right)
     result = fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False)
-    assert [round(entry.accuracy * 30) for entry in result.history] == list(right)
+    assert [round(entry.score * 30) for entry in result.history] == list(right)
     assert result.chosen == chosen
     assert torch.equal(result.head.state_dict()["label_rows"], seen[chosen]["label_rows"])
     assert not result.head.training and not result.refitted and not result.interrupted

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from ytuning.encoder import load_encoder as load_encoder
     from ytuning.errors import YTuningError as YTuningError
     from ytuning.estimator import YTuningClassifier as YTuningClassifier
+    from ytuning.estimator import YTuningRegressor as YTuningRegressor
     from ytuning.pipeline import evaluate_task as evaluate_task
     from ytuning.pipeline import train_task as train_task
     from ytuning.predictor import Prediction as Prediction
     from ytuning.predictor import Predictor as Predictor
+    from ytuning.recipes import Recipe as Recipe
+    from ytuning.recipes import preset as preset
     from ytuning.store import FeatureStore as FeatureStore
-    from ytuning.training import Recipe as Recipe
-    from ytuning.training import preset as preset
 
 __version__ = "0.1.0"
 
@@ -35,15 +36,16 @@ _HOMES = {
     "FeatureStore": "store",
     "Prediction": "predictor",
     "Predictor": "predictor",
-    "Recipe": "training",
+    "Recipe": "recipes",
     "Task": "artifact",
     "YTuningClassifier": "estimator",
     "YTuningError": "errors",
+    "YTuningRegressor": "estimator",
     "evaluate_task": "pipeline",
     "from_lists": "data",
     "load_encoder": "encoder",
     "load_task": "artifact",
-    "preset": "training",
+    "preset": "recipes",
     "read_dataset": "data",
     "save_task": "artifact",
     "train_task": "pipeline",
@@ -59,6 +61,7 @@ __all__ = [
     "Task",
     "YTuningClassifier",
     "YTuningError",
+    "YTuningRegressor",
     "__version__",
     "evaluate_task",
     "from_lists",

@@ -1,7 +1,8 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
-task.json          schema version, labels, kind, encoder identity, head config, metrics, checksum of the weights
-head.safetensors   the head's weights
+task.json          schema version, kind, labels or scale, encoder identity, head config, thresholds, calibration,
+                   metrics, checksum of the weights
+head.safetensors   the head's weights, and where some texts lie in its label space
 README.md          model card
 """
 
@@ -12,22 +13,40 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 
-from ytuning.encoder import EncoderIdentity
+from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, cannot_write
 from ytuning.head import HeadConfig, LabelHead, build_head, config_from_json, config_to_json
-from ytuning.labels import LabelSet
+from ytuning.identity import EncoderIdentity
+from ytuning.labels import Kind
+from ytuning.targets import Scale, Target, target_from_json
 
-__all__ = ["Task", "load_task", "save_task"]
+__all__ = ["PAIR_MODES", "Exemplars", "PairMode", "Task", "load_task", "save_task"]
 
-SCHEMA = 1
+SCHEMA = 2  # 1: single-label tasks only, neither calibrated nor with thresholds
+PairMode = Literal["joint", "separate"]
+PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
 PARTIAL_SUFFIX = ".partial"
+VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"  # in the weights' file
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Where some texts lie in the head's label space, of which a new label can be told (:mod:`ytuning.new_label`).
+
+    Attributes:
+        vectors: (N, E, H) float16.
+        targets: (N,) int64 label ids, or (N, C) float32, 0 or 1.
+    """
+
+    vectors: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -36,28 +55,32 @@ class Task:
 
     Attributes:
         name: of its folder; names the task in predictions.
-        labels: label names, by id.
+        target: kind of the task, and its labels or scale.
         encoder: what the head's features come from.
         config: form and sizes of the head.
         head: in evaluation mode.
+        calibration: what makes probabilities and decisions of its logits, fitted on validation rows.
         metrics: of ``validation`` and, if there was one, ``test``.
         training: seed, codec of the stored features, rows and steps, for the record.
-        pair: whether a row is a pair of texts.
-        kind: ``"single"``.
-        thresholds, calibration: kept for multi-label tasks and calibrated scores; None in this version.
+        pair: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
+        exemplars: that a label can be added to the task with.
     """
 
     name: str
-    labels: LabelSet
+    target: Target
     encoder: EncoderIdentity
     config: HeadConfig
     head: LabelHead
+    calibration: Calibration = field(default_factory=Calibration)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    pair: bool = False
-    kind: str = "single"
-    thresholds: None = None
-    calibration: None = None
+    pair: PairMode | None = None
+    exemplars: Exemplars | None = field(default=None, compare=False)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the task."""
+        return self.target.kind
 
     @property
     def head_parameters(self) -> int:
@@ -79,17 +102,20 @@ def save_task(task: Task, folder: str | Path) -> None:
     """
     path = Path(folder)
     check_target(path)
-    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in task.head.state_dict().items()})
+    tensors = task.head.state_dict()
+    if task.exemplars is not None:
+        tensors = {**tensors, VECTORS: task.exemplars.vectors, TARGETS: task.exemplars.targets}
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    thresholds = task.calibration.thresholds
     content = {
         "schema": SCHEMA,
-        "kind": task.kind,
-        "labels": list(task.labels.names),
+        **task.target.to_json(),
         "pair": task.pair,
         "encoder": task.encoder.to_json(),
         "head": config_to_json(task.config),
         "head_sha256": hashlib.sha256(weights).hexdigest(),
-        "thresholds": task.thresholds,
-        "calibration": task.calibration,
+        "thresholds": None if thresholds is None else list(thresholds),
+        "calibration": task.calibration.to_json(),
         "metrics": task.metrics,
         "training": task.training,
     }
@@ -145,15 +171,25 @@ def load_task(folder: str | Path) -> Task:
     path = Path(folder)
     content = _read_json(path)
     try:
-        labels = LabelSet(tuple(content["labels"]))
+        target = target_from_json(content)
+        pair = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = _head_config(content["head"], path / TASK_FILE)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
-            head = build_head(config, labels=len(labels), layers=len(encoder.layers), width=encoder.width)
+            head = build_head(
+                config,
+                labels=target.outputs,
+                layers=len(encoder.layers),
+                width=encoder.width,
+                paired=pair == "separate",
+            )
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
-        record = {name: content[name] for name in ("metrics", "training", "pair", "kind")}
+        calibration = Calibration.from_json(content["calibration"], content["thresholds"])
+        if calibration.thresholds is not None and len(calibration.thresholds) != len(target.names):
+            raise ValueError("there must be a threshold for each label")
+        record = {name: content[name] for name in ("metrics", "training")}
     except TaskFolderError:
         raise
     except (
@@ -167,8 +203,10 @@ def load_task(folder: str | Path) -> Task:
         raise TaskFolderError(
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error
-    _fill(head, path / HEAD_FILE, expected)
-    return Task(path.resolve().name, labels, encoder, config, head.eval(), **record)
+    exemplars = _fill(head, path / HEAD_FILE, expected)
+    return Task(
+        path.resolve().name, target, encoder, config, head.eval(), calibration, pair=pair, exemplars=exemplars, **record
+    )
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
@@ -179,7 +217,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
-    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "backend")
+    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "backend", "long_text")
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
     raise TaskFolderError(
         f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
@@ -210,6 +248,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _pair_mode(value: Any) -> PairMode | None:
+    """Tasks of schema 1 state whether a row is a pair, which was always read jointly."""
+    mode: PairMode | None = ("joint" if value else None) if isinstance(value, bool) else value
+    if mode not in (None, *PAIR_MODES):
+        raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
+    return mode
+
+
 def _head_config(value: Any, file: Path) -> HeadConfig:
     try:
         return config_from_json(value)
@@ -217,8 +263,8 @@ def _head_config(value: Any, file: Path) -> HeadConfig:
         raise TaskFolderError(f"{file}: {error}") from error
 
 
-def _fill(head: LabelHead, file: Path, expected: str) -> None:
-    """Put stored weights into a head, after checking their bytes, names and shapes."""
+def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
+    """Put stored weights into a head, after checking their bytes, names and shapes; returns what else is stored."""
     if not os.path.isfile(file):
         raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
     try:
@@ -241,7 +287,9 @@ def _fill(head: LabelHead, file: Path, expected: str) -> None:
         raise TaskFolderError(
             f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
         )
+    stored = {name: tensors.pop(name) for name in (VECTORS, TARGETS) if name in tensors}
     head.load_state_dict(tensors)
+    return Exemplars(stored[VECTORS], stored[TARGETS]) if len(stored) == 2 else None
 
 
 def _replace_all(folder: Path, files: dict[str, bytes]) -> None:
@@ -266,8 +314,15 @@ def _card(task: Task) -> str:
         for split, values in task.metrics.items()
         for name, value in values.items()
     )
-    names = ", ".join(f"`{name}`" for name in task.labels.names)
+    names = ", ".join(f"`{name}`" for name in task.target.names)
     share = task.head_parameters / task.encoder.parameters
+    inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[task.pair]
+    if isinstance(task.target, Scale):
+        ends = f"from {task.target.low:g} to {task.target.high:g}" if task.target.bounded else "without bounds"
+        answers = f"It answers with a number {ends}."
+    else:
+        what = {"single": "one of", "ordinal": "one of, from the lowest to the highest,", "multi": "any number of"}
+        answers = f"It answers with {what[task.target.kind]} {len(task.target.names)} labels: {names}"
     return f"""---
 library_name: ytuning
 pipeline_tag: text-classification
@@ -278,9 +333,9 @@ base_model: {task.encoder.name}
 
 A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder
 `{task.encoder.name}`, trained with ytuning.
-Input: {"a pair of texts" if task.pair else "one text"}, cut at {task.encoder.max_length} tokens.
+Input: {inputs}, cut at {task.encoder.max_length} tokens.
 
-{len(task.labels)} labels: {names}
+{answers}
 
 | split | metric | value |
 | --- | --- | --- |

@@ -19,11 +19,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
-from ytuning.encoder import Encoder, TextInput, TokenizedTexts
+from ytuning.encoder import Encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
 from ytuning.features import Features, ordered_batches
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
+from ytuning.tokens import TextInput, TokenizedTexts
 
 __all__ = [
     "LogisticResult",

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
 from ytuning.console import Json, Quiet, print_json, result_file, shown_progress
 from ytuning.errors import InputError, YTuningError
@@ -42,6 +43,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(cache, name="cache")
+app.command(name="add-label", epilog="Example: ytuning add-label tasks/tickets refund --examples refunds.csv")(
+    add_label
+)
 
 
 class Kind(StrEnum):
@@ -49,6 +53,7 @@ class Kind(StrEnum):
 
     auto = "auto"
     single = "single"
+    ordinal = "ordinal"
     multi = "multi"
     regression = "regression"
 
@@ -58,6 +63,21 @@ class Preset(StrEnum):
 
     default = "default"
     paper = "paper"
+
+
+class Pairs(StrEnum):
+    """What ``--pairs`` allows."""
+
+    auto = "auto"
+    joint = "joint"
+    separate = "separate"
+
+
+class LongText(StrEnum):
+    """What ``--long-text`` allows."""
+
+    truncate = "truncate"
+    window = "window"
 
 
 class Store(StrEnum):
@@ -83,6 +103,14 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     int8 = "int8"
+
+
+class Loss(StrEnum):
+    """What ``--loss`` allows."""
+
+    cross_entropy = "cross_entropy"
+    triplet = "triplet"
+    focal = "focal"
 
 
 class LabelWeights(StrEnum):
@@ -112,11 +140,36 @@ def train(
     text_pair: TextPair = None,
     label: Label = None,
     kind: Annotated[
-        Kind, typer.Option("--kind", help="Kind of task; this version trains single-label ones.")
+        Kind,
+        typer.Option(
+            "--kind", help="What the labels are: one a row (ordinal: in an order), any number of them, or numbers."
+        ),
     ] = Kind.auto,
+    label_order: Annotated[
+        str | None,
+        typer.Option(
+            "--label-order", help="Labels of --kind ordinal from the lowest, with commas; default: by their numbers."
+        ),
+    ] = None,
+    abstain_at: Annotated[
+        float | None,
+        typer.Option(
+            "--abstain-at",
+            metavar="PRECISION",
+            help="Give no label where the task is not sure enough to be right in this share of its answers.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Pairs,
+        typer.Option("--pairs", help="How the encoder reads two texts: as one, or each; auto tries both."),
+    ] = Pairs.auto,
     encoder: Annotated[
         str, typer.Option("--encoder", help="Folder or Hugging Face name.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
+    long_text: Annotated[
+        LongText,
+        typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
+    ] = LongText.truncate,
     backend: Annotated[
         Backend, typer.Option("--backend", help="What computes the encoder; openvino needs the extra of that name.")
     ] = Backend.torch,
@@ -125,6 +178,10 @@ def train(
         typer.Option("--precision", help="auto: bf16 where that is faster, else fp32; int8: openvino only, not exact."),
     ] = Precision.auto,
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
+    loss: Annotated[
+        Loss | None,
+        typer.Option("--loss", help="focal: what is predicted well already weighs less.", show_default="the preset's"),
+    ] = None,
     label_weights: Annotated[
         LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
     ] = LabelWeights.none,
@@ -142,6 +199,9 @@ def train(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=256, help="Heads to train together; the best on validation is saved.")
     ] = 1,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Save the mean of all the seeds' heads instead of the best one.")
+    ] = False,
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Go on on held-out rows too, once they have chosen.")
     ] = True,
@@ -153,13 +213,15 @@ def train(
     from ytuning.backends import check_choice
     from ytuning.data import read_dataset
     from ytuning.pipeline import Stopwatch, train_task
+    from ytuning.recipes import preset as recipe_of
+    from ytuning.recipes import weighing_labels
     from ytuning.store import FeatureStore
-    from ytuning.training import preset as recipe_of
-    from ytuning.training import weighing_labels
 
     start = time.perf_counter()
     watch = Stopwatch()
     recipe = recipe_of(preset.value)
+    if loss is not None:
+        recipe = replace(recipe, training=replace(recipe.training, loss=loss.value))
     if label_weights is LabelWeights.balanced:
         recipe = weighing_labels(recipe, "balanced")
     check_choice(backend.value, precision.value)
@@ -177,7 +239,13 @@ def train(
                 if part is not None and not quiet:
                     _tell_columns(progress, part)
         with watch.stage("encode"):
-            loaded = _load_encoder(encoder, layers=recipe.layers, backend=backend.value, precision=precision.value)
+            loaded = _load_encoder(
+                encoder,
+                layers=recipe.layers,
+                backend=backend.value,
+                precision=precision.value,
+                long_text=long_text.value,
+            )
         trained = train_task(
             parts[0],
             loaded,
@@ -188,8 +256,12 @@ def train(
             name=out.resolve().name,
             seed=seed,
             seeds=seeds,
+            ensemble=ensemble,
             refit=refit,
             codec=store.value,
+            label_order=None if label_order is None else [name.strip() for name in label_order.split(",")],
+            abstain_at=abstain_at,
+            pairs=pairs.value,
             progress=progress,
             watch=watch,
         )
@@ -268,8 +340,7 @@ def evaluate(
     from ytuning.store import FeatureStore
 
     task = load_task(task_dir)
-    # Numbers that name labels were accepted by the training, so they are here.
-    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind="single")
+    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind)
     with shown_progress(quiet) as progress:
         loaded = _load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)
@@ -344,7 +415,8 @@ def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _tell_columns(progress: Progress, data: Dataset) -> None:
     if data.columns is not None:
         named = [f"{role} = {name!r}" for role, name in asdict(data.columns).items() if name is not None]
-        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}")
+        kind = "" if data.labels is None else f"; kind = {data.kind!r}"
+        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}{kind}")
 
 
 def _tell_cut(progress: Progress, count: int) -> None:
@@ -359,8 +431,11 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             other = "validation" if split == "test_and_validation" else "train"
             progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
     if trained.fit.interrupted:
+        from ytuning.losses import SCORES
+
         best = trained.fit.history[trained.fit.chosen]
-        figures = f"step {best.step}, validation accuracy {best.accuracy:.4f}"
+        name, sign = SCORES[trained.task.target.objective]
+        figures = f"step {best.step}, validation {name} {sign * best.score:.4f}"
         saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
         print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
 
@@ -371,7 +446,7 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
     return {
         "task_dir": str(out),
         "kind": task.kind,
-        "labels": len(task.labels),
+        "labels": len(task.target.names),
         "rows": trained.rows,
         "encoder": {
             "name": task.encoder.name,
@@ -419,7 +494,9 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
             f"{name} {figures['mean']:.4f} (deviation {figures['deviation']:.4f})"
             for name, figures in _spread(trained, split).items()
         )
-        text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is seed {trained.task.training['seed']}"
+        best = trained.task.training["seed"]
+        saved = "the mean of their heads" if best is None else f"seed {best}"
+        text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is {saved}"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     share = trained.task.head_parameters / trained.task.encoder.parameters
     console.print(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ytuning.codecs import Codec, Compact, build_codec, row_bytes
-from ytuning.data import Dataset, split_holdout
+from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.features import Features, keep_features, live_features
-from ytuning.labels import LabelSet
+from ytuning.holdout import split_holdout
+from ytuning.losses import SCORES, row_scores
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe
 from ytuning.store import FeatureStore, StoredRows
-from ytuning.training import FitResult, Recipe, fit_head, logits_of
+from ytuning.targets import fit_target
+from ytuning.training import FitResult, fit_head, logits_of
 
 __all__ = ["AUTO", "BARS", "CodecChoice", "choose_codec"]
 
@@ -24,7 +28,7 @@ SAMPLE_TEXTS = 2000
 SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
 HELD_OUT = 0.2  # share of the sample that the head is measured on
 BARS = {"compact": 0.005, "int8": 0.002}
-"""Accuracy that a codec may lose, smallest codec first; fp16 loses none."""
+"""Accuracy that a codec may lose, or of another kind of task share of the score; smallest codec first."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,20 @@ class CodecChoice:
 
 
 def choose_codec(
-    train: Dataset, encoder: Encoder, store: FeatureStore, recipe: Recipe, *, seed: int, progress: Progress
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    recipe: Recipe,
+    *,
+    seed: int,
+    progress: Progress,
+    order: Sequence[str] | None = None,
 ) -> CodecChoice:
     """Choose a codec for a task by experiment; the same for the same rows and seed.
 
     Up to 2,000 rows are encoded. A head is trained on four fifths of them in full precision and reads the rest once
     through each codec, from the smallest on: the first that loses no more accuracy than its bar is taken. What was
-    encoded is then kept in that codec's space.
+    encoded is then kept in that codec's space. ``order`` is that of an ordinal task's labels.
 
     Raises:
         InputError, StoreError: as training and storing.
@@ -62,7 +73,7 @@ def choose_codec(
     except DataError:
         codec, found = "fp16", "as no label has rows enough to hold one out and measure"
     else:
-        codec, found = _measured(sample, features, rows, held, recipe, seed, progress)
+        codec, found = _measured(sample, features, rows, held, recipe, order, seed, progress)
     written = keep_features(sample.inputs, features, encoder, store, progress, codec=codec)
     return CodecChoice(codec, written, f"store: {codec}, {found}")
 
@@ -88,14 +99,17 @@ def _measured(
     rows: np.ndarray,
     held: np.ndarray,
     recipe: Recipe,
+    order: Sequence[str] | None,
     seed: int,
     progress: Progress,
 ) -> tuple[str, str]:
     """The smallest codec within its bar, and what was measured."""
-    truth = LabelSet.from_labels(sample.labels or []).encode(sample.labels or [])
+    target = fit_target(sample.kind, labels_of(sample), order)
+    truth = target.encode(labels_of(sample))
     fit = fit_head(
         features,
         truth,
+        objective=target.objective,
         train=rows,
         validation=held,
         recipe=recipe,
@@ -106,16 +120,27 @@ def _measured(
     )
     if fit.interrupted:
         raise KeyboardInterrupt
-    full = _correct(fit.validation_logits, truth[held])
+    _, sign = SCORES[target.objective]
+
+    def score(logits: np.ndarray) -> float:
+        goal = torch.from_numpy(truth[held])
+        return float(row_scores(target.objective, torch.from_numpy(logits), goal).mean())
+
+    def shown(found: float) -> str:
+        return f"{100 * found:.1f}" if target.objective == "single" else f"{sign * found:.4f}"
+
+    full = score(fit.validation_logits)
+    # Accuracy is a share already; of an error or a cross-entropy it is a share of the whole that may be lost.
+    whole = 1.0 if target.objective == "single" else abs(full)
     where = f"on {len(held):,} held-out rows of a sample"
     for name, bar in BARS.items():
-        found = _correct(_through(name, fit, features, rows, held), truth[held])
-        if full - found <= bar * len(held):
+        found = score(_through(name, fit, features, rows, held))
+        if full - found <= bar * whole + 1e-9:
             sizes = [row_bytes(codec, features.layers, features.width) for codec in (name, "fp16")]
             share = f"{sizes[0] / sizes[1]:.2f} x the bytes of fp16"
-            return name, f"{share}; {where} {_percent(found, held)} against {_percent(full, held)} in fp16"
-        lost = f"{_percent(found, held)} in {name}"
-    return "fp16", f"as the others lose too much; {where} {_percent(full, held)} against {lost}"
+            return name, f"{share}; {where} {shown(found)} against {shown(full)} in fp16"
+        lost = f"{shown(found)} in {name}"
+    return "fp16", f"as the others lose too much; {where} {shown(full)} against {lost}"
 
 
 def _through(name: str, fit: FitResult, features: Features, rows: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -128,14 +153,6 @@ def _through(name: str, fit: FitResult, features: Features, rows: np.ndarray, he
     start = np.concatenate(([0], np.cumsum(length)[:-1]))
     zeros = np.zeros(len(held), np.int64)
     return logits_of(fit.head, Features(StoredRows([array], zeros, start, length, zeros > 0, codec), features.dtype))
-
-
-def _correct(logits: np.ndarray, truth: np.ndarray) -> int:
-    return int((logits.argmax(1) == truth).sum())
-
-
-def _percent(correct: int, held: np.ndarray) -> str:
-    return f"{100 * correct / len(held):.1f}"
 
 
 class _Sample(Progress):

@@ -1,20 +1,21 @@
-"""Tables -> :class:`Dataset`: chosen columns, checked cells, hold-out. Every complaint names source, row and column."""
+"""Tables -> :class:`Dataset`: chosen columns, checked cells. Every complaint names source, row and column."""
 
 from __future__ import annotations
 
-import heapq
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 
 from ytuning.errors import DataError, InputError, allowed
-from ytuning.labels import Kind, LabelSet, did_you_mean, listed, shown
+from ytuning.labels import Kind, did_you_mean, listed, shown
 from ytuning.tables import Column, Table, as_cells, read_table
+from ytuning.targets import KINDS, Labels, Scale, Target
 
 __all__ = [
     "Columns",
@@ -23,8 +24,8 @@ __all__ = [
     "check_trainable",
     "count_shared",
     "from_lists",
+    "labels_of",
     "read_dataset",
-    "split_holdout",
 ]
 
 Role = Literal["text", "text_pair", "label"]
@@ -33,6 +34,8 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "text_pair": ("text_pair",),
     "label": ("label", "labels"),
 }
+LISTS = (list, tuple, set, np.ndarray)
+SEPARATORS = ("|", ";", ",")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -51,22 +54,25 @@ class Dataset:
 
     Attributes:
         texts: one a row.
-        labels: one a row, or None without labels.
+        labels: one a row, or None without labels: a name; of the kind "multi" a tuple of names, which may be empty; of
+            the kind "regression" a number.
         text_pairs: the second text of each row, or None for single texts.
         source: file name, or what the rows came from; messages start with it.
         rows: number of each row in the source, counted from 1; None if they are all there in order.
         columns: of the source; None if it has none.
+        kind: of task that the labels are for.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs or row numbers as texts.
     """
 
     texts: list[str]
-    labels: list[str] | None = None
+    labels: Labels | None = None
     text_pairs: list[str] | None = None
     source: str = "the rows"
     rows: list[int] | None = None
     columns: Columns | None = None
+    kind: Kind = "single"
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -85,6 +91,17 @@ class Dataset:
         pairs: Sequence[str | None] = self.text_pairs or [None] * len(self)
         return list(zip(self.texts, pairs, strict=True))
 
+    @property
+    def names(self) -> list[str]:
+        """The labels of rows that have one name each.
+
+        Raises:
+            DataError: there are no labels, or they are of another kind.
+        """
+        if self.kind not in ("single", "ordinal"):
+            raise DataError(f"each row must have one label, but the kind is {self.kind!r}", source=self.source)
+        return [str(label) for label in labels_of(self)]
+
     def select(self, indices: Iterable[int] | np.ndarray) -> Dataset:
         """The rows at ``indices`` (from 0), which keep the row numbers they have in the source.
 
@@ -94,11 +111,12 @@ class Dataset:
         places = [int(i) for i in indices]
         return Dataset(
             texts=[self.texts[i] for i in places],
-            labels=None if self.labels is None else [self.labels[i] for i in places],
+            labels=None if self.labels is None else cast("Labels", [self.labels[i] for i in places]),
             text_pairs=None if self.text_pairs is None else [self.text_pairs[i] for i in places],
             source=self.source,
             rows=[i + 1 if self.rows is None else self.rows[i] for i in places],
             columns=self.columns,
+            kind=self.kind,
         )
 
     def error(self, index: int, role: Role, problem: str) -> DataError:
@@ -120,7 +138,9 @@ def read_dataset(
 
     A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
     ``labels``. Texts and labels are kept exactly. Labels that are not text get the text of their value: 3 -> "3",
-    3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name.
+    3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row
+    are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the first of these that occurs in the
+    column; an empty list or text is no label.
 
     Args:
         source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
@@ -128,8 +148,9 @@ def read_dataset(
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
         label: column of the label.
-        kind: "auto" finds labels that need "multi" or "regression", which this version refuses; "single" takes numbers
-            for label names.
+        kind: "auto": "multi" if a cell is a list, or if the column's name was inferred and is ``labels``; "regression"
+            if all are numbers and one has a fraction; else "single". "single" takes numbers for label names,
+            "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
 
     Raises:
@@ -137,31 +158,36 @@ def read_dataset(
         InputError: a column that is not there, or an unknown ``kind`` or type of source.
         MissingExtraError: a Parquet file without pyarrow.
     """
-    kinds = ("auto", *get_args(Kind))
+    kinds = ("auto", *KINDS)
     if kind not in kinds:
         raise InputError(allowed("kind", kind, kinds))
     table = read_table(source)
     columns = _choose_columns(table, {"text": text, "text_pair": text_pair, "label": label}, labelled)
-    labels = None
+    labels: Labels | None = None
+    found: Kind = "single"
     if columns.label is not None:
-        several = kind == "multi" or (kind == "auto" and label is None and columns.label == "labels")
-        labels = _label_names(table.column(columns.label), "multi" if several else kind)
+        several = kind == "auto" and label is None and columns.label == "labels"
+        labels, found = _read_labels(table.column(columns.label), "multi" if several else kind)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
         text_pairs=None if columns.text_pair is None else table.column(columns.text_pair).texts("text pair"),
         source=table.source,
         columns=columns,
+        kind=found,
     )
 
 
-def from_lists(texts: object, labels: object = None, text_pairs: object = None) -> Dataset:
+def from_lists(
+    texts: object, labels: object = None, text_pairs: object = None, kind: Kind | Literal["auto"] = "auto"
+) -> Dataset:
     """A data set from lists, tuples, NumPy arrays or pandas series.
 
     Args:
         texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns.
-        labels: text or integers, as :func:`read_dataset` takes them; None for prediction.
+        labels: as :func:`read_dataset` takes them; None for prediction.
         text_pairs: second texts, unless ``texts`` holds pairs.
+        kind: as for :func:`read_dataset`.
 
     Raises:
         DataError: a text or label is missing, empty or of the wrong type, or their numbers differ; there are no rows.
@@ -172,10 +198,14 @@ def from_lists(texts: object, labels: object = None, text_pairs: object = None) 
     source = Dataset.source
     if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
         cells, pairs = _unzip_pairs(cells, source)
+    found: tuple[Labels | None, Kind] = (None, "single")
+    if labels is not None:
+        found = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
         texts=Column(source, "text", cells).texts("text"),
-        labels=None if labels is None else _label_names(Column(source, "label", as_cells(labels, "labels")), "auto"),
+        labels=found[0],
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
+        kind=found[1],
     )
 
 
@@ -212,19 +242,59 @@ def _existing(table: Table, role: Role, name: str) -> str:
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _label_names(column: Column, kind: Kind | Literal["auto"]) -> list[str]:
-    """The label of each row as text; refuses what asks for another kind of task than single-label."""
-    if kind in ("multi", "regression"):
-        what = "several labels a row (multi-label)" if kind == "multi" else "numbers as targets (regression)"
-        problem = f"{what} are not supported yet. Use a column that holds one label a row"
-        raise column.error(1, f"{problem}, named with label= (--label)")
+def _read_labels(column: Column, kind: Kind | Literal["auto"]) -> tuple[Labels, Kind]:
+    """The labels of the rows, and the kind of task that they are for."""
+    if kind == "multi" or (kind == "auto" and any(isinstance(cell, LISTS) for cell in column.cells)):
+        return _label_lists(column), "multi"
+    if kind == "regression":
+        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], kind
     names = [_label_name(column, row, cell) for row, cell in enumerate(column.cells, 1)]
     if kind == "auto" and all(NUMBER.fullmatch(name) for name in names):
-        for row, name in enumerate(names, 1):
-            if not float(name).is_integer():
-                problem = f"the labels are numbers such as {shown(name)}, and regression is not supported yet. If each "
-                raise column.error(row, f"{problem}number is the name of a label, use kind='single' (--kind single)")
-    return names
+        numbers = [float(name) for name in names]
+        if not all(number.is_integer() for number in numbers):
+            return numbers, "regression"
+    return names, "single" if kind == "auto" else kind
+
+
+def _number(column: Column, row: int, cell: object) -> float:
+    """A regression target."""
+    infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
+    text = str(cell) if infinite else _label_name(column, row, cell).strip()
+    number = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        raise column.error(row, f"the label {shown(text)} is not a number that is finite. Write it as 3 or 3.5")
+    return number
+
+
+def _label_lists(column: Column) -> list[tuple[str, ...]]:
+    """The label names of each row, each once."""
+    texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+    separator = next((mark for mark in SEPARATORS if any(mark in text for text in texts)), None)
+    rows: list[tuple[str, ...]] = []
+    for row, cell in enumerate(column.cells, 1):
+        names = _several(column, row, cell, separator)
+        rows.append(tuple(dict.fromkeys(_label_name(column, row, name) for name in names)))
+    return rows
+
+
+def _several(column: Column, row: int, cell: object, separator: str | None) -> list[object]:
+    if isinstance(cell, LISTS):
+        return sorted(cell) if isinstance(cell, set) else list(cell)
+    if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
+        text = "the labels are missing. Write an empty list, or an empty text, if the row has none"
+        return [_label_name(column, row, cell)] if isinstance(cell, int) else _refuse(column, row, text)
+    if cell.lstrip().startswith("["):
+        try:
+            found = json.loads(cell)
+        except ValueError as error:
+            raise column.error(row, f'the labels {shown(cell)} are no list ({error}). Write ["a", "b"]') from error
+        return list(found)
+    parts = [cell] if separator is None else cell.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _refuse(column: Column, row: int, problem: str) -> NoReturn:
+    raise column.error(row, problem)
 
 
 def _label_name(column: Column, row: int, cell: object) -> str:
@@ -236,9 +306,9 @@ def _label_name(column: Column, row: int, cell: object) -> str:
         return str(cell)
     if isinstance(cell, float) and math.isfinite(cell):
         return str(int(cell)) if cell.is_integer() else repr(cell)
-    if isinstance(cell, list | tuple | set | np.ndarray):
-        problem = f"the label is a list, {shown(cell)}: several labels a row (multi-label) are not supported yet. "
-        raise column.error(row, f"{problem}Give each row one label")
+    if isinstance(cell, LISTS):
+        problem = f"the label is a list, {shown(cell)}, where one label is wanted. "
+        raise column.error(row, f"{problem}Give each row one label, or use kind='multi' (--kind multi)")
     return column.text(row, cell, "label")
 
 
@@ -264,28 +334,42 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     Raises:
         DataError: there are no labels, all rows have one label, or (``holdout``) a label occurs once.
     """
-    labels = _labels(dataset)
-    counts = Counter(labels)
-    if len(counts) == 1:
+    labels = labels_of(dataset)
+    different = set(labels)
+    if dataset.kind == "multi" and different == {()}:
+        raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
+    if dataset.kind != "multi" and len(different) == 1:
         problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs two labels or more"
         raise dataset.error(0, "label", problem)
+    if not holdout or dataset.kind in ("multi", "regression"):
+        return
+    counts = Counter(labels)
     for index, label in enumerate(labels):
-        if holdout and counts[label] == 1:
+        if counts[label] == 1:
             problem = f"the label {shown(label)} occurs once. Add a second row with it, remove this row, "
             raise dataset.error(index, "label", f"{problem}or give a validation file (--validation)")
 
 
-def check_labels_known(dataset: Dataset, label_set: LabelSet, role: str) -> None:
-    """Whether every label of a ``role`` ("validation", "test") data set is one that was trained on.
+def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:
+    """Whether a ``role`` ("validation", "test") data set is labelled for the kind of task, with labels trained on.
 
     Raises:
-        DataError: names the first row whose label is not in ``label_set``, and the labels closest to it.
+        DataError: its labels are for another kind, or names the first row whose label is not in ``target``, and the
+            labels closest to it.
     """
-    unknown = [(index, label) for index, label in enumerate(_labels(dataset)) if label not in label_set]
+    labels = labels_of(dataset)
+    if dataset.kind != target.kind:
+        problem = f"the labels are for a task of kind {dataset.kind!r}, those of the training data are "
+        raise DataError(f"{problem}{target.kind!r}. State the same --kind for both", source=dataset.source)
+    if isinstance(target, Scale):
+        return
+    known = target.labels
+    rows = [row if isinstance(row, tuple) else (str(row),) for row in labels]
+    unknown = [(index, name) for index, row in enumerate(rows) for name in row if name not in known]
     if unknown:
         index, label = unknown[0]
         such = f"{len(unknown)} {role} row{'s have such labels' if len(unknown) > 1 else ' has such a label'}"
-        hint = did_you_mean(label, label_set.names) or f" The {len(label_set)} labels are {listed(label_set.names)}"
+        hint = did_you_mean(label, known.names) or f" The {len(known)} labels are {listed(known.names)}"
         problem = f"the label {shown(label)} does not occur in the training data ({such}).{hint}"
         raise dataset.error(index, "label", problem)
 
@@ -296,103 +380,12 @@ def count_shared(a: Dataset, b: Dataset) -> int:
     return sum(row in known for row in b.inputs)
 
 
-def _labels(dataset: Dataset) -> list[str]:
+def labels_of(dataset: Dataset) -> Labels:
+    """The labels, which must be there.
+
+    Raises:
+        DataError: they are not.
+    """
     if dataset.labels is None:
         raise DataError("the rows have no labels", source=dataset.source)
     return dataset.labels
-
-
-# --- hold-out -------------------------------------------------------------------------------------------------------
-
-
-def split_holdout(
-    dataset: Dataset, seed: int, fraction: float = 0.1, most: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose validation rows from train rows, stratified by label; the same for the same rows and seed.
-
-    About ``fraction`` of the rows are held out, at least one. Every label keeps a train row, and every label with two
-    or more different inputs gets a validation row if there is room for one of each. Rows with exactly the same input
-    stay together, so that no validation row was seen in training; where only such a group can stand for a label, more
-    than ``fraction`` may be held out, but never more than ``most``.
-
-    Args:
-        dataset: with labels.
-        seed: chooses the rows.
-        fraction: of the rows to hold out, between 0 and 1.
-        most: rows to hold out at most.
-
-    Returns:
-        Indices of the train rows and of the validation rows, each (rows,) int64 and sorted.
-
-    Raises:
-        DataError: no row can be held out.
-        InputError: ``fraction`` or ``most`` is out of range.
-    """
-    if not 0 < fraction < 1:
-        raise InputError(f"fraction must be between 0 and 1. Got {fraction!r} instead.")
-    if most is not None and most < 1:
-        raise InputError(f"most must be 1 or more. Got {most!r} instead.")
-    labels = _labels(dataset)
-    ids: list[int] = LabelSet.from_labels(labels).encode(labels).tolist()
-    by_input: dict[tuple[str, str | None], list[int]] = {}
-    for index, row in enumerate(dataset.inputs):
-        by_input.setdefault(row, []).append(index)
-    groups = list(by_input.values())
-    most = most or len(ids)
-    held = _hold_out(groups, ids, seed, min(max(1, round(fraction * len(ids))), most), most)
-    if not held:
-        problem = "no row can be held out for validation, as each label needs another, different row to train on. "
-        raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
-    return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
-
-
-def _hold_out(groups: list[list[int]], ids: list[int], seed: int, target: int, most: int) -> list[int]:
-    """Rows of whole groups: first at random within each label's quota, then whatever stands for a label left out."""
-    counts = np.bincount(ids).tolist()
-    inputs = np.bincount([i for group in groups for i in {ids[row] for row in group}]).tolist()
-    spare = [count - 1 if different > 1 else 0 for count, different in zip(counts, inputs, strict=True)]
-    quotas = _apportion(counts, spare, target)
-    taken = [0] * len(counts)
-    held: list[int] = []
-
-    def take(group: list[int], limits: Sequence[int]) -> None:
-        """Hold a group out if no label gets beyond its limit."""
-        for row in group:
-            taken[ids[row]] += 1
-        if len(held) + len(group) <= most and all(taken[ids[row]] <= limits[ids[row]] for row in group):
-            held.extend(group)
-        else:
-            for row in group:
-                taken[ids[row]] -= 1
-
-    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
-    for group in order:
-        take(group, quotas)
-    keep_one = [count - 1 for count in counts]
-    for group in sorted(order, key=len):
-        if not held or any(quotas[ids[row]] and not taken[ids[row]] for row in group):
-            take(group, keep_one)
-    return held
-
-
-def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
-    """Share ``total`` rows among labels in proportion to their ``counts``, at most ``spare`` for each.
-
-    Sainte-Laguë's method, one row at a time to the label with the largest count / (2 * rows so far + 1), after one row
-    for each label if there are enough.
-    """
-    able = [label for label, room in enumerate(spare) if room]
-    quotas = [0] * len(counts)
-    if total >= len(able):
-        for label in able:
-            quotas[label] = 1
-    queue = [(-counts[label] / (2 * quotas[label] + 1), label) for label in able if quotas[label] < spare[label]]
-    heapq.heapify(queue)
-    for _ in range(total - sum(quotas)):
-        if not queue:
-            break
-        label = heapq.heappop(queue)[1]
-        quotas[label] += 1
-        if quotas[label] < spare[label]:
-            heapq.heappush(queue, (-counts[label] / (2 * quotas[label] + 1), label))
-    return quotas

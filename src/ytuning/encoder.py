@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 import transformers
 
 from ytuning.backends import Backend, Precision, TorchStates, check_choice, fast_precision
-from ytuning.errors import EncoderError
+from ytuning.errors import EncoderError, allowed
+from ytuning.identity import EncoderIdentity
 from ytuning.memory import keep_freed_memory
 from ytuning.openvino_states import (
     OpenVinoStates,
@@ -31,125 +32,18 @@ from ytuning.openvino_states import (
     openvino_precision,
 )
 from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
+from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
+from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
-__all__ = [
-    "Encoder",
-    "EncoderIdentity",
-    "TextInput",
-    "TokenizedTexts",
-    "load_encoder",
-    "plan_batches",
-]
-
-TextInput = tuple[str, str | None]
-"""A text and, for pairs, its second text."""
+__all__ = ["Encoder", "load_encoder"]
 
 LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
+LONGEST_WINDOWED = 65_536  # tokens of a text that is read in windows; what is longer is hardly meant as one text
 NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
 POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
 SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
 FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
-
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """What produced a text's features. Two identities with one fingerprint give the same features.
-
-    Attributes:
-        name: as the user gave it; not part of the fingerprint.
-        weights: SHA-256 of the weights file (of the files' hashes where the weights are sharded).
-        tokenizer: SHA-256 of the serialised tokenizer.
-        config: SHA-256 of ``config.json``.
-        layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
-        precision: arithmetic of the pass, ``"fp32"``, ``"bf16"`` or ``"int8"``.
-        max_length: tokens, special ones included; longer texts are cut.
-        width: size of a hidden state.
-        parameters: of the encoder, for comparison with the head's.
-        backend: what computes, ``"torch"`` or ``"openvino"``; in int8 also what the quantised weights depend on.
-    """
-
-    name: str
-    weights: str
-    tokenizer: str
-    config: str
-    layers: tuple[int, ...]
-    precision: str
-    max_length: int
-    width: int
-    parameters: int
-    backend: str = "torch"
-
-    @property
-    def fingerprint(self) -> str:
-        """32 hexadecimal digits over everything but the name."""
-        # Without torch's name, as before there was another, so that what was stored and trained then is still found.
-        unnamed = {"name", "backend"} if self.backend == "torch" else {"name"}
-        content = {key: value for key, value in asdict(self).items() if key not in unnamed}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping, the fingerprint included."""
-        return {**asdict(self), "layers": list(self.layers), "fingerprint": self.fingerprint}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
-        """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
-        fields = {key: value[key] for key in cls.__dataclass_fields__ if key != "backend"}
-        fields["backend"] = value.get("backend", "torch")
-        return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments with which :func:`load_encoder` loads an encoder of this identity."""
-        chosen = {name: getattr(self, name) for name in ("layers", "precision", "max_length")}
-        return {**chosen, "backend": self.backend.partition(",")[0]}
-
-
-@dataclass(frozen=True)
-class TokenizedTexts:
-    """Token ids of many texts, end to end.
-
-    Attributes:
-        ids: (tokens,) int32.
-        types: (tokens,) int8; segment ids, 1 for the second text of a pair.
-        offsets: (texts + 1,) int64; text i is ``ids[offsets[i]:offsets[i + 1]]``.
-        truncated: (texts,) bool; whether the text was cut at the maximum length.
-    """
-
-    ids: np.ndarray
-    types: np.ndarray
-    offsets: np.ndarray
-    truncated: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(texts,) int64: tokens in each text."""
-        return np.diff(self.offsets)
-
-    def rows(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """(B, T): ``values`` (``ids`` or ``types``) of texts that all have T tokens."""
-        length = int(self.offsets[indices[0] + 1] - self.offsets[indices[0]])
-        return values[self.offsets[indices][:, None] + np.arange(length)]
-
-
-def plan_batches(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
-    """Cut texts into batches of one length each, shortest first.
-
-    Args:
-        lengths: (texts,) tokens in each text.
-        tokens_per_batch: most tokens in a batch; a text longer than that has a batch of its own.
-
-    Returns:
-        Index arrays that together hold every text once.
-    """
-    batches: list[np.ndarray] = []
-    order = np.argsort(lengths, kind="stable")
-    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
-    for group in np.split(order, starts[1:]) if len(order) else []:
-        size = max(1, tokens_per_batch // max(1, int(lengths[group[0]])))
-        batches.extend(group[start : start + size] for start in range(0, len(group), size))
-    return batches
 
 
 class Encoder:
@@ -178,13 +72,16 @@ class Encoder:
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
 
-        A pair that is too long loses tokens from its longer text first.
+        A pair that is too long loses tokens from its longer text first. A single text that is to be read in windows
+        keeps all tokens, up to ``LONGEST_WINDOWED``.
 
         Raises:
             EncoderError: a text without any token, which only tokenizers without special tokens give.
         """
         fast = self.tokenizer.backend_tokenizer
-        fast.enable_truncation(self.identity.max_length, strategy="longest_first")
+        whole = self.identity.long_text == "window" and all(pair is None for _, pair in inputs)
+        most = max(LONGEST_WINDOWED, self.identity.max_length) if whole else self.identity.max_length
+        fast.enable_truncation(most, strategy="longest_first")
         fast.no_padding()
         encodings = fast.encode_batch_fast([text if pair is None else (text, pair) for text, pair in inputs])
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
@@ -207,9 +104,35 @@ class Encoder:
         Yields:
             ``(indices, features)``: the batch's texts (B,) and their features (B, T, L, D) float16, all of T tokens.
         """
-        batches = plan_batches(tokens.lengths, self._tokens_per_batch)
+        most = self.identity.max_length
+        short = np.flatnonzero(tokens.lengths <= most)
+        batches = [short[batch] for batch in plan_batches(tokens.lengths[short], self._tokens_per_batch)]
         with _workers(self.device) as run:
             yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
+            long = np.flatnonzero(tokens.lengths > most)
+            found = run(lambda text: self._windowed(tokens, int(text[0])), list(long[:, None]))
+            yield from zip(long[:, None], found, strict=True)
+
+    def _windowed(self, tokens: TokenizedTexts, text: int) -> np.ndarray:
+        """(1, T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
+        alone = tokens.alone(text)
+        before, after = self._special_tokens
+        windows = plan_windows(len(alone.ids), self.identity.max_length, before, after)
+        size = max(1, self._tokens_per_batch // self.identity.max_length)
+        parts: list[np.ndarray] = []
+        for first in range(0, len(windows), size):
+            some = windows[first : first + size]
+            gathered = alone.gathered([window.tokens for window in some])
+            features = self._features(gathered, np.arange(len(some)))
+            parts += [states[window.kept] for states, window in zip(features, some, strict=True)]
+        return np.concatenate(parts)[None]
+
+    @cached_property
+    def _special_tokens(self) -> tuple[int, int]:
+        """How many the tokenizer puts before a single text and after it."""
+        mask = self.tokenizer.backend_tokenizer.encode("a").special_tokens_mask
+        inner = [position for position, special in enumerate(mask) if not special] or [len(mask)]
+        return inner[0], len(mask) - 1 - inner[-1]
 
     def _rows(self, texts: int, length: int) -> int:
         """Rows of a batch of ``texts`` texts of ``length`` tokens, some repeated where oneDNN computes.
@@ -266,6 +189,7 @@ def load_encoder(
     max_length: int | None = None,
     device: str | None = None,
     backend: Backend = "torch",
+    long_text: LongText = "truncate",
     cache: str | Path | None = None,
 ) -> Encoder:
     """Load a frozen encoder.
@@ -279,6 +203,8 @@ def load_encoder(
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
         device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one, with OpenVINO always the CPU.
         backend: ``"torch"``, or ``"openvino"`` (extra), which uses as many cores as torch may at the time of loading.
+        long_text: of a text of more tokens than ``max_length`` only the beginning is read (``"truncate"``), or all of
+            it in overlapping windows (``"window"``); of two texts that are read as one always the beginnings.
         cache: where an encoder that was quantised for int8 is kept; default as for the feature store.
 
     Raises:
@@ -289,6 +215,8 @@ def load_encoder(
         StoreError: an encoder quantised for int8 cannot be kept.
     """
     check_choice(backend, precision)
+    if long_text not in LONG_TEXTS:
+        raise EncoderError(allowed("long_text", long_text, LONG_TEXTS))
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
     gpu = backend == "torch" and torch.cuda.is_available()
@@ -311,6 +239,7 @@ def load_encoder(
         width=int(config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         backend=backend_name(backend, arithmetic),
+        long_text=long_text,
     )
     _shorten(model, identity.layers[-1])
     encoder = Encoder(model.to(place), tokenizer, identity, place)

@@ -1,4 +1,4 @@
-"""The scikit-learn face: :class:`YTuningClassifier`."""
+"""The scikit-learn face: :class:`YTuningClassifier` and :class:`YTuningRegressor`."""
 
 from __future__ import annotations
 
@@ -8,58 +8,133 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import scipy.special
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from ytuning.artifact import save_task
+from ytuning.artifact import PairMode, save_task
 from ytuning.backends import Backend, Precision
-from ytuning.data import from_lists
+from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.features import stored_features
 from ytuning.labels import LabelSet
+from ytuning.pairs import stored_pairs
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
+from ytuning.recipes import Recipe, preset, weighing_labels
 from ytuning.sources import DEFAULT_ENCODER
 from ytuning.store import FeatureStore
-from ytuning.training import logits_of, preset, weighing_labels
+from ytuning.targets import Names, Scale
+from ytuning.training import logits_of
+from ytuning.windows import LongText
 
-__all__ = ["YTuningClassifier"]
+__all__ = ["YTuningClassifier", "YTuningRegressor"]
 
 
-class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """What both estimators do; their parameters are those of :class:`YTuningClassifier`."""
+
+    encoder: str
+    preset: str
+    store: str
+    seed: int
+    refit: bool
+    cache: str | Path | None
+    verbose: bool
+    backend: Backend
+    precision: Precision
+    pairs: PairMode | Literal["auto"]
+    long_text: LongText
+
+    def _fit(self, data: Dataset, recipe: Recipe) -> None:
+        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        encoder = load_encoder(
+            self.encoder,
+            layers=recipe.layers,
+            precision=self.precision,
+            backend=self.backend,
+            long_text=self.long_text,
+            cache=self.cache,
+        )
+        with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
+            trained = train_task(
+                data,
+                encoder,
+                FeatureStore(self.cache),
+                recipe,
+                seed=self.seed,
+                refit=self.refit,
+                codec=self.store,
+                pairs=self.pairs,
+                progress=progress,
+            )
+        if trained.fit.interrupted:
+            raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
+        self.task_, self._encoder = trained.task, encoder
+        self.validation_metrics_ = trained.reports["validation"].metrics
+        self.truncated_ = trained.truncated
+        _warn_cut(trained.truncated)
+
+    def _logits(self, X: Any) -> np.ndarray:  # noqa: N803  # scikit-learn's names
+        check_is_fitted(self, "task_")
+        data = from_lists(X)
+        if (data.text_pairs is not None) != bool(self.task_.pair):
+            wanted = "pairs of texts" if self.task_.pair else "single texts"
+            raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
+        store = FeatureStore(self.cache)
+        encode = stored_pairs if self.task_.pair == "separate" else stored_features
+        features, _ = encode(data.inputs, self._encoder, store, Progress(), codec=self.task_.codec)
+        _warn_cut(int(features.truncated_rows.sum()))
+        return logits_of(self.task_.head, features)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trained task as a folder that the command line and :class:`~ytuning.Predictor` read."""
+        check_is_fitted(self, "task_")
+        save_task(replace(self.task_, name=Path(folder).resolve().name), folder)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that rows are texts, not numbers."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        return tags
+
+
+class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     """A text classifier on a frozen encoder, with scikit-learn's contract.
 
-    ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any
-    type that NumPy can sort. Token features go through the feature store, so that cross-validation, a grid
-    search and later fits read each text with the encoder once for each preset.
+    ``X`` is a sequence of texts (list, array or Series) or of pairs ``(text, text)``; ``y`` holds labels of any type
+    that NumPy can sort, or, of a multi-label task, is an array or frame (rows, C) of 0 and 1. Token features go
+    through the feature store, so that cross-validation, a grid search and later fits read each text with the encoder
+    once for each preset.
 
     Args:
         encoder: name or folder.
         backend, precision: what computes the encoder, and in which arithmetic; see :func:`ytuning.load_encoder`.
         preset: ``"default"`` or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
-            of its rows in the loss; labels that it does not name weigh 1.
+            of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes), ``"compact"`` (a quarter), or
             ``"auto"``, which measures on a sample what they cost in accuracy and takes the smallest good one.
+        pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
+        long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
         seed: of the hold-out, the head's weights and the order of rows.
         refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
         verbose: whether to show progress on stderr.
 
     Attributes:
-        classes_: (C,) the labels, sorted, in the type they were given in.
+        classes_: (C,) the labels, sorted, in the type they were given in; of a multi-label task 0 to C - 1.
         task_: the trained :class:`~ytuning.artifact.Task`, which names labels by their text.
         validation_metrics_: metrics of the held-out rows.
         truncated_: rows whose text was cut at the encoder's maximum length; a warning tells, too.
     """
 
-    def __init__(
+    def __init__(  # scikit-learn reads the parameters from here
         self,
         encoder: str = DEFAULT_ENCODER,
         *,
@@ -72,13 +147,15 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         verbose: bool = False,
         backend: Backend = "torch",
         precision: Precision = "auto",
+        pairs: PairMode | Literal["auto"] = "auto",
+        long_text: LongText = "truncate",
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
-        self.backend, self.precision = backend, precision
+        self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
-        """Train on texts (rows,) and labels (rows,).
+        """Train on texts (rows,) and labels (rows,), or 0 and 1 (rows, C).
 
         Raises:
             InputError: a parameter that is not among those allowed.
@@ -87,71 +164,133 @@ class YTuningClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
-        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
-        classes, ids = _classes_and_ids(y)
-        names = [str(name) for name in classes.tolist()]
-        if self.class_weight is not None:
-            recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
-        data = from_lists(X, [names[number] for number in ids.tolist()])
-        encoder = load_encoder(
-            self.encoder, layers=recipe.layers, precision=self.precision, backend=self.backend, cache=self.cache
-        )
-        with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
-            trained = train_task(
-                data,
-                encoder,
-                FeatureStore(self.cache),
-                recipe,
-                seed=self.seed,
-                refit=self.refit,
-                codec=self.store,
-                progress=progress,
-            )
-        if trained.fit.interrupted:
-            raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
-        self.classes_, self.task_, self._encoder = classes, trained.task, encoder
-        self.validation_metrics_ = trained.reports["validation"].metrics
-        self.truncated_ = trained.truncated
-        _warn_cut(trained.truncated)
-        # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy.
-        self._columns = self.task_.labels.encode(names)
+        several = np.ndim(y) == 2
+        if several:
+            names, rows = _several_labels(y)
+            classes = np.arange(len(names))
+            if self.class_weight is not None:
+                if not isinstance(self.class_weight, str):
+                    raise InputError("class_weight of a multi-label task is None or 'balanced'. Got a mapping instead.")
+                recipe = weighing_labels(recipe, _label_weights(self.class_weight, list(names), list(names)))
+            data = from_lists(X, rows, kind="multi")
+        else:
+            classes, ids = _classes_and_ids(y)
+            names = [str(name) for name in classes.tolist()]
+            if self.class_weight is not None:
+                recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
+            data = from_lists(X, [names[number] for number in ids.tolist()], kind="single")
+        self._fit(data, recipe)
+        self.classes_ = classes
+        # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
+        # column of zeros is no label of the task, and has no column.
+        known = self.task_.target.names
+        self._columns = np.array([known.index(name) if name in known else -1 for name in names])
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Probabilities (rows, C) of texts, columns in the order of ``classes_``.
+        """Calibrated probabilities (rows, C) of texts, columns in the order of ``classes_``.
 
         Raises:
             NotFittedError: before ``fit``.
             DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
         """
-        check_is_fitted(self, "task_")
-        data = from_lists(X)
-        if (data.text_pairs is not None) != self.task_.pair:
-            wanted = "pairs of texts" if self.task_.pair else "single texts"
-            raise DataError(f"this classifier was fitted on {wanted}", source=data.source)
-        store = FeatureStore(self.cache)
-        features, _ = stored_features(data.inputs, self._encoder, store, Progress(), codec=self.task_.codec)
-        _warn_cut(int(features.truncated_rows.sum()))
-        probabilities: np.ndarray = scipy.special.softmax(logits_of(self.task_.head, features), axis=1)
-        return probabilities[:, self._columns]
+        logits = self._logits(X)
+        return self._in_columns(self.task_.calibration.probabilities(self._names, logits), 0.0)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Labels (rows,) of texts, in the type they were fitted in."""
+        """Labels (rows,) of texts, in the type they were fitted in; of a multi-label task 0 and 1 (rows, C)."""
+        if self._is_multi:
+            logits = self._logits(X)
+            probabilities = self.task_.calibration.probabilities(self._names, logits)
+            return self._in_columns(self.task_.calibration.decide(self._names, probabilities).astype(int), 0)
         probabilities = self.predict_proba(X)
         labels: np.ndarray = self.classes_[probabilities.argmax(1)]
         return labels
 
-    def save(self, folder: str | Path) -> None:
-        """Write the trained task as a folder that the command line and :class:`~ytuning.Predictor` read."""
+    def _in_columns(self, values: np.ndarray, missing: float) -> np.ndarray:
+        found: np.ndarray = np.where(self._columns >= 0, values[:, self._columns], missing)
+        return found.astype(values.dtype)
+
+    @property
+    def _is_multi(self) -> bool:
         check_is_fitted(self, "task_")
-        save_task(replace(self.task_, name=Path(folder).resolve().name), folder)
+        return self.task_.kind == "multi"
+
+    @property
+    def _names(self) -> Names:
+        target = self.task_.target
+        assert isinstance(target, Names)
+        return target
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that rows are texts, not numbers."""
+        """Tell scikit-learn that several labels are welcome."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        tags.classifier_tags.multi_label = True
         return tags
+
+
+class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
+    """A regression on texts with a frozen encoder, with scikit-learn's contract.
+
+    ``y`` holds numbers. If its lowest and its highest number are common, as those of a rating are, predictions stay
+    between them. The parameters and attributes are those of :class:`YTuningClassifier`, without its classes.
+    """
+
+    def __init__(
+        self,
+        encoder: str = DEFAULT_ENCODER,
+        *,
+        preset: str = "default",
+        store: str = "int8",
+        seed: int = 0,
+        refit: bool = True,
+        cache: str | Path | None = None,
+        verbose: bool = False,
+        backend: Backend = "torch",
+        precision: Precision = "auto",
+        pairs: PairMode | Literal["auto"] = "auto",
+        long_text: LongText = "truncate",
+    ) -> None:
+        self.encoder, self.preset, self.store = encoder, preset, store
+        self.seed, self.refit, self.cache, self.verbose = seed, refit, cache, verbose
+        self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
+
+    def fit(self, X: Any, y: Any) -> YTuningRegressor:  # noqa: N803
+        """Train on texts (rows,) and numbers (rows,).
+
+        Raises:
+            InputError: a parameter that is not among those allowed, or numbers of another shape.
+            DataError: a row that is not text or no number, texts and numbers of different number, or one number only.
+            EncoderError: the encoder cannot be used.
+        """
+        recipe = preset(self.preset)
+        if np.ndim(y) != 1:
+            raise InputError(f"y must be one number for each row, of shape (rows,). Got shape {np.shape(y)} instead.")
+        self._fit(from_lists(X, y, kind="regression"), recipe)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Numbers (rows,) of texts.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+        """
+        logits = self._logits(X)
+        target = self.task_.target
+        assert isinstance(target, Scale)
+        return target.values(logits)
+
+
+def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Names of the columns of 0 and 1 (rows, C), and each row's labels."""
+    given = np.asarray(y)
+    if not np.isin(given, (0, 1)).all():
+        problem = "y of two dimensions must hold 0 and 1, a column for each label. "
+        raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
+    names = [str(name) for name in getattr(y, "columns", range(given.shape[1]))]
+    LabelSet(tuple(names))  # all different
+    return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
 
 
 def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: list[str]) -> str | tuple[float, ...]:
@@ -179,7 +318,7 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
     if labels.ndim != 1:
         raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
     if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
-        raise InputError("y holds fractional or missing numbers: regression is not supported yet. Use labels")
+        raise InputError("y holds fractional or missing numbers. Use labels, or YTuningRegressor for numbers")
     for row, label in enumerate(y, 1):  # not those of the array, where NaN beside text has become the text "nan"
         if label is None or (isinstance(label, float) and math.isnan(label)):
             raise DataError("the label is missing. Fill it in or remove the row", source="y", row=row)

@@ -1,15 +1,35 @@
-"""Predictions and truth -> :class:`Report`."""
+"""Logits and truth -> :class:`Report`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ytuning.labels import LabelSet
-from ytuning.metrics import LabelFigures, label_figures, single_label_metrics, worst_confusions
+from ytuning.calibration import Calibration
+from ytuning.intervals import multi_intervals, number_intervals, single_intervals
+from ytuning.labels import Kind
+from ytuning.metrics import (
+    LabelFigures,
+    label_figures,
+    multi_label_figures,
+    multi_label_metrics,
+    ordinal_metrics,
+    regression_metrics,
+    single_label_metrics,
+    worst_confusions,
+)
+from ytuning.targets import Scale, Target
 
-__all__ = ["Confusion", "Report", "evaluate"]
+__all__ = ["HEADLINES", "Confusion", "Report", "evaluate"]
+
+HEADLINES: dict[Kind, tuple[str, ...]] = {
+    "single": ("accuracy", "macro_f1"),
+    "ordinal": ("accuracy", "mae"),
+    "multi": ("macro_f1", "micro_f1"),
+    "regression": ("pearson", "spearman"),
+}
+"""What a kind of task is judged by first."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +46,60 @@ class Report:
     """How a task did on labelled rows.
 
     Attributes:
+        kind: of the task.
         rows: evaluated.
-        metrics: ``accuracy``, ``macro_f1``, ``micro_f1``, ``matthews``, ``ece``.
-        labels: figures of each label, by name.
-        confusions: the most frequent mistakes.
+        metrics: by name; which ones depends on the kind, see :mod:`ytuning.metrics`.
+        intervals: of some metrics the bootstrapped 95 % interval over rows.
+        labels: figures of each label, by name; none of a regression.
+        confusions: the most frequent mistakes, of tasks with one label a row.
     """
 
+    kind: Kind
     rows: int
     metrics: dict[str, float]
-    labels: dict[str, LabelFigures]
-    confusions: list[Confusion]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    labels: dict[str, LabelFigures] = field(default_factory=dict)
+    confusions: list[Confusion] = field(default_factory=list)
 
 
-def evaluate(labels: LabelSet, truth: np.ndarray, probabilities: np.ndarray, *, confusions: int = 5) -> Report:
+def evaluate(
+    target: Target, calibration: Calibration, truth: np.ndarray, logits: np.ndarray, *, confusions: int = 5
+) -> Report:
     """Compare predictions with the truth.
 
     Args:
-        labels: of the task.
-        truth: (rows,) label ids.
-        probabilities: (rows, C).
+        target: of the task.
+        calibration: of the task.
+        truth: (rows,) or (rows, C), as ``target`` encodes labels.
+        logits: (rows, C).
         confusions: how many of the most frequent mistakes to keep.
     """
-    predicted = probabilities.argmax(1)
+    rows = len(truth)
+    if isinstance(target, Scale):
+        numbers, values = target.numbers(truth), target.values(logits)
+        return Report(target.kind, rows, regression_metrics(numbers, values), number_intervals(numbers, values))
+    probabilities = calibration.probabilities(target, logits)
+    predicted = calibration.decide(target, probabilities)
+    if target.kind == "multi":
+        there = truth > 0
+        return Report(
+            target.kind,
+            rows,
+            multi_label_metrics(there, predicted, probabilities),
+            multi_intervals(there, predicted),
+            dict(zip(target.names, multi_label_figures(there, predicted), strict=True)),
+        )
+    metrics = (ordinal_metrics if target.kind == "ordinal" else single_label_metrics)(truth, probabilities, predicted)
+    if calibration.abstain_below is not None:  # also where every row was answered
+        metrics = {"coverage": 1.0, "precision_answered": metrics["accuracy"], **metrics}
     return Report(
-        rows=len(truth),
-        metrics=single_label_metrics(truth, probabilities),
-        labels=dict(zip(labels.names, label_figures(truth, predicted, len(labels)), strict=True)),
-        confusions=[
-            Confusion(labels.names[true], labels.names[other], rows)
-            for true, other, rows in worst_confusions(truth, predicted, len(labels), confusions)
+        target.kind,
+        rows,
+        metrics,
+        single_intervals(truth, predicted),
+        dict(zip(target.names, label_figures(truth, predicted, len(target.names)), strict=True)),
+        [
+            Confusion(target.names[true], target.names[other], count)
+            for true, other, count in worst_confusions(truth, predicted, len(target.names), confusions)
         ],
     )

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ytuning.codecs import DEFAULT_CODEC, Compact, Half, Reader
-from ytuning.encoder import Encoder, TextInput, plan_batches
+from ytuning.encoder import Encoder
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.tokens import TextInput, plan_batches
 
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
@@ -61,7 +62,10 @@ class Features:
         width: D, size of a hidden state.
         dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
         codec: what they are decoded with.
+        paired: whether a row is a pair of texts that were encoded one by one (:mod:`ytuning.pairs`).
     """
+
+    paired = False
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
         self.dtype, self.codec = dtype, rows.codec

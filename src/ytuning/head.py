@@ -8,6 +8,10 @@ Two forms, both learn label representations in a space of their own and align fi
 * :class:`CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens themselves (Y-Tuning, arXiv
   2202.09817).
 
+Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
+The pooled head matches both texts' pools, their distance and their product (u, v, abs(u - v), u * v: InferSent, arXiv
+1705.02364); in the other one the label rows attend to the tokens of both.
+
 Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
 in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from
 the generator that is given, so that heads can be trained side by side and each still gives the same bytes.
@@ -16,7 +20,8 @@ the generator that is given, so that heads can be trained side by side and each 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +92,7 @@ class CrossAttentionConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig
+SIDES = ("first", "second", "distance", "product")  # what is matched of a pair
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
 FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
     "pooled": PooledConfig,
@@ -103,15 +109,18 @@ class PooledHead(nn.Module):
     rows by dot product. All members are computed together.
     """
 
-    def __init__(self, config: PooledConfig, *, labels: int, layers: int, width: int, energy: float = 1.0) -> None:
-        """For C labels on L hidden states of width D.
+    def __init__(
+        self, config: PooledConfig, *, labels: int, layers: int, width: int, paired: bool = False, energy: float = 1.0
+    ) -> None:
+        """For C labels on L hidden states of width D; ``paired``: of pairs encoded one by one.
 
         Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
         """
         super().__init__()
-        self.config = config
+        self.config, self.paired = config, paired
         members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
+        pooled *= len(SIDES) if paired else 1
         self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
@@ -128,28 +137,64 @@ class PooledHead(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
+        Of pairs there are 2 * B of both.
+
         Returns:
             (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
         """
+        logits = self.match(self.text(features, mask, generator))
+        return logits if self.training else logits.mean(0)
+
+    def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(E, B, H): texts in each member's label space, arguments as :meth:`forward` takes them."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator) >= self.config.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
-        pooled = _dropped(_normalised(self._pool(features.flatten(2), mask)), share, generator)
+        pooled = _normalised(self._pool(features.flatten(2), mask))
+        if self.paired:
+            first, second = pooled.chunk(2, 1)
+            pooled = torch.cat((first, second, (first - second).abs(), first * second), 2)  # as in SIDES
+        pooled = _dropped(pooled, share, generator)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
-        text = _dropped(_normalised(text), share, generator)
-        logits = torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))  # (E, B, C)
-        return logits if self.training else logits.mean(0)
+        return _dropped(_normalised(text), share, generator)
+
+    def match(self, text: Tensor) -> Tensor:
+        """Logits (E, B, C) of texts (E, B, H) in label space."""
+        return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
+
+    @staticmethod
+    def joined(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head whose members are those of several of one form: its logits are the mean of theirs."""
+        states = [head.state_dict() for head in heads]
+        config = replace(heads[0].config, members=sum(head.config.members for head in heads))
+        labels, width = heads[0].label_rows.shape[1], heads[0].token_map.shape[1]
+        whole = PooledHead(config, labels=labels, layers=1, width=width, paired=heads[0].paired)
+        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+        return whole.train(heads[0].training)
+
+    def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
+        """The head with a label more, after the others: its row (E, H) and bias (E,)."""
+        state = {
+            **self.state_dict(),
+            "label_rows": torch.cat((self.label_rows.detach(), row[:, None]), 1),
+            "label_bias": torch.cat((self.label_bias.detach(), bias[:, None]), 1),
+        }
+        labels, width = self.label_rows.shape[1] + 1, self.token_map.shape[1]
+        grown = PooledHead(self.config, labels=labels, layers=1, width=width, paired=self.paired)
+        grown.load_state_dict(state)
+        return grown.train(self.training)
 
     def on_directions(self, directions: Tensor, *, layers: int, width: int) -> PooledHead:
         """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = directions (R, L * D) f.
 
         Only the two maps that touch a token change, both of them linear, so nothing is left of the directions.
         """
-        wide = PooledHead(self.config, labels=self.label_rows.shape[1], layers=layers, width=width)
+        labels = self.label_rows.shape[1]
+        wide = PooledHead(self.config, labels=labels, layers=layers, width=width, paired=self.paired)
         maps = {"token_map": self.token_map @ directions, "queries": self.queries @ directions}
         wide.load_state_dict({**self.state_dict(), **maps})
         return wide.train(self.training)
@@ -220,11 +265,13 @@ def _zeros(*shape: int) -> nn.Parameter:
 class CrossAttentionHead(nn.Module):
     """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
 
-    def __init__(self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int) -> None:
+    def __init__(
+        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, paired: bool = False
+    ) -> None:
         super().__init__()
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
-        self.labels = labels
+        self.labels, self.paired = labels, paired
         self.rows = nn.Parameter(
             torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
         )
@@ -234,6 +281,8 @@ class CrossAttentionHead(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
         tokens = features[:, :, -1]  # (B, T, D)
+        if self.paired:
+            tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)  # (B, 2 * T, D)
         rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
         for block in self.blocks:
             rows = block(rows, tokens, mask, generator)
@@ -317,11 +366,14 @@ class _CrossAttention(nn.Module):
 LabelHead = PooledHead | CrossAttentionHead
 
 
-def build_head(config: HeadConfig, *, labels: int, layers: int, width: int) -> LabelHead:
-    """A head with fresh weights (from torch's random state) for C labels on features of L hidden states of width D."""
+def build_head(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool = False) -> LabelHead:
+    """A head with fresh weights (from torch's random state) for C labels on features of L hidden states of width D.
+
+    ``paired``: of pairs of texts that are encoded one by one.
+    """
     if isinstance(config, PooledConfig):
-        return PooledHead(config, labels=labels, layers=layers, width=width)
-    return CrossAttentionHead(config, labels=labels, layers=layers, width=width)
+        return PooledHead(config, labels=labels, layers=layers, width=width, paired=paired)
+    return CrossAttentionHead(config, labels=labels, layers=layers, width=width, paired=paired)
 
 
 def config_to_json(config: HeadConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ytuning.errors import InputError
 
 __all__ = ["Kind", "LabelSet", "did_you_mean", "listed", "shown"]
 
-Kind = Literal["single", "multi", "regression"]
+Kind = Literal["single", "ordinal", "multi", "regression"]
 
 SHOWN_CHARACTERS = 60
 LISTED_NAMES = 12

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Literal, cast
 
 import numpy as np
-import scipy.special
 import torch
 
-from ytuning.artifact import Task
+from ytuning.artifact import PAIR_MODES, PairMode, Task
+from ytuning.calibration import Calibration, calibrate, check_abstain_at
 from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
-from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, split_holdout
+from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.evaluation import Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
-from ytuning.labels import LabelSet
+from ytuning.head import PooledConfig, PooledHead
+from ytuning.holdout import split_holdout
+from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars, label_space
+from ytuning.pairs import stored_pairs
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe
 from ytuning.store import FeatureStore
-from ytuning.training import FitResult, Job, Recipe, fit_heads, logits_of
+from ytuning.targets import Target, fit_target
+from ytuning.training import FitResult, Job, fit_heads, logits_of
 
-__all__ = ["Stopwatch", "Trained", "evaluate_task", "train_task"]
+__all__ = ["Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
 
 
 MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
@@ -82,93 +89,108 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     name: str = "task",
     seed: int = 0,
     seeds: int = 1,
+    ensemble: bool = False,
     refit: bool = True,
     codec: str = DEFAULT_CODEC,
+    label_order: Sequence[str] | None = None,
+    abstain_at: float | None = None,
+    pairs: PairMode | Literal["auto"] = "auto",
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
 ) -> Trained:
     """Train a task on labelled rows.
 
-    Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.data.split_holdout`), and the head
-    goes on for some steps on all of ``train`` once they have chosen it, unless ``refit`` is off. With several
+    Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.holdout.split_holdout`), and the
+    head goes on for some steps on all of ``train`` once they have chosen it, unless ``refit`` is off. With several
     ``seeds``, heads of this seed and those after it are trained together on the same hold-out, and the first of those
-    with the best validation accuracy is taken. The features are stored in ``codec`` (:mod:`ytuning.codecs`), or in the
-    one that :func:`ytuning.codec_choice.choose_codec` takes.
+    with the best validation score is taken, or with ``ensemble`` one whose logits are the mean of theirs. The features
+    are stored in ``codec`` (:mod:`ytuning.codecs`), or in the one that :func:`ytuning.codec_choice.choose_codec` takes.
+
+    The validation rows also fit what makes probabilities and decisions of the logits (:mod:`ytuning.calibration`), of
+    the head before it went on on all rows: ``abstain_at`` is the precision below which a task of one label a row gives
+    none. ``label_order`` is that of an ordinal task's labels, from the lowest.
+
+    ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
+    tries both and takes the one with the lower validation loss.
 
     Raises:
-        InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec.
+        InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec; the
+            labels' order is not known; no confidence gives the precision of ``abstain_at``.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
     if codec not in (*CODECS, AUTO):
         raise InputError(allowed("store", codec, (*CODECS, AUTO)))
+    if pairs not in ("auto", *PAIR_MODES):
+        raise InputError(allowed("pairs", pairs, ("auto", *PAIR_MODES)))
+    if ensemble and not (seeds > 1 and isinstance(recipe.head, PooledConfig)):
+        problem = "an ensemble is of several seeds' heads of the default preset. "
+        raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
     encoder.check_layers(recipe.layers)
     check_trainable(train, holdout=validation is None)
-    labels = LabelSet.from_labels(train.labels or [])
+    try:
+        target = fit_target(train.kind, labels_of(train), label_order)
+    except InputError as error:
+        raise DataError(str(error), source=train.source) from error
+    check_abstain_at(target, abstain_at)
     extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
     for role, part in extra.items():
         _check_same_form(train, part)
-        check_labels_known(part, labels, role)
-    with watch.stage("encode"):
-        everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
-        written = 0
-        if codec == AUTO:
-            choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress)
-            codec, written = choice.codec, choice.written
-            progress.say(choice.message)
-        features, cache = stored_features(everything, encoder, store, progress, codec=codec)
-        cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
-    truth = np.concatenate([labels.encode(part.labels or []) for part in (train, *extra.values())])
-    bounds = np.cumsum([len(train), *(len(part) for part in extra.values())])
-    spans = dict(zip(extra, map(np.arange, bounds[:-1], bounds[1:]), strict=True))
-    if validation is None:
-        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
-        shared = {"validation": 0}
-    else:
-        train_rows, held_rows = np.arange(len(train)), spans["validation"]
-        shared = {"validation": count_shared(train, validation)}
-    if test is not None:
-        shared["test"] = count_shared(train, test)
-        if validation is not None:
-            shared["test_and_validation"] = count_shared(validation, test)
-    with watch.stage("train"):
-        fits = fit_heads(
-            features,
-            [Job(truth, recipe, number) for number in range(seed, seed + seeds)],
-            train=train_rows,
-            validation=held_rows,
-            seed=seed,
-            refit=refit and validation is None,
-            progress=progress,
-        )
-    best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].accuracy)
+        check_labels_known(part, target, role)
+    everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
+    written = 0
+    if codec == AUTO:
+        with watch.stage("encode"):
+            choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress, order=label_order)
+        codec, written = choice.codec, choice.written
+        progress.say(choice.message)
+    truth = np.concatenate([target.encode(labels_of(part)) for part in (train, *extra.values())])
+    train_rows, held_rows, test_rows, shared = _splits(train, validation, test, seed)
+    jobs = [Job(truth, recipe, number, target.objective, target.outputs) for number in range(seed, seed + seeds)]
+
+    def attempt(mode: PairMode | None) -> _Attempt:
+        with watch.stage("encode"):
+            encode = stored_pairs if mode == "separate" else stored_features
+            features, cache = encode(everything, encoder, store, progress, codec=codec)
+        with watch.stage("train"):
+            fits = fit_heads(
+                features,
+                jobs,
+                train=train_rows,
+                validation=held_rows,
+                seed=seed,
+                refit=refit and validation is None,
+                progress=progress,
+            )
+        return _Attempt(mode, features, cache, fits)
+
+    taken, cache = _better(attempt, [None] if train.text_pairs is None else _modes(pairs), progress)
+    fits, features = taken.fits, taken.features
+    cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
+    best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
+    if ensemble:
+        best, fits = seeds, [*fits, _together(fits, fits[best])]
     fit = fits[best]
     with watch.stage("evaluate"):
-        found = [
-            {"validation": evaluate(labels, truth[held_rows], scipy.special.softmax(each.validation_logits, axis=1))}
-            for each in fits
-        ]
-        if test is not None:
-            try:
-                for each, reports in zip(fits, found, strict=True):
-                    reports["test"] = _report(each, features, labels, truth, spans["test"])
-            except KeyboardInterrupt:  # the heads are trained, and should not be lost for their reports
-                fit = replace(fit, interrupted=True)
+        calibrations, found, told = _judged(target, fits, truth, held_rows, test_rows, features, abstain_at)
+        fit = fit if told else replace(fit, interrupted=True)
     reports = found[best]
     by_seed = {
-        seed + number: {split: report.metrics for split, report in each.items()} for number, each in enumerate(found)
+        seed + number: {split: report.metrics for split, report in each.items()}
+        for number, each in enumerate(found[:seeds])
     }
-    rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test) if test else 0}
+    rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test_rows)}
     task = Task(
         name,
-        labels,
+        target,
         encoder.identity,
-        recipe.head,
+        fit.head.config if isinstance(fit.head, PooledHead) else recipe.head,
         fit.head,
+        calibrations[best],
         metrics={split: report.metrics for split, report in reports.items()},
         training={
-            "seed": seed + best,
+            "seed": None if ensemble else seed + best,
             "seeds": [seed, seeds],
             "store": codec,
             "label_weights": recipe.training.label_weights,
@@ -177,9 +199,96 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             "refitted": fit.refitted,
             "interrupted": fit.interrupted,
         },
-        pair=train.text_pairs is not None,
+        pair=taken.pair,
+        exemplars=keep_exemplars(fit.head, features, truth, held_rows),
     )
     return Trained(task, fit, reports, by_seed, rows, shared, cache, int(features.truncated_rows.sum()))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Heads on features that pairs were read in one way for."""
+
+    pair: PairMode | None
+    features: Features
+    cache: CacheUse
+    fits: list[FitResult]
+
+    @property
+    def loss(self) -> float:
+        """Mean validation loss of the chosen heads: a score of a few rows is noisier."""
+        return fmean(fit.history[fit.chosen].loss for fit in self.fits)
+
+
+def _judged(
+    target: Target,
+    fits: list[FitResult],
+    truth: np.ndarray,
+    held: np.ndarray,
+    test: np.ndarray,
+    features: Features,
+    abstain_at: float | None,
+) -> tuple[list[Calibration], list[dict[str, Report]], bool]:
+    """Each head's calibration and reports, and whether all of them: Ctrl-C leaves out those of the test rows."""
+    calibrations = [calibrate(target, fit.validation_logits, truth[held], abstain_at=abstain_at) for fit in fits]
+    found = [
+        {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
+        for fit, calibration in zip(fits, calibrations, strict=True)
+    ]
+    try:
+        for fit, calibration, reports in zip(fits, calibrations, found, strict=True) if len(test) else ():
+            logits = logits_of(fit.head, features, torch.from_numpy(test))
+            reports["test"] = evaluate(target, calibration, truth[test], logits)
+    except KeyboardInterrupt:  # the heads are trained, and should not be lost for their reports
+        return calibrations, found, False
+    return calibrations, found, True
+
+
+def _together(fits: list[FitResult], best: FitResult) -> FitResult:
+    """The heads of several fits as one, with the history of the best of them."""
+    heads = [fit.head for fit in fits]
+    assert all(isinstance(head, PooledHead) for head in heads)
+    logits = np.mean([fit.validation_logits for fit in fits], axis=0)
+    return replace(best, head=PooledHead.joined(cast("list[PooledHead]", heads)), validation_logits=logits)
+
+
+def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
+    return PAIR_MODES if pairs == "auto" else [pairs]
+
+
+def _better(
+    attempt: Callable[[PairMode | None], _Attempt], modes: Sequence[PairMode | None], progress: Progress
+) -> tuple[_Attempt, CacheUse]:
+    """The attempt with the lowest validation loss, and the use of the store by all; Ctrl-C leaves out later ones."""
+    attempts = [attempt(modes[0])]
+    for mode in modes[1:]:
+        if not attempts[-1].fits[0].interrupted:
+            attempts.append(attempt(mode))
+    best = min(attempts, key=lambda each: each.loss)
+    if len(attempts) > 1:
+        losses = " and ".join(f"{each.loss:.4f} {each.pair}" for each in attempts)
+        progress.say(f"pairs: {best.pair}, as the validation loss is {losses}")
+    use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
+    return best, use
+
+
+def _splits(
+    train: Dataset, validation: Dataset | None, test: Dataset | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """Positions of train, validation and test rows in the three data sets one after the other, and texts they share."""
+    after = len(train) + (0 if validation is None else len(validation))
+    test_rows = np.arange(after, after + (0 if test is None else len(test)))
+    if validation is None:
+        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+        shared = {"validation": 0}
+    else:
+        train_rows, held_rows = np.arange(len(train)), np.arange(len(train), after)
+        shared = {"validation": count_shared(train, validation)}
+    if test is not None:
+        shared["test"] = count_shared(train, test)
+        if validation is not None:
+            shared["test_and_validation"] = count_shared(validation, test)
+    return train_rows, held_rows, test_rows, shared
 
 
 def evaluate_task(
@@ -193,23 +302,13 @@ def evaluate_task(
         InputError: a newer version trained the task in a codec that this one does not have.
         DataError: rows that do not fit the task.
     """
-    if task.pair != (dataset.text_pairs is not None):
-        wanted = (
-            "pairs of texts: give a second text column"
-            if task.pair
-            else "single texts: give rows without a second text"
-        )
-        raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
-    check_labels_known(dataset, task.labels, "evaluation")
-    features, cache = stored_features(dataset.inputs, encoder, store, progress or Progress(), codec=task.codec)
-    probabilities = scipy.special.softmax(logits_of(task.head, features), axis=1)
-    report = evaluate(task.labels, task.labels.encode(dataset.labels or []), probabilities)
+    _check_pairs(task, dataset)
+    check_labels_known(dataset, task.target, "evaluation")
+    encode = stored_pairs if task.pair == "separate" else stored_features
+    features, cache = encode(dataset.inputs, encoder, store, progress or Progress(), codec=task.codec)
+    truth = task.target.encode(labels_of(dataset))
+    report = evaluate(task.target, task.calibration, truth, logits_of(task.head, features))
     return report, cache, int(features.truncated_rows.sum())
-
-
-def _report(fit: FitResult, features: Features, labels: LabelSet, truth: np.ndarray, rows: np.ndarray) -> Report:
-    logits = logits_of(fit.head, features, torch.from_numpy(rows))
-    return evaluate(labels, truth[rows], scipy.special.softmax(logits, axis=1))
 
 
 def _check_same_form(train: Dataset, other: Dataset) -> None:
@@ -219,3 +318,36 @@ def _check_same_form(train: Dataset, other: Dataset) -> None:
             f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both",
             source=single.source,
         )
+
+
+def grow_task(
+    task: Task,
+    name: str,
+    examples: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    *,
+    progress: Progress | None = None,
+) -> AddedLabel:
+    """Give a trained task a label more, see :mod:`ytuning.new_label`.
+
+    Raises:
+        InputError: the task cannot grow, or has a label of this name.
+        DataError: examples that do not fit the task.
+    """
+    check_can_grow(task, name)
+    _check_pairs(task, examples)
+    assert isinstance(task.head, PooledHead)
+    encode = stored_pairs if task.pair == "separate" else stored_features
+    features, _ = encode(examples.inputs, encoder, store, progress or Progress(), codec=task.codec)
+    return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
+
+
+def _check_pairs(task: Task, dataset: Dataset) -> None:
+    if bool(task.pair) != (dataset.text_pairs is not None):
+        wanted = (
+            "pairs of texts: give a second text column"
+            if task.pair
+            else "single texts: give rows without a second text"
+        )
+        raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)

@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 
-from ytuning.artifact import check_encoder, load_task
-from ytuning.encoder import Encoder, TextInput, load_encoder
+from ytuning.artifact import Task, check_encoder, load_task
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
-from ytuning.features import live_features
+from ytuning.features import Features, live_features
+from ytuning.labels import Kind
+from ytuning.pairs import live_pairs
+from ytuning.targets import Scale
+from ytuning.tokens import TextInput
 from ytuning.training import logits_of
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["ANSWERS", "Prediction", "Predictor"]
 
+Answer = str | list[str] | float | None
+
+ANSWERS: dict[Kind, str] = {"single": "label", "ordinal": "label", "multi": "labels", "regression": "value"}
+"""Where a prediction's JSON has the answer, by the kind of task."""
 WINDOW_TEXTS = 2048  # read, encoded and answered at a time, so that memory does not grow with the input
 
 
@@ -29,22 +36,33 @@ class Prediction:
     Attributes:
         text, text_pair: the input.
         task: name of the task folder.
-        label: with the highest score.
-        scores: probability of each label, by name.
+        kind: of the task.
+        answer: a label, or None where the task abstains; of the kind "multi" the labels, most probable first; of the
+            kind "regression" a number.
+        scores: calibrated probability of each label, by name; none of a regression.
         truncated: whether the encoder saw only the beginning.
     """
 
     text: str
     text_pair: str | None
     task: str
-    label: str
+    kind: Kind
+    answer: Answer
     scores: dict[str, float]
     truncated: bool
+
+    @property
+    def label(self) -> str | None:
+        """The answer of a task of one label a row."""
+        if isinstance(self.answer, str | None):
+            return self.answer
+        raise AttributeError(f"a task of kind {self.kind!r} gives no single label; see answer")
 
     def to_json(self) -> dict[str, Any]:
         """The line that ``ytuning predict`` writes."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
-        return {"text": self.text, **pair, "task": self.task, "label": self.label, "scores": self.scores}
+        answer = {ANSWERS[self.kind]: self.answer}
+        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores}
 
 
 class Predictor:
@@ -94,30 +112,43 @@ class Predictor:
             answers = self._answers(list(distinct))
             for content in window:
                 row = distinct[content]
-                for task, (scores, truncated) in zip(self.tasks, answers, strict=True):
-                    yield Prediction(
-                        content[0],
-                        content[1],
-                        task.name,
-                        task.labels.names[int(scores[row].argmax())],
-                        dict(zip(task.labels.names, scores[row].tolist(), strict=True)),
-                        bool(truncated[row]),
-                    )
+                for task, (answered, scores, truncated) in zip(self.tasks, answers, strict=True):
+                    by_name = dict(zip(task.target.names, scores[row].tolist(), strict=True))
+                    cut = bool(truncated[row])
+                    yield Prediction(*content, task.name, task.kind, answered[row], by_name, cut)
             position += len(window)
 
-    def _answers(self, inputs: list[TextInput]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each task: probabilities (inputs, C) float64 and whether each input was cut."""
-        found = {name: live_features(inputs, encoder) for name, encoder in self._encoders.items()}
+    def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
+        """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
+        found: dict[tuple[str, bool], Features] = {}
         answers = []
         for task in self.tasks:
-            features = found[task.encoder.fingerprint]
-            logits = logits_of(task.head, features)
-            answers.append((scipy.special.softmax(logits.astype(np.float64), axis=1), features.truncated_rows))
+            separate = task.pair == "separate"
+            key = (task.encoder.fingerprint, separate)
+            if key not in found:
+                encoder = self._encoders[task.encoder.fingerprint]
+                found[key] = live_pairs(inputs, encoder) if separate else live_features(inputs, encoder)
+            answers.append((*_answered(task, logits_of(task.head, found[key])), found[key].truncated_rows))
         return answers
 
     def _check_form(self, window: list[TextInput], position: int) -> None:
         for row, (_, pair) in enumerate(window, position + 1):
             for task in self.tasks:
-                if task.pair != (pair is not None):
+                if bool(task.pair) != (pair is not None):
                     wanted = "pairs of texts (give a column text_pair)" if task.pair else "single texts, not pairs"
                     raise InputError(f"input {row}: the task {task.name!r} was trained on {wanted}")
+
+
+def _answered(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
+    """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
+    target = task.target
+    if isinstance(target, Scale):
+        return target.values(logits).tolist(), np.empty((len(logits), 0))
+    scores = task.calibration.probabilities(target, logits)
+    decided = task.calibration.decide(target, scores)
+    names = target.names
+    if target.kind == "multi":
+        order = np.argsort(-scores, axis=1, kind="stable")
+        chosen = np.take_along_axis(decided, order, axis=1)
+        return [[names[i] for i in row[there]] for row, there in zip(order, chosen, strict=True)], scores
+    return [None if number < 0 else names[number] for number in decided.tolist()], scores

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ytuning.codecs import Compact, Coordinates, Projected
 from ytuning.features import FIT_TOKENS, Features
+from ytuning.pairs import PairedFeatures
 from ytuning.progress import Progress
 from ytuning.store import StoredRows
 from ytuning.workers import Workers
@@ -50,6 +51,9 @@ def reduced_features(features: Features, rows: np.ndarray, pool: Workers, progre
         pool: computes the copy.
         progress: is told how far the copy is.
     """
+    if isinstance(features, PairedFeatures):
+        found = reduced_features(features.texts, features.texts_of(torch.from_numpy(rows)).numpy(), pool, progress)
+        return Reduced(features.of(found.features), found.directions)
     if isinstance(features.codec, Compact):
         return Reduced(features.seen_as(Coordinates(features.codec)), torch.from_numpy(features.codec.directions))
     compact = _fitted(features, rows)

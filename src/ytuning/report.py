@@ -15,6 +15,18 @@ from ytuning.evaluation import Report
 __all__ = ["print_report", "report_to_json", "seconds_table"]
 
 SHOWN_LABELS = 20
+SHOWN_METRICS = {
+    "accuracy": "accuracy",
+    "coverage": "answered",
+    "precision_answered": "right of those",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "mae": "mean absolute error",
+    "ece": "calibration error",
+}
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
@@ -23,8 +35,10 @@ def report_to_json(report: Report) -> dict[str, Any]:
 
 
 def print_report(console: Console, report: Report, title: str, seconds: dict[str, float] | None = None) -> None:
-    """Print accuracy, per-label figures, the worst confusions and, if given, the seconds of each stage."""
-    parts: list[RenderableType] = [_headline(report, title), _labels_table(report)]
+    """Print metrics, per-label figures, the worst confusions and, if given, the seconds of each stage."""
+    parts: list[RenderableType] = [_headline(report, title)]
+    if report.labels:
+        parts.append(_labels_table(report))
     if report.confusions:
         parts.append(_confusions_table(report))
     if seconds:
@@ -42,9 +56,13 @@ def seconds_table(seconds: dict[str, float]) -> Table:
 
 
 def _headline(report: Report, title: str) -> str:
-    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "matthews": "Matthews", "ece": "calibration error"}
-    figures = ", ".join(f"{shown} [bold]{report.metrics[name]:.4f}[/bold]" for name, shown in names.items())
-    return f"[bold]{escape(title)}[/bold] ({report.rows:,} rows): {figures}\n"
+    figures = []
+    for name, value in report.metrics.items():
+        if name in SHOWN_METRICS:
+            ends = report.intervals.get(name)
+            interval = f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
+            figures.append(f"{SHOWN_METRICS[name]} [bold]{value:.4f}[/bold]{interval}")
+    return f"[bold]{escape(title)}[/bold] ({report.rows:,} rows): {', '.join(figures)}\n"
 
 
 def _labels_table(report: Report) -> Table:

@@ -29,7 +29,7 @@ class Learner:
 
     Attributes:
         head: is changed by every step.
-        goal: (rows,) int64; targets of all rows.
+        goal: (rows,) or (rows, C); targets of all rows.
         total: steps that the schedule was made for.
         step: steps taken so far.
     """
@@ -60,7 +60,7 @@ class Learner:
         """Of the loss of part ``number`` times its share of the batch, for each of the head's parameters."""
         rows, values, mask = part
         logits = self.head(values, mask, self._generators[number]).flatten(0, -2)  # (b, C), or (E * b, C)
-        loss = share * self.loss(logits, self.goal[rows].repeat(len(logits) // len(rows)))
+        loss = share * self.loss(logits, torch.cat([self.goal[rows]] * (len(logits) // len(rows))))
         return torch.autograd.grad(loss, self._parameters)
 
     def take(self, parts: Sequence[tuple[Tensor, ...]]) -> None:

@@ -4,137 +4,52 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError
 from ytuning.features import Features
-from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, PooledHead, build_head
-from ytuning.losses import build_loss
+from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
+from ytuning.losses import SCORES, build_loss, mean_loss, row_scores
 from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.reduction import Reduced, reduced_features
 from ytuning.sampling import shuffled_batches
 from ytuning.stack import Learner, stack_logits, stack_step
+from ytuning.targets import Objective
 from ytuning.workers import Workers, workers
 
 __all__ = [
-    "PRESETS",
     "FitResult",
     "Job",
-    "Recipe",
     "Round",
-    "TrainingConfig",
     "fit_head",
     "fit_heads",
     "logits_of",
-    "preset",
-    "weighing_labels",
 ]
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How a head is trained; steps follow from the number of rows by one rule for every data set.
-
-    Attributes:
-        loss: ``"cross_entropy"``, or ``"triplet"`` with ``margin``.
-        margin: by which the true label's logit should exceed every other.
-        label_smoothing: share of the target that cross-entropy spreads over all labels.
-        epochs: wanted passes over the train rows...
-        fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
-        label_steps: ...and at least so many for each label, as a label's row learns most where the label occurs...
-        most_steps: ...and at most so many.
-        batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
-        learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient.
-        rounds: validations, at equal distances.
-        patience: rounds in a row, each worse than the best by over a standard error, that end the training.
-        refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
-            the steps that it was trained for, so many times the share of rows that are new to it...
-        refit_rate: ...with this share of the learning rate.
-        label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count)), or the weight of each
-            label by id; scaled so that the train rows' mean is 1.
-    """
-
-    loss: str = "cross_entropy"
-    margin: float = 2.0
-    label_smoothing: float = 0.1
-    epochs: int = 4
-    fewest_steps: int = 300
-    label_steps: int = 6
-    most_steps: int = 1100
-    batch_size: int = 128
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    rounds: int = 5
-    patience: int = 2
-    refit_factor: float = 2.0
-    refit_rate: float = 0.3
-    label_weights: str | tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A head's form, how it is trained, and the hidden states that it reads.
-
-    Attributes:
-        head: form and sizes.
-        training: losses, steps and rates.
-        layers: hidden states of the encoder, as for :func:`ytuning.encoder.load_encoder`; ``None``: its default ones.
-    """
-
-    head: HeadConfig = field(default_factory=PooledConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    layers: tuple[int, ...] | None = None
-
-
-def default_recipe() -> Recipe:
-    """Pool first, then match: chosen by experiment on validation rows (benchmarks/RESULTS.md)."""
-    return Recipe(PooledConfig(), TrainingConfig())
-
-
-def paper_recipe() -> Recipe:
-    """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
-    training = TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500)
-    return Recipe(CrossAttentionConfig(), training, layers=(-1,))
-
-
-PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
-
-
-def preset(name: str) -> Recipe:
-    """The recipe of a preset's name.
-
-    Raises:
-        InputError: unknown name.
-    """
-    if name not in PRESETS:
-        raise InputError(allowed("preset", name, PRESETS))
-    return PRESETS[name]()
-
-
-def weighing_labels(recipe: Recipe, weights: str | tuple[float, ...] | None) -> Recipe:
-    """The recipe with label weights, see :class:`TrainingConfig`."""
-    return replace(recipe, training=replace(recipe.training, label_weights=weights))
-
-
-@dataclass(frozen=True)
 class Round:
-    """One validation: after ``step`` optimiser steps, ``loss`` (cross-entropy) and ``accuracy`` on validation rows."""
+    """One validation, after ``step`` optimiser steps.
+
+    Attributes:
+        step: counted from the start.
+        loss: on validation rows, cross-entropy or squared error, see :func:`ytuning.losses.mean_loss`.
+        score: mean of :func:`ytuning.losses.row_scores` there, the more the better: of a single-label task accuracy.
+        error: standard error of ``score``.
+    """
 
     step: int
     loss: float
-    accuracy: float
+    score: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -164,14 +79,27 @@ class Job:
     """What one head of several learns from the same rows.
 
     Attributes:
-        targets: (rows,) label ids; every id below the largest occurs.
+        targets: of all rows, as :mod:`ytuning.targets` has them.
         recipe: form of the head and its training.
         seed: of the weights and of dropout.
+        objective: what the targets are.
+        outputs: of the head; default: as many as there are label ids (rows,), or columns (rows, C).
     """
 
     targets: np.ndarray
     recipe: Recipe
     seed: int = 0
+    objective: Objective = "single"
+    outputs: int | None = None
+
+    @property
+    def size(self) -> int:
+        """C, the head's outputs."""
+        if self.outputs is not None:
+            return self.outputs
+        if self.objective in ("bounded", "unbounded"):
+            return 2
+        return self.targets.shape[1] if self.targets.ndim == 2 else int(self.targets.max()) + 1
 
 
 def fit_head(
@@ -182,12 +110,13 @@ def fit_head(
     validation: np.ndarray,
     recipe: Recipe,
     seed: int = 0,
+    objective: Objective = "single",
     refit: bool = True,
     reduce: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
-    job = Job(targets, recipe, seed)
+    job = Job(targets, recipe, seed, objective)
     (result,) = fit_heads(
         features, [job], train=train, validation=validation, seed=seed, refit=refit, reduce=reduce, progress=progress
     )
@@ -208,7 +137,7 @@ def fit_heads(
     """Train heads together, in one read of the features; each stops by its own validation.
 
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
-    its validation rounds the last one within half a standard error of the best is chosen: on a few rows accuracy is
+    its validation rounds the last one within half a standard error of the best is chosen: on a few rows a score is
     mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows.
 
     Args:
@@ -229,23 +158,20 @@ def fit_heads(
     size = _batch_size(jobs, len(train))
     everything = np.union1d(train, validation)
     with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
-        goals = [torch.from_numpy(np.asarray(job.targets, np.int64)) for job in jobs]
-        totals = [
-            _steps(job.recipe.training, len(train), size, int(goal.max()) + 1)
-            for job, goal in zip(jobs, goals, strict=True)
-        ]
+        goals = [_goal(job) for job in jobs]
+        totals = [_steps(job.recipe.training, len(train), size, job.size) for job in jobs]
         space = None
         if reduce and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
         view = features if space is None else space.features
         runs = []
         for job, goal, total in zip(jobs, goals, totals, strict=True):
-            head = _fresh_head(job, int(goal.max()) + 1, view, space)
+            head = _fresh_head(job, view, space)
             runs.append(_Run(job, goal, _learner(job, head, goal, train, total), total))
         batches = shuffled_batches(view, torch.from_numpy(train), size, seed)
         interrupted = _search(runs, view, batches, torch.from_numpy(validation), pool, progress)
         for run in runs:
-            run.choose(len(validation))
+            run.choose()
         heads = [run.best for run in runs]
         refitted = False
         if refit and not interrupted:
@@ -302,21 +228,23 @@ class _Run:
 
     def validated(self, logits: Tensor, goal: Tensor) -> None:
         """Keep a round: logits (N, C) and targets (N,) of the validation rows."""
-        accuracy = float((logits.argmax(1) == goal).double().mean())
-        entry = Round(self.learner.step, functional.cross_entropy(logits, goal).item(), accuracy)
+        objective = self.job.objective
+        scores = row_scores(objective, logits, goal)
+        error = float(scores.std(correction=0)) / math.sqrt(len(scores))
+        entry = Round(self.learner.step, mean_loss(objective, logits, goal), float(scores.mean()), error)
         history, kept = self._rounds
         # Only a round that no later one equals can still be chosen.
-        kept = {place: found for place, found in kept.items() if history[place].accuracy > accuracy}
+        kept = {place: found for place, found in kept.items() if history[place].score > entry.score}
         kept[len(history)] = copy.deepcopy(self.learner.head), logits
         self._rounds = ([*history, entry], kept)
-        hopeless = _hopeless(self.history, len(goal), self.job.recipe.training.patience)
+        hopeless = _hopeless(self.history, self.job.recipe.training.patience)
         self.finished = hopeless or self.learner.step == self.learner.total
 
-    def choose(self, rows: int) -> None:
+    def choose(self) -> None:
         """Choose the last round within half a standard error of the best one."""
-        best = max(entry.accuracy for entry in self.history)
-        margin = 0.5 * _standard_error(best, rows)
-        self.chosen = max(place for place, entry in enumerate(self.history) if entry.accuracy >= best - margin)
+        best = max(self.history, key=lambda entry: entry.score)
+        floor = best.score - 0.5 * best.error
+        self.chosen = max(place for place, entry in enumerate(self.history) if entry.score >= floor)
 
     @property
     def history(self) -> list[Round]:
@@ -346,9 +274,10 @@ def _search(
         for run, logits in zip(chosen, found, strict=True):
             run.validated(logits, run.goal[validation])
             run.learner.head.train()
-        found_now = sorted({f"{run.history[-1].accuracy:.4f}" for run in chosen})
-        accuracy = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
-        progress.step("train", chosen[0].learner.step, longest, f"validation accuracy {accuracy}")
+        name, sign = SCORES[chosen[0].job.objective]
+        found_now = sorted({f"{sign * run.history[-1].score:.4f}" for run in chosen})
+        scores = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
+        progress.step("train", chosen[0].learner.step, longest, f"validation {name} {scores}")
 
     try:
         for step in range(1, longest + 1):
@@ -403,10 +332,11 @@ def _learner(job: Job, head: LabelHead, goal: Tensor, rows: np.ndarray, total: i
     loss = build_loss(
         config.loss,
         goal[torch.from_numpy(rows)],
-        int(goal.max()) + 1,
+        job.size,
         margin=config.margin,
         smoothing=config.label_smoothing,
         weights=config.label_weights,
+        objective=job.objective,
     )
     return Learner(
         head.train(),
@@ -439,15 +369,23 @@ def _steps(config: TrainingConfig, rows: int, size: int, labels: int) -> int:
     return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
-def _fresh_head(job: Job, labels: int, view: Features, space: Reduced | None) -> LabelHead:
+def _goal(job: Job) -> Tensor:
+    """The job's targets as its loss takes them."""
+    names = job.objective in ("single", "ordinal")
+    return torch.from_numpy(np.asarray(job.targets, np.int64 if names else np.float32))
+
+
+def _fresh_head(job: Job, view: Features, space: Reduced | None) -> LabelHead:
     """Weights drawn from the job's seed."""
     torch.manual_seed(job.seed)
-    config = job.recipe.head
+    config, labels = job.recipe.head, job.size
     if space is not None and isinstance(config, PooledConfig):
         # The same energy on fewer directions.
         energy = space.directions.shape[1] / space.directions.shape[0]
-        return PooledHead(config, labels=labels, layers=view.layers, width=view.width, energy=energy)
-    return build_head(config, labels=labels, layers=view.layers, width=view.width)
+        return PooledHead(
+            config, labels=labels, layers=view.layers, width=view.width, paired=view.paired, energy=energy
+        )
+    return build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
 
 
 def _widened(head: LabelHead, space: Reduced | None, features: Features) -> LabelHead:
@@ -457,11 +395,7 @@ def _widened(head: LabelHead, space: Reduced | None, features: Features) -> Labe
     return head.on_directions(space.directions, layers=features.layers, width=features.width)
 
 
-def _standard_error(accuracy: float, rows: int) -> float:
-    return math.sqrt(accuracy * (1 - accuracy) / rows)
-
-
-def _hopeless(history: list[Round], rows: int, patience: int) -> bool:
-    best = max(entry.accuracy for entry in history)
-    floor = best - _standard_error(best, rows)
-    return len(history) > patience and all(entry.accuracy < floor for entry in history[-patience:])
+def _hopeless(history: list[Round], patience: int) -> bool:
+    best = max(history, key=lambda entry: entry.score)
+    floor = best.score - best.error
+    return len(history) > patience and all(entry.score < floor for entry in history[-patience:])

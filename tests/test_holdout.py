@@ -1,0 +1,197 @@
+"""The hold-out: shares of labels, copies of a row, other kinds of task."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_data import complaint
+from ytuning.data import Dataset, count_shared, from_lists
+from ytuning.errors import DataError
+from ytuning.holdout import split_holdout
+
+pairs_and_labels = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from([None, "p"]), st.sampled_from("abcde")), min_size=1, max_size=120
+)
+
+
+def rows_of(rows: list[tuple[int, str | None, str]]) -> Dataset:
+    """Rows of text number, second text and label; many are the same."""
+    return Dataset([f"text {row[0]}" for row in rows], [row[2] for row in rows], [row[1] or "-" for row in rows])
+
+
+@settings(deadline=None)
+@given(pairs_and_labels, st.integers(0, 9), st.floats(0.01, 0.9), st.none() | st.integers(1, 20))
+def test_laws_of_the_hold_out(
+    rows: list[tuple[int, str | None, str]], seed: int, fraction: float, most: int | None
+) -> None:
+    dataset = rows_of(rows)
+    try:
+        train, validation = split_holdout(dataset, seed, fraction, most)
+    except DataError:
+        # Then no input can be taken out of train without a label losing its last row, or it is on too many rows.
+        counts, inputs = Counter(dataset.names), Counter(zip(dataset.inputs, dataset.names, strict=True))
+        for row, size in Counter(dataset.inputs).items():
+            last = any(inputs[row, label] == count for label, count in counts.items())
+            assert last or (most is not None and size > most)
+        return
+    assert train.dtype == validation.dtype == np.int64
+    assert sorted([*train, *validation]) == list(range(len(rows)))
+    assert train.tolist() == sorted(train)
+    assert validation.tolist() == sorted(validation)
+    assert len(validation) >= 1
+    assert most is None or len(validation) <= most
+    assert set(dataset.select(train).names) == set(dataset.names)
+    assert count_shared(dataset.select(train), dataset.select(validation)) == 0
+    again = split_holdout(dataset, seed, fraction, most)
+    assert [part.tolist() for part in again] == [train.tolist(), validation.tolist()]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=8).filter(lambda counts: max(counts) > 1),
+    st.integers(0, 9),
+    st.floats(0.02, 0.5),
+)
+def test_a_hold_out_of_different_rows_is_exact_and_in_proportion(counts: list[int], seed: int, fraction: float) -> None:
+    labels = [f"label {label}" for label, count in enumerate(counts) for _ in range(count)]
+    dataset = from_lists([f"text {i}" for i in range(len(labels))], labels)
+    _, validation = split_holdout(dataset, seed, fraction)
+    target = max(1, round(fraction * len(labels)))
+    assert len(validation) == min(target, sum(counts) - len(counts))
+    held = Counter(dataset.select(validation).names)
+    able = [f"label {label}" for label, count in enumerate(counts) if count > 1]
+    if target >= len(able):
+        assert set(held) == set(able)
+    if len(able) == len(counts):  # nothing is capped by a label that has to stay
+        for label, count in enumerate(counts):
+            share = target * count / len(labels)
+            assert held[f"label {label}"] <= max(1, np.ceil(share) + 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=30), st.integers(0, 9), st.floats(0.3, 0.6))
+def test_a_label_of_repeated_rows_is_held_out_too(copies: list[int], seed: int, fraction: float) -> None:
+    texts = [f"text {text}" for text, count in enumerate(copies) for _ in range(count)]
+    labels = [f"label {text % 2}" for text, count in enumerate(copies) for _ in range(count)]
+    dataset = from_lists(texts, labels)
+    different = Counter(label for _, label in set(zip(texts, labels, strict=True)))
+    able = {label for label, count in different.items() if count > 1}
+    if able and max(1, round(fraction * len(labels))) >= len(able):
+        _, validation = split_holdout(dataset, seed, fraction)
+        assert set(dataset.select(validation).names) == able
+
+
+def test_balanced_labels_get_equal_shares_and_seeds_differ() -> None:
+    labels = [f"label {i % 77}" for i in range(7700)]
+    dataset = from_lists([f"text {i}" for i in range(7700)], labels)
+    train, validation = split_holdout(dataset, seed=0)
+    assert (len(train), len(validation)) == (6930, 770)
+    assert set(Counter(dataset.select(validation).labels).values()) == {10}
+    assert split_holdout(dataset, seed=1)[1].tolist() != validation.tolist()
+    assert len(split_holdout(dataset, seed=0, most=100)[1]) == 100
+
+
+def test_a_repeated_table_is_held_out_by_pairs_of_rows() -> None:
+    texts = [f"text {i}" for i in range(100)] * 2
+    dataset = from_lists(texts, ["x", "y"] * 100)
+    _, validation = split_holdout(dataset, seed=3)
+    assert len(validation) == 20
+    assert (validation[:10] + 100).tolist() == validation[10:].tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_repeated_rows_leave_little_choice(seed: int) -> None:
+    # Only groups can stand for "x": the smallest does, whole, though its share is one row.
+    small = from_lists([*"aaabb", *"cdefgh"], [*"xxxxx", *"yyyyyy"])
+    assert split_holdout(small, seed, fraction=0.2)[1].tolist()[:2] == [3, 4]
+    # "x" has nothing to give, so its share goes to "y".
+    same = from_lists(["a"] * 10 + [f"text {i}" for i in range(10)], ["x"] * 10 + ["y"] * 10)
+    assert Counter(same.select(split_holdout(same, seed)[1]).labels) == {"y": 2}
+    # Each text of "a" is also the only row of another label: "b" gives the row, whose share it was not.
+    tied = Dataset([*"ppqqrs"], [*"acadbb"])
+    assert split_holdout(tied, seed)[1].tolist() in ([4], [5])
+    # No group is small enough.
+    groups = from_lists([*"aaabbb", "c"], [*"xxxxxx", "y"])
+    assert "no row can be held out" in complaint(split_holdout, groups, seed, most=2)
+    assert len(split_holdout(groups, seed, most=3)[1]) == 3
+
+
+def test_the_same_text_with_another_second_text_is_another_input() -> None:
+    dataset = from_lists([("q", f"answer {i}") for i in range(10)], ["x"] * 10)
+    assert len(split_holdout(dataset, seed=0, fraction=0.3)[1]) == 3
+
+
+def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
+    program = """
+from ytuning.data import from_lists
+from ytuning.holdout import split_holdout
+print(*split_holdout(from_lists([f"text {i % 90}" for i in range(100)], [f"label {i % 9}" for i in range(100)]), 5)[1])
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1] != "\n"
+
+
+def test_nothing_to_hold_out() -> None:
+    problem = "no row can be held out for validation, as each label needs another, different row to train on. "
+    same = from_lists(["a", "a", "b", "b"], ["x", "x", "y", "y"])
+    assert complaint(split_holdout, same, 0) == (
+        f"the rows: {problem}Add rows or give a validation file (--validation)"
+    )
+    assert complaint(split_holdout, from_lists(["a"]), 0) == "the rows: the rows have no labels"
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+def test_a_fraction_out_of_range(fraction: float) -> None:
+    message = complaint(split_holdout, from_lists(["a", "b"], ["x", "x"]), 0, fraction)
+    assert message == f"fraction must be between 0 and 1. Got {fraction!r} instead."
+
+
+def test_most_out_of_range() -> None:
+    message = complaint(split_holdout, from_lists(["a", "b"], ["x", "x"]), 0, most=0)
+    assert message == "most must be 1 or more. Got 0 instead."
+
+
+# --- other kinds ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_several_labels_stands_for_its_rarest_one() -> None:
+    labels = [["common"]] * 60 + [["common", "rare"]] * 20 + [[]] * 20
+    _, held = split_holdout(from_lists([f"text {i}" for i in range(100)], labels), seed=1)
+    found = Counter(tuple(labels[row]) for row in held)
+    assert found == {("common",): 6, ("common", "rare"): 2, (): 2}
+
+
+def test_a_label_of_one_row_among_several_stays_in_train() -> None:
+    labels = [["a"], ["a"], ["a", "once"], ["a"]]
+    for seed in range(8):
+        assert 2 not in split_holdout(from_lists(list("wxyz"), labels), seed, fraction=0.5)[1]
+
+
+def test_numbers_are_held_out_over_their_whole_range() -> None:
+    numbers = np.random.default_rng(0).exponential(size=200)
+    _, held = split_holdout(from_lists([f"text {i}" for i in range(200)], numbers), seed=0)
+    places = np.argsort(np.argsort(numbers))[held]
+    assert Counter((places // 20).tolist()) == dict.fromkeys(range(10), 2)
+
+
+def test_numbers_most_of_which_are_equal() -> None:
+    numbers = [0.0] * 90 + [0.5] * 10
+    _, held = split_holdout(from_lists([f"text {i}" for i in range(100)], numbers), seed=0)
+    assert Counter(numbers[row] for row in held) == {0.0: 9, 0.5: 1}
