@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         bar("macro F1, goemotions", entry["score"], at_least=0.46) for entry in figures if entry["set"] == "goemotions"
     ]
     kept = [entry["retention"] for entry in figures if entry["retention"] is not None]
-    bars.append(bar("mean retention", statistics.fmean(kept) if kept else None, at_least=1.0))
+    if kept:
+        bars.append(bar("mean retention", statistics.fmean(kept), at_least=1.0))
     record("quality", figures, arguments.out, bars)
 
 
