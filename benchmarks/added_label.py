@@ -52,7 +52,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         whole = train_task(train, encoder, store, recipe(arguments)).task
         elapsed = time.perf_counter() - start
-        everything = evaluate_task(whole, test, encoder, store)[0].metrics["accuracy"]
+        everything = evaluate_task(whole, test, encoder, store).report.metrics["accuracy"]
         return [
             {"set": name, "seconds_all": elapsed, "accuracy_all": everything}
             | one_label(label, train, test, encoder, store, arguments)
@@ -70,7 +70,7 @@ def one_label(
     start = time.perf_counter()
     grown = grow_task(task, label, replace(examples, labels=None), encoder, store)
     elapsed = time.perf_counter() - start
-    report = evaluate_task(grown.task, test, encoder, store)[0]
+    report = evaluate_task(grown.task, test, encoder, store).report
     return {
         "label": label,
         "examples": len(examples),

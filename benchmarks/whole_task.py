@@ -164,7 +164,7 @@ def ytuning(work: Work) -> dict[str, Any]:
         trained = train_task(work.train, encoder, store, recipe(work.arguments), seed=work.seed)
         save_task(trained.task, f"{root}/task")
         elapsed = time.perf_counter() - start
-        report = evaluate_task(trained.task, work.test, encoder, store)[0]
+        report = evaluate_task(trained.task, work.test, encoder, store).report
     return run_of(elapsed, report.metrics["accuracy"])
 
 

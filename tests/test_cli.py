@@ -357,6 +357,57 @@ def test_train_tells_of_cut_texts_and_shared_rows(run: Run, files: Path, tiny_en
     assert "1 test rows have exactly the text of a train row" in found.err
 
 
+# --- reports --------------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_a_report(run: Run, files: Path, tiny_encoder: Path) -> None:
+    options = ("train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json")
+    found = run(
+        *options, "--test", "test.csv", "--report", "tasks/toy/report.html"
+    )  # in a folder that is yet to be made
+    assert found.status == 0 and found.json["report"] == "tasks/toy/report.html"
+    page = (files / "tasks/toy/report.html").read_text(encoding="utf-8")
+    assert "<h1><bdi>toy, test</bdi></h1>" in page and f"{found.json['metrics']['test']['accuracy']:.4f}" in page
+    assert "Validation accuracy" in page and "seconds" in page
+    without = run(*options, "--report", "other.html")  # the folder may hold a report
+    assert without.status == 0 and "toy, validation" in (files / "other.html").read_text(encoding="utf-8")
+    assert run(*options).json["report"] is None
+    assert load_task(files / "tasks" / "toy") and not list(files.glob("**/*.partial"))
+
+
+def test_evaluate_writes_a_report(run: Run, trained: Path, files: Path) -> None:
+    (files / "page.html").write_text("of yesterday")
+    found = run("evaluate", trained, "test.csv", "--report", "page.html", "--json")
+    assert found.status == 0 and found.json["report"] == "page.html"
+    page = (files / "page.html").read_text(encoding="utf-8")
+    assert "toy on test.csv" in page and f"{found.json['metrics']['accuracy']:.4f}" in page
+    assert "of yesterday" not in page and "Validation accuracy" not in page
+    assert run("evaluate", trained, "test.csv", "--json").json["report"] is None
+
+
+def test_a_report_is_refused_before_any_work(
+    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files / "folder").mkdir()
+    monkeypatch.setattr("ytuning.pipeline.train_task", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("ytuning.pipeline.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
+    for start in (("train", "train.csv", "--out", "new"), ("evaluate", trained, "test.csv")):
+        message = run(*start, "--report", "folder").mistake()
+        assert message == "cannot write folder: Is a directory. Choose another with --report"
+        message = run(*start, "--report", "no/such/page.html").mistake()
+        assert message == "cannot write no/such/page.html: No such file or directory. Choose another with --report"
+    assert "Is a directory" in run("train", "train.csv", "--out", "new", "--report", "new").mistake()
+    assert not (files / "new").exists() and not list(files.glob("**/*.partial"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_report_on_a_full_disk(run: Run, trained: Path, files: Path) -> None:
+    found = run("evaluate", trained, "test.csv", "--quiet", "--report", "/dev/full")
+    assert found.status == 1
+    assert found.err.startswith("error: cannot write /dev/full: No space left on device. Free some space and run again")
+    assert "--report" in found.err and len(found.err.splitlines()) == 1
+
+
 # --- predict --------------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,27 @@ def naive_features(encoder: Encoder, folder: Path, inputs: Sequence[TextInput], 
     return features
 
 
+def test_spans_are_those_of_the_tokens(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder)
+    inputs: list[TextInput] = [*INPUTS, ("card " * 100, None), ("card " * 40, "Why Help"), ("\U0001f600 card", None)]
+    tokens, spans = encoder.tokenize(inputs), encoder.spans(inputs)
+    assert [len(row) for row in spans] == tokens.lengths.tolist() and tokens.truncated[-3:].tolist() == [
+        True,
+        True,
+        False,
+    ]
+    known = set(WORDS)
+    for content, row, start in zip(inputs, spans, tokens.offsets, strict=False):
+        for place, (side, first, last) in enumerate(row):
+            token = encoder.tokenizer.convert_ids_to_tokens(int(tokens.ids[start + place]))
+            if token in ("[CLS]", "[SEP]"):
+                assert (side, first, last) == (0, 0, 0)
+            else:
+                assert side == tokens.types[start + place]
+                assert token == "[UNK]" or (content[side] or "")[first:last].lower() == token in known
+    assert spans[-1][2] == (0, 2, 6)  # places are those of characters, not of bytes
+
+
 def assert_close(given: list[np.ndarray], expected: list[np.ndarray]) -> None:
     assert [array.shape for array in given] == [array.shape for array in expected]
     for fast, slow in zip(given, expected, strict=True):

@@ -252,6 +252,12 @@ def test_reliability_is_what_the_calibration_error_sums() -> None:
     )
 
 
+def test_reliability_of_several_labels_a_row_is_of_decisions() -> None:
+    values, truth = np.array([[0.95, 0.1], [0.05, 0.97]]), np.array([[1, 0], [1, 1]])
+    points = reliability(truth, values, bins=5)
+    assert points == [pytest.approx((0.075, 0.5, 2)), pytest.approx((0.96, 1.0, 2))]
+
+
 def test_label_figures() -> None:
     figures = label_figures(TRUTH, PREDICTED, 4)
     assert figures[0] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "rows": 3})

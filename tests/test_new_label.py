@@ -65,7 +65,7 @@ def test_the_new_label_is_given_and_old_answers_change_only_to_it(
     for before, after, true in zip(answers[::2], answers[1::2], parts[2].names, strict=True):
         assert after.label in (before.label, "refund")
         assert true == "refund" or before.label is not None
-    report, _, _ = evaluate_task(added.task, parts[2], encoder, FeatureStore())
+    report = evaluate_task(added.task, parts[2], encoder, FeatureStore()).report
     assert report.labels["refund"]["recall"] > 0.5
     # The old labels' logits are the same bits.
     assert isinstance(task.head, PooledHead) and isinstance(added.task.head, PooledHead)
@@ -134,7 +134,7 @@ def test_a_task_of_several_labels_grows_too(
     added = grow_task(task, "refund", parts[1], encoder, FeatureStore())
     assert added.task.calibration.thresholds == (*(task.calibration.thresholds or ()), 0.5)
     judged = from_lists(parts[2].texts, [[name] for name in parts[2].names])
-    report, _, _ = evaluate_task(added.task, judged, encoder, FeatureStore())
+    report = evaluate_task(added.task, judged, encoder, FeatureStore()).report
     assert report.labels["refund"]["f1"] > 0.5
     assert 0 <= added.after <= added.before <= 1
 

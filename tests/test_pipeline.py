@@ -73,7 +73,7 @@ def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder)
     assert set(trained.reports) == set(trained.task.metrics) == {"validation", "test"}
     assert trained.fit.validation_logits.shape == (20, 3)
     # The test report is that of the head that is saved.
-    report, _, _ = evaluate_task(trained.task, both, encoder, FeatureStore())
+    report = evaluate_task(trained.task, both, encoder, FeatureStore()).report
     assert report.metrics == pytest.approx(trained.reports["test"].metrics)
 
 
@@ -86,7 +86,7 @@ def test_of_several_seeds_the_best_on_validation_is_the_task(toy: Dataset, encod
     chosen = trained.task.training["seed"]
     assert chosen == max(accuracies, key=accuracies.__getitem__) and trained.task.training["seeds"] == [2, 4]
     assert trained.by_seed[chosen] == trained.task.metrics
-    report, _, _ = evaluate_task(trained.task, test, encoder, FeatureStore())
+    report = evaluate_task(trained.task, test, encoder, FeatureStore()).report
     assert report.metrics == pytest.approx(trained.by_seed[chosen]["test"])
 
 
@@ -131,7 +131,7 @@ def test_cut_texts_are_counted(toy: Dataset, encoder: Encoder) -> None:
     long = Dataset(texts=[*toy.texts, "card " * 100, "login " * 100], labels=[*(toy.names), "card", "login"])
     trained = train(long, encoder)
     assert trained.truncated == 2
-    assert evaluate_task(trained.task, long, encoder, FeatureStore())[2] == 2
+    assert evaluate_task(trained.task, long, encoder, FeatureStore()).truncated == 2
     assert train(toy, encoder).truncated == 0
 
 
@@ -139,8 +139,7 @@ def test_pairs(toy: Dataset, encoder: Encoder) -> None:
     pairs = Dataset(texts=toy.texts, labels=toy.labels, text_pairs=toy.texts[::-1])
     trained = train(pairs, encoder)
     assert trained.task.pair
-    report, _, _ = evaluate_task(trained.task, pairs, encoder, FeatureStore())
-    assert report.rows == 120
+    assert evaluate_task(trained.task, pairs, encoder, FeatureStore()).report.rows == 120
     with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text column"):
         evaluate_task(trained.task, toy, encoder, FeatureStore())
 
@@ -153,7 +152,7 @@ def test_interrupted_training_still_gives_a_task(toy: Dataset, encoder: Encoder)
 
     trained = train(toy, encoder, progress=Interrupt())
     assert trained.fit.interrupted and trained.task.training["interrupted"] and not trained.task.training["refitted"]
-    assert evaluate_task(trained.task, toy, encoder, FeatureStore())[0].rows == 120
+    assert evaluate_task(trained.task, toy, encoder, FeatureStore()).report.rows == 120
 
 
 def test_evaluation_against_figures_from_logits(
@@ -161,13 +160,13 @@ def test_evaluation_against_figures_from_logits(
 ) -> None:
     task = replace(train(toy, encoder).task, calibration=Calibration(temperature=1.7))
     some = toy.select([100, 5, 7, 5])
-    report, cache, cut = evaluate_task(task, some, encoder, FeatureStore())
+    found = evaluate_task(task, some, encoder, FeatureStore())
     features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
     logits = logits_of(task.head, features).astype(np.float64) / 1.7
     probabilities = scipy.special.softmax(logits, axis=1)
     truth = np.array([task.target.names.index(label) for label in some.names])
-    assert report.metrics == pytest.approx(single_label_metrics(truth, probabilities))
-    assert (report.rows, cache.hits, cache.misses, cut) == (4, 3, 0, 0)  # distinct texts
+    assert found.report.metrics == pytest.approx(single_label_metrics(truth, probabilities))
+    assert (found.report.rows, found.cache.hits, found.cache.misses, found.truncated) == (4, 3, 0, 0)  # distinct texts
 
 
 @pytest.mark.parametrize(
@@ -273,7 +272,7 @@ def test_every_kind_goes_the_whole_way(
     assert trained.reports["test"].metrics[learned[0]] > learned[1]
     save_task(trained.task, tmp_path / kind)
     loaded = load_task(tmp_path / kind)
-    report, _, _ = evaluate_task(loaded, data.select(range(90, 120)), encoder, store)
+    report = evaluate_task(loaded, data.select(range(90, 120)), encoder, store).report
     assert report.metrics == pytest.approx(trained.reports["test"].metrics)
     assert report.intervals == trained.reports["test"].intervals
 
@@ -297,8 +296,8 @@ def test_pairs_are_read_as_told(mode: Any, toy: Dataset, encoder: Encoder) -> No
     trained = train(data.select(range(90)), encoder, test=data.select(range(90, 120)), pairs=mode)
     assert trained.task.pair == mode
     assert trained.cache.misses == (120 if mode == "joint" else len(set(toy.texts)))
-    report, use, _ = evaluate_task(trained.task, data.select(range(90, 120)), encoder, FeatureStore())
-    assert use.misses == 0 and report.metrics == pytest.approx(trained.reports["test"].metrics)
+    found = evaluate_task(trained.task, data.select(range(90, 120)), encoder, FeatureStore())
+    assert found.cache.misses == 0 and found.report.metrics == pytest.approx(trained.reports["test"].metrics)
 
 
 def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -> None:

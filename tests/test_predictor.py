@@ -157,12 +157,12 @@ def test_same_probabilities_as_in_evaluation(
     encoder = load_encoder(tiny_encoder, precision="fp32")
     save_task(train_task(data, encoder, FeatureStore(), RECIPE, codec=codec).task, tmp_path / "toy")
     seen.clear()
-    report, use, _ = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
-    assert use.misses == 0
+    evaluated = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
+    assert evaluated.cache.misses == 0
     found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))
     np.testing.assert_allclose([list(answer.scores.values()) for answer in found], seen[0], rtol=0, atol=tolerance)
     right = [answer.label == label for answer, label in zip(found, toy_rows[1], strict=True)]
-    assert np.mean(right) == pytest.approx(report.metrics["accuracy"], abs=tolerance)
+    assert np.mean(right) == pytest.approx(evaluated.report.metrics["accuracy"], abs=tolerance)
 
 
 def test_cut_texts_are_marked(tasks: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ytuning.errors import YTuningError as YTuningError
     from ytuning.estimator import YTuningClassifier as YTuningClassifier
     from ytuning.estimator import YTuningRegressor as YTuningRegressor
+    from ytuning.html_report import render_report as render_report
     from ytuning.pipeline import evaluate_task as evaluate_task
     from ytuning.pipeline import train_task as train_task
     from ytuning.predictor import Prediction as Prediction
@@ -47,6 +48,7 @@ _HOMES = {
     "load_task": "artifact",
     "preset": "recipes",
     "read_dataset": "data",
+    "render_report": "html_report",
     "save_task": "artifact",
     "train_task": "pipeline",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "load_task",
     "preset",
     "read_dataset",
+    "render_report",
     "save_task",
     "train_task",
 ]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
-from ytuning.console import Json, Quiet, print_json, result_file, shown_progress
+from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress
 from ytuning.errors import InputError, YTuningError
 from ytuning.progress import Progress
 
@@ -127,6 +127,11 @@ EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Folder or Hugging Face name, if it has moved since the training.")
 ]
 
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", help="HTML file for figures, drawings and the worst mistakes, in which words are marked."),
+]
+
 
 @app.command(epilog="Example: ytuning train tickets.csv --test holdout.csv --out tasks/tickets")
 def train(
@@ -205,6 +210,7 @@ def train(
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Go on on held-out rows too, once they have chosen.")
     ] = True,
+    report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -212,6 +218,7 @@ def train(
     from ytuning.artifact import check_target, save_task
     from ytuning.backends import check_choice
     from ytuning.data import read_dataset
+    from ytuning.html_report import render_report
     from ytuning.pipeline import Stopwatch, train_task
     from ytuning.recipes import preset as recipe_of
     from ytuning.recipes import weighing_labels
@@ -226,6 +233,9 @@ def train(
         recipe = weighing_labels(recipe, "balanced")
     check_choice(backend.value, precision.value)
     check_target(out)
+    if report is not None:
+        check_result_file(report, "--report", out)
+    features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
             parts = [
@@ -249,7 +259,7 @@ def train(
         trained = train_task(
             parts[0],
             loaded,
-            FeatureStore(),
+            features,
             recipe,
             validation=parts[1],
             test=parts[2],
@@ -267,9 +277,23 @@ def train(
         )
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
+        if report is not None:
+            split = _reported(trained)
+            page = render_report(
+                trained.task,
+                trained.reports[split],
+                trained.judged[split],
+                loaded,
+                features,
+                title=f"{trained.task.name}, {split}",
+                fit=trained.fit,
+                seconds=watch.seconds,
+                progress=progress,
+            )
+            _write_page(report, page)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        print_json(_train_json(trained, out, watch))
+        print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
@@ -329,28 +353,35 @@ def evaluate(
     text_pair: TextPair = None,
     label: Label = None,
     encoder: EncoderName = None,
+    report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Report how a task does on labelled rows."""
     from ytuning.artifact import check_encoder, load_task
     from ytuning.data import read_dataset
+    from ytuning.html_report import render_report
     from ytuning.pipeline import evaluate_task
     from ytuning.report import print_report, report_to_json
     from ytuning.store import FeatureStore
 
-    task = load_task(task_dir)
+    if report is not None:
+        check_result_file(report, "--report")
+    task, store = load_task(task_dir), FeatureStore()
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind)
     with shown_progress(quiet) as progress:
         loaded = _load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)
-        report, use, cut = evaluate_task(task, rows, loaded, FeatureStore(), progress=progress)
-        _tell_cut(progress, cut)
+        found = evaluate_task(task, rows, loaded, store, progress=progress)
+        _tell_cut(progress, found.truncated)
+        if report is not None:
+            page = render_report(task, found.report, found.judged, loaded, store, progress=progress)
+            _write_page(report, page)
     if as_json:
-        result = {"task": task.name, **report_to_json(report), "cache": asdict(use), "truncated": cut}
-        print_json(result)
+        figures = {**report_to_json(found.report), "cache": asdict(found.cache), "truncated": found.truncated}
+        print_json({"task": task.name, **figures, "report": None if report is None else str(report)})
     else:
-        print_report(Console(), report, f"{task.name} on {data}")
+        print_report(Console(), found.report, f"{task.name} on {data}")
 
 
 def main() -> None:
@@ -396,6 +427,16 @@ def _fail(message: str, status: int) -> int:
     if one_line:  # without arguments the help has been shown, and there is nothing to add
         print(f"error: {one_line}", file=sys.stderr)
     return status
+
+
+def _write_page(path: Path, page: str) -> None:
+    with result_file(path, "--report") as write:
+        write(page)
+
+
+def _reported(trained: Trained) -> str:
+    """Which rows a report is about."""
+    return "test" if "test" in trained.reports else "validation"
 
 
 def _load_encoder(name: str, **options: Any) -> Encoder:
@@ -486,7 +527,7 @@ def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.report import print_report
 
-    split = "test" if "test" in trained.reports else "validation"
+    split = _reported(trained)
     console = Console()
     print_report(console, trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
     if len(trained.by_seed) > 1:

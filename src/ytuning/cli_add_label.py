@@ -53,12 +53,12 @@ def add_label(
         added = grow_task(task, name, rows, loaded, store, progress=progress)
         seconds = time.perf_counter() - start
         if judged is not None:
-            metrics["after"] = evaluate_task(added.task, judged, loaded, store, progress=progress)[0].metrics
+            metrics["after"] = evaluate_task(added.task, judged, loaded, store, progress=progress).report.metrics
             old = [number for number, row in enumerate(judged.labels or []) if name not in _names(row)]
             if old:
-                report = evaluate_task(task, judged.select(old), loaded, store, progress=progress)[0]
+                report = evaluate_task(task, judged.select(old), loaded, store, progress=progress).report
                 metrics["before_on_rows_of_old_labels"] = report.metrics
-                report = evaluate_task(added.task, judged.select(old), loaded, store, progress=progress)[0]
+                report = evaluate_task(added.task, judged.select(old), loaded, store, progress=progress).report
                 metrics["after_on_rows_of_old_labels"] = report.metrics
         save_task(added.task, target)
     result = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import typer
 from ytuning.errors import cannot_write
 from ytuning.progress import Messages, Progress, ProgressBar
 
-__all__ = ["Json", "Quiet", "print_json", "result_file", "shown_progress"]
+__all__ = ["Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -29,7 +30,7 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def result_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+def result_file(path: Path | None, option: str = "--output") -> Iterator[Callable[[str], object]]:
     """Writes to stdout, to a file that appears whole or not at all, or to a pipe or device that is already there.
 
     Raises:
@@ -39,19 +40,18 @@ def result_file(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield sys.stdout.write
         return
-    target = Path(os.path.realpath(path))  # a link stays one
-    special = os.path.exists(target) and not os.path.isfile(target)
-    partial = target if special else target.with_name(target.name + ".partial")
-    with _written(path):
+    target, partial = _places(path)
+    special = partial == target
+    with _written(path, option):
         stream = partial.open("w", encoding="utf-8")
 
     def write(text: str) -> None:
-        with _written(path):  # here, as other errors of the work that writes are not the file's
+        with _written(path, option):  # here, as other errors of the work that writes are not the file's
             stream.write(text)
 
     try:
         yield write
-        with _written(path):
+        with _written(path, option):
             stream.close()
             if not special:
                 partial.replace(target)
@@ -62,12 +62,43 @@ def result_file(path: Path | None) -> Iterator[Callable[[str], object]]:
             partial.unlink(missing_ok=True)
 
 
+def check_result_file(path: Path, option: str, made: Path | None = None) -> None:
+    """Refuse a file that :func:`result_file` could not write; called before work that writes it in the end.
+
+    Args:
+        path: of the file.
+        option: that names it.
+        made: folder that the work makes, where the file may lie.
+
+    Raises:
+        InputError, WriteError: as :func:`result_file`.
+    """
+    target, partial = _places(path)
+    folder = None if made is None else Path(os.path.realpath(made))
+    with _written(path, option):
+        if target == folder or os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if partial == target:  # opening a pipe would wait for its reader
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        elif target.parent != folder or os.path.isdir(folder):
+            partial.open("w").close()
+            partial.unlink()
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """Where a result lies in the end, and where it is written: beside it, or into a pipe or device itself."""
+    target = Path(os.path.realpath(path))  # a link stays one
+    special = os.path.exists(target) and not os.path.isfile(target)
+    return target, target if special else target.with_name(target.name + ".partial")
+
+
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def _written(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise cannot_write(str(path), error, "--output") from error
+        raise cannot_write(str(path), error, option) from error
 
 
 def print_json(value: Any) -> None:

@@ -35,7 +35,10 @@ from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights
 from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["Encoder", "Span", "load_encoder"]
+
+Span = tuple[int, int, int]
+"""A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
 
 LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
@@ -78,12 +81,7 @@ class Encoder:
         Raises:
             EncoderError: a text without any token, which only tokenizers without special tokens give.
         """
-        fast = self.tokenizer.backend_tokenizer
-        whole = self.identity.long_text == "window" and all(pair is None for _, pair in inputs)
-        most = max(LONGEST_WINDOWED, self.identity.max_length) if whole else self.identity.max_length
-        fast.enable_truncation(most, strategy="longest_first")
-        fast.no_padding()
-        encodings = fast.encode_batch_fast([text if pair is None else (text, pair) for text, pair in inputs])
+        encodings = self._cutting(inputs).encode_batch_fast(_joined(inputs))
         lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
         if not lengths.all():
             text = inputs[int(lengths.argmin())][0]
@@ -97,6 +95,28 @@ class Encoder:
             offsets=np.concatenate(([0], np.cumsum(lengths))),
             truncated=np.fromiter((bool(e.overflowing) for e in encodings), bool, len(encodings)),
         )
+
+    def spans(self, inputs: Sequence[TextInput]) -> list[list[Span]]:
+        """Where each token of :meth:`tokenize` stands in its text; of special tokens nowhere, (0, 0, 0).
+
+        Of characters that are several tokens, and with some tokenizers of spaces, neighbours share a part.
+        """
+        encodings = self._cutting(inputs).encode_batch(
+            _joined(inputs)
+        )  # slower than for tokenize, which needs no places
+        return [
+            [(0, 0, 0) if side is None else (side, *ends) for side, ends in zip(e.sequence_ids, e.offsets, strict=True)]
+            for e in encodings
+        ]
+
+    def _cutting(self, inputs: Sequence[TextInput]) -> Any:
+        """The fast tokenizer, which cuts texts and leaves them unpadded."""
+        fast = self.tokenizer.backend_tokenizer
+        whole = self.identity.long_text == "window" and all(pair is None for _, pair in inputs)
+        most = max(LONGEST_WINDOWED, self.identity.max_length) if whole else self.identity.max_length
+        fast.enable_truncation(most, strategy="longest_first")
+        fast.no_padding()
+        return fast
 
     def encode(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Hidden states of the chosen layers, a batch at a time.
@@ -246,6 +266,11 @@ def load_encoder(
     if backend == "openvino":
         encoder._to_openvino(Path(cache) if cache is not None else default_root())
     return encoder
+
+
+def _joined(inputs: Sequence[TextInput]) -> list[str | tuple[str, str]]:
+    """As the fast tokenizer takes them."""
+    return [text if pair is None else (text, pair) for text, pair in inputs]
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:

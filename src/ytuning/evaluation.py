@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ytuning.calibration import Calibration
+from ytuning.data import Dataset
+from ytuning.head import LabelHead
 from ytuning.intervals import multi_intervals, number_intervals, single_intervals
 from ytuning.labels import Kind
 from ytuning.metrics import (
@@ -21,7 +23,7 @@ from ytuning.metrics import (
 )
 from ytuning.targets import Scale, Target
 
-__all__ = ["HEADLINES", "Confusion", "Report", "evaluate"]
+__all__ = ["HEADLINES", "Confusion", "Judged", "Report", "evaluate"]
 
 HEADLINES: dict[Kind, tuple[str, ...]] = {
     "single": ("accuracy", "macro_f1"),
@@ -60,6 +62,23 @@ class Report:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     labels: dict[str, LabelFigures] = field(default_factory=dict)
     confusions: list[Confusion] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a :class:`Report` is about.
+
+    Attributes:
+        data: the labelled rows.
+        truth: (rows,) or (rows, C), their labels as the task's target encodes them.
+        logits: (rows, C) float32.
+        head: that gave them.
+    """
+
+    data: Dataset
+    truth: np.ndarray
+    logits: np.ndarray
+    head: LabelHead
 
 
 def evaluate(

@@ -143,14 +143,19 @@ def reliability(
     """Points of a calibration curve, from the lowest confidence: ``(mean confidence, accuracy, rows)`` of each bin.
 
     Args:
-        truth: (rows,) label ids.
+        truth: (rows,) label ids, or of a multi-label task (rows, C) bool, whose decisions are counted in place of rows:
+            the confidence is then the probability of a label, and it is right if the label is there.
         probabilities: (rows, C).
         bins: of confidence between 0 and 1, as in :func:`expected_calibration_error`; those without rows are left out.
     """
-    confidence, right, rows = _binned(probabilities.max(1), probabilities.argmax(1) == truth, bins)
+    if truth.ndim == 2:
+        confidence, right = probabilities.ravel(), truth.ravel().astype(bool)
+    else:
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    totals, hits, rows = _binned(confidence, right, bins)
     return [
-        (float(total / count), float(hits / count), int(count))
-        for total, hits, count in zip(confidence, right, rows, strict=True)
+        (float(total / count), float(good / count), int(count))
+        for total, good, count in zip(totals, hits, rows, strict=True)
         if count
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal, cast
@@ -19,7 +19,7 @@ from ytuning.codecs import CODECS, DEFAULT_CODEC
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError, InputError, allowed
-from ytuning.evaluation import Report, evaluate
+from ytuning.evaluation import Judged, Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
 from ytuning.head import PooledConfig, PooledHead
 from ytuning.holdout import split_holdout
@@ -31,7 +31,7 @@ from ytuning.store import FeatureStore
 from ytuning.targets import Target, fit_target
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 
-__all__ = ["Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
+__all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
 
 
 MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
@@ -61,6 +61,7 @@ class Trained:
         task: ready to be saved.
         fit: how the training went.
         reports: of ``validation`` and, if there was one, ``test``.
+        judged: what each of them is about.
         by_seed: metrics of each seed's head in the same form, seed by seed; ``task`` is the one validation prefers.
         rows: of ``train``, ``validation`` and ``test``.
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
@@ -71,9 +72,27 @@ class Trained:
     task: Task
     fit: FitResult
     reports: dict[str, Report]
+    judged: dict[str, Judged]
     by_seed: dict[int, dict[str, dict[str, float]]]
     rows: dict[str, int]
     shared: dict[str, int]
+    cache: CacheUse
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a task's evaluation gives.
+
+    Attributes:
+        report: on the rows.
+        judged: what it is about.
+        cache: use of the feature store.
+        truncated: rows whose text was cut.
+    """
+
+    report: Report
+    judged: Judged
     cache: CacheUse
     truncated: int
 
@@ -120,19 +139,15 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         StoreError: the feature store cannot be used.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
-    if codec not in (*CODECS, AUTO):
-        raise InputError(allowed("store", codec, (*CODECS, AUTO)))
-    if pairs not in ("auto", *PAIR_MODES):
-        raise InputError(allowed("pairs", pairs, ("auto", *PAIR_MODES)))
+    for option, given, choices in (("store", codec, (*CODECS, AUTO)), ("pairs", pairs, ("auto", *PAIR_MODES))):
+        if given not in choices:
+            raise InputError(allowed(option, given, choices))
     if ensemble and not (seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
     encoder.check_layers(recipe.layers)
     check_trainable(train, holdout=validation is None)
-    try:
-        target = fit_target(train.kind, labels_of(train), label_order)
-    except InputError as error:
-        raise DataError(str(error), source=train.source) from error
+    target = _target(train, label_order)
     check_abstain_at(target, abstain_at)
     extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
     for role, part in extra.items():
@@ -173,8 +188,13 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         best, fits = seeds, [*fits, _together(fits, fits[best])]
     fit = fits[best]
     with watch.stage("evaluate"):
-        calibrations, found, told = _judged(target, fits, truth, held_rows, test_rows, features, abstain_at)
-        fit = fit if told else replace(fit, interrupted=True)
+        calibrations, found, logits = _judged(target, fits, truth, held_rows, test_rows, features, abstain_at)
+        held = train.select(held_rows) if validation is None else validation
+        judged = {"validation": Judged(held, truth[held_rows], fit.validation_logits, fit.chosen_head)}
+        if test is not None and len(logits) > best:
+            judged["test"] = Judged(test, truth[test_rows], logits[best], fit.head)
+        if test is not None and len(logits) < len(fits):
+            fit = replace(fit, interrupted=True)
     reports = found[best]
     by_seed = {
         seed + number: {split: report.metrics for split, report in each.items()}
@@ -202,7 +222,15 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         pair=taken.pair,
         exemplars=keep_exemplars(fit.head, features, truth, held_rows),
     )
-    return Trained(task, fit, reports, by_seed, rows, shared, cache, int(features.truncated_rows.sum()))
+    judged = {split: judged[split] for split in reports}
+    return Trained(task, fit, reports, judged, by_seed, rows, shared, cache, int(features.truncated_rows.sum()))
+
+
+def _target(train: Dataset, order: Sequence[str] | None) -> Target:
+    try:
+        return fit_target(train.kind, labels_of(train), order)
+    except InputError as error:
+        raise DataError(str(error), source=train.source) from error
 
 
 @dataclass(frozen=True)
@@ -228,28 +256,28 @@ def _judged(
     test: np.ndarray,
     features: Features,
     abstain_at: float | None,
-) -> tuple[list[Calibration], list[dict[str, Report]], bool]:
-    """Each head's calibration and reports, and whether all of them: Ctrl-C leaves out those of the test rows."""
+) -> tuple[list[Calibration], list[dict[str, Report]], list[np.ndarray]]:
+    """Each head's calibration and reports, and its logits of the test rows; Ctrl-C leaves out those of later heads."""
     calibrations = [calibrate(target, fit.validation_logits, truth[held], abstain_at=abstain_at) for fit in fits]
     found = [
         {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
         for fit, calibration in zip(fits, calibrations, strict=True)
     ]
-    try:
+    logits: list[np.ndarray] = []
+    with suppress(KeyboardInterrupt):  # the heads are trained, and should not be lost for their reports
         for fit, calibration, reports in zip(fits, calibrations, found, strict=True) if len(test) else ():
-            logits = logits_of(fit.head, features, torch.from_numpy(test))
-            reports["test"] = evaluate(target, calibration, truth[test], logits)
-    except KeyboardInterrupt:  # the heads are trained, and should not be lost for their reports
-        return calibrations, found, False
-    return calibrations, found, True
+            each = logits_of(fit.head, features, torch.from_numpy(test))
+            reports["test"] = evaluate(target, calibration, truth[test], each)
+            logits.append(each)
+    return calibrations, found, logits
 
 
 def _together(fits: list[FitResult], best: FitResult) -> FitResult:
     """The heads of several fits as one, with the history of the best of them."""
-    heads = [fit.head for fit in fits]
-    assert all(isinstance(head, PooledHead) for head in heads)
+    heads = cast("list[PooledHead]", [fit.head for fit in fits])
+    chosen = cast("list[PooledHead]", [fit.chosen_head for fit in fits])
     logits = np.mean([fit.validation_logits for fit in fits], axis=0)
-    return replace(best, head=PooledHead.joined(cast("list[PooledHead]", heads)), validation_logits=logits)
+    return replace(best, head=PooledHead.joined(heads), chosen_head=PooledHead.joined(chosen), validation_logits=logits)
 
 
 def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
@@ -293,8 +321,8 @@ def _splits(
 
 def evaluate_task(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
-) -> tuple[Report, CacheUse, int]:
-    """A task's report on labelled rows, through the store; also the store's use and the number of cut rows.
+) -> Evaluated:
+    """A task's report on labelled rows, through the store.
 
     The features are those of the codec that the task was trained in.
 
@@ -306,9 +334,9 @@ def evaluate_task(
     check_labels_known(dataset, task.target, "evaluation")
     encode = stored_pairs if task.pair == "separate" else stored_features
     features, cache = encode(dataset.inputs, encoder, store, progress or Progress(), codec=task.codec)
-    truth = task.target.encode(labels_of(dataset))
-    report = evaluate(task.target, task.calibration, truth, logits_of(task.head, features))
-    return report, cache, int(features.truncated_rows.sum())
+    judged = Judged(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
+    report = evaluate(task.target, task.calibration, judged.truth, judged.logits)
+    return Evaluated(report, judged, cache, int(features.truncated_rows.sum()))
 
 
 def _check_same_form(train: Dataset, other: Dataset) -> None:

@@ -62,6 +62,7 @@ class FitResult:
         chosen: position in ``history`` of the round whose steps were taken.
         validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit, on what it
             was trained on: the pooled head on coordinates, so they differ a little from those on the features.
+        chosen_head: that head, in evaluation mode; ``head`` itself unless it was refitted.
         refitted: whether ``head`` went on on all rows.
         interrupted: whether Ctrl-C ended the training early.
     """
@@ -70,6 +71,7 @@ class FitResult:
     history: list[Round]
     chosen: int
     validation_logits: np.ndarray
+    chosen_head: LabelHead
     refitted: bool
     interrupted: bool
 
@@ -181,12 +183,14 @@ def fit_heads(
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
+        heads = [_widened(head, space, features).eval() for head in heads]
         return [
             FitResult(
-                head=_widened(head, space, features).eval(),
+                head=head,
                 history=run.history,
                 chosen=run.chosen,
                 validation_logits=run.logits.numpy(),
+                chosen_head=_widened(run.best, space, features).eval() if refitted else head,
                 refitted=refitted,
                 interrupted=interrupted,
             )
