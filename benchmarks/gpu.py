@@ -26,7 +26,6 @@ import transformers
 from benchmarks.harness import bar, in_turn, parser, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import record
-from ytuning.baselines import TunedEncoder, TuningConfig, full_fine_tuning, lora
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.progress import Progress
@@ -34,6 +33,7 @@ from ytuning.recipes import preset
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
 from ytuning.training import fit_head
+from ytuning.tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 SHAPES: dict[str, dict[str, Any]] = {
     "xxl": {

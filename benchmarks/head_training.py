@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
-from ytuning.baselines import mean_pooled, tuned_logistic_regression
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, train_task
+from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 
@@ -86,8 +86,8 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
             held = split_holdout(train, len(logistic_accuracy), most=MOST_HELD_OUT)
 
             def fit() -> None:
-                result = tuned_logistic_regression(mean_pooled(features), targets, *held)
-                logistic_accuracy.append(result.validation_accuracy)
+                result = tuned_probe(mean_pooled(features), targets, *held)
+                logistic_accuracy.append(result.validation_score)
 
             return seconds(fit)
 

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import record
-from ytuning.baselines import mean_pooled, tuned_logistic_regression
 from ytuning.data import Dataset, read_dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, train_task
+from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
 from ytuning.recipes import preset
 from ytuning.store import FeatureStore
@@ -98,13 +98,13 @@ def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStor
     start = time.perf_counter()
     runs = []
     for seed in seeds:
-        result = tuned_logistic_regression(pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
+        result = tuned_probe(pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
         rows = np.arange(len(train), len(truth))
         runs.append(
             {
                 "seed": seed,
                 "strength": result.strength,
-                "test_accuracy": float(result.model.score(pooled[rows], truth[rows])),
+                "test_accuracy": float((result.logits(pooled[rows]).argmax(1) == truth[rows]).mean()),
             }
         )
     mean = float(np.mean([run["test_accuracy"] for run in runs]))

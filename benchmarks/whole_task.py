@@ -11,7 +11,6 @@ seconds are then those of all steps by the mean of these ("extrapolated": true),
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -25,23 +24,18 @@ from benchmarks.harness import bar, head_option, in_turn, parser, recipe, rows_o
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
 from ytuning.artifact import save_task
-from ytuning.baselines import (
-    TunedEncoder,
-    TuningConfig,
-    full_fine_tuning,
-    lora,
-    mean_pooled,
-    tuned_logistic_regression,
-)
+from ytuning.contrastive import check_setfit, setfit
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
+from ytuning.errors import InputError
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.pipeline import MOST_HELD_OUT, evaluate_task, train_task
+from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
-from ytuning.sources import find_encoder
 from ytuning.store import FeatureStore
+from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
 FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
@@ -81,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--rows", type=int, help="of each set's train rows; default: all")
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--max-steps", type=int, help="time so many steps and extrapolate")
-    options.add_argument("--full-rate", type=float, default=1e-4, help="learning rate of full fine-tuning")
-    options.add_argument("--lora-rate", type=float, default=1e-3, help="learning rate of LoRA")
+    options.add_argument("--full-rate", type=float, default=FULL_RATES[0], help="learning rate of full fine-tuning")
+    options.add_argument("--lora-rate", type=float, default=LORA_RATES[0], help="learning rate of LoRA")
     options.add_argument("--setfit-pairs", type=int, default=1, help="of each kind for each train row")
     arguments = options.parse_args(argv)
     figures = [one_set(name, arguments) for name in arguments.sets]
@@ -174,14 +168,14 @@ def logistic(work: Work) -> dict[str, Any]:
         start = time.perf_counter()
         encoder, store = load_encoder(work.arguments.encoder), FeatureStore(root)
         pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress())[0])
-        result = tuned_logistic_regression(pooled, work.targets, *work.split)
+        result = tuned_probe(pooled, work.targets, *work.split)
         elapsed = time.perf_counter() - start
         tested = mean_pooled(stored_features(work.test.inputs, encoder, store, Progress())[0])
-    return run_of(elapsed, work.score(result.model.predict(tested)))
+    return run_of(elapsed, work.score(result.logits(tested).argmax(1)))
 
 
 def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[str, Any]:
-    """One that trains the encoder by ytuning.baselines."""
+    """One that trains the encoder by ytuning.tuning."""
     config = TuningConfig(rate, epochs=work.arguments.epochs, most_steps=work.arguments.max_steps)
     start = time.perf_counter()
     result = train(work.encoder, work.train.inputs, work.targets, *work.split, config=config, seed=work.seed)
@@ -191,58 +185,28 @@ def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[s
         other = elapsed - sum(result.step_seconds) - sum(result.validation_seconds)
         return run_of(other + result.planned_seconds(config.epochs), None, extrapolated=True) | steps
     score = work.score(result.logits(work.test.inputs).argmax(1))
-    return run_of(elapsed, score) | steps | {"validation_accuracy": result.validation_accuracy}
+    return run_of(elapsed, score) | steps | {"validation_accuracy": result.validation_scores}
 
 
-def setfit(work: Work) -> dict[str, Any]:
-    """SetFit on all train rows: pairs of rows tune the encoder, then logistic regression; no validation rows."""
-    if importlib.util.find_spec("setfit") is None:
-        return {"skipped": "the package setfit is not installed"}
+def tuned_by_setfit(work: Work) -> dict[str, Any]:
+    """SetFit on all train rows; no validation rows."""
     if work.train.text_pairs is not None:
         return {"skipped": "SetFit takes single texts only"}
     try:
-        return _setfit(work)
-    except (ImportError, AttributeError, TypeError) as error:  # it lags behind new versions of transformers
-        return {"skipped": f"SetFit does not work with the versions installed: {type(error).__name__}: {error}"}
-
-
-def _setfit(work: Work) -> dict[str, Any]:
-    import datasets
-    import setfit
-    import transformers
-
-    ticks: list[float] = []
-
-    class Ticking(transformers.TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ticks.append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as root:
-        start = time.perf_counter()
-        rows = datasets.Dataset.from_dict({"text": work.train.texts, "label": work.targets.tolist()})
-        model = setfit.SetFitModel.from_pretrained(
-            str(find_encoder(work.encoder.identity.name)), device=str(work.encoder.device)
-        )
-        settings = setfit.TrainingArguments(
-            output_dir=root,
-            batch_size=32,
-            num_epochs=1,
-            num_iterations=work.arguments.setfit_pairs,
-            max_steps=work.arguments.max_steps or -1,
-            seed=work.seed,
-            report_to="none",
-            save_strategy="no",
-            show_progress_bar=False,
-        )
-        setfit.Trainer(model=model, args=settings, train_dataset=rows, callbacks=[Ticking()]).train()
-        elapsed = time.perf_counter() - start
-    planned = -(-2 * work.arguments.setfit_pairs * len(work.train) // 32)  # as many pairs of one label as of two
-    steps = {"steps": len(ticks), "planned_steps": planned, "pairs_of_each_kind_for_a_row": work.arguments.setfit_pairs}
+        check_setfit()
+    except InputError as error:
+        return {"skipped": str(error)}
+    pairs = work.arguments.setfit_pairs
+    start = time.perf_counter()
+    steps = work.arguments.max_steps
+    found = setfit(work.encoder, work.train.texts, work.targets, pairs=pairs, most_steps=steps, seed=work.seed)
+    elapsed = time.perf_counter() - start
+    ticks, planned = found.step_ends, found.planned_steps
+    said = {"steps": len(ticks), "planned_steps": planned, "pairs_of_each_kind_for_a_row": pairs}
     if len(ticks) < planned:
         each = float(np.mean(np.diff(ticks)[WARM_STEPS:] if len(ticks) > WARM_STEPS + 2 else np.diff(ticks)))
-        return run_of(elapsed + (planned - len(ticks)) * each, None, extrapolated=True) | steps
-    predicted = np.asarray(model.predict(work.test.texts, show_progress_bar=False))
-    return run_of(elapsed, work.score(predicted)) | steps
+        return run_of(elapsed + (planned - len(ticks)) * each, None, extrapolated=True) | said
+    return run_of(elapsed, work.score(found.logits(work.test.texts).argmax(1))) | said
 
 
 def run_of(elapsed: float, score: float | None, *, extrapolated: bool = False) -> dict[str, Any]:
@@ -255,7 +219,7 @@ COMPETITORS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "logistic": logistic,
     "full_fine_tuning": lambda work: tuned(work, full_fine_tuning, work.arguments.full_rate),
     "lora": lambda work: tuned(work, lora, work.arguments.lora_rate),
-    "setfit": setfit,
+    "setfit": tuned_by_setfit,
 }
 
 

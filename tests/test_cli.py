@@ -31,7 +31,7 @@ from ytuning.store import FeatureStore
 QUICK = TrainingConfig(fewest_steps=30, most_steps=30)
 METRICS = {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
 COMMANDS = [
-    ("train",), ("predict",), ("evaluate",), ("add-label",),
+    ("train",), ("predict",), ("evaluate",), ("compare",), ("add-label",),
     ("cache", "list"), ("cache", "verify"), ("cache", "remove"),
 ]  # fmt: skip
 

@@ -76,3 +76,35 @@ def test_without_glibc_nothing_happens(library: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ctypes, "CDLL", library)
     memory.keep_freed_memory()
     memory.give_back_freed_memory()
+
+
+# --- the most that was held -----------------------------------------------------------------------------------------
+
+PEAK = """
+import subprocess, sys
+from ytuning.memory import peak_bytes
+
+before = peak_bytes()
+block = bytearray(200 << 20)
+del block
+child = subprocess.run([sys.executable, "-c", "from ytuning.memory import peak_bytes; print(peak_bytes())"],
+                       capture_output=True, text=True, check=True)
+print(before, peak_bytes(), child.stdout)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_is_of_the_process_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, after, child = map(int, done.stdout.split())
+    assert after - before > 190 << 20
+    assert child < 150 << 20, "not what its parent held"
+
+
+def test_peak_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "")
+    expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert memory.peak_bytes() == pytest.approx(expected, rel=0.05)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert memory.peak_bytes() is None

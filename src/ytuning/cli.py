@@ -19,12 +19,24 @@ from rich.console import Console
 
 from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
-from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress
+from ytuning.cli_compare import compare
+from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress, tell_columns
 from ytuning.errors import InputError, YTuningError
+from ytuning.options import (
+    Kind,
+    KindOption,
+    Label,
+    LabelOrder,
+    Test,
+    Text,
+    TextPair,
+    TrainedEncoder,
+    in_order,
+)
 from ytuning.progress import Progress
+from ytuning.sources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
-    from ytuning.data import Dataset
     from ytuning.encoder import Encoder
     from ytuning.pipeline import Stopwatch, Trained
 
@@ -46,16 +58,6 @@ app.add_typer(cache, name="cache")
 app.command(name="add-label", epilog="Example: ytuning add-label tasks/tickets refund --examples refunds.csv")(
     add_label
 )
-
-
-class Kind(StrEnum):
-    """What ``--kind`` allows."""
-
-    auto = "auto"
-    single = "single"
-    ordinal = "ordinal"
-    multi = "multi"
-    regression = "regression"
 
 
 class Preset(StrEnum):
@@ -120,9 +122,6 @@ class LabelWeights(StrEnum):
     balanced = "balanced"
 
 
-Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
-TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
-Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label, else labels")]
 EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Folder or Hugging Face name, if it has moved since the training.")
 ]
@@ -140,22 +139,12 @@ def train(
     validation: Annotated[
         Path | None, typer.Option("--validation", help="Rows that choose the head. Default: a part of TRAIN.")
     ] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")] = None,
+    test: Test = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    kind: Annotated[
-        Kind,
-        typer.Option(
-            "--kind", help="What the labels are: one a row (ordinal: in an order), any number of them, or numbers."
-        ),
-    ] = Kind.auto,
-    label_order: Annotated[
-        str | None,
-        typer.Option(
-            "--label-order", help="Labels of --kind ordinal from the lowest, with commas; default: by their numbers."
-        ),
-    ] = None,
+    kind: KindOption = Kind.auto,
+    label_order: LabelOrder = None,
     abstain_at: Annotated[
         float | None,
         typer.Option(
@@ -168,9 +157,7 @@ def train(
         Pairs,
         typer.Option("--pairs", help="How the encoder reads two texts: as one, or each; auto tries both."),
     ] = Pairs.auto,
-    encoder: Annotated[
-        str, typer.Option("--encoder", help="Folder or Hugging Face name.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    encoder: TrainedEncoder = DEFAULT_ENCODER,
     long_text: Annotated[
         LongText,
         typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
@@ -247,7 +234,7 @@ def train(
             assert parts[0] is not None  # TRAIN is not optional
             for part in parts:
                 if part is not None and not quiet:
-                    _tell_columns(progress, part)
+                    tell_columns(progress, part)
         with watch.stage("encode"):
             loaded = _load_encoder(
                 encoder,
@@ -269,7 +256,7 @@ def train(
             ensemble=ensemble,
             refit=refit,
             codec=store.value,
-            label_order=None if label_order is None else [name.strip() for name in label_order.split(",")],
+            label_order=in_order(label_order),
             abstain_at=abstain_at,
             pairs=pairs.value,
             progress=progress,
@@ -384,6 +371,9 @@ def evaluate(
         print_report(Console(), found.report, f"{task.name} on {data}")
 
 
+app.command(epilog="Example: ytuning compare tickets.csv --test holdout.csv --out compared")(compare)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
     with suppress(AttributeError):  # a stream that a test or a caller has put there
@@ -451,13 +441,6 @@ def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
     while count < len(arguments) and os.path.isdir(arguments[count]):  # never raises, unlike Path
         count += 1
     return arguments[:count], arguments[count:]
-
-
-def _tell_columns(progress: Progress, data: Dataset) -> None:
-    if data.columns is not None:
-        named = [f"{role} = {name!r}" for role, name in asdict(data.columns).items() if name is not None]
-        kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}{kind}")
 
 
 def _tell_cut(progress: Progress, count: int) -> None:

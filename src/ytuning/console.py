@@ -1,4 +1,4 @@
-"""What the commands share: the options that all of them have, progress, and where results go."""
+"""What the commands share: the options that all of them have, progress and messages, and where results go."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ytuning.errors import cannot_write
 from ytuning.progress import Messages, Progress, ProgressBar
 
-__all__ = ["Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress"]
+if TYPE_CHECKING:
+    from ytuning.data import Dataset
+
+__all__ = ["Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress", "tell_columns"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -27,6 +31,14 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
     """Progress on stderr, or only the messages that --quiet leaves."""
     with nullcontext(Messages()) if quiet else ProgressBar() as progress:
         yield progress
+
+
+def tell_columns(progress: Progress, data: Dataset) -> None:
+    """Say which columns of a file are read, and what the labels are."""
+    if data.columns is not None:
+        named = [f"{role} = {name!r}" for role, name in asdict(data.columns).items() if name is not None]
+        kind = "" if data.labels is None else f"; kind = {data.kind!r}"
+        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}{kind}")
 
 
 @contextmanager

@@ -11,7 +11,17 @@ import numpy as np
 import scipy.sparse
 from scipy.stats import rankdata
 
-__all__ = ["Intervals", "multi_intervals", "number_intervals", "resample_counts", "single_intervals"]
+from ytuning.labels import Kind
+
+__all__ = [
+    "PERCENTILES",
+    "Intervals",
+    "multi_intervals",
+    "number_intervals",
+    "resample_counts",
+    "resampled_figures",
+    "single_intervals",
+]
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
@@ -19,6 +29,8 @@ MEMORY = 64 * 2**20  # bytes of a chunk of resamples
 FLAT = 1e-12  # of a sum of squares, is rounding and no variance
 Intervals = dict[str, tuple[float, float]]
 """Lower and upper end, by the metric's name."""
+Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""Sums (r, K) of columns over the rows of resamples -> figures (r,), by the metric's name."""
 
 
 def single_intervals(
@@ -38,27 +50,7 @@ def single_intervals(
     """
     # Rows with the same two ids are drawn together: most tasks have few such pairs, however many rows they have.
     pairs, sizes = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
-    names = np.unique(pairs[pairs >= 0])
-    true, other = (np.searchsorted(names, column) for column in pairs.T)
-    answered, right = pairs[:, 1] >= 0, pairs[:, 0] == pairs[:, 1]
-    place = np.arange(len(pairs))
-    flags = [
-        scipy.sparse.csr_array((np.ones(len(rows)), (rows, ids)), shape=(len(pairs), len(names)))
-        for rows, ids in ((place, true), (place[answered], other[answered]), (place[right], true[right]))
-    ]
-
-    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        true, other, right = np.split(sums, 3, axis=1)  # (r, labels) each
-        rows, hits = true.sum(1), right.sum(1)
-        abstained = rows - other.sum(1)
-        spread = rows**2 - np.square(true).sum(1), rows**2 - np.square(other).sum(1) - abstained**2
-        return {
-            "accuracy": hits / rows,
-            "macro_f1": _macro_f1(true, other, right),
-            "matthews": _ratio(hits * rows - (true * other).sum(1), np.sqrt(spread[0] * spread[1])),
-        }
-
-    return _intervals(sizes, scipy.sparse.hstack(flags, format="csr"), statistics, resamples, seed)
+    return _ends(_figures(sizes, *_single_sums(pairs), resamples, seed))
 
 
 def multi_intervals(
@@ -72,19 +64,7 @@ def multi_intervals(
         resamples: number of them.
         seed: of the resamples.
     """
-    true, other = truth.astype(bool), predicted.astype(bool)
-    flags = [true, other, true & other, (true == other).all(1)[:, None]]
-    columns = scipy.sparse.hstack([scipy.sparse.csr_array(each, dtype=np.float64) for each in flags], format="csr")
-
-    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        true, other, right = np.split(sums[:, :-1], 3, axis=1)  # (r, C) each
-        return {
-            "accuracy": sums[:, -1] / len(truth),
-            "macro_f1": _macro_f1(true, other, right),
-            "micro_f1": _ratio(2 * right.sum(1), true.sum(1) + other.sum(1)),
-        }
-
-    return _intervals(np.ones(len(truth), np.int64), columns, statistics, resamples, seed)
+    return _ends(_figures(np.ones(len(truth), np.int64), *_multi_sums(truth, predicted), resamples, seed))
 
 
 def number_intervals(truth: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Intervals:
@@ -98,13 +78,31 @@ def number_intervals(truth: np.ndarray, values: np.ndarray, *, resamples: int = 
         resamples: number of them.
         seed: of the resamples.
     """
-    columns = np.concatenate([_moments(truth, values), _moments(rankdata(truth), rankdata(values))], axis=1)
+    return _ends(_figures(np.ones(len(truth), np.int64), *_number_sums(truth, values), resamples, seed))
 
-    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        pearson, spearman = np.split(sums, 2, axis=1)
-        return {"pearson": _correlation(pearson, len(truth)), "spearman": _correlation(spearman, len(truth))}
 
-    return _intervals(np.ones(len(truth), np.int64), columns, statistics, resamples, seed)
+def resampled_figures(
+    kind: Kind, truth: np.ndarray, predicted: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """(resamples,) of each metric that has an interval.
+
+    The resamples depend on the number of rows and the seed only, so figures of different predictions for the same rows
+    can be subtracted from each other (paired bootstrap).
+
+    Args:
+        kind: of the task.
+        truth: as for the function that gives the kind's intervals.
+        predicted: in the same form.
+        resamples: number of them.
+        seed: of the resamples.
+    """
+    if kind == "regression":
+        columns, statistics = _number_sums(truth, predicted)
+    elif kind == "multi":
+        columns, statistics = _multi_sums(truth, predicted)
+    else:
+        columns, statistics = _single_sums(np.stack([truth, predicted], 1))
+    return _figures(np.ones(len(truth), np.int64), columns, statistics, resamples, seed)
 
 
 def resample_counts(sizes: np.ndarray, resamples: int, seed: int, columns: int = 1) -> Iterator[np.ndarray]:
@@ -134,17 +132,73 @@ def resample_counts(sizes: np.ndarray, resamples: int, seed: int, columns: int =
         yield np.bincount(cells.ravel(), minlength=count * groups).reshape(count, groups).astype(np.float64)
 
 
-def _intervals(
+def _single_sums(pairs: np.ndarray) -> tuple[scipy.sparse.csr_array, Statistics]:
+    """Of true and predicted ids (groups, 2): columns (groups, K), and what their sums say."""
+    names = np.unique(pairs[pairs >= 0])
+    true, other = (np.searchsorted(names, column) for column in pairs.T)
+    answered, right = pairs[:, 1] >= 0, pairs[:, 0] == pairs[:, 1]
+    place = np.arange(len(pairs))
+    flags = [
+        scipy.sparse.csr_array((np.ones(len(rows)), (rows, ids)), shape=(len(pairs), len(names)))
+        for rows, ids in ((place, true), (place[answered], other[answered]), (place[right], true[right]))
+    ]
+
+    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        true, other, right = np.split(sums, 3, axis=1)  # (r, labels) each
+        rows, hits = true.sum(1), right.sum(1)
+        abstained = rows - other.sum(1)
+        spread = rows**2 - np.square(true).sum(1), rows**2 - np.square(other).sum(1) - abstained**2
+        return {
+            "accuracy": hits / rows,
+            "macro_f1": _macro_f1(true, other, right),
+            "matthews": _ratio(hits * rows - (true * other).sum(1), np.sqrt(spread[0] * spread[1])),
+        }
+
+    return scipy.sparse.hstack(flags, format="csr"), statistics
+
+
+def _multi_sums(truth: np.ndarray, predicted: np.ndarray) -> tuple[scipy.sparse.csr_array, Statistics]:
+    """Of (rows, C) bool: columns (rows, K), and what their sums say."""
+    true, other = truth.astype(bool), predicted.astype(bool)
+    flags = [true, other, true & other, (true == other).all(1)[:, None]]
+    columns = scipy.sparse.hstack([scipy.sparse.csr_array(each, dtype=np.float64) for each in flags], format="csr")
+
+    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        true, other, right = np.split(sums[:, :-1], 3, axis=1)  # (r, C) each
+        return {
+            "accuracy": sums[:, -1] / len(truth),
+            "macro_f1": _macro_f1(true, other, right),
+            "micro_f1": _ratio(2 * right.sum(1), true.sum(1) + other.sum(1)),
+        }
+
+    return columns, statistics
+
+
+def _number_sums(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, Statistics]:
+    """Of (rows,) numbers: columns (rows, K), and what their sums say."""
+    columns = np.concatenate([_moments(truth, values), _moments(rankdata(truth), rankdata(values))], axis=1)
+
+    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        pearson, spearman = np.split(sums, 2, axis=1)
+        return {"pearson": _correlation(pearson, len(truth)), "spearman": _correlation(spearman, len(truth))}
+
+    return columns, statistics
+
+
+def _figures(
     sizes: np.ndarray,
     columns: np.ndarray | scipy.sparse.csr_array,
-    statistics: Callable[[np.ndarray], dict[str, np.ndarray]],
+    statistics: Statistics,
     resamples: int,
     seed: int,
-) -> Intervals:
-    """Of statistics (r,) of sums (r, K) that weigh ``columns`` (groups, K) by a resample's counts."""
+) -> dict[str, np.ndarray]:
+    """(resamples,) of statistics of sums that weigh ``columns`` (groups, K) by a resample's counts."""
     chunks = [statistics(counts @ columns) for counts in resample_counts(sizes, resamples, seed, columns.shape[1])]
-    found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    ends = {name: np.percentile(values, PERCENTILES) for name, values in found.items()}
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _ends(figures: dict[str, np.ndarray]) -> Intervals:
+    ends = {name: np.percentile(values, PERCENTILES) for name, values in figures.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 

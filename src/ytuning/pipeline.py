@@ -31,7 +31,16 @@ from ytuning.store import FeatureStore
 from ytuning.targets import Target, fit_target
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 
-__all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
+__all__ = [
+    "MOST_HELD_OUT",
+    "Evaluated",
+    "Stopwatch",
+    "Trained",
+    "evaluate_task",
+    "grow_task",
+    "target_of",
+    "train_task",
+]
 
 
 MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
@@ -146,13 +155,9 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
     encoder.check_layers(recipe.layers)
-    check_trainable(train, holdout=validation is None)
-    target = _target(train, label_order)
+    target = target_of(train, validation, test, label_order)
     check_abstain_at(target, abstain_at)
     extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
-    for role, part in extra.items():
-        _check_same_form(train, part)
-        check_labels_known(part, target, role)
     everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
     written = 0
     if codec == AUTO:
@@ -231,6 +236,26 @@ def _target(train: Dataset, order: Sequence[str] | None) -> Target:
         return fit_target(train.kind, labels_of(train), order)
     except InputError as error:
         raise DataError(str(error), source=train.source) from error
+
+
+def target_of(
+    train: Dataset, validation: Dataset | None, test: Dataset | None, label_order: Sequence[str] | None = None
+) -> Target:
+    """The target of train rows, which can be trained on, chosen by and tested on all these rows.
+
+    Raises:
+        DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
+    """
+    check_trainable(train, holdout=validation is None)
+    try:
+        target = fit_target(train.kind, labels_of(train), label_order)
+    except InputError as error:
+        raise DataError(str(error), source=train.source) from error
+    for role, part in (("validation", validation), ("test", test)):
+        if part is not None:
+            _check_same_form(train, part)
+            check_labels_known(part, target, role)
+    return target
 
 
 @dataclass(frozen=True)

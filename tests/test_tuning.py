@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from ytuning.baselines import TunedEncoder, TuningConfig, full_fine_tuning, lora
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
+from ytuning.losses import row_scores
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder
+from ytuning.targets import Objective
+from ytuning.tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 Rows = tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray, np.ndarray]
 
@@ -37,10 +41,10 @@ def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encod
     result: TunedEncoder = train(encoder, *rows, config=config)
     inputs, targets, _, held = rows
     accuracy = (result.logits(inputs).argmax(1) == targets)[held].mean()
-    assert accuracy == pytest.approx(max(result.validation_accuracy))
+    assert accuracy == pytest.approx(max(result.validation_scores))
     assert accuracy > 0.6  # of three labels
     assert len(result.step_seconds) == result.planned_steps == 16 * 12
-    assert len(result.validation_accuracy) == len(result.validation_seconds) == 16
+    assert len(result.validation_scores) == len(result.validation_seconds) == 16
 
 
 def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, rows: Rows) -> None:
@@ -107,7 +111,7 @@ def test_checkpointing_changes_nothing_but_memory(encoder: Encoder, rows: Rows) 
 
 def test_stops_when_validation_gets_no_better(encoder: Encoder, rows: Rows) -> None:
     result = full_fine_tuning(encoder, *rows, config=TuningConfig(0.0, epochs=9, patience=2))
-    assert result.validation_accuracy == [result.validation_accuracy[0]] * 3
+    assert result.validation_scores == [result.validation_scores[0]] * 3
     assert len(result.step_seconds) == result.planned_steps // 3
 
 
@@ -124,7 +128,7 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
             told.append((stage, done, total, note))
 
     result = lora(encoder, *rows, config=TuningConfig(1e-3, most_steps=2), progress=Listening())
-    note = f"validation accuracy {result.validation_accuracy[0]:.4f}"
+    note = f"validation accuracy {result.validation_scores[0]:.4f}"
     assert told == [("tune", 1, 2, ""), ("tune", 2, 2, ""), ("tune", 2, 2, note)]
 
 
@@ -158,3 +162,55 @@ def test_an_architecture_without_a_classifier(
         EncoderError, match=r"^transformers has no classifier for .*: Unrecognized configuration class\. "
     ):
         full_fine_tuning(encoder, *rows)
+
+
+# --- kinds of task --------------------------------------------------------------------------------------------------
+
+
+def targets_of(rows: Rows, objective: Objective) -> np.ndarray:
+    """Targets of another kind that the labels say."""
+    ids = rows[1]
+    if objective == "multi":
+        return np.stack([ids == 0, ids < 2], 1).astype(np.float32)
+    return (ids / 2).astype(np.float32) if objective in ("bounded", "unbounded") else ids
+
+
+@pytest.mark.parametrize("objective", ["ordinal", "multi", "bounded", "unbounded"])
+@pytest.mark.parametrize(("train", "rate"), [(full_fine_tuning, 2e-3), (lora, 2e-2)], ids=["full_fine_tuning", "lora"])
+def test_learns_every_kind_of_task(train: Any, rate: float, objective: Objective, encoder: Encoder, rows: Rows) -> None:
+    inputs, _, fit, held = rows
+    targets = targets_of(rows, objective)
+    config = TuningConfig(rate, epochs=12, batch_size=8, patience=12)
+    result: TunedEncoder = train(encoder, inputs, targets, fit, held, objective=objective, config=config)
+    logits = result.logits([inputs[row] for row in held])
+    assert logits.shape == (30, 3 if objective == "ordinal" else 2)
+    np.testing.assert_allclose(logits, result.validation_logits, atol=1e-5)
+    goal = torch.from_numpy(targets[held])
+    score = float(row_scores(objective, torch.from_numpy(logits), goal).mean())
+    assert score == pytest.approx(max(result.validation_scores), abs=1e-5)
+    shares = torch.from_numpy(targets[fit]).float().mean(0)
+    constant = shares.logit().expand(30, 2) if objective == "multi" else torch.zeros(30, 3)
+    if objective in ("bounded", "unbounded"):
+        position = shares.logit() if objective == "bounded" else shares
+        constant = torch.stack((torch.zeros(30), position.expand(30)), 1)
+    assert score > float(row_scores(objective, constant, goal).mean())  # than one answer for every row
+
+
+def test_validation_chooses_the_learning_rate(encoder: Encoder, rows: Rows) -> None:
+    rates = [1e-6, 3e-3]
+    config = TuningConfig(9.0, epochs=6, batch_size=8, patience=6)
+    result = full_fine_tuning(encoder, *rows, config=config, rates=rates)
+    alone = {rate: full_fine_tuning(encoder, *rows, config=replace(config, learning_rate=rate)) for rate in rates}
+    assert result.rates == {rate: max(found.validation_scores) for rate, found in alone.items()}
+    assert result.learning_rate == 3e-3
+    np.testing.assert_array_equal(result.logits(rows[0]), alone[3e-3].logits(rows[0]))
+
+
+def test_a_training_that_diverges_is_not_chosen(encoder: Encoder, rows: Rows) -> None:
+    targets = targets_of(rows, "unbounded")
+    config = TuningConfig(1e-3, epochs=2, clip_norm=1e30)
+    result = full_fine_tuning(
+        encoder, rows[0], targets, *rows[2:], objective="unbounded", config=config, rates=[1e30, 1e-3]
+    )
+    assert result.rates[1e30] == -math.inf
+    assert result.learning_rate == 1e-3 and np.isfinite(result.logits(rows[0])).all()

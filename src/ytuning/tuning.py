@@ -1,4 +1,4 @@
-"""The opponents: what people would use instead, on the same stored features or by training the encoder itself."""
+"""Training the encoder itself, what people do without a frozen one: full fine-tuning, and LoRA by PEFT."""
 
 from __future__ import annotations
 
@@ -6,94 +6,31 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch.nn import functional
 
 from ytuning.encoder import Encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
-from ytuning.features import Features, ordered_batches
+from ytuning.features import ordered_batches
+from ytuning.losses import SCORES, Loss, build_loss, row_scores
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
+from ytuning.targets import Objective
 from ytuning.tokens import TextInput, TokenizedTexts
 
-__all__ = [
-    "LogisticResult",
-    "TunedEncoder",
-    "TuningConfig",
-    "full_fine_tuning",
-    "lora",
-    "mean_pooled",
-    "tuned_logistic_regression",
-]
+__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "load_peft", "lora"]
 
-STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
 WARM_STEPS = 3  # the first steps, which allocate and compile, are not timed
-
-
-def mean_pooled(features: Features) -> np.ndarray:
-    """(rows, L * D) float32: the mean over tokens of every stored hidden state, side by side."""
-    pooled = np.empty((len(features), features.layers * features.width), np.float32)
-    for rows in ordered_batches(features.lengths):
-        values, mask = features.batch(rows)
-        mean = (values.float() * mask[..., None, None]).sum(1) / mask.sum(1)[:, None, None]
-        pooled[rows.numpy()] = mean.flatten(1).numpy()
-    features.release()
-    return pooled
-
-
-@dataclass(frozen=True)
-class LogisticResult:
-    """A tuned logistic regression.
-
-    Attributes:
-        model: fitted on train and validation rows with the chosen strength.
-        strength: scikit-learn's ``C``, chosen on validation rows.
-        validation_accuracy: of that strength, fitted on train rows only.
-    """
-
-    model: Pipeline
-    strength: float
-    validation_accuracy: float
-
-
-def tuned_logistic_regression(
-    pooled: np.ndarray,
-    targets: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
-    strengths: Sequence[float] = STRENGTHS,
-) -> LogisticResult:
-    """Logistic regression on standardised pooled features; validation rows choose the strength, then all rows are used.
-
-    Args:
-        pooled: (rows, features), see :func:`mean_pooled`.
-        targets: (rows,) label ids.
-        train: positions of rows to fit on.
-        validation: positions of rows that choose the strength.
-        strengths: values of ``C`` to try.
-    """
-
-    def fit(rows: np.ndarray, strength: float) -> Pipeline:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-        return model.fit(pooled[rows], targets[rows])
-
-    scores = {strength: fit(train, strength).score(pooled[validation], targets[validation]) for strength in strengths}
-    best = max(scores, key=lambda strength: scores[strength])
-    return LogisticResult(fit(np.union1d(train, validation), best), best, float(scores[best]))
-
-
-# --- training the encoder itself ------------------------------------------------------------------------------------
+FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
+LORA_RATES = (1e-3, 3e-4, 3e-3)
+"""Learning rates worth a search; the first is taken without one."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +71,11 @@ class TunedEncoder:
         planned_steps: of all epochs.
         step_seconds: of each step that was taken.
         validation_seconds: of each validation.
-        validation_accuracy: of each validation; the model is that of the best.
+        validation_scores: mean of :func:`ytuning.losses.row_scores` at each validation (of a single-label task
+            accuracy); the model is that of the best.
+        validation_logits: (validation rows, C) float32 of the best.
+        learning_rate: of the training that was taken.
+        rates: the best validation score of each learning rate that was tried.
     """
 
     model: Any
@@ -143,10 +84,13 @@ class TunedEncoder:
     planned_steps: int
     step_seconds: list[float] = field(default_factory=list)
     validation_seconds: list[float] = field(default_factory=list)
-    validation_accuracy: list[float] = field(default_factory=list)
+    validation_scores: list[float] = field(default_factory=list)
+    validation_logits: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    learning_rate: float = 0.0
+    rates: dict[float, float] = field(default_factory=dict)
 
     def logits(self, inputs: Sequence[TextInput]) -> np.ndarray:
-        """Logits (inputs, C) float32, in their order."""
+        """Logits (inputs, C) float32, in their order; of regression tasks those of two anchors."""
         return _logits(self.model, self.encoder, self.encoder.tokenize(inputs), np.arange(len(inputs)))
 
     def planned_seconds(self, epochs: int) -> float:
@@ -162,7 +106,9 @@ def full_fine_tuning(
     train: np.ndarray,
     validation: np.ndarray,
     *,
+    objective: Objective = "single",
     config: TuningConfig | None = None,
+    rates: Sequence[float] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TunedEncoder:
@@ -172,31 +118,39 @@ def full_fine_tuning(
 
     Args:
         encoder: gives the weights to start from, the tokenizer, maximum length, arithmetic and device; not changed.
-        inputs: texts or pairs of all rows.
-        targets: (rows,) label ids.
+        inputs: texts, or pairs as one text, of all rows.
+        targets: of all rows, as :mod:`ytuning.targets` has them.
         train: positions of rows to train on.
-        validation: positions of rows that choose the epoch.
-        config: default: a learning rate of 1e-4, which suits small encoders; 2e-5 is usual for large ones.
+        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        objective: what the targets are; the loss is that of a head, without label smoothing.
+        config: default: the first of ``FULL_RATES``.
+        rates: learning rates to try instead of the config's, each in a whole training.
         seed: of the classifier's weights, the order of rows and dropout.
         progress: is told every step.
 
     Raises:
         EncoderError: transformers has no classifier for the encoder's architecture.
     """
-    config = config or TuningConfig(learning_rate=1e-4)
-    with _seeded(encoder, seed):
-        model = _classifier(encoder, int(targets.max()) + 1, torch.float32)
-        return _tuned(model, encoder, inputs, targets, train, validation, config, progress or Progress(), seed)
+    config = config or TuningConfig(FULL_RATES[0])
+    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+
+    def attempt(config: TuningConfig) -> TunedEncoder:
+        with _seeded(encoder, seed):
+            return _tuned(_classifier(encoder, rows.outputs, torch.float32), rows, config, progress or Progress(), seed)
+
+    return _best(attempt, config, rates)
 
 
-def lora(
+def lora(  # noqa: PLR0913  # every choice of a whole training
     encoder: Encoder,
     inputs: Sequence[TextInput],
     targets: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
     *,
+    objective: Objective = "single",
     config: TuningConfig | None = None,
+    rates: Sequence[float] | None = None,
     rank: int = 8,
     alpha: int = 16,
     modules: Sequence[str] | None = None,
@@ -209,11 +163,13 @@ def lora(
 
     Args:
         encoder: as for :func:`full_fine_tuning`, and so the other arguments that it has.
-        inputs: texts or pairs of all rows.
-        targets: (rows,) label ids.
+        inputs: texts, or pairs as one text, of all rows.
+        targets: of all rows.
         train: positions of rows to train on.
-        validation: positions of rows that choose the epoch.
-        config: default: a learning rate of 1e-3.
+        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        objective: what the targets are.
+        config: default: the first of ``LORA_RATES``.
+        rates: learning rates to try instead of the config's, each in a whole training.
         rank: of a change.
         alpha: a change is multiplied by ``alpha / rank``.
         modules: names of the changed linear layers; default: PEFT's for the architecture, query and value.
@@ -225,11 +181,7 @@ def lora(
         InputError: PEFT knows no modules of that architecture, or has none of the given name.
         MissingExtraError: PEFT is not installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError("peft", "peft") from error
-    config = config or TuningConfig(learning_rate=1e-3)
+    peft = load_peft()
     form = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
@@ -237,21 +189,99 @@ def lora(
         lora_dropout=0.1,
         target_modules=None if modules is None else list(modules),
     )
-    with _seeded(encoder, seed):
-        model = _classifier(encoder, int(targets.max()) + 1, _arithmetic(encoder))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names that it is to drop
-                model = peft.get_peft_model(model, form)
-        except ValueError as error:
-            raise InputError(
-                f"PEFT cannot change {'its default modules' if modules is None else list(modules)} of "
-                f"{encoder.identity.name!r}: {error}. Name linear layers of the encoder with modules=[...]"
-            ) from error
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return _tuned(model, encoder, inputs, targets, train, validation, config, progress or Progress(), seed)
+    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+
+    def attempt(config: TuningConfig) -> TunedEncoder:
+        with _seeded(encoder, seed):
+            model = _classifier(encoder, rows.outputs, _arithmetic(encoder))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
+                    model = peft.get_peft_model(model, form)
+            except ValueError as error:
+                raise InputError(
+                    f"PEFT cannot change {'its default modules' if modules is None else list(modules)} of "
+                    f"{encoder.identity.name!r}: {error}. Name linear layers of the encoder with modules=[...]"
+                ) from error
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+            return _tuned(model, rows, config, progress or Progress(), seed)
+
+    return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
+
+
+def load_peft() -> Any:
+    """The package PEFT, which takes seconds to import.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("peft", "peft") from error
+    return peft
+
+
+def _best(
+    attempt: Callable[[TuningConfig], TunedEncoder], config: TuningConfig, rates: Sequence[float] | None
+) -> TunedEncoder:
+    """The training whose rate validates best, of equal ones the first; one model is kept, not one for each rate."""
+    scores: dict[float, float] = {}
+    best: TunedEncoder | None = None
+    for rate in rates or [config.learning_rate]:
+        found = attempt(replace(config, learning_rate=rate))
+        if best is None or max(found.validation_scores) > max(scores.values()):
+            best = found
+        scores[rate] = max(found.validation_scores)
+    assert best is not None
+    return replace(best, rates=scores)
+
+
+class _Rows:
+    """What a model is trained on.
+
+    Attributes:
+        tokens: of all rows.
+        goal: targets of all rows, on the encoder's device.
+        train, validation: positions of rows.
+        outputs: C.
+        loss: of a batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        inputs: Sequence[TextInput],
+        targets: np.ndarray,
+        train: np.ndarray,
+        validation: np.ndarray,
+        objective: Objective,
+    ) -> None:
+        self.encoder, self.train, self.validation, self.objective = encoder, train, validation, objective
+        self.tokens = encoder.tokenize(inputs)
+        names = objective in ("single", "ordinal")
+        goal = torch.from_numpy(np.asarray(targets, np.int64 if names else np.float32))
+        numbers = objective in ("bounded", "unbounded")
+        self.outputs = goal.shape[1] if goal.ndim == 2 else 2 if numbers else int(goal.max()) + 1
+        self.goal = goal.to(encoder.device)
+        self.loss: Loss = build_loss(
+            "cross_entropy",
+            goal[torch.from_numpy(train)],
+            self.outputs,
+            margin=0.0,
+            smoothing=0.0,
+            weights=None,
+            objective=objective,
+        )
+
+    def validated(self, model: Any) -> tuple[np.ndarray, float]:
+        """Logits (N, C) of the validation rows and their mean score, minus infinity for a model that has diverged."""
+        logits = _logits(model, self.encoder, self.tokens, self.validation)
+        goal = self.goal.cpu()[torch.from_numpy(self.validation)]
+        score = float(row_scores(self.objective, torch.from_numpy(logits), goal).mean())
+        return logits, score if np.isfinite(logits).all() else -math.inf
 
 
 def _arithmetic(encoder: Encoder) -> torch.dtype:
@@ -292,52 +322,43 @@ def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
     return model.to(encoder.device)
 
 
-def _tuned(
-    model: Any,
-    encoder: Encoder,
-    inputs: Sequence[TextInput],
-    targets: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
-    config: TuningConfig,
-    progress: Progress,
-    seed: int,
-) -> TunedEncoder:
+def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
     """Train what requires a gradient, epoch by epoch, and take the weights of the epoch that validates best."""
     if config.checkpointing:
         # The second name is that of transformers before 5.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    tokens = encoder.tokenize(inputs)
-    per_epoch = math.ceil(len(train) / config.batch_size)
+    per_epoch = math.ceil(len(rows.train) / config.batch_size)
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    result = TunedEncoder(model, encoder, sum(map(torch.numel, chosen)), config.epochs * per_epoch)
+    result = TunedEncoder(model, rows.encoder, sum(map(torch.numel, chosen)), config.epochs * per_epoch)
     optimizer = torch.optim.AdamW(chosen, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    batches = _sorted_batches(tokens.lengths, train, config.batch_size, seed)
+    batches = _sorted_batches(rows.tokens.lengths, rows.train, config.batch_size, seed)
     most = min(result.planned_steps, config.most_steps or result.planned_steps)
-    best: list[torch.Tensor] = []
+    name, sign = SCORES[rows.objective]
+    scores = result.validation_scores
+    best: tuple[list[torch.Tensor], np.ndarray] | None = None
     while len(result.step_seconds) < most:
         model.train()
         for batch in itertools.islice(batches, min(per_epoch, most - len(result.step_seconds))):
             start = time.perf_counter()
             rate = _rate(len(result.step_seconds), result.planned_steps, config)
-            _step(model, encoder, tokens, batch, targets, optimizer, rate, config.clip_norm)
+            _step(model, rows, batch, optimizer, rate, config.clip_norm)
             result.step_seconds.append(time.perf_counter() - start)
             progress.step("tune", len(result.step_seconds), most)
         start = time.perf_counter()
-        logits = _logits(model, encoder, tokens, validation)
-        accuracy = float((logits.argmax(1) == targets[validation]).mean())
+        logits, score = rows.validated(model)
         result.validation_seconds.append(time.perf_counter() - start)
-        if accuracy > max(result.validation_accuracy, default=-1.0):
-            best = [parameter.detach().cpu().clone() for parameter in chosen]
-        result.validation_accuracy.append(accuracy)
-        progress.step("tune", len(result.step_seconds), most, f"validation accuracy {accuracy:.4f}")
-        if len(result.validation_accuracy) - 1 - int(np.argmax(result.validation_accuracy)) >= config.patience:
+        if best is None or score > max(scores):
+            best = [parameter.detach().cpu().clone() for parameter in chosen], logits
+        scores.append(score)
+        progress.step("tune", len(result.step_seconds), most, f"validation {name} {sign * score:.4f}")
+        if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break
-    for parameter, value in zip(chosen, best, strict=True):
+    assert best is not None  # there is a step, and so a validation
+    for parameter, value in zip(chosen, best[0], strict=True):
         parameter.data.copy_(value)
     model.eval()
-    return result
+    return replace(result, validation_logits=best[1], learning_rate=config.learning_rate)
 
 
 def _rate(step: int, total: int, config: TuningConfig) -> float:
@@ -347,24 +368,17 @@ def _rate(step: int, total: int, config: TuningConfig) -> float:
 
 
 def _step(
-    model: Any,
-    encoder: Encoder,
-    tokens: TokenizedTexts,
-    batch: np.ndarray,
-    targets: np.ndarray,
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-    clip_norm: float,
+    model: Any, rows: _Rows, batch: np.ndarray, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    goal = torch.from_numpy(targets[batch].astype(np.int64)).to(encoder.device)
-    loss = functional.cross_entropy(_forward(model, encoder, tokens, batch), goal)
+    goal = rows.goal[torch.from_numpy(batch).to(rows.goal.device)]
+    loss = rows.loss(_forward(model, rows.encoder, rows.tokens, batch), goal)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm)
     optimizer.step()
-    if encoder.device.type == "cuda":
+    if rows.encoder.device.type == "cuda":
         torch.cuda.synchronize()  # or its seconds would be those of later work
 
 
