@@ -101,8 +101,8 @@ def test_every_method_learns_every_kind(method: str, kind: str, kinds: Kinds, ru
 def test_the_papers_head_is_one_of_them(kinds: Kinds, run: Any) -> None:
     found, _ = run("paper", *kinds["single"])
     assert found.metrics["accuracy"] > 0.45
-    with pytest.raises(InputError, match="a regression task has no labels"):
-        run("paper", *kinds["regression"])
+    numbers, _ = run("paper", *kinds["regression"])  # which have a loss of their own
+    assert numbers.metrics["pearson"] > 0.3
 
 
 @pytest.mark.parametrize("method", ["ytuning", "logistic", "full"])

@@ -88,8 +88,8 @@ THIRD_PARTY = {
     "numpy": {
         "attribution", "backends", "calibration", "codec_choice", "codecs", "comparison", "contestants", "contrastive",
         "data", "encoder", "estimator", "evaluation", "features", "figures", "holdout", "intervals", "labels",
-        "metrics", "mistakes", "new_label", "openvino_states", "pipeline", "predictor", "probes", "reduction", "standings",
-        "store", "targets", "tokens", "training", "tuning", "windows",
+        "metrics", "mistakes", "new_label", "openvino_states", "pipeline", "predictor", "probes", "reduction",
+        "standings", "store", "targets", "tokens", "training", "tuning", "windows",
     },
     "openvino": {"openvino_states"},
     "pandas": {"tables"},
