@@ -39,9 +39,9 @@ from ytuning.encoder import load_encoder
 from ytuning.features import Features, stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
-from ytuning.pipeline import MOST_HELD_OUT
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
+from ytuning.task_rows import MOST_HELD_OUT
 from ytuning.training import fit_head, logits_of
 
 SECTOR = 512  # bytes, in the system's counters of a disk

@@ -23,11 +23,12 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
-from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, train_task
+from ytuning.pipeline import Stopwatch, train_task
 from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
 from ytuning.recipes import preset
 from ytuning.store import FeatureStore
+from ytuning.task_rows import MOST_HELD_OUT
 
 
 def main() -> None:

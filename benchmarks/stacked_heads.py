@@ -17,10 +17,10 @@ from ytuning.encoder import load_encoder
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
-from ytuning.pipeline import MOST_HELD_OUT
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, preset
 from ytuning.store import FeatureStore
+from ytuning.task_rows import MOST_HELD_OUT
 from ytuning.training import Job, fit_heads
 
 WANTED = 5.0  # times one head, for 16 on SST-2

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ytuning import codec_choice as module
+from ytuning import samples
 from ytuning.codec_choice import CodecChoice, choose_codec
 from ytuning.codecs import Half
 from ytuning.data import Dataset, from_lists
@@ -20,6 +21,7 @@ from ytuning.head import PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
+from ytuning.samples import sample_rows
 from ytuning.store import FeatureStore, StoredRows, text_key
 from ytuning.tokens import TokenizedTexts
 from ytuning.training import fit_head, logits_of
@@ -91,7 +93,7 @@ def test_the_smallest_codec_within_its_bar(
 def test_what_was_encoded_is_kept_and_counted_as_encoded(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAMPLE_TEXTS", 60)
+    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 60)
     encoded: list[int] = []
     encode = Encoder.encode
 
@@ -119,16 +121,16 @@ def test_what_was_encoded_is_kept_and_counted_as_encoded(
 def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAMPLE_TEXTS", 60)
+    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 60)
     labels = toy.names
-    sample = module._sample(toy, 0, encoder)
+    sample = sample_rows(toy, 0, encoder)
     for label in set(labels):
         assert abs(sample.labels.count(label) - labels.count(label) / 2) <= 1  # type: ignore[union-attr]
     tokens = float(encoder.tokenize(toy.inputs).lengths.mean())
-    monkeypatch.setattr(module, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
-    assert len(module._sample(toy, 0, encoder)) == 30
-    assert module._sample(toy, 0, encoder).texts == module._sample(toy, 0, encoder).texts
-    assert module._sample(toy, 1, encoder).texts != module._sample(toy, 0, encoder).texts
+    monkeypatch.setattr(samples, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
+    assert len(sample_rows(toy, 0, encoder)) == 30
+    assert sample_rows(toy, 0, encoder).texts == sample_rows(toy, 0, encoder).texts
+    assert sample_rows(toy, 1, encoder).texts != sample_rows(toy, 0, encoder).texts
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8", "compact"])

@@ -68,6 +68,7 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "precision": object(),
         "pairs": object(),
         "long_text": object(),
+        "layers": object(),
     }
     model = YTuningClassifier(**given)  # type: ignore[arg-type]
     assert vars(model) == given
@@ -80,7 +81,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
         "refit": True, "cache": None, "verbose": False, "backend": "torch", "precision": "auto",
-        "pairs": "auto", "long_text": "truncate",
+        "pairs": "auto", "long_text": "truncate", "layers": None,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")

@@ -633,3 +633,54 @@ def test_a_file_in_the_place_of_the_store_is_explained(
     with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
         stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16")
     assert encoded == []
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_of_some_states_is_those_of_all(
+    tiny_encoder: Path, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
+) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
+    features, _ = stored_features(inputs, every, store, Progress(), codec=codec)
+    features.dtype = dtype
+    rows = torch.tensor([3, 41, 7])
+    view = features.with_layers([1, 3])
+    assert (view.layers, view.width, len(view)) == (2, features.width, len(features))
+    whole, seen = features.batch(rows), view.batch(rows)
+    assert torch.equal(seen[0], whole[0][:, :, [1, 3]]) and torch.equal(seen[1], whole[1])
+    assert torch.equal(view.tokens(rows), features.tokens(rows)[:, [1, 3]])
+    assert torch.equal(view.with_layers([1]).batch(rows)[0], whole[0][:, :, [3]])
+    assert features.with_layers(range(4)) is features
+    assert features.batch(rows)[0].shape[2] == 4  # the view is another object
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_a_view_is_what_an_encoder_of_those_states_stores_and_can_be_stored_as_it(
+    tiny_encoder: Path, encoder: Encoder, inputs: list[TextInput], tmp_path: Path, codec: str
+) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
+    view = stored_features(inputs, every, FeatureStore(tmp_path / "all"), Progress(), codec=codec)[0].with_layers(
+        [2, 3]
+    )
+    own, _ = stored_features(inputs, encoder, FeatureStore(tmp_path / "own"), Progress(), codec=codec)
+    rows = torch.arange(len(inputs))
+    assert torch.equal(view.tokens(rows), own.tokens(rows))
+    copied = FeatureStore(tmp_path / "copied")
+    assert keep_features(inputs, view, encoder, copied, Progress(), codec=codec) == len(inputs)
+    kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec)
+    assert (use.hits, use.misses) == (len(inputs), 0)
+    for row in rows.tolist():  # the bytes themselves
+        found = [
+            features._gather(
+                features._start[[row]][:, None] + torch.arange(int(features.lengths[row])), features._array[[row]]
+            )
+            for features in (own, kept)
+        ]
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("places", [[], [2, 1], [1, 1], [-1], [4]])
+def test_a_view_needs_places_that_there_are(tiny_encoder: Path, places: list[int]) -> None:
+    features = live_features([("my card", None)], load_encoder(tiny_encoder, layers=[0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"places must be different ones from 0 to 3, rising\. Got \["):
+        features.with_layers(places)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ytuning.errors import InputError
-from ytuning.losses import Loss, build_loss, mean_loss, median_label, row_scores
+from ytuning.losses import Loss, build_loss, mean_loss, median_label, row_losses, row_scores
 from ytuning.targets import Objective
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
@@ -160,3 +160,14 @@ def test_row_scores_against_loops() -> None:
 
 def test_the_median_label_is_the_last_one_where_rounding_leaves_less_than_a_half() -> None:
     assert median_label(torch.tensor([[0.0, 0.4], [0.5, 0.5], [0.2, 0.8]])).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("objective", ["single", "ordinal", "multi", "bounded", "unbounded"])
+def test_row_losses_are_parts_of_the_mean(objective: Objective) -> None:
+    logits, goal = (LOGITS, GOAL) if objective in ("single", "ordinal") else (LOGITS[:, :2], PLACES)
+    if objective == "multi":
+        logits, goal = LOGITS, SEVERAL
+    found = row_losses(objective, logits, goal)
+    assert found.shape == (6,)
+    for row in range(6):
+        assert found[row].item() == pytest.approx(mean_loss(objective, logits[[row]], goal[[row]]), rel=1e-5)

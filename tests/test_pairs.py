@@ -10,7 +10,7 @@ import torch
 
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import live_features, stored_features
-from ytuning.pairs import PairedFeatures, live_pairs, stored_pairs
+from ytuning.pairs import PairedFeatures, keep_pairs, live_pairs, stored_pairs
 from ytuning.progress import Progress
 from ytuning.reduction import reduced_features
 from ytuning.sampling import shuffled_batches
@@ -102,3 +102,18 @@ def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) 
     projected = values.flatten(2) @ reduced.directions.T
     error = (coordinates[:, :, 0] - projected)[mask].norm() / projected[mask].norm()
     assert error < 0.03
+
+
+def test_a_view_of_pairs_and_what_is_kept_of_it(tiny_encoder: Path, encoder: Encoder) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32")
+    found = live_pairs(PAIRS, every)
+    view = found.with_layers([2, 3])
+    assert isinstance(view, PairedFeatures) and view.layers == 2
+    rows = torch.tensor([4, 1])
+    assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
+    store = FeatureStore()
+    assert keep_pairs(PAIRS, view, encoder, store, Progress()) == len(TEXTS)
+    kept, use = stored_pairs(PAIRS, encoder, store, Progress())
+    assert (use.hits, use.misses) == (len(TEXTS), 0)
+    own, _ = stored_pairs(PAIRS, encoder, FeatureStore(store.root / "own"), Progress())
+    assert torch.equal(kept.tokens(rows), own.tokens(rows))

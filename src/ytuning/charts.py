@@ -67,7 +67,7 @@ def score_against_cost(standings: Standings, title: str = "", *, dark: bool = Fa
     axes.grid(color=line, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(line)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    canvas.draw()
     _name_points(standings, axes, dark)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=ground, metadata={"Software": None})

@@ -20,6 +20,7 @@ from rich.console import Console
 from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
 from ytuning.cli_compare import compare
+from ytuning.cli_search import search
 from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress, tell_columns
 from ytuning.errors import InputError, YTuningError
 from ytuning.options import (
@@ -58,6 +59,7 @@ app.add_typer(cache, name="cache")
 app.command(name="add-label", epilog="Example: ytuning add-label tasks/tickets refund --examples refunds.csv")(
     add_label
 )
+app.command(epilog="Example: ytuning search tickets.csv --test holdout.csv --out searches/tickets")(search)
 
 
 class Preset(StrEnum):
@@ -174,6 +176,17 @@ def train(
         Loss | None,
         typer.Option("--loss", help="focal: what is predicted well already weighs less.", show_default="the preset's"),
     ] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="JSON recipe in place of a preset, as search writes it.")
+    ] = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layers",
+            metavar="auto|default|last|N,N",
+            help="Hidden states of the encoder to read; auto chooses them on a sample before the whole is encoded.",
+        ),
+    ] = "default",
     label_weights: Annotated[
         LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
     ] = LabelWeights.none,
@@ -207,13 +220,15 @@ def train(
     from ytuning.data import read_dataset
     from ytuning.html_report import render_report
     from ytuning.pipeline import Stopwatch, train_task
+    from ytuning.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.recipes import preset as recipe_of
-    from ytuning.recipes import weighing_labels
     from ytuning.store import FeatureStore
 
     start = time.perf_counter()
     watch = Stopwatch()
-    recipe = recipe_of(preset.value)
+    if recipe_file is not None and preset is not Preset.default:
+        raise InputError("give either --preset or --recipe, which states what a preset does, not both")
+    recipe = reading_layers(recipe_of(preset.value) if recipe_file is None else read_recipe(recipe_file), layers)
     if loss is not None:
         recipe = replace(recipe, training=replace(recipe.training, loss=loss.value))
     if label_weights is LabelWeights.balanced:
@@ -259,6 +274,7 @@ def train(
             label_order=in_order(label_order),
             abstain_at=abstain_at,
             pairs=pairs.value,
+            layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
             progress=progress,
             watch=watch,
         )

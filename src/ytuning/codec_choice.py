@@ -17,6 +17,7 @@ from ytuning.holdout import split_holdout
 from ytuning.losses import SCORES, row_scores
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
+from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
 from ytuning.store import FeatureStore, StoredRows
 from ytuning.targets import fit_target
 from ytuning.training import FitResult, fit_head, logits_of
@@ -24,9 +25,6 @@ from ytuning.training import FitResult, fit_head, logits_of
 __all__ = ["AUTO", "BARS", "CodecChoice", "choose_codec"]
 
 AUTO = "auto"
-SAMPLE_TEXTS = 2000
-SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
-HELD_OUT = 0.2  # share of the sample that the head is measured on
 BARS = {"compact": 0.005, "int8": 0.002}
 """Accuracy that a codec may lose, or of another kind of task share of the score; smallest codec first."""
 
@@ -66,7 +64,7 @@ def choose_codec(
         InputError, StoreError: as training and storing.
         KeyboardInterrupt: also where training would have given its best head so far, for that is no measurement.
     """
-    sample = _sample(train, seed, encoder)
+    sample = sample_rows(train, seed, encoder)
     features = live_features(sample.inputs, encoder)
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
@@ -76,21 +74,6 @@ def choose_codec(
         codec, found = _measured(sample, features, rows, held, recipe, order, seed, progress)
     written = keep_features(sample.inputs, features, encoder, store, progress, codec=codec)
     return CodecChoice(codec, written, f"store: {codec}, {found}")
-
-
-def _sample(train: Dataset, seed: int, encoder: Encoder) -> Dataset:
-    """Rows of ``train`` in about the labels' shares, so many that their features fit in memory."""
-    some = train.select(range(0, len(train), max(1, len(train) // 256)))
-    tokens = encoder.tokenize(some.inputs).lengths.mean()
-    most = int(SAMPLE_BYTES / (tokens * row_bytes("fp16", len(encoder.identity.layers), encoder.identity.width)))
-    most = max(2, min(SAMPLE_TEXTS, most))
-    if len(train) <= most:
-        return train
-    try:
-        _, chosen = split_holdout(train, seed, fraction=most / len(train), most=most)
-    except DataError:  # hardly a label occurs twice: there are no shares to keep
-        chosen = np.arange(most)
-    return train.select(chosen)
 
 
 def _measured(
@@ -116,7 +99,7 @@ def _measured(
         seed=seed,
         refit=False,
         reduce=False,
-        progress=_Sample(progress),
+        progress=SampleProgress(progress),
     )
     if fit.interrupted:
         raise KeyboardInterrupt
@@ -153,16 +136,3 @@ def _through(name: str, fit: FitResult, features: Features, rows: np.ndarray, he
     start = np.concatenate(([0], np.cumsum(length)[:-1]))
     zeros = np.zeros(len(held), np.int64)
     return logits_of(fit.head, Features(StoredRows([array], zeros, start, length, zeros > 0, codec), features.dtype))
-
-
-class _Sample(Progress):
-    """Tells the training on the sample apart from the task's own."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-        self.progress.step("sample", done, total, note)
-
-    def say(self, message: str) -> None:
-        self.progress.say(message)

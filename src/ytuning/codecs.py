@@ -12,6 +12,7 @@ compact    L D / 2 + 2              the coordinates along the L D / 2 strongest 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,6 +37,7 @@ __all__ = [
     "Int8",
     "Projected",
     "Reader",
+    "Selected",
     "build_codec",
     "row_bytes",
 ]
@@ -56,8 +58,9 @@ class Half:
     name: ClassVar[str] = "fp16"
 
     def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16 -> (N, row_bytes) uint8."""
-        return np.ascontiguousarray(features).reshape(len(features), -1).view(np.uint8)
+        """(N, L, D) float16, or the same in float32, -> (N, row_bytes) uint8."""
+        halves = np.ascontiguousarray(features, np.float16)
+        return halves.reshape(len(features), -1).view(np.uint8)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D).
@@ -75,6 +78,11 @@ class Half:
             converted.copy_(part.float())
         return values
 
+    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
+        states = rows.unflatten(1, (self.layers, -1))[:, list(places)]
+        return Half(len(places), self.width).decode(states.flatten(1), dtype)
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -89,7 +97,7 @@ class Int8:
     name: ClassVar[str] = "int8"
 
     def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16 -> (N, row_bytes) uint8."""
+        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8; what was decoded to float32 gives the same bytes."""
         import torch
 
         parts = torch.from_numpy(features).split(BLOCK)  # which stay in the cache
@@ -98,6 +106,14 @@ class Int8:
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
         return _numbers(rows, self.layers, dtype)
+
+    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
+        import torch
+
+        scales, numbers = rows.split((2 * self.layers, self.layers * self.width), 1)
+        chosen = [part.unflatten(1, (self.layers, -1))[:, list(places)].flatten(1) for part in (scales, numbers)]
+        return _numbers(torch.cat(chosen, 1), len(places), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +196,7 @@ class Compact:
         return safetensors.numpy.save({"directions": self.directions, "weights": self.weights})
 
     def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16 -> (N, row_bytes) uint8."""
+        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8."""
         import torch
 
         if "encode" not in self._matrices:
@@ -200,6 +216,10 @@ class Compact:
         if dtype not in self._matrices:
             self._matrices[dtype] = torch.from_numpy(self.directions * self.weights[:, None]).to(dtype)
         return _numbers(rows, 1, dtype) @ self._matrices[dtype]
+
+    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S places, all of which every coordinate is needed for."""
+        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(places)].flatten(1)
 
 
 @dataclass(frozen=True)
@@ -239,8 +259,37 @@ class Projected:
         return self.codec.decode(rows, dtype) @ self.directions.to(dtype).T
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Reads only some of the hidden states that a codec's rows hold.
+
+    Of fp16 and int8 these are the numbers that an encoder of only those states would have stored; no other is decoded.
+
+    Attributes:
+        codec: of the rows.
+        places: of the states among those of the codec, counted from 0.
+    """
+
+    codec: Codec
+    places: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        """S."""
+        return len(self.places)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.codec.width
+
+    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D)."""
+        return self.codec.decode_states(rows, self.places, dtype)
+
+
 Codec = Half | Int8 | Compact
-Reader = Codec | Coordinates | Projected
+Reader = Codec | Coordinates | Projected | Selected
 """What decodes rows; a codec writes them too."""
 
 

@@ -22,12 +22,13 @@ from ytuning.features import Features, stored_features
 from ytuning.holdout import split_holdout
 from ytuning.memory import peak_bytes
 from ytuning.pairs import stored_pairs
-from ytuning.pipeline import MOST_HELD_OUT, Stopwatch, target_of, train_task
+from ytuning.pipeline import Stopwatch, train_task
 from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
 from ytuning.recipes import preset
 from ytuning.store import FeatureStore
 from ytuning.targets import Scale, Target
+from ytuning.task_rows import MOST_HELD_OUT, target_of
 from ytuning.tokens import TextInput
 from ytuning.training import logits_of
 from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, load_peft, lora

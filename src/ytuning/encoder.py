@@ -35,7 +35,7 @@ from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights
 from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
-__all__ = ["Encoder", "Span", "load_encoder"]
+__all__ = ["Encoder", "Span", "default_layers", "load_encoder"]
 
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
@@ -52,12 +52,34 @@ FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and w
 class Encoder:
     """A frozen encoder and its tokenizer. Made by :func:`load_encoder`."""
 
-    def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        identity: EncoderIdentity,
+        device: torch.device,
+        cache: str | Path | None = None,
+    ) -> None:
+        """``cache`` is that of :func:`load_encoder`."""
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
+        self._cache = cache
         self.states: TorchStates | OpenVinoStates = TorchStates(model, identity.layers, device)
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
+
+    @property
+    def depth(self) -> int:
+        """Layers that it has, which is the number of its last hidden state; 0 is that of the embeddings."""
+        return int(self.model.config.num_hidden_layers)
+
+    def with_layers(self, layers: Sequence[int]) -> Encoder:
+        """The same encoder, loaded again to keep other hidden states.
+
+        Raises: as :func:`load_encoder`.
+        """
+        options = {**self.identity.options, "layers": tuple(layers)}
+        return load_encoder(self.identity.name, device=str(self.device), cache=self._cache, **options)
 
     def check_layers(self, wanted: Sequence[int] | None) -> None:
         """Refuse to go on with other hidden states than those wanted (as for :func:`load_encoder`; None: any).
@@ -65,8 +87,8 @@ class Encoder:
         Raises:
             EncoderError: names both.
         """
-        count, kept = int(self.model.config.num_hidden_layers), self.identity.layers
-        if wanted is not None and _layers(wanted, count, self.identity.name) != kept:
+        kept = self.identity.layers
+        if wanted is not None and _layers(wanted, self.depth, self.identity.name) != kept:
             raise EncoderError(
                 f"the encoder {self.identity.name!r} was loaded with layers {list(kept)}, the recipe reads "
                 f"{list(wanted)} (-1 is the last). Load it with load_encoder(..., layers={list(wanted)})"
@@ -262,7 +284,7 @@ def load_encoder(
         long_text=long_text,
     )
     _shorten(model, identity.layers[-1])
-    encoder = Encoder(model.to(place), tokenizer, identity, place)
+    encoder = Encoder(model.to(place), tokenizer, identity, place, cache)
     if backend == "openvino":
         encoder._to_openvino(Path(cache) if cache is not None else default_root())
     return encoder
@@ -321,9 +343,14 @@ def _tokenizer_rules(tokenizer: Any) -> bytes:
     return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
 
 
+def default_layers(depth: int) -> tuple[int, ...]:
+    """Hidden states two thirds and five sixths up an encoder of ``depth`` layers; of a single layer only that one."""
+    lower = round(depth * 2 / 3)
+    return tuple(sorted({lower, min(depth, max(lower + 1, round(depth * 5 / 6)))}))
+
+
 def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
-    lower = round(count * 2 / 3)
-    chosen = (lower, min(count, max(lower + 1, round(count * 5 / 6)))) if layers is None else tuple(layers)
+    chosen = default_layers(count) if layers is None else tuple(layers)
     unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
     if not unique or unique[0] < 0 or unique[-1] > count:
         raise EncoderError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from ytuning.labels import LabelSet
 from ytuning.pairs import stored_pairs
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
-from ytuning.recipes import Recipe, preset, weighing_labels
+from ytuning.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
 from ytuning.sources import DEFAULT_ENCODER
 from ytuning.store import FeatureStore
 from ytuning.targets import Names, Scale
@@ -49,10 +49,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     precision: Precision
     pairs: PairMode | Literal["auto"]
     long_text: LongText
+    layers: str | Sequence[int] | None
 
     def _fit(self, data: Dataset, recipe: Recipe) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        choosing = self.layers == AUTO_LAYERS
+        if self.layers is not None and not choosing:
+            recipe = replace(recipe, layers=_numbers(self.layers))
         encoder = load_encoder(
             self.encoder,
             layers=recipe.layers,
@@ -71,11 +75,12 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
                 refit=self.refit,
                 codec=self.store,
                 pairs=self.pairs,
+                layers=AUTO_LAYERS if choosing else None,
                 progress=progress,
             )
         if trained.fit.interrupted:
             raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
-        self.task_, self._encoder = trained.task, encoder
+        self.task_, self._encoder = trained.task, trained.encoder
         self.validation_metrics_ = trained.reports["validation"].metrics
         self.truncated_ = trained.truncated
         _warn_cut(trained.truncated)
@@ -122,6 +127,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             ``"auto"``, which measures on a sample what they cost in accuracy and takes the smallest good one.
         pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
         long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
+        layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.
         seed: of the hold-out, the head's weights and the order of rows.
         refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
@@ -134,7 +140,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         truncated_: rows whose text was cut at the encoder's maximum length; a warning tells, too.
     """
 
-    def __init__(  # scikit-learn reads the parameters from here
+    def __init__(  # noqa: PLR0913  # scikit-learn reads the parameters from here
         self,
         encoder: str = DEFAULT_ENCODER,
         *,
@@ -149,10 +155,12 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         precision: Precision = "auto",
         pairs: PairMode | Literal["auto"] = "auto",
         long_text: LongText = "truncate",
+        layers: str | Sequence[int] | None = None,
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
         self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
+        self.layers = layers
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,), or 0 and 1 (rows, C).
@@ -250,10 +258,12 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         precision: Precision = "auto",
         pairs: PairMode | Literal["auto"] = "auto",
         long_text: LongText = "truncate",
+        layers: str | Sequence[int] | None = None,
     ) -> None:
         self.encoder, self.preset, self.store = encoder, preset, store
         self.seed, self.refit, self.cache, self.verbose = seed, refit, cache, verbose
         self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
+        self.layers = layers
 
     def fit(self, X: Any, y: Any) -> YTuningRegressor:  # noqa: N803
         """Train on texts (rows,) and numbers (rows,).
@@ -327,6 +337,13 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
     except TypeError as error:
         raise InputError(f"y must hold labels of one type, as they are sorted ({error})") from error
     return classes, ids
+
+
+def _numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
+    """Numbers of hidden states."""
+    if isinstance(layers, str) or not all(isinstance(layer, (int, np.integer)) for layer in layers):
+        raise InputError(allowed("layers", layers, (None, AUTO_LAYERS, "numbers of hidden states")))
+    return tuple(int(layer) for layer in layers)
 
 
 def _warn_cut(rows: int) -> None:

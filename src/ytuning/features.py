@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ytuning.codecs import DEFAULT_CODEC, Compact, Half, Reader
+from ytuning.codecs import DEFAULT_CODEC, Compact, Coordinates, Half, Projected, Reader, Selected
 from ytuning.encoder import Encoder
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
@@ -88,6 +88,18 @@ class Features:
         view = copy.copy(self)
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
+
+    def with_layers(self, places: Sequence[int]) -> Features:
+        """The same rows, of each token only the hidden states at these places among the L (from 0, rising)."""
+        chosen = tuple(places)
+        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
+            raise ValueError(f"places must be different ones from 0 to {self.layers - 1}, rising. Got {list(chosen)}")
+        if len(chosen) == self.layers:
+            return self
+        if isinstance(self.codec, Selected):
+            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
+        assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
+        return self.seen_as(Selected(self.codec, chosen))
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N,) in the order in which they are stored."""
@@ -293,7 +305,8 @@ def _copying(features: Features, rows: np.ndarray) -> Source:
         lengths = features.lengths[chosen].numpy()
         size = (features.layers, features.width)
         batches = (
-            (batch, features.halves(chosen[batch]).reshape(len(batch), -1, *size))
+            # In float32: the products of int8's scales and numbers, which then give the same bytes again.
+            (batch, features.tokens(chosen[batch]).numpy().reshape(len(batch), -1, *size))
             for batch in plan_batches(lengths, COPIED_TOKENS)
         )
         return lengths, features.truncated_rows[rows[positions]], batches

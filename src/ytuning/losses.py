@@ -16,7 +16,7 @@ from torch.nn import functional
 from ytuning.errors import InputError, allowed
 from ytuning.targets import Objective
 
-__all__ = ["LOSSES", "SCORES", "Loss", "build_loss", "mean_loss", "median_label", "row_scores"]
+__all__ = ["LOSSES", "SCORES", "Loss", "build_loss", "mean_loss", "median_label", "row_losses", "row_scores"]
 
 LOSSES = ("cross_entropy", "triplet", "focal")
 SCORES: dict[Objective, tuple[str, int]] = {
@@ -94,6 +94,19 @@ def mean_loss(objective: Objective, logits: Tensor, goal: Tensor) -> float:
     if objective == "multi":
         return functional.binary_cross_entropy_with_logits(logits, goal).item()
     return functional.cross_entropy(logits, goal).item()
+
+
+def row_losses(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:
+    """(N,) float64 of logits (N, C) and targets (N, ...): each row's part of :func:`mean_loss`."""
+    values = logits.double()
+    if objective in ("bounded", "unbounded"):
+        position = values[:, 1] - values[:, 0]
+        if objective == "unbounded":
+            return 0.5 * (position - goal).square()
+        return functional.binary_cross_entropy_with_logits(position, goal.double(), reduction="none")
+    if objective == "multi":
+        return functional.binary_cross_entropy_with_logits(values, goal.double(), reduction="none").mean(1)
+    return functional.cross_entropy(values, goal, reduction="none")
 
 
 def row_scores(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 
 from ytuning.codecs import DEFAULT_CODEC, Reader
 from ytuning.encoder import Encoder
-from ytuning.features import BLOCK_BYTES, CacheUse, Features, live_features, stored_features
+from ytuning.features import BLOCK_BYTES, CacheUse, Features, keep_features, live_features, stored_features
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
 
-__all__ = ["PairedFeatures", "live_pairs", "stored_pairs"]
+__all__ = ["PairedFeatures", "keep_pairs", "live_pairs", "stored_pairs"]
 
 
 class PairedFeatures(Features):
@@ -89,6 +89,20 @@ def stored_pairs(
     texts, first, second = _apart(inputs)
     features, use = stored_features(texts, encoder, store, progress, codec=codec)
     return PairedFeatures(features, first, second), use
+
+
+def keep_pairs(
+    inputs: Sequence[TextInput],
+    features: Features,
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    codec: str = DEFAULT_CODEC,
+) -> int:
+    """Write features of :func:`live_pairs` or :func:`stored_pairs`; see :func:`ytuning.features.keep_features`."""
+    assert isinstance(features, PairedFeatures)
+    return keep_features(_apart(inputs)[0], features.texts, encoder, store, progress, codec=codec)
 
 
 def live_pairs(inputs: Sequence[TextInput], encoder: Encoder) -> PairedFeatures:

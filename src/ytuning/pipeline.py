@@ -16,34 +16,23 @@ from ytuning.artifact import PAIR_MODES, PairMode, Task
 from ytuning.calibration import Calibration, calibrate, check_abstain_at
 from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
-from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
+from ytuning.data import Dataset, check_labels_known, labels_of
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.evaluation import Judged, Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
 from ytuning.head import PooledConfig, PooledHead
-from ytuning.holdout import split_holdout
+from ytuning.layer_choice import choose_layers
 from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars, label_space
 from ytuning.pairs import stored_pairs
 from ytuning.progress import Progress
-from ytuning.recipes import Recipe
+from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
 from ytuning.store import FeatureStore
-from ytuning.targets import Target, fit_target
+from ytuning.targets import Target
+from ytuning.task_rows import task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 
-__all__ = [
-    "MOST_HELD_OUT",
-    "Evaluated",
-    "Stopwatch",
-    "Trained",
-    "evaluate_task",
-    "grow_task",
-    "target_of",
-    "train_task",
-]
-
-
-MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+__all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
 
 
 class Stopwatch:
@@ -76,6 +65,7 @@ class Trained:
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
         cache: use of the feature store.
         truncated: rows whose text was cut.
+        encoder: that the task reads texts with.
     """
 
     task: Task
@@ -87,6 +77,7 @@ class Trained:
     shared: dict[str, int]
     cache: CacheUse
     truncated: int
+    encoder: Encoder
 
 
 @dataclass(frozen=True)
@@ -123,6 +114,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     label_order: Sequence[str] | None = None,
     abstain_at: float | None = None,
     pairs: PairMode | Literal["auto"] = "auto",
+    layers: Literal["auto"] | None = None,
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
 ) -> Trained:
@@ -141,6 +133,9 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
     tries both and takes the one with the lower validation loss.
 
+    With ``layers="auto"`` the hidden states are chosen on a sample (:func:`ytuning.layer_choice.choose_layers`), and
+    the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
+
     Raises:
         InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec; the
             labels' order is not known; no confidence gives the precision of ``abstain_at``.
@@ -148,44 +143,45 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         StoreError: the feature store cannot be used.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
-    for option, given, choices in (("store", codec, (*CODECS, AUTO)), ("pairs", pairs, ("auto", *PAIR_MODES))):
+    for option, given, choices in (
+        ("store", codec, (*CODECS, AUTO)),
+        ("pairs", pairs, ("auto", *PAIR_MODES)),
+        ("layers", layers, (None, AUTO_LAYERS)),
+    ):
         if given not in choices:
             raise InputError(allowed(option, given, choices))
     if ensemble and not (seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
-    encoder.check_layers(recipe.layers)
-    target = target_of(train, validation, test, label_order)
+    if layers is None:
+        encoder.check_layers(recipe.layers)
+    rows = task_rows(train, validation, test, seed=seed, order=label_order)
+    target, truth = rows.target, rows.truth
     check_abstain_at(target, abstain_at)
-    extra = {role: part for role, part in (("validation", validation), ("test", test)) if part is not None}
-    everything = [*train.inputs, *(row for part in extra.values() for row in part.inputs)]
-    written = 0
-    if codec == AUTO:
-        with watch.stage("encode"):
-            choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress, order=label_order)
-        codec, written = choice.codec, choice.written
-        progress.say(choice.message)
-    truth = np.concatenate([target.encode(labels_of(part)) for part in (train, *extra.values())])
-    train_rows, held_rows, test_rows, shared = _splits(train, validation, test, seed)
+    modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else _modes(pairs)
+    with watch.stage("encode"):
+        encoder, recipe, codec, written = _chosen(
+            train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, order=label_order
+        )
     jobs = [Job(truth, recipe, number, target.objective, target.outputs) for number in range(seed, seed + seeds)]
 
     def attempt(mode: PairMode | None) -> _Attempt:
         with watch.stage("encode"):
             encode = stored_pairs if mode == "separate" else stored_features
-            features, cache = encode(everything, encoder, store, progress, codec=codec)
+            features, cache = encode(rows.inputs, encoder, store, progress, codec=codec)
         with watch.stage("train"):
             fits = fit_heads(
                 features,
                 jobs,
-                train=train_rows,
-                validation=held_rows,
+                train=rows.train,
+                validation=rows.validation,
                 seed=seed,
                 refit=refit and validation is None,
                 progress=progress,
             )
         return _Attempt(mode, features, cache, fits)
 
-    taken, cache = _better(attempt, [None] if train.text_pairs is None else _modes(pairs), progress)
+    taken, cache = _better(attempt, modes, progress)
     fits, features = taken.fits, taken.features
     cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
     best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
@@ -193,11 +189,11 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         best, fits = seeds, [*fits, _together(fits, fits[best])]
     fit = fits[best]
     with watch.stage("evaluate"):
-        calibrations, found, logits = _judged(target, fits, truth, held_rows, test_rows, features, abstain_at)
-        held = train.select(held_rows) if validation is None else validation
-        judged = {"validation": Judged(held, truth[held_rows], fit.validation_logits, fit.chosen_head)}
+        calibrations, found, logits = _judged(target, fits, truth, rows.validation, rows.test, features, abstain_at)
+        held = train.select(rows.validation) if validation is None else validation
+        judged = {"validation": Judged(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
         if test is not None and len(logits) > best:
-            judged["test"] = Judged(test, truth[test_rows], logits[best], fit.head)
+            judged["test"] = Judged(test, truth[rows.test], logits[best], fit.head)
         if test is not None and len(logits) < len(fits):
             fit = replace(fit, interrupted=True)
     reports = found[best]
@@ -205,7 +201,6 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         seed + number: {split: report.metrics for split, report in each.items()}
         for number, each in enumerate(found[:seeds])
     }
-    rows = {"train": len(train_rows), "validation": len(held_rows), "test": len(test_rows)}
     task = Task(
         name,
         target,
@@ -219,43 +214,54 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             "seeds": [seed, seeds],
             "store": codec,
             "label_weights": recipe.training.label_weights,
-            "rows": rows,
+            "recipe": recipe_to_json(recipe),
+            "rows": rows.counts,
             "steps": fit.history[fit.chosen].step,
             "refitted": fit.refitted,
             "interrupted": fit.interrupted,
         },
         pair=taken.pair,
-        exemplars=keep_exemplars(fit.head, features, truth, held_rows),
+        exemplars=keep_exemplars(fit.head, features, truth, rows.validation),
     )
     judged = {split: judged[split] for split in reports}
-    return Trained(task, fit, reports, judged, by_seed, rows, shared, cache, int(features.truncated_rows.sum()))
+    cut = int(features.truncated_rows.sum())
+    return Trained(task, fit, reports, judged, by_seed, rows.counts, rows.shared, cache, cut, encoder)
 
 
-def _target(train: Dataset, order: Sequence[str] | None) -> Target:
-    try:
-        return fit_target(train.kind, labels_of(train), order)
-    except InputError as error:
-        raise DataError(str(error), source=train.source) from error
-
-
-def target_of(
-    train: Dataset, validation: Dataset | None, test: Dataset | None, label_order: Sequence[str] | None = None
-) -> Target:
-    """The target of train rows, which can be trained on, chosen by and tested on all these rows.
-
-    Raises:
-        DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
-    """
-    check_trainable(train, holdout=validation is None)
-    try:
-        target = fit_target(train.kind, labels_of(train), label_order)
-    except InputError as error:
-        raise DataError(str(error), source=train.source) from error
-    for role, part in (("validation", validation), ("test", test)):
-        if part is not None:
-            _check_same_form(train, part)
-            check_labels_known(part, target, role)
-    return target
+def _chosen(
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    recipe: Recipe,
+    layers: str | None,
+    codec: str,
+    *,
+    modes: Sequence[PairMode | None],
+    seed: int,
+    progress: Progress,
+    order: Sequence[str] | None,
+) -> tuple[Encoder, Recipe, str, int]:
+    """What ``auto`` stands for of the layers and of the codec, and how many texts choosing has stored."""
+    written = 0
+    if layers == AUTO_LAYERS:
+        picked = choose_layers(
+            train,
+            encoder,
+            store,
+            recipe,
+            codec=None if codec == AUTO else codec,
+            modes=modes,
+            seed=seed,
+            progress=progress,
+            order=order,
+        )
+        encoder, recipe, written = picked.encoder, replace(recipe, layers=picked.layers), picked.written
+        progress.say(picked.message)
+    if codec == AUTO:
+        choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress, order=order)
+        codec, written = choice.codec, written + choice.written
+        progress.say(choice.message)
+    return encoder, recipe, codec, written
 
 
 @dataclass(frozen=True)
@@ -325,25 +331,6 @@ def _better(
     return best, use
 
 
-def _splits(
-    train: Dataset, validation: Dataset | None, test: Dataset | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """Positions of train, validation and test rows in the three data sets one after the other, and texts they share."""
-    after = len(train) + (0 if validation is None else len(validation))
-    test_rows = np.arange(after, after + (0 if test is None else len(test)))
-    if validation is None:
-        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
-        shared = {"validation": 0}
-    else:
-        train_rows, held_rows = np.arange(len(train)), np.arange(len(train), after)
-        shared = {"validation": count_shared(train, validation)}
-    if test is not None:
-        shared["test"] = count_shared(train, test)
-        if validation is not None:
-            shared["test_and_validation"] = count_shared(validation, test)
-    return train_rows, held_rows, test_rows, shared
-
-
 def evaluate_task(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
 ) -> Evaluated:
@@ -362,15 +349,6 @@ def evaluate_task(
     judged = Judged(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
     report = evaluate(task.target, task.calibration, judged.truth, judged.logits)
     return Evaluated(report, judged, cache, int(features.truncated_rows.sum()))
-
-
-def _check_same_form(train: Dataset, other: Dataset) -> None:
-    if (train.text_pairs is None) != (other.text_pairs is None):
-        paired, single = (train, other) if train.text_pairs is not None else (other, train)
-        raise DataError(
-            f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both",
-            source=single.source,
-        )
 
 
 def grow_task(

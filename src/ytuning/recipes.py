@@ -1,14 +1,36 @@
-"""How heads are formed and trained: configurations, and presets of them by name."""
+"""How heads are formed and trained: configurations, presets of them by name, and their JSON form."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 
 from ytuning.errors import InputError, allowed
-from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig
+from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, config_from_json, config_to_json
+from ytuning.losses import LOSSES
 
-__all__ = ["PRESETS", "Recipe", "TrainingConfig", "preset", "weighing_labels"]
+__all__ = [
+    "AUTO_LAYERS",
+    "PRESETS",
+    "Recipe",
+    "TrainingConfig",
+    "preset",
+    "read_recipe",
+    "reading_layers",
+    "recipe_from_json",
+    "recipe_to_json",
+    "weighing_labels",
+]
+
+AUTO_LAYERS: Final = "auto"
+RECIPE_SCHEMA = 1
+SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")  # from 0 to less than 1
+FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
+"""Numbers that may be 0; other whole numbers are at least 1, others above 0."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +120,105 @@ def preset(name: str) -> Recipe:
 def weighing_labels(recipe: Recipe, weights: str | tuple[float, ...] | None) -> Recipe:
     """The recipe with label weights, see :class:`TrainingConfig`."""
     return replace(recipe, training=replace(recipe.training, label_weights=weights))
+
+
+def reading_layers(recipe: Recipe, text: str) -> Recipe:
+    """The recipe with the hidden states of ``--layers``; ``default`` and ``auto`` leave it as it is.
+
+    Raises:
+        InputError: neither one of the names nor numbers.
+    """
+    if text in ("default", AUTO_LAYERS):
+        return recipe
+    if text == "last":
+        return replace(recipe, layers=(-1,))
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"layers must be auto, default, last, or numbers of hidden states with commas, such as 4,5. Got {text!r} "
+            "instead."
+        ) from None
+    return replace(recipe, layers=layers)
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """A JSON-ready mapping."""
+    weights = recipe.training.label_weights
+    training = {**asdict(recipe.training), "label_weights": list(weights) if isinstance(weights, tuple) else weights}
+    layers = None if recipe.layers is None else list(recipe.layers)
+    return {"schema": RECIPE_SCHEMA, "head": config_to_json(recipe.head), "training": training, "layers": layers}
+
+
+def recipe_from_json(value: Any) -> Recipe:
+    """The inverse of :func:`recipe_to_json`.
+
+    Raises:
+        InputError: not exactly its fields, or a value that is out of its range; names it.
+    """
+    expected = {"schema", "head", "training", "layers"}
+    if not isinstance(value, dict) or set(value) != expected:
+        raise InputError(f"a recipe has the fields {', '.join(sorted(expected))}. Write one with ytuning search")
+    if value["schema"] != RECIPE_SCHEMA:
+        raise InputError(allowed("the recipe's schema", value["schema"], [RECIPE_SCHEMA]))
+    head, training, layers = value["head"], value["training"], value["layers"]
+    if not isinstance(head, dict) or not isinstance(training, dict):
+        raise InputError("the recipe's fields 'head' and 'training' must be mappings. Write one with ytuning search")
+    if differing := set(TrainingConfig.__dataclass_fields__) ^ set(training):
+        problem = "missing" if min(differing) in TrainingConfig.__dataclass_fields__ else "unknown"
+        raise InputError(f"the recipe's field {min(differing)!r} is {problem}. Write one with ytuning search")
+    if training["loss"] not in LOSSES:
+        raise InputError(allowed("loss", training["loss"], LOSSES))
+    if layers is not None and not (isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)):
+        raise InputError(f"layers must be null or a list of whole numbers. Got {layers!r} instead.")
+    weights = training["label_weights"]
+    if isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights):
+        weights = tuple(map(float, weights))
+    elif weights not in (None, "balanced"):
+        raise InputError(allowed("label_weights", weights, (None, "balanced", "a weight for each label")))
+    numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
+    config = config_from_json(head)
+    return Recipe(
+        replace(config, **_checked({name: head[name] for name in asdict(config)}, type(config)())),
+        TrainingConfig(loss=training["loss"], label_weights=weights, **_checked(numbers, TrainingConfig())),
+        None if layers is None else tuple(layers),
+    )
+
+
+def read_recipe(file: str | Path) -> Recipe:
+    """The recipe in a JSON file, as ``ytuning search`` writes it.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or holds no recipe.
+    """
+    path = Path(file)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror or error}. Check --recipe") from error
+    except ValueError as error:
+        raise InputError(f"the recipe {path} is not JSON ({error}). Write one with ytuning search") from error
+    try:
+        return recipe_from_json(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
+    """Numbers of the types that a config ``like`` this has, each in its range."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        whole = type(getattr(like, name)) is int
+        number = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
+        if name in SHARES:
+            wanted, right = "a share from 0 to less than 1", number and 0 <= value < 1
+        elif name in FROM_ZERO:
+            wanted, right = f"a {'whole number' if whole else 'number'} of at least 0", number and value >= 0
+        elif whole:
+            wanted, right = "a whole number of at least 1", number and value >= 1
+        else:
+            wanted, right = "a number above 0", number and value > 0
+        if not right:
+            raise InputError(f"{name} must be {wanted}. Got {value!r} instead.")
+        found[name] = value if whole else float(value)
+    return found

@@ -1,0 +1,246 @@
+"""``ytuning search``."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ytuning.console import Json, Quiet, print_json, shown_progress
+from ytuning.errors import MissingExtraError, cannot_write
+from ytuning.progress import Progress
+
+if TYPE_CHECKING:
+    from ytuning.pipeline import Stopwatch
+    from ytuning.search import Searched, Trial
+
+__all__ = ["search"]
+
+SHOWN = 10  # of the best trials
+PLOT_FILE = "search.png"
+
+
+class Kind(StrEnum):
+    """What ``--kind`` allows."""
+
+    auto = "auto"
+    single = "single"
+    ordinal = "ordinal"
+    multi = "multi"
+    regression = "regression"
+
+
+class Preset(StrEnum):
+    """What ``--preset`` allows."""
+
+    both = "both"
+    default = "default"
+    paper = "paper"
+
+
+class Pairs(StrEnum):
+    """What ``--pairs`` allows."""
+
+    auto = "auto"
+    joint = "joint"
+    separate = "separate"
+
+
+class LongText(StrEnum):
+    """What ``--long-text`` allows."""
+
+    truncate = "truncate"
+    window = "window"
+
+
+class Backend(StrEnum):
+    """What ``--backend`` allows."""
+
+    torch = "torch"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What ``--precision`` allows."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+def search(  # one parameter for each option
+    train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a search in it goes on.")],
+    validation: Annotated[
+        Path | None, typer.Option("--validation", help="Rows that choose. Default: a part of TRAIN.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Rows that the winner is reported on.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Column of the texts.")] = None,
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column of the labels.")] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="What the labels are; see train.")] = Kind.auto,
+    label_order: Annotated[
+        str | None, typer.Option("--label-order", help="Labels of --kind ordinal from the lowest, with commas.")
+    ] = None,
+    pairs: Annotated[
+        Pairs, typer.Option("--pairs", help="How the encoder reads two texts; auto searches over both.")
+    ] = Pairs.auto,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Folder or Hugging Face name.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    long_text: Annotated[
+        LongText, typer.Option("--long-text", help="Of a text longer than the encoder reads; see train.")
+    ] = LongText.truncate,
+    backend: Annotated[Backend, typer.Option("--backend", help="What computes the encoder.")] = Backend.torch,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Arithmetic of the encoder; see train.")
+    ] = Precision.auto,
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
+    ] = Preset.both,
+    trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0, help="Begin no more trials after this time.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, the proposals, weights and row order.")
+    ] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search over presets, hidden states, losses, rates and sizes, and train the recipe that validation prefers.
+
+    Needs the extra `search`; with the extra `plots` the results are drawn, too. Ctrl-C ends the search, and the best so
+    far is trained; the same command goes on from there.
+    """
+    from ytuning.backends import check_choice
+    from ytuning.data import read_dataset
+    from ytuning.encoder import load_encoder
+    from ytuning.pipeline import Stopwatch
+    from ytuning.recipes import PRESETS
+    from ytuning.search import search as run
+    from ytuning.store import FeatureStore
+
+    start, watch = time.perf_counter(), Stopwatch()
+    check_choice(backend.value, precision.value)
+    with shown_progress(quiet) as progress:
+        with watch.stage("read"):
+            rows, held, judged = (
+                None
+                if file is None
+                else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
+                for file in (train_file, validation, test)
+            )
+            assert rows is not None  # TRAIN is not optional
+        with watch.stage("encode"):
+            loaded = load_encoder(encoder, backend=backend.value, precision=precision.value, long_text=long_text.value)
+        found = run(
+            rows,
+            loaded,
+            FeatureStore(),
+            out,
+            validation=held,
+            test=judged,
+            presets=tuple(PRESETS) if preset is Preset.both else (preset.value,),
+            pairs=pairs.value,
+            order=None if label_order is None else [name.strip() for name in label_order.split(",")],
+            trials=trials,
+            minutes=minutes,
+            seed=seed,
+            progress=progress,
+            watch=watch,
+        )
+        plot = _plot(found, out, progress)
+        if found.interrupted:
+            progress.say(f"interrupted after {len(found.trials)} of {trials} trials; the best is saved in {out}")
+    watch.seconds["total"] = time.perf_counter() - start
+    if as_json:
+        print_json(_to_json(found, out, plot, watch))
+    else:
+        _print(found, out, watch)
+    if found.interrupted:
+        raise typer.Exit(1)
+
+
+def _plot(found: Searched, out: Path, progress: Progress) -> Path | None:
+    """The picture's file, or None and a message where Matplotlib is not installed."""
+    from ytuning.disk import commit
+    from ytuning.search_plot import plot_search
+
+    file = out / PLOT_FILE
+    try:
+        commit(file, plot_search(found.trials))
+    except MissingExtraError as error:
+        progress.say(f"no plot: {error}")
+        return None
+    except OSError as error:
+        raise cannot_write(str(file), error, "--out") from error
+    return file
+
+
+def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) -> dict[str, Any]:
+    from ytuning.search import RECIPE_FILE, SEARCH_FILE, TASK_FOLDER, importances
+
+    task = found.trained.task
+    return {
+        "task_dir": str(out / TASK_FOLDER),
+        "recipe": str(out / RECIPE_FILE),
+        "search": str(out / SEARCH_FILE),
+        "plot": None if plot is None else str(plot),
+        "kind": task.kind,
+        "labels": len(task.target.names),
+        "rows": found.trained.rows,
+        "best": found.best.to_json(),
+        "trials": len(found.trials),
+        "importances": importances(found.trials),
+        "metrics": task.metrics,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+        "interrupted": found.interrupted,
+    }
+
+
+def _print(found: Searched, out: Path, watch: Stopwatch) -> None:
+    from ytuning.report import print_report
+    from ytuning.search import TASK_FOLDER
+
+    console = Console()
+    console.print(_table(found))
+    reports = found.trained.reports
+    split = "test" if "test" in reports else "validation"
+    print_report(console, reports[split], f"trial {found.best.number}, {split}", watch.seconds)
+    saved = f"the winner is saved in {out / TASK_FOLDER}, every trial in {out}"
+    console.print(saved, soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(found: Searched) -> Table:
+    """The best trials."""
+    from ytuning.losses import SCORES
+
+    name, sign = SCORES[found.trained.task.target.objective]
+    best = sorted(found.trials, key=lambda trial: (trial.loss, trial.number))[:SHOWN]
+    title = (
+        f"the best {len(best)} of {len(found.trials)} trials, on {found.trained.rows['validation']:,} validation rows"
+    )
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
+    for heading in ("trial", "loss", name, "parameters", "seconds"):
+        table.add_column(heading, justify="right")
+    table.add_column("choices", overflow="fold")
+    for trial in best:
+        figures = (f"{trial.loss:.4f}", f"{sign * trial.score:.4f}", f"{trial.parameters:,}", f"{trial.seconds:.1f}")
+        table.add_row(str(trial.number), *figures, escape(_choices(trial)))
+    return table
+
+
+def _choices(trial: Trial) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in trial.choices.items()
+    )

@@ -1,0 +1,431 @@
+"""Search for a recipe: Optuna proposes, heads are trained on stored features, and validation rows choose.
+
+    <folder>/search.json   what was searched and every trial so far; a search that was ended goes on from there
+    <folder>/recipe.json   the winner's recipe, for `ytuning train --recipe`
+    <folder>/task/         the winner, trained as `ytuning train` does
+
+The hidden states that a search may read are chosen on a sample (:mod:`ytuning.layer_choice`) and stored once. Trials
+are proposed a few at a time; those share their states and their form, so that one read of each batch serves all of
+them. What is minimised is the validation loss at the temperature that fits best: other than the accuracy of few rows it
+tells close recipes apart, and other than the plain loss it compares heads whose logits are of different size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ytuning.artifact import PAIR_MODES, PairMode, check_target, save_task
+from ytuning.calibration import calibrate
+from ytuning.data import Dataset, labels_of
+from ytuning.disk import PARTIAL_SUFFIX, commit
+from ytuning.encoder import Encoder
+from ytuning.errors import InputError, MissingExtraError, allowed, cannot_write
+from ytuning.features import Features, keep_features, stored_features
+from ytuning.layer_choice import rank_layers
+from ytuning.losses import row_losses
+from ytuning.pairs import keep_pairs, stored_pairs
+from ytuning.pipeline import Stopwatch, Trained, train_task
+from ytuning.progress import Progress
+from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to_json
+from ytuning.search_space import SHARED, Choices, Interval, Options, Space
+from ytuning.store import FeatureStore
+from ytuning.task_rows import TaskRows, task_rows
+from ytuning.training import FitResult, Job, fit_heads
+
+__all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Searched", "Trial", "importances", "propose", "search"]
+
+SCHEMA = 1
+SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
+TOGETHER = 4  # trials proposed, and trained, at a time
+AT_RANDOM = 8  # trials before Optuna's sampler follows those that did well
+SETS = 3  # of hidden states: the default one and the best of a sample
+GROUPS = 4  # of a parameter's values, between which its importance is measured
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe that was tried.
+
+    Attributes:
+        number: counted from 0.
+        choices: what was proposed.
+        recipe: made of it.
+        pair: how pairs were read; ``None``: single texts.
+        loss: calibrated, on validation rows, see :func:`ytuning.losses.row_losses`; the less the better.
+        score: as of :class:`ytuning.training.Round`, with its standard error ``error``.
+        steps: of the chosen round.
+        parameters: of the head.
+        seconds: its share of the time that training its batch took.
+    """
+
+    number: int
+    choices: Choices
+    recipe: Recipe
+    pair: PairMode | None
+    loss: float
+    score: float
+    error: float
+    steps: int
+    parameters: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {**asdict(self), "recipe": recipe_to_json(self.recipe)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Trial:
+        """The inverse of :meth:`to_json`; raises ``TypeError``, ``KeyError`` or ``InputError`` on anything else."""
+        return cls(**{**value, "recipe": recipe_from_json(value["recipe"])})
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search gives.
+
+    Attributes:
+        trials: in order.
+        trained: the winner, saved in the folder ``task``.
+        interrupted: whether Ctrl-C ended the search or the winner's training.
+    """
+
+    trials: list[Trial]
+    trained: Trained
+    interrupted: bool
+
+    @property
+    def best(self) -> Trial:
+        """The winner."""
+        return _best(self.trials)
+
+
+def search(  # noqa: PLR0913  # every choice of the whole job
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    folder: Path,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    presets: Sequence[str] = tuple(PRESETS),
+    pairs: PairMode | Literal["auto"] = "auto",
+    order: Sequence[str] | None = None,
+    trials: int = 30,
+    minutes: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    watch: Stopwatch | None = None,
+) -> Searched:
+    """Search for a recipe and train it; the same for the same rows, seed and versions, in one go or in several.
+
+    Args:
+        train: labelled rows; without ``validation`` a part is held out, as in training.
+        encoder: which hidden states it keeps does not matter.
+        store: where features are kept.
+        folder: for the results; a search of the same rows and options in it goes on.
+        validation: rows that choose.
+        test: rows that the winner, once chosen, is reported on.
+        presets: to start from; the first one's own recipe is the first trial.
+        pairs: how the encoder reads two texts; ``"auto"`` is searched over.
+        order: of an ordinal task's labels, from the lowest.
+        trials: to make in all.
+        minutes: after which no more are begun.
+        seed: of the hold-out, the proposals, weights and the order of rows.
+        progress: is told every step; Ctrl-C ends the search, and the best so far, if there is one, is trained.
+        watch: takes the seconds of each stage.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+        InputError: an option that is not allowed, or a folder that holds something else.
+        DataError: rows that cannot be trained on.
+        StoreError, WriteError: the disk is full or broken.
+    """
+    progress, watch = progress or Progress(), watch or Stopwatch()
+    _optuna()
+    if pairs not in ("auto", *PAIR_MODES):
+        raise InputError(allowed("pairs", pairs, ("auto", *PAIR_MODES)))
+    bases = {name: preset(name) for name in presets}
+    rows = task_rows(train, validation, None, seed=seed, order=order)
+    if test is not None:
+        task_rows(train, validation, test, seed=seed, order=order)  # its mistakes should not wait for the end
+    modes: tuple[PairMode | None, ...] = (None,)
+    if train.text_pairs is not None:
+        modes = PAIR_MODES if pairs == "auto" else (pairs,)
+    about = {
+        "rows": _digest(train, validation),
+        "encoder": replace(encoder.identity, layers=()).fingerprint,
+        "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
+        "pairs": list(modes),
+        "order": None if order is None else list(order),
+        "seed": seed,
+    }
+    log = _Log(folder, about)
+    with watch.stage("encode"):
+        if not log.layers:
+            log.layers = _layer_sets(train, encoder, next(iter(bases.values())), modes, seed, order, progress)
+        states = sorted({layer for layers in log.layers for layer in layers})
+        reading = encoder.with_layers(states)
+        features = {
+            mode: (stored_pairs if mode == "separate" else stored_features)(rows.inputs, reading, store, progress)[0]
+            for mode in modes
+        }
+    space = Space(
+        bases, log.layers, modes, rows.target.objective, rows.target.outputs,
+        encoder.identity.width, encoder.identity.parameters,
+    )  # fmt: skip
+    with watch.stage("search"):
+        done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, progress)
+    best = _best(done)
+    with watch.stage("encode"):
+        chosen = reading.with_layers(best.recipe.layers or states)
+        if chosen.identity.backend == "torch":  # OpenVINO's other form of an encoder might give other last bits
+            keep = keep_pairs if best.pair == "separate" else keep_features
+            places = [states.index(layer) for layer in chosen.identity.layers]
+            keep(rows.inputs, features[best.pair].with_layers(places), chosen, store, progress)
+    trained = train_task(
+        train,
+        chosen,
+        store,
+        best.recipe,
+        validation=validation,
+        test=test,
+        name=TASK_FOLDER,
+        seed=seed,
+        label_order=order,
+        pairs=best.pair or "auto",
+        progress=progress,
+        watch=watch,
+    )
+    save_task(trained.task, folder / TASK_FOLDER)
+    log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
+    return Searched(done, trained, interrupted or trained.fit.interrupted)
+
+
+def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[Choices]:
+    """The next choices after the trials ``done``, which differ in what they do not share; the same for the same seed.
+
+    The very first are the first preset's own, and each of the space's openings comes before the sampler is free. A
+    study is made anew each time, so that what a search proposes depends on its trials alone and not on whether it was
+    ended in between.
+    """
+    optuna = _optuna()
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        number = int(np.random.SeedSequence([seed, len(done)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=number, n_startup_trials=AT_RANDOM))
+        for trial in done:
+            known = space.parameters_of(trial.choices["preset"])
+            distributions = {name: _distribution(known[name]) for name in trial.choices}
+            study.add_trial(
+                optuna.trial.create_trial(params=trial.choices, distributions=distributions, value=trial.loss)
+            )
+        untried = [each for each in space.openings if not any(each.items() <= trial.choices.items() for trial in done)]
+        found: list[Choices] = []
+        for _ in range(count):
+            if found:
+                study.enqueue_trial({name: value for name, value in found[0].items() if name in SHARED})
+            elif not done:
+                study.enqueue_trial(space.start)
+            elif untried:
+                study.enqueue_trial(untried[0])
+            found.append(_suggested(space, study.ask()))
+        return found
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def importances(trials: Sequence[Trial]) -> dict[str, float]:
+    """For each parameter the share of the loss's variance that lies between groups of its values, largest first.
+
+    The correlation ratio, of up to ``GROUPS`` groups of about the same number of trials. With few trials it is a hint.
+    """
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for trial in trials for name in trial.choices):
+        some = [trial for trial in trials if name in trial.choices]
+        losses = np.array([trial.loss for trial in some])
+        values = [trial.choices[name] for trial in some]
+        if len(set(values)) < 2 or not losses.var() > 0:
+            continue
+        if isinstance(values[0], str) or len(set(values)) <= GROUPS:
+            groups = np.unique([str(value) for value in values], return_inverse=True)[1]
+        else:
+            groups = np.searchsorted(np.quantile(values, np.linspace(0, 1, GROUPS + 1)[1:-1]), values)
+        means = np.array([losses[groups == group].mean() for group in groups])
+        found[name] = float(means.var() / losses.var())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _run(
+    space: Space,
+    features: dict[PairMode | None, Features],
+    states: list[int],
+    rows: TaskRows,
+    log: _Log,
+    trials: int,
+    minutes: float | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Trial], bool]:
+    """All trials, and whether Ctrl-C ended the search."""
+    begun = time.monotonic()
+
+    def train(proposed: list[Choices], first: int) -> list[Trial]:
+        recipes = [space.recipe(choices) for choices in proposed]
+        mode, layers = space.mode(proposed[0]), recipes[0].layers or ()
+        view = features[mode].with_layers([states.index(layer) for layer in layers])
+        start = time.monotonic()
+        jobs = [Job(rows.truth, recipe, seed, rows.target.objective, rows.target.outputs) for recipe in recipes]
+        fits = fit_heads(
+            view, jobs, train=rows.train, validation=rows.validation, seed=seed, refit=False, progress=progress
+        )
+        if fits[0].interrupted:  # heads that were trained for a part of their steps say little of their recipes
+            raise KeyboardInterrupt
+        seconds = (time.monotonic() - start) / len(fits)
+        found = []
+        for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
+            taken, size = fit.history[fit.chosen], space.size(recipe.head, len(layers), mode)
+            loss = _calibrated_loss(rows, fit)
+            found.append(
+                Trial(number, choices, recipe, mode, loss, taken.score, taken.error, taken.step, size, seconds)
+            )
+        return found
+
+    while len(log.trials) < trials:
+        if minutes is not None and log.trials and time.monotonic() - begun > 60 * minutes:
+            break
+        try:
+            count = min(TOGETHER, trials - len(log.trials))
+            log.add(train(propose(space, log.trials, count, seed), len(log.trials)))
+        except KeyboardInterrupt:
+            if not log.trials:
+                raise
+            return log.trials, True
+        best = _best(log.trials)
+        progress.step("search", len(log.trials), trials, f"best: trial {best.number}, validation loss {best.loss:.4f}")
+    return log.trials, False
+
+
+def _calibrated_loss(rows: TaskRows, fit: FitResult) -> float:
+    truth = rows.truth[rows.validation]
+    temperature = calibrate(rows.target, fit.validation_logits, truth).temperature
+    logits = torch.from_numpy(fit.validation_logits) / temperature
+    return float(row_losses(rows.target.objective, logits, torch.from_numpy(truth)).mean())
+
+
+def _layer_sets(
+    train: Dataset,
+    encoder: Encoder,
+    recipe: Recipe,
+    modes: Sequence[PairMode | None],
+    seed: int,
+    order: Sequence[str] | None,
+    progress: Progress,
+) -> list[tuple[int, ...]]:
+    """The default set of hidden states and those that do best on a sample."""
+    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, order=order)
+    found = list(dict.fromkeys([ranking.default, *(each.layers for each in ranking.ranked)]))[:SETS]
+    sets = "; ".join(", ".join(map(str, layers)) for layers in found)
+    progress.say(f"layers to search over: {sets}: the default and the best of {len(ranking.ranked)} sets on a sample")
+    return found
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda trial: (trial.loss, trial.number))
+
+
+def _digest(*parts: Dataset | None) -> str:
+    """SHA-256 of labelled rows."""
+    content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind] for part in parts]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search") from error
+    return optuna
+
+
+def _distribution(parameter: Options | Interval) -> Any:
+    distributions = _optuna().distributions
+    if isinstance(parameter, Options):
+        return distributions.CategoricalDistribution(parameter.values)
+    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _suggested(space: Space, trial: Any) -> Choices:
+    """A study's next choices: those of the shared parameters, then of whatever else there is."""
+
+    def suggest(name: str, parameter: Options | Interval) -> Any:
+        if isinstance(parameter, Options):
+            return trial.suggest_categorical(name, parameter.values)
+        return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+    chosen = suggest("preset", Options(tuple(space.presets)))
+    return {name: suggest(name, parameter) for name, parameter in space.parameters_of(chosen).items()}
+
+
+class _Log:
+    """The file of a search: read when it is opened, and written whole after each batch of trials."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, about
+        self.layers: list[tuple[int, ...]] = []
+        self.trials: list[Trial] = []
+        check_target(folder / TASK_FOLDER)
+        file = folder / SEARCH_FILE
+        others = os.listdir(folder) if os.path.isdir(folder) else []
+        if not os.path.isfile(file) and not all(name.endswith(PARTIAL_SUFFIX) for name in others):
+            raise InputError(f"the folder {folder} holds files and is no search's. Choose another with --out")
+        if os.path.isfile(file):
+            self._read(file)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(f"the folder {folder}", error, "--out") from error
+
+    def _read(self, file: Path) -> None:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            schema, about = content["schema"], content["about"]
+            self.layers = [tuple(layers) for layers in content["layers"]]
+            self.trials = [Trial.from_json(trial) for trial in content["trials"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"{file} is damaged or was not written by this version of ytuning ({type(error).__name__}). "
+            raise InputError(f"{problem}Remove it, or choose another folder with --out") from error
+        stated, wanted = {"schema": schema, **about}, {"schema": SCHEMA, **self.about}
+        if differing := [name for name in wanted if stated.get(name) != wanted[name]]:
+            problem = f"{file} holds a search with another value of {differing[0]!r}. "
+            raise InputError(f"{problem}Choose another folder with --out, or remove the file")
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Keep trials, also on the disk."""
+        self.trials = [*self.trials, *trials]
+        content = {
+            "schema": SCHEMA,
+            "about": self.about,
+            "layers": [list(layers) for layers in self.layers],
+            "best": _best(self.trials).number,
+            "importances": importances(self.trials),
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+        self.write_file(SEARCH_FILE, content)
+
+    def write_file(self, name: str, content: dict[str, Any]) -> None:
+        """A JSON file in the folder, whole or not at all."""
+        try:
+            commit(self.folder / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            raise cannot_write(str(self.folder / name), error, "--out") from error
