@@ -269,14 +269,14 @@ def test_every_kind_from_the_command_line(
     (files / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     told = ("--kind", kind) if kind == "ordinal" else ()
     done = run("train", "rows.jsonl", "--encoder", tiny_encoder, "--out", kind, "--json", *told)
-    assert (done.status, done.json()["kind"]) == (0, kind)
+    assert (done.status, done.json["kind"]) == (0, kind)
     assert f"kind = '{kind}'" in done.err
-    assert done.json()["labels"] == {"multi": 3, "ordinal": 3, "regression": 0}[kind]
+    assert done.json["labels"] == {"multi": 3, "ordinal": 3, "regression": 0}[kind]
     (line,) = run("predict", kind, "my card").out.splitlines()
     answer = json.loads(line)
     assert list(answer) == ["text", "task", {"multi": "labels", "regression": "value"}.get(kind, "label"), "scores"]
     assert list(answer["scores"]) == {"multi": ["any", "card", "refund"], "ordinal": ["1", "2", "4"]}.get(kind, [])
-    report = run("evaluate", kind, "rows.jsonl", "--json").json()
+    report = run("evaluate", kind, "rows.jsonl", "--json").json
     assert report["kind"] == kind and set(report["intervals"]) <= set(report["metrics"])
     assert run("evaluate", kind, "rows.jsonl").status == 0
 
@@ -286,7 +286,7 @@ def test_a_task_that_abstains_from_the_command_line(
 ) -> None:
     write_csv(files / "all.csv", *toy_rows)
     options = ("--encoder", tiny_encoder, "--out", "sure", "--abstain-at", "0.6", "--validation", "all.csv", "--json")
-    metrics = run("train", "train.csv", *options).json()["metrics"]["validation"]
+    metrics = run("train", "train.csv", *options).json["metrics"]["validation"]
     assert metrics["precision_answered"] >= 0.6 and 0 < metrics["coverage"] <= 1
     content = json.loads((files / "sure" / "task.json").read_text())
     content["calibration"]["abstain_below"] = 1.0
@@ -306,7 +306,7 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
     new_label = ("add-label", "toy", "refund", "--examples", "new.csv")
     found = run(*new_label, "--out", "grown", "--test", "judge.csv", "--json")
     assert (found.status, (files / "toy" / "task.json").read_bytes()) == (0, before)
-    result = found.json()
+    result = found.json
     assert (result["task_dir"], result["label"], result["labels"], result["examples"]) == (
         "grown", "refund", 3, len(new) - 4,
     )  # fmt: skip

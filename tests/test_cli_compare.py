@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,17 @@ def test_ctrl_c_prints_what_is_finished(files: Path, tiny_encoder: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not (files / "x" / "runs" / "logistic-0.json").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (files / "x" / "runs" / "logistic-0.json").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1
     assert "logistic" in out and "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted: 1 of 6 runs are finished; the same command goes on from there"

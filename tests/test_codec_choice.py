@@ -13,7 +13,7 @@ from ytuning import codec_choice as module
 from ytuning import samples
 from ytuning.codec_choice import CodecChoice, choose_codec
 from ytuning.codecs import Half
-from ytuning.data import Dataset, from_lists
+from ytuning.data import Dataset, from_lists, labels_of
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
 from ytuning.features import Features, live_features
@@ -23,6 +23,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.samples import sample_rows
 from ytuning.store import FeatureStore, StoredRows, text_key
+from ytuning.targets import Target, fit_target
 from ytuning.tokens import TokenizedTexts
 from ytuning.training import fit_head, logits_of
 
@@ -53,8 +54,12 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
+def target_of(data: Dataset) -> Target:
+    return fit_target(data.kind, labels_of(data))
+
+
 def choose(data: Dataset, encoder: Encoder, seed: int = 0) -> CodecChoice:
-    return choose_codec(data, encoder, FeatureStore(), RECIPE, seed=seed, progress=Progress())
+    return choose_codec(data, encoder, FeatureStore(), RECIPE, seed=seed, progress=Progress(), target=target_of(data))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_an_interrupted_measurement_is_none(toy: Dataset, encoder: Encoder) -> N
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        choose_codec(toy, encoder, FeatureStore(), RECIPE, seed=0, progress=Interrupt())
+        choose_codec(toy, encoder, FeatureStore(), RECIPE, seed=0, progress=Interrupt(), target=target_of(toy))
     assert FeatureStore().spaces() == []
 
 
@@ -192,5 +197,5 @@ def test_a_codec_that_drops_what_tells_the_labels_apart_is_not_taken() -> None:
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=300, most_steps=300, learning_rate=1e-2))
     rows, held = np.arange(150), np.arange(150, 200)
     features = Features(stored, torch.float32)
-    chosen, message = module._measured(sample, features, rows, held, recipe, None, 0, Progress())
+    chosen, message = module._measured(sample, features, rows, held, recipe, target_of(sample), 0, Progress())
     assert chosen != "compact", message

@@ -148,7 +148,7 @@ def test_every_method_gets_the_same_split(kinds: Kinds, run: Any, monkeypatch: p
         return found
 
     monkeypatch.setattr("ytuning.contestants.split_holdout", seen)
-    monkeypatch.setattr("ytuning.pipeline.split_holdout", seen)
+    monkeypatch.setattr("ytuning.task_rows.split_holdout", seen)
     for method in ("ytuning", "logistic", "full", "lora"):
         run(method, *kinds["single"], seed=1, epochs=1)
     assert len(splits) >= 4 and len(set(splits)) == 1

@@ -233,6 +233,7 @@ def test_a_list_is_no_single_label(cell: object) -> None:
     ("cells", "expected"),
     [
         ([["x"], ["y", "x"], []], [("x",), ("y", "x"), ()]),
+        ([[1], {1, "a"}, 2.0], [("1",), ("1", "a"), ("2",)]),
         ([("x", "x"), {"b", "a"}, np.array(["z"])], [("x",), ("a", "b"), ("z",)]),
         ([[1, 2.0], [True], "3"], [("1", "2"), ("true",), ("3",)]),
         (['["x, y", "z"]', "[]", " [1]"], [("x, y", "z"), (), ("1",)]),
@@ -269,6 +270,7 @@ def test_a_named_column_of_texts_is_not_split() -> None:
     [
         (None, "the labels are missing. Write an empty list, or an empty text, if the row has none"),
         (float("nan"), "the labels are missing. Write an empty list, or an empty text, if the row has none"),
+        ("[" * 100_000, "the labels '[[[[["),
         ('["a"', "the labels '[\"a\"' are no list"),
         ([None], "the label is missing. Fill it in or remove the row"),
         (["a", ""], "the label is empty. Fill it in or remove the row"),
@@ -293,6 +295,15 @@ def test_whole_numbers_are_names_unless_told() -> None:
     found = read_dataset(labelled(1, " 2 ", -3), kind="regression")
     assert (found.kind, found.labels) == ("regression", [1.0, 2.0, -3.0])
     assert read_dataset(labelled(1, 2), kind="ordinal").kind == "ordinal"
+
+
+def test_whole_numbers_without_end_are_names() -> None:
+    assert read_dataset(labelled("1" * 400, "2")).kind == "single"
+
+
+def test_a_number_that_is_not_finite_is_named_also_where_the_kind_is_inferred() -> None:
+    message = complaint(read_dataset, labelled("1.5", "1e999"))
+    assert message.startswith("the rows, row 2, column 'label': the label '1e999' is not a number that is finite")
 
 
 @pytest.mark.parametrize("cell", ["x", "1e999", "nan", "1,5", True])

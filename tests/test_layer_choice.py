@@ -13,7 +13,7 @@ import torch
 from ytuning import layer_choice as module
 from ytuning.artifact import PairMode
 from ytuning.codecs import Half
-from ytuning.data import Dataset, from_lists
+from ytuning.data import Dataset, from_lists, labels_of
 from ytuning.encoder import Encoder, default_layers, load_encoder
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
@@ -24,7 +24,7 @@ from ytuning.pipeline import Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, recipe_from_json
 from ytuning.store import FeatureStore, StoredRows
-from ytuning.targets import fit_target
+from ytuning.targets import Target, fit_target
 from ytuning.tokens import TokenizedTexts
 
 RECIPE = Recipe(PooledConfig(width=16, token_width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -55,10 +55,14 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
+def target_of(data: Dataset) -> Target:
+    return fit_target(data.kind, labels_of(data))
+
+
 def rank(
     data: Dataset, encoder: Encoder, recipe: Recipe = RECIPE, modes: Sequence[PairMode | None] = (None,)
 ) -> LayerRanking:
-    return rank_layers(data, encoder, recipe, modes=modes, seed=0, progress=Progress())
+    return rank_layers(data, encoder, recipe, modes=modes, seed=0, progress=Progress(), target=target_of(data))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 12, 24, 48])
@@ -173,7 +177,15 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, kind: str) -> None:
 def test_where_no_row_can_be_held_out_the_default_is_taken(encoder: Encoder) -> None:
     data = from_lists(["my card", "a login", "the refund"], ["card", "login", "refund"])
     found = choose_layers(
-        data, encoder, FeatureStore(), RECIPE, codec="int8", modes=[None], seed=0, progress=Progress()
+        data,
+        encoder,
+        FeatureStore(),
+        RECIPE,
+        codec="int8",
+        modes=[None],
+        seed=0,
+        progress=Progress(),
+        target=target_of(data),
     )
     assert (found.layers, found.written) == ((2, 3), 3)
 

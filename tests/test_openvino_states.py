@@ -132,7 +132,8 @@ def test_identity_tells_backend_and_what_int8_depends_on(
     reference = in_torch(tiny_encoder).identity
     assert len({encoder.fingerprint for encoder in (exact.identity, quantised.identity, reference)}) == 3
     assert quantised.identity.options == {
-        "layers": (0, 2, 3), "precision": "int8", "max_length": 32, "backend": "openvino",
+        "layers": (0, 2, 3), "precision": "int8", "max_length": 32, "long_text": "truncate",
+        "backend": "openvino",
     }  # fmt: skip
 
 

@@ -357,3 +357,74 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
         recipe = options.pop("recipe", RECIPE)
         with pytest.raises(InputError, match="an ensemble is of several seeds' heads of the default preset"):
             train_task(data, encoder, FeatureStore(), recipe, ensemble=True, **options)  # type: ignore[arg-type]
+
+
+def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
+    weighed = Recipe(RECIPE.head, replace(RECIPE.training, label_weights="balanced"))
+    for data, recipe, options, message in (
+        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Give --kind ordinal or leave out --label-order"),
+        (toy, RECIPE, {"pairs": "joint"}, "pairs is for two texts a row"),
+        (of_kind["regression"], weighed, {}, "Leave out --label-weights"),
+        (toy.select(range(30)), RECIPE, {"abstain_at": 0.9}, "abstain_at needs at least 10 validation rows. Got 3"),
+    ):
+        store = FeatureStore()
+        with pytest.raises(InputError, match=message):
+            train_task(data, encoder, store, recipe, **options)
+        assert store.spaces() == []
+
+
+def test_only_the_best_head_has_to_reach_a_precision(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+
+    def calibrated(target: Any, logits: Any, truth: Any, *, abstain_at: float | None = None) -> Calibration:
+        asked.append(abstain_at)
+        if abstain_at is not None and len(asked) in failing:
+            raise InputError("not reached")
+        return Calibration()
+
+    monkeypatch.setattr(pipeline, "calibrate", calibrated)
+    monkeypatch.setattr(pipeline, "max", lambda *arguments, **options: 1, raising=False)  # the second seed is the best
+    failing = {1}
+    train(toy, encoder, seeds=2, validation=toy.select(range(40)), abstain_at=0.5)
+    assert asked == [0.5, None, 0.5]
+    asked.clear()
+    failing = {2}
+    with pytest.raises(InputError, match="not reached"):
+        train(toy, encoder, seeds=2, validation=toy.select(range(40)), abstain_at=0.5)
+
+
+@pytest.mark.parametrize("stage", ["encode", "train"])
+def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(stage: str, toy: Dataset, encoder: Encoder) -> None:
+    data = replace(toy, text_pairs=toy.texts[::-1])
+
+    class Second(Progress):
+        seen = 0
+
+        def step(self, name: str, done: int, total: int, note: str = "") -> None:
+            if name == stage and done == total and not note:
+                self.seen += 1
+            if name == stage and self.seen == 1 and done < total and not note:
+                raise KeyboardInterrupt
+
+    trained = train(data, encoder, progress=Second())
+    assert trained.task.pair == "joint" and trained.fit.interrupted
+    alone = train(data, encoder, pairs="joint")
+    assert trained.fit.history == alone.fit.history
+
+
+def test_a_codec_for_pairs_read_one_by_one_is_measured_on_them(toy: Dataset, encoder: Encoder) -> None:
+    data = replace(toy, text_pairs=toy.texts[::-1])
+    trained = train(data, encoder, pairs="separate", codec="auto")
+    assert (trained.cache.hits, trained.cache.misses) == (0, len(set(toy.texts)))
+
+
+def test_labels_that_a_sample_lacks_are_no_mistake(toy: Dataset, encoder: Encoder) -> None:
+    rare = replace(toy, labels=["once", *(["1", "2"] * 60)[:119]])
+    trained = train(rare, encoder, validation=toy_like(rare), codec="auto")
+    assert trained.task.target.names == ("1", "2", "once")
+
+
+def toy_like(data: Dataset) -> Dataset:
+    return data.select(range(1, 40))

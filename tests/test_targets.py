@@ -46,6 +46,8 @@ def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() 
     ("labels", "order", "message"),
     [
         (["low", "2"], None, "the label 'low' is no number, so the labels' order is not known. .*--label-order 2,low$"),
+        (["1", "nan", "2"], None, "the label 'nan' is no number"),
+        (["1", "2", "1.0"], None, "the labels '1' and '1.0' are one number, so their order is not known"),
         (["low", "high"], ["low"], "must name each label once. 'high' is missing in --label-order$"),
         (["low", "high"], ["low", "mid", "high"], "must name each label once. 'mid' is missing in the train rows$"),
         (["low", "high"], ["low", "high", "low"], "label names must differ from each other. 'low' was given"),
@@ -79,6 +81,10 @@ def test_a_scale_whose_ends_are_rare_is_not_bounded() -> None:
     logits = np.stack([np.zeros(6), positions], 1)
     assert target.values(logits).tolist() == pytest.approx(numbers, rel=1e-5)
     assert target.numbers(positions).tolist() == pytest.approx(numbers, rel=1e-5)
+
+
+def test_absurd_numbers_stay_finite() -> None:
+    assert np.isfinite(Scale(0.0, 1.0, bounded=False).encode([1e300, -1e300])).all()
 
 
 def test_both_ends_must_be_common() -> None:

@@ -21,7 +21,7 @@ import torch
 
 from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, cannot_write
-from ytuning.head import HeadConfig, LabelHead, build_head, config_from_json, config_to_json
+from ytuning.head import HeadConfig, LabelHead, PooledHead, build_head, config_from_json, config_to_json
 from ytuning.identity import EncoderIdentity
 from ytuning.labels import Kind
 from ytuning.targets import Scale, Target, target_from_json
@@ -289,7 +289,21 @@ def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
         )
     stored = {name: tensors.pop(name) for name in (VECTORS, TARGETS) if name in tensors}
     head.load_state_dict(tensors)
-    return Exemplars(stored[VECTORS], stored[TARGETS]) if len(stored) == 2 else None
+    return _exemplars(head, stored, file) if stored else None
+
+
+def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
+    """Checked like the weights."""
+    if isinstance(head, PooledHead) and len(stored) == 2:
+        vectors, targets = stored[VECTORS], stored[TARGETS]
+        labels = head.label_rows.shape[1]
+        wanted = (len(targets), head.config.members, head.config.width)
+        ids = targets.dtype == torch.int64 and targets.ndim == 1
+        several = targets.dtype == torch.float32 and tuple(targets.shape[1:]) == (labels,)
+        known = len(targets) == 0 or (bool(targets.min() >= 0) and bool(targets.max() < (labels if ids else 2)))
+        if vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted and (ids or several) and known:
+            return Exemplars(vectors, targets)
+    raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")
 
 
 def _replace_all(folder: Path, files: dict[str, bytes]) -> None:

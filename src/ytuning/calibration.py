@@ -86,11 +86,16 @@ class Calibration:
         )
 
 
-def check_abstain_at(target: Target, abstain_at: float | None) -> None:
+def check_abstain_at(target: Target, abstain_at: float | None, rows: int) -> None:
     """Whether a precision may be asked for, see :func:`calibrate`; called before any work is done.
 
+    Args:
+        target: of the task.
+        abstain_at: the precision.
+        rows: that it will be measured on.
+
     Raises:
-        InputError: it is no share, or the task is not one of a label a row.
+        InputError: it is no share, the task is not one of a label a row, or there are too few rows.
     """
     if abstain_at is None:
         return
@@ -99,6 +104,9 @@ def check_abstain_at(target: Target, abstain_at: float | None) -> None:
     if target.kind not in ("single", "ordinal"):
         problem = f"abstain_at is for single-label and ordinal tasks, and this one is {target.kind}. "
         raise InputError(f"{problem}Leave it out")
+    if rows < ANSWERED_ROWS:
+        problem = f"abstain_at needs at least {ANSWERED_ROWS} validation rows. Got {rows} instead. "
+        raise InputError(f"{problem}Give more rows or a validation file")
 
 
 def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_at: float | None = None) -> Calibration:
@@ -117,7 +125,7 @@ def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_
     Raises:
         InputError: ``abstain_at`` is no such share, the task is of another kind, or validation does not reach it.
     """
-    check_abstain_at(target, abstain_at)
+    check_abstain_at(target, abstain_at, len(truth))
     if not isinstance(target, Names):
         return Calibration()
     temperature = _fit_temperature(target, logits.astype(np.float64), truth)
@@ -183,8 +191,6 @@ def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, precision: float) -> float:
     """Lowest threshold of confidence (rows,) at which the rows answered are right often enough; 0 if all rows are."""
     fewest = max(ANSWERED_ROWS, math.ceil(len(right) / ANSWERED_PART))
-    if len(right) < fewest:
-        raise InputError(f"abstain_at needs at least {fewest} validation rows. Got {len(right)} instead.")
     thresholds, answered, hits = _cuts(confidence, right)
     reached = np.where(answered >= fewest, hits / answered, 0.0)
     good = np.flatnonzero(reached >= precision)

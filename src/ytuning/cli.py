@@ -286,7 +286,7 @@ def train(
                 trained.task,
                 trained.reports[split],
                 trained.judged[split],
-                loaded,
+                trained.encoder,
                 features,
                 title=f"{trained.task.name}, {split}",
                 fit=trained.fit,

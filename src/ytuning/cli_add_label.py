@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ytuning.console import Json, Quiet, print_json, shown_progress
+from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
 
 if TYPE_CHECKING:
     from ytuning.new_label import AddedLabel
@@ -46,6 +47,9 @@ def add_label(
     judged = None if test is None else read_dataset(test, text=text, text_pair=text_pair, label=label, kind=task.kind)
     metrics: dict[str, Any] = {}
     with shown_progress(quiet) as progress:
+        for part in (rows, judged):
+            if part is not None and not quiet:
+                tell_columns(progress, part)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)
         store = FeatureStore()
@@ -53,14 +57,18 @@ def add_label(
         added = grow_task(task, name, rows, loaded, store, progress=progress)
         seconds = time.perf_counter() - start
         if judged is not None:
-            metrics["after"] = evaluate_task(added.task, judged, loaded, store, progress=progress).report.metrics
+            found = evaluate_task(added.task, judged, loaded, store, progress=progress)
+            metrics["after"] = found.report.metrics
+            if found.truncated:
+                progress.say(f"{found.truncated:,} test texts are longer than the encoder reads and were cut")
             old = [number for number, row in enumerate(judged.labels or []) if name not in _names(row)]
             if old:
                 report = evaluate_task(task, judged.select(old), loaded, store, progress=progress).report
                 metrics["before_on_rows_of_old_labels"] = report.metrics
                 report = evaluate_task(added.task, judged.select(old), loaded, store, progress=progress).report
                 metrics["after_on_rows_of_old_labels"] = report.metrics
-        save_task(added.task, target)
+        metrics_of_task = {"test": metrics["after"]} if "after" in metrics else {}
+        save_task(replace(added.task, name=target.resolve().name, metrics=metrics_of_task), target)
     result = {
         "task_dir": str(target),
         "label": name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,12 @@ from ytuning.errors import DataError
 from ytuning.features import Features, keep_features, live_features
 from ytuning.holdout import split_holdout
 from ytuning.losses import SCORES, row_scores
+from ytuning.pairs import PairedFeatures, keep_pairs, live_pairs
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
 from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
 from ytuning.store import FeatureStore, StoredRows
-from ytuning.targets import fit_target
+from ytuning.targets import Target
 from ytuning.training import FitResult, fit_head, logits_of
 
 __all__ = ["AUTO", "BARS", "CodecChoice", "choose_codec"]
@@ -52,27 +52,32 @@ def choose_codec(
     *,
     seed: int,
     progress: Progress,
-    order: Sequence[str] | None = None,
+    target: Target,
+    separate: bool = False,
 ) -> CodecChoice:
     """Choose a codec for a task by experiment; the same for the same rows and seed.
 
     Up to 2,000 rows are encoded. A head is trained on four fifths of them in full precision and reads the rest once
     through each codec, from the smallest on: the first that loses no more accuracy than its bar is taken. What was
-    encoded is then kept in that codec's space. ``order`` is that of an ordinal task's labels.
+    encoded is then kept in that codec's space. ``target`` is that of all train rows, ``separate`` whether pairs are
+    read one by one.
 
     Raises:
         InputError, StoreError: as training and storing.
         KeyboardInterrupt: also where training would have given its best head so far, for that is no measurement.
     """
     sample = sample_rows(train, seed, encoder)
-    features = live_features(sample.inputs, encoder)
+    features = (live_pairs if separate else live_features)(sample.inputs, encoder)
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
     except DataError:
         codec, found = "fp16", "as no label has rows enough to hold one out and measure"
     else:
-        codec, found = _measured(sample, features, rows, held, recipe, order, seed, progress)
-    written = keep_features(sample.inputs, features, encoder, store, progress, codec=codec)
+        codec, found = _measured(sample, features, rows, held, recipe, target, seed, progress)
+    if isinstance(features, PairedFeatures):
+        written = keep_pairs(sample.inputs, features, encoder, store, progress, codec=codec)
+    else:
+        written = keep_features(sample.inputs, features, encoder, store, progress, codec=codec)
     return CodecChoice(codec, written, f"store: {codec}, {found}")
 
 
@@ -82,17 +87,17 @@ def _measured(
     rows: np.ndarray,
     held: np.ndarray,
     recipe: Recipe,
-    order: Sequence[str] | None,
+    target: Target,
     seed: int,
     progress: Progress,
 ) -> tuple[str, str]:
     """The smallest codec within its bar, and what was measured."""
-    target = fit_target(sample.kind, labels_of(sample), order)
     truth = target.encode(labels_of(sample))
     fit = fit_head(
         features,
         truth,
         objective=target.objective,
+        outputs=target.outputs,
         train=rows,
         validation=held,
         recipe=recipe,
@@ -128,11 +133,20 @@ def _measured(
 
 def _through(name: str, fit: FitResult, features: Features, rows: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Logits (held rows, C) of the head on features that went through a codec, a basis fitted on ``rows`` only."""
-    codec: Codec | None = build_codec(name, features.layers, features.width)
+    texts, seen, wanted = features, torch.from_numpy(rows), torch.from_numpy(held)
+    if isinstance(features, PairedFeatures):
+        texts, seen, wanted = features.texts, features.texts_of(seen), features.texts_of(wanted)
+    codec: Codec | None = build_codec(name, texts.layers, texts.width)
     if codec is None:
-        codec = Compact.fitted(features.halves(torch.from_numpy(rows)))
-    array = codec.encode(features.halves(torch.from_numpy(held)))
-    length = features.lengths.numpy()[held]
+        codec = Compact.fitted(texts.halves(seen))
+    array = codec.encode(texts.halves(wanted))
+    length = texts.lengths[wanted].numpy()
     start = np.concatenate(([0], np.cumsum(length)[:-1]))
-    zeros = np.zeros(len(held), np.int64)
-    return logits_of(fit.head, Features(StoredRows([array], zeros, start, length, zeros > 0, codec), features.dtype))
+    zeros = np.zeros(len(wanted), np.int64)
+    found = Features(StoredRows([array], zeros, start, length, zeros > 0, codec), texts.dtype)
+    if isinstance(features, PairedFeatures):
+        places = (
+            torch.searchsorted(wanted, side[torch.from_numpy(held)]) for side in (features.first, features.second)
+        )
+        found = PairedFeatures(found, *places)
+    return logits_of(fit.head, found)

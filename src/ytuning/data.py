@@ -249,11 +249,13 @@ def _read_labels(column: Column, kind: Kind | Literal["auto"]) -> tuple[Labels, 
     if kind == "regression":
         return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], kind
     names = [_label_name(column, row, cell) for row, cell in enumerate(column.cells, 1)]
-    if kind == "auto" and all(NUMBER.fullmatch(name) for name in names):
-        numbers = [float(name) for name in names]
-        if not all(number.is_integer() for number in numbers):
-            return numbers, "regression"
+    if kind == "auto" and all(map(NUMBER.fullmatch, names)) and not all(map(_is_whole, names)):
+        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], "regression"
     return names, "single" if kind == "auto" else kind
+
+
+def _is_whole(number: str) -> bool:
+    return number.lstrip("+-").isdigit() or float(number).is_integer()
 
 
 def _number(column: Column, row: int, cell: object) -> float:
@@ -279,15 +281,17 @@ def _label_lists(column: Column) -> list[tuple[str, ...]]:
 
 def _several(column: Column, row: int, cell: object, separator: str | None) -> list[object]:
     if isinstance(cell, LISTS):
-        return sorted(cell) if isinstance(cell, set) else list(cell)
+        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
     if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
         text = "the labels are missing. Write an empty list, or an empty text, if the row has none"
-        return [_label_name(column, row, cell)] if isinstance(cell, int) else _refuse(column, row, text)
+        number = isinstance(cell, int | float | np.number) and math.isfinite(cell)
+        return [_label_name(column, row, cell)] if number else _refuse(column, row, text)
     if cell.lstrip().startswith("["):
         try:
             found = json.loads(cell)
-        except ValueError as error:
-            raise column.error(row, f'the labels {shown(cell)} are no list ({error}). Write ["a", "b"]') from error
+        except (ValueError, RecursionError) as error:
+            reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
+            raise column.error(row, f'the labels {shown(cell)} are no list ({reason}). Write ["a", "b"]') from error
         return list(found)
     parts = [cell] if separator is None else cell.split(separator)
     return [part.strip() for part in parts if part.strip()]

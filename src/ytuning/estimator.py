@@ -172,7 +172,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
-        several = np.ndim(y) == 2
+        several = _dimensions(y) == 2
         if several:
             names, rows = _several_labels(y)
             classes = np.arange(len(names))
@@ -290,6 +290,16 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         target = self.task_.target
         assert isinstance(target, Scale)
         return target.values(logits)
+
+
+def _dimensions(y: Any) -> int:
+    try:
+        return np.ndim(y)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(
+            "y must be one label for each row, or an array or frame (rows, C) of 0 and 1. Got lists of different "
+            "lengths instead: sklearn.preprocessing.MultiLabelBinarizer makes such an array of them"
+        ) from error
 
 
 def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:

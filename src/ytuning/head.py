@@ -172,7 +172,8 @@ class PooledHead(nn.Module):
         states = [head.state_dict() for head in heads]
         config = replace(heads[0].config, members=sum(head.config.members for head in heads))
         labels, width = heads[0].label_rows.shape[1], heads[0].token_map.shape[1]
-        whole = PooledHead(config, labels=labels, layers=1, width=width, paired=heads[0].paired)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
+            whole = PooledHead(config, labels=labels, layers=1, width=width, paired=heads[0].paired)
         whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
         return whole.train(heads[0].training)
 
@@ -184,7 +185,8 @@ class PooledHead(nn.Module):
             "label_bias": torch.cat((self.label_bias.detach(), bias[:, None]), 1),
         }
         labels, width = self.label_rows.shape[1] + 1, self.token_map.shape[1]
-        grown = PooledHead(self.config, labels=labels, layers=1, width=width, paired=self.paired)
+        with torch.random.fork_rng(devices=[]):
+            grown = PooledHead(self.config, labels=labels, layers=1, width=width, paired=self.paired)
         grown.load_state_dict(state)
         return grown.train(self.training)
 

@@ -33,7 +33,7 @@ from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
 from ytuning.sampling import shuffled_batches
 from ytuning.stack import Learner, stack_logits, stack_step
 from ytuning.store import FeatureStore
-from ytuning.targets import Target, fit_target
+from ytuning.targets import Target
 from ytuning.workers import workers
 
 __all__ = ["LayerChoice", "LayerRanking", "Ranked", "choose_layers", "layer_sets", "rank_layers"]
@@ -155,7 +155,7 @@ def choose_layers(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    order: Sequence[str] | None = None,
+    target: Target,
 ) -> LayerChoice:
     """Choose a task's hidden states by experiment, the same for the same rows and seed; see :func:`rank_layers`.
 
@@ -165,7 +165,7 @@ def choose_layers(
     Raises:
         EncoderError, InputError, StoreError: as loading, training and storing.
     """
-    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, order=order)
+    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
     layers = ranking.cheapest
     chosen = encoder.with_layers(layers)
     written = 0 if codec is None else ranking.keep(chosen, store, progress, codec)
@@ -196,7 +196,7 @@ def rank_layers(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    order: Sequence[str] | None = None,
+    target: Target,
 ) -> LayerRanking:
     """Compare sets of hidden states on up to 2,000 rows, four fifths of which small heads of the recipe learn.
 
@@ -207,7 +207,7 @@ def rank_layers(
         modes: ways of reading pairs, ``None`` of single texts; the one with the better default states ranks.
         seed: of the sample, of what is held out, of weights and of the order of rows.
         progress: is told every step.
-        order: of an ordinal task's labels, from the lowest.
+        target: of all train rows.
 
     Raises:
         EncoderError, InputError: as loading and training.
@@ -227,7 +227,6 @@ def rank_layers(
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
     except DataError:
         return LayerRanking(default, (), {}, math.nan, 0, sample, states, features)
-    target = fit_target(sample.kind, labels_of(sample), order)
     found = [
         _Measurement(each, target, target.encode(labels_of(sample)), rows, held, states, recipe, seed, progress)
         for each in features.values()

@@ -26,6 +26,7 @@ from ytuning.targets import Names
 __all__ = ["AddedLabel", "add_label", "check_can_grow", "keep_exemplars", "label_space"]
 
 KEPT_ROWS = 2000  # texts of which a task keeps the place in label space
+KEPT_OF_A_LABEL = 200  # of the examples of an added one
 STEPS = 60  # of L-BFGS, which ends by itself before
 DECAY = 1e-3  # pull of the new row towards the direction of its examples
 NEW_THRESHOLD = 0.5  # of a multi-label task: the examples are too few to fit one
@@ -121,7 +122,10 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         target=bigger,
         head=grown,
         calibration=calibration,
-        exemplars=Exemplars(torch.cat((old, examples)).half(), torch.cat((places, new_goal.to(places.dtype)))),
+        exemplars=Exemplars(
+            torch.cat((old, examples[:KEPT_OF_A_LABEL])).half(),
+            torch.cat((places, new_goal[:KEPT_OF_A_LABEL].to(places.dtype))),
+        ),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
     before = _given(target, task.calibration, head, old)

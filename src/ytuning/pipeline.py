@@ -12,7 +12,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 
-from ytuning.artifact import PAIR_MODES, PairMode, Task
+from ytuning.artifact import PAIR_MODES, Exemplars, PairMode, Task
 from ytuning.calibration import Calibration, calibrate, check_abstain_at
 from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
@@ -29,7 +29,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
-from ytuning.task_rows import task_rows
+from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 
 __all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
@@ -157,11 +157,15 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         encoder.check_layers(recipe.layers)
     rows = task_rows(train, validation, test, seed=seed, order=label_order)
     target, truth = rows.target, rows.truth
-    check_abstain_at(target, abstain_at)
+    check_abstain_at(target, abstain_at, len(rows.validation))
+    if pairs != "auto" and train.text_pairs is None:
+        raise InputError(f"pairs is for two texts a row, and these are single texts. Got {pairs!r}. Leave it out")
+    if target.kind == "regression" and recipe.training.label_weights is not None:
+        raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else _modes(pairs)
     with watch.stage("encode"):
         encoder, recipe, codec, written = _chosen(
-            train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, order=label_order
+            train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, target=target
         )
     jobs = [Job(truth, recipe, number, target.objective, target.outputs) for number in range(seed, seed + seeds)]
 
@@ -181,15 +185,15 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             )
         return _Attempt(mode, features, cache, fits)
 
-    taken, cache = _better(attempt, modes, progress)
+    taken, cache, complete = _better(attempt, modes, progress)
     fits, features = taken.fits, taken.features
     cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
     best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
     if ensemble:
         best, fits = seeds, [*fits, _together(fits, fits[best])]
-    fit = fits[best]
+    fit = fits[best] if complete else replace(fits[best], interrupted=True)
     with watch.stage("evaluate"):
-        calibrations, found, logits = _judged(target, fits, truth, rows.validation, rows.test, features, abstain_at)
+        calibrations, found, logits = _judged(target, fits, best, rows, features, abstain_at)
         held = train.select(rows.validation) if validation is None else validation
         judged = {"validation": Judged(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
         if test is not None and len(logits) > best:
@@ -221,7 +225,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             "interrupted": fit.interrupted,
         },
         pair=taken.pair,
-        exemplars=keep_exemplars(fit.head, features, truth, rows.validation),
+        exemplars=_exemplars(fit, features, rows),
     )
     judged = {split: judged[split] for split in reports}
     cut = int(features.truncated_rows.sum())
@@ -239,7 +243,7 @@ def _chosen(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    order: Sequence[str] | None,
+    target: Target,
 ) -> tuple[Encoder, Recipe, str, int]:
     """What ``auto`` stands for of the layers and of the codec, and how many texts choosing has stored."""
     written = 0
@@ -253,15 +257,25 @@ def _chosen(
             modes=modes,
             seed=seed,
             progress=progress,
-            order=order,
+            target=target,
         )
         encoder, recipe, written = picked.encoder, replace(recipe, layers=picked.layers), picked.written
         progress.say(picked.message)
     if codec == AUTO:
-        choice = choose_codec(train, encoder, store, recipe, seed=seed, progress=progress, order=order)
+        separate = list(modes) == ["separate"]  # of both ways, joint ones stand for both
+        choice = choose_codec(
+            train, encoder, store, recipe, seed=seed, progress=progress, target=target, separate=separate
+        )
         codec, written = choice.codec, written + choice.written
         progress.say(choice.message)
     return encoder, recipe, codec, written
+
+
+def _exemplars(fit: FitResult, features: Features, rows: TaskRows) -> Exemplars | None:
+    """For labels that are added later; the task is not lost for them."""
+    with suppress(KeyboardInterrupt):
+        return keep_exemplars(fit.head, features, rows.truth, rows.validation)
+    return None
 
 
 @dataclass(frozen=True)
@@ -282,14 +296,17 @@ class _Attempt:
 def _judged(
     target: Target,
     fits: list[FitResult],
-    truth: np.ndarray,
-    held: np.ndarray,
-    test: np.ndarray,
+    best: int,
+    rows: TaskRows,
     features: Features,
     abstain_at: float | None,
 ) -> tuple[list[Calibration], list[dict[str, Report]], list[np.ndarray]]:
-    """Each head's calibration and reports, and its logits of the test rows; Ctrl-C leaves out those of later heads."""
-    calibrations = [calibrate(target, fit.validation_logits, truth[held], abstain_at=abstain_at) for fit in fits]
+    """Each head's calibration and reports, and its logits of the test rows; Ctrl-C leaves out those of later heads.
+
+    Only the best head has to reach the precision of ``abstain_at``.
+    """
+    truth, held, test = rows.truth, rows.validation, rows.test
+    calibrations = [_calibrated(target, fit, truth[held], abstain_at, must=fit is fits[best]) for fit in fits]
     found = [
         {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
         for fit, calibration in zip(fits, calibrations, strict=True)
@@ -301,6 +318,17 @@ def _judged(
             reports["test"] = evaluate(target, calibration, truth[test], each)
             logits.append(each)
     return calibrations, found, logits
+
+
+def _calibrated(
+    target: Target, fit: FitResult, truth: np.ndarray, abstain_at: float | None, *, must: bool
+) -> Calibration:
+    try:
+        return calibrate(target, fit.validation_logits, truth, abstain_at=abstain_at)
+    except InputError:
+        if must:
+            raise
+        return calibrate(target, fit.validation_logits, truth)
 
 
 def _together(fits: list[FitResult], best: FitResult) -> FitResult:
@@ -317,18 +345,29 @@ def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
 
 def _better(
     attempt: Callable[[PairMode | None], _Attempt], modes: Sequence[PairMode | None], progress: Progress
-) -> tuple[_Attempt, CacheUse]:
-    """The attempt with the lowest validation loss, and the use of the store by all; Ctrl-C leaves out later ones."""
+) -> tuple[_Attempt, CacheUse, bool]:
+    """The attempt with the lowest validation loss, the use of the store by all, and whether all came to their end.
+
+    Ctrl-C leaves out later ones, and one that it has ended early is not compared.
+    """
     attempts = [attempt(modes[0])]
-    for mode in modes[1:]:
-        if not attempts[-1].fits[0].interrupted:
-            attempts.append(attempt(mode))
+    complete = not attempts[0].fits[0].interrupted
+    for mode in modes[1:] if complete else ():
+        try:
+            found = attempt(mode)
+        except KeyboardInterrupt:
+            complete = False
+            break
+        if found.fits[0].interrupted:
+            complete = False
+            break
+        attempts.append(found)
     best = min(attempts, key=lambda each: each.loss)
     if len(attempts) > 1:
         losses = " and ".join(f"{each.loss:.4f} {each.pair}" for each in attempts)
         progress.say(f"pairs: {best.pair}, as the validation loss is {losses}")
     use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
-    return best, use
+    return best, use, complete
 
 
 def evaluate_task(

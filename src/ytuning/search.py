@@ -39,6 +39,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to_json
 from ytuning.search_space import SHARED, Choices, Interval, Options, Space
 from ytuning.store import FeatureStore
+from ytuning.targets import Target
 from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads
 
@@ -172,7 +173,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     log = _Log(folder, about)
     with watch.stage("encode"):
         if not log.layers:
-            log.layers = _layer_sets(train, encoder, next(iter(bases.values())), modes, seed, order, progress)
+            log.layers = _layer_sets(train, encoder, next(iter(bases.values())), modes, seed, rows.target, progress)
         states = sorted({layer for layers in log.layers for layer in layers})
         reading = encoder.with_layers(states)
         features = {
@@ -329,11 +330,11 @@ def _layer_sets(
     recipe: Recipe,
     modes: Sequence[PairMode | None],
     seed: int,
-    order: Sequence[str] | None,
+    target: Target,
     progress: Progress,
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""
-    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, order=order)
+    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
     found = list(dict.fromkeys([ranking.default, *(each.layers for each in ranking.ranked)]))[:SETS]
     sets = "; ".join(", ".join(map(str, layers)) for layers in found)
     progress.say(f"layers to search over: {sets}: the default and the best of {len(ranking.ranked)} sets on a sample")

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["KINDS", "Labels", "Names", "Objective", "Scale", "Target", "fit_targ
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Labels = Sequence[str] | Sequence[tuple[str, ...]] | Sequence[float]
 Objective = Literal["single", "ordinal", "multi", "bounded", "unbounded"]
+FARTHEST = 1e9  # lengths of a scale
 ENDS_SHARE = 0.005  # of the rows at the lowest number, and as many at the highest, make a scale that ends there
 
 
@@ -121,7 +123,8 @@ class Scale:
     def encode(self, labels: Labels) -> np.ndarray:
         """Positions (rows,) float32 of numbers; of a test row beyond a bounded scale it lies beyond 0 or 1."""
         numbers = np.array([float(label) for label in labels], np.float64)  # type: ignore[arg-type]
-        return ((numbers - self.low) / (self.high - self.low)).astype(np.float32)
+        # Absurdly far is as good as infinitely far, but can be reckoned with.
+        return np.clip((numbers - self.low) / (self.high - self.low), -FARTHEST, FARTHEST).astype(np.float32)
 
     def values(self, logits: np.ndarray) -> np.ndarray:
         """Numbers (rows,) float64 that logits (rows, 2) stand for."""
@@ -192,12 +195,15 @@ def _fit_scale(numbers: np.ndarray) -> Scale:
 
 def _in_order(found: LabelSet, order: Sequence[str] | None) -> LabelSet:
     if order is None:
-        try:
-            return LabelSet(tuple(sorted(found.names, key=float)))
-        except ValueError:
-            wrong = next(name for name in found.names if not _is_number(name))
-            problem = f"the label {shown(wrong)} is no number, so the labels' order is not known. "
-            raise InputError(f"{problem}Give it from the lowest on: --label-order {','.join(found.names)}") from None
+        give = f"Give it from the lowest on: --label-order {','.join(found.names)}"
+        if wrong := next((name for name in found.names if not _is_number(name)), None):
+            raise InputError(f"the label {shown(wrong)} is no number, so the labels' order is not known. {give}")
+        ordered = sorted(found.names, key=float)
+        for name, other in itertools.pairwise(ordered):
+            if float(name) == float(other):
+                same = f"the labels {shown(name)} and {shown(other)} are one number"
+                raise InputError(f"{same}, so their order is not known. {give}")
+        return LabelSet(tuple(ordered))
     if differing := set(order) ^ set(found.names):
         where = "the train rows" if min(differing) in order else "--label-order"
         raise InputError(f"the order must name each label once. {shown(min(differing))} is missing in {where}")

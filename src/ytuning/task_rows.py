@@ -73,6 +73,11 @@ def target_of(
         DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
     """
     check_trainable(train, holdout=validation is None)
+    if label_order is not None and train.kind != "ordinal":
+        raise InputError(
+            f"a label order is for tasks of kind 'ordinal', and this one is {train.kind!r}. "
+            "Give --kind ordinal or leave out --label-order"
+        )
     try:
         target = fit_target(train.kind, labels_of(train), label_order)
     except InputError as error:

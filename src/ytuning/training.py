@@ -113,12 +113,13 @@ def fit_head(
     recipe: Recipe,
     seed: int = 0,
     objective: Objective = "single",
+    outputs: int | None = None,
     refit: bool = True,
     reduce: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
-    job = Job(targets, recipe, seed, objective)
+    job = Job(targets, recipe, seed, objective, outputs)
     (result,) = fit_heads(
         features, [job], train=train, validation=validation, seed=seed, refit=refit, reduce=reduce, progress=progress
     )
