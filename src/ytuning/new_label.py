@@ -151,6 +151,9 @@ def _new_row(head: PooledHead, old: Tensor, goal: Tensor, examples: Tensor, *, m
     counts = (goal.sum(0) if multi else torch.bincount(goal, minlength=logits.shape[-1])).clamp_min(1)
     weights = 1 / counts[goal].float() if not multi else torch.full((len(old),), 1 / max(1.0, float(counts.median())))
     new_weight = 1 / len(examples)
+    # The old labels' part of the normaliser does not change.
+    among, among_examples = torch.logsumexp(logits, -1), torch.logsumexp(beside, -1)  # (E, N), (E, n)
+    true = 0.0 if multi else logits.gather(2, goal.expand(len(logits), -1)[..., None])[..., 0]
     optimizer = torch.optim.LBFGS([row, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -160,9 +163,7 @@ def _new_row(head: PooledHead, old: Tensor, goal: Tensor, examples: Tensor, *, m
         if multi:
             wrong, right = functional.softplus(ours), functional.softplus(-theirs)
         else:
-            total = torch.logsumexp(torch.cat((logits, ours[..., None]), -1), -1)  # (E, N)
-            wrong = total - logits.gather(2, goal.expand(len(logits), -1)[..., None])[..., 0]
-            right = torch.logsumexp(torch.cat((beside, theirs[..., None]), -1), -1) - theirs
+            wrong, right = torch.logaddexp(among, ours) - true, torch.logaddexp(among_examples, theirs) - theirs
         value = (wrong * weights).sum(1).mean() + (right * new_weight).sum(1).mean()
         value = value + DECAY * (row - start).square().sum()
         value.backward()
