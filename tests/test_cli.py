@@ -277,6 +277,9 @@ def test_every_kind_from_the_command_line(
     assert list(answer) == ["text", "task", {"multi": "labels", "regression": "value"}.get(kind, "label"), "scores"]
     assert list(answer["scores"]) == {"multi": ["any", "card", "refund"], "ordinal": ["1", "2", "4"]}.get(kind, [])
     report = run("evaluate", kind, "rows.jsonl", "--json").json
+    if kind == "regression":
+        refused = run("train", "rows.jsonl", "--loss", "focal", "--encoder", tiny_encoder, "--out", "other")
+        assert refused.status == 2 and "--loss is for labels, and these are numbers" in refused.err
     assert report["kind"] == kind and set(report["intervals"]) <= set(report["metrics"])
     assert run("evaluate", kind, "rows.jsonl").status == 0
 

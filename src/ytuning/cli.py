@@ -24,10 +24,18 @@ from ytuning.cli_search import search
 from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress, tell_columns
 from ytuning.errors import InputError, YTuningError
 from ytuning.options import (
+    Backend,
+    BackendOption,
     Kind,
     KindOption,
     Label,
     LabelOrder,
+    LongText,
+    LongTextOption,
+    Pairs,
+    PairsOption,
+    Precision,
+    PrecisionOption,
     Test,
     Text,
     TextPair,
@@ -69,21 +77,6 @@ class Preset(StrEnum):
     paper = "paper"
 
 
-class Pairs(StrEnum):
-    """What ``--pairs`` allows."""
-
-    auto = "auto"
-    joint = "joint"
-    separate = "separate"
-
-
-class LongText(StrEnum):
-    """What ``--long-text`` allows."""
-
-    truncate = "truncate"
-    window = "window"
-
-
 class Store(StrEnum):
     """What ``--store`` allows."""
 
@@ -91,22 +84,6 @@ class Store(StrEnum):
     int8 = "int8"
     compact = "compact"
     auto = "auto"
-
-
-class Backend(StrEnum):
-    """What ``--backend`` allows."""
-
-    torch = "torch"
-    openvino = "openvino"
-
-
-class Precision(StrEnum):
-    """What ``--precision`` allows."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    int8 = "int8"
 
 
 class Loss(StrEnum):
@@ -155,22 +132,11 @@ def train(
             help="Give no label where the task is not sure enough to be right in this share of its answers.",
         ),
     ] = None,
-    pairs: Annotated[
-        Pairs,
-        typer.Option("--pairs", help="How the encoder reads two texts: as one, or each; auto tries both."),
-    ] = Pairs.auto,
+    pairs: PairsOption = Pairs.auto,
     encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: Annotated[
-        LongText,
-        typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
-    ] = LongText.truncate,
-    backend: Annotated[
-        Backend, typer.Option("--backend", help="What computes the encoder; openvino needs the extra of that name.")
-    ] = Backend.torch,
-    precision: Annotated[
-        Precision,
-        typer.Option("--precision", help="auto: bf16 where that is faster, else fp32; int8: openvino only, not exact."),
-    ] = Precision.auto,
+    long_text: LongTextOption = LongText.truncate,
+    backend: BackendOption = Backend.torch,
+    precision: PrecisionOption = Precision.auto,
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
     loss: Annotated[
         Loss | None,
@@ -218,7 +184,6 @@ def train(
     from ytuning.artifact import check_target, save_task
     from ytuning.backends import check_choice
     from ytuning.data import read_dataset
-    from ytuning.html_report import render_report
     from ytuning.pipeline import Stopwatch, train_task
     from ytuning.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.recipes import preset as recipe_of
@@ -247,6 +212,10 @@ def train(
                 for file in (train_file, validation, test)
             ]
             assert parts[0] is not None  # TRAIN is not optional
+            if loss is not None and parts[0].kind == "regression":
+                raise InputError(
+                    "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
+                )
             for part in parts:
                 if part is not None and not quiet:
                     tell_columns(progress, part)
@@ -281,6 +250,8 @@ def train(
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
         if report is not None:
+            from ytuning.html_report import render_report
+
             split = _reported(trained)
             page = render_report(
                 trained.task,

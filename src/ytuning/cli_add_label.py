@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
+from ytuning.options import Label, Text, TextPair
 
 if TYPE_CHECKING:
     from ytuning.new_label import AddedLabel
@@ -24,9 +25,9 @@ def add_label(
     examples: Annotated[Path, typer.Option("--examples", help="Texts of the new label; a label column is ignored.")],
     test: Annotated[Path | None, typer.Option("--test", help="Labelled rows to report on, before and after.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Task folder to write. Default: TASK_DIR.")] = None,
-    text: Annotated[str | None, typer.Option("--text", help="Column of the texts.")] = None,
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column of the test rows' labels.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="Folder or name, if it has moved.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,

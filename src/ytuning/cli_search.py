@@ -13,9 +13,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ytuning.console import Json, Quiet, print_json, shown_progress
+from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
 from ytuning.errors import MissingExtraError, cannot_write
+from ytuning.options import (
+    Backend,
+    BackendOption,
+    Kind,
+    KindOption,
+    Label,
+    LabelOrder,
+    LongText,
+    LongTextOption,
+    Pairs,
+    PairsOption,
+    Precision,
+    PrecisionOption,
+    Test,
+    Text,
+    TextPair,
+    TrainedEncoder,
+    in_order,
+)
 from ytuning.progress import Progress
+from ytuning.sources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from ytuning.pipeline import Stopwatch
@@ -27,16 +47,6 @@ SHOWN = 10  # of the best trials
 PLOT_FILE = "search.png"
 
 
-class Kind(StrEnum):
-    """What ``--kind`` allows."""
-
-    auto = "auto"
-    single = "single"
-    ordinal = "ordinal"
-    multi = "multi"
-    regression = "regression"
-
-
 class Preset(StrEnum):
     """What ``--preset`` allows."""
 
@@ -45,64 +55,23 @@ class Preset(StrEnum):
     paper = "paper"
 
 
-class Pairs(StrEnum):
-    """What ``--pairs`` allows."""
-
-    auto = "auto"
-    joint = "joint"
-    separate = "separate"
-
-
-class LongText(StrEnum):
-    """What ``--long-text`` allows."""
-
-    truncate = "truncate"
-    window = "window"
-
-
-class Backend(StrEnum):
-    """What ``--backend`` allows."""
-
-    torch = "torch"
-    openvino = "openvino"
-
-
-class Precision(StrEnum):
-    """What ``--precision`` allows."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    int8 = "int8"
-
-
 def search(  # one parameter for each option
     train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; a search in it goes on.")],
     validation: Annotated[
         Path | None, typer.Option("--validation", help="Rows that choose. Default: a part of TRAIN.")
     ] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Rows that the winner is reported on.")] = None,
-    text: Annotated[str | None, typer.Option("--text", help="Column of the texts.")] = None,
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column of the labels.")] = None,
-    kind: Annotated[Kind, typer.Option("--kind", help="What the labels are; see train.")] = Kind.auto,
-    label_order: Annotated[
-        str | None, typer.Option("--label-order", help="Labels of --kind ordinal from the lowest, with commas.")
-    ] = None,
-    pairs: Annotated[
-        Pairs, typer.Option("--pairs", help="How the encoder reads two texts; auto searches over both.")
-    ] = Pairs.auto,
-    encoder: Annotated[
-        str, typer.Option("--encoder", help="Folder or Hugging Face name.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
-    long_text: Annotated[
-        LongText, typer.Option("--long-text", help="Of a text longer than the encoder reads; see train.")
-    ] = LongText.truncate,
-    backend: Annotated[Backend, typer.Option("--backend", help="What computes the encoder.")] = Backend.torch,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Arithmetic of the encoder; see train.")
-    ] = Precision.auto,
+    test: Test = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: KindOption = Kind.auto,
+    label_order: LabelOrder = None,
+    pairs: PairsOption = Pairs.auto,
+    encoder: TrainedEncoder = DEFAULT_ENCODER,
+    long_text: LongTextOption = LongText.truncate,
+    backend: BackendOption = Backend.torch,
+    precision: PrecisionOption = Precision.auto,
     preset: Annotated[
         Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
     ] = Preset.both,
@@ -140,6 +109,9 @@ def search(  # one parameter for each option
                 for file in (train_file, validation, test)
             )
             assert rows is not None  # TRAIN is not optional
+            for part in (rows, held, judged):
+                if part is not None and not quiet:
+                    tell_columns(progress, part)
         with watch.stage("encode"):
             loaded = load_encoder(encoder, backend=backend.value, precision=precision.value, long_text=long_text.value)
         found = run(
@@ -151,7 +123,7 @@ def search(  # one parameter for each option
             test=judged,
             presets=tuple(PRESETS) if preset is Preset.both else (preset.value,),
             pairs=pairs.value,
-            order=None if label_order is None else [name.strip() for name in label_order.split(",")],
+            order=in_order(label_order),
             trials=trials,
             minutes=minutes,
             seed=seed,

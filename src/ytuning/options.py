@@ -1,4 +1,4 @@
-"""Options that several commands share: what the columns are called, and what the labels are."""
+"""Options that several commands share: what the columns are called, what the labels are, how texts are encoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 __all__ = [
-    "Kind", "KindOption", "Label", "LabelOrder", "Test", "Text", "TextPair", "TrainedEncoder", "in_order",
+    "Backend", "BackendOption", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
+    "PairsOption", "Precision", "PrecisionOption", "Test", "Text", "TextPair", "TrainedEncoder", "in_order",
 ]  # fmt: skip
 
 
@@ -21,6 +22,37 @@ class Kind(StrEnum):
     ordinal = "ordinal"
     multi = "multi"
     regression = "regression"
+
+
+class Pairs(StrEnum):
+    """What ``--pairs`` allows."""
+
+    auto = "auto"
+    joint = "joint"
+    separate = "separate"
+
+
+class LongText(StrEnum):
+    """What ``--long-text`` allows."""
+
+    truncate = "truncate"
+    window = "window"
+
+
+class Backend(StrEnum):
+    """What ``--backend`` allows."""
+
+    torch = "torch"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What ``--precision`` allows."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
@@ -37,6 +69,21 @@ LabelOrder = Annotated[
     typer.Option(
         "--label-order", help="Labels of --kind ordinal from the lowest, with commas; default: by their numbers."
     ),
+]
+PairsOption = Annotated[
+    Pairs,
+    typer.Option("--pairs", help="How the encoder reads two texts: as one, or each; auto tries both."),
+]
+LongTextOption = Annotated[
+    LongText,
+    typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
+]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="What computes the encoder; openvino needs the extra of that name.")
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="auto: bf16 where that is faster, else fp32; int8: openvino only, not exact."),
 ]
 Test = Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")]
 TrainedEncoder = Annotated[str, typer.Option("--encoder", help="Folder or Hugging Face name.")]
