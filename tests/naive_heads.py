@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig
+from ytuning.head import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig
 
 State = Mapping[str, Tensor]
 
@@ -29,7 +29,27 @@ def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tenso
         rows = [list(pair) for pair in zip(texts[:count], texts[count:], strict=True)]
     if isinstance(config, PooledConfig):
         return torch.stack([_pooled(config, weights, row) for row in rows])
+    if isinstance(config, LabelTuningConfig):
+        return torch.stack([_label_tuning(config, weights, row) for row in rows])
     return torch.stack([_cross_attention(config, weights, [token for text in row for token in text]) for row in rows])
+
+
+# --- label rows in the encoder's space -------------------------------------------------------------------------------
+
+
+def _label_tuning(config: LabelTuningConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
+    """Logits (C,) of a row's one or two texts, each token (L, D)."""
+    sides = []
+    for tokens in texts:
+        means = [sum(parts, torch.zeros(())) / len(tokens) for parts in zip(*tokens, strict=True)]  # of each state
+        apart = [mean - common for mean, common in zip(means, state["center"], strict=True)]
+        sides.append(torch.cat([each / each.norm() for each in apart]) / math.sqrt(len(apart)))
+    if len(sides) == 2:
+        first, second = sides
+        sides += [(first - second).abs(), first * second * math.sqrt(len(first))]
+    text = torch.cat(sides)
+    rows, biases = state["label_rows"][0], state["bias"][0]
+    return torch.stack([config.scale * (row @ text + bias) for row, bias in zip(rows, biases, strict=True)])
 
 
 # --- pool first, then match -----------------------------------------------------------------------------------------

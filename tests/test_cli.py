@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,22 @@ def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, fil
     assert "columns text = 'body', label = 'topic'" in found.err
 
 
+def test_few_shot_preset_tells_how_the_labels_texts_alone_do(run: Run, files: Path, tiny_encoder: Path) -> None:
+    (files / "labels.json").write_text('{"card": "my card was stolen", "login": "password", "refund": "money back"}')
+    options = ("--preset", "few-shot", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "toy")
+    found = run("train", "train.csv", *options, "--label-texts", "labels.json", "--json")
+    assert found.status == 0 and set(found.json["zero_shot"]) == {"validation", "test"}
+    assert set(found.json["zero_shot"]["test"]) == METRICS
+    assert load_task(files / "toy").training["zero_shot"] == found.json["zero_shot"]
+    told = run("train", "train.csv", *options)
+    assert re.search(r"from the labels' texts alone, test: accuracy 0\.\d{4}, macro_f1 0\.", told.out)
+    without = run("train", "train.csv", *options, "--label-texts", "none")
+    assert without.status == 0 and "before any training" not in without.out
+    (files / "labels.json").write_text('{"cart": "my card was stolen"}')
+    wrong = run("train", "train.csv", *options, "--label-texts", "labels.json")
+    assert wrong.status == 2 and "a label that no row has: 'cart'. Did you mean 'card'?" in wrong.err
+
+
 def test_no_refit(run: Run, files: Path, tiny_encoder: Path) -> None:
     found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--no-refit", "--json")
     assert found.json["refitted"] is False
@@ -662,7 +679,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--encoder", "x" * 300, "--out", "toy"),
         "is neither a folder nor a Hugging Face name",
     ),
-    "unknown preset": (("train", "train.csv", "--preset", "best", *OUT), "'best' is not one of 'default', 'paper'"),
+    "unknown preset": (
+        ("train", "train.csv", "--preset", "best", *OUT),
+        "'best' is not one of 'default', 'few-shot', 'paper'",
+    ),
     "seed not a number": (("train", "train.csv", "--seed", "x", *OUT), "--seed"),
     "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "--seed"),
     "no out": (("train", "train.csv"), "Missing option '--out'"),

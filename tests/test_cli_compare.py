@@ -73,7 +73,7 @@ def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) 
     [
         (
             ("--methods", "ytuning,bert"),
-            "methods must be one of 'ytuning', 'paper', 'logistic', 'full', 'lora', 'setfit'",
+            "methods must be one of 'ytuning', 'paper', 'few-shot', 'logistic', 'full', 'lora', 'setfit'",
         ),
         (("--methods", ""), "methods must be one of"),
         (("--methods", "full,full"), "methods must name each method once"),

@@ -223,7 +223,7 @@ def test_methods_are_checked() -> None:
     check_methods(list(METHODS))
     with pytest.raises(
         InputError,
-        match=r"^methods must be one of 'ytuning', 'paper', 'logistic', 'full', 'lora', 'setfit'. Got 'bert'",
+        match=r"^methods must be one of 'ytuning', 'paper', 'few-shot', 'logistic', 'full', 'lora', 'setfit'. Got 'be",
     ):
         check_methods(["ytuning", "bert"])
     for names, shown in (([], "''"), (["lora", "lora"], "'lora,lora'")):

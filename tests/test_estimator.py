@@ -69,6 +69,7 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "pairs": object(),
         "long_text": object(),
         "layers": object(),
+        "label_texts": object(),
     }
     model = YTuningClassifier(**given)  # type: ignore[arg-type]
     assert vars(model) == given
@@ -81,7 +82,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
         "refit": True, "cache": None, "verbose": False, "backend": "torch", "precision": "auto",
-        "pairs": "auto", "long_text": "truncate", "layers": None,
+        "pairs": "auto", "long_text": "truncate", "layers": None, "label_texts": None,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -111,7 +112,9 @@ def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> Non
 
 
 def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
-    with pytest.raises(InputError, match=r"preset must be one of 'default', 'paper'\. Got 'best' instead\."):
+    with pytest.raises(
+        InputError, match=r"preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\."
+    ):
         make(preset="best").fit(*toy_rows)
     with pytest.raises(
         InputError, match=r"store must be one of 'fp16', 'int8', 'compact', 'auto'\. Got 'tiny' instead"

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.naive_heads import naive_logits
-from ytuning import head as head_module
+from ytuning.dropout import dropped
 from ytuning.errors import InputError
 from ytuning.head import (
     CrossAttentionConfig,
     CrossAttentionHead,
     HeadConfig,
     LabelHead,
+    LabelTuningConfig,
+    LabelTuningHead,
     PooledConfig,
     build_head,
     config_from_json,
@@ -63,6 +65,8 @@ CASES: list[tuple[HeadConfig, int, int]] = [
         7,
         3,
     ),
+    (LabelTuningConfig(dropout=0.4), 2, 1),
+    (LabelTuningConfig(scale=3.0, dropout=0.4), 5, 3),
     (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
     (CrossAttentionConfig(width=8, heads=4, blocks=1, rows_per_label=3, hidden=2, dropout=0.4), 9, 2),
     (CrossAttentionConfig(width=6, heads=1, blocks=2, rows_per_label=1, hidden=2, dropout=0.4), 3, 3),
@@ -77,8 +81,8 @@ def scrambled(config: HeadConfig, labels: int, layers: int, *, paired: bool = Fa
     torch.manual_seed(3)
     head = build_head(config, labels=labels, layers=layers, width=WIDTH, paired=paired)
     with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for tensor in (*head.parameters(), *head.buffers()):
+            tensor.add_(0.3 * torch.randn_like(tensor))
     return head
 
 
@@ -110,7 +114,7 @@ def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels
     slow = naive_logits(config, head.state_dict(), features, mask, paired=True)
     assert fast.shape == (3, labels)
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
-    if isinstance(config, PooledConfig):  # label rows see a set of tokens, whichever text they are of
+    if not isinstance(config, CrossAttentionConfig):  # label rows see a set of tokens, whichever text they are of
         assert not torch.allclose(fast, swapped, atol=1e-3)
 
 
@@ -133,7 +137,7 @@ def test_a_generator_decides_what_is_dropped(config: HeadConfig, labels: int, la
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:
-    values = head_module._dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
+    values = dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(values.unique(), torch.tensor([0, 1 / 0.7]))
     assert float((values == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(values.mean()) == pytest.approx(1, abs=0.01)
@@ -233,7 +237,8 @@ def test_forms_are_told_apart() -> None:
 @pytest.mark.parametrize("value", [{"form": "linear"}, {"width": 8}, {"form": None}])
 def test_unknown_form_is_refused(value: dict[str, object]) -> None:
     with pytest.raises(
-        InputError, match=r"the head's form must be one of 'pooled', 'cross_attention'\. Got .* instead\."
+        InputError,
+        match=r"the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'\. Got .* instead\.",
     ):
         config_from_json(value)
 
@@ -258,3 +263,56 @@ def test_members_learn_apart_and_answer_together() -> None:
         apart, together = head.train()(features, mask), head.eval()(features, mask)
     assert apart.shape == (3, len(features), 4)
     torch.testing.assert_close(apart.mean(0), together)
+
+
+# --- label rows that start from texts -------------------------------------------------------------------------------
+
+
+def test_label_tuning_starts_as_the_cosine_of_text_and_label() -> None:
+    head = LabelTuningHead(LabelTuningConfig(scale=4.0), labels=3, layers=1, width=WIDTH).eval()
+    features, mask = batch(1)
+    with torch.no_grad():
+        head.center.fill_(0.1)
+        head.start_rows(head.text(features, mask).transpose(0, 1), torch.tensor([2, 0, 2, 1]))
+        logits = head(features, mask)
+    means = torch.stack([text[there, 0].mean(0) for text, there in zip(features, mask, strict=True)])
+    texts = torch.nn.functional.normalize(means - 0.1, dim=1)
+    rows = torch.nn.functional.normalize(torch.stack((texts[1], texts[3], (texts[0] + texts[2]) / 2)), dim=1)
+    torch.testing.assert_close(logits, 4.0 * texts @ rows.T)
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) -> None:
+    torch.manual_seed(0)
+    head = build_head(config, labels=4, layers=2, width=WIDTH).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    features, mask = batch(2)
+    with torch.no_grad():
+        head.start_rows(head.text(features, mask).transpose(0, 1), torch.tensor([3, 1, 0, 2]))
+        assert head(features, mask).argmax(1).tolist() == [3, 1, 0, 2]
+    lengths = head.label_rows.detach().norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
+    head = scrambled(config, 3, 1).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    before = head.label_rows.detach().clone()
+    with torch.no_grad():
+        head.start_rows(head.text(*batch(1)).transpose(0, 1)[:2], torch.tensor([2, 0]))
+    assert torch.equal(head.label_rows[:, 1], before[:, 1])
+    assert not torch.equal(head.label_rows[:, 0], before[:, 0])
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig(scale=3.0)])
+def test_a_label_more_leaves_the_others_as_they_were(config: HeadConfig) -> None:
+    head = scrambled(config, 3, 1).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    row, bias = torch.randn(head.members, head.match_width), torch.randn(head.members)
+    grown = head.with_label(row, bias)
+    features, mask = batch(1)
+    with torch.no_grad():
+        text, logits = head.text(features, mask), grown(features, mask)
+        new = (torch.einsum("ebh,eh->eb", text, row) + bias[:, None]).mean(0)
+        torch.testing.assert_close(logits, torch.cat((head(features, mask), new[:, None]), 1))

@@ -40,7 +40,12 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ("training", "speed", 1, "the recipe's field 'speed' is unknown. Write one with ytuning search"),
         ("head", "dropout", 1.0, "dropout must be a share from 0 to less than 1. Got 1.0 instead."),
         ("head", "members", 0, "members must be a whole number of at least 1. Got 0 instead."),
-        ("head", "form", "x", "the head's form must be one of 'pooled', 'cross_attention'. Got 'x' instead."),
+        (
+            "head",
+            "form",
+            "x",
+            "the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'. Got 'x' instead.",
+        ),
         (None, "layers", [], "layers must be null or a list of whole numbers. Got [] instead."),
         (None, "layers", "4", "layers must be null or a list of whole numbers. Got '4' instead."),
         (None, "schema", 2, "the recipe's schema must be one of 1. Got 2 instead."),

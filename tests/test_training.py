@@ -96,7 +96,9 @@ def test_the_paper_preset_reads_the_last_hidden_state() -> None:
 
 
 def test_unknown_preset_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^preset must be one of 'default', 'paper'\. Got 'best' instead\.$"):
+    with pytest.raises(
+        InputError, match=r"^preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\.$"
+    ):
         preset("best")
 
 

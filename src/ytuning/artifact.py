@@ -21,7 +21,7 @@ import torch
 
 from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, cannot_write
-from ytuning.head import HeadConfig, LabelHead, PooledHead, build_head, config_from_json, config_to_json
+from ytuning.head import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
 from ytuning.identity import EncoderIdentity
 from ytuning.labels import Kind
 from ytuning.targets import Scale, Target, target_from_json
@@ -294,10 +294,10 @@ def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
 
 def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
     """Checked like the weights."""
-    if isinstance(head, PooledHead) and len(stored) == 2:
+    if isinstance(head, MatchingHead) and len(stored) == 2:
         vectors, targets = stored[VECTORS], stored[TARGETS]
         labels = head.label_rows.shape[1]
-        wanted = (len(targets), head.config.members, head.config.width)
+        wanted = (len(targets), head.members, head.match_width)
         ids = targets.dtype == torch.int64 and targets.ndim == 1
         several = targets.dtype == torch.float32 and tuple(targets.shape[1:]) == (labels,)
         known = len(targets) == 0 or (bool(targets.min() >= 0) and bool(targets.max() < (labels if ids else 2)))

@@ -74,6 +74,7 @@ class Preset(StrEnum):
     """What ``--preset`` allows."""
 
     default = "default"
+    few_shot = "few-shot"
     paper = "paper"
 
 
@@ -153,6 +154,15 @@ def train(
             help="Hidden states of the encoder to read; auto chooses them on a sample before the whole is encoded.",
         ),
     ] = "default",
+    label_texts: Annotated[
+        str | None,
+        typer.Option(
+            "--label-texts",
+            metavar="FILE|names|none",
+            help="What the labels mean: JSON from label to text, or rows with text and label; names: their names.",
+            show_default="names for --preset few-shot, else none",
+        ),
+    ] = None,
     label_weights: Annotated[
         LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
     ] = LabelWeights.none,
@@ -184,6 +194,7 @@ def train(
     from ytuning.artifact import check_target, save_task
     from ytuning.backends import check_choice
     from ytuning.data import read_dataset
+    from ytuning.label_texts import read_label_texts
     from ytuning.pipeline import Stopwatch, train_task
     from ytuning.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.recipes import preset as recipe_of
@@ -244,6 +255,7 @@ def train(
             abstain_at=abstain_at,
             pairs=pairs.value,
             layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
+            label_texts=None if label_texts is None else read_label_texts(label_texts),
             progress=progress,
             watch=watch,
         )
@@ -479,6 +491,7 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
             "metrics": {str(seed): metrics for seed, metrics in trained.by_seed.items()},
             "spread": {split: _spread(trained, split) for split in trained.reports},
         },
+        "zero_shot": trained.zero_shot,
         "refitted": trained.fit.refitted,
         "interrupted": trained.fit.interrupted,
     }
@@ -495,6 +508,7 @@ def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
 
 
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
+    from ytuning.evaluation import HEADLINES
     from ytuning.report import print_report
 
     split = _reported(trained)
@@ -508,6 +522,10 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
         best = trained.task.training["seed"]
         saved = "the mean of their heads" if best is None else f"seed {best}"
         text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is {saved}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    if before := trained.zero_shot.get(split):
+        figures = ", ".join(f"{name} {before[name]:.4f}" for name in HEADLINES[trained.task.kind])
+        text = f"before any training, from the labels' texts alone, {split}: {figures}"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     share = trained.task.head_parameters / trained.task.encoder.parameters
     console.print(

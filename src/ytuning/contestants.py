@@ -351,6 +351,7 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
 METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
     "ytuning": lambda work, seed, store, progress: _head(work, seed, store, progress, "default"),
     "paper": lambda work, seed, store, progress: _head(work, seed, store, progress, "paper"),
+    "few-shot": lambda work, seed, store, progress: _head(work, seed, store, progress, "few-shot"),
     "logistic": _logistic,
     "full": _full,
     "lora": _lora,

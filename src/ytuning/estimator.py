@@ -21,6 +21,7 @@ from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.features import stored_features
+from ytuning.label_texts import LabelTexts
 from ytuning.labels import LabelSet
 from ytuning.pairs import stored_pairs
 from ytuning.pipeline import train_task
@@ -51,7 +52,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     long_text: LongText
     layers: str | Sequence[int] | None
 
-    def _fit(self, data: Dataset, recipe: Recipe) -> None:
+    def _fit(self, data: Dataset, recipe: Recipe, label_texts: LabelTexts | None = None) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
         choosing = self.layers == AUTO_LAYERS
@@ -76,6 +77,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
                 codec=self.store,
                 pairs=self.pairs,
                 layers=AUTO_LAYERS if choosing else None,
+                label_texts=label_texts,
                 progress=progress,
             )
         if trained.fit.interrupted:
@@ -120,7 +122,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Args:
         encoder: name or folder.
         backend, precision: what computes the encoder, and in which arithmetic; see :func:`ytuning.load_encoder`.
-        preset: ``"default"`` or ``"paper"``.
+        preset: ``"default"``, ``"few-shot"`` (a few rows of each label) or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes), ``"compact"`` (a quarter), or
@@ -128,6 +130,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
         long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
         layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.
+        label_texts: what the labels mean, a mapping from label to its text or texts; ``"names"``: the labels in words;
+            ``"none"``. Default: names for ``"few-shot"`` (unless they are numbers), else none.
         seed: of the hold-out, the head's weights and the order of rows.
         refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
@@ -156,11 +160,12 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         pairs: PairMode | Literal["auto"] = "auto",
         long_text: LongText = "truncate",
         layers: str | Sequence[int] | None = None,
+        label_texts: str | Mapping[Any, str | Sequence[str]] | None = None,
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
         self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
-        self.layers = layers
+        self.layers, self.label_texts = layers, label_texts
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,), or 0 and 1 (rows, C).
@@ -187,7 +192,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             if self.class_weight is not None:
                 recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
             data = from_lists(X, [names[number] for number in ids.tolist()], kind="single")
-        self._fit(data, recipe)
+        texts = self.label_texts
+        self._fit(data, recipe, texts if isinstance(texts, str | None) else {str(key): texts[key] for key in texts})
         self.classes_ = classes
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
         # column of zeros is no label of the task, and has no column.

@@ -1,16 +1,18 @@
 """The label head: frozen token features in, one logit for each label out. A pure module without I/O.
 
-Two forms, both learn label representations in a space of their own and align fixed features with them:
+Three forms, all learn label representations and align fixed features with them:
 
 * :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then
   the text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
   queries: ML-Decoder, arXiv 2111.12933).
-* :class:`CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens themselves (Y-Tuning, arXiv
-  2202.09817).
+* :class:`~ytuning.cross_attention.CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens
+  themselves (Y-Tuning, arXiv 2202.09817).
+* :class:`~ytuning.label_tuning.LabelTuningHead` (preset ``few-shot``): label rows in the encoder's own space, which can
+  start from the labels' texts (label tuning, arXiv 2203.14655).
 
 Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
-The pooled head matches both texts' pools, their distance and their product (u, v, abs(u - v), u * v: InferSent, arXiv
-1705.02364); in the other one the label rows attend to the tokens of both.
+Two forms match both texts' pools, their distance and their product (u, v, abs(u - v), u * v: InferSent, arXiv
+1705.02364); in cross-attention the label rows attend to the tokens of both.
 
 Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
 in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from
@@ -28,13 +30,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ytuning.cross_attention import CrossAttentionConfig, CrossAttentionHead
+from ytuning.dropout import dropped
 from ytuning.errors import InputError, allowed
+from ytuning.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
 
 __all__ = [
     "CrossAttentionConfig",
     "CrossAttentionHead",
     "HeadConfig",
     "LabelHead",
+    "LabelTuningConfig",
+    "LabelTuningHead",
+    "MatchingHead",
     "PooledConfig",
     "PooledHead",
     "build_head",
@@ -70,33 +78,13 @@ class PooledConfig:
     token_dropout: float = 0.1
 
 
-@dataclass(frozen=True)
-class CrossAttentionConfig:
-    """Sizes of a :class:`CrossAttentionHead`.
-
-    Attributes:
-        width: H, of the label space; a multiple of ``heads``.
-        heads: attention heads.
-        blocks: self-attention, cross-attention and feed-forward, one after the other.
-        rows_per_label: M, label rows whose scores are joined by log-sum-exp.
-        hidden: width of the feed-forward layers, as a multiple of H.
-        dropout: share of each block's activations that training sets to zero.
-    """
-
-    width: int = 128
-    heads: int = 4
-    blocks: int = 1
-    rows_per_label: int = 1
-    hidden: int = 2
-    dropout: float = 0.1
-
-
-HeadConfig = PooledConfig | CrossAttentionConfig
+HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 SIDES = ("first", "second", "distance", "product")  # what is matched of a pair
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
-FORMS: dict[str, type[PooledConfig] | type[CrossAttentionConfig]] = {
+FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
+    "label_tuning": LabelTuningConfig,
 }
 
 
@@ -134,6 +122,16 @@ class PooledHead(nn.Module):
         self.label_rows = _random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
 
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.config.members
+
+    @property
+    def match_width(self) -> int:
+        """H."""
+        return self.config.width
+
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
@@ -156,15 +154,26 @@ class PooledHead(nn.Module):
         if self.paired:
             first, second = pooled.chunk(2, 1)
             pooled = torch.cat((first, second, (first - second).abs(), first * second), 2)  # as in SIDES
-        pooled = _dropped(pooled, share, generator)
+        pooled = dropped(pooled, share, generator)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
-        return _dropped(_normalised(text), share, generator)
+        return dropped(_normalised(text), share, generator)
 
     def match(self, text: Tensor) -> Tensor:
         """Logits (E, B, C) of texts (E, B, H) in label space."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
+
+    def start_rows(self, texts: Tensor, labels: Tensor) -> None:
+        """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
+
+        What all labels have in common is left out, for it tells none of them from another.
+        """
+        with torch.no_grad():
+            for rows, own in zip(self.label_rows, texts.unbind(1), strict=True):
+                there = labels.unique()
+                means = means_of_labels(own, labels, there)
+                rows[there] = functional.normalize(means - means.mean(0), dim=-1)
 
     @staticmethod
     def joined(heads: Sequence[PooledHead]) -> PooledHead:
@@ -245,16 +254,6 @@ def _maximum(values: Tensor) -> Tensor:
     return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
 
 
-def _dropped(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout of a share of the values; ``nn.Dropout`` takes no generator."""
-    if not share:
-        return values
-    # Four draws of 16 bits from each random number, for drawing is slow on a CPU.
-    bits = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    kept = bits.view(torch.int16)[: values.numel()].view(values.shape) >= round(share * 2**16) - 2**15
-    return values * (kept / (1 - share))
-
-
 def _random(*shape: int, fan_in: float) -> nn.Parameter:
     """Normal weights of variance 1 / fan_in."""
     return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
@@ -264,108 +263,9 @@ def _zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
-class CrossAttentionHead(nn.Module):
-    """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
-
-    def __init__(
-        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, paired: bool = False
-    ) -> None:
-        super().__init__()
-        if config.width % config.heads:
-            raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
-        self.labels, self.paired = labels, paired
-        self.rows = nn.Parameter(
-            torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
-        )
-        self.blocks = nn.ModuleList(_LabelBlock(config, width, first=number == 0) for number in range(config.blocks))
-        self.final_norm = nn.LayerNorm(config.width)
-
-    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
-        tokens = features[:, :, -1]  # (B, T, D)
-        if self.paired:
-            tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)  # (B, 2 * T, D)
-        rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
-        for block in self.blocks:
-            rows = block(rows, tokens, mask, generator)
-        rows = self.final_norm(rows)
-        task, labels = rows[:, :1], rows[:, 1:]
-        scores = (labels @ task.transpose(1, 2))[..., 0] / math.sqrt(rows.shape[-1])  # (B, C * M)
-        return scores.unflatten(1, (self.labels, -1)).logsumexp(-1)
-
-
-class _LabelBlock(nn.Module):
-    """Pre-norm residual self-attention among label rows, cross-attention to the tokens, feed-forward."""
-
-    def __init__(self, config: CrossAttentionConfig, width: int, *, first: bool) -> None:
-        super().__init__()
-        self.self_norm, self.cross_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.self_attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
-        self.cross_attention = _CrossAttention(config, width)
-        self.dropout = config.dropout
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.hidden * config.width),
-            nn.GELU(),
-            nn.Linear(config.hidden * config.width, config.width),
-        )
-
-    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
-        share = self.dropout if self.training else 0.0
-        normed = self.self_norm(rows)
-        attended = self.self_attention(normed, normed, normed, need_weights=False)[0]
-        rows = rows + _dropped(attended, share, generator)
-        rows = rows + _dropped(self.cross_attention(self.cross_norm(rows), tokens, mask), share, generator)
-        return rows + _dropped(self.feed_forward(rows), share, generator)
-
-
-class _CrossAttention(nn.Module):
-    """Multi-head attention from label rows to frozen tokens.
-
-    Where the queries do not depend on the text (the first block) it can be *folded*: q.(W_K f) = (W_K^T q).f, so the
-    tokens are never projected to keys, and values are pooled first and projected after. The result is the same; the
-    form with fewer multiplications for each token is taken.
-    """
-
-    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
-        super().__init__()
-        self.heads, self.size = config.heads, config.width // config.heads
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(width, config.width, bias=False)  # a bias would shift all scores of a query alike
-        self.value = nn.Linear(width, config.width)
-        self.out = nn.Linear(config.width, config.width)
-
-    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
-        queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
-        if queries.dim() == 3 and rows.shape[0] * self.heads < 2 * self.heads * self.size:
-            mixed = self._folded(queries, tokens, hidden)
-        else:
-            mixed = self._projected(queries, tokens, hidden)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-    def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
-        keys = self.key.weight.unflatten(0, (self.heads, self.size))  # (h, d, D)
-        folded = (queries @ keys).flatten(0, 1).to(tokens.dtype)  # (h * R, D)
-        scores = functional.linear(tokens, folded).float().transpose(1, 2)  # (B, h * R, T)
-        attention = (scores + hidden[:, None]).softmax(-1)
-        pooled = (attention.to(tokens.dtype) @ tokens).float().unflatten(1, (self.heads, -1))  # (B, h, R, D)
-        values = self.value.weight.unflatten(0, (self.heads, self.size)).transpose(1, 2)  # (h, D, d)
-        return pooled @ values + self.value.bias.view(self.heads, 1, self.size)
-
-    def _projected(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Queries (h, R, d) or (B, h, R, d) -> (B, h, R, d), through keys and values of each token."""
-        keys = functional.linear(tokens, self.key.weight.to(tokens.dtype)).float()
-        values = functional.linear(tokens, self.value.weight.to(tokens.dtype)).float() + self.value.bias
-        keys, values = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in (keys, values))
-        return (queries @ keys.transpose(-1, -2) + hidden[:, None, None]).softmax(-1) @ values
-
-
-LabelHead = PooledHead | CrossAttentionHead
+MatchingHead = PooledHead | LabelTuningHead
+"""Forms in which a text and the label rows meet last, so that rows can start from texts and be added."""
+LabelHead = MatchingHead | CrossAttentionHead
 
 
 def build_head(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool = False) -> LabelHead:
@@ -375,6 +275,8 @@ def build_head(config: HeadConfig, *, labels: int, layers: int, width: int, pair
     """
     if isinstance(config, PooledConfig):
         return PooledHead(config, labels=labels, layers=layers, width=width, paired=paired)
+    if isinstance(config, LabelTuningConfig):
+        return LabelTuningHead(config, labels=labels, layers=layers, width=width, paired=paired)
     return CrossAttentionHead(config, labels=labels, layers=layers, width=width, paired=paired)
 
 

@@ -18,12 +18,13 @@ from torch.nn import functional
 from ytuning.artifact import Exemplars, Task
 from ytuning.calibration import Calibration
 from ytuning.errors import InputError
-from ytuning.features import Features, ordered_batches
-from ytuning.head import LabelHead, PooledHead
+from ytuning.features import Features
+from ytuning.head import LabelHead, MatchingHead
 from ytuning.labels import LabelSet, shown
+from ytuning.stack import label_space
 from ytuning.targets import Names
 
-__all__ = ["AddedLabel", "add_label", "check_can_grow", "keep_exemplars", "label_space"]
+__all__ = ["AddedLabel", "add_label", "check_can_grow", "keep_exemplars"]
 
 KEPT_ROWS = 2000  # texts of which a task keeps the place in label space
 KEPT_OF_A_LABEL = 200  # of the examples of an added one
@@ -58,7 +59,7 @@ def check_can_grow(task: Task, name: str) -> None:
     """
     if not isinstance(task.target, Names) or task.kind == "ordinal":
         raise InputError(f"a label is added to tasks of kind single or multi, and {task.name!r} is {task.kind}")
-    if not isinstance(task.head, PooledHead):
+    if not isinstance(task.head, MatchingHead):
         problem = f"the task {task.name!r} was trained with the paper preset, whose label rows attend to each other. "
         raise InputError(f"{problem}Train it again with the new label, or with --preset default")
     if task.exemplars is None:
@@ -78,19 +79,10 @@ def keep_exemplars(head: LabelHead, features: Features, targets: np.ndarray, row
         targets: of all rows, (rows,) ids or (rows, C) 0 and 1.
         rows: positions of the texts, of which at most ``KEPT_ROWS`` are kept.
     """
-    if not isinstance(head, PooledHead) or (targets.dtype == np.float32 and targets.ndim == 1):
+    if not isinstance(head, MatchingHead) or (targets.dtype == np.float32 and targets.ndim == 1):
         return None
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), KEPT_ROWS)).astype(int)]
     return Exemplars(label_space(head, features, torch.from_numpy(some)).half(), torch.from_numpy(targets[some]))
-
-
-def label_space(head: PooledHead, features: Features, rows: Tensor) -> Tensor:
-    """(N, E, H): what the label rows of each of E members are matched with, for rows (N,)."""
-    found = torch.empty(len(rows), head.config.members, head.config.width)
-    with torch.inference_mode():
-        for batch in ordered_batches(features.lengths[rows]):
-            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1)
-    return found
 
 
 def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
@@ -99,14 +91,14 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     Args:
         task: see :func:`check_can_grow`.
         name: of the new label.
-        examples: (n, E, H), texts of it in the task's label space, see :func:`label_space`.
+        examples: (n, E, H), texts of it in the task's label space, see :func:`ytuning.stack.label_space`.
 
     Raises:
         InputError: as :func:`check_can_grow`.
     """
     check_can_grow(task, name)
     head, target, kept = task.head, task.target, task.exemplars
-    assert isinstance(head, PooledHead) and isinstance(target, Names) and kept is not None
+    assert isinstance(head, MatchingHead) and isinstance(target, Names) and kept is not None
     old, goal = kept.vectors.float(), kept.targets
     multi = target.kind == "multi"
     row, bias = _new_row(head, old, goal, examples, multi=multi)
@@ -140,7 +132,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     )
 
 
-def _new_row(head: PooledHead, old: Tensor, goal: Tensor, examples: Tensor, *, multi: bool) -> tuple[Tensor, Tensor]:
+def _new_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor, *, multi: bool) -> tuple[Tensor, Tensor]:
     """Row (E, H) and bias (E,): each member's logistic regression, in which every label weighs alike."""
     logits = head.match(old.transpose(0, 1)).detach()  # (E, N, C)
     beside = head.match(examples.transpose(0, 1)).detach()
@@ -173,7 +165,7 @@ def _new_row(head: PooledHead, old: Tensor, goal: Tensor, examples: Tensor, *, m
     return row.detach(), bias.detach()
 
 
-def _given(target: Names, calibration: Calibration, head: PooledHead, vectors: Tensor) -> np.ndarray:
+def _given(target: Names, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
     """What the head decides on texts (N, E, H) in its label space."""
     with torch.inference_mode():
         logits = head.match(vectors.transpose(0, 1)).mean(0).numpy()

@@ -21,16 +21,19 @@ from ytuning.encoder import Encoder
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.evaluation import Judged, Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
-from ytuning.head import PooledConfig, PooledHead
+from ytuning.head import LabelTuningConfig, MatchingHead, PooledConfig, PooledHead
+from ytuning.label_texts import LABEL_NAMES, DescribedLabels, LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
-from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars, label_space
+from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars
 from ytuning.pairs import stored_pairs
 from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
+from ytuning.stack import label_space
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
 from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
+from ytuning.zero_shot import zero_shot
 
 __all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
 
@@ -60,6 +63,7 @@ class Trained:
         fit: how the training went.
         reports: of ``validation`` and, if there was one, ``test``.
         judged: what each of them is about.
+        zero_shot: metrics of the same rows from the labels' texts alone, before any training; of none without texts.
         by_seed: metrics of each seed's head in the same form, seed by seed; ``task`` is the one validation prefers.
         rows: of ``train``, ``validation`` and ``test``.
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
@@ -72,6 +76,7 @@ class Trained:
     fit: FitResult
     reports: dict[str, Report]
     judged: dict[str, Judged]
+    zero_shot: dict[str, dict[str, float]]
     by_seed: dict[int, dict[str, dict[str, float]]]
     rows: dict[str, int]
     shared: dict[str, int]
@@ -115,6 +120,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     abstain_at: float | None = None,
     pairs: PairMode | Literal["auto"] = "auto",
     layers: Literal["auto"] | None = None,
+    label_texts: LabelTexts | None = None,
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
 ) -> Trained:
@@ -136,6 +142,10 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     With ``layers="auto"`` the hidden states are chosen on a sample (:func:`ytuning.layer_choice.choose_layers`), and
     the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
 
+    ``label_texts`` say what labels mean, see :mod:`ytuning.label_texts`. The encoder reads them like any text; label
+    rows start from them, they are train rows of their labels, and how the labels' texts alone do is reported. Default:
+    the names of the labels in words for a head of label tuning (unless they are numbers), none for others.
+
     Raises:
         InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec; the
             labels' order is not known; no confidence gives the precision of ``abstain_at``.
@@ -156,18 +166,23 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     if layers is None:
         encoder.check_layers(recipe.layers)
     rows = task_rows(train, validation, test, seed=seed, order=label_order)
-    target, truth = rows.target, rows.truth
+    target = rows.target
     check_abstain_at(target, abstain_at, len(rows.validation))
     if pairs != "auto" and train.text_pairs is None:
         raise InputError(f"pairs is for two texts a row, and these are single texts. Got {pairs!r}. Leave it out")
     if target.kind == "regression" and recipe.training.label_weights is not None:
         raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
+    rows = rows.with_label_texts(_described(label_texts, recipe, target, pairs=train.text_pairs is not None))
+    truth = rows.truth
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else _modes(pairs)
     with watch.stage("encode"):
         encoder, recipe, codec, written = _chosen(
             train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, target=target
         )
-    jobs = [Job(truth, recipe, number, target.objective, target.outputs) for number in range(seed, seed + seeds)]
+    jobs = [
+        Job(truth, recipe, number, target.objective, target.outputs, rows.label_texts)
+        for number in range(seed, seed + seeds)
+    ]
 
     def attempt(mode: PairMode | None) -> _Attempt:
         with watch.stage("encode"):
@@ -177,7 +192,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             fits = fit_heads(
                 features,
                 jobs,
-                train=rows.train,
+                train=np.concatenate((rows.train, rows.label_texts)),
                 validation=rows.validation,
                 seed=seed,
                 refit=refit and validation is None,
@@ -194,6 +209,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     fit = fits[best] if complete else replace(fits[best], interrupted=True)
     with watch.stage("evaluate"):
         calibrations, found, logits = _judged(target, fits, best, rows, features, abstain_at)
+        before = zero_shot(features, rows)
         held = train.select(rows.validation) if validation is None else validation
         judged = {"validation": Judged(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
         if test is not None and len(logits) > best:
@@ -221,6 +237,8 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             "recipe": recipe_to_json(recipe),
             "rows": rows.counts,
             "steps": fit.history[fit.chosen].step,
+            "label_texts": len(rows.label_texts),
+            "zero_shot": before,
             "refitted": fit.refitted,
             "interrupted": fit.interrupted,
         },
@@ -229,7 +247,16 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     )
     judged = {split: judged[split] for split in reports}
     cut = int(features.truncated_rows.sum())
-    return Trained(task, fit, reports, judged, by_seed, rows.counts, rows.shared, cache, cut, encoder)
+    return Trained(task, fit, reports, judged, before, by_seed, rows.counts, rows.shared, cache, cut, encoder)
+
+
+def _described(
+    label_texts: LabelTexts | None, recipe: Recipe, target: Target, *, pairs: bool
+) -> DescribedLabels | None:
+    """The labels' texts, or those that stand for none being given."""
+    if label_texts is None and isinstance(recipe.head, LabelTuningConfig) and not pairs:
+        label_texts = LABEL_NAMES if meaningful_names(target) else None
+    return describe_labels(label_texts, target, pairs=pairs)
 
 
 def _chosen(
@@ -407,7 +434,7 @@ def grow_task(
     """
     check_can_grow(task, name)
     _check_pairs(task, examples)
-    assert isinstance(task.head, PooledHead)
+    assert isinstance(task.head, MatchingHead)
     encode = stored_pairs if task.pair == "separate" else stored_features
     features, _ = encode(examples.inputs, encoder, store, progress or Progress(), codec=task.codec)
     return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ytuning.errors import InputError, allowed
-from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, config_from_json, config_to_json
+from ytuning.head import (
+    CrossAttentionConfig,
+    HeadConfig,
+    LabelTuningConfig,
+    PooledConfig,
+    config_from_json,
+    config_to_json,
+)
 from ytuning.losses import LOSSES
 
 __all__ = [
@@ -103,7 +110,19 @@ def paper_recipe() -> Recipe:
     return Recipe(CrossAttentionConfig(), training, layers=(-1,))
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"default": default_recipe, "paper": paper_recipe}
+def few_shot_recipe() -> Recipe:
+    """Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
+
+    Label smoothing costs where a row is most of what is known of its label.
+    """
+    return Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,))
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "default": default_recipe,
+    "few-shot": few_shot_recipe,
+    "paper": paper_recipe,
+}
 
 
 def preset(name: str) -> Recipe:

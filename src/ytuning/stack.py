@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ytuning.features import Features, ordered_batches
-from ytuning.head import LabelHead
+from ytuning.head import LabelHead, LabelTuningHead, MatchingHead
 from ytuning.losses import Loss
 from ytuning.workers import Workers
 
@@ -93,6 +93,25 @@ def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, p
         learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
 
     pool.map(learn, learners)
+
+
+def common_states(features: Features, rows: Tensor) -> Tensor:
+    """(L, D): the mean of the texts' mean states, of rows (N,), for the center of a head of label tuning."""
+    total = torch.zeros(features.layers, features.width, dtype=torch.float64)
+    texts = 0
+    for batch in ordered_batches(features.lengths[rows]):
+        means = LabelTuningHead.mean_states(*features.batch(rows[batch]))
+        total, texts = total + means.double().sum(0), texts + len(means)
+    return (total / texts).float()
+
+
+def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
+    """(N, E, H): what the label rows of each of E members are matched with, of rows (N,)."""
+    found = torch.empty(len(rows), head.members, head.match_width)
+    with torch.inference_mode():
+        for batch in ordered_batches(features.lengths[rows]):
+            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1)
+    return found
 
 
 def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:

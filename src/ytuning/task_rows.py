@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.errors import DataError, InputError
 from ytuning.holdout import split_holdout
-from ytuning.targets import Target, fit_target
+from ytuning.label_texts import DescribedLabels
+from ytuning.targets import Names, Target, fit_target
 from ytuning.tokens import TextInput
 
 __all__ = ["MOST_HELD_OUT", "TaskRows", "target_of", "task_rows"]
@@ -28,6 +29,8 @@ class TaskRows:
         truth: target array (N, ...).
         train, validation, test: positions (rows,) int64 of each part.
         shared: rows of a part whose text is also one of another.
+        label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
+            :meth:`with_label_texts` has added them.
     """
 
     target: Target
@@ -37,11 +40,23 @@ class TaskRows:
     validation: np.ndarray
     test: np.ndarray
     shared: dict[str, int]
+    label_texts: np.ndarray
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows of each part."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+    def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
+        """The same rows and, after them, the labels' texts."""
+        if described is None:
+            return self
+        assert isinstance(self.target, Names)
+        one = self.target.kind != "multi"
+        truth = self.target.encode(described.labels if one else [(name,) for name in described.labels])
+        places = len(self.inputs) + np.arange(len(described.texts))
+        inputs = [*self.inputs, *((text, None) for text in described.texts)]
+        return replace(self, inputs=inputs, truth=np.concatenate((self.truth, truth)), label_texts=places)
 
 
 def task_rows(
@@ -61,7 +76,7 @@ def task_rows(
     parts = [part for part in (train, validation, test) if part is not None]
     inputs = [row for part in parts for row in part.inputs]
     truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
-    return TaskRows(target, inputs, truth, *_splits(train, validation, test, seed))
+    return TaskRows(target, inputs, truth, *_splits(train, validation, test, seed), np.arange(0))
 
 
 def target_of(

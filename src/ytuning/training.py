@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ytuning.errors import InputError
 from ytuning.features import Features
-from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
+from ytuning.head import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead, build_head
 from ytuning.losses import SCORES, build_loss, mean_loss, row_scores
 from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.reduction import Reduced, reduced_features
 from ytuning.sampling import shuffled_batches
-from ytuning.stack import Learner, stack_logits, stack_step
+from ytuning.stack import Learner, common_states, label_space, stack_logits, stack_step
 from ytuning.targets import Objective
 from ytuning.workers import Workers, workers
 
@@ -33,6 +33,8 @@ __all__ = [
     "fit_heads",
     "logits_of",
 ]
+
+CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Job:
         seed: of the weights and of dropout.
         objective: what the targets are.
         outputs: of the head; default: as many as there are label ids (rows,), or columns (rows, C).
+        label_texts: positions of rows that label rows start from, each of them of one label; they are train rows, too.
     """
 
     targets: np.ndarray
@@ -93,6 +96,7 @@ class Job:
     seed: int = 0
     objective: Objective = "single"
     outputs: int | None = None
+    label_texts: np.ndarray | None = None
 
     @property
     def size(self) -> int:
@@ -169,7 +173,7 @@ def fit_heads(
         view = features if space is None else space.features
         runs = []
         for job, goal, total in zip(jobs, goals, totals, strict=True):
-            head = _fresh_head(job, view, space)
+            head = _fresh_head(job, view, space, train)
             runs.append(_Run(job, goal, _learner(job, head, goal, train, total), total))
         batches = shuffled_batches(view, torch.from_numpy(train), size, seed)
         interrupted = _search(runs, view, batches, torch.from_numpy(validation), pool, progress)
@@ -380,17 +384,27 @@ def _goal(job: Job) -> Tensor:
     return torch.from_numpy(np.asarray(job.targets, np.int64 if names else np.float32))
 
 
-def _fresh_head(job: Job, view: Features, space: Reduced | None) -> LabelHead:
-    """Weights drawn from the job's seed."""
+def _fresh_head(job: Job, view: Features, space: Reduced | None, train: np.ndarray) -> LabelHead:
+    """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     torch.manual_seed(job.seed)
     config, labels = job.recipe.head, job.size
+    head: LabelHead
     if space is not None and isinstance(config, PooledConfig):
         # The same energy on fewer directions.
         energy = space.directions.shape[1] / space.directions.shape[0]
-        return PooledHead(
+        head = PooledHead(
             config, labels=labels, layers=view.layers, width=view.width, paired=view.paired, energy=energy
         )
-    return build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
+    else:
+        head = build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
+    if isinstance(head, LabelTuningHead):
+        some = train[:: -(-len(train) // CENTER_ROWS)]
+        head.center.copy_(common_states(view, torch.from_numpy(some)))
+    if job.label_texts is not None and len(job.label_texts) and isinstance(head, MatchingHead):
+        goal = _goal(job)[torch.from_numpy(job.label_texts)]
+        ids = goal if goal.ndim == 1 else goal.argmax(1)
+        head.start_rows(label_space(head, view, torch.from_numpy(job.label_texts)), ids)
+    return head
 
 
 def _widened(head: LabelHead, space: Reduced | None, features: Features) -> LabelHead:

@@ -1,0 +1,46 @@
+"""How a task does before any training: texts compared with the labels' own texts."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+from ytuning.calibration import calibrate
+from ytuning.evaluation import evaluate
+from ytuning.features import Features
+from ytuning.head import LabelTuningConfig, LabelTuningHead
+from ytuning.stack import common_states, label_space
+from ytuning.task_rows import TaskRows
+from ytuning.training import CENTER_ROWS, logits_of
+
+__all__ = ["zero_shot"]
+
+
+def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]:
+    """Metrics of ``validation`` and ``test`` rows from label rows that are the labels' texts; none without such texts.
+
+    Validation rows fit the temperature and, of a multi-label task, the thresholds, as they do for a trained head.
+
+    Args:
+        features: of all rows.
+        rows: of the task.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if not len(rows.label_texts):
+        return found
+    head = LabelTuningHead(
+        LabelTuningConfig(), labels=rows.target.outputs, layers=features.layers, width=features.width
+    ).eval()
+    head.center.copy_(common_states(features, torch.from_numpy(rows.train[:: -(-len(rows.train) // CENTER_ROWS)])))
+    goal = torch.from_numpy(rows.truth[rows.label_texts])
+    texts = label_space(head, features, torch.from_numpy(rows.label_texts))
+    head.start_rows(texts, goal if goal.ndim == 1 else goal.argmax(1))
+    with suppress(KeyboardInterrupt):  # the heads are trained, and should not be lost for this
+        logits = logits_of(head, features, torch.from_numpy(rows.validation))
+        calibration = calibrate(rows.target, logits, rows.truth[rows.validation])
+        for split, places in (("validation", rows.validation), ("test", rows.test)):
+            if len(places):
+                each = logits if split == "validation" else logits_of(head, features, torch.from_numpy(places))
+                found[split] = evaluate(rows.target, calibration, rows.truth[places], each).metrics
+    return found
