@@ -66,7 +66,8 @@ class Learner:
     def take(self, parts: Sequence[tuple[Tensor, ...]]) -> None:
         """One step along the sum of the parts' gradients."""
         for parameter, *gradients in zip(self._parameters, *parts, strict=True):
-            parameter.grad = gradients[0] if len(gradients) == 1 else torch.add(*gradients)
+            # The fused AdamW reads memory in order, whatever the strides, and those of a transposed product differ.
+            parameter.grad = (gradients[0] if len(gradients) == 1 else torch.add(*gradients)).contiguous()
         torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         rate = min((self.step + 1) / self._warmup, (self.total - self.step) / max(1, self.total - self._warmup))
         for group in self._optimizer.param_groups:
