@@ -41,10 +41,12 @@ def head_option(options: argparse.ArgumentParser) -> None:
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """The default preset, with the steps of :func:`head_option`."""
     default = preset("default")
-    if arguments.head_steps is None:
-        return default
-    steps = {"fewest_steps": arguments.head_steps, "most_steps": arguments.head_steps}
-    return replace(default, training=replace(default.training, **steps))
+    return default if arguments.head_steps is None else shortened(default, arguments.head_steps)
+
+
+def shortened(of: Recipe, steps: int) -> Recipe:
+    """A recipe that trains for so many steps."""
+    return replace(of, training=replace(of.training, fewest_steps=steps, most_steps=steps))
 
 
 def rows_of(folder: Path, split: str, most: int | None = None, label: str | None = None) -> Dataset:

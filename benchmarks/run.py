@@ -42,6 +42,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "main_job": ("--data {data} --presets default", "--data {data} --presets default --sets banking77 --seeds 0"),
     "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
     "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
+    "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),
     "added_label": (ON, f"{ON} --sets banking77 --count 1 --head-steps 20"),
     "gpu": ("", "--shape tiny --device cpu --texts 64 --tokens 16 --rounds 1 --max-steps 4"),
 }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, harness, limits, run, synthetic, whole_task
+from benchmarks import full_tuning, gpu, harness, limits, quality, run, synthetic, whole_task
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.progress import Progress
@@ -246,3 +246,30 @@ def test_what_does_not_fit_is_tried_with_checkpointing(encoder: Encoder) -> None
     found = gpu.encoder_training(too_large, 1e-3, encoder, [], np.arange(1), rows, arguments)
     assert tried == [False, True]
     assert found == {"skipped": "does not fit into the GPU's memory with batches of 8"}
+
+
+def test_full_fine_tuning_is_kept_and_not_done_twice(
+    data: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "kept.json"
+
+    def tune(*rates: str) -> list[dict[str, Any]]:
+        options = f"--encoder {tiny_encoder} --sets banking77 --epochs 1 --into {into} --rates"
+        full_tuning.main([*options.split(), *rates, "--data", str(data)])
+        return full_tuning.kept(into)
+
+    first = tune("1e-3", "1e-4")
+    assert [entry["rate"] for entry in first] == [1e-3, 1e-4] and first[0]["test"]["accuracy"] > 0
+    assert first[0]["train_rows"] + first[0]["validation_rows"] == 90
+
+    def score() -> float | None:
+        return quality.full_score("banking77", argparse.Namespace(full=into, rows=None))
+
+    assert score() is None  # two rates are no fair search
+    monkeypatch.setattr(
+        full_tuning, "one_training", lambda *_: {"validation": 2.0, "test": {"accuracy": 0.5}, "seconds": 1}
+    )
+    assert tune("1e-3", "1e-4", "1e-5")[:2] == first
+    assert len(full_tuning.kept(into)) == 3 and score() == 0.5
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=100)) is None
+    assert quality.full_score("banking77", argparse.Namespace(full=tmp_path / "none.json", rows=None)) is None

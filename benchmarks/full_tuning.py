@@ -1,0 +1,96 @@
+"""Scores of full fine-tuning, learning rate by learning rate, into a file that `quality.py` reads.
+
+python -m benchmarks.full_tuning --data ../shared/data --sets trec6 cola --into benchmarks/full_tuning.json
+
+It takes hours, and so is resumed: a training that the file holds already is not done again. Pairs are read as one text;
+validation rows are those of :func:`ytuning.contestants.work_on`, they choose the epoch and, of the rates, the one that
+`quality.py` takes. The loss is a head's, without label smoothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import parser
+from benchmarks.machine import machine
+from benchmarks.quality import SETS, parts_of
+from ytuning.calibration import calibrate
+from ytuning.contestants import work_on
+from ytuning.disk import commit
+from ytuning.encoder import load_encoder
+from ytuning.evaluation import evaluate
+from ytuning.progress import Progress
+from ytuning.tuning import FULL_RATES, TuningConfig, full_fine_tuning
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    options.add_argument("--rates", nargs="+", type=float, default=list(FULL_RATES))
+    options.add_argument("--seeds", nargs="+", type=int, default=[0])
+    options.add_argument("--epochs", type=int, default=5)
+    options.add_argument("--rows", type=int, help="train rows of each set at most; default: all")
+    options.add_argument("--into", type=Path, required=True, help="JSON file that gets the figures, and may hold some")
+    arguments = options.parse_args(argv)
+    for name in arguments.sets:
+        for seed in arguments.seeds:
+            for rate in arguments.rates:
+                settings = {"set": name, "rows": arguments.rows, "seed": seed, "rate": rate}
+                if not any(settings.items() <= entry.items() for entry in kept(arguments.into)):
+                    entry = settings | one_training(name, seed, rate, arguments)
+                    commit(arguments.into, (json.dumps([*kept(arguments.into), entry], indent=1) + "\n").encode())
+                    print(
+                        json.dumps({key: entry[key] for key in (*settings, "validation", "test", "seconds")}),
+                        flush=True,
+                    )
+
+
+def kept(file: Path) -> list[dict[str, Any]]:
+    """The trainings that a file holds."""
+    found: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    return found
+
+
+def one_training(name: str, seed: int, rate: float, arguments: Any) -> dict[str, Any]:
+    """One set, one seed, one learning rate."""
+    train, validation, test = parts_of(arguments.data / name, arguments.rows)
+    work = work_on(train, arguments.encoder, validation=validation, test=test)
+    encoder, targets, split = load_encoder(arguments.encoder), work.targets, work.split(seed)
+    start = time.perf_counter()
+    found = full_fine_tuning(
+        encoder,
+        work.inputs,
+        targets,
+        *split,
+        objective=work.target.objective,
+        config=TuningConfig(rate, epochs=arguments.epochs),
+        seed=seed,
+        progress=Progress(),
+    )
+    seconds = time.perf_counter() - start
+    logits = found.validation_logits
+    diverged = not np.isfinite(logits).all()
+    calibration = None if diverged else calibrate(work.target, logits, targets[split[1]])
+    return {
+        "train_rows": len(split[0]),
+        "validation_rows": len(split[1]),
+        "epochs": arguments.epochs,
+        "epoch": 1 + int(np.argmax(found.validation_scores)),
+        "validation": None if diverged else max(found.validation_scores),
+        "test": None
+        if calibration is None
+        else evaluate(work.target, calibration, work.judged(seed), found.logits(test.inputs)).metrics,
+        "parameters": found.parameters,
+        "seconds": seconds,
+        "machine": machine(),
+    }
+
+
+if __name__ == "__main__":
+    main()
