@@ -19,6 +19,7 @@ from ytuning.holdout import split_holdout
 from ytuning.label_texts import LabelTexts, describe_labels, meaningful_names, read_label_texts
 from ytuning.labels import LabelSet
 from ytuning.pipeline import Trained, train_task
+from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset
 from ytuning.store import FeatureStore
 from ytuning.targets import Names, Scale
@@ -195,3 +196,22 @@ def test_pairs_by_label_tuning(toy: Dataset, encoder: Encoder) -> None:
     same = ["same" if a == b else "other" for a, b in zip(toy.names[:half], toy.names[half:], strict=True)]
     trained = train(from_lists(pairs, same), encoder)
     assert trained.zero_shot == {} and np.isfinite(trained.fit.validation_logits).all()
+
+
+@pytest.mark.parametrize(
+    ("each", "options", "told"),
+    [(4, {}, True), (30, {}, False), (4, {"label_texts": "names"}, False), (4, {"recipe": FEW}, False)],
+)
+def test_a_hint_where_rows_are_few(
+    each: int, options: dict[str, Any], told: bool, toy: Dataset, encoder: Encoder
+) -> None:
+    said: list[str] = []
+
+    class Heard(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    rows = [row for name in set(toy.names) for row in [i for i, each in enumerate(toy.names) if each == name][:each]]
+    options = {"recipe": Recipe(PooledConfig(width=8), SHORT), **options}
+    train(toy.select(rows), encoder, **options, progress=Heard())
+    assert any("few rows of each label" in message for message in said) == told

@@ -22,7 +22,7 @@ from ytuning.errors import DataError, InputError, allowed
 from ytuning.evaluation import Judged, Report, evaluate
 from ytuning.features import CacheUse, Features, stored_features
 from ytuning.head import LabelTuningConfig, MatchingHead, PooledConfig, PooledHead
-from ytuning.label_texts import LABEL_NAMES, DescribedLabels, LabelTexts, describe_labels, meaningful_names
+from ytuning.label_texts import LABEL_NAMES, LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
 from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars
 from ytuning.pairs import stored_pairs
@@ -36,6 +36,8 @@ from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
 
 __all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
+
+FEW_ROWS = 16  # of a label
 
 
 class Stopwatch:
@@ -172,7 +174,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         raise InputError(f"pairs is for two texts a row, and these are single texts. Got {pairs!r}. Leave it out")
     if target.kind == "regression" and recipe.training.label_weights is not None:
         raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
-    rows = rows.with_label_texts(_described(label_texts, recipe, target, pairs=train.text_pairs is not None))
+    rows = _with_label_texts(rows, label_texts, recipe, progress, pairs=train.text_pairs is not None)
     truth = rows.truth
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else _modes(pairs)
     with watch.stage("encode"):
@@ -250,13 +252,18 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     return Trained(task, fit, reports, judged, before, by_seed, rows.counts, rows.shared, cache, cut, encoder)
 
 
-def _described(
-    label_texts: LabelTexts | None, recipe: Recipe, target: Target, *, pairs: bool
-) -> DescribedLabels | None:
-    """The labels' texts, or those that stand for none being given."""
-    if label_texts is None and isinstance(recipe.head, LabelTuningConfig) and not pairs:
-        label_texts = LABEL_NAMES if meaningful_names(target) else None
-    return describe_labels(label_texts, target, pairs=pairs)
+def _with_label_texts(
+    rows: TaskRows, label_texts: LabelTexts | None, recipe: Recipe, progress: Progress, *, pairs: bool
+) -> TaskRows:
+    """The rows with the labels' texts, or with those that stand for none being given."""
+    if label_texts is None and not pairs and meaningful_names(rows.target):
+        if isinstance(recipe.head, LabelTuningConfig):
+            label_texts = LABEL_NAMES
+        elif rows.median_of_labels <= FEW_ROWS:
+            progress.say(
+                "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
+            )
+    return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=pairs))
 
 
 def _chosen(

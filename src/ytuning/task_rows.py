@@ -47,6 +47,13 @@ class TaskRows:
         """Rows of each part."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
+    @property
+    def median_of_labels(self) -> float:
+        """Train rows of the label in the middle."""
+        truth = self.truth[self.train]
+        counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
+        return float(np.median(counts))
+
     def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
         """The same rows and, after them, the labels' texts."""
         if described is None:
