@@ -173,6 +173,38 @@ def test_interrupted_comparisons_keep_what_is_finished(work: Work, tmp_path: Pat
         compare(work, ["lora"], tmp_path, start=Starts({("lora", 0): KeyboardInterrupt()}))
 
 
+def test_one_comparison_at_a_time_in_a_folder(work: Work, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    class Second(Starts):
+        """Begins another comparison while one is running."""
+
+        def __call__(self, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+            store.mkdir()
+            with pytest.raises(InputError) as caught:
+                compare(work, ["full"], store.parent, seeds=1, start=Starts())
+            refused.append(str(caught.value))
+            assert store.is_dir(), "the second one has removed nothing"
+            compare(work, ["full"], tmp_path / "elsewhere", seeds=1, start=Starts())
+            store.rmdir()
+            return super().__call__(name, work, seed, store, progress)
+
+    found = compare(work, ["ytuning"], tmp_path / "first", seeds=1, start=Second())
+    assert len(found.runs) == 1
+    assert refused == [
+        f"another comparison is running in {tmp_path / 'first'}. Wait until it has ended, then give the command again, "
+        "or choose another folder with --out"
+    ]
+    assert len(compare(work, ["ytuning", "full"], tmp_path / "first", seeds=1, start=Starts()).runs) == 2
+
+
+def test_a_comparison_that_failed_leaves_the_folder_free(work: Work, tmp_path: Path) -> None:
+    for error in (KeyboardInterrupt(), SystemExit()):
+        with pytest.raises(type(error)):
+            compare(work, ["full"], tmp_path, seeds=1, start=Starts({("full", 0): error}))
+    assert len(compare(work, ["full"], tmp_path, seeds=1, start=Starts()).runs) == 1
+
+
 def test_without_test_rows_it_is_said(work: Work, tmp_path: Path) -> None:
     progress = Listening()
     compare(replace(work, test=None), ["ytuning"], tmp_path, seeds=1, progress=progress, start=Starts())

@@ -92,7 +92,7 @@ ORDER = [
 
 THIRD_PARTY = {
     "datasets": {"contrastive", "tables"},
-    "filelock": {"store"},
+    "filelock": {"comparison", "store"},
     "huggingface_hub": {"sources"},
     "jinja2": {"html_report"},
     "matplotlib": {"charts", "search_plot"},

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from ytuning.contestants import Run, Work, check_methods, run_method
@@ -34,7 +35,8 @@ from ytuning.sources import find_encoder, weights_hash
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
-RUNS, STORE = "runs", "working"  # in the folder of results: a file for each run; the store of the one that goes on
+# In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
+RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
 TUNED = ("full", "lora")  # whose results depend on the settings of training the encoder
 FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
 PAUSE = 0.1  # seconds between two reports of a process
@@ -87,16 +89,22 @@ def compare(
         start: runs a method; default: :func:`in_own_process`.
 
     Raises:
-        InputError: unknown methods, or ``out`` cannot be written.
+        InputError: unknown methods, or ``out`` cannot be written, or another process compares into it.
         EncoderError: there is no such encoder.
         YTuningError: no method could be run.
     """
     check_methods(methods)
     start, progress = start or in_own_process, progress or Progress()
-    metric = HEADLINES[work.target.kind][0]
     digest = _digest(work)
-    with _writing(out):
-        (out / RUNS).mkdir(parents=True, exist_ok=True)
+    with _only_process(out):
+        return _compare(work, methods, out, seeds, progress, start, digest)
+
+
+def _compare(
+    work: Work, methods: Sequence[str], out: Path, seeds: int, progress: Progress, start: Start, digest: str
+) -> Comparison:
+    """What :func:`compare` does once no other process can use the folder."""
+    metric = HEADLINES[work.target.kind][0]
     if work.test is None:
         progress.say(
             "there is no test file (--test): the figures are of the validation rows, which have also chosen strengths, "
@@ -300,3 +308,23 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(str(out), error, "--out") from error
+
+
+@contextmanager
+def _only_process(out: Path) -> Iterator[None]:
+    """Make the folders and be the one process that compares into them; the system frees the lock of a killed one.
+
+    A second one would remove the store of the run that the first is at, and measure times and memory beside it.
+    """
+    lock = filelock.FileLock(out / LOCK_FILE)
+    with _writing(out):
+        (out / RUNS).mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            problem = f"another comparison is running in {out}. Wait until it has ended, then give the command again"
+            raise InputError(f"{problem}, or choose another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
