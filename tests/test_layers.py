@@ -24,6 +24,7 @@ ORDER = [
     "labels",
     "targets",
     "tables",
+    "columns",
     "data",
     "holdout",
     "label_texts",

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +35,7 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
 def tell_columns(progress: Progress, data: Dataset) -> None:
     """Say which columns of a file are read, and what the labels are."""
     if data.columns is not None:
-        named = [f"{role} = {name!r}" for role, name in asdict(data.columns).items() if name is not None]
+        named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
         progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}{kind}")
 

@@ -12,9 +12,10 @@ from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 
+from ytuning.columns import Columns, Role, choose_columns, label_sets
 from ytuning.errors import DataError, InputError, allowed
 from ytuning.labels import Kind, did_you_mean, listed, shown
-from ytuning.tables import Column, Table, as_cells, read_table
+from ytuning.tables import Column, as_cells, read_table
 from ytuning.targets import KINDS, Labels, Scale, Target
 
 __all__ = [
@@ -28,24 +29,9 @@ __all__ = [
     "read_dataset",
 ]
 
-Role = Literal["text", "text_pair", "label"]
-DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
-    "text": ("text", "sentence"),
-    "text_pair": ("text_pair",),
-    "label": ("label", "labels"),
-}
 LISTS = (list, tuple, set, np.ndarray)
 SEPARATORS = ("|", ";", ",")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that a data set was made of, named by the user or inferred."""
-
-    text: str
-    text_pair: str | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ class Dataset:
 
     def error(self, index: int, role: Role, problem: str) -> DataError:
         """An error about one cell: the row at ``index`` (from 0) and the column that plays ``role``."""
-        column = getattr(self.columns, role) if self.columns else role
+        column = self.columns.spelt.get(role) if self.columns else role
         return DataError(problem, source=self.source, row=self.rows[index] if self.rows else index + 1, column=column)
 
 
@@ -130,7 +116,7 @@ def read_dataset(
     *,
     text: str | None = None,
     text_pair: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
 ) -> Dataset:
@@ -140,17 +126,18 @@ def read_dataset(
     ``labels``. Texts and labels are kept exactly. Labels that are not text get the text of their value: 3 -> "3",
     3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row
     are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the first of these that occurs in the
-    column; an empty list or text is no label.
+    column; an empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels.
 
     Args:
         source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
             ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
-        label: column of the label.
-        kind: "auto": "multi" if a cell is a list, or if the column's name was inferred and is ``labels``; "regression"
-            if all are numbers and one has a fraction; else "single". "single" takes numbers for label names,
-            "ordinal" says that the labels have an order.
+        label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
+            commas between them, unless a column has that text as its name.
+        kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
+            and is ``labels``; "regression" if all are numbers and one has a fraction; else "single". "single" takes
+            numbers for label names, "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
 
     Raises:
@@ -162,10 +149,15 @@ def read_dataset(
     if kind not in kinds:
         raise InputError(allowed("kind", kind, kinds))
     table = read_table(source)
-    columns = _choose_columns(table, {"text": text, "text_pair": text_pair, "label": label}, labelled)
+    columns = choose_columns(table, text, text_pair, label, labelled=labelled)
     labels: Labels | None = None
     found: Kind = "single"
-    if columns.label is not None:
+    if isinstance(columns.label, tuple):
+        if kind not in ("auto", "multi"):
+            problem = f"several label columns are labels of kind 'multi', and the kind is {kind!r}. "
+            raise InputError(f"{problem}Name one column with label= (--label)")
+        labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
+    elif columns.label is not None:
         several = kind == "auto" and label is None and columns.label == "labels"
         labels, found = _read_labels(table.column(columns.label), "multi" if several else kind)
     return Dataset(
@@ -207,36 +199,6 @@ def from_lists(
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
         kind=found[1],
     )
-
-
-# --- columns --------------------------------------------------------------------------------------------------------
-
-
-def _choose_columns(table: Table, named: dict[Role, str | None], labelled: bool) -> Columns:
-    """The column for each role: the one the user named, else one that has a default name and no other role."""
-    wanted = [role for role in named if labelled or role != "label"]
-    chosen = {role: _existing(table, role, name) for role in wanted if (name := named[role]) is not None}
-    if len(set(chosen.values())) < len(chosen):
-        uses = ", ".join(f"{role}={shown(name)}" for role, name in chosen.items())
-        raise InputError(f"each column can be used once. Got {uses}")
-    for role in wanted:
-        if role not in chosen:
-            free = [name for name in DEFAULT_NAMES[role] if name in table.names and name not in chosen.values()]
-            if free:
-                chosen[role] = free[0]
-            elif role != "text_pair":
-                looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
-                problem = f"there is no column {looked_for}. Name the {role} column with {role}= (--{role}); "
-                raise DataError(f"{problem}the columns are {listed(table.names)}", source=table.source)
-    return Columns(**chosen)
-
-
-def _existing(table: Table, role: Role, name: str) -> str:
-    if name not in table.names:
-        option = f"{role}= (--{role.replace('_', '-')})"
-        problem = f"{option} names the column {shown(name)}, which is not there.{did_you_mean(name, table.names)} "
-        raise DataError(f"{problem}The columns are {listed(table.names)}", source=table.source)
-    return name
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -336,12 +298,18 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
         holdout: whether validation rows are to be taken from them; then every label needs a second row.
 
     Raises:
-        DataError: there are no labels, all rows have one label, or (``holdout``) a label occurs once.
+        DataError: there are no labels, all rows have one label, a column of 0 and 1 has no 1, or (``holdout``) a label
+            occurs once.
     """
     labels = labels_of(dataset)
     different = set(labels)
     if dataset.kind == "multi" and different == {()}:
         raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
+    columns = dataset.columns.label if dataset.columns else None
+    used = {name for label in different if isinstance(label, tuple) for name in label}
+    if isinstance(columns, tuple) and (idle := set(columns) - used):
+        problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label"
+        raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
     if dataset.kind != "multi" and len(different) == 1:
         problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs two labels or more"
         raise dataset.error(0, "label", problem)

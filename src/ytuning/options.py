@@ -57,7 +57,14 @@ class Precision(StrEnum):
 
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
-Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", show_default="label, else labels")]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        help="Column of the labels; or several columns of 0 and 1, each of them a label, with commas.",
+        show_default="label, else labels",
+    ),
+]
 KindOption = Annotated[
     Kind,
     typer.Option(

@@ -1,0 +1,133 @@
+"""Which columns of a table are texts and labels, and several columns of 0 and 1 as the label sets of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ytuning.errors import DataError, InputError
+from ytuning.labels import did_you_mean, listed, shown
+from ytuning.tables import Column, Table
+
+__all__ = ["Columns", "Role", "choose_columns", "label_sets"]
+
+Role = Literal["text", "text_pair", "label"]
+DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
+    "text": ("text", "sentence"),
+    "text_pair": ("text_pair",),
+    "label": ("label", "labels"),
+}
+FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a data set was made of, named by the user or inferred.
+
+    Attributes:
+        text, text_pair: of the texts.
+        label: of the labels; a tuple of columns of 0 and 1, each of which is a label.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | tuple[str, ...] | None = None
+
+    @property
+    def spelt(self) -> dict[Role, str]:
+        """Each column that was found as an option names it, of several all with commas, by its role."""
+        found: list[tuple[Role, str | tuple[str, ...] | None]] = [
+            ("text", self.text),
+            ("text_pair", self.text_pair),
+            ("label", self.label),
+        ]
+        return {role: name if isinstance(name, str) else ",".join(name) for role, name in found if name is not None}
+
+
+def choose_columns(
+    table: Table, text: str | None, text_pair: str | None, label: str | Sequence[str] | None, *, labelled: bool
+) -> Columns:
+    """The column for each role: the one the user named, else one that has a default name and no other role.
+
+    Args:
+        table: has the columns.
+        text: name.
+        text_pair: name.
+        label: name; several as a sequence, or with commas where no column has the whole as its name.
+        labelled: False: no label column is looked for, and one that is named is ignored.
+
+    Raises:
+        InputError: a column is named twice.
+        DataError: a column is not there.
+    """
+    named: dict[Role, list[str] | None] = {
+        "text": None if text is None else [text],
+        "text_pair": None if text_pair is None else [text_pair],
+        "label": _label_names(table, label) if labelled else None,
+    }
+    chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
+    used = [name for names in chosen.values() for name in names]
+    if len(set(used)) < len(used):
+        uses = ", ".join(f"{role}={shown(','.join(names))}" for role, names in chosen.items())
+        raise InputError(f"each column can be used once. Got {uses}")
+    for role in named:
+        if role in chosen or (role == "label" and not labelled):
+            continue
+        if free := [name for name in DEFAULT_NAMES[role] if name in table.names and name not in used]:
+            chosen[role] = free[:1]
+            used += free[:1]
+        elif role != "text_pair":
+            looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
+            problem = f"there is no column {looked_for}. Name the {role} column with {role}= (--{role}); "
+            raise DataError(f"{problem}the columns are {listed(table.names)}", source=table.source)
+    single = {role: names[0] for role, names in chosen.items()}
+    several = label is not None and labelled and single["label"] != label
+    return Columns(single["text"], single.get("text_pair"), tuple(chosen["label"]) if several else single.get("label"))
+
+
+def _label_names(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
+    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        if not label:
+            raise InputError("label= names no column. Give at least one, or leave it out")
+        return list(label)
+    if label in table.names or "," not in label:
+        return [label]
+    return [name if name in table.names else name.strip() for name in label.split(",")]
+
+
+def _existing(table: Table, role: Role, name: str) -> str:
+    if name not in table.names:
+        option = f"{role}= (--{role.replace('_', '-')})"
+        problem = f"{option} names the column {shown(name)}, which is not there.{did_you_mean(name, table.names)} "
+        raise DataError(f"{problem}The columns are {listed(table.names)}", source=table.source)
+    return name
+
+
+def label_sets(columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """The names of the columns that are 1 in each row, in the order of the columns.
+
+    Args:
+        columns: of 0 and 1, or of false and true, as numbers or as text.
+
+    Raises:
+        DataError: a cell is something else.
+    """
+    flags = [_flags(column) for column in columns]
+    names = [column.name for column in columns]
+    return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
+
+
+def _flags(column: Column) -> list[bool]:
+    # As text every form of a number or truth value is one of few: 1, 1.0, True, numpy's, and what a CSV file has.
+    found = [FLAGS.get(str(cell).strip().lower()) for cell in column.cells]
+    for row, (cell, flag) in enumerate(zip(column.cells, found, strict=True), 1):
+        if flag is None:
+            problem = (
+                f"where a column is one label, each cell must be 0 or 1 (or false, true). Got {shown(cell)} instead. "
+            )
+            raise column.error(row, f"{problem}Correct it or remove the row")
+    return [bool(flag) for flag in found]
