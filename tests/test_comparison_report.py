@@ -115,7 +115,8 @@ def test_page_is_whole_and_loads_nothing(standings: Standings, tmp_path: Path) -
     page.feed(content.removeprefix("<!doctype html>"))
     assert page.open == []
     assert len(page.links) == 2 and all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", content)
+    assert "://" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", content)
+    assert content.index("default-src 'none'") < content.index("<title>")
     assert ESCAPED in page.texts and "prefers-color-scheme: dark" in content
     assert any("the package 'peft' is <not> installed" in text for text in page.texts)
     rows = {cells[0] for cells in re.findall(r"<tr(?: class=ours)?><td>(\w+)</td>", content) for cells in [[cells]]}

@@ -38,7 +38,7 @@ def score_against_cost(standings: Standings, title: str = "", *, dark: bool = Fa
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plots") from error
     ground, text, line = INK[dark]
@@ -59,7 +59,9 @@ def score_against_cost(standings: Standings, title: str = "", *, dark: bool = Fa
         value for each in standings.methods for value in (each.seconds, each.seconds_with_stored_features) if value
     ]
     axes.set_xlim(min(seconds) / 1.8, max(seconds) * 2.2)  # room for names
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlabel("seconds of training, encoder pass included (hollow: with stored features)", color=text)
     axes.set_ylabel(f"{standings.metric.replace('_', ' ')} ({standings.split}), 95 % interval", color=text)
     axes.set_title(title, color=text, loc="left", fontsize=11)

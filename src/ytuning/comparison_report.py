@@ -37,20 +37,28 @@ ON_VALIDATION = (
     "There is no test file: these figures are of the validation rows, which have also chosen strengths, epochs and "
     "heads, and so flatter every method. Give --test for figures to report."
 )
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no script, no network
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1f2430; --soft: #5b6472; --line: #d9dee6; --ours: #eef5fd;
-        --warn: #fff4d6; }
+        --warn: #fff4d6; --focus: #0b6bcb; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171d; --text: #e6e9ef; --soft: #a3acba; --line: #333a46;
-        --ours: #1b2a3c; --warn: #3d3314; } }
-body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 62rem;
+        --ours: #1b2a3c; --warn: #3d3314; --focus: #5cb0ff; } }
+* { box-sizing: border-box; }
+body { background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 68rem;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.soft, footer { color: var(--soft); } .warn { background: var(--warn); padding: .6rem .9rem; border-radius: .4rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+p, h1 { overflow-wrap: anywhere; } .soft { color: var(--soft); }
+.warn { background: var(--warn); padding: .6rem .9rem; border-radius: .4rem; }
+.wide { overflow-x: auto; } :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-tr.ours td { background: var(--ours); font-weight: 600; } img { max-width: 100%; height: auto; }
-table.settings { width: auto; } table.settings td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+.wide :is(th, td):first-child { position: sticky; left: 0; background: var(--ground); }
+.wide tr.ours td { background: var(--ours); font-weight: 600; }
+/* Narrower, nobody could read the chart. */
+img { display: block; width: 100%; min-width: 38rem; height: auto; margin-bottom: .8rem; }
+table.settings { width: auto; } table.settings td { white-space: normal; overflow-wrap: anywhere; text-align: left; }
+table.settings td:first-child { color: var(--soft); min-width: 6.5rem; overflow-wrap: normal; }
 """
 
 
@@ -134,20 +142,21 @@ def _page(standings: Standings, charts: list[bytes]) -> str:
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Comparison: {escape(_title(standings))}</title><style>{STYLE}</style></head><body>",
+        f"<title>Comparison: {escape(_title(standings))}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>Comparison of methods</h1><p class='soft'>{escape(_title(standings))}</p>",
         f"<p class='warn'>{escape(ON_VALIDATION)}</p>" if standings.split == "validation" else "",
         "<p class='warn'>Interrupted: not every run is in here.</p>" if standings.comparison.interrupted else "",
         _picture(standings, charts),
-        _table(HEADINGS, [_cells(each) for each in standings.methods], ours=OURS),
+        _table("Methods", HEADINGS, [_cells(each) for each in standings.methods], ours=OURS),
         *(f"<p><b>{escape(name)}</b> was left out: {escape(reason)}</p>" for name, reason in skipped),
         *(f"<p class='soft'>{escape(note)}</p>" for note in FOOTNOTES),
         "<h2>Seed by seed</h2>",
         _seeds_table(standings),
         "<h2>Settings</h2><table class='settings'>",
         *(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in _settings(standings).items()),
-        "</table></body></html>",
+        "</table></main></body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -158,8 +167,8 @@ def _picture(standings: Standings, charts: list[bytes]) -> str:
     light, dark = (f"data:image/png;base64,{base64.b64encode(chart).decode('ascii')}" for chart in charts)
     description = escape(f"{standings.metric} of each method over its seconds; the figures are in the table below")
     return (
-        f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{description}" width="1200" height="720"></picture>'
+        f'{_wide("Chart")}<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+        f'<img src="{light}" alt="{description}" width="1200" height="720"></picture></div>'
     )
 
 
@@ -172,7 +181,8 @@ def _seeds_table(standings: Standings) -> str:
         metrics = [f"{run.metrics[name]:.4f}" if name in run.metrics else "" for name in names]
         chosen = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in run.details.items() if value)
         rows.append([run.method, str(run.seed), *metrics, f"{run.seconds:,.1f}", chosen])
-    return _table(["method", "seed", *(name.replace("_", " ") for name in names), "seconds", "chosen"], rows)
+    shown = [SHOWN_METRICS.get(name, name.replace("_", " ")) for name in names]
+    return _table("Seed by seed", ["method", "seed", *shown, "seconds", "chosen"], rows)
 
 
 def _settings(standings: Standings) -> dict[str, str]:
@@ -190,14 +200,19 @@ def _settings(standings: Standings) -> dict[str, str]:
     }
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], ours: str | None = None) -> str:
+def _wide(name: str) -> str:
+    """Opens what is scrolled sideways on a narrow screen, also with the keyboard."""
+    return f"<div class='wide' role='region' aria-label='{name}' tabindex='0'>"
+
+
+def _table(name: str, headings: Sequence[str], rows: Iterable[Sequence[str]], ours: str | None = None) -> str:
     """With the row of a first cell ``ours`` marked."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th scope='col'>{escape(heading)}</th>" for heading in headings)
     body = "".join(
         f"<tr{' class=ours' if cells[0] == ours else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         for cells in rows
     )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"{_wide(name)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 50, 388, 14, 226  # of the area between the axes
+LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
 MOST_POINTS = 1500  # of a scatter: more would only hide each other
 RESIDUAL_BINS = 21  # odd, so that one is around no error
 PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
