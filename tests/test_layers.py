@@ -60,6 +60,7 @@ ORDER = [
     "artifact",
     "layer_choice",
     "new_label",
+    "shared_encoder",
     "predictor",
     "probes",
     "tuning",
@@ -81,12 +82,23 @@ ORDER = [
     "standings",
     "charts",
     "comparison_report",
+    "server.settings",
+    "server.telemetry",
+    "server.catalog",
+    "server.batching",
+    "server.schemas",
+    "server.inference",
+    "server.routes",
+    "server.gate",
+    "server.app",
+    "server.launch",
     "console",
     "options",
     "cli_add_label",
     "cli_cache",
     "cli_compare",
     "cli_search",
+    "cli_serve",
     "cli",
 ]
 """A module imports only modules before it; lazy imports and those for type checking count."""
@@ -98,7 +110,13 @@ THIRD_PARTY = {
     "jinja2": {"html_report"},
     "matplotlib": {"charts", "search_plot"},
     "nncf": {"openvino_states"},
+    "fastapi": {"server.app", "server.routes"},
+    "prometheus_client": {"server.telemetry"},
+    "pydantic": {"server.app", "server.schemas"},
+    "starlette": {"server.app"},
+    "uvicorn": {"server.launch"},
     "numpy": {
+        "server.batching", "server.inference", "server.routes", "shared_encoder",
         "attribution", "backends", "calibration", "codec_choice", "codecs", "comparison", "contestants", "contrastive",
         "data", "encoder", "estimator", "evaluation", "features", "figures", "holdout", "intervals", "labels",
         "layer_choice", "metrics", "mistakes", "new_label", "openvino_states", "pipeline", "predictor", "probes",
@@ -122,30 +140,31 @@ THIRD_PARTY = {
         "artifact", "attribution", "backends", "codec_choice", "codecs", "cross_attention", "dropout", "encoder",
         "features", "head", "label_tuning", "layer_choice", "losses", "new_label", "openvino_states", "pairs",
         "pipeline", "probes", "reduction", "sampling", "search", "search_space", "stack", "training", "tuning",
-        "workers", "zero_shot",
+        "server.batching", "shared_encoder", "workers", "zero_shot",
     },
     "transformers": {"contrastive", "encoder", "tuning"},
-    "typer": {"cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "console", "options"},
+    "typer": {"cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_serve", "console", "options"},
 }  # fmt: skip
 """Third-party package -> modules that may import it."""
 
 
 def imports(module: str) -> Iterator[str]:
     """Full names of modules that a module imports, anywhere in its file."""
-    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((SOURCE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}.py, line {node.lineno}: write imports in full"
-            if node.module == "ytuning":
-                yield from (f"ytuning.{alias.name}" for alias in node.names)
+            if node.module in ("ytuning", "ytuning.server"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield str(node.module)
 
 
 def own(module: str) -> set[str]:
     """Modules of the package that a module imports."""
-    return {name.split(".")[1] for name in imports(module) if name.startswith("ytuning.")}
+    names = [name.removeprefix("ytuning.") for name in imports(module) if name.startswith("ytuning.")]
+    return {name if name.startswith("server.") else name.split(".")[0] for name in names} - {"__version__"}
 
 
 def foreign(module: str) -> set[str]:
@@ -156,7 +175,8 @@ def foreign(module: str) -> set[str]:
 
 def test_order_lists_every_file() -> None:
     assert len(set(ORDER)) == len(ORDER)
-    assert {file.stem for file in SOURCE.glob("*.py")} == {*ORDER, "__init__"}
+    files = {".".join(file.relative_to(SOURCE).with_suffix("").parts) for file in SOURCE.rglob("*.py")}
+    assert files == {*ORDER, "__init__", "server.__init__"}
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -241,6 +261,6 @@ def test_every_module_lists_its_names(module: str) -> None:
 
 def test_readme_maps_exactly_the_files_there_are() -> None:
     rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    named = [name for row in rows for name in re.findall(r"`(\w+)\.py`", row.split("|")[1])]
+    named = [name for row in rows for name in re.findall(r"`([\w/]+)\.py`", row.split("|")[1])]
     assert sorted(named) == sorted(set(named))
-    assert set(named) - {"__init__"} == set(ORDER)
+    assert {name.replace("/", ".") for name in named} - {"__init__"} == set(ORDER)

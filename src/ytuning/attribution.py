@@ -16,7 +16,7 @@ from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
 
-__all__ = ["Effects", "explain", "token_effects"]
+__all__ = ["Effects", "explain", "explain_one", "token_effects"]
 
 TOKENS_AT_ONCE = 4096  # of all copies of a text in a pass: the copies of a long text have the square of its length
 
@@ -95,6 +95,14 @@ def explain(
         found.append(Effects(places, token_effects(head, features, row)))
         progress.step("explain", row + 1, len(inputs))
     return found
+
+
+def explain_one(
+    head: LabelHead, content: TextInput, encoder: Encoder, features: Features, *, separate: bool
+) -> Effects:
+    """Effects of the tokens of one text or pair, the only row of ``features``; arguments as of :func:`explain`."""
+    (spans,) = _spans_apart([content], encoder) if separate else encoder.spans([content])
+    return Effects(spans, token_effects(head, features, 0))
 
 
 def _spans_apart(inputs: Sequence[TextInput], encoder: Encoder) -> list[list[Span]]:

@@ -21,6 +21,7 @@ from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
 from ytuning.cli_compare import compare
 from ytuning.cli_search import search
+from ytuning.cli_serve import serve
 from ytuning.console import Json, Quiet, check_result_file, print_json, result_file, shown_progress, tell_columns
 from ytuning.errors import InputError, YTuningError
 from ytuning.options import (
@@ -370,6 +371,7 @@ def evaluate(
         print_report(Console(), found.report, f"{task.name} on {data}")
 
 
+app.command(epilog="Example: ytuning serve tasks/*")(serve)
 app.command(epilog="Example: ytuning compare tickets.csv --test holdout.csv --out compared")(compare)
 
 

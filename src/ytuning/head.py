@@ -176,13 +176,27 @@ class PooledHead(nn.Module):
                 rows[there] = functional.normalize(means - means.mean(0), dim=-1)
 
     @staticmethod
+    def joined_texts(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head of the members of several of one form, for :meth:`text` alone: their labels may differ."""
+        states = [
+            {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("label_")}
+            for head in heads
+        ]
+        whole = heads[0]._empty(sum(head.members for head in heads), labels=1)
+        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]}, strict=False)
+        return whole.eval()
+
+    def _empty(self, members: int, labels: int) -> PooledHead:
+        """A head of this form whose weights are yet to come."""
+        config = replace(self.config, members=members)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
+            return PooledHead(config, labels=labels, layers=1, width=self.token_map.shape[1], paired=self.paired)
+
+    @staticmethod
     def joined(heads: Sequence[PooledHead]) -> PooledHead:
         """One head whose members are those of several of one form: its logits are the mean of theirs."""
         states = [head.state_dict() for head in heads]
-        config = replace(heads[0].config, members=sum(head.config.members for head in heads))
-        labels, width = heads[0].label_rows.shape[1], heads[0].token_map.shape[1]
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
-            whole = PooledHead(config, labels=labels, layers=1, width=width, paired=heads[0].paired)
+        whole = heads[0]._empty(sum(head.members for head in heads), labels=heads[0].label_rows.shape[1])
         whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
         return whole.train(heads[0].training)
 
@@ -193,9 +207,7 @@ class PooledHead(nn.Module):
             "label_rows": torch.cat((self.label_rows.detach(), row[:, None]), 1),
             "label_bias": torch.cat((self.label_bias.detach(), bias[:, None]), 1),
         }
-        labels, width = self.label_rows.shape[1] + 1, self.token_map.shape[1]
-        with torch.random.fork_rng(devices=[]):
-            grown = PooledHead(self.config, labels=labels, layers=1, width=width, paired=self.paired)
+        grown = self._empty(self.members, labels=self.label_rows.shape[1] + 1)
         grown.load_state_dict(state)
         return grown.train(self.training)
 

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.artifact import Task, check_encoder, load_task
-from ytuning.encoder import Encoder, load_encoder
+from ytuning.artifact import Task, load_task
 from ytuning.errors import InputError
-from ytuning.features import Features, live_features
 from ytuning.labels import Kind
-from ytuning.pairs import live_pairs
+from ytuning.shared_encoder import SharedEncoder, share_encoders
 from ytuning.targets import Scale
 from ytuning.tokens import TextInput
-from ytuning.training import logits_of
 
-__all__ = ["ANSWERS", "Prediction", "Predictor"]
+__all__ = ["ANSWERS", "Answer", "Prediction", "Predictor", "answers_of"]
 
 Answer = str | list[str] | float | None
 
@@ -66,7 +63,8 @@ class Prediction:
 
 
 class Predictor:
-    """Trained tasks, grouped by encoder; each distinct text of a window is encoded once for each encoder.
+    """Trained tasks; each distinct text of a window is encoded once for all that share an encoder, however many states
+    of it they read.
 
     Args:
         folders: task folders.
@@ -86,17 +84,7 @@ class Predictor:
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(f"two task folders are named {twice!r}; predictions could not be told apart. Rename one")
-        self._encoders: dict[str, Encoder] = {}
-        for task in self.tasks:
-            if task.encoder.fingerprint not in self._encoders:
-                wanted = task.encoder
-                found = load_encoder(
-                    encoder or wanted.name,
-                    device=device,
-                    **wanted.options,
-                )
-                check_encoder(task, found.identity)
-                self._encoders[wanted.fingerprint] = found
+        self._encoders = share_encoders(self.tasks, encoder=encoder, device=device)
 
     def predict(self, inputs: Iterable[TextInput]) -> Iterator[Prediction]:
         """Predictions for inputs in their order, for each input one of each task in the order of the folders.
@@ -120,16 +108,16 @@ class Predictor:
 
     def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
         """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
-        found: dict[tuple[str, bool], Features] = {}
-        answers = []
-        for task in self.tasks:
-            separate = task.pair == "separate"
-            key = (task.encoder.fingerprint, separate)
-            if key not in found:
-                encoder = self._encoders[task.encoder.fingerprint]
-                found[key] = live_pairs(inputs, encoder) if separate else live_features(inputs, encoder)
-            answers.append((*_answered(task, logits_of(task.head, found[key])), found[key].truncated_rows))
-        return answers
+        together: dict[tuple[SharedEncoder, bool], list[int]] = {}
+        for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
+            together.setdefault((encoder, task.pair == "separate"), []).append(number)
+        found: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
+        for (encoder, separate), numbers in together.items():
+            features = encoder.read(inputs, separate=separate)
+            tasks = [self.tasks[number] for number in numbers]
+            for number, task, logits in zip(numbers, tasks, encoder.logits(features, tasks), strict=True):
+                found[number] = (*answers_of(task, logits), features.truncated_rows)
+        return [found[number] for number in range(len(self.tasks))]
 
     def _check_form(self, window: list[TextInput], position: int) -> None:
         for row, (_, pair) in enumerate(window, position + 1):
@@ -139,7 +127,7 @@ class Predictor:
                     raise InputError(f"input {row}: the task {task.name!r} was trained on {wanted}")
 
 
-def _answered(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
+def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
     """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
     target = task.target
     if isinstance(target, Scale):

@@ -8,17 +8,19 @@ the same weights, bit for bit, alone or in company and on any number of cores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ytuning.features import Features, ordered_batches
-from ytuning.head import LabelHead, LabelTuningHead, MatchingHead
+from ytuning.head import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
 from ytuning.losses import Loss
-from ytuning.workers import Workers
+from ytuning.workers import Workers, workers
 
-__all__ = ["Learner", "stack_logits", "stack_step"]
+__all__ = ["JointHeads", "Learner", "common_states", "label_space", "stack_logits", "stack_step"]
 
+JOINED_TOKENS = 512  # of a batch whose heads are computed as one, at most; measured in benchmarks/serving.py
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
@@ -129,3 +131,66 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
     found = pool.map(compute, batches)
     order = torch.cat(batches).argsort()
     return [torch.cat(logits)[order] for logits in zip(*found, strict=True)]
+
+
+class JointHeads:
+    """Heads that answer for the same texts, as few large products where that is faster.
+
+    Of a few tokens each of a head's many small operations takes as long as its call, so the members of all pooled heads
+    of one form are computed as those of a single head; of many tokens the products are large enough by themselves.
+    """
+
+    def __init__(self, heads: Sequence[LabelHead]) -> None:
+        """``heads`` read the same hidden states; they are not to change afterwards."""
+        self.heads = [head.eval() for head in heads]
+        self._alone: list[int] = []
+        self._joined: list[tuple[PooledHead, list[int]]] = []
+        forms: dict[tuple[PooledConfig, bool], list[int]] = {}
+        for number, head in enumerate(self.heads):
+            if isinstance(head, PooledHead):
+                forms.setdefault((replace(head.config, members=1), head.paired), []).append(number)
+            else:
+                self._alone.append(number)
+        for numbers in forms.values():
+            some = [head for number in numbers if isinstance(head := self.heads[number], PooledHead)]
+            if len(some) == 1:
+                self._alone += numbers
+            else:
+                self._joined.append((PooledHead.joined_texts(some), numbers))
+
+    def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
+        if mask.numel() > JOINED_TOKENS:
+            return [head(values, mask) for head in self.heads]
+        found: dict[int, Tensor] = {number: self.heads[number](values, mask) for number in self._alone}
+        for joined, numbers in self._joined:
+            text, first = joined.text(values, mask), 0
+            for number in numbers:
+                head = self.heads[number]
+                assert isinstance(head, PooledHead)
+                found[number] = head.match(text[first : first + head.members]).mean(0)
+                first += head.members
+        return [found[number] for number in range(len(self.heads))]
+
+    def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
+        """Each head's logits (N, C) of rows (N,), in their order."""
+        batches = list(ordered_batches(features.lengths[rows]))
+
+        def compute(batch: Tensor) -> list[Tensor]:
+            with torch.inference_mode():
+                return self(*features.batch(rows[batch]))
+
+        if (
+            len(batches) == 1
+        ):  # not worth a thread, and a second one inside of small operations costs more than it gives
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                found = [compute(batches[0])]
+            finally:
+                torch.set_num_threads(threads)
+        else:
+            with workers() as pool:
+                found = pool.map(compute, batches)
+        order = torch.cat(batches).argsort()
+        return [torch.cat(logits)[order] for logits in zip(*found, strict=True)]

@@ -1,0 +1,1 @@
+"""Many tasks answered over HTTP from one encoder pass; start it with ``ytuning serve``."""

@@ -1,0 +1,156 @@
+"""The tasks that a server answers for: they come, change and go while it runs, and a broken one changes nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ytuning.artifact import HEAD_FILE, TASK_FILE, Task, load_task
+from ytuning.errors import InputError, TaskFolderError, YTuningError
+from ytuning.shared_encoder import SharedEncoder, share_encoders
+
+__all__ = ["Catalog", "Changes", "Served"]
+
+Stamp = tuple[tuple[int, int, int], ...]
+"""Of each file of a task: inode, size and time of its last change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A task and the encoder that it is answered with."""
+
+    task: Task
+    encoder: SharedEncoder
+    folder: Path
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a look at the folders has found.
+
+    Attributes:
+        added, changed, removed: names of tasks.
+        refused: folder -> why it is not read; what was served from it still is.
+    """
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed or self.refused)
+
+
+class Catalog:
+    """Tasks by name; ``tasks`` is replaced as a whole, so that a request keeps the one it began with.
+
+    Args:
+        places: task folders, and folders whose sub-folders are task folders.
+        encoder: name or folder in place of the one named in the tasks, when it has moved.
+    """
+
+    def __init__(self, places: Sequence[str | Path], *, encoder: str | None = None) -> None:
+        self.tasks: dict[str, Served] = {}
+        self._places, self._encoder = [Path(place) for place in places], encoder
+        self._lock = threading.Lock()
+        self._refused: dict[Path, tuple[Stamp, str]] = {}
+
+    def open(self) -> None:
+        """Read all folders for the first time.
+
+        Raises:
+            InputError: there is no task, or two have one name.
+            TaskFolderError: a folder that was named itself cannot be used.
+            EncoderError: an encoder cannot be loaded.
+        """
+        for place in self._places:
+            if not place.is_dir():
+                raise TaskFolderError(
+                    f"there is no task folder {place}. Make one with: ytuning train DATA --out {place}"
+                )
+        with self._lock:
+            tasks = [(folder, _stamp(folder), load_task(folder)) for folder in self.folders()]
+            if not tasks:
+                where = ", ".join(map(str, self._places))
+                raise InputError(
+                    f"there is no task folder in {where}. Make one with: ytuning train DATA --out TASK_DIR"
+                )
+            names = [task.name for _, _, task in tasks]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(
+                    f"two task folders are named {twice[0]!r}; a request could not tell them apart. Rename one"
+                )
+            encoders = share_encoders([task for _, _, task in tasks], encoder=self._encoder)
+            self.tasks = {
+                task.name: Served(task, shared, folder, stamp)
+                for (folder, stamp, task), shared in zip(tasks, encoders, strict=True)
+            }
+
+    def reload(self) -> Changes:
+        """Look at the folders again, and serve what is new in them from now on; one thread at a time does."""
+        with self._lock:
+            changes = Changes()
+            before = {served.folder: served for served in self.tasks.values()}
+            kept: dict[str, Served] = {}
+            fresh: list[tuple[Path, Stamp, Task]] = []
+            for folder in self.folders():
+                stamp, old = _stamp(folder), before.get(folder)
+                if old is not None and stamp == old.stamp:
+                    kept[old.task.name] = old
+                    continue
+                try:
+                    fresh.append((folder, stamp, load_task(folder)))
+                except YTuningError as error:
+                    self._refuse(changes, folder, stamp, str(error))
+                    if old is not None:
+                        kept[old.task.name] = old
+            for folder, stamp, task in fresh:
+                old = before.get(folder)
+                try:
+                    if task.name in kept:
+                        raise InputError(f"another folder is named {task.name!r}, too. Rename one")
+                    loaded = list({id(served.encoder): served.encoder for served in self.tasks.values()}.values())
+                    (shared,) = share_encoders([task], encoder=self._encoder, loaded=loaded)
+                except YTuningError as error:
+                    self._refuse(changes, folder, stamp, str(error))
+                    if old is not None:
+                        kept[old.task.name] = old
+                    continue
+                kept[task.name] = Served(task, shared, folder, stamp)
+                (changes.changed if old is not None else changes.added).append(task.name)
+            changes.removed.extend(name for name in self.tasks if name not in kept)
+            self._refused = {folder: why for folder, why in self._refused.items() if folder.is_dir()}
+            self.tasks = kept
+            return changes
+
+    def _refuse(self, changes: Changes, folder: Path, stamp: Stamp, why: str) -> None:
+        """Tell of a broken folder once, not at every look."""
+        if self._refused.get(folder) != (stamp, why):
+            changes.refused[str(folder)] = why
+        self._refused[folder] = stamp, why
+
+    def folders(self) -> list[Path]:
+        """Every task folder, in the order of the places and of names."""
+        found: list[Path] = []
+        for place in self._places:
+            if (place / TASK_FILE).is_file() or not place.is_dir():
+                found.append(place)
+            else:
+                found += sorted(each for each in place.iterdir() if (each / TASK_FILE).is_file())
+        return [folder for folder in dict.fromkeys(found) if (folder / TASK_FILE).is_file()]
+
+
+def _stamp(folder: Path) -> Stamp:
+    found = []
+    for name in (TASK_FILE, HEAD_FILE):
+        try:
+            state = os.stat(folder / name)
+            found.append((state.st_ino, state.st_size, state.st_mtime_ns))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)

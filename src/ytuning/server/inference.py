@@ -1,0 +1,135 @@
+"""Open Inference Protocol v2: tensors of texts in, tensors of answers out; the extension for binary inputs, too."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ytuning.server.batching import Answered
+from ytuning.server.catalog import Served
+from ytuning.server.schemas import InferRequest, InferTensor, ModelMetadata, TensorMetadata
+from ytuning.targets import Names
+from ytuning.tokens import TextInput
+
+__all__ = ["BadTensor", "metadata_of", "outputs_of", "read_infer"]
+
+INPUTS = ("text", "text_pair")
+
+
+class BadTensor(Exception):  # noqa: N818
+    """Inputs or outputs that a task does not have, or values that do not fit their shape."""
+
+
+def metadata_of(served: Served) -> ModelMetadata:
+    """A task's inputs and outputs."""
+    inputs = [
+        TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in INPUTS[: 2 if served.task.pair else 1]
+    ]
+    outputs = [
+        TensorMetadata(name=name, datatype=datatype, shape=[-1, *([] if flat else [len(served.task.target.names)])])
+        for name, (datatype, flat) in _outputs(served).items()
+    ]
+    return ModelMetadata(name=served.task.name, inputs=inputs, outputs=outputs)
+
+
+def read_infer(body: bytes, header_length: str | None, served: Served) -> tuple[InferRequest, list[TextInput]]:
+    """A request and its texts.
+
+    Args:
+        body: JSON, and after it the values of binary inputs.
+        header_length: bytes of the JSON, if values follow.
+        served: the task.
+
+    Raises:
+        pydantic.ValidationError: the JSON is none of this form.
+        BadTensor: the inputs are not those of the task.
+    """
+    header, values = body, b""
+    if header_length is not None:
+        if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
+            raise BadTensor("the header inference-header-content-length must be the number of bytes of the JSON")
+        header, values = body[: int(header_length)], body[int(header_length) :]
+    asked = InferRequest.model_validate_json(header)
+    wanted = INPUTS[: 2 if served.task.pair else 1]
+    columns: dict[str, list[str]] = {}
+    for tensor in asked.inputs:
+        if tensor.name not in wanted or tensor.name in columns:
+            raise BadTensor(f"the task {served.task.name!r} takes the inputs {', '.join(wanted)}, each once")
+        column, values = _texts(tensor, values)
+        columns[tensor.name] = column
+    if len(columns) < len(wanted) or len({len(column) for column in columns.values()}) != 1:
+        raise BadTensor(f"the task {served.task.name!r} needs the inputs {', '.join(wanted)}, of one length")
+    unknown = [output.name for output in asked.outputs or [] if output.name not in _outputs(served)]
+    if unknown:
+        raise BadTensor(f"the task {served.task.name!r} has the outputs {', '.join(_outputs(served))}, and no other")
+    pairs: Sequence[str | None] = columns.get("text_pair") or [None] * len(columns["text"])
+    return asked, list(zip(columns["text"], pairs, strict=True))
+
+
+def outputs_of(served: Served, found: Sequence[Answered], asked: InferRequest) -> list[dict[str, Any]]:
+    """The outputs that are asked for, or all."""
+    names = _outputs(served)
+    chosen = [output.name for output in asked.outputs] if asked.outputs else list(names)
+    return [_tensor(name, names[name][0], found, served) for name in chosen]
+
+
+def _outputs(served: Served) -> dict[str, tuple[str, bool]]:
+    """Name -> datatype, and whether there is one number a text and not one a label."""
+    kind = served.task.kind
+    if kind == "regression":
+        return {"value": ("FP64", True)}
+    if kind == "multi":
+        return {"probabilities": ("FP64", False), "labels": ("BOOL", False)}
+    return {"probabilities": ("FP64", False), "label": ("BYTES", True)}
+
+
+def _tensor(name: str, datatype: str, found: Sequence[Answered], served: Served) -> dict[str, Any]:
+    if name == "value":
+        values = [each.answer for each in found]
+    elif name == "label":
+        values = [each.answer or "" for each in found]  # of a task that abstains
+    elif name == "labels":
+        assert isinstance(served.task.target, Names)
+        names = served.task.target.names
+        given = [set(each.answer) if isinstance(each.answer, list) else set() for each in found]
+        values = [label in some for some in given for label in names]
+    else:
+        values = np.concatenate([each.scores for each in found]).tolist()
+    flat = name in ("value", "label")
+    shape = [len(found)] if flat else [len(found), len(served.task.target.names)]
+    return {"name": name, "datatype": datatype, "shape": shape, "data": values}
+
+
+def _texts(tensor: InferTensor, values: bytes) -> tuple[list[str], bytes]:
+    """Texts of an input, and what is left of the binary values."""
+    count = math.prod(tensor.shape)
+    if tensor.datatype != "BYTES":
+        raise BadTensor(f"the input {tensor.name!r} must have the datatype BYTES")
+    size = (tensor.parameters or {}).get("binary_data_size")
+    if size is None:
+        texts = tensor.data or []
+        if not all(isinstance(text, str) for text in texts) or len(texts) != count:
+            raise BadTensor(f"the input {tensor.name!r} must have as many texts in data as its shape says ({count})")
+        return [str(text) for text in texts], values
+    if type(size) is not int or not 0 <= size <= len(values):
+        raise BadTensor(f"the input {tensor.name!r} has another number of bytes than its binary_data_size says")
+    part, rest = values[:size], values[size:]
+    found: list[str] = []
+    place = 0
+    try:
+        while place < len(part):
+            (length,) = struct.unpack_from("<I", part, place)
+            text = part[place + 4 : place + 4 + length]
+            if len(text) != length:
+                raise ValueError
+            found.append(text.decode())
+            place += 4 + length
+    except (struct.error, ValueError) as error:  # of UTF-8, too
+        raise BadTensor(f"the bytes of the input {tensor.name!r} are no lengths and UTF-8 texts") from error
+    if len(found) != count:
+        raise BadTensor(f"the input {tensor.name!r} must have as many texts as its shape says ({count})")
+    return found, rest

@@ -1,0 +1,326 @@
+"""What requests hold and replies look like; the OpenAPI document is made from here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "AdminReply",
+    "Classified",
+    "ClassifyManyReply",
+    "ClassifyManyRequest",
+    "ClassifyReply",
+    "ClassifyRequest",
+    "Error",
+    "ExplainReply",
+    "ExplainRequest",
+    "InferReply",
+    "InferRequest",
+    "InferTensor",
+    "Info",
+    "Model",
+    "ModelMetadata",
+    "Models",
+    "Moderation",
+    "ModerationReply",
+    "ModerationRequest",
+    "PredictRequest",
+    "Result",
+    "Score",
+    "ServerMetadata",
+    "TaskInfo",
+    "TaskResults",
+    "TensorMetadata",
+    "Timing",
+    "Usage",
+    "V2Error",
+]  # fmt: skip
+
+Inputs = str | list[str] | list[list[str]]
+
+
+class _Request(BaseModel):
+    """Unknown fields are ignored, as other servers of these forms do."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Error(BaseModel):
+    """Every refusal, but under /v2."""
+
+    error: str = Field(examples=["there is no task 'ticket'. Did you mean 'tickets'?"])
+    error_type: str = Field(examples=["not_found"])
+
+
+class V2Error(BaseModel):
+    """Every refusal under /v2."""
+
+    error: str
+
+
+class Score(BaseModel):
+    """A label and its calibrated probability; of a regression ``value`` and the number."""
+
+    label: str = Field(examples=["refund"])
+    score: float = Field(examples=[0.93])
+
+
+class Usage(BaseModel):
+    """Tokens that the encoder has read for the reply, and the inputs of which it has read the beginning only."""
+
+    prompt_tokens: int
+    total_tokens: int
+    truncated: int
+
+
+# --- text-embeddings-inference ----------------------------------------------------------------------------------------
+
+
+class PredictRequest(_Request):
+    """``inputs``: a text, a pair ``["a", "b"]``, or a batch of either ``[["a"], ["b"]]``, ``[["a", "b"], ...]``."""
+
+    inputs: Inputs = Field(examples=["I was charged twice"])
+    truncate: bool = Field(True, description="false: a text that the encoder would not read to its end is refused.")
+    raw_scores: bool = Field(False, description="Logits of the head instead of calibrated probabilities.")
+    task: str | None = Field(None, description="Name of the task, where several are served.", examples=["tickets"])
+
+
+class TaskInfo(BaseModel):
+    """A task that is served."""
+
+    name: str
+    kind: Literal["single", "ordinal", "multi", "regression"]
+    labels: list[str]
+    pair: Literal["joint", "separate"] | None
+    encoder: str
+    max_input_length: int
+
+
+class Info(BaseModel):
+    """What is served, and the limits."""
+
+    model_id: str | None
+    model_sha: str | None
+    model_dtype: str | None
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    version: str
+    tasks: list[TaskInfo]
+
+
+# --- vLLM, infinity ---------------------------------------------------------------------------------------------------
+
+
+class ClassifyRequest(_Request):
+    """Texts for one task."""
+
+    model: str = Field(examples=["tickets"], description="Name of the task.")
+    input: str | list[str] = Field(examples=[["I was charged twice"]])
+
+
+class ClassifyReply(BaseModel):
+    """For each input its labels, the most probable first."""
+
+    object: Literal["classify"] = "classify"
+    data: list[list[Score]]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A task as a model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ytuning"
+
+
+class Models(BaseModel):
+    """Every task."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+# --- several tasks at once --------------------------------------------------------------------------------------------
+
+
+class ClassifyManyRequest(_Request):
+    """Texts, or pairs, for several tasks."""
+
+    input: Inputs = Field(examples=[["I was charged twice"]], description="A text, texts, or pairs [[a, b], ...].")
+    tasks: list[str] | None = Field(None, description="Names; null: every task that takes such inputs.")
+
+
+class Result(BaseModel):
+    """``answer``: a label or, where the task abstains, null; of a multi-label task labels; of a regression a number."""
+
+    answer: str | list[str] | float | None
+    scores: list[Score]
+    truncated: bool
+
+
+class TaskResults(BaseModel):
+    """A task's results, one for each input."""
+
+    task: str
+    kind: Literal["single", "ordinal", "multi", "regression"]
+    results: list[Result]
+
+
+class Timing(BaseModel):
+    """Seconds from the request to the reply, and those of its texts' batches in the encoder and in heads."""
+
+    total: float
+    encoder: float
+    heads: float
+
+
+class ClassifyManyReply(BaseModel):
+    """Results task by task."""
+
+    object: Literal["classify_many"] = "classify_many"
+    data: list[TaskResults]
+    usage: Usage
+    timing: Timing
+
+
+Classified = ClassifyReply | ClassifyManyReply
+
+
+class ExplainRequest(_Request):
+    """A text, or a pair, and the task to explain."""
+
+    task: str = Field(examples=["tickets"])
+    input: str | list[str] = Field(examples=["I was charged twice"])
+
+
+class TokenSpan(BaseModel):
+    """Where a token stands: in the first or second text, between characters; special tokens nowhere, from 0 to 0."""
+
+    side: int
+    start: int
+    end: int
+
+
+class ExplainReply(BaseModel):
+    """``effects``: for each token how much each label's logit falls when the head does not see it."""
+
+    task: str
+    labels: list[str]
+    tokens: list[TokenSpan]
+    effects: list[list[float]]
+
+
+# --- OpenAI -----------------------------------------------------------------------------------------------------------
+
+
+class ModerationRequest(_Request):
+    """Texts for a multi-label task."""
+
+    input: str | list[str] = Field(examples=["you are all idiots"])
+    model: str | None = Field(None, description="Name of the task; needed where several multi-label tasks are served.")
+
+
+class Moderation(BaseModel):
+    """``categories``: whether each label's score is above its threshold."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+
+
+class ModerationReply(BaseModel):
+    """One result for each input."""
+
+    id: str
+    model: str
+    results: list[Moderation]
+
+
+# --- Open Inference Protocol v2 ---------------------------------------------------------------------------------------
+
+
+class ServerMetadata(BaseModel):
+    """Name and version."""
+
+    name: str = "ytuning"
+    version: str
+    extensions: list[str] = []
+
+
+class TensorMetadata(BaseModel):
+    """A tensor that a model takes or gives; -1: any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A task as a model."""
+
+    name: str
+    versions: list[str] = ["1"]
+    platform: str = "ytuning"
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class InferTensor(BaseModel):
+    """Values in row-major order."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class RequestedOutput(_Request):
+    """An output that is wanted."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class InferRequest(_Request):
+    """Inputs ``text`` and, of pairs, ``text_pair``, BYTES of shape [n]."""
+
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: list[InferTensor] = Field(
+        examples=[[{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["I was charged twice"]}]]
+    )
+    outputs: list[RequestedOutput] | None = None
+
+
+class InferReply(BaseModel):
+    """Outputs of a task."""
+
+    model_name: str
+    model_version: str = "1"
+    id: str | None = None
+    outputs: list[InferTensor]
+
+
+# --- administration ---------------------------------------------------------------------------------------------------
+
+
+class AdminReply(BaseModel):
+    """What has changed; ``refused``: folder -> why, and the task that was served from it still is."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    refused: dict[str, str]
+    tasks: int

@@ -1,0 +1,75 @@
+"""What a server counts (Prometheus) and logs; texts are in neither."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Telemetry", "log"]
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
+TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_logger = logging.getLogger("ytuning.server")
+
+
+class Telemetry:
+    """Counters of one server process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry, "namespace": "ytuning"}
+        self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **made)
+        self.seconds = Histogram("request_seconds", "From a request to its reply.", ["route"], buckets=SECONDS, **made)
+        self.in_flight = Gauge("requests_in_flight", "Requests that are being answered.", **made)
+        self.queue_tokens = Gauge("queue_tokens", "Tokens that wait, about.", **made)
+        self.batch_tokens = Histogram("batch_tokens", "Tokens of a batch.", buckets=TOKENS, **made)
+        self.batch_texts = Histogram("batch_texts", "Distinct texts of a batch.", buckets=TEXTS, **made)
+        self.encoder_seconds = Counter("encoder_seconds", "Spent in the encoder.", **made)
+        self.head_seconds = Counter("head_seconds", "Spent in heads and their calibration.", **made)
+        self.answers = Counter("answers", "Texts answered, by task; of equal texts in a batch one.", ["task"], **made)
+        self.truncated = Counter("truncated_texts", "Texts of which only the beginning was read.", **made)
+        self.rejected = Counter("rejected_requests", "Requests refused, by reason.", ["reason"], **made)
+        self.dropped = Counter("dropped_texts", "Texts not computed, as nobody waited for them any more.", **made)
+        self.failures = Counter("failures", "Texts that could not be computed, by kind of error.", ["kind"], **made)
+        self.tasks = Gauge("tasks", "Tasks that are served.", **made)
+        self.reloads = Counter("task_changes", "Tasks that came, changed, went or were refused.", ["what"], **made)
+        self.started = time.time()
+
+    def batch(self, *, texts: int, tokens: int, encoder: float, heads: float, truncated: int) -> None:
+        """A batch was computed: distinct texts, their tokens, seconds in the encoder and in heads, texts cut."""
+        self.batch_texts.observe(texts)
+        self.batch_tokens.observe(tokens)
+        self.encoder_seconds.inc(encoder)
+        self.head_seconds.inc(heads)
+        self.truncated.inc(truncated)
+
+    def failed(self, error: Exception) -> None:
+        """A text could not be computed. Its message may hold the text, so only its kind is logged."""
+        self.failures.labels(kind=type(error).__name__).inc()
+        log("failed", kind=type(error).__name__, level=logging.ERROR)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        found: bytes = generate_latest(self.registry)
+        return found
+
+
+def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """A line of JSON on stderr; without a handler (in a program of somebody else's) it goes where their logs go."""
+    if _logger.isEnabledFor(level):
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+        _logger.log(level, json.dumps({"time": f"{stamp}Z", "event": event, **fields}, ensure_ascii=False))
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Let :func:`log` write to stderr, one line an event and nothing else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _logger.handlers, _logger.propagate = [handler], False
+    _logger.setLevel(level)

@@ -1,0 +1,124 @@
+"""One encoder for many tasks: it runs to the deepest hidden state that any of them reads, once for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ytuning.artifact import Task, check_encoder
+from ytuning.encoder import Encoder, load_encoder
+from ytuning.features import Features, live_features
+from ytuning.identity import EncoderIdentity
+from ytuning.pairs import PairedFeatures, live_pairs
+from ytuning.stack import JointHeads
+from ytuning.tokens import TextInput
+
+__all__ = ["SharedEncoder", "share_encoders", "sharing_key"]
+
+
+class SharedEncoder:
+    """An encoder and what tasks ask of it.
+
+    Attributes:
+        encoder: keeps every hidden state that one of its tasks reads.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._joint: dict[tuple[int, ...], JointHeads] = {}  # the heads keep their tasks' ids from being used again
+
+    def serves(self, task: Task) -> bool:
+        """Whether it is the task's encoder and keeps the hidden states that the task reads."""
+        kept = self.encoder.identity
+        return sharing_key(kept) == sharing_key(task.encoder) and set(task.encoder.layers) <= set(kept.layers)
+
+    def read(self, inputs: Sequence[TextInput], *, separate: bool) -> Features:
+        """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself."""
+        return live_pairs(inputs, self.encoder) if separate else live_features(inputs, self.encoder)
+
+    def logits(self, features: Features, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
+        """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.
+
+        Args:
+            features: of :meth:`read`, in the way in which all these tasks read pairs.
+            tasks: that this encoder serves.
+            rows: positions.
+        """
+        rows = torch.arange(len(features)) if rows is None else rows
+        by_states: dict[tuple[int, ...], list[int]] = {}
+        for number, task in enumerate(tasks):
+            by_states.setdefault(task.encoder.layers, []).append(number)
+        found: dict[int, np.ndarray] = {}
+        for states, numbers in by_states.items():
+            heads = self._heads([tasks[number] for number in numbers])
+            for number, logits in zip(numbers, heads.logits(self.view(features, states), rows), strict=True):
+                found[number] = logits.numpy()
+        return [found[number] for number in range(len(tasks))]
+
+    def _heads(self, tasks: Sequence[Task]) -> JointHeads:
+        key = tuple(id(task.head) for task in tasks)
+        if key not in self._joint:
+            if len(self._joint) >= MOST_JOINED:
+                self._joint.clear()
+            self._joint[key] = JointHeads([task.head for task in tasks])
+        return self._joint[key]
+
+    def view(self, features: Features, states: tuple[int, ...]) -> Features:
+        """Features of :meth:`read` with some of the hidden states only, as a task reads them."""
+        places = [self.encoder.identity.layers.index(state) for state in states]
+        if isinstance(features, PairedFeatures):
+            return features.of(features.texts.with_layers(places))
+        return features.with_layers(places)
+
+
+MOST_JOINED = 64  # combinations of tasks whose heads are kept together
+
+
+def sharing_key(identity: EncoderIdentity) -> str:
+    """What encoders must have in common to be one: all but the name and the hidden states that are kept.
+
+    An OpenVINO encoder is converted with its hidden states, and in int8 quantised with them, so these count there.
+    """
+    states = identity.layers if identity.backend != "torch" else (0,)
+    return replace(identity, layers=states).fingerprint
+
+
+def share_encoders(
+    tasks: Sequence[Task],
+    *,
+    encoder: str | None = None,
+    device: str | None = None,
+    loaded: Sequence[SharedEncoder] = (),
+) -> list[SharedEncoder]:
+    """For each task the encoder that serves it, loaded once for all that can share it.
+
+    Args:
+        tasks: in any order.
+        encoder: name or folder to use in place of the one named in the tasks, when it has moved.
+        device: see :func:`ytuning.encoder.load_encoder`.
+        loaded: encoders to use where they do.
+
+    Raises:
+        EncoderError: an encoder cannot be loaded.
+        TaskFolderError: an encoder differs from the one that a task was trained with.
+    """
+    states: dict[str, set[int]] = {}
+    for task in tasks:
+        states.setdefault(sharing_key(task.encoder), set()).update(task.encoder.layers)
+    found: dict[str, SharedEncoder] = {}
+    for task in tasks:
+        key = sharing_key(task.encoder)
+        if key in found:
+            continue
+        wanted = replace(task.encoder, layers=tuple(sorted(states[key])))
+        fitting = (each for each in loaded if sharing_key(each.encoder.identity) == key)
+        shared = next((each for each in fitting if states[key] <= set(each.encoder.identity.layers)), None)
+        if shared is None:
+            fresh = load_encoder(encoder or wanted.name, device=device, **wanted.options)
+            check_encoder(replace(task, encoder=wanted), fresh.identity)
+            shared = SharedEncoder(fresh)
+        found[key] = shared
+    return [found[sharing_key(task.encoder)] for task in tasks]
