@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,46 @@ def browser(chromium: Browser) -> Browser:
     """A browser whose pages have not complained yet."""
     chromium.complaints.clear()
     return chromium
+
+
+@pytest.fixture(scope="session")
+def served_tasks(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of a task of each kind on one encoder: single, ordinal, multi, number, joint, apart, careful."""
+    from dataclasses import replace
+
+    from ytuning.artifact import save_task
+    from ytuning.data import from_lists
+    from ytuning.encoder import load_encoder
+    from ytuning.head import PooledConfig
+    from ytuning.pipeline import train_task
+    from ytuning.recipes import Recipe, TrainingConfig
+    from ytuning.store import FeatureStore
+
+    texts, labels = toy_rows
+    root = tmp_path_factory.mktemp("served")
+    store = FeatureStore(tmp_path_factory.mktemp("features"))
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
+    several = [[label] if number % 3 else [label, "late"] for number, label in enumerate(labels)]
+    numbers = [float(len(text)) / 4 for text in texts]
+    data: dict[str, tuple[object, ...]] = {
+        "single": (from_lists(texts, labels),),
+        "ordinal": (from_lists(texts, labels, kind="ordinal"),),
+        "multi": (from_lists(texts, several),),
+        "number": (from_lists(texts, numbers, kind="regression"),),
+        "joint": (from_lists(texts, labels, texts[::-1]), "joint"),
+        "apart": (from_lists(texts, labels, texts[::-1]), "separate"),
+    }
+    for name, (rows, *pairs) in data.items():
+        order = ["login", "card", "refund"] if name == "ordinal" else None
+        more: Any = {"pairs": pairs[0]} if pairs else {}
+        task = train_task(rows, encoder, store, recipe, name=name, label_order=order, **more).task  # type: ignore[arg-type]
+        save_task(task, root / name)
+        if name == "single":
+            save_task(
+                replace(task, name="careful", calibration=replace(task.calibration, abstain_below=0.6)),
+                root / "careful",
+            )
+    return root

@@ -234,7 +234,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskFolderError(
             f"{file} is damaged: it is not JSON ({error}). Copy the folder again or train again"
         ) from error

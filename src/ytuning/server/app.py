@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.resources
+import logging
 import math
 import os
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -73,17 +75,17 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     _add_page(app)
     _add_handlers(app)
     _add_infer_schema(app)
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
+    answering: Any = Gate(app, settings, telemetry)
+    if settings.origins:  # around the gate: a browser asks without a key first, and pages should see refusals, too
+        answering = CORSMiddleware(
+            answering,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after", "x-request-id", "x-truncated-inputs"],
         )
-    gate = Gate(app, settings, telemetry)
-    gate.app, gate.service = app, service  # type: ignore[attr-defined]  # for tests
-    return gate
+    answering.service = service  # for tests
+    return answering
 
 
 def from_environment() -> Any:
@@ -100,9 +102,10 @@ async def _start(service: Service, *, opened: bool) -> None:
         if not opened:
             await asyncio.to_thread(service.catalog.open)
         await _warm(service)
-    except YTuningError as error:
-        log("cannot start", error=str(error))
-        os.kill(os.getpid(), 15)
+    except Exception as error:
+        told = str(error) if isinstance(error, YTuningError | Unanswered) else type(error).__name__
+        log("cannot start", error=told, level=logging.ERROR)
+        os.kill(os.getpid(), signal.SIGTERM)
         return
     service.ready = True
     service.telemetry.tasks.set(len(service.catalog.tasks))
@@ -122,7 +125,10 @@ async def _watch(service: Service) -> None:
     while True:
         await asyncio.sleep(service.settings.watch)
         if service.ready:
-            service.tell(await asyncio.to_thread(service.catalog.reload))
+            try:
+                service.tell(await asyncio.to_thread(service.catalog.reload))
+            except Exception as error:  # whatever it is, it looks again
+                log("cannot look at the task folders", kind=type(error).__name__, level=logging.ERROR)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -175,6 +175,7 @@ class Batcher:
             if self._stopping:
                 raise Stopped
             if len(self._calls) >= MOST_CALLS:
+                self._telemetry.rejected.labels(reason="queue").inc()
                 raise Overloaded(1.0)
             self._calls.append((compute, loop, future))
             self._lock.notify_all()
@@ -190,6 +191,7 @@ class Batcher:
                 raise Stopped
             new = sum(sizes.values()) * len({(served.encoder, served.task.pair == "separate") for served in tasks})
             if self._waiting and self._waiting + new > self._queue_tokens:
+                self._telemetry.rejected.labels(reason="queue").inc()
                 raise Overloaded(max(1.0, self._waiting / self._speed))
             for served in tasks:
                 for content, number in distinct.items():
@@ -300,6 +302,9 @@ class Batcher:
     def _call(
         self, compute: Callable[[], object], loop: asyncio.AbstractEventLoop, future: asyncio.Future[object]
     ) -> None:
+        if future.done():  # it was given up
+            self._telemetry.dropped.inc()
+            return
         try:
             result = compute()
         except Exception as error:

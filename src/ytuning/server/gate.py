@@ -119,9 +119,14 @@ class Gate:
                 raise _TooLarge
             return message
 
+        async def sending(message: Message) -> None:
+            if taken > self._settings.body_bytes:
+                raise _TooLarge  # the application has caught the first, and would say that the body is no JSON
+            await send(message)
+
         try:
             async with asyncio.timeout(self._settings.seconds):
-                await self._app(scope, receiving, send)
+                await self._app(scope, receiving, sending)
         except _TooLarge:
             await _reply(send, path, *self._too_large())
         except TimeoutError:

@@ -50,7 +50,8 @@ def read_infer(body: bytes, header_length: str | None, served: Served) -> tuple[
     """
     header, values = body, b""
     if header_length is not None:
-        if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= 12
+        if not digits or int(header_length) > len(body):
             raise BadTensor("the header inference-header-content-length must be the number of bytes of the JSON")
         header, values = body[: int(header_length)], body[int(header_length) :]
     asked = InferRequest.model_validate_json(header)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
-from ytuning.artifact import load_task
 from ytuning.errors import InputError
 from ytuning.server.app import SETTINGS, create_app
 from ytuning.server.catalog import Catalog
@@ -31,25 +35,54 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
     """
     check_exposure(settings)
     log_to_stderr()
-    log("listening", host=settings.host, port=settings.port, workers=workers)
-    options = {
+    options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
         "log_config": None,
+        "ws": "none",  # there is none to speak to
         "access_log": False,
         "server_header": False,
         "timeout_graceful_shutdown": int(settings.seconds) + GRACE,
         "timeout_keep_alive": 30,
     }
-    if workers == 1:
-        catalog = Catalog(settings.folders, encoder=settings.encoder)
+    catalog = Catalog(settings.folders, encoder=settings.encoder)
+    with _ended_by_signals():
         catalog.open()  # before it listens, so that a mistake is told and not logged
-        uvicorn.run(create_app(settings, catalog), **options)  # type: ignore[arg-type]
-        return
-    for folder in Catalog(settings.folders).folders():
-        load_task(folder)
-    os.environ[SETTINGS] = settings.to_environment()
-    uvicorn.run("ytuning.server.app:from_environment", factory=True, workers=workers, **options)  # type: ignore[arg-type]
+        with _listening(settings) as listening:
+            log("listening", host=settings.host, port=listening.getsockname()[1], workers=workers)
+            if workers == 1:
+                config = uvicorn.Config(create_app(settings, catalog), **options)
+                uvicorn.Server(config).run(sockets=[listening])
+                return
+            options["port"] = listening.getsockname()[1]
+        del catalog  # each process has its own, and its own share of the port
+        os.environ[SETTINGS] = settings.to_environment()
+        uvicorn.run("ytuning.server.app:from_environment", factory=True, workers=workers, **options)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the process with status 0; uvicorn raises them once more when all is answered."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listening(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        why = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
+        message = f"cannot listen on {settings.host}, port {settings.port}: {why}. Choose others with --host and --port"
+        raise InputError(message) from error
 
 
 def check_exposure(settings: Settings) -> None:
@@ -58,7 +91,7 @@ def check_exposure(settings: Settings) -> None:
     Raises:
         InputError: it would be.
     """
-    if not settings.keys and not settings.admin_keys and not is_loopback(settings.host):
+    if not settings.keys and not is_loopback(settings.host):
         raise InputError(
             f"on {settings.host} other machines reach the server, so it needs keys: give --keys FILE or set "
             f"{USE_KEYS}, and for reloading --admin-keys FILE or {ADMIN_KEYS}. On 127.0.0.1 it needs none"

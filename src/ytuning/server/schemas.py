@@ -280,7 +280,7 @@ class InferTensor(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=8)
     datatype: str
     parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
