@@ -147,7 +147,7 @@ def served_tasks(
         save_task(task, root / name)
         if name == "single":
             save_task(
-                replace(task, name="careful", calibration=replace(task.calibration, abstain_below=0.6)),
+                replace(task, name="careful", calibration=replace(task.calibration, abstain_below=0.95)),
                 root / "careful",
             )
     return root
