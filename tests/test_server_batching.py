@@ -262,4 +262,4 @@ def test_explanations_are_those_of_the_head(name: str, served_tasks: Path, catal
 def explained(server: Live, name: str, given: list[str]) -> dict:  # type: ignore[type-arg]
     reply = server.post("/explain", {"task": name, "input": given})
     assert reply.status_code == 200
-    return reply.json()  # type: ignore[no-any-return]
+    return reply.json()
