@@ -18,7 +18,6 @@ from ytuning.head import PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.predictor import Predictor
 from ytuning.recipes import Recipe, TrainingConfig
-from ytuning.server.app import create_app
 from ytuning.server.catalog import Catalog
 from ytuning.store import FeatureStore
 from ytuning.tokens import TokenizedTexts
@@ -158,7 +157,3 @@ def test_a_server_that_loads_says_so(root: Path, monkeypatch: pytest.MonkeyPatch
         while server.client.get("/health").status_code != 200:
             pass
         assert server.post("/predict", {"inputs": "my card"}).status_code == 200
-
-
-def test_the_application_is_made_without_a_task() -> None:
-    assert create_app(settings(Path("nothing"))) is not None
