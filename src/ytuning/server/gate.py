@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -28,6 +29,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+DRAIN = 1.0  # seconds, at most
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -107,6 +109,8 @@ class Gate:
         if refusal is None and _length(headers) > self._settings.body_bytes:
             refusal = self._too_large()
         if refusal is not None:
+            if refusal[0] == 413:
+                await _drain(receive, self._settings.body_bytes)
             await _reply(send, path, *refusal)
             return
         taken = 0
@@ -128,6 +132,7 @@ class Gate:
             async with asyncio.timeout(self._settings.seconds):
                 await self._app(scope, receiving, sending)
         except _TooLarge:
+            await _drain(receive, self._settings.body_bytes)
             await _reply(send, path, *self._too_large())
         except TimeoutError:
             self._telemetry.rejected.labels(reason="time").inc()
@@ -156,6 +161,17 @@ class Gate:
         elif admin or not self._keys or _among(key, self._keys):
             return None
         return 401, "unauthorized", "a valid key is needed: send the header 'Authorization: Bearer KEY'"
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    """Read some of a body that is refused: a connection that is closed before may lose the reply with it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN):
+            while most > 0:
+                message = await receive()
+                most -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def _hashed(keys: Iterable[str]) -> list[bytes]:
