@@ -29,7 +29,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-DRAIN = 1.0  # seconds, at most
+DRAIN, DRAINED = 1.0, 16_000_000  # seconds and bytes, at most
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -110,7 +110,7 @@ class Gate:
             refusal = self._too_large()
         if refusal is not None:
             if refusal[0] == 413:
-                await _drain(receive, self._settings.body_bytes)
+                await _drain(receive)
             await _reply(send, path, *refusal)
             return
         taken = 0
@@ -132,7 +132,7 @@ class Gate:
             async with asyncio.timeout(self._settings.seconds):
                 await self._app(scope, receiving, sending)
         except _TooLarge:
-            await _drain(receive, self._settings.body_bytes)
+            await _drain(receive)
             await _reply(send, path, *self._too_large())
         except TimeoutError:
             self._telemetry.rejected.labels(reason="time").inc()
@@ -163,10 +163,11 @@ class Gate:
         return 401, "unauthorized", "a valid key is needed: send the header 'Authorization: Bearer KEY'"
 
 
-async def _drain(receive: Receive, most: int) -> None:
+async def _drain(receive: Receive) -> None:
     """Read some of a body that is refused: a connection that is closed before may lose the reply with it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN):
+            most = DRAINED
             while most > 0:
                 message = await receive()
                 most -= len(message.get("body", b""))
