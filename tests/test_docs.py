@@ -61,6 +61,23 @@ def test_every_command_in_the_documents_parses(document: str) -> None:
         parse(list(words))
 
 
+def test_every_command_of_the_serving_document_parses() -> None:
+    commands = ytuning_commands("docs/serving.md")
+    assert {words[0] for words in commands} == {"train", "serve"}
+    for words in commands:
+        parse(list(words))
+
+
+def test_the_serving_document_names_every_metric_and_no_other() -> None:
+    from ytuning.server.telemetry import Telemetry
+
+    families = Telemetry().registry.collect()
+    real = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    table = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").split("## Metrics")[1].split("## Logs")[0]
+    named = re.findall(r"`(ytuning_\w+)`", "".join(line.split("|")[1] for line in re.findall(r"^\|.*\|$", table, re.M)))
+    assert sorted(named) == sorted(real)
+
+
 def test_the_parser_of_these_tests_refuses_what_the_command_line_refuses() -> None:
     with pytest.raises(Exception, match="--oot"):
         parse(["train", "a.csv", "--oot", "b"])
@@ -75,7 +92,9 @@ def test_scripts_in_the_readme_exist_and_can_be_run() -> None:
         assert (ROOT / script).stat().st_mode & 0o111, f"{script} is not executable"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/support/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/support/README.md", "docs/serving.md"]
+)
 def test_links_in_the_documents_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
