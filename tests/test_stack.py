@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from ytuning import stack
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
 from ytuning.stack import Learner
 
@@ -49,3 +50,21 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
         if name.endswith("in_proj_bias"):  # a bias of keys shifts all scores alike: its gradient is nothing but noise
             kept[8:16] = False
         assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("tokens", [0, 10**6])
+def test_heads_computed_as_one_give_what_each_gives(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "JOINED_TOKENS", tokens)
+    torch.manual_seed(2)
+    forms: list[tuple[HeadConfig, int]] = [
+        (PooledConfig(members=2, width=8), 3),
+        (CrossAttentionConfig(width=8), 4),
+        (PooledConfig(members=3, width=8), 5),
+        (LabelTuningConfig(), 2),
+        (PooledConfig(members=2, width=6), 2),
+    ]
+    heads = [build_head(config, labels=labels, layers=2, width=12).eval() for config, labels in forms]
+    values, mask = torch.randn(4, 6, 2, 12), torch.arange(6) < torch.tensor([6, 2, 1, 4])[:, None]
+    with torch.no_grad():
+        for head, found in zip(heads, stack.JointHeads(heads)(values, mask), strict=True):
+            torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-5)

@@ -28,7 +28,7 @@ class SharedEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._joint: dict[tuple[int, ...], JointHeads] = {}  # the heads keep their tasks' ids from being used again
+        self._joint: dict[tuple[int, ...], JointHeads] = {}  # they hold the heads, whose ids so stay theirs
 
     def serves(self, task: Task) -> bool:
         """Whether it is the task's encoder and keeps the hidden states that the task reads."""
@@ -60,11 +60,11 @@ class SharedEncoder:
 
     def _heads(self, tasks: Sequence[Task]) -> JointHeads:
         key = tuple(id(task.head) for task in tasks)
-        if key not in self._joint:
-            if len(self._joint) >= MOST_JOINED:
-                self._joint.clear()
-            self._joint[key] = JointHeads([task.head for task in tasks])
-        return self._joint[key]
+        found = self._joint.pop(key, None) or JointHeads([task.head for task in tasks])
+        self._joint[key] = found  # last: the first is the one that has not been used for longest
+        if len(self._joint) > MOST_JOINED:
+            del self._joint[next(iter(self._joint))]
+        return found
 
     def view(self, features: Features, states: tuple[int, ...]) -> Features:
         """Features of :meth:`read` with some of the hidden states only, as a task reads them."""
@@ -74,7 +74,7 @@ class SharedEncoder:
         return features.with_layers(places)
 
 
-MOST_JOINED = 64  # combinations of tasks whose heads are kept together
+MOST_JOINED = 8  # combinations of tasks whose heads are kept as one; each is a copy of their weights
 
 
 def sharing_key(identity: EncoderIdentity) -> str:
