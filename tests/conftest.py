@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.browser import Browser, launched
+
+SERVED_TEXTS = ["my card", "login please", "my card", "refund my money late", "password", "card " * 100]
+"""What the tests ask the served tasks about."""
 
 WORDS = (  # noqa: SIM905  # one text is easier to read than a list
     "the a my your card money account transfer charge refund late lost stolen app phone login password reset email "
@@ -122,6 +126,7 @@ def served_tasks(
     from ytuning.encoder import load_encoder
     from ytuning.head import PooledConfig
     from ytuning.pipeline import train_task
+    from ytuning.predictor import Predictor
     from ytuning.recipes import Recipe, TrainingConfig
     from ytuning.store import FeatureStore
 
@@ -146,8 +151,11 @@ def served_tasks(
         task = train_task(rows, encoder, store, recipe, name=name, label_order=order, **more).task  # type: ignore[arg-type]
         save_task(task, root / name)
         if name == "single":
+            # It answers half of the texts, however sure the machine's arithmetic makes it of them.
+            asked = Predictor([root / name]).predict((text, None) for text in SERVED_TEXTS)
+            median = float(np.median([max(answer.scores.values()) for answer in asked]))
             save_task(
-                replace(task, name="careful", calibration=replace(task.calibration, abstain_below=0.95)),
+                replace(task, name="careful", calibration=replace(task.calibration, abstain_below=median)),
                 root / "careful",
             )
     return root

@@ -17,12 +17,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import SERVED_TEXTS as TEXTS
 from tests.serving import PATIENCE, Live, live, settings
 from ytuning.predictor import Prediction, Predictor
 
 SINGLES = ["single", "ordinal", "multi", "number", "careful"]
 PAIRS = ["joint", "apart"]
-TEXTS = ["my card", "login please", "my card", "refund my money late", "password", "card " * 100]
 FUZZ = int(os.environ.get("YTUNING_FUZZ", "300"))  # bodies; 10,000 take some minutes
 
 

@@ -199,6 +199,8 @@ def _in_words(errors: list[Any], path: str) -> str:
     if not errors:
         return f"the body does not fit {path}"
     first = errors[0]
+    if first.get("type") == "json_invalid":
+        return f"the body is no JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})"
     place = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path"))
     return f"{place or 'the body'}: {first.get('msg', 'is not valid')}. See /openapi.json for what {path} takes"
 

@@ -214,13 +214,13 @@ class Batcher:
                 while not (self._calls or any(self._queues.values()) or self._stopping):
                     self._lock.wait()
                 call = self._calls.popleft() if self._calls else None
-                key, units = self._taken() if call is None else (None, [])
+                key, units = self._taken()
                 if call is None and key is None and self._stopping:
                     return
-            if call is not None:
-                self._call(*call)
-            elif key is not None and units:
+            if key is not None and units:
                 self._compute(key[0], key[1], units)
+            if call is not None:  # one after each batch, so that neither keeps the other waiting
+                self._call(*call)
 
     def _taken(self) -> tuple[Key | None, list[_Unit]]:
         """The next batch: of the queue whose first text has waited longest. Called with the lock held."""

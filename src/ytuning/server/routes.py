@@ -146,12 +146,15 @@ def routes(service: Service) -> APIRouter:
     _add_state(router, service)
     _add_predict(router, service)
     _add_classify(router, service)
+    _add_explain(router, service)
+    _add_moderations(router, service)
     _add_v2(router, service)
     _add_admin(router, service)
     return router
 
 
 def _add_state(router: APIRouter, service: Service) -> None:
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", responses={200: {"content": {"application/json": {"schema": {}}}}})
     async def health() -> dict[str, str]:
         """200 once all tasks are loaded and have computed once, 503 before."""
@@ -206,7 +209,7 @@ def _add_predict(router: APIRouter, service: Service) -> None:
         return await predict(request, body, task)
 
 
-def _add_classify(router: APIRouter, service: Service) -> None:  # noqa: PLR0915  # one route after the other
+def _add_classify(router: APIRouter, service: Service) -> None:
     @router.post("/classify", response_model=schemas.ClassifyReply)
     @router.post("/v1/classify", response_model=schemas.ClassifyReply, include_in_schema=False)
     async def classify(request: Request, body: schemas.ClassifyRequest) -> JSONResponse:
@@ -224,7 +227,8 @@ def _add_classify(router: APIRouter, service: Service) -> None:  # noqa: PLR0915
         inputs = _many_inputs(body.input)
         pairs = bool(inputs) and inputs[0][1] is not None
         if body.tasks is None:
-            service.task(next(iter(service.catalog.tasks), None))  # whether it is ready
+            if not service.ready:
+                raise NotReady
             tasks = [each for each in service.catalog.tasks.values() if bool(each.task.pair) == pairs]
             if not tasks:
                 raise Refused(422, "validation", f"no task takes {'pairs of texts' if pairs else 'single texts'}")
@@ -249,6 +253,8 @@ def _add_classify(router: APIRouter, service: Service) -> None:  # noqa: PLR0915
         }
         return JSONResponse({"object": "classify_many", "data": data, "usage": _usage(found), "timing": timing})
 
+
+def _add_explain(router: APIRouter, service: Service) -> None:
     @router.post("/explain", response_model=schemas.ExplainReply)
     async def explain(request: Request, body: schemas.ExplainRequest) -> JSONResponse:
         """How much each label's logit falls when a token is hidden from the head."""
@@ -267,6 +273,8 @@ def _add_classify(router: APIRouter, service: Service) -> None:  # noqa: PLR0915
         body_ = {"task": served.task.name, "labels": labels, "tokens": tokens, "effects": _floats(values)}
         return JSONResponse(body_)
 
+
+def _add_moderations(router: APIRouter, service: Service) -> None:
     @router.post("/v1/moderations", response_model=schemas.ModerationReply)
     async def moderations(request: Request, body: schemas.ModerationRequest) -> JSONResponse:
         """A multi-label task's answers in the form of OpenAI's moderations."""
