@@ -169,8 +169,10 @@ async def measured(
         server.process.kill()
     with running(["serve", str(root / "tasks")]) as server:
         again = await server.ready()
+        load_alone = "import sys; from ytuning.predictor import Predictor; Predictor(sys.argv[1:])"
         start = time.perf_counter()
-        Predictor(sorted((root / "tasks").iterdir()))
+        folders = [str(folder) for folder in sorted((root / "tasks").iterdir())]
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", load_alone, *folders], check=True)
         loading = time.perf_counter() - start
         figures["restart"] = {"first": started, "again": again, "loading": loading, "beyond_loading": again - loading}
     figures["opponent"] = await beside_opponent(root, check, short, arguments)

@@ -684,3 +684,24 @@ def test_a_view_needs_places_that_there_are(tiny_encoder: Path, places: list[int
     features = live_features([("my card", None)], load_encoder(tiny_encoder, layers=[0, 1, 2, 3]))
     with pytest.raises(ValueError, match=r"places must be different ones from 0 to 3, rising\. Got \["):
         features.with_layers(places)
+
+
+def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -> None:
+    """Of single texts, joint pairs and windows, in the order of the inputs."""
+    words = ["card", "my card", "refund my money", "a b c d e f g h i j", "password " * 90, "login"]
+    inputs: list[tuple[str, str | None]] = [(text, None) for text in words]
+    for options, rows in (
+        ({}, inputs),
+        ({"long_text": "window"}, inputs),
+        ({}, [(text, "your money please") for text in words]),
+    ):
+        encoder = load_encoder(tiny_encoder, precision="fp32", **options)  # type: ignore[arg-type]
+        exact, padded = live_features(rows, encoder), live_features(rows, encoder, padded=True)
+        assert padded.lengths.tolist() == exact.lengths.tolist()
+        assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
+        for row in range(len(rows)):
+            alone = [each.tokens(torch.tensor([row])) for each in (exact, padded)]
+            torch.testing.assert_close(alone[1], alone[0], atol=4e-3, rtol=4e-3)
+        values, mask = padded.batch(torch.arange(len(rows)))
+        expected, _ = exact.batch(torch.arange(len(rows)))
+        torch.testing.assert_close(values[mask], expected[mask], atol=4e-3, rtol=4e-3)

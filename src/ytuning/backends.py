@@ -59,18 +59,30 @@ class TorchStates:
     def __init__(self, model: Any, layers: Sequence[int], device: torch.device) -> None:
         self.model, self.layers, self.device = model, tuple(layers), device
 
-    def __call__(self, ids: np.ndarray, types: np.ndarray | None, count: int) -> np.ndarray:
-        """(count, T, L, D) float16."""
+    def __call__(
+        self, ids: np.ndarray, types: np.ndarray | None, count: int, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(count, T, L, D) float16; with a mask (B, T), 1 at tokens, texts may have different lengths."""
         with torch.inference_mode():
-            given = [None if values is None else torch.from_numpy(values).to(self.device) for values in (ids, types)]
-            return half(stacked(self.model, self.layers, given[0], given[1], count))
+            given = [
+                None if values is None else torch.from_numpy(values).to(self.device) for values in (ids, types, mask)
+            ]
+            return half(stacked(self.model, self.layers, given[0], given[1], count, mask=given[2]))
 
 
 def stacked(
-    model: Any, layers: Sequence[int], ids: torch.Tensor | None, types: torch.Tensor | None, count: int | None = None
+    model: Any,
+    layers: Sequence[int],
+    ids: torch.Tensor | None,
+    types: torch.Tensor | None,
+    count: int | None = None,
+    *,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(count, T, L, D): hidden states of the chosen layers; all B of them without ``count``."""
     segments = {} if types is None else {"token_type_ids": types}
+    if mask is not None:
+        segments["attention_mask"] = mask
     states = model(input_ids=ids, **segments, output_hidden_states=True, return_dict=True).hidden_states
     return torch.stack([states[layer][:count] for layer in layers], dim=2)
 

@@ -155,6 +155,50 @@ class Encoder:
             found = run(lambda text: self._windowed(tokens, int(text[0])), list(long[:, None]))
             yield from zip(long[:, None], found, strict=True)
 
+    @property
+    def can_pad(self) -> bool:
+        """Whether :meth:`encode_padded` may stand in for :meth:`encode`."""
+        return isinstance(self.states, TorchStates)
+
+    def encode_padded(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
+
+        Texts of about one length are padded to it, so their features differ in the last bits from those that are
+        stored, and depend a little on the texts beside them: for answers, not for training.
+
+        Yields:
+            ``(indices, features)``: texts (B,) and their tokens' features (sum of their tokens, L, D) float16, one text
+            after the other.
+        """
+        assert isinstance(self.states, TorchStates)
+        order = np.argsort(tokens.lengths, kind="stable")
+        order = order[tokens.lengths[order] <= self.identity.max_length]
+        batches: list[np.ndarray] = []
+        size = min(self._tokens_per_batch, -(-int(tokens.lengths[order].sum()) // torch.get_num_threads()))
+        first = 0
+        while first < len(order):
+            last = first + 1
+            while last < len(order) and (last + 1 - first) * tokens.lengths[order[last]] <= size:
+                last += 1
+            batches.append(order[first:last])
+            first = last
+        with _workers(self.device) as run:
+            yield from zip(batches, run(lambda batch: self._padded(tokens, batch), batches), strict=True)
+            long = np.flatnonzero(tokens.lengths > self.identity.max_length)
+            found = run(lambda text: self._windowed(tokens, int(text[0]))[0], list(long[:, None]))
+            yield from zip(long[:, None], found, strict=True)
+
+    def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+        """(tokens of the batch, L, D) float16."""
+        lengths = tokens.lengths[batch]
+        positions = np.arange(lengths.max())
+        there = positions < lengths[:, None]  # (B, T)
+        places = tokens.offsets[batch][:, None] + np.minimum(positions, lengths[:, None] - 1)
+        ids = np.where(there, tokens.ids[places], self.tokenizer.pad_token_id or 0).astype(np.int64)
+        types = np.where(there, tokens.types[places], 0).astype(np.int64) if self._typed else None
+        assert isinstance(self.states, TorchStates)
+        return self.states(ids, types, len(batch), there.astype(np.int64))[there]
+
     def _windowed(self, tokens: TokenizedTexts, text: int) -> np.ndarray:
         """(1, T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
         alone = tokens.alone(text)

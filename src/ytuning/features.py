@@ -271,8 +271,10 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
     return len(space.damages)
 
 
-def live_features(inputs: Sequence[TextInput], encoder: Encoder) -> Features:
+def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> Features:
     """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
+
+    ``padded``: of a few texts, in the shortest time; see :meth:`ytuning.encoder.Encoder.encode_padded`.
 
     They are those that the store keeps as fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
     """
@@ -281,9 +283,10 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder) -> Features:
     codec = Half(len(encoder.identity.layers), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    for indices, features in encoder.encode(tokens):
-        array[indices], start[indices] = len(arrays), np.arange(len(indices)) * features.shape[1]
-        arrays.append(codec.encode(features.reshape(-1, *features.shape[2:])))
+    for indices, features in encoder.encode_padded(tokens) if padded and encoder.can_pad else encoder.encode(tokens):
+        lengths = tokens.lengths[indices]
+        array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
+        arrays.append(codec.encode(features.reshape(-1, *features.shape[-2:])))
     return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 

@@ -105,10 +105,10 @@ def keep_pairs(
     return keep_features(_apart(inputs)[0], features.texts, encoder, store, progress, codec=codec)
 
 
-def live_pairs(inputs: Sequence[TextInput], encoder: Encoder) -> PairedFeatures:
+def live_pairs(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> PairedFeatures:
     """Features of pairs, each text by itself, in memory; see :func:`ytuning.features.live_features`."""
     texts, first, second = _apart(inputs)
-    return PairedFeatures(live_features(texts, encoder), first, second)
+    return PairedFeatures(live_features(texts, encoder, padded=padded), first, second)
 
 
 def _apart(inputs: Sequence[TextInput]) -> tuple[list[TextInput], torch.Tensor, torch.Tensor]:

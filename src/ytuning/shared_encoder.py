@@ -35,9 +35,12 @@ class SharedEncoder:
         kept = self.encoder.identity
         return sharing_key(kept) == sharing_key(task.encoder) and set(task.encoder.layers) <= set(kept.layers)
 
-    def read(self, inputs: Sequence[TextInput], *, separate: bool) -> Features:
-        """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself."""
-        return live_pairs(inputs, self.encoder) if separate else live_features(inputs, self.encoder)
+    def read(self, inputs: Sequence[TextInput], *, separate: bool, padded: bool = False) -> Features:
+        """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself.
+
+        ``padded``: see :func:`ytuning.features.live_features`.
+        """
+        return (live_pairs if separate else live_features)(inputs, self.encoder, padded=padded)
 
     def logits(self, features: Features, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
         """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.

@@ -29,6 +29,7 @@ __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Stopped", "Unanswered"
 
 BYTES_OF_A_TOKEN = 4  # of texts that are not tokenised yet
 SPECIAL_TOKENS = 2
+FEW_TEXTS = 256  # of a batch that are padded; of more there are enough of each length
 SPEED = 2000.0  # tokens a second, before any was measured
 
 
@@ -267,7 +268,7 @@ class Batcher:
         self, encoder: SharedEncoder, separate: bool, units: list[_Unit]
     ) -> list[tuple[_Ticket, int, str, Answered]]:
         start = time.perf_counter()
-        features = encoder.read([unit.content for unit in units], separate=separate)
+        features = encoder.read([unit.content for unit in units], separate=separate, padded=len(units) <= FEW_TEXTS)
         encoded = time.perf_counter()
         batch = Batch(encoded - start)
         # Tasks that are asked about the same texts are answered together.
