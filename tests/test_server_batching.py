@@ -32,7 +32,7 @@ class Held:
         self.calls: list[int] = []
         self.go = threading.Event()
         self.poison: int | None = None
-        encode = Encoder.encode
+        encode = Encoder.encode_padded
 
         def held(encoder: Encoder, tokens: TokenizedTexts) -> object:
             self.calls.append(len(tokens.lengths))
@@ -41,7 +41,7 @@ class Held:
                 raise RuntimeError("poison")
             return encode(encoder, tokens)
 
-        monkeypatch.setattr(Encoder, "encode", held)
+        monkeypatch.setattr(Encoder, "encode_padded", held)
 
 
 @pytest.fixture

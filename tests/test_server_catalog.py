@@ -97,13 +97,13 @@ def test_a_task_that_reads_another_hidden_state(
         save_task(task, root / "early")
         assert server.client.post("/admin/reload").json()["added"] == ["early"]
         calls: list[int] = []
-        encode = Encoder.encode
+        encode = Encoder.encode_padded
 
         def counted(self: Encoder, tokens: TokenizedTexts) -> object:
             calls.append(len(tokens.lengths))
             return encode(self, tokens)
 
-        monkeypatch.setattr(Encoder, "encode", counted)
+        monkeypatch.setattr(Encoder, "encode_padded", counted)
         reply = server.post("/classify_many", {"input": "my card", "tasks": ["one", "early"]}).json()
         assert calls == [1]  # one pass for both
     wanted = list(Predictor([root / "one", root / "early"]).predict([("my card", None)]))

@@ -131,18 +131,18 @@ def test_large_bodies(path: str, chunked: bool, locked: Live) -> None:
 
 
 def test_a_request_that_takes_too_long(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = Encoder.encode
+    encode = Encoder.encode_padded
 
     def slow(self: Encoder, tokens: TokenizedTexts) -> object:
         time.sleep(1.0)
         return encode(self, tokens)
 
     with live(settings(task, seconds=0.2)) as server:
-        monkeypatch.setattr(Encoder, "encode", slow)
+        monkeypatch.setattr(Encoder, "encode_padded", slow)
         reply = server.post("/predict", BODY)
         assert reply.status_code == 504 and reply.json()["error_type"] == "timeout"
         assert server.metric("rejected_requests_total", reason="time") == 1
-        monkeypatch.setattr(Encoder, "encode", encode)
+        monkeypatch.setattr(Encoder, "encode_padded", encode)
         time.sleep(1.0)
         assert server.post("/predict", BODY).status_code == 200
 
@@ -214,7 +214,7 @@ def test_neither_logs_nor_replies_tell_too_much(
         def broken(self: Encoder, tokens: TokenizedTexts) -> object:
             raise RuntimeError(f"cannot encode {secret}")
 
-        monkeypatch.setattr(Encoder, "encode", broken)
+        monkeypatch.setattr(Encoder, "encode_padded", broken)
         failed = client.post("/predict", json={"inputs": secret})
         assert failed.status_code == 424 and failed.json()["error"] == "the text could not be computed"
         client.close()
