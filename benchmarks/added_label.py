@@ -17,9 +17,10 @@ from benchmarks.machine import record
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
-from ytuning.pipeline import evaluate_task, grow_task, train_task
+from ytuning.pipeline import train_task
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
+from ytuning.task_use import evaluate_task, grow_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -31,11 +31,12 @@ from ytuning.errors import InputError
 from ytuning.features import stored_features
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
-from ytuning.pipeline import evaluate_task, train_task
+from ytuning.pipeline import train_task
 from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.task_rows import MOST_HELD_OUT
+from ytuning.task_use import evaluate_task
 from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")

@@ -21,10 +21,11 @@ from ytuning.evaluation import evaluate
 from ytuning.head import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.html_report import render_report
 from ytuning.labels import LabelSet
-from ytuning.pipeline import evaluate_task, train_task
+from ytuning.pipeline import train_task
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
 from ytuning.targets import Names, Scale, Target
+from ytuning.task_use import evaluate_task
 
 VOID = {"meta", "wbr"}
 SHAPES = {"line", "rect", "circle", "polyline"}

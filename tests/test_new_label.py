@@ -19,11 +19,12 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, InputError
 from ytuning.head import CrossAttentionConfig, PooledConfig, PooledHead
 from ytuning.labels import LabelSet
-from ytuning.pipeline import evaluate_task, grow_task, train_task
+from ytuning.pipeline import train_task
 from ytuning.predictor import Predictor
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
 from ytuning.targets import Names
+from ytuning.task_use import evaluate_task, grow_task
 
 RECIPE = Recipe(PooledConfig(width=8), TrainingConfig(fewest_steps=120, most_steps=120))
 

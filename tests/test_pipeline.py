@@ -22,10 +22,11 @@ from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
 from ytuning.metrics import single_label_metrics
-from ytuning.pipeline import Stopwatch, Trained, evaluate_task, train_task
+from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
+from ytuning.task_use import evaluate_task
 from ytuning.training import Job, fit_heads, logits_of
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -182,7 +183,7 @@ def test_evaluation_against_figures_from_logits(
 def test_unknown_labels_are_refused_before_encoding(
     role: str, message: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "stored_features", None)
+    monkeypatch.setattr(pipeline, "stored_inputs", None)
     with pytest.raises(DataError, match=message):
         train(toy, encoder, **{role: from_lists(["a card", "a cart"], ["card", "cart"])})
 

@@ -18,11 +18,12 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, InputError, TaskFolderError
 from ytuning.evaluation import Report, evaluate
 from ytuning.head import PooledConfig
-from ytuning.pipeline import evaluate_task, train_task
+from ytuning.pipeline import train_task
 from ytuning.predictor import Prediction, Predictor
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
 from ytuning.targets import Names
+from ytuning.task_use import evaluate_task
 from ytuning.tokens import TokenizedTexts
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))

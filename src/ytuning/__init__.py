@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ytuning.estimator import YTuningClassifier as YTuningClassifier
     from ytuning.estimator import YTuningRegressor as YTuningRegressor
     from ytuning.html_report import render_report as render_report
-    from ytuning.pipeline import evaluate_task as evaluate_task
     from ytuning.pipeline import train_task as train_task
     from ytuning.predictor import Prediction as Prediction
     from ytuning.predictor import Predictor as Predictor
     from ytuning.recipes import Recipe as Recipe
     from ytuning.recipes import preset as preset
     from ytuning.store import FeatureStore as FeatureStore
+    from ytuning.task_use import evaluate_task as evaluate_task
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "YTuningClassifier": "estimator",
     "YTuningError": "errors",
     "YTuningRegressor": "estimator",
-    "evaluate_task": "pipeline",
+    "evaluate_task": "task_use",
     "from_lists": "data",
     "load_encoder": "encoder",
     "load_task": "artifact",

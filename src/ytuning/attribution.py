@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ytuning.encoder import Encoder, Span
-from ytuning.features import Features, stored_features
+from ytuning.features import Features
 from ytuning.head import LabelHead
-from ytuning.pairs import stored_pairs
+from ytuning.pairs import stored_inputs
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
@@ -75,7 +75,7 @@ def explain(
     codec: str,
     progress: Progress,
 ) -> list[Effects]:
-    """Effects of the tokens of texts or pairs, on features as :func:`ytuning.features.stored_features` gives them.
+    """Effects of the tokens of texts or pairs, on features as :func:`ytuning.pairs.stored_inputs` gives them.
 
     Args:
         head: on features of this encoder.
@@ -88,7 +88,7 @@ def explain(
     """
     if not inputs:
         return []
-    features, _ = (stored_pairs if separate else stored_features)(inputs, encoder, store, progress, codec=codec)
+    features, _ = stored_inputs(inputs, encoder, store, progress, separate=separate, codec=codec)
     spans = _spans_apart(inputs, encoder) if separate else encoder.spans(inputs)
     found = []
     for row, places in enumerate(spans):

@@ -348,9 +348,9 @@ def evaluate(
     from ytuning.artifact import check_encoder, load_task
     from ytuning.data import read_dataset
     from ytuning.html_report import render_report
-    from ytuning.pipeline import evaluate_task
     from ytuning.report import print_report, report_to_json
     from ytuning.store import FeatureStore
+    from ytuning.task_use import evaluate_task
 
     if report is not None:
         check_result_file(report, "--report")

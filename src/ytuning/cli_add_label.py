@@ -37,8 +37,8 @@ def add_label(
     from ytuning.data import read_dataset
     from ytuning.encoder import load_encoder
     from ytuning.new_label import check_can_grow
-    from ytuning.pipeline import evaluate_task, grow_task
     from ytuning.store import FeatureStore
+    from ytuning.task_use import evaluate_task, grow_task
 
     task = load_task(task_dir)
     check_can_grow(task, name)

@@ -11,10 +11,10 @@ from ytuning.codecs import Codec, Compact, build_codec, row_bytes
 from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError
-from ytuning.features import Features, keep_features, live_features
+from ytuning.features import Features, keep_features
 from ytuning.holdout import split_holdout
 from ytuning.losses import SCORES, row_scores
-from ytuning.pairs import PairedFeatures, keep_pairs, live_pairs
+from ytuning.pairs import PairedFeatures, keep_pairs, live_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
 from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
@@ -67,7 +67,7 @@ def choose_codec(
         KeyboardInterrupt: also where training would have given its best head so far, for that is no measurement.
     """
     sample = sample_rows(train, seed, encoder)
-    features = (live_pairs if separate else live_features)(sample.inputs, encoder)
+    features = live_inputs(sample.inputs, encoder, separate=separate)
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
     except DataError:

@@ -18,10 +18,10 @@ from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation import evaluate
-from ytuning.features import Features, stored_features
+from ytuning.features import Features
 from ytuning.holdout import split_holdout
 from ytuning.memory import peak_bytes
-from ytuning.pairs import stored_pairs
+from ytuning.pairs import stored_inputs
 from ytuning.pipeline import Stopwatch, train_task
 from ytuning.probes import mean_pooled, tuned_probe
 from ytuning.progress import Progress
@@ -269,7 +269,7 @@ def _modes(work: Work) -> Sequence[PairMode | None]:
 def _encoded(
     inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress, mode: PairMode | None
 ) -> Features:
-    return (stored_pairs if mode == "separate" else stored_features)(inputs, encoder, store, progress)[0]
+    return stored_inputs(inputs, encoder, store, progress, separate=mode == "separate")[0]
 
 
 def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore) -> float:

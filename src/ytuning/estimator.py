@@ -20,10 +20,9 @@ from ytuning.backends import Backend, Precision
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed
-from ytuning.features import stored_features
 from ytuning.label_texts import LabelTexts
 from ytuning.labels import LabelSet
-from ytuning.pairs import stored_pairs
+from ytuning.pairs import stored_inputs
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
 from ytuning.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
@@ -94,8 +93,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             wanted = "pairs of texts" if self.task_.pair else "single texts"
             raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
         store = FeatureStore(self.cache)
-        encode = stored_pairs if self.task_.pair == "separate" else stored_features
-        features, _ = encode(data.inputs, self._encoder, store, Progress(), codec=self.task_.codec)
+        separate, codec = self.task_.pair == "separate", self.task_.codec
+        features, _ = stored_inputs(data.inputs, self._encoder, store, Progress(), separate=separate, codec=codec)
         _warn_cut(int(features.truncated_rows.sum()))
         return logits_of(self.task_.head, features)
 

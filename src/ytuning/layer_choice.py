@@ -22,11 +22,11 @@ from ytuning.artifact import PairMode
 from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder, default_layers
 from ytuning.errors import DataError
-from ytuning.features import Features, keep_features, live_features
+from ytuning.features import Features, keep_features
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.holdout import split_holdout
 from ytuning.losses import build_loss, row_losses
-from ytuning.pairs import keep_pairs, live_pairs
+from ytuning.pairs import keep_pairs, live_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
 from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
@@ -221,7 +221,7 @@ def rank_layers(
     reading = encoder.with_layers(states)
     sample = sample_rows(train, seed, reading)
     features: dict[PairMode | None, Features] = {
-        mode: (live_pairs if mode == "separate" else live_features)(sample.inputs, reading) for mode in modes
+        mode: live_inputs(sample.inputs, reading, separate=mode == "separate") for mode in modes
     }
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)

@@ -13,7 +13,7 @@ from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
 
-__all__ = ["PairedFeatures", "keep_pairs", "live_pairs", "stored_pairs"]
+__all__ = ["PairedFeatures", "keep_pairs", "live_inputs", "live_pairs", "stored_inputs", "stored_pairs"]
 
 
 class PairedFeatures(Features):
@@ -89,6 +89,24 @@ def stored_pairs(
     texts, first, second = _apart(inputs)
     features, use = stored_features(texts, encoder, store, progress, codec=codec)
     return PairedFeatures(features, first, second), use
+
+
+def stored_inputs(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    separate: bool,
+    codec: str = DEFAULT_CODEC,
+) -> tuple[Features, CacheUse]:
+    """Features through the store of texts or of pairs as one text, or, ``separate``, of each of a pair's texts."""
+    return (stored_pairs if separate else stored_features)(inputs, encoder, store, progress, codec=codec)
+
+
+def live_inputs(inputs: Sequence[TextInput], encoder: Encoder, *, separate: bool, padded: bool = False) -> Features:
+    """The same in memory, see :func:`ytuning.features.live_features`."""
+    return (live_pairs if separate else live_features)(inputs, encoder, padded=padded)
 
 
 def keep_pairs(

@@ -16,26 +16,25 @@ from ytuning.artifact import PAIR_MODES, Exemplars, PairMode, Task
 from ytuning.calibration import Calibration, calibrate, check_abstain_at
 from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
-from ytuning.data import Dataset, check_labels_known, labels_of
+from ytuning.data import Dataset
 from ytuning.encoder import Encoder
-from ytuning.errors import DataError, InputError, allowed
+from ytuning.errors import InputError, allowed
 from ytuning.evaluation import Judged, Report, evaluate
-from ytuning.features import CacheUse, Features, stored_features
-from ytuning.head import LabelTuningConfig, MatchingHead, PooledConfig, PooledHead
+from ytuning.features import CacheUse, Features
+from ytuning.head import LabelTuningConfig, PooledConfig, PooledHead
 from ytuning.label_texts import LABEL_NAMES, LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
-from ytuning.new_label import AddedLabel, add_label, check_can_grow, keep_exemplars
-from ytuning.pairs import stored_pairs
+from ytuning.new_label import keep_exemplars
+from ytuning.pairs import stored_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
-from ytuning.stack import label_space
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
 from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
 
-__all__ = ["Evaluated", "Stopwatch", "Trained", "evaluate_task", "grow_task", "train_task"]
+__all__ = ["Stopwatch", "Trained", "train_task"]
 
 FEW_ROWS = 16  # of a label
 
@@ -85,23 +84,6 @@ class Trained:
     cache: CacheUse
     truncated: int
     encoder: Encoder
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What a task's evaluation gives.
-
-    Attributes:
-        report: on the rows.
-        judged: what it is about.
-        cache: use of the feature store.
-        truncated: rows whose text was cut.
-    """
-
-    report: Report
-    judged: Judged
-    cache: CacheUse
-    truncated: int
 
 
 def train_task(  # noqa: PLR0913  # every choice of the whole job
@@ -188,8 +170,9 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
 
     def attempt(mode: PairMode | None) -> _Attempt:
         with watch.stage("encode"):
-            encode = stored_pairs if mode == "separate" else stored_features
-            features, cache = encode(rows.inputs, encoder, store, progress, codec=codec)
+            features, cache = stored_inputs(
+                rows.inputs, encoder, store, progress, separate=mode == "separate", codec=codec
+            )
         with watch.stage("train"):
             fits = fit_heads(
                 features,
@@ -402,56 +385,3 @@ def _better(
         progress.say(f"pairs: {best.pair}, as the validation loss is {losses}")
     use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
     return best, use, complete
-
-
-def evaluate_task(
-    task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
-) -> Evaluated:
-    """A task's report on labelled rows, through the store.
-
-    The features are those of the codec that the task was trained in.
-
-    Raises:
-        InputError: a newer version trained the task in a codec that this one does not have.
-        DataError: rows that do not fit the task.
-    """
-    _check_pairs(task, dataset)
-    check_labels_known(dataset, task.target, "evaluation")
-    encode = stored_pairs if task.pair == "separate" else stored_features
-    features, cache = encode(dataset.inputs, encoder, store, progress or Progress(), codec=task.codec)
-    judged = Judged(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
-    report = evaluate(task.target, task.calibration, judged.truth, judged.logits)
-    return Evaluated(report, judged, cache, int(features.truncated_rows.sum()))
-
-
-def grow_task(
-    task: Task,
-    name: str,
-    examples: Dataset,
-    encoder: Encoder,
-    store: FeatureStore,
-    *,
-    progress: Progress | None = None,
-) -> AddedLabel:
-    """Give a trained task a label more, see :mod:`ytuning.new_label`.
-
-    Raises:
-        InputError: the task cannot grow, or has a label of this name.
-        DataError: examples that do not fit the task.
-    """
-    check_can_grow(task, name)
-    _check_pairs(task, examples)
-    assert isinstance(task.head, MatchingHead)
-    encode = stored_pairs if task.pair == "separate" else stored_features
-    features, _ = encode(examples.inputs, encoder, store, progress or Progress(), codec=task.codec)
-    return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
-
-
-def _check_pairs(task: Task, dataset: Dataset) -> None:
-    if bool(task.pair) != (dataset.text_pairs is not None):
-        wanted = (
-            "pairs of texts: give a second text column"
-            if task.pair
-            else "single texts: give rows without a second text"
-        )
-        raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)

@@ -30,10 +30,10 @@ from ytuning.data import Dataset, labels_of
 from ytuning.disk import PARTIAL_SUFFIX, commit
 from ytuning.encoder import Encoder
 from ytuning.errors import InputError, MissingExtraError, allowed, cannot_write
-from ytuning.features import Features, keep_features, stored_features
+from ytuning.features import Features, keep_features
 from ytuning.layer_choice import rank_layers
 from ytuning.losses import row_losses
-from ytuning.pairs import keep_pairs, stored_pairs
+from ytuning.pairs import keep_pairs, stored_inputs
 from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to_json
@@ -177,8 +177,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         states = sorted({layer for layers in log.layers for layer in layers})
         reading = encoder.with_layers(states)
         features = {
-            mode: (stored_pairs if mode == "separate" else stored_features)(rows.inputs, reading, store, progress)[0]
-            for mode in modes
+            mode: stored_inputs(rows.inputs, reading, store, progress, separate=mode == "separate")[0] for mode in modes
         }
     space = Space(
         bases, log.layers, modes, rows.target.objective, rows.target.outputs,

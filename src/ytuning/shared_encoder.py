@@ -10,9 +10,9 @@ import torch
 
 from ytuning.artifact import Task, check_encoder
 from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import Features, live_features
+from ytuning.features import Features
 from ytuning.identity import EncoderIdentity
-from ytuning.pairs import PairedFeatures, live_pairs
+from ytuning.pairs import PairedFeatures, live_inputs
 from ytuning.stack import JointHeads
 from ytuning.tokens import TextInput
 
@@ -40,7 +40,7 @@ class SharedEncoder:
 
         ``padded``: see :func:`ytuning.features.live_features`.
         """
-        return (live_pairs if separate else live_features)(inputs, self.encoder, padded=padded)
+        return live_inputs(inputs, self.encoder, separate=separate, padded=padded)
 
     def logits(self, features: Features, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
         """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,10 @@ from ytuning.head import LabelHead, LabelTuningHead, MatchingHead, PooledConfig,
 from ytuning.losses import Loss
 from ytuning.workers import Workers, workers
 
-__all__ = ["JointHeads", "Learner", "common_states", "label_space", "stack_logits", "stack_step"]
+__all__ = ["JointHeads", "Learner", "label_space", "stack_logits", "stack_step", "start_label_rows"]
 
 JOINED_TOKENS = 192  # of a batch whose heads are computed as one, at most: 50 heads took 0.5 x at 16, 1.1 x at 256
+CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
@@ -98,7 +100,28 @@ def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, p
     pool.map(learn, learners)
 
 
-def common_states(features: Features, rows: Tensor) -> Tensor:
+def start_label_rows(
+    head: LabelHead, features: Features, train: np.ndarray, texts: np.ndarray, targets: np.ndarray
+) -> None:
+    """Give a fresh head what it starts from: label tuning the center of the texts, label rows the labels' own texts.
+
+    Args:
+        head: is changed, unless its form starts from nothing.
+        features: that it reads.
+        train: positions of train rows.
+        texts: positions of rows that are labels' texts, each of one label; none is fine.
+        targets: of all rows, label ids (rows,) or (rows, C) 0 and 1.
+    """
+    if isinstance(head, LabelTuningHead):
+        some = train[:: -(-len(train) // CENTER_ROWS)]
+        head.center.copy_(_common_states(features, torch.from_numpy(some)))
+    if len(texts) and isinstance(head, MatchingHead):
+        goal = torch.from_numpy(targets[texts])
+        ids = goal if goal.ndim == 1 else goal.argmax(1)
+        head.start_rows(label_space(head, features, torch.from_numpy(texts)), ids)
+
+
+def _common_states(features: Features, rows: Tensor) -> Tensor:
     """(L, D): the mean of the texts' mean states, of rows (N,), for the center of a head of label tuning."""
     total = torch.zeros(features.layers, features.width, dtype=torch.float64)
     texts = 0

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ytuning.errors import InputError
 from ytuning.features import Features
-from ytuning.head import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead, build_head
+from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.losses import SCORES, build_loss, mean_loss, row_scores
 from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.reduction import Reduced, reduced_features
 from ytuning.sampling import shuffled_batches
-from ytuning.stack import Learner, common_states, label_space, stack_logits, stack_step
+from ytuning.stack import Learner, stack_logits, stack_step, start_label_rows
 from ytuning.targets import Objective
 from ytuning.workers import Workers, workers
 
@@ -33,8 +33,6 @@ __all__ = [
     "fit_heads",
     "logits_of",
 ]
-
-CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
 
 
 @dataclass(frozen=True)
@@ -397,13 +395,8 @@ def _fresh_head(job: Job, view: Features, space: Reduced | None, train: np.ndarr
         )
     else:
         head = build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
-    if isinstance(head, LabelTuningHead):
-        some = train[:: -(-len(train) // CENTER_ROWS)]
-        head.center.copy_(common_states(view, torch.from_numpy(some)))
-    if job.label_texts is not None and len(job.label_texts) and isinstance(head, MatchingHead):
-        goal = _goal(job)[torch.from_numpy(job.label_texts)]
-        ids = goal if goal.ndim == 1 else goal.argmax(1)
-        head.start_rows(label_space(head, view, torch.from_numpy(job.label_texts)), ids)
+    texts = np.arange(0) if job.label_texts is None else job.label_texts
+    start_label_rows(head, view, train, texts, job.targets)
     return head
 
 

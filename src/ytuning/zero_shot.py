@@ -10,9 +10,9 @@ from ytuning.calibration import calibrate
 from ytuning.evaluation import evaluate
 from ytuning.features import Features
 from ytuning.head import LabelTuningConfig, LabelTuningHead
-from ytuning.stack import common_states, label_space
+from ytuning.stack import start_label_rows
 from ytuning.task_rows import TaskRows
-from ytuning.training import CENTER_ROWS, logits_of
+from ytuning.training import logits_of
 
 __all__ = ["zero_shot"]
 
@@ -32,10 +32,7 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
     head = LabelTuningHead(
         LabelTuningConfig(), labels=rows.target.outputs, layers=features.layers, width=features.width
     ).eval()
-    head.center.copy_(common_states(features, torch.from_numpy(rows.train[:: -(-len(rows.train) // CENTER_ROWS)])))
-    goal = torch.from_numpy(rows.truth[rows.label_texts])
-    texts = label_space(head, features, torch.from_numpy(rows.label_texts))
-    head.start_rows(texts, goal if goal.ndim == 1 else goal.argmax(1))
+    start_label_rows(head, features, rows.train, rows.label_texts, rows.truth)
     with suppress(KeyboardInterrupt):  # the heads are trained, and should not be lost for this
         logits = logits_of(head, features, torch.from_numpy(rows.validation))
         calibration = calibrate(rows.target, logits, rows.truth[rows.validation])
