@@ -25,8 +25,9 @@ from ytuning.server.batching import Batcher, Overloaded, Stopped, Unanswered
 from ytuning.server.catalog import Catalog
 from ytuning.server.gate import Gate, error_body
 from ytuning.server.inference import BadTensor
-from ytuning.server.routes import ClientGone, NotReady, Refused, Service, routes
+from ytuning.server.routes import routes
 from ytuning.server.schemas import InferRequest
+from ytuning.server.service import ClientGone, NotReady, Refused, Service
 from ytuning.server.settings import Settings
 from ytuning.server.telemetry import Telemetry, log
 

@@ -5,139 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 import ytuning
-from ytuning.labels import did_you_mean, listed
 from ytuning.server import schemas
-from ytuning.server.batching import Answered, Batcher
-from ytuning.server.catalog import Catalog, Changes, Served
+from ytuning.server.forms import (
+    floats,
+    info_of,
+    labels_of_task,
+    many_inputs,
+    predict_inputs,
+    result_of,
+    scores_of,
+    usage_of,
+)
 from ytuning.server.inference import metadata_of, outputs_of, read_infer
-from ytuning.server.settings import Settings
-from ytuning.server.telemetry import Telemetry, log
+from ytuning.server.service import NotReady, Refused, Service, unless_gone
 from ytuning.targets import Names
-from ytuning.tokens import TextInput
 
-__all__ = ["ClientGone", "NotReady", "Refused", "Service", "routes"]
-
-Found = TypeVar("Found")
-VALUE = "value"  # the one "label" of a regression
-
-
-class NotReady(Exception):  # noqa: N818
-    """The tasks are still being loaded."""
-
-
-class ClientGone(Exception):  # noqa: N818
-    """Nobody waits for the reply any more."""
-
-
-class Refused(Exception):  # noqa: N818
-    """A request that cannot be answered, with the status and the kind of error that say why."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
-
-
-@dataclass
-class Service:
-    """What the routes share."""
-
-    settings: Settings
-    catalog: Catalog
-    batcher: Batcher
-    telemetry: Telemetry
-    ready: bool = False
-
-    def task(self, name: str | None, kind: str | None = None) -> Served:
-        """The task of a name, or the only one (of a kind).
-
-        Raises:
-            NotReady: the tasks are being loaded.
-            Refused: there is no such task, or no name where there are several.
-        """
-        if not self.ready:
-            raise NotReady
-        tasks = self.catalog.tasks
-        if name is None:
-            some = [served for served in tasks.values() if kind in (None, served.task.kind)]
-            if len(some) == 1:
-                return some[0]
-            what = f"there are {len(some)} {'multi-label ' if kind else ''}tasks: name one"
-            raise Refused(422, "validation", f"{what}. They are {listed([served.task.name for served in some])}")
-        if name not in tasks:
-            raise Refused(
-                404,
-                "not_found",
-                f"there is no task {name[:80]!r}.{did_you_mean(name, tasks)} There are {listed(list(tasks))}",
-            )
-        return tasks[name]
-
-    async def answers(
-        self, request: Request, inputs: Sequence[TextInput], tasks: Sequence[Served], *, truncate: bool = True
-    ) -> list[list[Answered]]:
-        """For each input each task's answer.
-
-        Raises:
-            Refused: too many or too long inputs, a form that a task does not take, or a text that would be cut.
-            ClientGone: the client has closed the connection.
-        """
-        self.check(inputs, tasks)
-        request.state.texts = len(inputs)
-        found = await unless_gone(request, self.batcher.answer(inputs, tasks))
-        request.state.tokens = sum(row[0].tokens for row in found)
-        if not truncate and (cut := [number for number, row in enumerate(found) if row[0].truncated]):
-            most = tasks[0].task.encoder.max_length
-            message = (
-                f"input {cut[0] + 1} has more tokens than the encoder reads ({most}). Allow truncate, or shorten it"
-            )
-            raise Refused(413, "validation", message)
-        return found
-
-    def tell(self, changes: Changes) -> None:
-        """Count and log what has changed about the tasks."""
-        self.telemetry.tasks.set(len(self.catalog.tasks))
-        if changes:
-            found = {what: getattr(changes, what) for what in ("added", "changed", "removed", "refused")}
-            for what, names in found.items():
-                self.telemetry.reloads.labels(what=what).inc(len(names))
-            log("tasks", **found)
-
-    def check(self, inputs: Sequence[TextInput], tasks: Sequence[Served]) -> None:
-        """Whether these tasks can be asked about these inputs.
-
-        Raises:
-            Refused: too many or too long inputs, none, an empty one, or a form that a task does not take.
-        """
-        if not inputs:
-            raise Refused(422, "validation", "there is no input: give at least one text")
-        if len(inputs) > self.settings.texts:
-            message = f"a request may have {self.settings.texts:,} inputs. Got {len(inputs):,}: send fewer at a time"
-            raise Refused(413, "too_large", message)
-        for number, content in enumerate(inputs, 1):
-            for text in content:
-                if text is None:
-                    continue
-                if not text.strip():
-                    raise Refused(422, "validation", f"input {number} is empty")
-                if len(text) > self.settings.characters:
-                    message = f"input {number} has more than {self.settings.characters:,} characters. Send it in parts"
-                    raise Refused(413, "too_large", message)
-                if not text.isprintable() and _unreadable(text):
-                    raise Refused(422, "validation", f"input {number} is no text: it holds half of a surrogate pair")
-            for served in tasks:
-                if bool(served.task.pair) != (content[1] is not None):
-                    wanted = "pairs of texts" if served.task.pair else "single texts"
-                    raise Refused(
-                        422, "validation", f"the task {served.task.name!r} takes {wanted}; see input {number}"
-                    )
+__all__ = ["routes"]
 
 
 def routes(service: Service) -> APIRouter:
@@ -172,7 +61,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
         """The tasks and the limits."""
         if not service.ready:
             raise NotReady
-        return _info(service)
+        return info_of(service)
 
     @router.get("/v1/models")
     @router.get("/models", include_in_schema=False)
@@ -187,9 +76,9 @@ def _add_state(router: APIRouter, service: Service) -> None:
 def _add_predict(router: APIRouter, service: Service) -> None:
     async def predict(request: Request, body: schemas.PredictRequest, name: str | None) -> JSONResponse:
         served = service.task(name if name is not None else body.task)
-        inputs, batch = _predict_inputs(body.inputs)
+        inputs, batch = predict_inputs(body.inputs)
         found = await service.answers(request, inputs, [served], truncate=body.truncate)
-        scores = [_scores(served, row[0], raw=body.raw_scores) for row in found]
+        scores = [scores_of(served, row[0], raw=body.raw_scores) for row in found]
         cut = ",".join(str(number) for number, row in enumerate(found) if row[0].truncated)
         return JSONResponse(scores if batch else scores[0], headers={"x-truncated-inputs": cut} if cut else None)
 
@@ -217,14 +106,14 @@ def _add_classify(router: APIRouter, service: Service) -> None:
         served = service.task(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
         found = await service.answers(request, [(text, None) for text in texts], [served])
-        data = [_scores(served, row[0]) for row in found]
-        return JSONResponse({"object": "classify", "data": data, "model": served.task.name, "usage": _usage(found)})
+        data = [scores_of(served, row[0]) for row in found]
+        return JSONResponse({"object": "classify", "data": data, "model": served.task.name, "usage": usage_of(found)})
 
     @router.post("/classify_many", response_model=schemas.ClassifyManyReply)
     async def classify_many(request: Request, body: schemas.ClassifyManyRequest) -> JSONResponse:
         """Answers of several tasks at once, or of all that take such inputs."""
         start = time.perf_counter()
-        inputs = _many_inputs(body.input)
+        inputs = many_inputs(body.input)
         pairs = bool(inputs) and inputs[0][1] is not None
         if body.tasks is None:
             if not service.ready:
@@ -241,7 +130,7 @@ def _add_classify(router: APIRouter, service: Service) -> None:
             {
                 "task": served.task.name,
                 "kind": served.task.kind,
-                "results": [_result(served, row[number]) for row in found],
+                "results": [result_of(served, row[number]) for row in found],
             }
             for number, served in enumerate(tasks)
         ]
@@ -251,7 +140,7 @@ def _add_classify(router: APIRouter, service: Service) -> None:
             "encoder": sum(batch.encoder for batch in batches),
             "heads": sum(batch.heads for batch in batches),
         }
-        return JSONResponse({"object": "classify_many", "data": data, "usage": _usage(found), "timing": timing})
+        return JSONResponse({"object": "classify_many", "data": data, "usage": usage_of(found), "timing": timing})
 
 
 def _add_explain(router: APIRouter, service: Service) -> None:
@@ -269,8 +158,8 @@ def _add_explain(router: APIRouter, service: Service) -> None:
         if not isinstance(served.task.target, Names):  # of the two anchors
             values = values[:, 1:] - values[:, :1]
         tokens = [{"side": side, "start": start, "end": end} for side, start, end in effects.spans]
-        labels = _labels(served)
-        body_ = {"task": served.task.name, "labels": labels, "tokens": tokens, "effects": _floats(values)}
+        labels = labels_of_task(served)
+        body_ = {"task": served.task.name, "labels": labels, "tokens": tokens, "effects": floats(values)}
         return JSONResponse(body_)
 
 
@@ -288,13 +177,13 @@ def _add_moderations(router: APIRouter, service: Service) -> None:
         found = await service.answers(request, [(text, None) for text in texts], [served])
         results = []
         for row in found:
-            answered, names = row[0], _labels(served)
+            answered, names = row[0], labels_of_task(served)
             given = answered.answer if isinstance(answered.answer, list) else []
             results.append(
                 {
                     "flagged": bool(given),
                     "categories": {name: name in given for name in names},
-                    "category_scores": dict(zip(names, _floats(answered.scores), strict=True)),
+                    "category_scores": dict(zip(names, floats(answered.scores), strict=True)),
                     "category_applied_input_types": {name: ["text"] for name in names},
                 }
             )
@@ -370,119 +259,3 @@ def _add_admin(router: APIRouter, service: Service) -> None:
             refused=changes.refused,
             tasks=len(service.catalog.tasks),
         )
-
-
-async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
-    """What the work gives, unless the client closes the connection first; then it is given up.
-
-    Raises:
-        ClientGone: so it was.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _unreadable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _predict_inputs(given: str | list[str] | list[list[str]]) -> tuple[list[TextInput], bool]:
-    """Inputs, and whether they are a batch, of text-embeddings-inference's forms."""
-    if isinstance(given, str):
-        return [(given, None)], False
-    if given and all(isinstance(each, str) for each in given):
-        return [_one_or_two([str(each) for each in given], "inputs")], False
-    return [_one_or_two(list(each), f"input {number}") for number, each in enumerate(given, 1)], True
-
-
-def _many_inputs(given: str | list[str] | list[list[str]]) -> list[TextInput]:
-    if isinstance(given, str):
-        return [(given, None)]
-    return [
-        (each, None) if isinstance(each, str) else _one_or_two(list(each), f"input {number}")
-        for number, each in enumerate(given, 1)
-    ]
-
-
-def _one_or_two(texts: list[str], what: str) -> TextInput:
-    if not 1 <= len(texts) <= 2:
-        message = f"{what} must be a text or a pair of texts. Got a list of {len(texts)}; a batch is a list of lists"
-        raise Refused(422, "validation", message)
-    return texts[0], texts[1] if len(texts) == 2 else None
-
-
-def _labels(served: Served) -> list[str]:
-    return list(served.task.target.names) if isinstance(served.task.target, Names) else [VALUE]
-
-
-def _scores(served: Served, answered: Answered, *, raw: bool = False) -> list[dict[str, Any]]:
-    """Labels and scores, highest first; equal ones in the order of the labels."""
-    if not isinstance(served.task.target, Names):
-        return [{"label": VALUE, "score": answered.answer}]
-    values = answered.logits if raw else answered.scores
-    names = served.task.target.names
-    return [{"label": names[place], "score": float(values[place])} for place in np.argsort(-values, kind="stable")]
-
-
-def _result(served: Served, answered: Answered) -> dict[str, Any]:
-    scores = _scores(served, answered) if isinstance(served.task.target, Names) else []
-    return {"answer": answered.answer, "scores": scores, "truncated": answered.truncated}
-
-
-def _usage(found: list[list[Answered]]) -> dict[str, int]:
-    tokens = sum(row[0].tokens for row in found)
-    return {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "truncated": sum(any(each.truncated for each in row) for row in found),
-    }
-
-
-def _floats(values: np.ndarray) -> Any:
-    return values.astype(float).tolist()
-
-
-def _info(service: Service) -> schemas.Info:
-    tasks = list(service.catalog.tasks.values())
-    only = tasks[0].task if len(tasks) == 1 else None
-    names = {} if only is None else {str(number): name for number, name in enumerate(only.target.names)}
-    encoders = {served.task.encoder.name for served in tasks}
-    return schemas.Info(
-        model_id=only.name if only else next(iter(encoders)) if len(encoders) == 1 else None,
-        model_sha=tasks[0].task.encoder.weights if len(encoders) == 1 else None,
-        model_dtype=tasks[0].task.encoder.precision if tasks else None,
-        model_type={"classifier": {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}},
-        max_concurrent_requests=service.settings.requests,
-        max_input_length=max((served.task.encoder.max_length for served in tasks), default=0),
-        max_batch_tokens=service.settings.batch_tokens,
-        max_client_batch_size=service.settings.texts,
-        version=ytuning.__version__,
-        tasks=[
-            schemas.TaskInfo(
-                name=served.task.name,
-                kind=served.task.kind,
-                labels=_labels(served),
-                pair=served.task.pair,
-                encoder=served.task.encoder.name,
-                max_input_length=served.task.encoder.max_length,
-            )
-            for served in tasks
-        ],
-    )
