@@ -148,7 +148,8 @@ def test_a_failed_benchmark_does_not_hide_the_others(
 def test_every_benchmark_is_run() -> None:
     scripts = {file.stem for file in (run.ROOT / "benchmarks").glob("*.py")}
     helpers = {"__init__", "harness", "machine", "run", "synthetic"}
-    assert scripts - helpers == set(run.BENCHMARKS)
+    kept = {"full_tuning"}  # takes hours, its figures are kept in a file that `quality` reads
+    assert scripts - helpers - kept == set(run.BENCHMARKS)
 
 
 # --- what they count ------------------------------------------------------------------------------------------------

@@ -410,7 +410,7 @@ def test_a_report_is_refused_before_any_work(
 ) -> None:
     (files / "folder").mkdir()
     monkeypatch.setattr("ytuning.pipeline.train_task", lambda *_, **__: pytest.fail("it was trained"))
-    monkeypatch.setattr("ytuning.pipeline.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr("ytuning.task_use.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
     for start in (("train", "train.csv", "--out", "new"), ("evaluate", trained, "test.csv")):
         message = run(*start, "--report", "folder").mistake()
         assert message == "cannot write folder: Is a directory. Choose another with --report"

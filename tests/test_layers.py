@@ -102,6 +102,7 @@ ORDER = [
     "cli_compare",
     "cli_search",
     "cli_serve",
+    "cli_train",
     "cli",
 ]
 """A module imports only modules before it; lazy imports and those for type checking count."""
@@ -133,7 +134,8 @@ THIRD_PARTY = {
     "platformdirs": {"sources"},
     "pyarrow": {"tables"},
     "rich": {
-        "cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "comparison_report", "progress", "report",
+        "cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_train", "comparison_report",
+        "progress", "report",
     },
     "safetensors": {"artifact", "codecs"},
     "scipy": {"calibration", "intervals", "metrics", "probes", "targets"},
@@ -146,7 +148,10 @@ THIRD_PARTY = {
         "shared_encoder", "stack", "task_use", "training", "tuning", "workers", "zero_shot",
     },
     "transformers": {"contrastive", "encoder", "tuning"},
-    "typer": {"cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_serve", "console", "options"},
+    "typer": {
+        "cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_serve", "cli_train", "console",
+        "options",
+    },
 }  # fmt: skip
 """Third-party package -> modules that may import it."""
 

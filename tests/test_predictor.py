@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import build_tiny_encoder
-from ytuning import pipeline, predictor
+from ytuning import predictor, task_use
 from ytuning.artifact import load_task, save_task
 from ytuning.calibration import Calibration
 from ytuning.data import Dataset, from_lists
@@ -153,11 +153,10 @@ def test_same_probabilities_as_in_evaluation(
         seen.append(calibration.probabilities(target, logits))
         return evaluate(target, calibration, truth, logits)
 
-    monkeypatch.setattr(pipeline, "evaluate", watched)
+    monkeypatch.setattr(task_use, "evaluate", watched)
     data = from_lists(*toy_rows)
     encoder = load_encoder(tiny_encoder, precision="fp32")
     save_task(train_task(data, encoder, FeatureStore(), RECIPE, codec=codec).task, tmp_path / "toy")
-    seen.clear()
     evaluated = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
     assert evaluated.cache.misses == 0
     found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))

@@ -19,7 +19,10 @@ from ytuning.progress import Messages, Progress, ProgressBar
 if TYPE_CHECKING:
     from ytuning.data import Dataset
 
-__all__ = ["Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress", "tell_columns"]
+__all__ = [
+    "Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress", "tell_columns", "tell_cut",
+    "write_page",
+]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -115,3 +118,15 @@ def _written(path: Path, option: str) -> Iterator[None]:
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the HTML file of ``--report``."""
+    with result_file(path, "--report") as write:
+        write(page)
+
+
+def tell_cut(progress: Progress, count: int) -> None:
+    """Tell of texts that were cut, if there are any."""
+    if count:
+        progress.say(f"{count:,} texts are longer than the encoder reads and were cut")

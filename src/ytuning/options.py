@@ -10,7 +10,8 @@ import typer
 
 __all__ = [
     "Backend", "BackendOption", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
-    "PairsOption", "Precision", "PrecisionOption", "Test", "Text", "TextPair", "TrainedEncoder", "in_order",
+    "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
+    "in_order",
 ]  # fmt: skip
 
 
@@ -94,6 +95,11 @@ PrecisionOption = Annotated[
 ]
 Test = Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")]
 TrainedEncoder = Annotated[str, typer.Option("--encoder", help="Folder or Hugging Face name.")]
+
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", help="HTML file for figures, drawings and the worst mistakes, in which words are marked."),
+]
 
 
 def in_order(label_order: str | None) -> list[str] | None:

@@ -1,0 +1,353 @@
+"""``ytuning train``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ytuning.console import (
+    Json,
+    Quiet,
+    check_result_file,
+    print_json,
+    shown_progress,
+    tell_columns,
+    tell_cut,
+    write_page,
+)
+from ytuning.errors import InputError
+from ytuning.options import (
+    Backend,
+    BackendOption,
+    Kind,
+    KindOption,
+    Label,
+    LabelOrder,
+    LongText,
+    LongTextOption,
+    Pairs,
+    PairsOption,
+    Precision,
+    PrecisionOption,
+    ReportFile,
+    Test,
+    Text,
+    TextPair,
+    TrainedEncoder,
+    in_order,
+)
+from ytuning.progress import Progress
+from ytuning.sources import DEFAULT_ENCODER
+
+if TYPE_CHECKING:
+    from ytuning.pipeline import Stopwatch, Trained
+
+__all__ = ["train"]
+
+
+class Preset(StrEnum):
+    """What ``--preset`` allows."""
+
+    default = "default"
+    few_shot = "few-shot"
+    paper = "paper"
+
+
+class Store(StrEnum):
+    """What ``--store`` allows."""
+
+    fp16 = "fp16"
+    int8 = "int8"
+    compact = "compact"
+    auto = "auto"
+
+
+class Loss(StrEnum):
+    """What ``--loss`` allows."""
+
+    cross_entropy = "cross_entropy"
+    triplet = "triplet"
+    focal = "focal"
+
+
+class LabelWeights(StrEnum):
+    """What ``--label-weights`` allows."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+def train(
+    train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
+    out: Annotated[Path, typer.Option("--out", help="Task folder to write.")],
+    validation: Annotated[
+        Path | None, typer.Option("--validation", help="Rows that choose the head. Default: a part of TRAIN.")
+    ] = None,
+    test: Test = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    kind: KindOption = Kind.auto,
+    label_order: LabelOrder = None,
+    abstain_at: Annotated[
+        float | None,
+        typer.Option(
+            "--abstain-at",
+            metavar="PRECISION",
+            help="Give no label where the task is not sure enough to be right in this share of its answers.",
+        ),
+    ] = None,
+    pairs: PairsOption = Pairs.auto,
+    encoder: TrainedEncoder = DEFAULT_ENCODER,
+    long_text: LongTextOption = LongText.truncate,
+    backend: BackendOption = Backend.torch,
+    precision: PrecisionOption = Precision.auto,
+    preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
+    loss: Annotated[
+        Loss | None,
+        typer.Option("--loss", help="focal: what is predicted well already weighs less.", show_default="the preset's"),
+    ] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="JSON recipe in place of a preset, as search writes it.")
+    ] = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layers",
+            metavar="auto|default|last|N,N",
+            help="Hidden states of the encoder to read; auto chooses them on a sample before the whole is encoded.",
+        ),
+    ] = "default",
+    label_texts: Annotated[
+        str | None,
+        typer.Option(
+            "--label-texts",
+            metavar="FILE|names|none",
+            help="What the labels mean: JSON from label to text, or rows with text and label; names: their names.",
+            show_default="names for --preset few-shot, else none",
+        ),
+    ] = None,
+    label_weights: Annotated[
+        LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
+    ] = LabelWeights.none,
+    store: Annotated[
+        Store,
+        typer.Option(
+            "--store",
+            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter; auto measures on a "
+            "sample what they cost in accuracy.",
+        ),
+    ] = Store.int8,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
+    ] = 0,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=256, help="Heads to train together; the best on validation is saved.")
+    ] = 1,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Save the mean of all the seeds' heads instead of the best one.")
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Go on on held-out rows too, once they have chosen.")
+    ] = True,
+    report: ReportFile = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a label head on labelled texts and save it as a task folder."""
+    from ytuning.artifact import check_target, save_task
+    from ytuning.backends import check_choice
+    from ytuning.data import read_dataset
+    from ytuning.encoder import load_encoder
+    from ytuning.label_texts import read_label_texts
+    from ytuning.pipeline import Stopwatch, train_task
+    from ytuning.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
+    from ytuning.recipes import preset as recipe_of
+    from ytuning.store import FeatureStore
+
+    start = time.perf_counter()
+    watch = Stopwatch()
+    if recipe_file is not None and preset is not Preset.default:
+        raise InputError("give either --preset or --recipe, which states what a preset does, not both")
+    recipe = reading_layers(recipe_of(preset.value) if recipe_file is None else read_recipe(recipe_file), layers)
+    if loss is not None:
+        recipe = replace(recipe, training=replace(recipe.training, loss=loss.value))
+    if label_weights is LabelWeights.balanced:
+        recipe = weighing_labels(recipe, "balanced")
+    check_choice(backend.value, precision.value)
+    check_target(out)
+    if report is not None:
+        check_result_file(report, "--report", out)
+    features = FeatureStore()
+    with shown_progress(quiet) as progress:
+        with watch.stage("read"):
+            parts = [
+                None
+                if file is None
+                else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
+                for file in (train_file, validation, test)
+            ]
+            assert parts[0] is not None  # TRAIN is not optional
+            if loss is not None and parts[0].kind == "regression":
+                raise InputError(
+                    "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
+                )
+            for part in parts:
+                if part is not None and not quiet:
+                    tell_columns(progress, part)
+        with watch.stage("encode"):
+            loaded = load_encoder(
+                encoder,
+                layers=recipe.layers,
+                backend=backend.value,
+                precision=precision.value,
+                long_text=long_text.value,
+            )
+        trained = train_task(
+            parts[0],
+            loaded,
+            features,
+            recipe,
+            validation=parts[1],
+            test=parts[2],
+            name=out.resolve().name,
+            seed=seed,
+            seeds=seeds,
+            ensemble=ensemble,
+            refit=refit,
+            codec=store.value,
+            label_order=in_order(label_order),
+            abstain_at=abstain_at,
+            pairs=pairs.value,
+            layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
+            label_texts=None if label_texts is None else read_label_texts(label_texts),
+            progress=progress,
+            watch=watch,
+        )
+        save_task(trained.task, out)
+        _tell_training(progress, trained, out)
+        if report is not None:
+            from ytuning.html_report import render_report
+
+            split = _reported(trained)
+            page = render_report(
+                trained.task,
+                trained.reports[split],
+                trained.judged[split],
+                trained.encoder,
+                features,
+                title=f"{trained.task.name}, {split}",
+                fit=trained.fit,
+                seconds=watch.seconds,
+                progress=progress,
+            )
+            write_page(report, page)
+    watch.seconds["total"] = time.perf_counter() - start
+    if as_json:
+        print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
+    else:
+        _print_trained(trained, out, watch)
+    if trained.fit.interrupted:
+        raise typer.Exit(1)
+
+
+def _reported(trained: Trained) -> str:
+    """Which rows a report is about."""
+    return "test" if "test" in trained.reports else "validation"
+
+
+def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
+    tell_cut(progress, trained.truncated)
+    for split, rows in trained.shared.items():
+        if rows:
+            other = "validation" if split == "test_and_validation" else "train"
+            progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
+    if trained.fit.interrupted:
+        from ytuning.losses import SCORES
+
+        best = trained.fit.history[trained.fit.chosen]
+        name, sign = SCORES[trained.task.target.objective]
+        figures = f"step {best.step}, validation {name} {sign * best.score:.4f}"
+        saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
+        print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
+
+
+def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
+    task = trained.task
+    stages = ("read", "encode", "train", "evaluate", "total")
+    return {
+        "task_dir": str(out),
+        "kind": task.kind,
+        "labels": len(task.target.names),
+        "rows": trained.rows,
+        "encoder": {
+            "name": task.encoder.name,
+            "fingerprint": task.encoder.fingerprint,
+            "parameters": task.encoder.parameters,
+        },
+        "head": {
+            "parameters": task.head_parameters,
+            "share_of_encoder": task.head_parameters / task.encoder.parameters,
+        },
+        "metrics": task.metrics,
+        "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
+        "cache": asdict(trained.cache),
+        "store": task.codec,
+        "truncated": trained.truncated,
+        "shared": trained.shared,
+        "seeds": {
+            "saved": task.training["seed"],
+            "metrics": {str(seed): metrics for seed, metrics in trained.by_seed.items()},
+            "spread": {split: _spread(trained, split) for split in trained.reports},
+        },
+        "zero_shot": trained.zero_shot,
+        "refitted": trained.fit.refitted,
+        "interrupted": trained.fit.interrupted,
+    }
+
+
+def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
+    """Mean and deviation (0 of one seed) of each metric over the seeds whose head has a report of the split."""
+    found = [metrics[split] for metrics in trained.by_seed.values() if split in metrics]
+    return {
+        name: {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else 0.0}
+        for name in found[0]
+        for values in [[metrics[name] for metrics in found]]
+    }
+
+
+def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
+    from ytuning.evaluation import HEADLINES
+    from ytuning.report import print_report
+
+    split = _reported(trained)
+    console = Console()
+    print_report(console, trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    if len(trained.by_seed) > 1:
+        of = ", ".join(
+            f"{name} {figures['mean']:.4f} (deviation {figures['deviation']:.4f})"
+            for name, figures in _spread(trained, split).items()
+        )
+        best = trained.task.training["seed"]
+        saved = "the mean of their heads" if best is None else f"seed {best}"
+        text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is {saved}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    if before := trained.zero_shot.get(split):
+        figures = ", ".join(f"{name} {before[name]:.4f}" for name in HEADLINES[trained.task.kind])
+        text = f"before any training, from the labels' texts alone, {split}: {figures}"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    share = trained.task.head_parameters / trained.task.encoder.parameters
+    console.print(
+        f"head: {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's; saved in {out}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
