@@ -89,9 +89,12 @@ def multiply_adds(encoder: Encoder, lengths: np.ndarray) -> int:
 
 
 def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float = 0.5) -> float:
-    """GFLOP/s (two for a multiply-add) of a layer's products on this machine, in the encoder's precision or another."""
+    """GFLOP/s (two for a multiply-add) of a layer's products on this machine, in the encoder's precision or another.
+
+    For int8 it is the rate in fp32, which is what most of such an encoder's other operations compute in.
+    """
     width, inner = widths(encoder)
-    device, dtype = encoder.device, DTYPES[precision or encoder.identity.precision]
+    device, dtype = encoder.device, DTYPES.get(precision or encoder.identity.precision, torch.float32)
     threads = torch.get_num_threads()
     workers = threads if device.type == "cpu" else 1
     ready = threading.Barrier(workers)

@@ -218,12 +218,13 @@ def test_a_batch_is_what_a_loop_gathers(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert len(features._arrays) > 3
     tokens = encoder.tokenize(inputs)
     naive: dict[int, np.ndarray] = {}
     for indices, batch in encoder.encode(tokens):
-        naive.update(zip(indices.tolist(), batch, strict=True))
+        naive.update(zip(indices.tolist(), np.split(batch, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
 
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 9, 60):
@@ -260,6 +261,7 @@ def test_a_batch_is_what_a_loop_decodes(
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
     encoder = load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu")
+    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
     space = store.space(encoder.identity.to_json(), codec)
     stored = space.rows([text_key(*pair) for pair in inputs])

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
+from ytuning.features import live_features
 from ytuning.losses import row_scores
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder
@@ -25,7 +27,7 @@ Rows = tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path) -> Encoder:
-    return load_encoder(tiny_encoder, device="cpu")
+    return load_encoder(tiny_encoder, precision="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +71,33 @@ def test_same_seed_same_logits_and_the_callers_random_numbers_stay(encoder: Enco
     assert not np.array_equal(first.logits(rows[0]), other.logits(rows[0]))
 
 
-def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, rows: Rows) -> None:
-    before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of the file."""
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_encoder: Path, rows: Rows) -> None:
+    before, inputs = weights_of(tiny_encoder), rows[0][:9]
+    features = live_features(inputs, encoder).halves(torch.arange(9))
     result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-2, most_steps=3))
     assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     after = result.model.bert.state_dict()
     for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
         name = f"encoder.layer.{layer}.attention.self.query.weight"
-        assert torch.equal(encoder.model.state_dict()[name], before[name])
         assert not torch.equal(after[name], before[name])
+    np.testing.assert_array_equal(live_features(inputs, encoder).halves(torch.arange(9)), features)
 
 
-def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(encoder: Encoder, rows: Rows) -> None:
+def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
+    encoder: Encoder, tiny_encoder: Path, rows: Rows
+) -> None:
     result = lora(encoder, *rows, config=TuningConfig(1e-2, most_steps=3), rank=4)
     trained = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
     kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained if "lora_" in name}
     assert kinds == {"query", "value"}
     assert all("lora_" in name or "classifier" in name for name in trained)
     assert result.parameters == 3 * 2 * 2 * 4 * 32 + 32 * 3 + 3  # layers, modules, two factors, rank, width; classifier
-    original = encoder.model.state_dict()["encoder.layer.0.attention.self.key.weight"]
+    original = weights_of(tiny_encoder)["encoder.layer.0.attention.self.key.weight"]
     frozen = result.model.base_model.model.bert.encoder.layer[0].attention.self.key.weight
     assert torch.equal(frozen, original)
 

@@ -1,4 +1,6 @@
-"""What can compute hidden states, and in which arithmetic; and how torch does. The other is `openvino_states.py`.
+"""What can compute hidden states, and in which arithmetic; and how torch does with any model.
+
+The others are `packed_states.py`, torch on a CPU with models laid out like BERT, and `openvino_states.py`.
 
 A backend is called with token ids (B, T) and segment ids (B, T), int64, or None for an encoder without segments, and
 the number of rows that are wanted (the rest only fill the batch); it gives features (B, T, L, D) float16.
@@ -15,11 +17,22 @@ import torch
 
 from ytuning.errors import EncoderError, allowed
 
-__all__ = ["PRECISIONS", "Backend", "Precision", "TorchStates", "check_choice", "fast_precision", "half", "stacked"]
+__all__ = [
+    "FEWEST_TOKENS",
+    "PRECISIONS",
+    "Backend",
+    "Precision",
+    "TorchStates",
+    "check_choice",
+    "fast_precision",
+    "half",
+    "stacked",
+]
 
 Backend = Literal["torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 PRECISIONS = {"torch": ("auto", "fp32", "bf16"), "openvino": ("auto", "fp32", "bf16", "int8")}
+FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
 
 
 def check_choice(backend: str, precision: str) -> None:

@@ -298,7 +298,7 @@ def _tuned(
     """One that trains the encoder; of pairs as one text, as anybody does."""
     start = time.perf_counter()
     encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
-    encoder.model.to("meta")  # the model that is trained is another, and this one would count as its memory
+    encoder.release()  # the model that is trained is another, and this one would count as its memory
     found = train(
         encoder,
         work.inputs,
@@ -339,7 +339,7 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     pairs = max(1, min(SETFIT_PAIRS, SETFIT_ALL_PAIRS // len(rows)))
     start = time.perf_counter()
     encoder = load_encoder(work.encoder)
-    encoder.model.to("meta")  # as above
+    encoder.release()  # as above
     texts = [text for text, _ in work.inputs]
     found = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
     seconds = time.perf_counter() - start

@@ -1,7 +1,8 @@
 """The frozen encoder: texts in, token features out, and the identity of what produced them.
 
-A batch holds texts of one token count only. So nothing is padded, no attention mask is needed, any architecture works
-without a padding token, and a text's features are the same bits whichever texts it shares a batch with.
+Nothing is padded and no attention mask is needed: a batch holds texts end to end where the model is laid out like BERT
+(`packed_states.py`), else texts of one token count only, so that any architecture works without a padding token. A
+text's features are the same bits whichever texts it shares a batch with.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-from ytuning.backends import Backend, Precision, TorchStates, check_choice, fast_precision
+from ytuning.backends import FEWEST_TOKENS, Backend, Precision, TorchStates, check_choice, fast_precision
 from ytuning.errors import EncoderError, allowed
 from ytuning.identity import EncoderIdentity
 from ytuning.memory import keep_freed_memory
@@ -31,8 +32,9 @@ from ytuning.openvino_states import (
     openvino_model,
     openvino_precision,
 )
+from ytuning.packed_states import PackedStates
 from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
-from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
+from ytuning.tokens import TextInput, TokenizedTexts, plan_batches, plan_packed
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
 __all__ = ["Encoder", "Span", "default_layers", "load_encoder"]
@@ -40,13 +42,15 @@ __all__ = ["Encoder", "Span", "default_layers", "load_encoder"]
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
 
+Finish = Callable[[np.ndarray], np.ndarray]
+"""Makes something else of features (tokens, L, D) float16, such as what a codec stores."""
+
 LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
 LONGEST_WINDOWED = 65_536  # tokens of a text that is read in windows; what is longer is hardly meant as one text
 NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
 POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
 SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
-FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
 
 
 class Encoder:
@@ -63,7 +67,7 @@ class Encoder:
         """``cache`` is that of :func:`load_encoder`."""
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
         self._cache = cache
-        self.states: TorchStates | OpenVinoStates = TorchStates(model, identity.layers, device)
+        self.states: TorchStates | PackedStates | OpenVinoStates = TorchStates(model, identity.layers, device)
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
@@ -72,6 +76,10 @@ class Encoder:
     def depth(self) -> int:
         """Layers that it has, which is the number of its last hidden state; 0 is that of the embeddings."""
         return int(self.model.config.num_hidden_layers)
+
+    def release(self) -> None:
+        """Let the weights go: it still cuts texts into tokens and says what it was, but encodes nothing any more."""
+        self.states = TorchStates(self.model.to("meta"), self.identity.layers, self.device)
 
     def with_layers(self, layers: Sequence[int]) -> Encoder:
         """The same encoder, loaded again to keep other hidden states.
@@ -140,41 +148,43 @@ class Encoder:
         fast.no_padding()
         return fast
 
-    def encode(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def encode(self, tokens: TokenizedTexts, finish: Finish | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Hidden states of the chosen layers, a batch at a time.
 
+        Args:
+            tokens: of the texts.
+            finish: what else each core does with its batches' features.
+
         Yields:
-            ``(indices, features)``: the batch's texts (B,) and their features (B, T, L, D) float16, all of T tokens.
+            ``(indices, features)``: the batch's texts (B,) and their tokens' features (sum of their tokens, L, D)
+            float16, one text after the other; or what ``finish`` has made of these.
         """
-        most = self.identity.max_length
-        short = np.flatnonzero(tokens.lengths <= most)
-        batches = [short[batch] for batch in plan_batches(tokens.lengths[short], self._tokens_per_batch)]
-        with _workers(self.device) as run:
-            yield from zip(batches, run(lambda batch: self._features(tokens, batch), batches), strict=True)
-            long = np.flatnonzero(tokens.lengths > most)
-            found = run(lambda text: self._windowed(tokens, int(text[0])), list(long[:, None]))
-            yield from zip(long[:, None], found, strict=True)
+        short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
+        lengths = tokens.lengths[short]
+        if isinstance(self.states, PackedStates):
+            plan = plan_packed(lengths, self._share(lengths))
+        else:
+            plan = plan_batches(lengths, self._tokens_per_batch)
+        yield from self._computed(tokens, [short[batch] for batch in plan], self._features, finish)
 
-    @property
-    def can_pad(self) -> bool:
-        """Whether :meth:`encode_padded` may stand in for :meth:`encode`."""
-        return isinstance(self.states, TorchStates)
-
-    def encode_padded(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def encode_padded(
+        self, tokens: TokenizedTexts, finish: Finish | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
 
-        Texts of about one length are padded to it, so their features differ in the last bits from those that are
-        stored, and depend a little on the texts beside them: for answers, not for training.
+        With models that are not laid out like BERT, texts of about one length are padded to it, so their features
+        differ in the last bits from those that are stored, and depend a little on the texts beside them: for answers,
+        not for training.
 
-        Yields:
-            ``(indices, features)``: texts (B,) and their tokens' features (sum of their tokens, L, D) float16, one text
-            after the other.
+        Yields: as :meth:`encode`.
         """
-        assert isinstance(self.states, TorchStates)
+        if not isinstance(self.states, TorchStates):
+            yield from self.encode(tokens, finish)
+            return
         order = np.argsort(tokens.lengths, kind="stable")
         order = order[tokens.lengths[order] <= self.identity.max_length]
         batches: list[np.ndarray] = []
-        size = min(self._tokens_per_batch, -(-int(tokens.lengths[order].sum()) // torch.get_num_threads()))
+        size = self._share(tokens.lengths[order])
         first = 0
         while first < len(order):
             last = first + 1
@@ -182,10 +192,25 @@ class Encoder:
                 last += 1
             batches.append(order[first:last])
             first = last
+        yield from self._computed(tokens, batches, self._padded, finish)
+
+    def _share(self, lengths: np.ndarray) -> int:
+        """Tokens in a batch of texts of these lengths: few enough that no core is idle."""
+        return min(self._tokens_per_batch, -(-int(lengths.sum()) // torch.get_num_threads()))
+
+    def _computed(
+        self,
+        tokens: TokenizedTexts,
+        batches: list[np.ndarray],
+        compute: Callable[[TokenizedTexts, np.ndarray], np.ndarray],
+        finish: Finish | None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches and what ``compute`` and ``finish`` make of them, then each text that is read in windows."""
+        finish = finish or (lambda features: features)
         with _workers(self.device) as run:
-            yield from zip(batches, run(lambda batch: self._padded(tokens, batch), batches), strict=True)
+            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch)), batches), strict=True)
             long = np.flatnonzero(tokens.lengths > self.identity.max_length)
-            found = run(lambda text: self._windowed(tokens, int(text[0]))[0], list(long[:, None]))
+            found = run(lambda text: finish(self._windowed(tokens, int(text[0]))), list(long[:, None]))
             yield from zip(long[:, None], found, strict=True)
 
     def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
@@ -200,7 +225,7 @@ class Encoder:
         return self.states(ids, types, len(batch), there.astype(np.int64))[there]
 
     def _windowed(self, tokens: TokenizedTexts, text: int) -> np.ndarray:
-        """(1, T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
+        """(T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
         alone = tokens.alone(text)
         before, after = self._special_tokens
         windows = plan_windows(len(alone.ids), self.identity.max_length, before, after)
@@ -209,9 +234,13 @@ class Encoder:
         for first in range(0, len(windows), size):
             some = windows[first : first + size]
             gathered = alone.gathered([window.tokens for window in some])
-            features = self._features(gathered, np.arange(len(some)))
+            features = np.split(self._features(gathered, np.arange(len(some))), gathered.offsets[1:-1])
             parts += [states[window.kept] for states, window in zip(features, some, strict=True)]
-        return np.concatenate(parts)[None]
+        return np.concatenate(parts)
+
+    @property
+    def _token_shape(self) -> tuple[int, int]:
+        return len(self.identity.layers), self.identity.width
 
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:
@@ -235,15 +264,24 @@ class Encoder:
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
 
     def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
-        """(B, T, L, D) float16."""
+        """(tokens of the batch, L, D) float16."""
+        if isinstance(self.states, PackedStates):
+            places = tokens.places(batch)
+            types = tokens.types[places].astype(np.int64) if self._typed else None
+            return self.states(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch])
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        return self.states(*self._arguments(tokens, rows), len(batch))
+        return self.states(*self._arguments(tokens, rows), len(batch)).reshape(-1, *self._token_shape)
 
     def _arguments(self, tokens: TokenizedTexts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(B, T) token ids, and segment ids if the encoder has any, int64."""
         types = tokens.rows(rows, tokens.types).astype(np.int64) if self._typed else None
         return tokens.rows(rows, tokens.ids).astype(np.int64), types
+
+    def _to_packed(self) -> None:
+        """Compute texts end to end from now on, if the model is laid out for it."""
+        if PackedStates.fits(self.model, self.device):
+            self.states = PackedStates(self.model, self.identity.layers)
 
     def _to_openvino(self, root: Path) -> None:
         """Compute in OpenVINO from now on."""
@@ -331,6 +369,8 @@ def load_encoder(
     encoder = Encoder(model.to(place), tokenizer, identity, place, cache)
     if backend == "openvino":
         encoder._to_openvino(Path(cache) if cache is not None else default_root())
+    else:
+        encoder._to_packed()
     return encoder
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ytuning.codecs import DEFAULT_CODEC, Compact, Coordinates, Half, Projected, Reader, Selected
+from ytuning.codecs import DEFAULT_CODEC, Codec, Compact, Coordinates, Half, Projected, Reader, Selected
 from ytuning.encoder import Encoder
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
@@ -33,8 +33,9 @@ WAITING = "waiting for another process that encodes with this encoder"
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
-Source = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Batches]]
-"""Positions of texts (N,) -> their token counts (N,), whether each was cut (N,), and batches as of Encoder.encode."""
+Source = Callable[[np.ndarray, Codec | None], tuple[np.ndarray, np.ndarray, Batches]]
+"""Positions of texts (N,) -> their token counts (N,), whether each was cut (N,), and batches as of Encoder.encode, in a
+codec where one is given."""
 
 
 @dataclass(frozen=True)
@@ -283,19 +284,20 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool
     codec = Half(len(encoder.identity.layers), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    for indices, features in encoder.encode_padded(tokens) if padded and encoder.can_pad else encoder.encode(tokens):
+    read = encoder.encode_padded if padded else encoder.encode
+    for indices, rows in read(tokens, codec.encode):
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
-        arrays.append(codec.encode(features.reshape(-1, *features.shape[-2:])))
+        arrays.append(rows)
     return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
 def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
     """The encoder as a source of features."""
 
-    def source(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batches]:
+    def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
         tokens = encoder.tokenize([inputs[position] for position in positions])
-        return tokens.lengths, tokens.truncated, encoder.encode(tokens)
+        return tokens.lengths, tokens.truncated, encoder.encode(tokens, codec.encode if codec else None)
 
     return source
 
@@ -303,13 +305,12 @@ def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
 def _copying(features: Features, rows: np.ndarray) -> Source:
     """Features that are there already as a source; position i is their row ``rows[i]``."""
 
-    def source(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batches]:
+    def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
         chosen = torch.from_numpy(rows[positions])
         lengths = features.lengths[chosen].numpy()
-        size = (features.layers, features.width)
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
-            (batch, features.tokens(chosen[batch]).numpy().reshape(len(batch), -1, *size))
+            (batch, _encoded(features.tokens(chosen[batch]).numpy(), codec))
             for batch in plan_batches(lengths, COPIED_TOKENS)
         )
         return lengths, features.truncated_rows[rows[positions]], batches
@@ -324,15 +325,15 @@ def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress
     """
     done = 0
     for window in _windows(len(keys), source if space.codec is None else None):
-        lengths, truncated, batches = source(window)
+        lengths, truncated, batches = source(window, space.codec)
         if space.codec is None:
             held = list(batches)
             space.establish(_fitted([features for _, features in held], space, progress))
-            batches = iter(held)
+            batches = ((indices, _encoded(features, space.codec)) for indices, features in held)
         shard = _Shard(space, [keys[position] for position in window], lengths, truncated)
         try:
-            for indices, features in batches:
-                shard.add(indices, features)
+            for indices, rows in batches:
+                shard.add(indices, rows)
                 done += len(indices)
                 progress.step("encode", done, len(keys))
         finally:
@@ -346,16 +347,20 @@ def _windows(count: int, unfitted: Source | None) -> Iterator[np.ndarray]:
     """
     rest = np.arange(count)
     if unfitted is not None and count:
-        lengths, _, _ = unfitted(rest[:: -(-count // 1024)])
+        lengths, _, _ = unfitted(rest[:: -(-count // 1024)], None)
         sample = rest[:: max(1, round(count * lengths.mean() / FIT_TOKENS))]
         yield sample
         rest = np.delete(rest, sample)
     yield from (rest[first : first + WINDOW_TEXTS] for first in range(0, len(rest), WINDOW_TEXTS))
 
 
+def _encoded(features: np.ndarray, codec: Codec | None) -> np.ndarray:
+    return features if codec is None else codec.encode(features)
+
+
 def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> Compact:
-    """The basis fitted on batches (B, T, L, D)."""
-    tokens = np.concatenate([features.reshape(-1, *space.row_shape) for features in batches])
+    """The basis fitted on batches (tokens, L, D)."""
+    tokens = np.concatenate(batches)
     basis = Compact.fitted(tokens)
     if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
         progress.say(
@@ -369,16 +374,14 @@ class _Shard:
     """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full."""
 
     def __init__(self, space: FeatureSpace, keys: list[bytes], lengths: np.ndarray, truncated: np.ndarray) -> None:
-        assert space.codec is not None
-        self.space, self.codec = space, space.codec
+        self.space = space
         self.keys, self.lengths, self.truncated = keys, lengths, truncated
         self.buffer = np.empty((max(1, SHARD_BYTES // space.row_bytes), space.row_bytes), np.uint8)
         self.rows: list[np.ndarray] = []
         self.used = 0
 
-    def add(self, indices: np.ndarray, features: np.ndarray) -> None:
-        """Take a batch: positions of its texts (B,) and their features (B, T, L, D)."""
-        batch = self.codec.encode(features.reshape(-1, *features.shape[2:]))
+    def add(self, indices: np.ndarray, batch: np.ndarray) -> None:
+        """Take a batch: positions of its texts (B,) and their encoded tokens (tokens, row bytes)."""
         if self.used + len(batch) > len(self.buffer):
             self.flush()
         if len(batch) > len(self.buffer):
