@@ -135,7 +135,7 @@ def all_figures(encoder: Encoder, arguments: argparse.Namespace) -> dict[str, An
         "encoder_pass": encoder_pass(encoder, inputs, arguments.rounds),
         "y_tuning": y_tuning(encoder, inputs, targets, rows, arguments),
     }
-    encoder.model.to("cpu")  # the others train a copy of their own, which should have the memory for itself
+    encoder.release()  # the others train a copy of their own, which should have the memory for itself
     for name, train, rate in (("lora", lora, 1e-3), ("full_fine_tuning", full_fine_tuning, 2e-5)):
         figures[name] = encoder_training(train, rate, encoder, inputs, targets, rows, arguments)
     return figures

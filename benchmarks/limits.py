@@ -94,7 +94,7 @@ def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float =
     For int8 it is the rate in fp32, which is what most of such an encoder's other operations compute in.
     """
     width, inner = widths(encoder)
-    device, dtype = encoder.device, DTYPES.get(precision or encoder.identity.precision, torch.float32)
+    device, dtype = encoder.device, DTYPES[_measured(precision or encoder.identity.precision)]
     threads = torch.get_num_threads()
     workers = threads if device.type == "cpu" else 1
     ready = threading.Barrier(workers)
@@ -110,6 +110,10 @@ def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float =
             return sum(pool.map(work, range(workers)))
     finally:
         torch.set_num_threads(threads)
+
+
+def _measured(precision: str) -> str:
+    return "fp32" if precision == "int8" else precision
 
 
 def _rate_of_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,9 +103,9 @@ def test_what_was_encoded_is_kept_and_counted_as_encoded(
     encoded: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
         encoded.append(len(tokens.lengths))
-        return encode(self, tokens)
+        return encode(self, tokens, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     progress = Recorder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,9 +202,9 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
     encoded: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
         encoded.append(len(tokens.lengths))
-        return encode(self, tokens)
+        return encode(self, tokens, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     progress = Recorder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,9 +65,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
         calls.append(len(tokens.lengths))
-        return encode(self, tokens)
+        return encode(self, tokens, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     return calls

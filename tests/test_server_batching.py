@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,12 @@ class Held:
         self.poison: int | None = None
         encode = Encoder.encode_padded
 
-        def held(encoder: Encoder, tokens: TokenizedTexts) -> object:
+        def held(encoder: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
             self.calls.append(len(tokens.lengths))
             assert self.go.wait(60)
             if self.poison in tokens.lengths.tolist():
                 raise RuntimeError("poison")
-            return encode(encoder, tokens)
+            return encode(encoder, tokens, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", held)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,9 +100,9 @@ def test_a_task_that_reads_another_hidden_state(
         calls: list[int] = []
         encode = Encoder.encode_padded
 
-        def counted(self: Encoder, tokens: TokenizedTexts) -> object:
+        def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
             calls.append(len(tokens.lengths))
-            return encode(self, tokens)
+            return encode(self, tokens, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", counted)
         reply = server.post("/classify_many", {"input": "my card", "tasks": ["one", "early"]}).json()

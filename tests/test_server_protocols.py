@@ -129,7 +129,7 @@ def test_moderations(server: Live, offline: dict[str, list[Prediction]]) -> None
             assert result["categories"] == {name: name in given for name in answer.scores}
             assert result["category_scores"] == pytest.approx(answer.scores, abs=1e-5)
     refused = server.post("/v1/moderations", {"input": "my card", "model": "single"})
-    assert refused.status_code == 422 and "'single' is single: use /classify" in refused.json()["error"]
+    assert refused.status_code == 422 and "'single' is single: use /classify" in refused.json()["error"]["message"]
 
 
 def tensor(name: str, texts: list[str]) -> dict[str, Any]:
@@ -270,7 +270,8 @@ def test_openai_client(server: Live, offline: dict[str, list[Prediction]]) -> No
         assert sorted(model.id for model in client.models.list()) == sorted(SINGLES + PAIRS)
         with pytest.raises(openai.NotFoundError) as raised:
             client.moderations.create(model="mutli", input="my card")
-        assert "Did you mean 'multi'" in raised.value.response.json()["error"]
+        assert "Did you mean 'multi'" in raised.value.message and raised.value.code == "not_found"
+        assert raised.value.type == "not_found" and raised.value.param is None
     assert [result.flagged for result in reply.results] == [bool(answer.answer) for answer in offline["multi"]]
     scores = dict(reply.results[0].category_scores.model_dump())
     assert {name: scores[name] for name in offline["multi"][0].scores} == pytest.approx(offline["multi"][0].scores)

@@ -196,7 +196,7 @@ class Encoder:
 
     def _share(self, lengths: np.ndarray) -> int:
         """Tokens in a batch of texts of these lengths: few enough that no core is idle."""
-        return min(self._tokens_per_batch, -(-int(lengths.sum()) // torch.get_num_threads()))
+        return min(self._tokens_per_batch, max(FEWEST_TOKENS, -(-int(lengths.sum()) // torch.get_num_threads())))
 
     def _computed(
         self,

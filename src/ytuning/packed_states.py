@@ -6,7 +6,7 @@ used: weights laid out once for the kernels, bias, GELU and the residual added w
 These are the operations that torch's own compiler emits for a CPU.
 
 A text's features are the same bits whatever it shares a batch with: the rows of a product, and the members of a batched
-product, are computed alike wherever they stand (tested), as long as there are ``FEWEST_TOKENS``.
+product, are computed alike wherever they stand (tested), if rows are filled up to ``FEWEST_TOKENS``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ TOKEN_STEP = 32  # rows of a product are a multiple of it: oneDNN compiles, and 
 COUNTED_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
 """Model types whose positions begin after the padding's token id, which itself has that id as its position."""
 
+FEW_PRODUCTS = 4096  # multiplications up to which torch's batched products do not go to oneDNN
 MATERIALISED = 512  # tokens up to which bf16 attention keeps all weights (heads, T, T) of a text
+
+OPERATIONS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+"""Of oneDNN, which torch's compiler uses and does not promise to keep."""
 
 Product = Callable[[Tensor], Tensor]
 ResidualProduct = Callable[[Tensor, Tensor], Tensor]
@@ -40,28 +44,34 @@ class PackedStates:
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         """``model`` is transformers' encoder on the CPU, fp32 or bf16; ``layers``: hidden states to keep, rising.
 
-        The weights of its layers are shared with it or, where oneDNN wants them laid out in its own way, taken from it.
+        Its layers' weights are taken from it, or they would be in memory twice; the model itself computes no more.
         """
         self.layers = tuple(layers)
         config = model.config
         self.padding = (config.pad_token_id or 0) if config.model_type in COUNTED_FROM_PADDING else None
         self._embeddings = model.embeddings
         fused = _fused(model.dtype)
-        self._layers = [_Layer(layer, config, fused=fused) for layer in model.encoder.layer[: self.layers[-1]]]
-        if fused:
-            model.encoder.to("meta")  # or they would be in memory twice
+        self._layers: list[_Layer] = []
+        for layer in model.encoder.layer:
+            if len(self._layers) < self.layers[-1]:
+                self._layers.append(_Layer(layer, fused=fused))
+            layer.to("meta")
 
     @staticmethod
     def fits(model: Any, device: torch.device) -> bool:
-        """Whether a model is laid out like BERT and on a CPU."""
+        """Whether a model is laid out like BERT, nothing has been put into it or cut out of it, and it is on a CPU.
+
+        In bf16 only oneDNN's products do not depend on the rows beside a row.
+        """
         config = model.config
         return (
             device.type == "cpu"
+            and (model.dtype == torch.float32 or _fused(model.dtype))
             and config.model_type in ("bert", *COUNTED_FROM_PADDING)
             and config.hidden_act == "gelu"
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
             and not getattr(config, "is_decoder", False)
-            and len(model.encoder.layer) > 0
+            and all(_is_plain(layer, config) for layer in model.encoder.layer)
         )
 
     def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> np.ndarray:
@@ -106,10 +116,10 @@ class PackedStates:
 class _Layer:
     """One layer of BERT on tokens end to end."""
 
-    def __init__(self, layer: Any, config: Any, *, fused: bool) -> None:
+    def __init__(self, layer: Any, *, fused: bool) -> None:
         attention, output = layer.attention.self, layer.attention.output
-        self.heads, width = config.num_attention_heads, config.hidden_size
-        scale = (width // self.heads) ** -0.5  # of the scores, which spares a pass over them
+        self.heads = attention.num_attention_heads
+        scale = attention.attention_head_size**-0.5  # of the scores, which spares a pass over them
         query = [(each.float() * scale).to(each.dtype) for each in (attention.query.weight, attention.query.bias)]
         projections = (attention.key, attention.value)
         weight = torch.cat([query[0], *(each.weight for each in projections)])
@@ -146,8 +156,11 @@ class _Layer:
 
 def _attended(parts: Tensor) -> Tensor:
     """(texts, heads, T, D / heads) from queries (already scaled), keys and values (3, texts, heads, T, D / heads)."""
-    length = parts.shape[3]
-    if parts.dtype != torch.bfloat16 or length > MATERIALISED:
+    _, _, heads, length, size = parts.shape
+    # Below so many multiplications torch takes other code for batched products, so that the bits would depend on how
+    # many texts of a length there are.
+    few = heads * length * length * size <= FEW_PRODUCTS
+    if parts.dtype != torch.bfloat16 or few or length > MATERIALISED:
         return scaled_dot_product_attention(parts[0], parts[1], parts[2], scale=1.0)
     # oneDNN's batched products are so fast in bf16 that keeping the weights beats torch's attention, by a third.
     query, key, value = parts.contiguous().flatten(1, 2)
@@ -156,12 +169,22 @@ def _attended(parts: Tensor) -> Tensor:
     return torch.bmm(weights, value).view(parts.shape[1:])
 
 
+def _is_plain(layer: Any, config: Any) -> bool:
+    """Whether a layer's products are plain ones (no adapter was put into it) and no head was cut out of it."""
+    attention = layer.attention.self
+    products = [attention.query, attention.key, attention.value, layer.attention.output.dense]
+    products += [layer.intermediate.dense, layer.output.dense]
+    return all(type(product) is torch.nn.Linear for product in products) and (
+        attention.num_attention_heads * attention.attention_head_size == config.hidden_size
+    )
+
+
 def _fused(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies faster than the library behind torch's own products.
 
     So it is in bf16 and, with AVX-512, in fp32 (by a fifth); with AVX2 in fp32 it is slower.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -188,5 +211,5 @@ def _residual_product(dense: Any, *, fused: bool) -> ResidualProduct:
 
 def _laid_out(weight: Tensor) -> Tensor:
     """A copy of a weight in the layout that oneDNN's kernels read."""
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.data.clone())
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.data)
     return found

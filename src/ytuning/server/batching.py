@@ -30,7 +30,7 @@ __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Stopped", "Unanswered"
 BYTES_OF_A_TOKEN = 4  # of texts that are not tokenised yet
 SPECIAL_TOKENS = 2
 MOST_CALLS = 16  # explanations that wait
-FEW_TEXTS = 256  # of a batch that are padded; of more there are enough of each length
+FEW_TEXTS = 256  # of a batch that may be padded; of more there are enough of each length
 SPEED = 2000.0  # tokens a second, before any was measured
 
 

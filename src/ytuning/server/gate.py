@@ -205,9 +205,11 @@ async def _reply(send: Send, path: str, status: int, kind: str, message: str) ->
     await send({"type": "http.response.body", "body": body})
 
 
-def error_body(path: str, kind: str, message: str) -> dict[str, str]:
-    """A refusal in the form of the path's protocol."""
+def error_body(path: str, kind: str, message: str) -> dict[str, Any]:
+    """A refusal in the form of the path's protocol: of OpenAI under /v1, of the Open Inference Protocol under /v2."""
     message = plain(message)
+    if path.startswith("/v1/"):
+        return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
     return {"error": message} if path.startswith("/v2") else {"error": message, "error_type": kind}
 
 

@@ -28,10 +28,12 @@ from ytuning.targets import Names
 
 __all__ = ["routes"]
 
+CODES = (401, 404, 413, 422, 424, 429, 503, 504)
+
 
 def routes(service: Service) -> APIRouter:
     """All routes of a service."""
-    router = APIRouter(responses={code: {"model": schemas.Error} for code in (401, 404, 413, 422, 424, 429, 503, 504)})
+    router = APIRouter(responses=_refusals(schemas.Error))
     _add_state(router, service)
     _add_predict(router, service)
     _add_classify(router, service)
@@ -40,6 +42,10 @@ def routes(service: Service) -> APIRouter:
     _add_v2(router, service)
     _add_admin(router, service)
     return router
+
+
+def _refusals(model: Any) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": model} for code in CODES}
 
 
 def _add_state(router: APIRouter, service: Service) -> None:
@@ -63,7 +69,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
             raise NotReady
         return info_of(service)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=_refusals(schemas.V1Error))
     @router.get("/models", include_in_schema=False)
     async def models() -> schemas.Models:
         """Every task, as a model."""
@@ -164,7 +170,7 @@ def _add_explain(router: APIRouter, service: Service) -> None:
 
 
 def _add_moderations(router: APIRouter, service: Service) -> None:
-    @router.post("/v1/moderations", response_model=schemas.ModerationReply)
+    @router.post("/v1/moderations", response_model=schemas.ModerationReply, responses=_refusals(schemas.V1Error))
     async def moderations(request: Request, body: schemas.ModerationRequest) -> JSONResponse:
         """A multi-label task's answers in the form of OpenAI's moderations."""
         served = service.task(body.model, None if body.model is not None else "multi")
@@ -191,8 +197,7 @@ def _add_moderations(router: APIRouter, service: Service) -> None:
 
 
 def _add_v2(router: APIRouter, service: Service) -> None:
-    errors: Any = {code: {"model": schemas.V2Error} for code in (400, 401, 404, 413, 422, 424, 429, 503, 504)}
-    v2 = APIRouter(prefix="/v2", responses=errors)
+    v2 = APIRouter(prefix="/v2", responses=_refusals(schemas.V2Error) | {400: {"model": schemas.V2Error}})
 
     @v2.get("")
     async def server() -> schemas.ServerMetadata:

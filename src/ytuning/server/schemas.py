@@ -48,10 +48,25 @@ class _Request(BaseModel):
 
 
 class Error(BaseModel):
-    """Every refusal, but under /v2."""
+    """Every refusal, but under /v1 and /v2."""
 
     error: str = Field(examples=["there is no task 'ticket'. Did you mean 'tickets'?"])
     error_type: str = Field(examples=["not_found"])
+
+
+class V1ErrorDetail(BaseModel):
+    """OpenAI's: ``code`` is the same as ``type``, and ``param`` is never given."""
+
+    message: str = Field(examples=["there is no task 'topic'. Did you mean 'topics'?"])
+    type: str = Field(examples=["not_found"])
+    param: str | None = None
+    code: str = Field(examples=["not_found"])
+
+
+class V1Error(BaseModel):
+    """Every refusal under /v1."""
+
+    error: V1ErrorDetail
 
 
 class V2Error(BaseModel):

@@ -24,8 +24,11 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A text of unknown direction, such as a label. */
-const isolated = (text) => element("bdi", {}, text);
+/** A text of unknown direction, such as a label. It may break after the signs that join words, and so not inside a word. */
+function isolated(text) {
+  const parts = String(text).match(/[^_/]*[_/]+|[^_/]+/g) ?? [""];
+  return element("bdi", {}, ...parts.flatMap((part, number) => (number ? [element("wbr"), part] : [part])));
+}
 
 // --- the server ------------------------------------------------------------------------------------------------------
 
