@@ -3,8 +3,8 @@
 The others are `packed_states.py`, torch on a CPU with models laid out like BERT, and `openvino_states.py`.
 
 `TorchStates` and `OpenVinoStates` are called with token ids (B, T) and segment ids (B, T), int64, or None for an
-encoder without segments, and the number of rows that are wanted (the rest only fill the batch); they give features (B, T, L, D)
-float16.
+encoder without segments, and the number of rows that are wanted (the rest only fill the batch); they give features
+(B, T, L, D) float16.
 """
 
 from __future__ import annotations
