@@ -308,7 +308,9 @@ def test_abstaining_against_a_loop(kind: Kind, share: float) -> None:
     found = calibrate(target, logits, truth, abstain_at=share)
     values = found.probabilities(target, logits)
     always = Calibration().decide(target, values)
-    assert found.abstain_below == naive_abstaining(values, always == truth, share)
+    # One row by itself may differ from the whole table in the last bit, which wide vector instructions round apart.
+    naive = naive_abstaining(values, always == truth, share)
+    assert found.abstain_below == (None if naive is None else pytest.approx(naive, rel=1e-12))
     predicted = found.decide(target, values)
     answered = predicted >= 0
     assert (predicted[answered] == always[answered]).all()

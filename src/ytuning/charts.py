@@ -58,6 +58,7 @@ def score_against_cost(standings: Standings, title: str = "", *, dark: bool = Fa
     seconds = [
         value for each in standings.methods for value in (each.seconds, each.seconds_with_stored_features) if value
     ]
+    axes.set_autoscalex_on(False)  # a single point has no range of its own, of which matplotlib warns at times
     axes.set_xlim(min(seconds) / 1.8, max(seconds) * 2.2)  # room for names
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
