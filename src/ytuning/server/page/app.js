@@ -24,10 +24,13 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A text of unknown direction, such as a label. It may break after the signs that join words, and so not inside a word. */
-function isolated(text) {
-  const parts = String(text).match(/[^_/]*[_/]+|[^_/]+/g) ?? [""];
-  return element("bdi", {}, ...parts.flatMap((part, number) => (number ? [element("wbr"), part] : [part])));
+/** A text of unknown direction, such as a label. */
+const isolated = (...parts) => element("bdi", {}, ...parts);
+
+/** A label that breaks after the signs that join its words, not inside a word. */
+function joined(label) {
+  const parts = label.match(/[^_/]*[_/]+|[^_/]+/g) ?? [];
+  return isolated(...parts.flatMap((part) => [part, element("wbr")]));
 }
 
 // --- the server ------------------------------------------------------------------------------------------------------
@@ -327,7 +330,7 @@ function rowOf(card, { label, score, given: chosen }) {
   bar.style.width = `${100 * Math.min(1, Math.max(0, score ?? 0))}%`;
   const track = element("span", { className: "track" }, ...(score === null ? [] : [bar]));
   if (score === null) track.style.visibility = "hidden";
-  const shownName = isolated(score === null ? "What raises it?" : label); // a number has no labels
+  const shownName = score === null ? isolated("What raises it?") : joined(label); // a number has no labels
   const name = element("span", { className: "label" }, chosen && card.task.kind === "multi" ? "✓ " : "", shownName);
   const value = element("span", { className: "score" }, score === null ? "" : score.toFixed(3));
   const button = element("button", { type: "button", className: chosen ? "row given" : "row", title: label, tabIndex: -1 });
