@@ -49,6 +49,9 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
 }
 """Benchmark -> arguments of a full run and of a quick one; folder of the data sets and encoder are filled in."""
 
+KEPT = ("full_tuning",)
+"""Not run with the others: they take hours, and their figures are kept in a file that others read."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__)

@@ -120,14 +120,16 @@ def test_settings_survive_the_environment_and_show_no_key() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("path", ["/predict", "/v2/models/single/infer"])
+@pytest.mark.parametrize("path", ["/predict", "/v1/moderations", "/v2/models/single/infer"])
 def test_large_bodies(path: str, chunked: bool, locked: Live) -> None:
     body = json.dumps({"inputs": "card " * 1000}).encode()
     content = (body[place : place + 500] for place in range(0, len(body), 500)) if chunked else body
     headers = {**bearer(USE), "content-type": "application/json"}
     reply = locked.client.post(path, content=content, headers=headers)
     assert reply.status_code == 413
-    assert reply.json()["error"] == "a request may have 1,000 bytes. Send fewer texts at a time"
+    message = "a request may have 1,000 bytes. Send fewer texts at a time"
+    openai = {"message": message, "type": "too_large", "param": None, "code": "too_large"}
+    assert reply.json()["error"] == (openai if path.startswith("/v1") else message)
     assert locked.post("/predict", BODY, **bearer(USE)).status_code == 200
 
 
