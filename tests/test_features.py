@@ -48,9 +48,15 @@ class Recorder(Progress):
         self.said.append(message)
 
 
+def in_small_batches(encoder: Encoder) -> Encoder:
+    """The same, of which the few short texts here make many batches, on any number of cores."""
+    encoder._tokens_per_batch = 24
+    return encoder
+
+
 @pytest.fixture
 def encoder(tiny_encoder: Path) -> Encoder:
-    return load_encoder(tiny_encoder, layers=[2, 3], precision="fp32", device="cpu")
+    return in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision="fp32", device="cpu"))
 
 
 @pytest.fixture
@@ -218,7 +224,6 @@ def test_a_batch_is_what_a_loop_gathers(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 4000)
-    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
     assert len(features._arrays) > 3
     tokens = encoder.tokenize(inputs)
@@ -260,8 +265,7 @@ def test_a_batch_is_what_a_loop_decodes(
     precision: Precision,
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
-    encoder = load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu")
-    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)
+    encoder = in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu"))
     features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
     space = store.space(encoder.identity.to_json(), codec)
     stored = space.rows([text_key(*pair) for pair in inputs])

@@ -397,7 +397,10 @@ def test_only_the_best_head_has_to_reach_a_precision(
 
 
 @pytest.mark.parametrize("stage", ["encode", "train"])
-def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(stage: str, toy: Dataset, encoder: Encoder) -> None:
+def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
+    stage: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)  # or a single batch would be all
     data = replace(toy, text_pairs=toy.texts[::-1])
 
     class Second(Progress):
