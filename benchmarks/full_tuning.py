@@ -2,13 +2,15 @@
 
 python -m benchmarks.full_tuning --data ../shared/data --sets trec6 cola --into benchmarks/full_tuning.json
 
-It takes hours, and so is resumed: a training that the file holds already is not done again. Pairs are read as one text;
-validation rows are those of :func:`ytuning.contestants.work_on`, they choose the epoch and, of the rates, the one that
-`quality.py` takes. The loss is a head's, without label smoothing.
+It takes hours, and so is resumed: a training that the file holds already is not done again. With `--search-rows` the
+rates are tried on so many train rows, and only the one that validates best there on all rows. Pairs are read as one
+text; validation rows are those of :func:`ytuning.contestants.work_on`, they choose the epoch and, of the rates, the one
+that `quality.py` takes. The loss is a head's, without label smoothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -36,19 +38,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--rows", type=int, help="train rows of each set at most; default: all")
+    options.add_argument("--search-rows", type=int, help="train rows that choose the rate; default: all")
     options.add_argument("--into", type=Path, required=True, help="JSON file that gets the figures, and may hold some")
     arguments = options.parse_args(argv)
     for name in arguments.sets:
         for seed in arguments.seeds:
-            for rate in arguments.rates:
-                settings = {"set": name, "rows": arguments.rows, "seed": seed, "rate": rate}
-                if not any(settings.items() <= entry.items() for entry in kept(arguments.into)):
-                    entry = settings | one_training(name, seed, rate, arguments)
-                    commit(arguments.into, (json.dumps([*kept(arguments.into), entry], indent=1) + "\n").encode())
-                    print(
-                        json.dumps({key: entry[key] for key in (*settings, "validation", "test", "seconds")}),
-                        flush=True,
-                    )
+            if arguments.search_rows is None:
+                for rate in arguments.rates:
+                    tuned(arguments, name, arguments.rows, seed, rate)
+                continue
+            tried = [tuned(arguments, name, arguments.search_rows, seed, rate) for rate in arguments.rates]
+            rate = max((entry for entry in tried if entry["test"]), key=lambda entry: entry["validation"])["rate"]
+            search = {"rows": arguments.search_rows, "rates": arguments.rates}
+            tuned(arguments, name, arguments.rows, seed, rate, {"searched": search})
+
+
+def tuned(
+    arguments: argparse.Namespace,
+    name: str,
+    rows: int | None,
+    seed: int,
+    rate: float,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One training, from the file or done now and put there; ``origin`` tells how its rate was chosen."""
+    settings = {"set": name, "rows": rows, "seed": seed, "rate": rate}
+    for entry in kept(arguments.into):
+        if settings.items() <= entry.items():
+            return entry
+    entry = settings | (origin or {}) | one_training(arguments, name, rows, seed, rate)
+    commit(arguments.into, (json.dumps([*kept(arguments.into), entry], indent=1) + "\n").encode())
+    print(json.dumps({key: entry[key] for key in (*settings, "validation", "test", "seconds")}), flush=True)
+    return entry
 
 
 def kept(file: Path) -> list[dict[str, Any]]:
@@ -57,9 +78,9 @@ def kept(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def one_training(name: str, seed: int, rate: float, arguments: Any) -> dict[str, Any]:
+def one_training(arguments: argparse.Namespace, name: str, rows: int | None, seed: int, rate: float) -> dict[str, Any]:
     """One set, one seed, one learning rate."""
-    train, validation, test = parts_of(arguments.data / name, arguments.rows)
+    train, validation, test = parts_of(arguments.data / name, rows)
     work = work_on(train, arguments.encoder, validation=validation, test=test)
     encoder, targets, split = load_encoder(arguments.encoder), work.targets, work.split(seed)
     start = time.perf_counter()

@@ -186,7 +186,8 @@ def full_score(name: str, arguments: argparse.Namespace) -> float | None:
             by_seed.setdefault(entry["seed"], []).append(entry)
     scores = []
     for trained in by_seed.values():
-        if len({entry["rate"] for entry in trained}) >= FEWEST_RATES:
+        tried = {rate for entry in trained for rate in (entry["rate"], *entry.get("searched", {}).get("rates", []))}
+        if len(tried) >= FEWEST_RATES:
             best = max((entry for entry in trained if entry["test"]), key=lambda entry: float(entry["validation"]))
             scores.append(float(best["test"][SETS[name]]))
     return statistics.fmean(scores) if scores else None

@@ -275,3 +275,23 @@ def test_full_fine_tuning_is_kept_and_not_done_twice(
     assert len(full_tuning.kept(into)) == 3 and score() == 0.5
     assert quality.full_score("banking77", argparse.Namespace(full=into, rows=100)) is None
     assert quality.full_score("banking77", argparse.Namespace(full=tmp_path / "none.json", rows=None)) is None
+
+
+def test_rates_tried_on_some_rows_are_a_search_for_all_rows(
+    data: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "kept.json"
+    asked: list[tuple[int | None, float]] = []
+
+    def train(_: Any, __: str, rows: int | None, ___: int, rate: float) -> dict[str, Any]:
+        asked.append((rows, rate))
+        test = None if rate == 1e-2 else {"accuracy": 1 - rate}  # None: that training has diverged
+        return {"validation": {1e-3: 0.5, 1e-4: 0.75}.get(rate), "test": test, "seconds": 1}
+
+    monkeypatch.setattr(full_tuning, "one_training", train)
+    options = f"--encoder {tiny_encoder} --sets banking77 --into {into} --search-rows 50 --rates 1e-2 1e-3 1e-4"
+    full_tuning.main([*options.split(), "--data", str(data)])
+    full_tuning.main([*options.split(), "--data", str(data)])
+    assert asked == [(50, 1e-2), (50, 1e-3), (50, 1e-4), (None, 1e-4)]
+    assert full_tuning.kept(into)[-1]["searched"] == {"rows": 50, "rates": [1e-2, 1e-3, 1e-4]}
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None)) == 1 - 1e-4
