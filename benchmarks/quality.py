@@ -3,10 +3,11 @@
 python -m benchmarks.quality --data ../shared/data --out results
 
 Validation rows are held out of train (a set's own where it has a test split too); the test split only reports, for GLUE
-sets the public dev set. Logistic regression reads the means of the same hidden states (of pairs in both ways), tuned on
-the first seed's validation rows. Full fine-tuning's scores are not computed here: `full_tuning.py` has put them into a
-file, each with its settings. Of the rates that it holds, at least three, validation takes one for each seed; retention
-is the mean of the seeds' scores divided by the mean of full fine-tuning's.
+sets the public dev set. Logistic regression reads the means of the hidden states that the first seed's head reads (of
+pairs in both ways), tuned on that seed's validation rows. Full fine-tuning's scores are not computed here:
+`full_tuning.py` has put them into a file, each with its settings. Of the rates that it holds, at least three,
+validation takes one for each seed; retention is the mean of the seeds' scores divided by the mean of full
+fine-tuning's.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--no-logistic", action="store_true", help="leave out logistic regression")
     options.add_argument("--store", type=Path, help="feature store to use and keep; default: one for each set")
     options.add_argument("--full", type=Path, default=FULL, help="JSON file of full_tuning.py")
+    options.add_argument("--layers", choices=("default", "auto"), default="default")
     options.add_argument("--long-text", choices=("truncate", "window"), default="truncate")
     arguments = options.parse_args(argv)
     figures = [one_set(name, arguments) for name in arguments.sets]
@@ -106,8 +108,8 @@ def parts_of(folder: Path, rows: int | None) -> tuple[Dataset, Dataset | None, D
 def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All seeds on one set, their heads trained one by one on hold-outs of their own."""
     train, validation, test = parts_of(arguments.data / name, arguments.rows)
-    encoder = load_encoder(arguments.encoder, long_text=arguments.long_text)
-    runs = []
+    encoder = load_encoder(arguments.encoder, pairs=train.text_pairs is not None, long_text=arguments.long_text)
+    runs, encoders = [], []
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.store or temporary
         for seed in range(arguments.seeds):
@@ -120,8 +122,10 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 validation=validation,
                 test=test,
                 seed=seed,
+                layers="auto" if arguments.layers == "auto" else None,
                 watch=watch,
             )
+            encoders.append(trained.encoder)
             runs.append(
                 {
                     "seed": seed,
@@ -129,13 +133,16 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                     "validation": trained.reports["validation"].metrics,
                     "intervals": trained.reports["test"].intervals,
                     "pair": trained.task.pair,
+                    "layers": trained.encoder.identity.layers,
                     "steps": trained.task.training["steps"],
                     "parameters": trained.task.head_parameters,
                     "share_of_encoder": trained.task.head_parameters / encoder.identity.parameters,
                     "seconds": watch.seconds,
                 }
             )
-        probe = None if arguments.no_logistic else logistic(name, train, validation, test, encoder, FeatureStore(root))
+        probe = (
+            None if arguments.no_logistic else logistic(name, train, validation, test, encoders[0], FeatureStore(root))
+        )
     full = full_score(name, arguments)
     metric = SETS[name]
     tests = [run["test"] for run in runs]

@@ -65,7 +65,7 @@ def _member(config: PooledConfig, state: State, member: int, texts: list[list[Te
     pools = [_standardised(_pools(config, state, member, tokens)) for tokens in texts]
     if len(pools) == 2:
         first, second = pools
-        pools += [(first - second).abs(), first * second]
+        pools = [first - second, (first - second).abs(), first * second]
     text = torch.cat(pools) @ state["project"][member] + state["project_bias"][member]
     hidden = _gelu(_standardised(text) @ state["expand"][member] + state["expand_bias"][member])
     text = _standardised(text + hidden @ state["contract"][member] + state["contract_bias"][member])

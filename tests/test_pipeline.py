@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import scipy.special
 import torch
 
 from ytuning import pipeline
-from ytuning.artifact import load_task, save_task
+from ytuning.artifact import PairMode, load_task, save_task
 from ytuning.calibration import Calibration
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
-from ytuning.features import stored_features
+from ytuning.features import CacheUse, stored_features
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
@@ -26,6 +27,7 @@ from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
+from ytuning.targets import fit_target
 from ytuning.task_use import evaluate_task
 from ytuning.training import Job, fit_heads, logits_of
 
@@ -312,12 +314,31 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
     trained = train(data, encoder, progress=Saying())
     both = {mode: train(data, encoder, pairs=mode).fit for mode in ("joint", "separate")}
     losses = {mode: fit.history[fit.chosen].loss for mode, fit in both.items()}
-    assert losses[trained.task.pair or ""] == min(losses.values())
-    assert trained.fit.history == both[trained.task.pair or ""].history
-    assert said == [
-        f"pairs: {trained.task.pair}, as the validation loss is {losses['joint']:.4f} joint and "
-        f"{losses['separate']:.4f} separate"
-    ]
+    assert losses["separate"] < losses["joint"] and trained.task.pair == "separate"
+    assert trained.fit.history == both["separate"].history
+    (message,) = said
+    assert message.startswith(
+        f"pairs: separate, as the validation loss is {losses['joint']:.4f} joint and {losses['separate']:.4f} "
+        "separate; the standard error of the difference is 0.0"
+    )
+
+
+@pytest.mark.parametrize(("lead", "taken"), [(0.0, "separate"), (0.05, "separate"), (0.2, "joint"), (-0.2, "separate")])
+def test_pairs_are_read_as_one_only_where_that_is_clearly_better(lead: float, taken: str) -> None:
+    truth = np.arange(100) % 2
+    noise = np.where(np.arange(100) % 4 < 2, 1.0, -1.0)  # of the difference of the losses: a standard error of 0.1
+
+    def attempt(mode: PairMode | None) -> pipeline._Attempt:
+        losses = 2 + noise - lead if mode == "joint" else np.full(100, 2.0)
+        right = -np.log(np.expm1(losses))  # the right label's logit, the other's being 0
+        logits = np.zeros((100, 2), np.float32)
+        logits[np.arange(100), truth] = right
+        fit = SimpleNamespace(interrupted=False, validation_logits=logits)
+        return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
+
+    target = fit_target("single", ["a", "b"])
+    found, use, complete = pipeline._better(attempt, ("joint", "separate"), target, truth, Progress())
+    assert (found.pair, use, complete) == (taken, CacheUse(2, 4, 6), True)
 
 
 def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:

@@ -207,6 +207,7 @@ def train(
             loaded = load_encoder(
                 encoder,
                 layers=recipe.layers,
+                pairs=parts[0].text_pairs is not None,
                 backend=backend.value,
                 precision=precision.value,
                 long_text=long_text.value,

@@ -207,7 +207,8 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
     """Ours, with a preset: the main job as ``ytuning train`` does it."""
     recipe, watch = preset(preset_name), Stopwatch()
     start = time.perf_counter()
-    encoder, features = load_encoder(work.encoder, layers=recipe.layers), FeatureStore(store)
+    pairs = work.train.text_pairs is not None
+    encoder, features = load_encoder(work.encoder, layers=recipe.layers, pairs=pairs), FeatureStore(store)
     trained = train_task(
         work.train,
         encoder,
@@ -241,7 +242,8 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
 def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcome:
     """Tuned logistic or ridge regression; of pairs that are read in both ways, validation chooses."""
     start = time.perf_counter()
-    encoder, features = load_encoder(work.encoder), FeatureStore(store)
+    encoder = load_encoder(work.encoder, pairs=work.train.text_pairs is not None)
+    features = FeatureStore(store)
     inputs, targets, split = work.inputs, work.targets, work.split(seed)
     encode, found = 0.0, []
     for mode in _modes(work):

@@ -309,6 +309,7 @@ def load_encoder(
     name: str | Path = DEFAULT_ENCODER,
     *,
     layers: Sequence[int] | None = None,
+    pairs: bool = False,
     precision: Precision = "auto",
     max_length: int | None = None,
     device: str | None = None,
@@ -320,8 +321,9 @@ def load_encoder(
 
     Args:
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
-        layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those two thirds and
-            five sixths up, the best on held-out rows (benchmarks/RESULTS.md). Higher layers are not computed.
+        layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those of
+            :func:`default_layers`, the best on held-out rows (benchmarks/RESULTS.md). Higher layers are not computed.
+        pairs: the default hidden states are those for pairs of texts.
         precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32; ``"int8"`` (OpenVINO
             only) is less exact.
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
@@ -357,7 +359,7 @@ def load_encoder(
         weights=weights,
         tokenizer=hashlib.sha256(_tokenizer_rules(tokenizer)).hexdigest(),
         config=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        layers=_layers(layers, count, str(name)),
+        layers=_layers(layers, count, str(name), pairs=pairs),
         precision=arithmetic,
         max_length=_max_length(max_length, folder, config, str(name)),
         width=int(config.hidden_size),
@@ -427,14 +429,17 @@ def _tokenizer_rules(tokenizer: Any) -> bytes:
     return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
 
 
-def default_layers(depth: int) -> tuple[int, ...]:
-    """Hidden states two thirds and five sixths up an encoder of ``depth`` layers; of a single layer only that one."""
+def default_layers(depth: int, *, pairs: bool = False) -> tuple[int, ...]:
+    """Hidden states two thirds and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
+
+    Of ``pairs`` two thirds up and the last, by which sentence encoders are trained to compare texts.
+    """
     lower = round(depth * 2 / 3)
-    return tuple(sorted({lower, min(depth, max(lower + 1, round(depth * 5 / 6)))}))
+    return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
 
 
-def _layers(layers: Sequence[int] | None, count: int, name: str) -> tuple[int, ...]:
-    chosen = default_layers(count) if layers is None else tuple(layers)
+def _layers(layers: Sequence[int] | None, count: int, name: str, *, pairs: bool = False) -> tuple[int, ...]:
+    chosen = default_layers(count, pairs=pairs) if layers is None else tuple(layers)
     unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
     if not unique or unique[0] < 0 or unique[-1] > count:
         raise EncoderError(

@@ -60,6 +60,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         encoder = load_encoder(
             self.encoder,
             layers=recipe.layers,
+            pairs=data.text_pairs is not None,
             precision=self.precision,
             backend=self.backend,
             long_text=self.long_text,

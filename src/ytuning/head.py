@@ -79,7 +79,7 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-SIDES = ("first", "second", "distance", "product")  # what is matched of a pair
+SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
@@ -153,7 +153,8 @@ class PooledHead(nn.Module):
         pooled = _normalised(self._pool(features.flatten(2), mask))
         if self.paired:
             first, second = pooled.chunk(2, 1)
-            pooled = torch.cat((first, second, (first - second).abs(), first * second), 2)  # as in SIDES
+            difference = first - second
+            pooled = torch.cat((difference, difference.abs(), first * second), 2)  # as in SIDES
         pooled = dropped(pooled, share, generator)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))

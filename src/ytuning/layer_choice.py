@@ -25,7 +25,7 @@ from ytuning.errors import DataError
 from ytuning.features import Features, keep_features
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.holdout import split_holdout
-from ytuning.losses import build_loss, row_losses
+from ytuning.losses import build_loss, row_losses, standard_error
 from ytuning.pairs import keep_pairs, live_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
@@ -184,7 +184,7 @@ def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Lay
     found = [default, (third,), (half,), (lower,), (upper,), (last,)]
     if not single:
         found += [(third, half), (half, lower), (lower, upper), (upper, last), (max(1, last - 1), last)]
-        found += [(half, upper), (lower, last), (third, lower, last)]
+        found += [(half, upper), (lower, last)]
     return list(dict.fromkeys(tuple(sorted(set(layers))) for layers in found))
 
 
@@ -213,7 +213,7 @@ def rank_layers(
         EncoderError, InputError: as loading and training.
     """
     single = isinstance(recipe.head, CrossAttentionConfig)
-    default = default_layers(encoder.depth)
+    default = default_layers(encoder.depth, pairs=train.text_pairs is not None)
     if recipe.layers is not None:
         default = tuple(sorted({encoder.depth if layer == -1 else layer for layer in recipe.layers}))
     sets = layer_sets(encoder.depth, default, single=single)
@@ -235,16 +235,11 @@ def rank_layers(
     by_set, mix, mix_loss = min(results, key=lambda result: float(result[0][default].mean()))
     best = min(by_set.values(), key=lambda losses: float(losses.mean()))
     ranked = [
-        Ranked(layers, float(losses.mean()), float((losses - best).mean()), _error(losses - best))
+        Ranked(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))
         for layers, losses in by_set.items()
     ]
     ranked.sort(key=lambda each: each.loss)
     return LayerRanking(default, tuple(ranked), mix, mix_loss, len(held), sample, states, features)
-
-
-def _error(values: Tensor) -> float:
-    """Standard error of the mean of (N,)."""
-    return float(values.std(correction=0)) / math.sqrt(len(values))
 
 
 def _named(layers: Layers) -> str:
@@ -352,7 +347,7 @@ class _Measurement:
                 if 2 * step < STEPS:
                     continue
                 behind = [best[number] - min(best.values(), key=lambda each: float(each.mean())) for number in active]
-                near = [float(each.mean()) <= HOPELESS * _error(each) for each in behind]
+                near = [float(each.mean()) <= HOPELESS * standard_error(each) for each in behind]
                 active = [number for number, keep in zip(active, near, strict=True) if keep or number == 0]
         return [best[number] for number in range(len(heads))]
 

@@ -16,7 +16,17 @@ from torch.nn import functional
 from ytuning.errors import InputError, allowed
 from ytuning.targets import Objective
 
-__all__ = ["LOSSES", "SCORES", "Loss", "build_loss", "mean_loss", "median_label", "row_losses", "row_scores"]
+__all__ = [
+    "LOSSES",
+    "SCORES",
+    "Loss",
+    "build_loss",
+    "mean_loss",
+    "median_label",
+    "row_losses",
+    "row_scores",
+    "standard_error",
+]
 
 LOSSES = ("cross_entropy", "triplet", "focal")
 SCORES: dict[Objective, tuple[str, int]] = {
@@ -107,6 +117,11 @@ def row_losses(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:
     if objective == "multi":
         return functional.binary_cross_entropy_with_logits(values, goal.double(), reduction="none").mean(1)
     return functional.cross_entropy(values, goal, reduction="none")
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of (N,) values, such as losses or scores of rows."""
+    return float(values.std(correction=0)) / math.sqrt(len(values))
 
 
 def row_scores(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Literal, cast
 
 import numpy as np
@@ -24,12 +23,13 @@ from ytuning.features import CacheUse, Features
 from ytuning.head import LabelTuningConfig, PooledConfig, PooledHead
 from ytuning.label_texts import LABEL_NAMES, LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
+from ytuning.losses import row_losses, standard_error
 from ytuning.new_label import keep_exemplars
 from ytuning.pairs import stored_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
 from ytuning.store import FeatureStore
-from ytuning.targets import Target
+from ytuning.targets import Objective, Target
 from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
@@ -121,7 +121,8 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     none. ``label_order`` is that of an ordinal task's labels, from the lowest.
 
     ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
-    tries both and takes the one with the lower validation loss.
+    tries both, and takes the first only where its validation loss is lower by more than a standard error: the second
+    reads a text once that many pairs share.
 
     With ``layers="auto"`` the hidden states are chosen on a sample (:func:`ytuning.layer_choice.choose_layers`), and
     the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
@@ -185,7 +186,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             )
         return _Attempt(mode, features, cache, fits)
 
-    taken, cache, complete = _better(attempt, modes, progress)
+    taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], progress)
     fits, features = taken.fits, taken.features
     cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
     best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
@@ -304,10 +305,11 @@ class _Attempt:
     cache: CacheUse
     fits: list[FitResult]
 
-    @property
-    def loss(self) -> float:
-        """Mean validation loss of the chosen heads: a score of a few rows is noisier."""
-        return fmean(fit.history[fit.chosen].loss for fit in self.fits)
+    def losses(self, objective: Objective, truth: np.ndarray) -> torch.Tensor:
+        """(validation rows,) float64: the chosen heads' mean loss of each; a score of a few rows is noisier."""
+        goal = torch.from_numpy(truth)
+        found = [row_losses(objective, torch.from_numpy(fit.validation_logits), goal) for fit in self.fits]
+        return torch.stack(found).mean(0)
 
 
 def _judged(
@@ -361,9 +363,16 @@ def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
 
 
 def _better(
-    attempt: Callable[[PairMode | None], _Attempt], modes: Sequence[PairMode | None], progress: Progress
+    attempt: Callable[[PairMode | None], _Attempt],
+    modes: Sequence[PairMode | None],
+    target: Target,
+    truth: np.ndarray,
+    progress: Progress,
 ) -> tuple[_Attempt, CacheUse, bool]:
-    """The attempt with the lowest validation loss, the use of the store by all, and whether all came to their end.
+    """The attempt to take, the use of the store by all, and whether all came to their end.
+
+    Of two ways of reading pairs the joint one is taken where its loss on the validation rows, of targets ``truth``, is
+    lower by more than a standard error of the difference.
 
     Ctrl-C leaves out later ones, and one that it has ended early is not compared.
     """
@@ -379,9 +388,14 @@ def _better(
             complete = False
             break
         attempts.append(found)
-    best = min(attempts, key=lambda each: each.loss)
+    best = attempts[0]
     if len(attempts) > 1:
-        losses = " and ".join(f"{each.loss:.4f} {each.pair}" for each in attempts)
-        progress.say(f"pairs: {best.pair}, as the validation loss is {losses}")
+        joint, separate = (each.losses(target.objective, truth) for each in attempts)
+        error = standard_error(separate - joint)
+        best = attempts[0 if float((separate - joint).mean()) > error else 1]
+        progress.say(
+            f"pairs: {best.pair}, as the validation loss is {float(joint.mean()):.4f} joint and "
+            f"{float(separate.mean()):.4f} separate; the standard error of the difference is {error:.4f}"
+        )
     use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
     return best, use, complete

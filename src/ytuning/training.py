@@ -15,7 +15,7 @@ from torch import Tensor
 from ytuning.errors import InputError
 from ytuning.features import Features
 from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
-from ytuning.losses import SCORES, build_loss, mean_loss, row_scores
+from ytuning.losses import SCORES, build_loss, mean_loss, row_scores, standard_error
 from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
@@ -237,7 +237,7 @@ class _Run:
         """Keep a round: logits (N, C) and targets (N,) of the validation rows."""
         objective = self.job.objective
         scores = row_scores(objective, logits, goal)
-        error = float(scores.std(correction=0)) / math.sqrt(len(scores))
+        error = standard_error(scores)
         entry = Round(self.learner.step, mean_loss(objective, logits, goal), float(scores.mean()), error)
         history, kept = self._rounds
         # Only a round that no later one equals can still be chosen.
