@@ -24,6 +24,7 @@ from ytuning import sources
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, MissingExtraError
 from ytuning.identity import EncoderIdentity
+from ytuning.pretrained import kept_layers
 from ytuning.sources import DEFAULT_ENCODER
 from ytuning.tokens import TextInput, plan_batches
 
@@ -225,8 +226,8 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
 
 @pytest.mark.parametrize(("count", "layers"), [(12, (8, 10)), (6, (4, 5)), (1, (1,))])
 def test_the_default_layers_are_two_thirds_and_five_sixths_up(count: int, layers: tuple[int, ...]) -> None:
-    assert module._layers(None, count, "name") == layers
-    assert module._layers(None, count, "name", pairs=True) == tuple(sorted({layers[0], count}))
+    assert kept_layers(None, count, "name") == layers
+    assert kept_layers(None, count, "name", pairs=True) == tuple(sorted({layers[0], count}))
 
 
 def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> None:

@@ -15,13 +15,14 @@ from ytuning import layer_choice as module
 from ytuning.artifact import PairMode
 from ytuning.codecs import Half
 from ytuning.data import Dataset, from_lists, labels_of
-from ytuning.encoder import Encoder, default_layers, load_encoder
+from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
 from ytuning.features import Features, live_features
 from ytuning.head import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.layer_choice import LayerRanking, Ranked, choose_layers, layer_sets, rank_layers
 from ytuning.pipeline import Trained, train_task
+from ytuning.pretrained import default_layers
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, recipe_from_json
 from ytuning.store import FeatureStore, StoredRows

@@ -29,6 +29,7 @@ ORDER = [
     "holdout",
     "label_texts",
     "sources",
+    "pretrained",
     "backends",
     "packed_states",
     "openvino_states",
@@ -146,10 +147,10 @@ THIRD_PARTY = {
     "torch": {
         "artifact", "attribution", "backends", "codec_choice", "codecs", "cross_attention", "dropout", "encoder",
         "features", "head", "label_tuning", "layer_choice", "losses", "new_label", "openvino_states", "packed_states",
-        "pairs", "pipeline", "probes", "reduction", "sampling", "search", "search_space", "server.batching",
-        "shared_encoder", "stack", "task_use", "training", "tuning", "workers", "zero_shot",
+        "pairs", "pipeline", "pretrained", "probes", "reduction", "sampling", "search", "search_space",
+        "server.batching", "shared_encoder", "stack", "task_use", "training", "tuning", "workers", "zero_shot",
     },
-    "transformers": {"contrastive", "encoder", "tuning"},
+    "transformers": {"contrastive", "pretrained", "tuning"},
     "typer": {
         "cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_serve", "cli_train", "console",
         "options",

@@ -8,8 +8,6 @@ text's features are the same bits whichever texts it shares a batch with.
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from ytuning.backends import FEWEST_TOKENS, Backend, Precision, TorchStates, check_choice, fast_precision
 from ytuning.errors import EncoderError, allowed
@@ -33,11 +30,12 @@ from ytuning.openvino_states import (
     openvino_precision,
 )
 from ytuning.packed_states import PackedStates
+from ytuning.pretrained import kept_layers, load_model, longest_input, shorten, tokenizer_rules
 from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
 from ytuning.tokens import TextInput, TokenizedTexts, plan_batches, plan_packed
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
-__all__ = ["Encoder", "Span", "default_layers", "load_encoder"]
+__all__ = ["Encoder", "Span", "load_encoder"]
 
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
@@ -45,11 +43,8 @@ Span = tuple[int, int, int]
 Finish = Callable[[np.ndarray], np.ndarray]
 """Makes something else of features (tokens, L, D) float16, such as what a codec stores."""
 
-LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
 LONGEST_WINDOWED = 65_536  # tokens of a text that is read in windows; what is longer is hardly meant as one text
-NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
-POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
 SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
 
 
@@ -96,7 +91,7 @@ class Encoder:
             EncoderError: names both.
         """
         kept = self.identity.layers
-        if wanted is not None and _layers(wanted, self.depth, self.identity.name) != kept:
+        if wanted is not None and kept_layers(wanted, self.depth, self.identity.name) != kept:
             raise EncoderError(
                 f"the encoder {self.identity.name!r} was loaded with layers {list(kept)}, the recipe reads "
                 f"{list(wanted)} (-1 is the last). Load it with load_encoder(..., layers={list(wanted)})"
@@ -322,7 +317,8 @@ def load_encoder(
     Args:
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
         layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those of
-            :func:`default_layers`, the best on held-out rows (benchmarks/RESULTS.md). Higher layers are not computed.
+            :func:`ytuning.pretrained.default_layers`, the best on held-out rows (benchmarks/RESULTS.md). Higher layers
+            are not computed.
         pairs: the default hidden states are those for pairs of texts.
         precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32; ``"int8"`` (OpenVINO
             only) is less exact.
@@ -351,23 +347,23 @@ def load_encoder(
     if backend == "openvino":
         arithmetic = openvino_precision(precision, place)
     in_bf16 = arithmetic == "bf16" and backend == "torch"
-    model, tokenizer = _load(folder, str(name), torch.bfloat16 if in_bf16 else torch.float32)
+    model, tokenizer = load_model(folder, str(name), torch.bfloat16 if in_bf16 else torch.float32)
     config = model.config
     count = int(config.num_hidden_layers)
     identity = EncoderIdentity(
         name=str(name),
         weights=weights,
-        tokenizer=hashlib.sha256(_tokenizer_rules(tokenizer)).hexdigest(),
+        tokenizer=hashlib.sha256(tokenizer_rules(tokenizer)).hexdigest(),
         config=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        layers=_layers(layers, count, str(name), pairs=pairs),
+        layers=kept_layers(layers, count, str(name), pairs=pairs),
         precision=arithmetic,
-        max_length=_max_length(max_length, folder, config, str(name)),
+        max_length=longest_input(max_length, folder, config, str(name)),
         width=int(config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         backend=backend_name(backend, arithmetic),
         long_text=long_text,
     )
-    _shorten(model, identity.layers[-1])
+    shorten(model, identity.layers[-1])
     encoder = Encoder(model.to(place), tokenizer, identity, place, cache)
     if backend == "openvino":
         encoder._to_openvino(Path(cache) if cache is not None else default_root())
@@ -379,94 +375,6 @@ def load_encoder(
 def _joined(inputs: Sequence[TextInput]) -> list[str | tuple[str, str]]:
     """As the fast tokenizer takes them."""
     return [text if pair is None else (text, pair) for text, pair in inputs]
-
-
-def _load(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The encoder in evaluation mode, without gradients, and its fast tokenizer."""
-    bar = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model, loading = transformers.AutoModel.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()
-        raise EncoderError(
-            f"cannot load the encoder {name!r}: {reason[0] if reason else type(error).__name__}"
-        ) from error
-    finally:
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
-    if not tokenizer.is_fast:
-        raise EncoderError(f"the encoder {name!r} has no fast tokenizer (tokenizer.json), which ytuning needs")
-    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(NOT_NEEDED))
-    if lacking:
-        raise EncoderError(
-            f"the weights of the encoder {name!r} lack {lacking[0]!r} ({len(lacking)} missing). Download it again"
-        )
-    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-        model = model.get_encoder()
-    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
-        parameter.data = parameter.data.to(dtype)
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def _shorten(model: Any, deepest: int) -> None:
-    """Drop the layers above the deepest kept hidden state, which would be computed for nothing.
-
-    Only from the stacks of BERT and its kin, which normalise inside each layer: others treat their last layer's output
-    apart from the rest, so that a layer that becomes the last would give another hidden state.
-    """
-    if model.config.model_type in POST_NORM:
-        del model.encoder.layer[max(deepest, 1) :]  # no model runs without layers
-
-
-def _tokenizer_rules(tokenizer: Any) -> bytes:
-    """The serialised tokenizer without its truncation and padding, which change from call to call."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
-
-
-def default_layers(depth: int, *, pairs: bool = False) -> tuple[int, ...]:
-    """Hidden states two thirds and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
-
-    Of ``pairs`` two thirds up and the last, by which sentence encoders are trained to compare texts.
-    """
-    lower = round(depth * 2 / 3)
-    return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
-
-
-def _layers(layers: Sequence[int] | None, count: int, name: str, *, pairs: bool = False) -> tuple[int, ...]:
-    chosen = default_layers(count, pairs=pairs) if layers is None else tuple(layers)
-    unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
-    if not unique or unique[0] < 0 or unique[-1] > count:
-        raise EncoderError(
-            f"layers must be from 0 to {count} for the encoder {name!r}, or -1 for the last. "
-            f"Got {list(chosen)} instead."
-        )
-    return unique
-
-
-def _max_length(given: int | None, folder: Path, config: Any, name: str) -> int:
-    # Positions of RoBERTa and its kin start after the padding index.
-    relative = getattr(config, "max_position_embeddings", None) or LONGEST
-    offset = (
-        (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
-    )
-    most = relative - offset
-    if given is not None:
-        if not 4 <= given <= most:
-            raise EncoderError(f"max_length must be from 4 to {most} for the encoder {name!r}. Got {given} instead.")
-        return given
-    made_for = folder / "sentence_bert_config.json"
-    if not made_for.is_file():
-        return min(LONGEST, most)
-    try:
-        return min(int(json.loads(made_for.read_text()).get("max_seq_length") or LONGEST), LONGEST, most)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{made_for} is damaged ({type(error).__name__}). Download the encoder again") from error
 
 
 Run = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterator[np.ndarray]]

@@ -20,13 +20,14 @@ from torch.nn import functional
 
 from ytuning.artifact import PairMode
 from ytuning.data import Dataset, labels_of
-from ytuning.encoder import Encoder, default_layers
+from ytuning.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.features import Features, keep_features
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.holdout import split_holdout
 from ytuning.losses import build_loss, row_losses, standard_error
 from ytuning.pairs import keep_pairs, live_inputs
+from ytuning.pretrained import default_layers
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
 from ytuning.samples import HELD_OUT, SampleProgress, sample_rows
