@@ -1,6 +1,6 @@
 """``--layers auto``: which hidden states a task should read, measured on a sample before the whole is stored.
 
-A dozen sets of states (:func:`layer_sets`) are compared by the held-out loss, which is less noisy than accuracy, of
+Some sets of states (:func:`layer_sets`) are compared by the held-out loss, which is less noisy than accuracy, of
 small heads that are trained together: the sample's states are computed once, and each batch is gathered once. Beside
 them a head learns a softmax mix of all those states, a number for each (ELMo, arXiv 1802.05365), and the two that it
 weighs most are a further set.
@@ -174,16 +174,19 @@ def choose_layers(
 
 
 def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Layers]:
-    """About a dozen sets of hidden states of an encoder of ``depth`` layers, ``default`` first.
+    """Some sets of hidden states of an encoder of ``depth`` layers, ``default`` first.
 
     They are of the states at a third, half, two thirds and five sixths of the depth and of the last two: each alone
-    (``single``: only these), neighbours, and some further apart.
+    (``single``), or two of them, neighbours and some further apart. A small head on a sample makes little of a second
+    state, so that sets of one would be taken where the task's head on all rows does better on two.
     """
     middle = default_layers(depth)
     third, half = max(1, round(depth / 3)), max(1, round(depth / 2))
     lower, upper, last = middle[0], middle[-1], depth
-    found = [default, (third,), (half,), (lower,), (upper,), (last,)]
-    if not single:
+    found: list[Layers] = [default]
+    if single:
+        found += [(third,), (half,), (lower,), (upper,), (last,)]
+    else:
         found += [(third, half), (half, lower), (lower, upper), (upper, last), (max(1, last - 1), last)]
         found += [(half, upper), (lower, last)]
     return list(dict.fromkeys(tuple(sorted(set(layers))) for layers in found))
