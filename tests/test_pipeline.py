@@ -323,7 +323,9 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
     )
 
 
-@pytest.mark.parametrize(("lead", "taken"), [(0.0, "separate"), (0.05, "separate"), (0.2, "joint"), (-0.2, "separate")])
+@pytest.mark.parametrize(
+    ("lead", "taken"), [(0.0, "separate"), (0.15, "separate"), (0.25, "joint"), (-0.25, "separate")]
+)
 def test_pairs_are_read_as_one_only_where_that_is_clearly_better(lead: float, taken: str) -> None:
     truth = np.arange(100) % 2
     noise = np.where(np.arange(100) % 4 < 2, 1.0, -1.0)  # of the difference of the losses: a standard error of 0.1

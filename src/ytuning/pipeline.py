@@ -37,6 +37,7 @@ from ytuning.zero_shot import zero_shot
 __all__ = ["Stopwatch", "Trained", "train_task"]
 
 FEW_ROWS = 16  # of a label
+CLEARLY = 2.0  # standard errors by which joint reading must be better: by one it often is by chance, on 249 rows of RTE
 
 
 class Stopwatch:
@@ -121,8 +122,8 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     none. ``label_order`` is that of an ordinal task's labels, from the lowest.
 
     ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
-    tries both, and takes the first only where its validation loss is lower by more than a standard error: the second
-    reads a text once that many pairs share.
+    tries both, and takes the first only where its validation loss is clearly lower (by ``CLEARLY`` standard errors): the
+    second reads a text once that many pairs share.
 
     With ``layers="auto"`` the hidden states are chosen on a sample (:func:`ytuning.layer_choice.choose_layers`), and
     the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
@@ -372,7 +373,7 @@ def _better(
     """The attempt to take, the use of the store by all, and whether all came to their end.
 
     Of two ways of reading pairs the joint one is taken where its loss on the validation rows, of targets ``truth``, is
-    lower by more than a standard error of the difference.
+    lower by more than ``CLEARLY`` standard errors of the difference.
 
     Ctrl-C leaves out later ones, and one that it has ended early is not compared.
     """
@@ -392,7 +393,7 @@ def _better(
     if len(attempts) > 1:
         joint, separate = (each.losses(target.objective, truth) for each in attempts)
         error = standard_error(separate - joint)
-        best = attempts[0 if float((separate - joint).mean()) > error else 1]
+        best = attempts[0 if float((separate - joint).mean()) > CLEARLY * error else 1]
         progress.say(
             f"pairs: {best.pair}, as the validation loss is {float(joint.mean()):.4f} joint and "
             f"{float(separate.mean()):.4f} separate; the standard error of the difference is {error:.4f}"
