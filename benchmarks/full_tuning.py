@@ -43,14 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = options.parse_args(argv)
     for name in arguments.sets:
         for seed in arguments.seeds:
-            if arguments.search_rows is None:
-                for rate in arguments.rates:
-                    tuned(arguments, name, arguments.rows, seed, rate)
-                continue
-            tried = [tuned(arguments, name, arguments.search_rows, seed, rate) for rate in arguments.rates]
-            rate = max((entry for entry in tried if entry["test"]), key=lambda entry: entry["validation"])["rate"]
-            search = {"rows": arguments.search_rows, "rates": arguments.rates}
-            tuned(arguments, name, arguments.rows, seed, rate, {"searched": search})
+            part = arguments.search_rows
+            if part is None or part >= len(parts_of(arguments.data / name, arguments.rows)[0]):
+                part = arguments.rows
+            tried = [tuned(arguments, name, part, seed, rate) for rate in arguments.rates]
+            good = [entry for entry in tried if entry["test"]]
+            if not good:
+                print(f"{name}, seed {seed}: every rate diverged. Give lower ones with --rates", flush=True)
+            elif part != arguments.rows:
+                rate = max(good, key=lambda entry: entry["validation"])["rate"]
+                search = {"searched": {"rows": part, "rates": arguments.rates}}
+                tuned(arguments, name, arguments.rows, seed, rate, search)
 
 
 def tuned(
@@ -63,11 +66,13 @@ def tuned(
 ) -> dict[str, Any]:
     """One training, from the file or done now and put there; ``origin`` tells how its rate was chosen."""
     settings = {"set": name, "rows": rows, "seed": seed, "rate": rate}
-    for entry in kept(arguments.into):
-        if settings.items() <= entry.items():
-            return entry
-    entry = settings | (origin or {}) | one_training(arguments, name, rows, seed, rate)
-    commit(arguments.into, (json.dumps([*kept(arguments.into), entry], indent=1) + "\n").encode())
+    entries = kept(arguments.into)
+    found = next((entry for entry in entries if settings.items() <= entry.items()), None)
+    if found is not None and (origin or {}).items() <= found.items():
+        return found
+    entry = (found or settings | one_training(arguments, name, rows, seed, rate)) | (origin or {})
+    others = [each for each in kept(arguments.into) if each != found]
+    commit(arguments.into, (json.dumps([*others, entry], indent=1) + "\n").encode())
     print(json.dumps({key: entry[key] for key in (*settings, "validation", "test", "seconds")}), flush=True)
     return entry
 

@@ -52,7 +52,7 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}}
     for name in arguments.presets:
-        encoder = load_encoder(layers=preset(name).layers)
+        encoder = load_encoder(layers=preset(name).layers, pairs=train.text_pairs is not None)
         with tempfile.TemporaryDirectory() as root:
             store = FeatureStore(root)
             start = time.perf_counter()

@@ -5,9 +5,9 @@ python -m benchmarks.quality --data ../shared/data --out results
 Validation rows are held out of train (a set's own where it has a test split too); the test split only reports, for GLUE
 sets the public dev set. Logistic regression reads the means of the hidden states that the first seed's head reads (of
 pairs in both ways), tuned on that seed's validation rows. Full fine-tuning's scores are not computed here:
-`full_tuning.py` has put them into a file, each with its settings. Of the rates that it holds, at least three,
-validation takes one for each seed; retention is the mean of the seeds' scores divided by the mean of full
-fine-tuning's.
+`full_tuning.py` has put them into a file, each with its settings. Of the rates that were tried, at least three,
+validation takes one for each seed, on all rows or on a part of them (`searched`); retention is the mean of the seeds'
+scores divided by the mean of full fine-tuning's.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--no-logistic", action="store_true", help="leave out logistic regression")
     options.add_argument("--store", type=Path, help="feature store to use and keep; default: one for each set")
     options.add_argument("--full", type=Path, default=FULL, help="JSON file of full_tuning.py")
-    options.add_argument("--layers", choices=("default", "auto"), default="default")
+    options.add_argument("--layers", choices=("default", "auto"), default="default", help="as for ytuning train")
     options.add_argument("--long-text", choices=("truncate", "window"), default="truncate")
     arguments = options.parse_args(argv)
     figures = [one_set(name, arguments) for name in arguments.sets]
@@ -195,8 +195,10 @@ def full_score(name: str, arguments: argparse.Namespace) -> float | None:
     for trained in by_seed.values():
         tried = {rate for entry in trained for rate in (entry["rate"], *entry.get("searched", {}).get("rates", []))}
         if len(tried) >= FEWEST_RATES:
-            best = max((entry for entry in trained if entry["test"]), key=lambda entry: float(entry["validation"]))
-            scores.append(float(best["test"][SETS[name]]))
+            whole = [entry for entry in trained if entry["test"]]  # others have diverged
+            if whole:
+                best = max(whole, key=lambda entry: float(entry["validation"]))
+                scores.append(float(best["test"][SETS[name]]))
     return statistics.fmean(scores) if scores else None
 
 

@@ -36,7 +36,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_encoder(tmp_path_factory.mktemp("encoder"), seed=0)
 
 
-def build_tiny_encoder(folder: Path, seed: int) -> Path:
+def build_tiny_encoder(folder: Path, seed: int, layers: int = 3) -> Path:
     """A random BERT; another seed gives other weights of the same shapes."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -59,7 +59,7 @@ def build_tiny_encoder(folder: Path, seed: int) -> Path:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=32,

@@ -295,3 +295,40 @@ def test_rates_tried_on_some_rows_are_a_search_for_all_rows(
     assert asked == [(50, 1e-2), (50, 1e-3), (50, 1e-4), (None, 1e-4)]
     assert full_tuning.kept(into)[-1]["searched"] == {"rows": 50, "rates": [1e-2, 1e-3, 1e-4]}
     assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None)) == 1 - 1e-4
+
+    entries = full_tuning.kept(into)  # a training on all rows that was there before the search is not done again
+    del entries[-1]["searched"]
+    into.write_text(json.dumps(entries))
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None)) is None
+    full_tuning.main([*options.split(), "--data", str(data)])
+    assert len(asked) == 4 and len(full_tuning.kept(into)) == 4
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None)) == 1 - 1e-4
+
+
+def test_a_search_on_more_rows_than_there_are_is_one_on_all(
+    data: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = tmp_path / "kept.json"
+    monkeypatch.setattr(
+        full_tuning, "one_training", lambda *_: {"validation": 0.5, "test": {"accuracy": 0.25}, "seconds": 1}
+    )
+    options = f"--encoder {tiny_encoder} --sets banking77 --into {into} --search-rows 90 --rates 1e-2 1e-3 1e-4"
+    full_tuning.main([*options.split(), "--data", str(data)])
+    assert [(entry["rows"], entry["rate"]) for entry in full_tuning.kept(into)] == [
+        (None, 1e-2),
+        (None, 1e-3),
+        (None, 1e-4),
+    ]
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None)) == 0.25
+
+
+def test_rates_that_all_diverge_are_told(
+    data: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into = tmp_path / "kept.json"
+    monkeypatch.setattr(full_tuning, "one_training", lambda *_: {"validation": None, "test": None, "seconds": 1})
+    options = f"--encoder {tiny_encoder} --sets banking77 --into {into} --search-rows 50 --rates 1 2 3"
+    full_tuning.main([*options.split(), "--data", str(data)])
+    assert "banking77, seed 0: every rate diverged" in capsys.readouterr().out
+    assert len(full_tuning.kept(into)) == 3
+    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=50)) is None

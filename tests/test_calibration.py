@@ -13,12 +13,12 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
-from ytuning.calibration import Calibration, _cuts, calibrate
+from ytuning.calibration import Calibration, _cuts, calibrate, calibrated
 from ytuning.errors import InputError
 from ytuning.labels import LabelSet
 from ytuning.losses import mean_loss, median_label
 from ytuning.metrics import expected_calibration_error, multi_label_metrics
-from ytuning.targets import Names, Scale
+from ytuning.targets import Names, Scale, fit_target
 
 Kind = Literal["single", "ordinal", "multi"]
 
@@ -385,3 +385,13 @@ def test_abstaining_with_few_rows() -> None:
 
 def test_numbers_have_nothing_to_calibrate() -> None:
     assert calibrate(Scale(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30)) == Calibration()
+
+
+def test_calibrated_logits_are_comparable_whatever_their_scale() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=400)
+    logits = (generator.normal(size=(400, 3)) / 2 + np.eye(3)[truth] / 2).astype(np.float32)
+    target = fit_target("single", ["a", "b", "c"])
+    found, sure = calibrated(target, logits, truth), calibrated(target, 4 * logits, truth)
+    assert sure.dtype == np.float32
+    np.testing.assert_allclose(sure, found, rtol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ytuning.errors import InputError
-from ytuning.losses import Loss, build_loss, mean_loss, median_label, row_losses, row_scores
+from ytuning.losses import Loss, build_loss, clearly_lower, mean_loss, median_label, row_losses, row_scores
 from ytuning.targets import Objective
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
@@ -171,3 +171,13 @@ def test_row_losses_are_parts_of_the_mean(objective: Objective) -> None:
     assert found.shape == (6,)
     for row in range(6):
         assert found[row].item() == pytest.approx(mean_loss(objective, logits[[row]], goal[[row]]), rel=1e-5)
+
+
+def test_clearly_lower_is_by_two_standard_errors() -> None:
+    noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
+    others = torch.full((100,), 2.0, dtype=torch.float64)
+    for lead, clear in ((0.25, True), (0.15, False), (0.0, False), (-0.25, False)):
+        assert clearly_lower(others + noise - lead, others) == clear
+    assert not clearly_lower(others, others)
+    none = torch.full_like(others, math.nan)
+    assert clearly_lower(others, none) and not clearly_lower(none, others) and not clearly_lower(none, none)

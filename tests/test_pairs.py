@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import build_tiny_encoder
+from ytuning import contestants, recipes
+from ytuning.artifact import PAIR_MODES, PairMode
+from ytuning.cli import main
+from ytuning.contestants import work_on
+from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
+from ytuning.estimator import YTuningClassifier
 from ytuning.features import live_features, stored_features
+from ytuning.head import PooledConfig
+from ytuning.layer_choice import rank_layers
 from ytuning.pairs import PairedFeatures, keep_pairs, live_pairs, stored_pairs
 from ytuning.progress import Progress
+from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.reduction import reduced_features
 from ytuning.sampling import shuffled_batches
 from ytuning.store import FeatureStore
+from ytuning.task_rows import target_of
 from ytuning.workers import workers
 
 PAIRS = [
@@ -117,3 +130,53 @@ def test_a_view_of_pairs_and_what_is_kept_of_it(tiny_encoder: Path, encoder: Enc
     assert (use.hits, use.misses) == (len(TEXTS), 0)
     own, _ = stored_pairs(PAIRS, encoder, FeatureStore(store.root / "own"), Progress())
     assert torch.equal(kept.tokens(rows), own.tokens(rows))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of six layers."""
+    return build_tiny_encoder(tmp_path_factory.mktemp("deep"), seed=0, layers=6)
+
+
+@pytest.mark.parametrize(("paired", "layers"), [(False, (4, 5)), (True, (4, 6))])
+def test_pairs_have_default_hidden_states_of_their_own(
+    paired: bool,
+    layers: tuple[int, ...],
+    deep: Path,
+    toy_rows: tuple[list[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick = TrainingConfig(fewest_steps=10, most_steps=10, label_steps=1)
+    monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), quick))
+    texts, labels = (each[:60] for each in toy_rows)
+    others = texts[::-1] if paired else None
+    data = Dataset(texts, labels, text_pairs=others)
+
+    model = YTuningClassifier(encoder=str(deep), seed=0)
+    model.fit(list(zip(texts, others, strict=True)) if others else texts, labels)
+    assert model.task_.encoder.layers == layers
+
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    if others:
+        rows = [{**row, "text_pair": other} for row, other in zip(rows, others, strict=True)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = f"ytuning train {tmp_path / 'train.jsonl'} --encoder {deep} --out {tmp_path / 'task'} --quiet"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert json.loads((tmp_path / "task" / "task.json").read_text())["encoder"]["layers"] == list(layers)
+
+    work = work_on(data, str(deep))
+    for found in (
+        contestants._head(work, 0, tmp_path / "store", Progress(), "default"),
+        contestants._logistic(work, 0, tmp_path / "store", Progress()),
+    ):
+        assert found.encoder.identity.layers == layers
+
+    modes: tuple[PairMode | None, ...] = PAIR_MODES if paired else (None,)
+    target = target_of(data, None, None)
+    ranking = rank_layers(
+        data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
+    )
+    assert ranking.default == layers and layers in {each.layers for each in ranking.ranked}

@@ -14,7 +14,7 @@ import torch
 
 from ytuning import pipeline
 from ytuning.artifact import PairMode, load_task, save_task
-from ytuning.calibration import Calibration
+from ytuning.calibration import Calibration, calibrated
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
@@ -22,12 +22,14 @@ from ytuning.features import CacheUse, stored_features
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
+from ytuning.losses import row_losses
 from ytuning.metrics import single_label_metrics
 from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
 from ytuning.targets import fit_target
+from ytuning.task_rows import task_rows
 from ytuning.task_use import evaluate_task
 from ytuning.training import Job, fit_heads, logits_of
 
@@ -313,7 +315,13 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
 
     trained = train(data, encoder, progress=Saying())
     both = {mode: train(data, encoder, pairs=mode).fit for mode in ("joint", "separate")}
-    losses = {mode: fit.history[fit.chosen].loss for mode, fit in both.items()}
+    rows = task_rows(data, None, None, seed=0)
+    truth = rows.truth[rows.validation]
+    logits = {mode: calibrated(rows.target, fit.validation_logits, truth) for mode, fit in both.items()}
+    losses = {
+        mode: float(row_losses("single", torch.from_numpy(each), torch.from_numpy(truth)).mean())
+        for mode, each in logits.items()
+    }
     assert losses["separate"] < losses["joint"] and trained.task.pair == "separate"
     assert trained.fit.history == both["separate"].history
     (message,) = said
@@ -326,7 +334,10 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
 @pytest.mark.parametrize(
     ("lead", "taken"), [(0.0, "separate"), (0.15, "separate"), (0.25, "joint"), (-0.25, "separate")]
 )
-def test_pairs_are_read_as_one_only_where_that_is_clearly_better(lead: float, taken: str) -> None:
+def test_pairs_are_read_as_one_only_where_that_is_clearly_better(
+    lead: float, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "calibrated", lambda _, logits, __: logits)
     truth = np.arange(100) % 2
     noise = np.where(np.arange(100) % 4 < 2, 1.0, -1.0)  # of the difference of the losses: a standard error of 0.1
 
@@ -436,8 +447,8 @@ def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
                 raise KeyboardInterrupt
 
     trained = train(data, encoder, progress=Second())
-    assert trained.task.pair == "joint" and trained.fit.interrupted
-    alone = train(data, encoder, pairs="joint")
+    assert trained.task.pair == "separate" and trained.fit.interrupted
+    alone = train(data, encoder, pairs="separate")
     assert trained.fit.history == alone.fit.history
 
 

@@ -21,14 +21,14 @@ import torch
 
 from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, cannot_write
-from ytuning.head import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
+from ytuning.head import HeadConfig, LabelHead, MatchingHead, PooledConfig, build_head, config_from_json, config_to_json
 from ytuning.identity import EncoderIdentity
 from ytuning.labels import Kind
 from ytuning.targets import Scale, Target, target_from_json
 
 __all__ = ["PAIR_MODES", "Exemplars", "PairMode", "Task", "load_task", "save_task"]
 
-SCHEMA = 2  # 1: single-label tasks only, neither calibrated nor with thresholds
+SCHEMA = 3  # 1: single-label tasks only, neither calibrated nor with thresholds; 2: see _refuse_old_pairs
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
@@ -175,6 +175,7 @@ def load_task(folder: str | Path) -> Task:
         pair = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = _head_config(content["head"], path / TASK_FILE)
+        _refuse_old_pairs(content["schema"], config, pair, path)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
             head = build_head(
                 config,
@@ -254,6 +255,15 @@ def _pair_mode(value: Any) -> PairMode | None:
     if mode not in (None, *PAIR_MODES):
         raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
     return mode
+
+
+def _refuse_old_pairs(schema: int, config: HeadConfig, pair: PairMode | None, path: Path) -> None:
+    """Up to schema 2 a pooled head matched both texts of a pair, their distance and their product."""
+    if schema < 3 and pair == "separate" and isinstance(config, PooledConfig):
+        raise TaskFolderError(
+            f"{path / TASK_FILE} has schema {schema}, whose heads for pairs that are read one by one had another form. "
+            f"Train it again: ytuning train DATA --out {path}"
+        )
 
 
 def _head_config(value: Any, file: Path) -> HeadConfig:

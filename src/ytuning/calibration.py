@@ -15,7 +15,7 @@ from ytuning.errors import InputError
 from ytuning.labels import shown
 from ytuning.targets import Names, Target
 
-__all__ = ["Calibration", "calibrate", "check_abstain_at"]
+__all__ = ["Calibration", "calibrate", "calibrated", "check_abstain_at"]
 
 TEMPERATURES = (0.2, 20.0)  # the lowest and the highest that is tried: rows that are all right would ask for 0
 TEMPERATURE_ROWS = 20  # fewer say too little
@@ -136,6 +136,15 @@ def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_
         return Calibration(temperature)
     right = _answers(target, probabilities) == truth
     return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, abstain_at))
+
+
+def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Logits (rows, C) divided by the temperature that :func:`calibrate` fits on these very rows.
+
+    To compare heads by their loss: one that is too sure of itself may still know more.
+    """
+    found: np.ndarray = logits / np.float32(calibrate(target, logits, truth).temperature)
+    return found
 
 
 def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ Three forms, all learn label representations and align fixed features with them:
   start from the labels' texts (label tuning, arXiv 2203.14655).
 
 Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
-Two forms match both texts' pools, their distance and their product (u, v, abs(u - v), u * v: InferSent, arXiv
-1705.02364); in cross-attention the label rows attend to the tokens of both.
+Two forms match such pairs by their distance and their product and, to know which text is which, by their difference or
+by both texts (abs(u - v), u * v and u - v, or u and v: InferSent, arXiv 1705.02364); in cross-attention the label rows
+attend to the tokens of both.
 
 Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
 in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from

@@ -43,8 +43,7 @@ class LabelTuningHead(nn.Module):
 
     What all texts have in common is taken from the mean first: of many encoders it is most of it, and texts would
     hardly differ. Of several hidden states each one's mean has the same length and all stand side by side. Of a pair
-    that was encoded one by one, rows meet the two texts, their distance and their product, as in
-    :class:`ytuning.head.PooledHead`.
+    that was encoded one by one, rows meet the two texts, their distance and their product.
     """
 
     center: Tensor

@@ -25,7 +25,7 @@ from ytuning.errors import DataError
 from ytuning.features import Features, keep_features
 from ytuning.head import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.holdout import split_holdout
-from ytuning.losses import build_loss, row_losses, standard_error
+from ytuning.losses import build_loss, clearly_lower, row_losses, standard_error
 from ytuning.pairs import keep_pairs, live_inputs
 from ytuning.pretrained import default_layers
 from ytuning.progress import Progress
@@ -183,13 +183,10 @@ def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Lay
     middle = default_layers(depth)
     third, half = max(1, round(depth / 3)), max(1, round(depth / 2))
     lower, upper, last = middle[0], middle[-1], depth
-    found: list[Layers] = [default]
     if single:
-        found += [(third,), (half,), (lower,), (upper,), (last,)]
-    else:
-        found += [(third, half), (half, lower), (lower, upper), (upper, last), (max(1, last - 1), last)]
-        found += [(half, upper), (lower, last)]
-    return list(dict.fromkeys(tuple(sorted(set(layers))) for layers in found))
+        return list(dict.fromkeys([default, (third,), (half,), (lower,), (upper,), (last,)]))
+    two = [(third, half), (half, lower), (lower, upper), (upper, last), (last - 1, last), (half, upper), (lower, last)]
+    return list(dict.fromkeys([default, *((below, above) for below, above in two if 0 < below < above)]))
 
 
 def rank_layers(
@@ -208,7 +205,8 @@ def rank_layers(
         train: rows of the task.
         encoder: which hidden states it keeps does not matter.
         recipe: form of the head; a cross-attention head reads a single state.
-        modes: ways of reading pairs, ``None`` of single texts; the one with the better default states ranks.
+        modes: ways of reading pairs, ``None`` of single texts; of both the joint one ranks where the default states are
+            clearly better in it.
         seed: of the sample, of what is held out, of weights and of the order of rows.
         progress: is told every step.
         target: of all train rows.
@@ -236,7 +234,11 @@ def rank_layers(
         for each in features.values()
     ]
     results = [each.compare(sets, two=not single) for each in found]
-    by_set, mix, mix_loss = min(results, key=lambda result: float(result[0][default].mean()))
+    by_mode = dict(zip(features, results, strict=True))
+    by_set, mix, mix_loss = next(iter(by_mode.values()))
+    if len(by_mode) > 1:  # the way in which the task will probably read pairs
+        joint, separate = by_mode["joint"], by_mode["separate"]
+        by_set, mix, mix_loss = joint if clearly_lower(joint[0][default], separate[0][default]) else separate
     best = min(by_set.values(), key=lambda losses: float(losses.mean()))
     ranked = [
         Ranked(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))

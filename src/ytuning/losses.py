@@ -21,6 +21,7 @@ __all__ = [
     "SCORES",
     "Loss",
     "build_loss",
+    "clearly_lower",
     "mean_loss",
     "median_label",
     "row_losses",
@@ -38,6 +39,7 @@ SCORES: dict[Objective, tuple[str, int]] = {
 }
 """What the mean of :func:`row_scores` is, and 1 or, where less is better, -1 for its negative."""
 FOCUS = 2.0  # gamma of the focal loss
+CLEARLY = 2.0  # by one standard error the worse of two is often the lower one by chance
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, C) and targets (B,) or (B, C) -> the batch's loss, a scalar."""
 
@@ -122,6 +124,17 @@ def row_losses(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:
 def standard_error(values: Tensor) -> float:
     """Of the mean of (N,) values, such as losses or scores of rows."""
     return float(values.std(correction=0)) / math.sqrt(len(values))
+
+
+def clearly_lower(losses: Tensor, others: Tensor) -> bool:
+    """Whether the mean of losses (N,) of some rows is below that of others of the same rows by ``CLEARLY`` errors.
+
+    Those are standard errors of the difference. Losses that are no numbers are above all others.
+    """
+    if not losses.isfinite().all():
+        return False
+    lead = others - losses
+    return not float(lead.mean()) <= CLEARLY * standard_error(lead)
 
 
 def row_scores(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:

@@ -80,7 +80,10 @@ LabelOrder = Annotated[
 ]
 PairsOption = Annotated[
     Pairs,
-    typer.Option("--pairs", help="How the encoder reads two texts: as one, or each; auto tries both."),
+    typer.Option(
+        "--pairs",
+        help="How the encoder reads two texts: as one, or each; auto tries both, and takes one only if clearly better.",
+    ),
 ]
 LongTextOption = Annotated[
     LongText,

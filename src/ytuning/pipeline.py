@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ytuning.artifact import PAIR_MODES, Exemplars, PairMode, Task
-from ytuning.calibration import Calibration, calibrate, check_abstain_at
+from ytuning.calibration import Calibration, calibrate, calibrated, check_abstain_at
 from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
 from ytuning.data import Dataset
@@ -23,13 +23,13 @@ from ytuning.features import CacheUse, Features
 from ytuning.head import LabelTuningConfig, PooledConfig, PooledHead
 from ytuning.label_texts import LABEL_NAMES, LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
-from ytuning.losses import row_losses, standard_error
+from ytuning.losses import clearly_lower, row_losses, standard_error
 from ytuning.new_label import keep_exemplars
 from ytuning.pairs import stored_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
 from ytuning.store import FeatureStore
-from ytuning.targets import Objective, Target
+from ytuning.targets import Target
 from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
@@ -37,7 +37,6 @@ from ytuning.zero_shot import zero_shot
 __all__ = ["Stopwatch", "Trained", "train_task"]
 
 FEW_ROWS = 16  # of a label
-CLEARLY = 2.0  # standard errors by which joint reading must be better: by one it often is by chance, on 249 rows of RTE
 
 
 class Stopwatch:
@@ -122,8 +121,8 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     none. ``label_order`` is that of an ordinal task's labels, from the lowest.
 
     ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
-    tries both, and takes the first only where its validation loss is clearly lower (by ``CLEARLY`` standard errors): the
-    second reads a text once that many pairs share.
+    tries both, and takes the first only where its calibrated validation loss is clearly lower
+    (:func:`ytuning.losses.clearly_lower`): the second reads a text once that many pairs share.
 
     With ``layers="auto"`` the hidden states are chosen on a sample (:func:`ytuning.layer_choice.choose_layers`), and
     the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
@@ -281,7 +280,7 @@ def _chosen(
         encoder, recipe, written = picked.encoder, replace(recipe, layers=picked.layers), picked.written
         progress.say(picked.message)
     if codec == AUTO:
-        separate = list(modes) == ["separate"]  # of both ways, joint ones stand for both
+        separate = "separate" in modes  # where both are tried, it is the one that needs no reasons
         choice = choose_codec(
             train, encoder, store, recipe, seed=seed, progress=progress, target=target, separate=separate
         )
@@ -306,10 +305,10 @@ class _Attempt:
     cache: CacheUse
     fits: list[FitResult]
 
-    def losses(self, objective: Objective, truth: np.ndarray) -> torch.Tensor:
-        """(validation rows,) float64: the chosen heads' mean loss of each; a score of a few rows is noisier."""
-        goal = torch.from_numpy(truth)
-        found = [row_losses(objective, torch.from_numpy(fit.validation_logits), goal) for fit in self.fits]
+    def losses(self, target: Target, truth: np.ndarray) -> torch.Tensor:
+        """(validation rows,) float64: the chosen heads' mean calibrated loss; a score of a few rows is noisier."""
+        logits = [torch.from_numpy(calibrated(target, fit.validation_logits, truth)) for fit in self.fits]
+        found = [row_losses(target.objective, each, torch.from_numpy(truth)) for each in logits]
         return torch.stack(found).mean(0)
 
 
@@ -360,7 +359,7 @@ def _together(fits: list[FitResult], best: FitResult) -> FitResult:
 
 
 def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
-    return PAIR_MODES if pairs == "auto" else [pairs]
+    return ("separate", "joint") if pairs == "auto" else [pairs]  # the first one is taken if Ctrl-C ends the second
 
 
 def _better(
@@ -372,8 +371,8 @@ def _better(
 ) -> tuple[_Attempt, CacheUse, bool]:
     """The attempt to take, the use of the store by all, and whether all came to their end.
 
-    Of two ways of reading pairs the joint one is taken where its loss on the validation rows, of targets ``truth``, is
-    lower by more than ``CLEARLY`` standard errors of the difference.
+    Of two ways of reading pairs the joint one is taken where its calibrated loss on the validation rows, of targets
+    ``truth``, is clearly lower.
 
     Ctrl-C leaves out later ones, and one that it has ended early is not compared.
     """
@@ -391,12 +390,13 @@ def _better(
         attempts.append(found)
     best = attempts[0]
     if len(attempts) > 1:
-        joint, separate = (each.losses(target.objective, truth) for each in attempts)
-        error = standard_error(separate - joint)
-        best = attempts[0 if float((separate - joint).mean()) > CLEARLY * error else 1]
+        losses = {each.pair: each.losses(target, truth) for each in attempts}
+        taken = "joint" if clearly_lower(losses["joint"], losses["separate"]) else "separate"
+        best = next(each for each in attempts if each.pair == taken)
         progress.say(
-            f"pairs: {best.pair}, as the validation loss is {float(joint.mean()):.4f} joint and "
-            f"{float(separate.mean()):.4f} separate; the standard error of the difference is {error:.4f}"
+            f"pairs: {taken}, as the validation loss is {float(losses['joint'].mean()):.4f} joint and "
+            f"{float(losses['separate'].mean()):.4f} separate; the standard error of the difference is "
+            f"{standard_error(losses['separate'] - losses['joint']):.4f}"
         )
     use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
     return best, use, complete

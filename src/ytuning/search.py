@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from ytuning.artifact import PAIR_MODES, PairMode, check_target, save_task
-from ytuning.calibration import calibrate
+from ytuning.calibration import calibrated
 from ytuning.data import Dataset, labels_of
 from ytuning.disk import PARTIAL_SUFFIX, commit
 from ytuning.encoder import Encoder
@@ -45,7 +45,7 @@ from ytuning.training import FitResult, Job, fit_heads
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Searched", "Trial", "importances", "propose", "search"]
 
-SCHEMA = 1
+SCHEMA = 2  # 1: heads of pairs had another form, and single hidden states were tried
 SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
 TOGETHER = 4  # trials proposed, and trained, at a time
 AT_RANDOM = 8  # trials before Optuna's sampler follows those that did well
@@ -318,8 +318,7 @@ def _run(
 
 def _calibrated_loss(rows: TaskRows, fit: FitResult) -> float:
     truth = rows.truth[rows.validation]
-    temperature = calibrate(rows.target, fit.validation_logits, truth).temperature
-    logits = torch.from_numpy(fit.validation_logits) / temperature
+    logits = torch.from_numpy(calibrated(rows.target, fit.validation_logits, truth))
     return float(row_losses(rows.target.objective, logits, torch.from_numpy(truth)).mean())
 
 
