@@ -76,7 +76,7 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
                 recipe = shortened(recipe, arguments.head_steps)
             trained = train_task(
                 train,
-                load_encoder(arguments.encoder, layers=recipe.layers),
+                load_encoder(arguments.encoder, layers=recipe.layers, pairs=train.text_pairs is not None),
                 store,
                 recipe,
                 test=test,

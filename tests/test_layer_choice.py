@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,20 @@ def test_an_encoder_with_other_layers_is_the_same_otherwise(encoder: Encoder) ->
     assert other.identity.layers == (1,) and other.identity.parameters == encoder.identity.parameters
     found = live_features([("my card", None)], other).batch(torch.tensor([0]))[0]
     assert re.fullmatch(r"[0-9a-f]{32}", other.identity.fingerprint) and found.shape[2] == 1
+
+
+@pytest.mark.parametrize(("lead", "ranks"), [(0.25, "joint"), (0.15, "separate"), (-0.25, "separate")])
+def test_joint_reading_ranks_only_where_it_is_clearly_better(
+    lead: float, ranks: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
+    separate = torch.full((100,), 2.0, dtype=torch.float64)
+
+    def compare(self: module._Measurement, sets: Sequence[tuple[int, ...]], *, two: bool) -> Any:
+        losses = separate if self.features.paired else separate + noise - lead
+        return dict.fromkeys(sets, losses), {1: 1.0}, 0.5
+
+    monkeypatch.setattr(module._Measurement, "compare", compare)
+    data = replace(toy, text_pairs=toy.texts[::-1])
+    found = rank(data, encoder, modes=("joint", "separate"))
+    assert found.ranked[0].loss == pytest.approx(2 - lead if ranks == "joint" else 2)

@@ -179,5 +179,6 @@ def test_clearly_lower_is_by_two_standard_errors() -> None:
     for lead, clear in ((0.25, True), (0.15, False), (0.0, False), (-0.25, False)):
         assert clearly_lower(others + noise - lead, others) == clear
     assert not clearly_lower(others, others)
+    assert clearly_lower(others[:20] - 1, others[:20]) and not clearly_lower(others[:19] - 1, others[:19])
     none = torch.full_like(others, math.nan)
     assert clearly_lower(others, none) and not clearly_lower(none, others) and not clearly_lower(none, none)

@@ -22,7 +22,7 @@ from ytuning.features import CacheUse, stored_features
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.holdout import split_holdout
 from ytuning.labels import LabelSet
-from ytuning.losses import row_losses
+from ytuning.losses import clearly_lower, row_losses
 from ytuning.metrics import single_label_metrics
 from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
@@ -352,6 +352,25 @@ def test_pairs_are_read_as_one_only_where_that_is_clearly_better(
     target = fit_target("single", ["a", "b"])
     found, use, complete = pipeline._better(attempt, ("joint", "separate"), target, truth, Progress())
     assert (found.pair, use, complete) == (taken, CacheUse(2, 4, 6), True)
+
+
+def test_a_surer_head_is_not_a_worse_one() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(2, size=200)
+    knows = np.eye(2)[truth] + 0.8 * generator.normal(size=(200, 2))
+    guesses = np.eye(2)[truth] + 1.5 * generator.normal(size=(200, 2))
+    logits = {"joint": guesses.astype(np.float32), "separate": (20 * knows).astype(np.float32)}
+    raw = {mode: row_losses("single", torch.from_numpy(each), torch.from_numpy(truth)) for mode, each in logits.items()}
+    assert clearly_lower(raw["joint"], raw["separate"])
+
+    def attempt(mode: PairMode | None) -> pipeline._Attempt:
+        fit = SimpleNamespace(interrupted=False, validation_logits=logits[mode or ""])
+        return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
+
+    target = fit_target("single", ["a", "b"])
+    assert pipeline._better(attempt, ("separate", "joint"), target, truth, Progress())[0].pair == "separate"
+    logits = {"joint": logits["separate"], "separate": logits["joint"]}
+    assert pipeline._better(attempt, ("separate", "joint"), target, truth, Progress())[0].pair == "joint"
 
 
 def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:

@@ -259,7 +259,11 @@ def test_a_search_of_other_rows_or_options_is_not_gone_on_with(toy: Dataset, enc
             found(toy, encoder, tmp_path / "out", **options)
     with pytest.raises(InputError, match="another value of 'rows'"):
         found(toy.select(range(100)), encoder, tmp_path / "out")
-    file.write_text(file.read_text()[:-40])
+    content = file.read_text()
+    file.write_text(json.dumps({**json.loads(content), "schema": 1}))
+    with pytest.raises(InputError, match=r"was written by another version of ytuning\. Choose another folder"):
+        found(toy, encoder, tmp_path / "out")
+    file.write_text(content[:-40])
     with pytest.raises(InputError, match=r"is damaged or was not written by this version .*\. Remove it, or choose "):
         found(toy, encoder, tmp_path / "out")
 

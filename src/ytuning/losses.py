@@ -40,6 +40,7 @@ SCORES: dict[Objective, tuple[str, int]] = {
 """What the mean of :func:`row_scores` is, and 1 or, where less is better, -1 for its negative."""
 FOCUS = 2.0  # gamma of the focal loss
 CLEARLY = 2.0  # by one standard error the worse of two is often the lower one by chance
+FEWEST_ROWS = 20  # whose standard error says something
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, C) and targets (B,) or (B, C) -> the batch's loss, a scalar."""
 
@@ -129,9 +130,10 @@ def standard_error(values: Tensor) -> float:
 def clearly_lower(losses: Tensor, others: Tensor) -> bool:
     """Whether the mean of losses (N,) of some rows is below that of others of the same rows by ``CLEARLY`` errors.
 
-    Those are standard errors of the difference. Losses that are no numbers are above all others.
+    Those are standard errors of the difference. Losses that are no numbers are above all others, and of fewer than
+    ``FEWEST_ROWS`` rows none are clearly lower.
     """
-    if not losses.isfinite().all():
+    if not losses.isfinite().all() or len(losses) < FEWEST_ROWS:
         return False
     lead = others - losses
     return not float(lead.mean()) <= CLEARLY * standard_error(lead)

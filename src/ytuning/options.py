@@ -82,7 +82,7 @@ PairsOption = Annotated[
     Pairs,
     typer.Option(
         "--pairs",
-        help="How the encoder reads two texts: as one, or each; auto tries both, and takes one only if clearly better.",
+        help="How the encoder reads two texts: as one, or each; auto tries both.",
     ),
 ]
 LongTextOption = Annotated[
