@@ -114,7 +114,8 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
         else evaluate(work.target, calibration, work.judged(seed), found.logits(test.inputs)).metrics,
         "parameters": found.parameters,
         "seconds": seconds,
-        "machine": machine(),
+        # Not its command, which the settings above say but for the paths of a machine.
+        "machine": {name: value for name, value in machine().items() if name != "command"},
     }
 
 

@@ -326,8 +326,8 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
     assert trained.fit.history == both["separate"].history
     (message,) = said
     assert message.startswith(
-        f"pairs: separate, as the validation loss is {losses['joint']:.4f} joint and {losses['separate']:.4f} "
-        "separate; the standard error of the difference is 0.0"
+        f"pairs: separate, as the calibrated validation loss is {losses['joint']:.4f} joint and "
+        f"{losses['separate']:.4f} separate; the standard error of the difference is 0.0"
     )
 
 

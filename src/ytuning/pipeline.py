@@ -34,7 +34,7 @@ from ytuning.task_rows import TaskRows, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
 
-__all__ = ["Stopwatch", "Trained", "train_task"]
+__all__ = ["Stopwatch", "Trained", "pair_modes", "train_task"]
 
 FEW_ROWS = 16  # of a label
 
@@ -159,7 +159,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
     rows = _with_label_texts(rows, label_texts, recipe, progress, pairs=train.text_pairs is not None)
     truth = rows.truth
-    modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else _modes(pairs)
+    modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else pair_modes(pairs)
     with watch.stage("encode"):
         encoder, recipe, codec, written = _chosen(
             train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, target=target
@@ -358,8 +358,9 @@ def _together(fits: list[FitResult], best: FitResult) -> FitResult:
     return replace(best, head=PooledHead.joined(heads), chosen_head=PooledHead.joined(chosen), validation_logits=logits)
 
 
-def _modes(pairs: PairMode | Literal["auto"]) -> Sequence[PairMode]:
-    return ("separate", "joint") if pairs == "auto" else [pairs]  # the first one is taken if Ctrl-C ends the second
+def pair_modes(pairs: PairMode | Literal["auto"]) -> tuple[PairMode, ...]:
+    """Ways of reading pairs to try, the one first that is taken where the other is not clearly better."""
+    return ("separate", "joint") if pairs == "auto" else (pairs,)
 
 
 def _better(
@@ -394,7 +395,7 @@ def _better(
         taken = "joint" if clearly_lower(losses["joint"], losses["separate"]) else "separate"
         best = next(each for each in attempts if each.pair == taken)
         progress.say(
-            f"pairs: {taken}, as the validation loss is {float(losses['joint'].mean()):.4f} joint and "
+            f"pairs: {taken}, as the calibrated validation loss is {float(losses['joint'].mean()):.4f} joint and "
             f"{float(losses['separate'].mean()):.4f} separate; the standard error of the difference is "
             f"{standard_error(losses['separate'] - losses['joint']):.4f}"
         )

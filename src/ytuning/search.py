@@ -34,7 +34,7 @@ from ytuning.features import Features, keep_features
 from ytuning.layer_choice import rank_layers
 from ytuning.losses import row_losses
 from ytuning.pairs import keep_pairs, stored_inputs
-from ytuning.pipeline import Stopwatch, Trained, train_task
+from ytuning.pipeline import Stopwatch, Trained, pair_modes, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to_json
 from ytuning.search_space import SHARED, Choices, Interval, Options, Space
@@ -161,7 +161,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         task_rows(train, validation, test, seed=seed, order=order)  # its mistakes should not wait for the end
     modes: tuple[PairMode | None, ...] = (None,)
     if train.text_pairs is not None:
-        modes = ("separate", "joint") if pairs == "auto" else (pairs,)  # the first is where the search starts
+        modes = pair_modes(pairs)  # the first is where the search starts
     about = {
         "rows": _digest(train, validation),
         "encoder": replace(encoder.identity, layers=()).fingerprint,
@@ -404,11 +404,10 @@ class _Log:
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"{file} is damaged or was not written by this version of ytuning ({type(error).__name__}). "
             raise InputError(f"{problem}Remove it, or choose another folder with --out") from error
-        stated, wanted = about, self.about
         if schema != SCHEMA:
             problem = f"{file} was written by another version of ytuning. "
             raise InputError(f"{problem}Choose another folder with --out, or remove the file")
-        if differing := [name for name in wanted if stated.get(name) != wanted[name]]:
+        if differing := [name for name in self.about if about.get(name) != self.about[name]]:
             problem = f"{file} holds a search with another value of {differing[0]!r}. "
             raise InputError(f"{problem}Choose another folder with --out, or remove the file")
 
