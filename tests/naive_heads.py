@@ -62,7 +62,17 @@ def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Te
 
 def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of one member."""
-    pools = [_standardised(_pools(config, state, member, tokens)) for tokens in texts]
+    own = slice(member * config.token_width, (member + 1) * config.token_width)
+    flats = [[token.flatten() for token in tokens] for tokens in texts]
+    maps = [[state["token_map"][own] @ token for token in flat] for flat in flats]
+    mixing = state["mixing"][member]
+    if len(texts) == 2:
+        maps = [_attending(config, mixing, *each) for each in (maps, maps[::-1])]
+    else:
+        maps = [_mixed(config, mixing, maps[0])]
+    pools = [
+        _standardised(_pools(config, state, member, flat, mapped)) for flat, mapped in zip(flats, maps, strict=True)
+    ]
     if len(pools) == 2:
         first, second = pools
         pools = [first - second, (first - second).abs(), first * second]
@@ -73,11 +83,8 @@ def _member(config: PooledConfig, state: State, member: int, texts: list[list[Te
     return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
 
 
-def _pools(config: PooledConfig, state: State, member: int, tokens: list[Tensor]) -> Tensor:
+def _pools(config: PooledConfig, state: State, member: int, flat: list[Tensor], mapped: list[Tensor]) -> Tensor:
     """Maximum and attention pools of one text."""
-    flat = [token.flatten() for token in tokens]
-    own = slice(member * config.token_width, (member + 1) * config.token_width)
-    mapped = _mixed(config, state["mixing"][member], [state["token_map"][own] @ token for token in flat])
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
     pools = [_gelu(largest + state["map_bias"][member, 0])]
     for query in range(config.queries):
@@ -87,15 +94,21 @@ def _pools(config: PooledConfig, state: State, member: int, tokens: list[Tensor]
 
 def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:
     """Each mapped token (K,) plus what it gathers from those of its span."""
-    size = config.mixing_width
-    parts = [_standardised(token) @ weights for token in mapped]
-    keys, values = [part[size : 2 * size] for part in parts], [part[2 * size :] for part in parts]
     mixed = []
-    for position, (token, part) in enumerate(zip(mapped, parts, strict=True)):
-        start = position // config.mixing_span * config.mixing_span
-        span = slice(start, start + config.mixing_span)
-        mixed.append(token + _attend(part[:size] / math.sqrt(size), keys[span], values[span]))
+    for start in range(0, len(mapped), config.mixing_span):
+        span = mapped[start : start + config.mixing_span]
+        mixed += _attending(config, weights, span, span)
     return mixed
+
+
+def _attending(config: PooledConfig, weights: Tensor, mapped: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Each mapped token (K,) plus what it gathers from others."""
+    size = config.mixing_width
+    parts = [_standardised(token) @ weights for token in others]
+    keys, values = [part[size : 2 * size] for part in parts], [part[2 * size :] for part in parts]
+    return [
+        token + _attend((_standardised(token) @ weights)[:size] / math.sqrt(size), keys, values) for token in mapped
+    ]
 
 
 # --- label rows attend to tokens ------------------------------------------------------------------------------------

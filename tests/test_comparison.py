@@ -103,7 +103,7 @@ def test_a_comparison_goes_on_where_it_was(work: Work, tmp_path: Path) -> None:
     assert [run for run in second.runs if run.seed == 0 and run.method != "logistic"] == first.runs
 
 
-@pytest.mark.parametrize("change", ["rows", "encoder", "epochs", "version"])
+@pytest.mark.parametrize("change", ["rows", "encoder", "epochs", "version", "heads"])
 def test_other_rows_settings_or_versions_are_run_again(
     change: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,11 +116,14 @@ def test_other_rows_settings_or_versions_are_run_again(
         changed = replace(work, encoder=str(build_tiny_encoder(tmp_path / "encoder", seed=1)))
     elif change == "epochs":
         changed = replace(work, epochs=7)
+    elif change == "heads":
+        monkeypatch.setattr("ytuning.comparison.REVISION", 0)
     else:
         monkeypatch.setattr("importlib.metadata.version", lambda package: "0")
     starts = Starts()
     compare(changed, ["ytuning", "full"], tmp_path, seeds=1, start=starts)
-    assert starts.asked == ([("full", 0)] if change == "epochs" else [("ytuning", 0), ("full", 0)])
+    own = {"epochs": [("full", 0)], "heads": [("ytuning", 0)]}
+    assert starts.asked == own.get(change, [("ytuning", 0), ("full", 0)])
 
 
 def test_a_damaged_file_is_run_again(work: Work, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tests.naive_heads import naive_logits
 from ytuning.dropout import dropped
@@ -116,6 +118,51 @@ def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
     if not isinstance(config, CrossAttentionConfig):  # label rows see a set of tokens, whichever text they are of
         assert not torch.allclose(fast, swapped, atol=1e-3)
+
+
+def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
+    torch.manual_seed(0)
+    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, paired=True)
+    tokens = torch.randn(6, 2, WIDTH)
+    values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
+    shares = []
+
+    def watched(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+        shares.append((queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5 + there).softmax(-1))
+        return tokens
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ytuning.head._attended", watched)
+        with torch.no_grad():
+            head(values, mask)
+    (share,) = shares  # (E * 2, 6, 6)
+    alike = share.flip(-1).diagonal(dim1=1, dim2=2)
+    assert float(alike.mean()) > 0.7, share
+
+
+def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = scrambled(CASES[1][0], 3, 2, paired=True).eval()
+    features, mask = batch(2, (5, 1, 3, 7, 2, 6))
+
+    def step() -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = head(features, mask)
+        return logits, torch.autograd.grad(logits.square().sum(), list(head.parameters()))
+
+    logits, gradients = step()
+    monkeypatch.setattr("ytuning.head.KEPT_ATTENTION", 4)
+    calls = []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        return checkpoint(*given, **options)
+
+    monkeypatch.setattr("ytuning.head.checkpoint", counted)
+    again, same = step()
+    assert len(calls) == 3  # spans of 3 of 7 tokens
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(same, gradients)
+    with torch.inference_mode():
+        torch.testing.assert_close(head(features, mask), logits.detach())
 
 
 @cases

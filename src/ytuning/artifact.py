@@ -28,7 +28,7 @@ from ytuning.targets import Scale, Target, target_from_json
 
 __all__ = ["PAIR_MODES", "Exemplars", "PairMode", "Task", "load_task", "save_task"]
 
-SCHEMA = 3  # 1: single-label tasks only, neither calibrated nor with thresholds; 2: see _refuse_old_pairs
+SCHEMA = 4  # 1: single-label tasks only, neither calibrated nor with thresholds; 2, 3: see _refuse_old_pairs
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
@@ -258,8 +258,8 @@ def _pair_mode(value: Any) -> PairMode | None:
 
 
 def _refuse_old_pairs(schema: int, config: HeadConfig, pair: PairMode | None, path: Path) -> None:
-    """Up to schema 2 a pooled head matched both texts of a pair, their distance and their product."""
-    if schema < 3 and pair == "separate" and isinstance(config, PooledConfig):
+    """Up to schema 3 a pair's tokens did not attend to the other text in a pooled head, and up to 2 it matched more."""
+    if schema < 4 and pair == "separate" and isinstance(config, PooledConfig):
         raise TaskFolderError(
             f"{path / TASK_FILE} has schema {schema}, whose heads for pairs that are read one by one had another form. "
             f"Train it again: ytuning train DATA --out {path}"

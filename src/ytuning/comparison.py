@@ -30,6 +30,7 @@ from ytuning.data import Dataset, labels_of
 from ytuning.disk import commit
 from ytuning.errors import InputError, YTuningError, cannot_write
 from ytuning.evaluation import HEADLINES
+from ytuning.head import REVISION
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
 
@@ -288,7 +289,7 @@ def _digest(work: Work) -> str:
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Two runs of one key would find the same."""
     versions = [importlib.metadata.version(package) for package in ("ytuning", "torch", "transformers", "scikit-learn")]
-    settings = [work.epochs, work.search_rates] if name in TUNED else []
+    settings = [work.epochs, work.search_rates] if name in TUNED else [REVISION]
     return hashlib.sha256(json.dumps([digest, versions, settings, name, seed]).encode()).hexdigest()
 
 

@@ -12,8 +12,9 @@ Three forms, all learn label representations and align fixed features with them:
 
 Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
 Two forms match such pairs by their distance and their product and, to know which text is which, by their difference or
-by both texts (abs(u - v), u * v and u - v, or u and v: InferSent, arXiv 1705.02364); in cross-attention the label rows
-attend to the tokens of both.
+by both texts (abs(u - v), u * v and u - v, or u and v: InferSent, arXiv 1705.02364); in the pooled one each token has
+attended to the other text before (soft alignment: arXiv 1606.01933). In cross-attention the label rows attend to the
+tokens of both.
 
 Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
 in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ytuning.cross_attention import CrossAttentionConfig, CrossAttentionHead
 from ytuning.dropout import dropped
@@ -37,6 +39,7 @@ from ytuning.errors import InputError, allowed
 from ytuning.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
 
 __all__ = [
+    "REVISION",
     "CrossAttentionConfig",
     "CrossAttentionHead",
     "HeadConfig",
@@ -61,7 +64,7 @@ class PooledConfig:
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
-        mixing_span: S, ...within spans of so many tokens.
+        mixing_span: S, ...within spans of so many tokens; those of a pair attend to all tokens of the other text.
         queries: Q, learned pooling queries of a member.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
@@ -80,8 +83,11 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
+REVISION = 4  # of what heads of one configuration compute and by default read: with another one they learn otherwise
 SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
+ALIKE = 1.5  # of first weights: tokens of a pair first attend to those like them, which training rarely finds by itself
+KEPT_ATTENTION = 256  # tokens of a pair's texts whose attention a training step keeps, at most: it grows by the square
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
@@ -93,9 +99,9 @@ class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
     Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
-    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
-    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
-    rows by dot product. All members are computed together.
+    attend to each other once (of a pair to the other text), and pools them there, by maximum and by attention of its
+    queries. The pools are normalised, mapped to the member's label space, refined by a residual feed-forward layer and
+    matched with its label rows by dot product. All members are computed together.
     """
 
     def __init__(
@@ -113,6 +119,9 @@ class PooledHead(nn.Module):
         self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
+        if paired:
+            queries, keys = self.mixing.detach()[..., : 2 * config.mixing_width].chunk(2, 2)
+            keys.copy_(queries.mul_(ALIKE))
         self.queries = _random(members * config.queries, states, fan_in=3 * energy * states)
         self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
@@ -237,13 +246,14 @@ class PooledHead(nn.Module):
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
-        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
+        """The map of the tokens (E, B, T, K) after one residual attention, with -inf in ``hidden`` (B, T).
 
         Tokens attend to those of their own span only, so that the cost of a long text grows with its length, not with
         the square of it. Spans start at fixed places: a text's logits do not depend on how far its batch is padded.
+        Tokens of a pair attend to all of the other text instead, for those of their own the encoder has shown them.
         """
         members, count, tokens, width = mapped.shape
-        size, length = self.config.mixing_width, min(tokens, self.config.mixing_span)
+        size, length = self.config.mixing_width, tokens if self.paired else min(tokens, self.config.mixing_span)
         spans = -(-tokens // length)
         if extra := spans * length - tokens:
             mapped = functional.pad(mapped, (0, 0, 0, extra))
@@ -251,11 +261,31 @@ class PooledHead(nn.Module):
         parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
         queries, keys, values = parts.view(-1, length, parts.shape[-1]).split((size, size, width), -1)
         # Hidden tokens count nothing, by a finite number: a span may hold no other tokens.
-        there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(1, -1, 1, length).expand(members, -1, -1, -1)
-        scores = torch.baddbmm(there.flatten(0, 1), queries, keys.transpose(1, 2), alpha=1 / math.sqrt(size))
-        attention = scores.softmax(-1, dtype=torch.float32).to(mapped.dtype)  # (E * B * spans, S, S)
-        mixed = torch.baddbmm(mapped.reshape(-1, length, width), attention, values)
+        there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(-1, 1, length).repeat(members, 1, 1)
+        if self.paired:
+            keys, values, there = (_of_partners(each, members) for each in (keys, values, there))
+        own = mapped.reshape(-1, length, width)
+        if length <= KEPT_ATTENTION:
+            mixed = _attended(own, queries, keys, values, there)
+        else:
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            rows = zip(*(each.split(self.config.mixing_span, 1) for each in (own, queries)), strict=True)
+            mixed = torch.cat([checkpoint(_attended, *row, keys, values, there, **options) for row in rows], 1)
         return mixed.view(members, count, -1, width)[:, :, :tokens]
+
+
+def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+    """``tokens`` (N, T, K) and what their ``queries`` (N, T, A) gather from ``values`` (N, S, K) by ``keys`` (N, S, A).
+
+    ``there`` (N, 1, S) is added to the scores.
+    """
+    scores = torch.baddbmm(there, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(queries.shape[-1]))
+    return torch.baddbmm(tokens, scores.softmax(-1, dtype=torch.float32).to(tokens.dtype), values)
+
+
+def _of_partners(values: Tensor, members: int) -> Tensor:
+    """Of each text of pairs what ``values`` (E * 2 * B, ...) have of the other one."""
+    return values.unflatten(0, (members, 2, -1)).flip(1).flatten(0, 2)
 
 
 def _normalised(values: Tensor) -> Tensor:

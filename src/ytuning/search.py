@@ -45,7 +45,7 @@ from ytuning.training import FitResult, Job, fit_heads
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Searched", "Trial", "importances", "propose", "search"]
 
-SCHEMA = 2  # 1: heads of pairs had another form, and single hidden states were tried
+SCHEMA = 3  # 1, 2: heads of pairs had another form; 1: single hidden states were tried
 SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
 TOGETHER = 4  # trials proposed, and trained, at a time
 AT_RANDOM = 8  # trials before Optuna's sampler follows those that did well
