@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -268,9 +269,9 @@ class PooledHead(nn.Module):
         if length <= KEPT_ATTENTION:
             mixed = _attended(own, queries, keys, values, there)
         else:
-            options = {"use_reentrant": False, "preserve_rng_state": False}
+            twice = partial(checkpoint, _attended, use_reentrant=False, preserve_rng_state=False)
             rows = zip(*(each.split(self.config.mixing_span, 1) for each in (own, queries)), strict=True)
-            mixed = torch.cat([checkpoint(_attended, *row, keys, values, there, **options) for row in rows], 1)
+            mixed = torch.cat([twice(*row, keys, values, there) for row in rows], 1)
         return mixed.view(members, count, -1, width)[:, :, :tokens]
 
 
