@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ytuning
 from tests.conftest import build_tiny_encoder
 from ytuning import cli, losses, recipes
 from ytuning.artifact import load_task, save_task
@@ -846,10 +847,14 @@ cli.main()
 
 def outside(*arguments: object, code: str | None = None) -> Outcome:
     """The program in a process of its own."""
-    program = ["-c", "from ytuning.cli import main; main()"] if code is None else ["-c", code]
+    program = ["-m", "ytuning"] if code is None else ["-c", code]
     command = [sys.executable, "-W", "error::UserWarning", *program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_version_is_told_at_once() -> None:
+    assert outside("--version") == Outcome(0, f"ytuning {ytuning.__version__}\n", "")
 
 
 def test_interrupt_while_training_saves_the_best_head_so_far(files: Path, run: Run, tiny_encoder: Path) -> None:

@@ -106,6 +106,7 @@ ORDER = [
     "cli_serve",
     "cli_train",
     "cli",
+    "__main__",
 ]
 """A module imports only modules before it; lazy imports and those for type checking count."""
 

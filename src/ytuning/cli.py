@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ytuning import __version__
 from ytuning.cli_add_label import add_label
 from ytuning.cli_cache import cache
 from ytuning.cli_compare import compare
@@ -41,12 +42,28 @@ TYPER_INTERRUPTED = 130  # what newer versions of typer make of Ctrl-C; older on
 
 app = typer.Typer(
     name="ytuning",
-    help="Train, evaluate and use text classifiers on a frozen encoder.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"ytuning {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    """Train, evaluate and use text classifiers on a frozen encoder."""
+
+
 app.add_typer(cache, name="cache")
 app.command(epilog="Example: ytuning train tickets.csv --test holdout.csv --out tasks/tickets")(train)
 app.command(name="add-label", epilog="Example: ytuning add-label tasks/tickets refund --examples refunds.csv")(
