@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             elif part != arguments.rows:
                 rate = max(good, key=lambda entry: entry["validation"])["rate"]
                 search = {"searched": {"rows": part, "rates": arguments.rates}}
-                tuned(arguments, name, arguments.rows, seed, rate, search)
+                if not tuned(arguments, name, arguments.rows, seed, rate, search)["test"]:
+                    print(
+                        f"{name}, seed {seed}: the rate {rate} diverged on all rows. Leave it out of --rates",
+                        flush=True,
+                    )
 
 
 def tuned(
