@@ -224,10 +224,15 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
             EncoderIdentity.from_json(wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "layers"), [(12, (8, 10)), (6, (4, 5)), (1, (1,))])
-def test_the_default_layers_are_two_thirds_and_five_sixths_up(count: int, layers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("count", "layers", "of_pairs"),
+    [(12, (6, 10), (8, 12)), (6, (3, 5), (4, 6)), (2, (1, 2), (1, 2)), (1, (1,), (1,))],
+)
+def test_the_default_layers_are_half_and_five_sixths_up(
+    count: int, layers: tuple[int, ...], of_pairs: tuple[int, ...]
+) -> None:
     assert kept_layers(None, count, "name") == layers
-    assert kept_layers(None, count, "name", pairs=True) == tuple(sorted({layers[0], count}))
+    assert kept_layers(None, count, "name", pairs=True) == of_pairs
 
 
 def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> None:

@@ -180,9 +180,8 @@ def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Lay
     (``single``), or two of them, neighbours and some further apart. A small head on a sample makes little of a second
     state, so that sets of one would be taken where the task's head on all rows does better on two.
     """
-    middle = default_layers(depth)
-    third, half = max(1, round(depth / 3)), max(1, round(depth / 2))
-    lower, upper, last = middle[0], middle[-1], depth
+    third, half, lower, upper = (max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6))
+    last = depth
     if single:
         return list(dict.fromkeys([default, (third,), (half,), (lower,), (upper,), (last,)]))
     two = [(third, half), (half, lower), (lower, upper), (upper, last), (last - 1, last), (half, upper), (lower, last)]

@@ -76,11 +76,11 @@ def tokenizer_rules(tokenizer: Any) -> bytes:
 
 
 def default_layers(depth: int, *, pairs: bool = False) -> tuple[int, ...]:
-    """Hidden states two thirds and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
+    """Hidden states half and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
 
     Of ``pairs`` two thirds up and the last, by which sentence encoders are trained to compare texts.
     """
-    lower = round(depth * 2 / 3)
+    lower = max(1, round(depth * 2 / 3 if pairs else depth / 2))
     return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
 
 
