@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+import ytuning.head as module
 from tests.naive_heads import naive_logits
 from ytuning.dropout import dropped
 from ytuning.errors import InputError
@@ -122,7 +121,7 @@ def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels
 
 def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
     torch.manual_seed(0)
-    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, paired=True)
+    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, paired=True).eval()
     tokens = torch.randn(6, 2, WIDTH)
     values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
     shares = []
@@ -132,37 +131,41 @@ def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
         return tokens
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ytuning.head._attended", watched)
+        patch.setattr(module, "_attended", watched)
         with torch.no_grad():
             head(values, mask)
-    (share,) = shares  # (E * 2, 6, 6)
-    alike = share.flip(-1).diagonal(dim1=1, dim2=2)
-    assert float(alike.mean()) > 0.7, share
+    alike = torch.cat(shares).flip(-1).diagonal(dim1=1, dim2=2)  # (2 * E, 6)
+    assert float(alike.mean()) > 0.7, shares
 
 
 def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     head = scrambled(CASES[1][0], 3, 2, paired=True).eval()
-    features, mask = batch(2, (5, 1, 3, 7, 2, 6))
+    features, mask = batch(2, (5, 1, 3, 7, 2, 6))  # 5 tokens meet 7 at most
+    calls = []
+
+    def counted(*given: Tensor) -> Tensor:
+        calls.append(given[0].shape[1])
+        return attended(*given)
+
+    attended = module._attended
+    monkeypatch.setattr(module, "_attended", counted)
 
     def step() -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = head(features, mask)
         return logits, torch.autograd.grad(logits.square().sum(), list(head.parameters()))
 
     logits, gradients = step()
-    monkeypatch.setattr("ytuning.head.KEPT_ATTENTION", 4)
-    calls = []
-
-    def counted(*given: Any, **options: Any) -> Any:
-        calls.append(given)
-        return checkpoint(*given, **options)
-
-    monkeypatch.setattr("ytuning.head.checkpoint", counted)
+    assert calls == [5, 7]
+    calls.clear()
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 3 * 2 * 3 * 7)  # three tokens of a first text at a time
     again, same = step()
-    assert len(calls) == 3  # spans of 3 of 7 tokens
+    assert calls[:4] == [3, 2, 4, 3] and sorted(calls[4:]) == [2, 3, 3, 4]
     torch.testing.assert_close(again, logits)
     torch.testing.assert_close(same, gradients)
+    calls.clear()
     with torch.inference_mode():
         torch.testing.assert_close(head(features, mask), logits.detach())
+    assert calls == [3, 2, 4, 3]
 
 
 @cases

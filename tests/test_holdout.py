@@ -129,6 +129,46 @@ def test_the_same_text_with_another_second_text_is_another_input() -> None:
     assert len(split_holdout(dataset, seed=0, fraction=0.3)[1]) == 3
 
 
+WORDS = np.array(["red", "green", "blue", "cat", "dog", "runs", "sleeps", "far", "near", "now", "then", "here"])
+
+
+def sentences_and_phrases(count: int, phrases: int) -> list[str]:
+    """Sentences of 12 words, each with some of its phrases of 4 to 10 words."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        words = generator.choice(WORDS, 12)
+        starts, lengths = generator.integers(0, 3, phrases), generator.integers(4, 11, phrases)
+        found += [" ".join(words), *(" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True))]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_phrases_stay_with_their_sentence(seed: int) -> None:
+    texts = sentences_and_phrases(200, 4)
+    rows = from_lists(texts, ["ab"[number % 2] for number in range(len(texts))])
+    train, validation = split_holdout(rows, seed)
+    assert len(validation) == pytest.approx(len(texts) / 10, abs=5)
+    learned = [f" {texts[row]} " for row in train]
+    seen = [row for row in validation if any(f" {texts[row]} " in other for other in learned)]
+    assert len(seen) <= 0.05 * len(validation)  # phrases that two sentences have
+
+
+def test_texts_that_all_grow_from_one_are_held_out_at_random() -> None:
+    words = [f"w{number}" for number in range(60)]
+    rows = from_lists([" ".join(words[:end]) for end in range(10, 60)], ["a", "b"] * 25)
+    _, validation = split_holdout(rows, 0)
+    assert len(validation) == 5
+
+
+def test_a_few_phrases_do_not_change_the_hold_out() -> None:
+    texts = sentences_and_phrases(300, 0)
+    labels = ["ab"[number % 2] for number in range(len(texts))]
+    plain = split_holdout(from_lists(texts, labels), 0)
+    texts[1] = texts[0].rsplit(" ", 3)[0]
+    assert [part.tolist() for part in split_holdout(from_lists(texts, labels), 0)] == [part.tolist() for part in plain]
+
+
 def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
     program = """
 from ytuning.data import from_lists

@@ -65,7 +65,7 @@ class PooledConfig:
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
-        mixing_span: S, ...within spans of so many tokens; those of a pair attend to all tokens of the other text.
+        mixing_span: S, ...within spans of so many tokens.
         queries: Q, learned pooling queries of a member.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
@@ -84,11 +84,13 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-REVISION = 4  # of what heads of one configuration compute and by default read: with another one they learn otherwise
+REVISION = 2  # of what heads of one configuration compute and by default read: with another one they learn otherwise
 SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
-ALIKE = 1.5  # of first weights: tokens of a pair first attend to those like them, which training rarely finds by itself
-KEPT_ATTENTION = 256  # tokens of a pair's texts whose attention a training step keeps, at most: it grows by the square
+ALIKE = (
+    1.5  # factor of a pair's first weights of queries, which are those of keys too: else training rarely aligns them
+)
+SCORES_AT_ONCE = 2**24  # of the attention between the texts of pairs
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
@@ -100,9 +102,10 @@ class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
     Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
-    attend to each other once (of a pair to the other text), and pools them there, by maximum and by attention of its
-    queries. The pools are normalised, mapped to the member's label space, refined by a residual feed-forward layer and
-    matched with its label rows by dot product. All members are computed together.
+    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
+    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
+    rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
+    those that are like them, and what is matched are the pools' differences, distances and products.
     """
 
     def __init__(
@@ -121,8 +124,10 @@ class PooledHead(nn.Module):
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if paired:
-            queries, keys = self.mixing.detach()[..., : 2 * config.mixing_width].chunk(2, 2)
-            keys.copy_(queries.mul_(ALIKE))
+            with torch.no_grad():
+                queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
+                queries.mul_(ALIKE)
+                keys.copy_(queries)
         self.queries = _random(members * config.queries, states, fan_in=3 * energy * states)
         self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
@@ -241,20 +246,20 @@ class PooledHead(nn.Module):
         scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]  # (B, T, E * Q)
         attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)  # (E, B, Q, T)
         mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
-        mapped = self._mixed(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
+        meet = self._crossed if self.paired else self._mixed
+        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
-        """The map of the tokens (E, B, T, K) after one residual attention, with -inf in ``hidden`` (B, T).
+        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
 
         Tokens attend to those of their own span only, so that the cost of a long text grows with its length, not with
         the square of it. Spans start at fixed places: a text's logits do not depend on how far its batch is padded.
-        Tokens of a pair attend to all of the other text instead, for those of their own the encoder has shown them.
         """
         members, count, tokens, width = mapped.shape
-        size, length = self.config.mixing_width, tokens if self.paired else min(tokens, self.config.mixing_span)
+        size, length = self.config.mixing_width, min(tokens, self.config.mixing_span)
         spans = -(-tokens // length)
         if extra := spans * length - tokens:
             mapped = functional.pad(mapped, (0, 0, 0, extra))
@@ -263,16 +268,31 @@ class PooledHead(nn.Module):
         queries, keys, values = parts.view(-1, length, parts.shape[-1]).split((size, size, width), -1)
         # Hidden tokens count nothing, by a finite number: a span may hold no other tokens.
         there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(-1, 1, length).repeat(members, 1, 1)
-        if self.paired:
-            keys, values, there = (_of_partners(each, members) for each in (keys, values, there))
-        own = mapped.reshape(-1, length, width)
-        if length <= KEPT_ATTENTION:
-            mixed = _attended(own, queries, keys, values, there)
-        else:
-            twice = partial(checkpoint, _attended, use_reentrant=False, preserve_rng_state=False)
-            rows = zip(*(each.split(self.config.mixing_span, 1) for each in (own, queries)), strict=True)
-            mixed = torch.cat([twice(*row, keys, values, there) for row in rows], 1)
+        mixed = _attended(mapped.reshape(-1, length, width), queries, keys, values, there)
         return mixed.view(members, count, -1, width)[:, :, :tokens]
+
+    def _crossed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
+        """The map of pairs' tokens (E, 2 * B, T, K) after one residual attention to all tokens of the other text.
+
+        Those of their own text the encoder has shown them. Each side is cut to its longest text in the batch, so that
+        a short question to a long text costs by the product of both lengths.
+        """
+        members, _, tokens, width = mapped.shape
+        size = self.config.mixing_width
+        parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
+        parts = parts.view(members, 2, -1, tokens, parts.shape[-1])
+        own, there = mapped.unflatten(1, (2, -1)), hidden.clamp_min(HIDDEN).to(mapped.dtype).unflatten(0, (2, 1, -1))
+        used = (hidden == 0).unflatten(0, (2, -1)).any(1)  # (2, T)
+        longest = (used * torch.arange(1, tokens + 1, device=used.device)).amax(1).tolist()
+        sides = []
+        for side, other in ((0, 1), (1, 0)):
+            length, reach = longest[side], longest[other]
+            queries = parts[:, side, :, :length, :size].flatten(0, 1)
+            keys, values = parts[:, other, :, :reach, size:].flatten(0, 1).split((size, width), -1)
+            mask = there[other, :, :, None, :reach].expand(members, -1, -1, -1).flatten(0, 1)
+            mixed = _attended_piecewise(own[:, side, :, :length].flatten(0, 1), queries, keys, values, mask)
+            sides.append(functional.pad(mixed.unflatten(0, (members, -1)), (0, 0, 0, tokens - length)))
+        return torch.cat(sides, 1)
 
 
 def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
@@ -284,9 +304,15 @@ def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, the
     return torch.baddbmm(tokens, scores.softmax(-1, dtype=torch.float32).to(tokens.dtype), values)
 
 
-def _of_partners(values: Tensor, members: int) -> Tensor:
-    """Of each text of pairs what ``values`` (E * 2 * B, ...) have of the other one."""
-    return values.unflatten(0, (members, 2, -1)).flip(1).flatten(0, 2)
+def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+    """The same in pieces, so that few scores are in memory; the backward pass computes them again."""
+    rows = max(1, SCORES_AT_ONCE // (keys.shape[0] * keys.shape[1]))
+    if rows >= tokens.shape[1]:
+        return _attended(tokens, queries, keys, values, there)
+    recomputed = partial(checkpoint, _attended, use_reentrant=False, preserve_rng_state=False)
+    attended = recomputed if torch.is_grad_enabled() else _attended
+    pieces = zip(tokens.split(rows, 1), queries.split(rows, 1), strict=True)
+    return torch.cat([attended(*piece, keys, values, there) for piece in pieces], 1)
 
 
 def _normalised(values: Tensor) -> Tensor:

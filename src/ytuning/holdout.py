@@ -16,6 +16,8 @@ from ytuning.labels import LabelSet
 __all__ = ["split_holdout"]
 
 FEWEST_IN_QUANTILE = 4  # rows, or none of them could be spared
+FEWEST_WORDS = 4  # of a text that counts as a part of another; shorter ones are anybody's
+MANY_PARTS, ENOUGH = 0.01, 0.5  # shares: of texts that are parts of others; of the rows that could else be held out
 QUANTILES = 10  # of a regression's numbers, each of which gives its share of the validation rows
 
 
@@ -28,7 +30,9 @@ def split_holdout(
     About ``fraction`` of the rows are held out, at least one. Every label keeps a train row, and every label with two
     or more different inputs gets a validation row if there is room for one of each. Rows with exactly the same input
     stay together, so that no validation row was seen in training; where only such a group can stand for a label, more
-    than ``fraction`` may be held out, but never more than ``most``.
+    than ``fraction`` may be held out, but never more than ``most``. So do texts that are a run of words of another one
+    (phrases of a sentence, a quoted mail), if there are many and enough rows can be held out then: on what it has seen
+    in part a head is far too sure, and validation would not tell.
 
     Args:
         dataset: with labels.
@@ -53,11 +57,45 @@ def split_holdout(
         by_input.setdefault(row, []).append(index)
     groups = list(by_input.values())
     most = most or len(ids)
-    held = _hold_out(groups, ids, seed, min(max(1, round(fraction * len(ids))), most), most)
+    target = min(max(1, round(fraction * len(ids))), most)
+    held = _hold_out(groups, ids, seed, target, most)
+    if dataset.text_pairs is None and (whole := _with_parts([text for text, _ in by_input], groups)):
+        apart = _hold_out(whole, ids, seed, target, most)
+        same_labels = {ids[row] for row in apart} >= {ids[row] for row in held}
+        held = apart if same_labels and len(apart) >= ENOUGH * len(held) else held
     if not held:
         problem = "no row can be held out for validation, as each label needs another, different row to train on. "
         raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
+
+
+def _with_parts(texts: list[str], groups: list[list[int]]) -> list[list[int]]:
+    """Groups of rows, each with those of the texts that are a run of words of its text; none if these are few.
+
+    A part of several texts goes with the longest of them: else whatever people often say would tie all rows together.
+    """
+    words = [text.split() for text in texts]
+    by_start: dict[tuple[str, ...], set[int]] = {}  # lengths of the texts that start with these words
+    by_words: dict[str, int] = {}
+    for number, own in enumerate(words):
+        if len(own) >= FEWEST_WORDS:
+            by_start.setdefault(tuple(own[:FEWEST_WORDS]), set()).add(len(own))
+            by_words.setdefault(" ".join(own), number)
+    whole = list(range(len(texts)))
+    for number in sorted(whole, key=lambda number: -len(words[number])):
+        own = words[number]
+        for start in range(len(own) - FEWEST_WORDS + 1):
+            for length in by_start.get(tuple(own[start : start + FEWEST_WORDS]), ()):
+                part = by_words.get(" ".join(own[start : start + length])) if length <= len(own) - start else None
+                if part is not None and length < len(own) and whole[part] == part:
+                    whole[part] = whole[number]
+    parts = sum(each != number for number, each in enumerate(whole))
+    if parts < MANY_PARTS * len(texts):
+        return []
+    together: dict[int, list[int]] = {}
+    for number, rows in enumerate(groups):
+        together.setdefault(whole[number], []).extend(rows)
+    return list(together.values())
 
 
 def _strata(dataset: Dataset) -> list[int]:

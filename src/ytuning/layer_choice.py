@@ -180,8 +180,8 @@ def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Lay
     (``single``), or two of them, neighbours and some further apart. A small head on a sample makes little of a second
     state, so that sets of one would be taken where the task's head on all rows does better on two.
     """
-    third, half, lower, upper = (max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6))
-    last = depth
+    third, half, lower = (max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3))
+    upper, last = min(depth, max(lower + 1, round(depth * 5 / 6))), depth
     if single:
         return list(dict.fromkeys([default, (third,), (half,), (lower,), (upper,), (last,)]))
     two = [(third, half), (half, lower), (lower, upper), (upper, last), (last - 1, last), (half, upper), (lower, last)]
