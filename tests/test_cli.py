@@ -853,7 +853,7 @@ def outside(*arguments: object, code: str | None = None) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def test_the_version_is_told_at_once() -> None:
+def test_the_version_is_told() -> None:
     assert outside("--version") == Outcome(0, f"ytuning {ytuning.__version__}\n", "")
 
 

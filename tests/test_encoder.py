@@ -226,7 +226,14 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
 
 @pytest.mark.parametrize(
     ("count", "layers", "of_pairs"),
-    [(12, (6, 10), (8, 12)), (6, (3, 5), (4, 6)), (2, (1, 2), (1, 2)), (1, (1,), (1,))],
+    [
+        (12, (6, 10), (8, 12)),
+        (6, (3, 5), (4, 6)),
+        (4, (2, 3), (3, 4)),
+        (3, (2, 3), (2, 3)),
+        (2, (1, 2), (1, 2)),
+        (1, (1,), (1,)),
+    ],
 )
 def test_the_default_layers_are_half_and_five_sixths_up(
     count: int, layers: tuple[int, ...], of_pairs: tuple[int, ...]

@@ -193,9 +193,10 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
     assert float(values.mean()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @cases
-def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int) -> None:
-    head = scrambled(config, labels, layers).eval()
+def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
+    head = scrambled(config, labels, layers, paired=paired).eval()
     features, mask = batch(layers)
     other = torch.where(mask[..., None, None], features, 50 * torch.ones(()))
     longer = torch.cat((features, features[:, :2] * 7), 1)
@@ -204,14 +205,17 @@ def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int) -
         logits = head(features, mask)
         torch.testing.assert_close(head(other, mask), logits, rtol=0, atol=1e-5)
         torch.testing.assert_close(head(longer, longer_mask), logits, rtol=0, atol=1e-5)
-        for row, length in enumerate(mask.sum(1).tolist()):
-            alone = head(features[row : row + 1, :length], mask[row : row + 1, :length])
+        for row in range(len(logits)):
+            rows = [row, len(logits) + row] if paired else [row]
+            length = int(mask[rows].sum(1).max())
+            alone = head(features[rows][:, :length], mask[rows][:, :length])
             torch.testing.assert_close(alone[0], logits[row], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @cases
-def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int) -> None:
-    head = scrambled(config, labels, layers).eval()  # dropout could hide a path by chance
+def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
+    head = scrambled(config, labels, layers, paired=paired).eval()  # dropout could hide a path by chance
     logits = head(*batch(layers))
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     untouched = [

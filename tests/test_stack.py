@@ -52,8 +52,9 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
         assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("tokens", [0, 10**6])
-def test_heads_computed_as_one_give_what_each_gives(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_computed_as_one_give_what_each_gives(tokens: int, paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stack, "JOINED_TOKENS", tokens)
     torch.manual_seed(2)
     forms: list[tuple[HeadConfig, int]] = [
@@ -63,7 +64,7 @@ def test_heads_computed_as_one_give_what_each_gives(tokens: int, monkeypatch: py
         (LabelTuningConfig(), 2),
         (PooledConfig(members=2, width=6), 2),
     ]
-    heads = [build_head(config, labels=labels, layers=2, width=12).eval() for config, labels in forms]
+    heads = [build_head(config, labels=labels, layers=2, width=12, paired=paired).eval() for config, labels in forms]
     values, mask = torch.randn(4, 6, 2, 12), torch.arange(6) < torch.tensor([6, 2, 1, 4])[:, None]
     with torch.no_grad():
         for head, found in zip(heads, stack.JointHeads(heads)(values, mask), strict=True):

@@ -258,7 +258,7 @@ def _pair_mode(value: Any) -> PairMode | None:
 
 
 def _refuse_old_pairs(schema: int, config: HeadConfig, pair: PairMode | None, path: Path) -> None:
-    """Up to schema 3 a pair's tokens did not attend to the other text in a pooled head, and up to 2 it matched more."""
+    """Before schema 4 a pooled head had no attention between a pair's texts, before 3 it also matched both of them."""
     if schema < 4 and pair == "separate" and isinstance(config, PooledConfig):
         raise TaskFolderError(
             f"{path / TASK_FILE} has schema {schema}, whose heads for pairs that are read one by one had another form. "

@@ -188,7 +188,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
 
     taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], progress)
     fits, features = taken.fits, taken.features
-    written = min(written, cache.hits)  # Ctrl-C may have come before all of it was used
+    written = min(written, cache.hits)  # Ctrl-C may have come before all of the sample was read again
     cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
     best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
     if ensemble:
