@@ -471,6 +471,19 @@ def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
     assert trained.fit.history == alone.fit.history
 
 
+def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = pipeline._chosen
+
+    def more_than_is_read(*given: Any, **options: Any) -> Any:
+        return (*chosen(*given, **options)[:3], 10**6)  # as after Ctrl-C in the second way of reading
+
+    first = train(toy, encoder)
+    monkeypatch.setattr(pipeline, "_chosen", more_than_is_read)
+    again = train(toy, encoder)
+    assert first.cache.misses + first.cache.hits == again.cache.misses + again.cache.hits
+    assert again.cache.hits == 0
+
+
 def test_a_codec_for_pairs_read_one_by_one_is_measured_on_them(toy: Dataset, encoder: Encoder) -> None:
     data = replace(toy, text_pairs=toy.texts[::-1])
     trained = train(data, encoder, pairs="separate", codec="auto")
