@@ -71,10 +71,13 @@ def test_features_do_not_depend_on_the_batch(precision: Precision, shared_data: 
         assert torch.equal(apart.batch(rows)[0], together.batch(rows)[0])
 
 
-def test_codecs_keep_what_they_promise(encoder: Encoder, shared_data: Path) -> None:
-    # Bytes against fp16, and error on other texts against the features' norm: measured 0.015 to 0.020, and 0.154 to
-    # 0.167 with a basis of 4,000 tokens (of AG News 17,000).
-    bounds = {"int8": (0.52, 0.025), "compact": (0.26, 0.18)}
+@pytest.mark.parametrize(("layers", "compact"), [((4, 5), 0.18), ((3, 5), 0.21)])
+def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, shared_data: Path) -> None:
+    # Bytes against fp16, and error on other texts against the features' norm: measured 0.015 to 0.020, and with a basis
+    # of 4,000 tokens (of AG News 17,000) 0.154 to 0.167 of neighbours, 0.180 to 0.199 of the default states, which have
+    # less in common.
+    encoder = load_encoder(layers=layers)
+    bounds = {"int8": (0.52, 0.025), "compact": (0.26, compact)}
     for name in ("trec6", "sst2", "ag_news"):
         inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:600]
         features = live_features(inputs, encoder).halves(torch.arange(len(inputs)))
