@@ -289,7 +289,7 @@ def _digest(work: Work) -> str:
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Two runs of one key would find the same."""
     versions = [importlib.metadata.version(package) for package in ("ytuning", "torch", "transformers", "scikit-learn")]
-    settings = [work.epochs, work.search_rates] if name in TUNED else [] if name == "setfit" else [REVISION]
+    settings = [work.epochs, work.search_rates] if name in TUNED else [REVISION]
     return hashlib.sha256(json.dumps([digest, versions, settings, name, seed]).encode()).hexdigest()
 
 

@@ -87,9 +87,7 @@ HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 REVISION = 2  # of what heads of one configuration compute and by default read: with another one they learn otherwise
 SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
-ALIKE = (
-    1.5  # factor of a pair's first weights of queries, which are those of keys too: else training rarely aligns them
-)
+ALIKE = 1.5  # factor of a pair's first queries, which are also its keys: else training rarely finds what is alike
 SCORES_AT_ONCE = 2**24  # of the attention between the texts of pairs
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,

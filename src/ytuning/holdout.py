@@ -74,20 +74,25 @@ def _with_parts(texts: list[str], groups: list[list[int]]) -> list[list[int]]:
 
     A part of several texts goes with the longest of them: else whatever people often say would tie all rows together.
     """
-    words = [text.split() for text in texts]
-    by_start: dict[tuple[str, ...], set[int]] = {}  # lengths of the texts that start with these words
-    by_words: dict[str, int] = {}
-    for number, own in enumerate(words):
-        if len(own) >= FEWEST_WORDS:
-            by_start.setdefault(tuple(own[:FEWEST_WORDS]), set()).add(len(own))
-            by_words.setdefault(" ".join(own), number)
+    # Words are split anew and found by their hashes: those of all texts would take several times the memory of these.
+    counts = [len(text.split()) for text in texts]
+    by_start: dict[int, set[int]] = {}  # lengths of the texts that start with these words
+    by_words: dict[int, int] = {}
+    for number, text in enumerate(texts):
+        if counts[number] >= FEWEST_WORDS:
+            own = text.split()
+            by_start.setdefault(hash(tuple(own[:FEWEST_WORDS])), set()).add(len(own))
+            by_words.setdefault(hash(tuple(own)), number)
     whole = list(range(len(texts)))
-    for number in sorted(whole, key=lambda number: -len(words[number])):
-        own = words[number]
+    for number in sorted(whole, key=lambda number: -counts[number]):
+        own = texts[number].split()
         for start in range(len(own) - FEWEST_WORDS + 1):
-            for length in by_start.get(tuple(own[start : start + FEWEST_WORDS]), ()):
-                part = by_words.get(" ".join(own[start : start + length])) if length <= len(own) - start else None
-                if part is not None and length < len(own) and whole[part] == part:
+            for length in by_start.get(hash(tuple(own[start : start + FEWEST_WORDS])), ()):
+                if length > len(own) - start or length == len(own):
+                    continue
+                run = own[start : start + length]
+                part = by_words.get(hash(tuple(run)))
+                if part is not None and whole[part] == part and texts[part].split() == run:
                     whole[part] = whole[number]
     parts = sum(each != number for number, each in enumerate(whole))
     if parts < MANY_PARTS * len(texts):
