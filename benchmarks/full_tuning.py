@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks.harness import parser
 from benchmarks.machine import machine
 from benchmarks.quality import SETS, parts_of
-from ytuning.calibration import calibrate
 from ytuning.contestants import work_on
 from ytuning.disk import commit
 from ytuning.encoder import load_encoder
@@ -106,7 +105,7 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
     seconds = time.perf_counter() - start
     logits = found.validation_logits
     diverged = not np.isfinite(logits).all()
-    calibration = None if diverged else calibrate(work.target, logits, targets[split[1]])
+    calibration = None if diverged else work.calibrated(seed, logits)
     return {
         "train_rows": len(split[0]),
         "validation_rows": len(split[1]),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.test_data import complaint
 from ytuning.data import Dataset, count_shared, from_lists
 from ytuning.errors import DataError
-from ytuning.holdout import split_holdout
+from ytuning.holdout import split_holdout, weights_of_rows
 
 pairs_and_labels = st.lists(
     st.tuples(st.integers(0, 30), st.sampled_from([None, "p"]), st.sampled_from("abcde")), min_size=1, max_size=120
@@ -152,6 +152,16 @@ def test_phrases_stay_with_their_sentence(seed: int) -> None:
     learned = [f" {texts[row]} " for row in train]
     seen = [row for row in validation if any(f" {texts[row]} " in other for other in learned)]
     assert len(seen) <= 0.05 * len(validation)  # phrases that two sentences have
+
+
+def test_rows_count_by_their_words_where_many_are_phrases() -> None:
+    texts = [*sentences_and_phrases(50, 4), "one"]
+    labels = ["ab"[number % 2] for number in range(len(texts))]
+    found = weights_of_rows(from_lists(texts, labels))
+    assert found is not None
+    assert found.tolist() == [len(text.split()) for text in texts]
+    assert weights_of_rows(from_lists(sentences_and_phrases(50, 0) + texts[1:5], ["a", "b"] * 27)) is None  # a few only
+    assert weights_of_rows(from_lists(texts, labels, text_pairs=texts)) is None
 
 
 def test_texts_that_all_grow_from_one_are_held_out_at_random() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ import torch
 
 from ytuning import pipeline
 from ytuning.artifact import PairMode, load_task, save_task
-from ytuning.calibration import Calibration, calibrated
+from ytuning.calibration import Calibration, calibrate, calibrated
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
@@ -427,12 +428,30 @@ def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[s
         assert store.spaces() == []
 
 
+def with_phrases(data: Dataset) -> Dataset:
+    """Every text and two runs of its words, so that most texts are parts of others."""
+    texts = [f"{text} as well as before and later" for text in data.texts]
+    parts = [" ".join(text.split()[start:end]) for text in texts for start, end in ((0, None), (0, -1), (1, -2))]
+    return from_lists(parts, [name for name in data.names for _ in range(3)])
+
+
+def test_rows_count_by_their_words_where_many_are_phrases(toy: Dataset, encoder: Encoder) -> None:
+    phrases = with_phrases(toy)
+    for validation in (None, phrases):
+        trained = train(phrases, encoder, seed=1, validation=validation)
+        rows = task_rows(phrases, validation, None, seed=1)
+        words = np.array([len(rows.inputs[row][0].split()) for row in rows.validation])
+        fitted = partial(calibrate, rows.target, trained.fit.validation_logits, rows.truth[rows.validation])
+        assert trained.task.calibration == fitted(weights=words) != fitted()
+    assert task_rows(toy, None, None, seed=1).weights is None
+
+
 def test_only_the_best_head_has_to_reach_a_precision(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float | None] = []
 
-    def calibrated(target: Any, logits: Any, truth: Any, *, abstain_at: float | None = None) -> Calibration:
+    def calibrated(*_: Any, weights: Any, abstain_at: float | None = None) -> Calibration:
         asked.append(abstain_at)
         if abstain_at is not None and len(asked) in failing:
             raise InputError("not reached")

@@ -109,7 +109,14 @@ def check_abstain_at(target: Target, abstain_at: float | None, rows: int) -> Non
         raise InputError(f"{problem}Give more rows or a validation file")
 
 
-def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_at: float | None = None) -> Calibration:
+def calibrate(
+    target: Target,
+    logits: np.ndarray,
+    truth: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    abstain_at: float | None = None,
+) -> Calibration:
     """Fit on validation rows.
 
     The temperature minimises the mean negative log-likelihood. A label's threshold lies between the one that maximises
@@ -120,6 +127,7 @@ def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_
         target: of the task; ``Scale`` has nothing to calibrate.
         logits: (rows, C).
         truth: target array of the rows, as ``target.encode`` gives it.
+        weights: (rows,), above 0: how much each row counts; default: all the same.
         abstain_at: precision that answered rows must have, of single-label and ordinal tasks; ``None``: never abstain.
 
     Raises:
@@ -128,14 +136,15 @@ def calibrate(target: Target, logits: np.ndarray, truth: np.ndarray, *, abstain_
     check_abstain_at(target, abstain_at, len(truth))
     if not isinstance(target, Names):
         return Calibration()
-    temperature = _fit_temperature(target, logits.astype(np.float64), truth)
+    weights = np.ones(len(truth)) if weights is None else weights / weights.mean()
+    temperature = _fit_temperature(target, logits.astype(np.float64), truth, weights)
     probabilities = Calibration(temperature).probabilities(target, logits)
     if target.kind == "multi":
-        return Calibration(temperature, thresholds=_fit_thresholds(probabilities, truth > 0))
+        return Calibration(temperature, thresholds=_fit_thresholds(probabilities, truth > 0, weights))
     if abstain_at is None:
         return Calibration(temperature)
     right = _answers(target, probabilities) == truth
-    return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, abstain_at))
+    return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, weights, abstain_at))
 
 
 def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -155,7 +164,7 @@ def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray) -> float:
+def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
     if len(logits) < TEMPERATURE_ROWS:
         return 1.0
     if target.kind == "multi":
@@ -163,45 +172,46 @@ def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray) -> fl
     else:
         ahead = logits - logits[np.arange(len(truth)), truth][:, None]
     found = scipy.optimize.minimize_scalar(
-        lambda log: _loss(target, ahead, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
+        lambda log: _loss(target, ahead, weights, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     # A single label, or logits that are all equal, have the same loss at any temperature.
-    return math.exp(found.x) if found.fun < _loss(target, ahead, 1.0) else 1.0
+    return math.exp(found.x) if found.fun < _loss(target, ahead, weights, 1.0) else 1.0
 
 
-def _loss(target: Names, ahead: np.ndarray, temperature: float) -> float:
+def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray, temperature: float) -> float:
     """Mean negative log-likelihood, by how far (rows, C) the logits of labels are ahead of the right answer's.
 
-    Of ``multi``: how far that of the wrong one of a label's two answers is.
+    Of ``multi``: how far that of the wrong one of a label's two answers is. Rows count by their weights (rows,).
     """
     scaled = ahead / temperature
     each = np.logaddexp(0, scaled) if target.kind == "multi" else scipy.special.logsumexp(scaled, axis=1)
-    return float(each.mean())
+    return float(np.average(each.mean(1) if each.ndim == 2 else each, weights=weights))
 
 
-def _fit_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
-    """(C,) of probabilities (rows, C) and truth (rows, C) bool."""
-    shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel()), *GLOBAL_ENDS))
-    own = np.array([_best_f1(*columns) for columns in zip(probabilities.T, truth.T, strict=True)])
-    rows = truth.sum(0)
+def _fit_thresholds(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
+    """(C,) of probabilities (rows, C) and truth (rows, C) bool of rows of weights (rows,), whose mean is 1."""
+    everywhere = weights.repeat(truth.shape[1])
+    shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel(), everywhere), *GLOBAL_ENDS))
+    own = np.array([_best_f1(*columns, weights) for columns in zip(probabilities.T, truth.T, strict=True)])
+    rows = weights @ truth
     weight = rows / (rows + OWN_ROWS)
     logits = weight * scipy.special.logit(np.clip(own, EDGE, 1 - EDGE)) + (1 - weight) * scipy.special.logit(shared)
     return tuple(scipy.special.expit(logits).tolist())
 
 
-def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
+def _best_f1(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
     """Threshold, of those between probabilities (N,), with the highest F1 for truth (N,) bool; 0.5 if that is empty."""
     if not truth.any():
         return 0.5
-    thresholds, given, right = _cuts(probabilities, truth)
-    return float(thresholds[np.argmax(2 * right / (given + truth.sum()))])
+    thresholds, _, given, right = _cuts(probabilities, truth, weights)
+    return float(thresholds[np.argmax(2 * right / (given + weights @ truth))])
 
 
-def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, precision: float) -> float:
+def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray, precision: float) -> float:
     """Lowest threshold of confidence (rows,) at which the rows answered are right often enough; 0 if all rows are."""
     fewest = max(ANSWERED_ROWS, math.ceil(len(right) / ANSWERED_PART))
-    thresholds, answered, hits = _cuts(confidence, right)
-    reached = np.where(answered >= fewest, hits / answered, 0.0)
+    thresholds, answered, given, hits = _cuts(confidence, right, weights)
+    reached = np.where(answered >= fewest, hits / given, 0.0)
     good = np.flatnonzero(reached >= precision)
     if not len(good):
         best = int(np.flatnonzero(reached == reached.max())[-1])
@@ -215,20 +225,22 @@ def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, precision: float)
     return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
 
 
-def _cuts(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cuts(
+    scores: np.ndarray, flags: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All ways to split scores (N,) >= 0, N > 0, by a threshold: from the highest threshold down, (cuts,) each.
 
     Returns:
-        Thresholds halfway to the next lower score (the last one to 0), how many scores reach them, and how many of
-        these have a flag.
+        Thresholds halfway to the next lower score (the last one to 0), how many scores reach them, what these weigh and
+        what those of them weigh that have a flag.
     """
     order = np.argsort(-scores)
-    ordered, hits = scores[order], flags[order].cumsum()
+    ordered, given, hits = scores[order], weights[order].cumsum(), (weights * flags)[order].cumsum()
     below = np.append(ordered[1:], 0.0)
     last = np.append(ordered[1:] < ordered[:-1], True)  # of equal scores
     halfway = (ordered + below) / 2
     thresholds = np.where(halfway > below, halfway, ordered)  # between neighbours, rounding may give the lower one
-    return thresholds[last], np.flatnonzero(last) + 1, hits[last]
+    return thresholds[last], np.flatnonzero(last) + 1, given[last], hits[last]
 
 
 def _number(name: str, value: object, wanted: str) -> float:

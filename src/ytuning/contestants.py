@@ -19,7 +19,7 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation import evaluate
 from ytuning.features import Features
-from ytuning.holdout import split_holdout
+from ytuning.holdout import split_holdout, weights_of_rows
 from ytuning.memory import peak_bytes
 from ytuning.pairs import stored_inputs
 from ytuning.pipeline import Stopwatch, train_task
@@ -78,6 +78,12 @@ class Work:
         if self.validation is None:
             return split_holdout(self.train, seed, most=MOST_HELD_OUT)
         return np.arange(len(self.train)), len(self.train) + np.arange(len(self.validation))
+
+    def calibrated(self, seed: int, validation_logits: np.ndarray) -> Calibration:
+        """What the rows that choose teach about using a method's logits, of which these are theirs."""
+        held = self.split(seed)[1]
+        chosen = self.train.select(held) if self.validation is None else self.validation
+        return calibrate(self.target, validation_logits, self.targets[held], weights=weights_of_rows(chosen))
 
     def judged(self, seed: int) -> np.ndarray:
         """Targets of the rows that judge a seed's methods."""
@@ -254,7 +260,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
         probe = tuned_probe(mean_pooled(encoded), targets, *split, objective=objective, refit=work.validation is None)
         found.append((probe, mode))
     probe, mode = min(found, key=lambda each: each[0].validation_loss)
-    calibration = calibrate(work.target, probe.validation_logits, targets[split[1]])
+    calibration = work.calibrated(seed, probe.validation_logits)
     seconds = time.perf_counter() - start
     logits = probe.validation_logits
     if work.test is not None:
@@ -315,7 +321,7 @@ def _tuned(
     if not np.isfinite(found.validation_logits).all():
         tried = ", ".join(f"{rate:g}" for rate in found.rates)
         raise InputError(f"the training diverged with a learning rate of {tried}. Try several with --search-rates")
-    calibration = calibrate(work.target, found.validation_logits, targets[split[1]])
+    calibration = work.calibrated(seed, found.validation_logits)
     seconds = time.perf_counter() - start
     logits = found.validation_logits if work.test is None else found.logits(work.test.inputs)
     epoch = 1 + int(np.argmax(found.validation_scores))

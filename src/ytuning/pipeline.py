@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -326,7 +327,7 @@ def _judged(
     Only the best head has to reach the precision of ``abstain_at``.
     """
     truth, held, test = rows.truth, rows.validation, rows.test
-    calibrations = [_calibrated(target, fit, truth[held], abstain_at, must=fit is fits[best]) for fit in fits]
+    calibrations = [_calibrated(target, fit, rows, abstain_at, must=fit is fits[best]) for fit in fits]
     found = [
         {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
         for fit, calibration in zip(fits, calibrations, strict=True)
@@ -340,15 +341,14 @@ def _judged(
     return calibrations, found, logits
 
 
-def _calibrated(
-    target: Target, fit: FitResult, truth: np.ndarray, abstain_at: float | None, *, must: bool
-) -> Calibration:
+def _calibrated(target: Target, fit: FitResult, rows: TaskRows, abstain_at: float | None, *, must: bool) -> Calibration:
+    fitted = partial(calibrate, target, fit.validation_logits, rows.truth[rows.validation], weights=rows.weights)
     try:
-        return calibrate(target, fit.validation_logits, truth, abstain_at=abstain_at)
+        return fitted(abstain_at=abstain_at)
     except InputError:
         if must:
             raise
-        return calibrate(target, fit.validation_logits, truth)
+        return fitted()
 
 
 def _together(fits: list[FitResult], best: FitResult) -> FitResult:

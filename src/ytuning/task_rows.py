@@ -9,7 +9,7 @@ import numpy as np
 
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.errors import DataError, InputError
-from ytuning.holdout import split_holdout
+from ytuning.holdout import split_holdout, weights_of_rows
 from ytuning.label_texts import DescribedLabels
 from ytuning.targets import Names, Target, fit_target
 from ytuning.tokens import TextInput
@@ -28,6 +28,7 @@ class TaskRows:
         inputs: texts or pairs (N,).
         truth: target array (N, ...).
         train, validation, test: positions (rows,) int64 of each part.
+        weights: how much each validation row counts for calibration, see :func:`ytuning.holdout.weights_of_rows`.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -39,6 +40,7 @@ class TaskRows:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    weights: np.ndarray | None
     shared: dict[str, int]
     label_texts: np.ndarray
 
@@ -83,7 +85,9 @@ def task_rows(
     parts = [part for part in (train, validation, test) if part is not None]
     inputs = [row for part in parts for row in part.inputs]
     truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
-    return TaskRows(target, inputs, truth, *_splits(train, validation, test, seed), np.arange(0))
+    train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
+    weights = weights_of_rows(train.select(held) if validation is None else validation)
+    return TaskRows(target, inputs, truth, train_rows, held, test_rows, weights, shared, label_texts=np.arange(0))
 
 
 def target_of(
