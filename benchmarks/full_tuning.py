@@ -105,7 +105,7 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
     seconds = time.perf_counter() - start
     logits = found.validation_logits
     diverged = not np.isfinite(logits).all()
-    calibration = None if diverged else work.calibrated(seed, logits)
+    calibration = None if diverged else work.calibrated(split[1], logits)
     return {
         "train_rows": len(split[0]),
         "validation_rows": len(split[1]),

@@ -157,6 +157,32 @@ def test_larger_logits_have_a_higher_temperature(kind: Kind) -> None:
     assert one.temperature == pytest.approx(1, abs=0.15)  # as the truth was drawn by them
 
 
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
+def test_a_row_of_weight_three_counts_as_three(kind: Kind) -> None:
+    logits, truth = example(kind, rows=3000, sharpness=1.7)
+    hard = np.arange(3000) % 3 == 0
+    logits[hard] *= -0.2  # so that it matters which rows count more
+    weights = np.where(hard, 3, 1)
+    repeated = calibrate(names(kind), logits.repeat(weights, 0), truth.repeat(weights, 0)).temperature
+    weighed = calibrate(names(kind), logits, truth, weights=0.1 * weights)
+    assert weighed.temperature == pytest.approx(repeated, rel=1e-4)
+    plain = calibrate(names(kind), logits, truth)
+    assert plain.temperature < 0.9 * repeated
+    assert calibrate(names(kind), logits, truth, weights=np.full(3000, 0.25)).temperature == pytest.approx(
+        plain.temperature, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal"])
+def test_a_precision_is_one_of_rows_whatever_they_weigh(kind: Kind) -> None:
+    logits, truth = example(kind)
+    weights = np.where(np.arange(400) < 200, 9.0, 1.0)
+    found = calibrate(names(kind), logits, truth, weights=weights, abstain_at=0.8)
+    values = found.probabilities(names(kind), logits)
+    right = Calibration().decide(names(kind), values) == truth
+    assert found.abstain_below == naive_abstaining(values, right, 0.8)
+
+
 def test_over_confidence_falls() -> None:
     logits, truth = example("single", sharpness=4)
     target = names("single")
@@ -279,45 +305,10 @@ def test_thresholds_between_neighbouring_numbers() -> None:
     scores = [0.3]
     while len(scores) < 9:
         scores.append(float(np.nextafter(scores[-1], 0)))  # halfway, half of them round to the lower one
-    thresholds, given, *_ = _cuts(np.array(scores), np.ones(9, bool), np.ones(9))
+    thresholds, given, _ = _cuts(np.array(scores), np.ones(9, bool))
     assert (
         given.tolist() == [sum(score >= threshold for score in scores) for threshold in thresholds] == [*range(1, 10)]
     )
-
-
-# --- weights of rows ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
-def test_a_row_of_weight_three_counts_as_three(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, truth = example(kind, rows=3000, sharpness=1.7)
-    hard = np.arange(3000) % 3 == 0
-    logits[hard] *= -0.2  # so that it matters which rows count more
-    weights = np.where(hard, 3, 1)
-    share = None if kind == "multi" else 0.5
-    for own_rows in (0, 10**18):  # thresholds of each label alone, then the shared one alone
-        monkeypatch.setattr("ytuning.calibration.OWN_ROWS", own_rows)
-        repeated = calibrate(names(kind), logits.repeat(weights, 0), truth.repeat(weights, 0), abstain_at=share)
-        found = calibrate(names(kind), logits, truth, weights=0.1 * weights, abstain_at=share)
-        plain = calibrate(names(kind), logits, truth, abstain_at=share)
-        assert found.temperature == pytest.approx(repeated.temperature, rel=1e-4)
-        assert plain.temperature < 0.9 * repeated.temperature
-        if kind == "multi":
-            assert found.thresholds == pytest.approx(repeated.thresholds, rel=1e-3)
-        else:
-            assert found.abstain_below == pytest.approx(repeated.abstain_below, rel=1e-3)
-            at_one = found.probabilities(names(kind), logits)
-            assert found.abstain_below != pytest.approx(
-                naive_abstaining(at_one, at_one.argmax(1) == truth, 0.5), rel=0.01
-            )
-
-
-def test_equal_weights_are_none() -> None:
-    for kind in ("single", "ordinal", "multi"):
-        logits, truth = example(kind)
-        assert calibrate(names(kind), logits, truth, weights=np.full(400, 0.25)) == calibrate(
-            names(kind), logits, truth
-        )
 
 
 # --- abstaining -----------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_rows_count_by_their_words_where_many_are_phrases(given: bool, kinds: Ki
     words = np.array([len(work.inputs[row][0].split()) for row in held])
     logits = np.random.default_rng(0).normal(size=(len(held), 3))
     fitted = partial(calibrate, work.target, logits, work.targets[held])
-    assert work.calibrated(1, logits) == fitted(weights=words) != fitted()
+    assert work.calibrated(held, logits) == fitted(weights=words) != fitted()
 
 
 @pytest.mark.parametrize("method", ["ytuning", "logistic", "lora"])

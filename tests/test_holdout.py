@@ -154,14 +154,32 @@ def test_phrases_stay_with_their_sentence(seed: int) -> None:
     assert len(seen) <= 0.05 * len(validation)  # phrases that two sentences have
 
 
+def alone(texts: list[str]) -> list[tuple[str, str | None]]:
+    return [(text, None) for text in texts]
+
+
 def test_rows_count_by_their_words_where_many_are_phrases() -> None:
     texts = [*sentences_and_phrases(50, 4), "one"]
-    labels = ["ab"[number % 2] for number in range(len(texts))]
-    found = weights_of_rows(from_lists(texts, labels))
+    found = weights_of_rows(alone(texts))
     assert found is not None
     assert found.tolist() == [len(text.split()) for text in texts]
-    assert weights_of_rows(from_lists(sentences_and_phrases(50, 0) + texts[1:5], ["a", "b"] * 27)) is None  # a few only
-    assert weights_of_rows(from_lists(texts, labels, text_pairs=texts)) is None
+    assert weights_of_rows([(text, "another") for text in texts]) is None
+
+
+@pytest.mark.parametrize(("phrases", "weighed"), [(18, False), (30, True)])
+@pytest.mark.parametrize("times", [1, 6])
+def test_rows_count_by_their_words_from_a_share_of_phrases_on(phrases: int, weighed: bool, times: int) -> None:
+    sentences = sentences_and_phrases(100, 0)
+    parts = [sentence.rsplit(" ", 2)[0] for sentence in sentences[:phrases]]
+    assert (weights_of_rows(alone((sentences + parts) * times)) is not None) == weighed
+
+
+def test_a_long_text_does_not_outweigh_all_others() -> None:
+    mail = [f"w{number}" for number in range(3000)]
+    quotes = [" ".join(mail[start : start + 8]) for start in range(0, 800, 8)]
+    found = weights_of_rows(alone([" ".join(mail), *quotes]))
+    assert found is not None
+    assert found.tolist() == [64, *[8] * 100]
 
 
 def test_texts_that_all_grow_from_one_are_held_out_at_random() -> None:

@@ -119,15 +119,15 @@ def calibrate(
 ) -> Calibration:
     """Fit on validation rows.
 
-    The temperature minimises the mean negative log-likelihood. A label's threshold lies between the one that maximises
-    its F1 and the one that, shared by all labels, maximises micro F1: the more rows have the label, the nearer to its
-    own, which few rows tell little about.
+    The temperature minimises the weighted mean of the negative log-likelihood. A label's threshold lies between the one
+    that maximises its F1 and the one that, shared by all labels, maximises micro F1: the more rows have the label, the
+    nearer to its own, which few rows tell little about.
 
     Args:
         target: of the task; ``Scale`` has nothing to calibrate.
         logits: (rows, C).
         truth: target array of the rows, as ``target.encode`` gives it.
-        weights: (rows,), above 0: how much each row counts; default: all the same.
+        weights: (rows,), above 0: how much each row counts for the temperature; default: all the same.
         abstain_at: precision that answered rows must have, of single-label and ordinal tasks; ``None``: never abstain.
 
     Raises:
@@ -136,21 +136,21 @@ def calibrate(
     check_abstain_at(target, abstain_at, len(truth))
     if not isinstance(target, Names):
         return Calibration()
-    weights = np.ones(len(truth)) if weights is None else weights / weights.mean()
     temperature = _fit_temperature(target, logits.astype(np.float64), truth, weights)
     probabilities = Calibration(temperature).probabilities(target, logits)
     if target.kind == "multi":
-        return Calibration(temperature, thresholds=_fit_thresholds(probabilities, truth > 0, weights))
+        return Calibration(temperature, thresholds=_fit_thresholds(probabilities, truth > 0))
     if abstain_at is None:
         return Calibration(temperature)
     right = _answers(target, probabilities) == truth
-    return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, weights, abstain_at))
+    return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, abstain_at))
 
 
 def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Logits (rows, C) divided by the temperature that :func:`calibrate` fits on these very rows.
 
-    To compare heads by their loss: one that is too sure of itself may still know more.
+    To compare heads by their loss: one that is too sure of itself may still know more. All rows count the same, as they
+    do wherever validation chooses.
     """
     found: np.ndarray = logits / np.float32(calibrate(target, logits, truth).temperature)
     return found
@@ -164,7 +164,7 @@ def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> float:
     if len(logits) < TEMPERATURE_ROWS:
         return 1.0
     if target.kind == "multi":
@@ -178,40 +178,39 @@ def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weigh
     return math.exp(found.x) if found.fun < _loss(target, ahead, weights, 1.0) else 1.0
 
 
-def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray, temperature: float) -> float:
+def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray | None, temperature: float) -> float:
     """Mean negative log-likelihood, by how far (rows, C) the logits of labels are ahead of the right answer's.
 
-    Of ``multi``: how far that of the wrong one of a label's two answers is. Rows count by their weights (rows,).
+    Of ``multi``: how far that of the wrong one of a label's two answers is.
     """
     scaled = ahead / temperature
     each = np.logaddexp(0, scaled) if target.kind == "multi" else scipy.special.logsumexp(scaled, axis=1)
-    return float(np.average(each.mean(1) if each.ndim == 2 else each, weights=weights))
+    return float(np.average(each.reshape(len(each), -1).mean(1), weights=weights))
 
 
-def _fit_thresholds(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
-    """(C,) of probabilities (rows, C) and truth (rows, C) bool of rows of weights (rows,), whose mean is 1."""
-    everywhere = weights.repeat(truth.shape[1])
-    shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel(), everywhere), *GLOBAL_ENDS))
-    own = np.array([_best_f1(*columns, weights) for columns in zip(probabilities.T, truth.T, strict=True)])
-    rows = weights @ truth
+def _fit_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
+    """(C,) of probabilities (rows, C) and truth (rows, C) bool."""
+    shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel()), *GLOBAL_ENDS))
+    own = np.array([_best_f1(*columns) for columns in zip(probabilities.T, truth.T, strict=True)])
+    rows = truth.sum(0)
     weight = rows / (rows + OWN_ROWS)
     logits = weight * scipy.special.logit(np.clip(own, EDGE, 1 - EDGE)) + (1 - weight) * scipy.special.logit(shared)
     return tuple(scipy.special.expit(logits).tolist())
 
 
-def _best_f1(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Threshold, of those between probabilities (N,), with the highest F1 for truth (N,) bool; 0.5 if that is empty."""
     if not truth.any():
         return 0.5
-    thresholds, _, given, right = _cuts(probabilities, truth, weights)
-    return float(thresholds[np.argmax(2 * right / (given + weights @ truth))])
+    thresholds, given, right = _cuts(probabilities, truth)
+    return float(thresholds[np.argmax(2 * right / (given + truth.sum()))])
 
 
-def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray, precision: float) -> float:
+def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, precision: float) -> float:
     """Lowest threshold of confidence (rows,) at which the rows answered are right often enough; 0 if all rows are."""
     fewest = max(ANSWERED_ROWS, math.ceil(len(right) / ANSWERED_PART))
-    thresholds, answered, given, hits = _cuts(confidence, right, weights)
-    reached = np.where(answered >= fewest, hits / given, 0.0)
+    thresholds, answered, hits = _cuts(confidence, right)
+    reached = np.where(answered >= fewest, hits / answered, 0.0)
     good = np.flatnonzero(reached >= precision)
     if not len(good):
         best = int(np.flatnonzero(reached == reached.max())[-1])
@@ -225,22 +224,20 @@ def _fit_abstaining(confidence: np.ndarray, right: np.ndarray, weights: np.ndarr
     return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
 
 
-def _cuts(
-    scores: np.ndarray, flags: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _cuts(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All ways to split scores (N,) >= 0, N > 0, by a threshold: from the highest threshold down, (cuts,) each.
 
     Returns:
-        Thresholds halfway to the next lower score (the last one to 0), how many scores reach them, what these weigh and
-        what those of them weigh that have a flag.
+        Thresholds halfway to the next lower score (the last one to 0), how many scores reach them, and how many of
+        these have a flag.
     """
     order = np.argsort(-scores)
-    ordered, given, hits = scores[order], weights[order].cumsum(), (weights * flags)[order].cumsum()
+    ordered, hits = scores[order], flags[order].cumsum()
     below = np.append(ordered[1:], 0.0)
     last = np.append(ordered[1:] < ordered[:-1], True)  # of equal scores
     halfway = (ordered + below) / 2
     thresholds = np.where(halfway > below, halfway, ordered)  # between neighbours, rounding may give the lower one
-    return thresholds[last], np.flatnonzero(last) + 1, given[last], hits[last]
+    return thresholds[last], np.flatnonzero(last) + 1, hits[last]
 
 
 def _number(name: str, value: object, wanted: str) -> float:

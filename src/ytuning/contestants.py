@@ -79,11 +79,10 @@ class Work:
             return split_holdout(self.train, seed, most=MOST_HELD_OUT)
         return np.arange(len(self.train)), len(self.train) + np.arange(len(self.validation))
 
-    def calibrated(self, seed: int, validation_logits: np.ndarray) -> Calibration:
-        """What the rows that choose teach about using a method's logits, of which these are theirs."""
-        held = self.split(seed)[1]
-        chosen = self.train.select(held) if self.validation is None else self.validation
-        return calibrate(self.target, validation_logits, self.targets[held], weights=weights_of_rows(chosen))
+    def calibrated(self, held: np.ndarray, logits: np.ndarray) -> Calibration:
+        """What the rows that choose, at these positions, teach about using a method's logits (rows, C) of them."""
+        inputs, truth = self.inputs, self.targets[held]
+        return calibrate(self.target, logits, truth, weights=weights_of_rows([inputs[row] for row in held]))
 
     def judged(self, seed: int) -> np.ndarray:
         """Targets of the rows that judge a seed's methods."""
@@ -260,7 +259,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
         probe = tuned_probe(mean_pooled(encoded), targets, *split, objective=objective, refit=work.validation is None)
         found.append((probe, mode))
     probe, mode = min(found, key=lambda each: each[0].validation_loss)
-    calibration = work.calibrated(seed, probe.validation_logits)
+    calibration = work.calibrated(split[1], probe.validation_logits)
     seconds = time.perf_counter() - start
     logits = probe.validation_logits
     if work.test is not None:
@@ -321,7 +320,7 @@ def _tuned(
     if not np.isfinite(found.validation_logits).all():
         tried = ", ".join(f"{rate:g}" for rate in found.rates)
         raise InputError(f"the training diverged with a learning rate of {tried}. Try several with --search-rates")
-    calibration = work.calibrated(seed, found.validation_logits)
+    calibration = work.calibrated(split[1], found.validation_logits)
     seconds = time.perf_counter() - start
     logits = found.validation_logits if work.test is None else found.logits(work.test.inputs)
     epoch = 1 + int(np.argmax(found.validation_scores))

@@ -28,7 +28,8 @@ class TaskRows:
         inputs: texts or pairs (N,).
         truth: target array (N, ...).
         train, validation, test: positions (rows,) int64 of each part.
-        weights: how much each validation row counts for calibration, see :func:`ytuning.holdout.weights_of_rows`.
+        weights: how much each of ``validation`` counts for the temperature, or ``None``: see
+            :func:`ytuning.holdout.weights_of_rows`.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -86,7 +87,7 @@ def task_rows(
     inputs = [row for part in parts for row in part.inputs]
     truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
     train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
-    weights = weights_of_rows(train.select(held) if validation is None else validation)
+    weights = weights_of_rows([inputs[row] for row in held])
     return TaskRows(target, inputs, truth, train_rows, held, test_rows, weights, shared, label_texts=np.arange(0))
 
 
