@@ -68,7 +68,7 @@ def tuned(
     origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One training, from the file or done now and put there; ``origin`` tells how its rate was chosen."""
-    settings = {"set": name, "rows": rows, "seed": seed, "rate": rate}
+    settings = {"set": name, "rows": rows, "seed": seed, "rate": rate, "epochs": arguments.epochs}
     entries = kept(arguments.into)
     found = next((entry for entry in entries if settings.items() <= entry.items()), None)
     if found is not None and (origin or {}).items() <= found.items():
@@ -109,7 +109,6 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
     return {
         "train_rows": len(split[0]),
         "validation_rows": len(split[1]),
-        "epochs": arguments.epochs,
         "epoch": 1 + int(np.argmax(found.validation_scores)),
         "validation": None if diverged else max(found.validation_scores),
         "test": None

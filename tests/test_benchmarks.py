@@ -273,6 +273,7 @@ def test_full_fine_tuning_is_kept_and_not_done_twice(
     )
     assert tune("1e-3", "1e-4", "1e-5")[:2] == first
     assert len(full_tuning.kept(into)) == 3 and score() == 0.5
+    assert len(tune("1e-3", "--epochs", "2")) == 4  # a longer training is another one
     assert quality.full_score("banking77", argparse.Namespace(full=into, rows=100)) is None
     assert quality.full_score("banking77", argparse.Namespace(full=tmp_path / "none.json", rows=None)) is None
 
