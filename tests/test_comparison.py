@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -103,27 +105,34 @@ def test_a_comparison_goes_on_where_it_was(work: Work, tmp_path: Path) -> None:
     assert [run for run in second.runs if run.seed == 0 and run.method != "logistic"] == first.runs
 
 
-@pytest.mark.parametrize("change", ["rows", "encoder", "epochs", "version", "heads"])
+@pytest.mark.parametrize("change", ["rows", "encoder", "tokenizer", "epochs", "version", "code", "peft"])
 def test_other_rows_settings_or_versions_are_run_again(
     change: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(work, ["ytuning", "full"], tmp_path, seeds=1, start=Starts())
+    methods = ["ytuning", "full", "lora"]
+    compare(work, methods, tmp_path, seeds=1, start=Starts())
     changed = work
     if change == "rows":
         changed = replace(work, train=work.train.select(range(79)))
     elif change == "encoder":
         (tmp_path / "encoder").mkdir()
         changed = replace(work, encoder=str(build_tiny_encoder(tmp_path / "encoder", seed=1)))
+    elif change == "tokenizer":
+        changed = replace(work, encoder=str(shutil.copytree(work.encoder, tmp_path / "encoder")))
+        file = tmp_path / "encoder" / "tokenizer.json"
+        file.write_text(file.read_text() + " ")
     elif change == "epochs":
         changed = replace(work, epochs=7)
-    elif change == "heads":
-        monkeypatch.setattr("ytuning.comparison.REVISION", 0)
+    elif change == "code":
+        monkeypatch.setattr("ytuning.versions._source", lambda: "another")
     else:
-        monkeypatch.setattr("importlib.metadata.version", lambda package: "0")
+        whose = ("torch", "peft")[change == "peft"]
+        real = importlib.metadata.version
+        monkeypatch.setattr("importlib.metadata.version", lambda package: "0" if package == whose else real(package))
     starts = Starts()
-    compare(changed, ["ytuning", "full"], tmp_path, seeds=1, start=starts)
-    own = {"epochs": [("full", 0)], "heads": [("ytuning", 0)]}
-    assert starts.asked == own.get(change, [("ytuning", 0), ("full", 0)])
+    compare(changed, methods, tmp_path, seeds=1, start=starts)
+    again = {"epochs": ["full", "lora"], "peft": ["lora"]}.get(change, methods)
+    assert starts.asked == [(name, 0) for name in again]
 
 
 def test_a_damaged_file_is_run_again(work: Work, tmp_path: Path) -> None:

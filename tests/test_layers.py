@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "ytuning"
 
 ORDER = [
     "errors",
+    "versions",
     "memory",
     "progress",
     "labels",

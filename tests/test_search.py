@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ytuning import cli, layer_choice, recipes
 from ytuning import search as module
 from ytuning.artifact import load_task
+from ytuning.calibration import calibrated
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, MissingExtraError
 from ytuning.head import CrossAttentionConfig, PooledConfig, build_head
+from ytuning.losses import row_losses
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset, read_recipe
 from ytuning.search import Searched, Trial, importances, propose, search
@@ -188,12 +191,26 @@ def test_a_search_and_its_files(toy: Dataset, encoder: Encoder, tmp_path: Path) 
     assert task.metrics["validation"]["accuracy"] == pytest.approx(result.best.score)
 
 
-def test_a_search_is_the_same_again_and_in_parts(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+def test_the_winner_is_what_was_tried_of_label_tuning_too(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    result = found(toy, encoder, tmp_path / "out", presets=("few-shot",), trials=3)
+    task = result.trained.task
+    assert task.training["label_texts"] == len(set(toy.names))
+    assert (result.best.steps, result.best.score) == (
+        task.training["steps"], pytest.approx(task.metrics["validation"]["accuracy"])
+    )  # fmt: skip
+    judged = result.trained.judged["validation"]
+    logits = torch.from_numpy(calibrated(task.target, judged.logits, judged.truth))
+    loss = row_losses("single", logits, torch.from_numpy(judged.truth)).mean()
+    assert float(loss) == pytest.approx(result.best.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [4, 5])
+def test_a_search_is_the_same_again_and_in_parts(first: int, toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
     whole = found(toy, encoder, tmp_path / "whole", trials=10)
-    found(toy, encoder, tmp_path / "parts", trials=4)
+    found(toy, encoder, tmp_path / "parts", trials=first)
     after = without_seconds(tmp_path / "parts")["trials"]
     again = found(toy, encoder, tmp_path / "parts", trials=10)
-    assert without_seconds(tmp_path / "parts")["trials"][:4] == after
+    assert without_seconds(tmp_path / "parts")["trials"][:first] == after
     assert without_seconds(tmp_path / "parts") == without_seconds(tmp_path / "whole")
     assert again.best.number == whole.best.number
     for name in ("head.safetensors",):
@@ -249,7 +266,9 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, tmp_path: Path, kind
     assert (result.best.pair is None) == (kind != "pairs")
 
 
-def test_a_search_of_other_rows_or_options_is_not_gone_on_with(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
+    toy: Dataset, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found(toy, encoder, tmp_path / "out", trials=1)
     file = tmp_path / "out" / "search.json"
     for options, name in (({"seed": 1}, "seed"), ({"presets": ("paper",)}, "presets")):
@@ -259,6 +278,10 @@ def test_a_search_of_other_rows_or_options_is_not_gone_on_with(toy: Dataset, enc
             found(toy, encoder, tmp_path / "out", **options)
     with pytest.raises(InputError, match="another value of 'rows'"):
         found(toy.select(range(100)), encoder, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("ytuning.versions._source", lambda: "another")
+        with pytest.raises(InputError, match="another value of 'versions'"):
+            found(toy, encoder, tmp_path / "out")
     content = file.read_text()
     file.write_text(json.dumps({**json.loads(content), "schema": 1}))
     with pytest.raises(InputError, match=r"was written by another version of ytuning\. Choose another folder"):

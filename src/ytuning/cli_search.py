@@ -50,8 +50,9 @@ PLOT_FILE = "search.png"
 class Preset(StrEnum):
     """What ``--preset`` allows."""
 
-    both = "both"
+    all = "all"
     default = "default"
+    few_shot = "few-shot"
     paper = "paper"
 
 
@@ -74,7 +75,7 @@ def search(  # one parameter for each option
     precision: PrecisionOption = Precision.auto,
     preset: Annotated[
         Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
-    ] = Preset.both,
+    ] = Preset.all,
     trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="Begin no more trials after this time.")
@@ -121,7 +122,7 @@ def search(  # one parameter for each option
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset is Preset.both else (preset.value,),
+            presets=tuple(PRESETS) if preset is Preset.all else (preset.value,),
             pairs=pairs.value,
             order=in_order(label_order),
             trials=trials,

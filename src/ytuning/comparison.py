@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -30,15 +29,17 @@ from ytuning.data import Dataset, labels_of
 from ytuning.disk import commit
 from ytuning.errors import InputError, YTuningError, cannot_write
 from ytuning.evaluation import HEADLINES
-from ytuning.head import REVISION
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
+from ytuning.versions import versions
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
 # In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
 TUNED = ("full", "lora")  # whose results depend on the settings of training the encoder
+PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
+ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
 FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
 PAUSE = 0.1  # seconds between two reports of a process
 
@@ -280,6 +281,8 @@ def _digest(work: Work) -> str:
     """Of everything that all methods are given."""
     folder = find_encoder(work.encoder)
     digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
+    for file in sorted(each for each in folder.iterdir() if each.suffix in ENCODER_FILES):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     for part in (work.train, work.validation, work.test):
         rows = None if part is None else [part.inputs, list(labels_of(part))]
         digest.update(json.dumps([rows, work.target.to_json()]).encode())
@@ -288,9 +291,9 @@ def _digest(work: Work) -> str:
 
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Two runs of one key would find the same."""
-    versions = [importlib.metadata.version(package) for package in ("ytuning", "torch", "transformers", "scikit-learn")]
-    settings = [work.epochs, work.search_rates] if name in TUNED else [REVISION]
-    return hashlib.sha256(json.dumps([digest, versions, settings, name, seed]).encode()).hexdigest()
+    code = versions(*PACKAGES.get(name, ()))
+    settings = [work.epochs, work.search_rates] if name in TUNED else []
+    return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()
 
 
 def _kept(file: Path, key: str) -> Run | None:

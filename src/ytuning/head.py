@@ -40,7 +40,6 @@ from ytuning.errors import InputError, allowed
 from ytuning.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
 
 __all__ = [
-    "REVISION",
     "CrossAttentionConfig",
     "CrossAttentionHead",
     "HeadConfig",
@@ -84,7 +83,6 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-REVISION = 2  # of what heads of one configuration compute and by default read: with another one they learn otherwise
 SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
 HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
 ALIKE = 1.5  # factor of a pair's first queries, which are also its keys: else training rarely finds what is alike

@@ -21,8 +21,8 @@ from ytuning.encoder import Encoder
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation import Judged, Report, evaluate
 from ytuning.features import CacheUse, Features
-from ytuning.head import LabelTuningConfig, PooledConfig, PooledHead
-from ytuning.label_texts import LABEL_NAMES, LabelTexts, describe_labels, meaningful_names
+from ytuning.head import PooledConfig, PooledHead
+from ytuning.label_texts import LabelTexts, describe_labels, meaningful_names
 from ytuning.layer_choice import choose_layers
 from ytuning.losses import clearly_lower, row_losses, standard_error
 from ytuning.new_label import keep_exemplars
@@ -31,7 +31,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import AUTO_LAYERS, Recipe, recipe_to_json
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
-from ytuning.task_rows import TaskRows, task_rows
+from ytuning.task_rows import TaskRows, default_label_texts, task_rows
 from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.zero_shot import zero_shot
 
@@ -242,10 +242,10 @@ def _with_label_texts(
     rows: TaskRows, label_texts: LabelTexts | None, recipe: Recipe, progress: Progress, *, pairs: bool
 ) -> TaskRows:
     """The rows with the labels' texts, or with those that stand for none being given."""
-    if label_texts is None and not pairs and meaningful_names(rows.target):
-        if isinstance(recipe.head, LabelTuningConfig):
-            label_texts = LABEL_NAMES
-        elif rows.median_of_labels <= FEW_ROWS:
+    if label_texts is None:
+        label_texts = default_label_texts(recipe.head, rows.target, pairs=pairs)
+        may_help = label_texts is None and not pairs and meaningful_names(rows.target)
+        if may_help and rows.median_of_labels <= FEW_ROWS:
             progress.say(
                 "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
             )

@@ -31,6 +31,7 @@ from ytuning.disk import PARTIAL_SUFFIX, commit
 from ytuning.encoder import Encoder
 from ytuning.errors import InputError, MissingExtraError, allowed, cannot_write
 from ytuning.features import Features, keep_features
+from ytuning.label_texts import describe_labels
 from ytuning.layer_choice import rank_layers
 from ytuning.losses import row_losses
 from ytuning.pairs import keep_pairs, stored_inputs
@@ -40,8 +41,9 @@ from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to
 from ytuning.search_space import SHARED, Choices, Interval, Options, Space
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
-from ytuning.task_rows import TaskRows, task_rows
+from ytuning.task_rows import TaskRows, default_label_texts, task_rows
 from ytuning.training import FitResult, Job, fit_heads
+from ytuning.versions import versions
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Searched", "Trial", "importances", "propose", "search"]
 
@@ -162,7 +164,12 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     modes: tuple[PairMode | None, ...] = (None,)
     if train.text_pairs is not None:
         modes = pair_modes(pairs)  # the first is where the search starts
+    for recipe in bases.values():
+        if texts := default_label_texts(recipe.head, rows.target, pairs=train.text_pairs is not None):
+            rows = rows.with_label_texts(describe_labels(texts, rows.target))
+            break
     about = {
+        "versions": versions("optuna"),
         "rows": _digest(train, validation),
         "encoder": replace(encoder.identity, layers=()).fingerprint,
         "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
@@ -285,9 +292,19 @@ def _run(
         mode, layers = space.mode(proposed[0]), recipes[0].layers or ()
         view = features[mode].with_layers([states.index(layer) for layer in layers])
         start = time.monotonic()
-        jobs = [Job(rows.truth, recipe, seed, rows.target.objective, rows.target.outputs) for recipe in recipes]
+        # Those that share a batch are of one preset. Others learn nothing of the labels' texts, as in training.
+        texts = rows.label_texts
+        if default_label_texts(recipes[0].head, rows.target, pairs=mode is not None) is None:
+            texts = texts[:0]
+        jobs = [Job(rows.truth, recipe, seed, rows.target.objective, rows.target.outputs, texts) for recipe in recipes]
         fits = fit_heads(
-            view, jobs, train=rows.train, validation=rows.validation, seed=seed, refit=False, progress=progress
+            view,
+            jobs,
+            train=np.concatenate((rows.train, texts)),
+            validation=rows.validation,
+            seed=seed,
+            refit=False,
+            progress=progress,
         )
         if fits[0].interrupted:  # heads that were trained for a part of their steps say little of their recipes
             raise KeyboardInterrupt
@@ -305,8 +322,11 @@ def _run(
         if minutes is not None and log.trials and time.monotonic() - begun > 60 * minutes:
             break
         try:
-            count = min(TOGETHER, trials - len(log.trials))
-            log.add(train(propose(space, log.trials, count, seed), len(log.trials)))
+            # A batch that an earlier call had no trials for the rest of is proposed again, and its rest is trained.
+            done = len(log.trials)
+            before = done - done % TOGETHER
+            proposed = propose(space, log.trials[:before], TOGETHER, seed)
+            log.add(train(proposed[done - before : trials - before], done))
         except KeyboardInterrupt:
             if not log.trials:
                 raise

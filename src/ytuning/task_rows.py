@@ -9,12 +9,13 @@ import numpy as np
 
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.errors import DataError, InputError
+from ytuning.head import HeadConfig, LabelTuningConfig
 from ytuning.holdout import split_holdout, weights_of_rows
-from ytuning.label_texts import DescribedLabels
+from ytuning.label_texts import LABEL_NAMES, DescribedLabels, LabelTexts, meaningful_names
 from ytuning.targets import Names, Target, fit_target
 from ytuning.tokens import TextInput
 
-__all__ = ["MOST_HELD_OUT", "TaskRows", "target_of", "task_rows"]
+__all__ = ["MOST_HELD_OUT", "TaskRows", "default_label_texts", "target_of", "task_rows"]
 
 MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
 
@@ -89,6 +90,12 @@ def task_rows(
     train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
     weights = weights_of_rows([inputs[row] for row in held])
     return TaskRows(target, inputs, truth, train_rows, held, test_rows, weights, shared, label_texts=np.arange(0))
+
+
+def default_label_texts(config: HeadConfig, target: Target, *, pairs: bool) -> LabelTexts | None:
+    """What a head learns of its labels unless told: label tuning their names in words, where these say something."""
+    named = isinstance(config, LabelTuningConfig) and not pairs and meaningful_names(target)
+    return LABEL_NAMES if named else None
 
 
 def target_of(

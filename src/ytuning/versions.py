@@ -1,0 +1,38 @@
+"""Which code computed a result: what is kept of one version must not be mixed with what another would find."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+__all__ = ["versions"]
+
+ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of ytuning, of what every result depends on, and of further packages; "" of one that is not installed.
+
+    That of ytuning is a hash of its source: its number changes with releases only, its results may with any line.
+    """
+    return {"ytuning": _source(), **{package: _version(package) for package in (*ALWAYS, *packages)}}
+
+
+@functools.cache
+def _source() -> str:
+    """First half of the SHA-256 of the package's modules."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
