@@ -26,7 +26,8 @@ from ytuning.targets import Names
 
 __all__ = ["AddedLabel", "add_label", "check_can_grow", "keep_exemplars"]
 
-KEPT_ROWS = 2000  # texts of which a task keeps the place in label space
+KEPT_ROWS = 2000  # texts of which a task keeps the place in label space...
+LEAST_OF_A_LABEL = 5  # ...and more where a label would have fewer than this: what is not there, a new label may take
 KEPT_OF_A_LABEL = 200  # of the examples of an added one
 STEPS = 60  # of L-BFGS, which ends by itself before
 DECAY = 1e-3  # pull of the new row towards the direction of its examples
@@ -70,18 +71,21 @@ def check_can_grow(task: Task, name: str) -> None:
         raise InputError(f"the task {task.name!r} has the label {shown(name)} already. Give another name")
 
 
-def keep_exemplars(head: LabelHead, features: Features, targets: np.ndarray, rows: np.ndarray) -> Exemplars | None:
+def keep_exemplars(
+    head: LabelHead, features: Features, targets: np.ndarray, rows: np.ndarray, others: np.ndarray
+) -> Exemplars | None:
     """Where texts lie in the label space of a head that can grow, for :func:`add_label`.
 
     Args:
         head: trained.
         features: of all rows.
         targets: of all rows, (rows,) ids or (rows, C) 0 and 1.
-        rows: positions of the texts, of which at most ``KEPT_ROWS`` are kept.
+        rows: positions of the texts, of which about ``KEPT_ROWS`` are kept.
+        others: positions of texts that the head was trained on, for labels that have hardly any of ``rows``.
     """
     if not isinstance(head, MatchingHead) or (targets.dtype == np.float32 and targets.ndim == 1):
         return None
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), KEPT_ROWS)).astype(int)]
+    some = _some_of_each_label(targets, rows, others)
     return Exemplars(label_space(head, features, torch.from_numpy(some)).half(), torch.from_numpy(targets[some]))
 
 
@@ -163,6 +167,19 @@ def _new_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor, *,
 
     optimizer.step(loss)
     return row.detach(), bias.detach()
+
+
+def _some_of_each_label(targets: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Positions of ``KEPT_ROWS`` of ``rows``, then of more rows and others until each label has the least it should."""
+    kept = rows[np.linspace(0, len(rows) - 1, min(len(rows), KEPT_ROWS)).astype(int)]
+    further = np.concatenate((np.setdiff1d(rows, kept, assume_unique=True), others))
+    has = targets > 0 if targets.ndim == 2 else targets[:, None] == np.arange(targets.max() + 1)
+    least = max(1, min(LEAST_OF_A_LABEL, KEPT_ROWS // has.shape[1]))
+    more: dict[int, None] = {}  # in order; a row may have several labels
+    for label, there in enumerate(has[kept].sum(0)):
+        if there < least:
+            more |= dict.fromkeys(further[has[further, label]][: least - there].tolist())
+    return np.concatenate((kept, np.array(list(more), np.int64)))
 
 
 def _given(target: Names, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:

@@ -294,7 +294,7 @@ def _chosen(
 def _exemplars(fit: FitResult, features: Features, rows: TaskRows) -> Exemplars | None:
     """For labels that are added later; the task is not lost for them."""
     with suppress(KeyboardInterrupt):
-        return keep_exemplars(fit.head, features, rows.truth, rows.validation)
+        return keep_exemplars(fit.head, features, rows.truth, rows.validation, rows.train)
     return None
 
 
