@@ -56,6 +56,34 @@ def test_laws_of_the_hold_out(
 
 @settings(deadline=None)
 @given(
+    st.lists(st.tuples(st.integers(0, 40), st.sets(st.sampled_from("abcdef"), max_size=3)), min_size=2, max_size=80),
+    st.integers(0, 9),
+    st.floats(0.05, 0.6),
+)
+def test_every_one_of_several_labels_keeps_a_train_row(
+    rows: list[tuple[int, set[str]]], seed: int, fraction: float
+) -> None:
+    dataset = Dataset([f"text {row[0]}" for row in rows], [tuple(sorted(row[1])) for row in rows], kind="multi")
+    try:
+        train, validation = split_holdout(dataset, seed, fraction)
+    except DataError:
+        return
+    labels = [{name for row in part for name in rows[row][1]} for part in (train, range(len(rows)))]
+    assert labels[0] == labels[1]
+    assert len(validation) and sorted([*train, *validation]) == list(range(len(rows)))
+
+
+def test_a_label_that_is_never_the_rarest_of_its_rows_keeps_one() -> None:
+    rows = [("a", "z"), ("a",), ("b", "z"), ("b",), *[("m",)] * 30]
+    dataset = Dataset([f"text {number}" for number in range(len(rows))], rows, kind="multi")
+    for seed in range(50):
+        train, validation = split_holdout(dataset, seed)
+        assert {"a", "b", "z", "m"} == {name for row in train for name in rows[row]}
+        assert len(validation) >= 2
+
+
+@settings(deadline=None)
+@given(
     st.lists(st.integers(1, 60), min_size=1, max_size=8).filter(lambda counts: max(counts) > 1),
     st.integers(0, 9),
     st.floats(0.02, 0.5),
@@ -200,8 +228,10 @@ def test_a_few_phrases_do_not_change_the_hold_out() -> None:
 def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
     program = """
 from ytuning.data import from_lists
-from ytuning.holdout import split_holdout
-print(*split_holdout(from_lists([f"text {i % 90}" for i in range(100)], [f"label {i % 9}" for i in range(100)]), 5)[1])
+from ytuning.holdout import split_holdout, weights_of_rows
+texts = [f"some text of number {i % 90} and" + " more" * (i // 90 % 2) for i in range(200)]
+rows = from_lists(texts, [f"label {i % 9}" for i in range(200)])
+print(*split_holdout(rows, 5)[1], *weights_of_rows(rows.inputs))
 """
     outputs = [
         subprocess.run(

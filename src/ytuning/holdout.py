@@ -60,9 +60,10 @@ def split_holdout(
     groups = list(by_input.values())
     most = most or len(ids)
     target = min(max(1, round(fraction * len(ids))), most)
-    held = _hold_out(groups, ids, seed, target, most)
+    also = _label_ids(dataset) if dataset.kind == "multi" else None
+    held = _hold_out(groups, ids, seed, target, most, also)
     if dataset.text_pairs is None and (whole := _with_parts([text for text, _ in by_input], groups)):
-        apart = _hold_out(whole, ids, seed, target, most)
+        apart = _hold_out(whole, ids, seed, target, most, also)
         same_labels = {ids[row] for row in apart} >= {ids[row] for row in held}
         held = apart if same_labels and len(apart) >= ENOUGH * len(held) else held
     if not held:
@@ -149,21 +150,37 @@ def _strata(dataset: Dataset) -> list[int]:
     return cast("list[int]", LabelSet.from_labels(names).encode(names).tolist())
 
 
-def _hold_out(groups: list[list[int]], ids: list[int], seed: int, target: int, most: int) -> list[int]:
-    """Rows of whole groups: first at random within each label's quota, then whatever stands for a label left out."""
+def _label_ids(dataset: Dataset) -> list[list[int]]:
+    """Of each row of several labels the numbers of all of them."""
+    rows = cast("Sequence[tuple[str, ...]]", labels_of(dataset))
+    numbers = {name: number for number, name in enumerate(sorted({name for row in rows for name in row}))}
+    return [[numbers[name] for name in row] for row in rows]
+
+
+def _hold_out(
+    groups: list[list[int]], ids: list[int], seed: int, target: int, most: int, also: list[list[int]] | None
+) -> list[int]:
+    """Rows of whole groups: first at random within each label's quota, then whatever stands for a label left out.
+
+    ``ids`` are what rows stand for, ``also`` are all their labels, where they may have several: each keeps a row.
+    """
     counts = np.bincount(ids).tolist()
     inputs = np.bincount([i for group in groups for i in {ids[row] for row in group}]).tolist()
     spare = [count - 1 if different > 1 else 0 for count, different in zip(counts, inputs, strict=True)]
     quotas = _apportion(counts, spare, target)
     taken = [0] * len(counts)
     held: list[int] = []
+    left = Counter(label for labels in also or () for label in labels)
 
     def take(group: list[int], limits: Sequence[int]) -> None:
-        """Hold a group out if no label gets beyond its limit."""
+        """Hold a group out if no label gets beyond its limit or loses its last row."""
         for row in group:
             taken[ids[row]] += 1
-        if len(held) + len(group) <= most and all(taken[ids[row]] <= limits[ids[row]] for row in group):
+        lost: Counter[int] = Counter(label for row in group for label in also[row]) if also else Counter()
+        within = all(taken[ids[row]] <= limits[ids[row]] for row in group)
+        if len(held) + len(group) <= most and within and all(count < left[label] for label, count in lost.items()):
             held.extend(group)
+            left.subtract(lost)
         else:
             for row in group:
                 taken[ids[row]] -= 1
