@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from ytuning.errors import InputError
-from ytuning.losses import Loss, build_loss, clearly_lower, mean_loss, median_label, row_losses, row_scores
+from ytuning.losses import (
+    Loss,
+    build_loss,
+    clearly_lower,
+    mean_loss,
+    median_label,
+    row_losses,
+    row_scores,
+    shown_score,
+)
 from ytuning.targets import Objective
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
@@ -135,6 +144,13 @@ def test_losses_of_numbers_against_a_loop() -> None:
     assert mean_loss("bounded", LOGITS[:, :2], PLACES) == pytest.approx(bounded / 6, rel=1e-5)
 
 
+def test_a_number_beyond_a_bounded_scale_counts_as_its_end() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, 40.0], [0.0, -3.0]])
+    beyond, ends = torch.tensor([1.5, 3.0, -9.0]), torch.tensor([1.0, 1.0, 0.0])
+    assert mean_loss("bounded", logits, beyond) == mean_loss("bounded", logits, ends) > 0
+    assert torch.equal(row_losses("bounded", logits, beyond), row_losses("bounded", logits, ends))
+
+
 @pytest.mark.parametrize("objective", ["bounded", "unbounded"])
 def test_numbers_have_one_loss_and_no_label_weights(objective: Objective) -> None:
     assert objective_loss(objective, PLACES, "triplet") == objective_loss(objective, PLACES)
@@ -156,6 +172,11 @@ def test_row_scores_against_loops() -> None:
     for objective, place in (("bounded", sigmoid), ("unbounded", float)):
         wanted = [-((place(row[1] - row[0]) - goal) ** 2) for row, goal in zip(rows, PLACES.tolist(), strict=True)]
         assert row_scores(objective, LOGITS[:, :2], PLACES).tolist() == pytest.approx(wanted, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_scores_are_shown_as_people_read_them() -> None:
+    assert [shown_score("single", 0.5), shown_score("ordinal", -0.25)] == ["0.5000", "0.2500"]
+    assert [shown_score("multi", 0.0), shown_score("bounded", -0.0)] == ["0.0000", "0.0000"]
 
 
 def test_the_median_label_is_the_last_one_where_rounding_leaves_less_than_a_half() -> None:

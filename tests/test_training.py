@@ -24,6 +24,7 @@ from ytuning.labels import LabelSet
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset
 from ytuning.stack import Learner, stack_step
+from ytuning.targets import Objective
 from ytuning.training import FitResult, Job, fit_head, fit_heads, logits_of
 from ytuning.workers import Workers
 
@@ -78,11 +79,42 @@ class Interrupt(Progress):
         ({"label_weights": (1.0, 2.0, math.nan)}, r"^label_weights must be 3 weights of at least 0"),
         ({"label_weights": (1.0, 2.0, math.inf)}, r"^label_weights must be 3 weights of at least 0"),
         ({"label_weights": (0.0, 0.0, 0.0)}, r"^label_weights must be 3 weights of at least 0, not all of them 0"),
+        ({"learning_rate": 1e30}, r"^the training diverged: after \d+ steps .*lower learning_rate\. Got 1e\+30\.$"),
     ],
 )
 def test_wrong_training_values_are_refused(fit: Callable[..., FitResult], change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         fit(replace(RECIPE, training=replace(SHORT, **change)))
+
+
+@pytest.mark.parametrize("objective", ["multi", "bounded", "unbounded"])
+def test_a_training_that_diverges_is_told_of_any_kind(objective: Objective, toy: tuple[Features, np.ndarray]) -> None:
+    features, ids = toy
+    targets = np.eye(3, dtype=np.float32)[ids] if objective == "multi" else (ids / 2).astype(np.float32)
+    recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
+    with pytest.raises(InputError, match="the training diverged"):
+        fit_head(features, targets, train=TRAIN, validation=VALIDATION, recipe=recipe, objective=objective)
+
+
+def test_a_later_round_that_diverged_is_left_out(
+    fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = training.stack_logits, []
+
+    def broken(*arguments: Any) -> list[torch.Tensor]:
+        seen.append(len(seen))
+        return [logits if len(seen) < 3 else logits * math.nan for logits in real(*arguments)]
+
+    monkeypatch.setattr(training, "stack_logits", broken)
+    found = fit(refit=False)
+    assert len(seen) == 3 and len(found.history) == 2 and found.chosen <= 1
+    assert np.isfinite(found.validation_logits).all()
+
+
+def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
+    config = replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))
+    with pytest.raises(InputError, match=r"^label_weights must be above 0 for a label that a train row has\. Got "):
+        fit_head(*toy, train=TRAIN, validation=VALIDATION, recipe=replace(RECIPE, training=config), outputs=4)
 
 
 def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> None:

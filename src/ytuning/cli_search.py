@@ -195,19 +195,24 @@ def _print(found: Searched, out: Path, watch: Stopwatch) -> None:
 
 def _table(found: Searched) -> Table:
     """The best trials."""
-    from ytuning.losses import SCORES
+    from ytuning.losses import SCORES, shown_score
 
-    name, sign = SCORES[found.trained.task.target.objective]
+    objective = found.trained.task.target.objective
     best = sorted(found.trials, key=lambda trial: (trial.loss, trial.number))[:SHOWN]
     title = (
         f"the best {len(best)} of {len(found.trials)} trials, on {found.trained.rows['validation']:,} validation rows"
     )
     table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
-    for heading in ("trial", "loss", name, "parameters", "seconds"):
+    for heading in ("trial", "loss", SCORES[objective][0], "parameters", "seconds"):
         table.add_column(heading, justify="right")
     table.add_column("choices", overflow="fold")
     for trial in best:
-        figures = (f"{trial.loss:.4f}", f"{sign * trial.score:.4f}", f"{trial.parameters:,}", f"{trial.seconds:.1f}")
+        figures = (
+            f"{trial.loss:.4f}",
+            shown_score(objective, trial.score),
+            f"{trial.parameters:,}",
+            f"{trial.seconds:.1f}",
+        )
         table.add_row(str(trial.number), *figures, escape(_choices(trial)))
     return table
 

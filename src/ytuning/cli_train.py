@@ -272,11 +272,12 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             other = "validation" if split == "test_and_validation" else "train"
             progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
     if trained.fit.interrupted:
-        from ytuning.losses import SCORES
+        from ytuning.losses import SCORES, shown_score
 
         best = trained.fit.history[trained.fit.chosen]
-        name, sign = SCORES[trained.task.target.objective]
-        figures = f"step {best.step}, validation {name} {sign * best.score:.4f}"
+        objective = trained.task.target.objective
+        score = shown_score(objective, best.score)
+        figures = f"step {best.step}, validation {SCORES[objective][0]} {score}"
         saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
         print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
 

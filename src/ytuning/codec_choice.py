@@ -13,7 +13,7 @@ from ytuning.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.features import Features, keep_features
 from ytuning.holdout import split_holdout
-from ytuning.losses import SCORES, row_scores
+from ytuning.losses import row_scores, shown_score
 from ytuning.pairs import PairedFeatures, keep_pairs, live_inputs
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe
@@ -108,14 +108,13 @@ def _measured(
     )
     if fit.interrupted:
         raise KeyboardInterrupt
-    _, sign = SCORES[target.objective]
 
     def score(logits: np.ndarray) -> float:
         goal = torch.from_numpy(truth[held])
         return float(row_scores(target.objective, torch.from_numpy(logits), goal).mean())
 
     def shown(found: float) -> str:
-        return f"{100 * found:.1f}" if target.objective == "single" else f"{sign * found:.4f}"
+        return f"{100 * found:.1f}" if target.objective == "single" else shown_score(target.objective, found)
 
     full = score(fit.validation_logits)
     # Accuracy is a share already; of an error or a cross-entropy it is a share of the whole that may be lost.

@@ -26,6 +26,7 @@ __all__ = [
     "median_label",
     "row_losses",
     "row_scores",
+    "shown_score",
     "standard_error",
 ]
 
@@ -68,7 +69,7 @@ def build_loss(
         targets: of all train rows, which label weights are scaled by.
         labels: C.
         margin: of the triplet loss.
-        smoothing: share of the target that cross-entropy spreads over all labels; of single-label tasks only.
+        smoothing: share of the target that cross-entropy spreads over all labels, where a row has one.
         weights: of the labels, as in :class:`ytuning.training.TrainingConfig`.
         objective: of the task.
 
@@ -116,7 +117,7 @@ def row_losses(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:
         position = values[:, 1] - values[:, 0]
         if objective == "unbounded":
             return 0.5 * (position - goal).square()
-        return functional.binary_cross_entropy_with_logits(position, goal.double(), reduction="none")
+        return functional.binary_cross_entropy_with_logits(position, goal.double().clamp(0, 1), reduction="none")
     if objective == "multi":
         return functional.binary_cross_entropy_with_logits(values, goal.double(), reduction="none").mean(1)
     return functional.cross_entropy(values, goal, reduction="none")
@@ -156,14 +157,23 @@ def row_scores(objective: Objective, logits: Tensor, goal: Tensor) -> Tensor:
     return -((position.sigmoid() if objective == "bounded" else position) - goal.double()).square()
 
 
+def shown_score(objective: Objective, score: float) -> str:
+    """A mean of :func:`row_scores` as people read it: errors by their size, a zero without a minus sign."""
+    return f"{SCORES[objective][1] * score + 0.0:.4f}"
+
+
 def median_label(probabilities: Tensor) -> Tensor:
     """(N,) int64: the label at which the cumulated probability passes one half; the least mean absolute error."""
     return (probabilities.cumsum(1) < 0.5).sum(1).clamp_max(probabilities.shape[1] - 1)
 
 
 def _bounded(logits: Tensor, goal: Tensor) -> Tensor:
-    """Cross-entropy of the position as a probability: steep where a squared error of a sigmoid is flat."""
-    return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal)
+    """Cross-entropy of the position as a probability: steep where a squared error of a sigmoid is flat.
+
+    A number beyond the scale, which other rows than those of training may have, counts as its end: cross-entropy with
+    it would fall without limit.
+    """
+    return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal.clamp(0, 1))
 
 
 def _unbounded(logits: Tensor, goal: Tensor) -> Tensor:
@@ -212,4 +222,10 @@ def _label_weights(
             f"label_weights must be {labels} weights of at least 0, not all of them 0. Got {given!r} instead."
         )
     weights = torch.tensor(given)
-    return weights * counts.sum() / (weights * counts).sum()
+    total = (weights * counts).sum()
+    if not total > 0:
+        raise InputError(
+            "label_weights must be above 0 for a label that a train row has. "
+            f"Got {given!r}, and the labels above 0 have no row. Raise another's"
+        )
+    return weights * counts.sum() / total

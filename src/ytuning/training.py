@@ -15,7 +15,7 @@ from torch import Tensor
 from ytuning.errors import InputError
 from ytuning.features import Features
 from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
-from ytuning.losses import SCORES, build_loss, mean_loss, row_scores, standard_error
+from ytuning.losses import SCORES, build_loss, mean_loss, row_scores, shown_score, standard_error
 from ytuning.memory import give_back_freed_memory
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
@@ -157,7 +157,8 @@ def fit_heads(
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
     Raises:
-        InputError: an unknown loss, label weights that do not fit, or jobs that cannot share their batches.
+        InputError: an unknown loss, label weights that do not fit, jobs that cannot share their batches, or a training
+            that diverges.
     """
     progress = progress or Progress()
     size = _batch_size(jobs, len(train))
@@ -234,8 +235,20 @@ class _Run:
         self.finished = False
 
     def validated(self, logits: Tensor, goal: Tensor) -> None:
-        """Keep a round: logits (N, C) and targets (N,) of the validation rows."""
+        """Keep a round: logits (N, C) and targets (N,) of the validation rows; one that has diverged ends the run.
+
+        Raises:
+            InputError: it is the first.
+        """
         objective = self.job.objective
+        if not logits.isfinite().all():
+            if not self.history:
+                raise InputError(
+                    f"the training diverged: after {self.learner.step} steps the head's logits are no numbers. Give a "
+                    f"lower learning_rate. Got {self.job.recipe.training.learning_rate:g}."
+                )
+            self.finished = True
+            return
         scores = row_scores(objective, logits, goal)
         error = standard_error(scores)
         entry = Round(self.learner.step, mean_loss(objective, logits, goal), float(scores.mean()), error)
@@ -281,10 +294,10 @@ def _search(
         for run, logits in zip(chosen, found, strict=True):
             run.validated(logits, run.goal[validation])
             run.learner.head.train()
-        name, sign = SCORES[chosen[0].job.objective]
-        found_now = sorted({f"{sign * run.history[-1].score:.4f}" for run in chosen})
+        objective = chosen[0].job.objective
+        found_now = sorted({shown_score(objective, run.history[-1].score) for run in chosen})
         scores = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
-        progress.step("train", chosen[0].learner.step, longest, f"validation {name} {scores}")
+        progress.step("train", chosen[0].learner.step, longest, f"validation {SCORES[objective][0]} {scores}")
 
     try:
         for step in range(1, longest + 1):

@@ -18,7 +18,7 @@ import transformers
 from ytuning.encoder import Encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
 from ytuning.features import ordered_batches
-from ytuning.losses import SCORES, Loss, build_loss, row_scores
+from ytuning.losses import SCORES, Loss, build_loss, row_scores, shown_score
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
 from ytuning.targets import Objective
@@ -334,7 +334,6 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
     optimizer = torch.optim.AdamW(chosen, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     batches = _sorted_batches(rows.tokens.lengths, rows.train, config.batch_size, seed)
     most = min(result.planned_steps, config.most_steps or result.planned_steps)
-    name, sign = SCORES[rows.objective]
     scores = result.validation_scores
     best: tuple[list[torch.Tensor], np.ndarray] | None = None
     while len(result.step_seconds) < most:
@@ -351,7 +350,12 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
         if best is None or score > max(scores):
             best = [parameter.detach().cpu().clone() for parameter in chosen], logits
         scores.append(score)
-        progress.step("tune", len(result.step_seconds), most, f"validation {name} {sign * score:.4f}")
+        progress.step(
+            "tune",
+            len(result.step_seconds),
+            most,
+            f"validation {SCORES[rows.objective][0]} {shown_score(rows.objective, score)}",
+        )
         if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break
     assert best is not None  # there is a step, and so a validation
