@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 import torch
 
-from ytuning import pipeline
+from ytuning import codec_choice, layer_choice, pipeline
 from ytuning.artifact import PairMode, load_task, save_task
 from ytuning.calibration import Calibration, calibrate, calibrated
 from ytuning.data import Dataset, from_lists
@@ -28,6 +28,7 @@ from ytuning.metrics import single_label_metrics
 from ytuning.pipeline import Stopwatch, Trained, train_task
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
+from ytuning.samples import sample_rows
 from ytuning.store import FeatureStore
 from ytuning.targets import fit_target
 from ytuning.task_rows import task_rows
@@ -67,6 +68,27 @@ def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) ->
     assert trained.task.metrics == {"validation": trained.reports["validation"].metrics}
     assert trained.task.training["seed"] == 3 and trained.task.training["rows"] == trained.rows
     assert set(watch.seconds) == {"encode", "train", "evaluate"} and min(watch.seconds.values()) > 0
+
+
+def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Dataset] = []
+
+    def sampled(data: Dataset, *arguments: Any) -> Dataset:
+        seen.append(data)
+        return sample_rows(data, *arguments)
+
+    for module in (layer_choice, codec_choice):
+        monkeypatch.setattr(module, "sample_rows", sampled)
+    monkeypatch.setattr(layer_choice, "STEPS", 8)
+    train(toy, encoder, layers="auto", codec="auto", seed=3)
+    rows, held = split_holdout(toy, 3)
+    assert [data.texts for data in seen] == [toy.select(rows).texts] * 2
+    assert not set(seen[0].texts) & set(toy.select(held).texts)
+    validation = toy.select(held)
+    train(toy.select(rows), encoder, layers="auto", codec="auto", validation=validation)
+    assert [len(data) for data in seen[2:]] == [len(rows)] * 2
 
 
 def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder) -> None:

@@ -163,7 +163,16 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else pair_modes(pairs)
     with watch.stage("encode"):
         encoder, recipe, codec, written = _chosen(
-            train, encoder, store, recipe, layers, codec, modes=modes, seed=seed, progress=progress, target=target
+            train.select(rows.train),  # what validation rows are to report on must not choose with them
+            encoder,
+            store,
+            recipe,
+            layers,
+            codec,
+            modes=modes,
+            seed=seed,
+            progress=progress,
+            target=target,
         )
     jobs = [
         Job(truth, recipe, number, target.objective, target.outputs, rows.label_texts)

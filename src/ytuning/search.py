@@ -180,7 +180,8 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     log = _Log(folder, about)
     with watch.stage("encode"):
         if not log.layers:
-            log.layers = _layer_sets(train, encoder, next(iter(bases.values())), modes, seed, rows.target, progress)
+            learned = train.select(rows.train)
+            log.layers = _layer_sets(learned, encoder, next(iter(bases.values())), modes, seed, rows.target, progress)
         states = sorted({layer for layers in log.layers for layer in layers})
         reading = encoder.with_layers(states)
         features = {
