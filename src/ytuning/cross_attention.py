@@ -115,12 +115,17 @@ class _CrossAttention(nn.Module):
         """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
         queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
-        if queries.dim() == 3 and rows.shape[0] * self.heads < 2 * self.heads * self.size:
+        if queries.dim() == 3 and self._cheaper_folded(len(rows), tokens.shape[-1]):
             mixed = self._folded(queries, tokens, hidden)
         else:
             mixed = self._projected(queries, tokens, hidden)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def _cheaper_folded(self, rows: int, width: int) -> bool:
+        """Compare multiplications for a token of ``width`` numbers: scores and pools, or keys, values and both."""
+        folded, projected = self.heads * rows * width, self.heads * self.size * (width + rows)
+        return folded < projected
 
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
