@@ -102,7 +102,7 @@ def train(
         typer.Option(
             "--abstain-at",
             metavar="PRECISION",
-            help="Give no label where the task is not sure enough to be right in this share of its answers.",
+            help="Give no label where the task is not sure enough: of its answers on validation rows this share is right.",
         ),
     ] = None,
     pairs: PairsOption = Pairs.auto,
