@@ -117,7 +117,7 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     assert (loaded.target, loaded.calibration) == (several.target, several.calibration)
     content = json.loads((tmp_path / "tags" / "task.json").read_text(encoding="utf-8"))
     assert (content["kind"], content["thresholds"]) == ("multi", [0.1, 0.2, 0.3])
-    assert content["calibration"] == {"temperature": 1.5, "abstain_below": None}
+    assert content["calibration"] == {"temperature": 1.5, "smoothing": 0.0, "abstain_below": None}
 
 
 def test_a_task_of_schema_1_was_not_calibrated_and_read_pairs_jointly(folder: Path) -> None:

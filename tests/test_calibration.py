@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
-from ytuning.calibration import Calibration, _cuts, calibrate, calibrated
+from ytuning.calibration import Calibration, _cuts, calibrate, calibrated, unsmoothed
 from ytuning.errors import InputError
 from ytuning.labels import LabelSet
 from ytuning.losses import mean_loss, median_label
@@ -84,12 +84,12 @@ def test_decisions_of_several_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "calibration", [Calibration(), Calibration(0.1 + 0.2, (0.1, 1 / 3, 1.0, 0.0)), Calibration(20.0, None, 0.7)]
+    "calibration", [Calibration(), Calibration(0.1 + 0.2, (0.1, 1 / 3, 1.0, 0.0)), Calibration(20.0, None, 0.7, 0.1)]
 )
 def test_stored_and_read(calibration: Calibration) -> None:
     thresholds = None if calibration.thresholds is None else list(calibration.thresholds)
     content, listed = json.loads(json.dumps([calibration.to_json(), thresholds]))
-    assert set(content) == {"temperature", "abstain_below"}
+    assert set(content) == {"temperature", "smoothing", "abstain_below"}
     assert Calibration.from_json(content, listed) == calibration
 
 
@@ -111,6 +111,10 @@ def test_nothing_stored_is_the_default() -> None:
             for value in (-0.1, 1.1, math.nan, "1", False)
         ),
         *(
+            ("smoothing", value, "smoothing must be a number from 0 to below 1. Got ")
+            for value in (-0.1, 1, math.nan, None, "1", True)
+        ),
+        *(
             ("thresholds", [0.5, value], "a threshold must be a number from 0 to 1. Got ")
             for value in (-0.1, 1.1, math.nan, math.inf, None, "1")
         ),
@@ -128,7 +132,7 @@ def test_damaged_numbers(field: str, value: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("content", [[1.0], {}, {"temperature": 1.0}, {"temperature": 1.0, "abstain_below": 1, "x": 1}])
 def test_damaged_fields(content: Any) -> None:
-    with pytest.raises(ValueError, match=r"^a calibration has temperature and abstain_below\. Got "):
+    with pytest.raises(ValueError, match=r"^a calibration has temperature, smoothing and abstain_below\. Got "):
         Calibration.from_json(content, None)
 
 
@@ -181,6 +185,60 @@ def test_a_precision_is_one_of_rows_whatever_they_weigh(kind: Kind) -> None:
     values = found.probabilities(names(kind), logits)
     right = Calibration().decide(names(kind), values) == truth
     assert found.abstain_below == naive_abstaining(values, right, 0.8)
+
+
+def smoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
+    """Of what a head learns best from labels of which a share is spread over all."""
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(1, keepdims=True)
+    return np.log((1 - smoothing) * shares + smoothing / logits.shape[1])
+
+
+@pytest.mark.parametrize(("labels", "smoothing"), [(2, 0.1), (3, 0.2), (50, 0.1)])
+def test_smoothing_is_undone(labels: int, smoothing: float) -> None:
+    logits, _ = example("single", labels=labels)
+    target = names("single", labels)
+    found = Calibration(smoothing=smoothing).probabilities(target, smoothed(logits, smoothing))
+    # Softly: a probability of 0 becomes a little more, at most softness * ln 2 of what smoothing had given it.
+    error = 0.1 * math.log(2) * smoothing / (1 - smoothing)
+    assert np.abs(found - target.probabilities(logits)).max() < error
+    high = target.probabilities(logits) > smoothing / labels
+    assert found[high] == pytest.approx(target.probabilities(logits)[high], rel=1.5 * error)
+
+
+def test_undoing_smoothing_keeps_every_order() -> None:
+    logits, _ = example("single", labels=5)
+    for sharpness in (0.5, 3.0):
+        found = unsmoothed(sharpness * logits, 0.1)
+        assert (found.argsort(1) == logits.argsort(1)).all() and np.isfinite(found).all()
+    two, _ = example("single", labels=2)
+    before, after = (
+        each.probabilities(names("single", 2), two)[:, 0] for each in (Calibration(), Calibration(2, None, None, 0.1))
+    )
+    assert (before.argsort() == after.argsort()).all()
+    assert (unsmoothed(logits, 0.0) == logits).all()
+    assert Calibration(smoothing=0.1).probabilities(names("single", 1), np.zeros((2, 1))).tolist() == [[1.0], [1.0]]
+    extreme = np.array([[800.0, -800.0], [0.0, 1e-9]])
+    assert np.isfinite(unsmoothed(extreme, 0.1)).all()
+
+
+def test_smoothed_scores_get_their_certainty_back() -> None:
+    logits, truth = example("single", rows=20_000, labels=2)
+    seen = smoothed(logits, 0.1)
+    target, half = names("single", 2), slice(10_000)
+    undone, plain = (calibrate(target, seen[half], truth[half], smoothing=share) for share in (0.1, 0.0))
+    assert undone.smoothing == 0.1 and undone.temperature == pytest.approx(1, abs=0.05)
+    assert plain.temperature < 0.9
+    errors = [
+        expected_calibration_error(truth[10_000:], each.probabilities(target, seen[10_000:]))
+        for each in (undone, plain)
+    ]
+    assert errors[0] < errors[1] / 2
+    logits = seen.astype(np.float32)
+    assert calibrated(target, logits, truth, smoothing=0.1) == pytest.approx(
+        unsmoothed(logits, 0.1) / calibrate(target, logits, truth, smoothing=0.1).temperature, rel=1e-5
+    )
+    assert calibrate(target, seen[:19], truth[:19], smoothing=0.1) == Calibration()
 
 
 def test_over_confidence_falls() -> None:

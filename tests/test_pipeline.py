@@ -30,7 +30,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.samples import sample_rows
 from ytuning.store import FeatureStore
-from ytuning.targets import fit_target
+from ytuning.targets import Names, Objective, fit_target
 from ytuning.task_rows import task_rows
 from ytuning.task_use import evaluate_task
 from ytuning.training import Job, fit_heads, logits_of
@@ -68,6 +68,33 @@ def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) ->
     assert trained.task.metrics == {"validation": trained.reports["validation"].metrics}
     assert trained.task.training["seed"] == 3 and trained.task.training["rows"] == trained.rows
     assert set(watch.seconds) == {"encode", "train", "evaluate"} and min(watch.seconds.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "undone"),
+    [({}, 0.1), ({"label_smoothing": 0.2}, 0.2), ({"label_smoothing": 0.0}, 0.0), ({"loss": "triplet"}, 0.0)],
+)
+def test_smoothing_that_was_learned_is_undone(
+    change: dict[str, Any], undone: float, toy: Dataset, encoder: Encoder
+) -> None:
+    recipe = replace(RECIPE, training=replace(RECIPE.training, **change))
+    parts = toy.select(range(80)), toy.select(range(80, 120))
+    trained = train_task(parts[0], encoder, FeatureStore(), recipe, validation=parts[1])
+    assert trained.task.calibration.smoothing == undone
+    rows = task_rows(*parts, None, seed=0)
+    truth = rows.truth[rows.validation]
+    fitted = calibrate(rows.target, trained.fit.validation_logits, truth, smoothing=undone)
+    assert trained.task.calibration == fitted
+    probabilities = fitted.probabilities(cast("Names", rows.target), trained.fit.validation_logits)
+    found = single_label_metrics(truth, probabilities)
+    assert trained.reports["validation"].metrics == pytest.approx(found)
+
+
+def test_only_single_labels_have_smoothing_to_undo() -> None:
+    for objective in ("ordinal", "multi", "bounded", "unbounded"):
+        assert TrainingConfig().smoothing_of(cast("Objective", objective)) == 0
+    assert TrainingConfig().smoothing_of("single") == TrainingConfig().label_smoothing == 0.1
+    assert TrainingConfig(loss="focal").smoothing_of("single") == 0
 
 
 def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
@@ -360,7 +387,7 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
 def test_pairs_are_read_as_one_only_where_that_is_clearly_better(
     lead: float, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "calibrated", lambda _, logits, __: logits)
+    monkeypatch.setattr(pipeline, "calibrated", lambda _, logits, __, **___: logits)
     truth = np.arange(100) % 2
     noise = np.where(np.arange(100) % 4 < 2, 1.0, -1.0)  # of the difference of the losses: a standard error of 0.1
 
@@ -373,7 +400,7 @@ def test_pairs_are_read_as_one_only_where_that_is_clearly_better(
         return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
 
     target = fit_target("single", ["a", "b"])
-    found, use, complete = pipeline._better(attempt, ("joint", "separate"), target, truth, Progress())
+    found, use, complete = pipeline._better(attempt, ("joint", "separate"), target, truth, 0.0, Progress())
     assert (found.pair, use, complete) == (taken, CacheUse(2, 4, 6), True)
 
 
@@ -391,9 +418,9 @@ def test_a_surer_head_is_not_a_worse_one() -> None:
         return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
 
     target = fit_target("single", ["a", "b"])
-    assert pipeline._better(attempt, ("separate", "joint"), target, truth, Progress())[0].pair == "separate"
+    assert pipeline._better(attempt, ("separate", "joint"), target, truth, 0.0, Progress())[0].pair == "separate"
     logits = {"joint": logits["separate"], "separate": logits["joint"]}
-    assert pipeline._better(attempt, ("separate", "joint"), target, truth, Progress())[0].pair == "joint"
+    assert pipeline._better(attempt, ("separate", "joint"), target, truth, 0.0, Progress())[0].pair == "joint"
 
 
 def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:
@@ -463,7 +490,8 @@ def test_rows_count_by_their_words_where_many_are_phrases(toy: Dataset, encoder:
         trained = train(phrases, encoder, seed=1, validation=validation)
         rows = task_rows(phrases, validation, None, seed=1)
         words = np.array([len(rows.inputs[row][0].split()) for row in rows.validation])
-        fitted = partial(calibrate, rows.target, trained.fit.validation_logits, rows.truth[rows.validation])
+        truth = rows.truth[rows.validation]
+        fitted = partial(calibrate, rows.target, trained.fit.validation_logits, truth, smoothing=0.1)
         assert trained.task.calibration == fitted(weights=words) != fitted()
     assert task_rows(toy, None, None, seed=1).weights is None
 
@@ -473,7 +501,7 @@ def test_only_the_best_head_has_to_reach_a_precision(
 ) -> None:
     asked: list[float | None] = []
 
-    def calibrated(*_: Any, weights: Any, abstain_at: float | None = None) -> Calibration:
+    def calibrated(*_: Any, abstain_at: float | None = None, **__: Any) -> Calibration:
         asked.append(abstain_at)
         if abstain_at is not None and len(asked) in failing:
             raise InputError("not reached")

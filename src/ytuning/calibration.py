@@ -1,10 +1,10 @@
-"""What validation rows teach about using a head's logits: their temperature, and from what probability to answer."""
+"""From a head's logits to probabilities and answers: smoothing undone, a temperature, thresholds, abstaining."""
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,22 @@ from ytuning.errors import InputError
 from ytuning.labels import shown
 from ytuning.targets import Names, Target
 
-__all__ = ["Calibration", "calibrate", "calibrated", "check_abstain_at"]
+__all__ = ["Calibration", "calibrate", "calibrated", "check_abstain_at", "unsmoothed"]
 
 TEMPERATURES = (0.2, 20.0)  # the lowest and the highest that is tried: rows that are all right would ask for 0
 TEMPERATURE_ROWS = 20  # fewer say too little
+SOFTNESS = (
+    0.1  # of the end of what smoothing left to a label: where probabilities become 0 they should keep their order
+)
 GLOBAL_ENDS = (0.05, 0.95)  # of the threshold that all labels share
 OWN_ROWS = 10  # rows with a label at which its own threshold and the shared one weigh the same
 ANSWERED_ROWS, ANSWERED_PART = 10, 100  # a precision is of at least 10 answered rows, and one row in 100
 EDGE = 1e-9  # thresholds are blended as logits, which 0 and 1 have none of
-RANGES = {"above 0": (math.ulp(0.0), sys.float_info.max), "from 0 to 1": (0.0, 1.0)}  # of stored numbers
+RANGES = {  # of stored numbers
+    "above 0": (math.ulp(0.0), sys.float_info.max),
+    "from 0 to 1": (0.0, 1.0),
+    "from 0 to below 1": (0.0, math.nextafter(1, 0)),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Calibration:
 
     Attributes:
         temperature: that logits are divided by (Guo et al., arXiv 1706.04599).
+        smoothing: of single-label tasks, that the head learned with; it is undone before, see :func:`unsmoothed`.
         thresholds: (C,), of multi-label tasks, the probability from which on a label is given; ``None``: 0.5 each.
         abstain_below: of single-label and ordinal tasks, the highest probability below which there is no answer;
             ``None``: always answer.
@@ -40,10 +48,16 @@ class Calibration:
     temperature: float = 1.0
     thresholds: tuple[float, ...] | None = None
     abstain_below: float | None = None
+    smoothing: float = 0.0
+
+    def scaled(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, C) float64 of logits (rows, C): those that probabilities are made of."""
+        found: np.ndarray = unsmoothed(logits, self.smoothing) / self.temperature
+        return found
 
     def probabilities(self, target: Names, logits: np.ndarray) -> np.ndarray:
         """(rows, C) float64 of logits (rows, C)."""
-        return target.probabilities(logits.astype(np.float64) / self.temperature)
+        return target.probabilities(self.scaled(logits))
 
     def decide(self, target: Names, probabilities: np.ndarray) -> np.ndarray:
         """Answers of calibrated probabilities (rows, C).
@@ -62,7 +76,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, float | None]:
         """Fields of ``task.json``; the thresholds are stored apart."""
-        return {"temperature": self.temperature, "abstain_below": self.abstain_below}
+        return {"temperature": self.temperature, "smoothing": self.smoothing, "abstain_below": self.abstain_below}
 
     @classmethod
     def from_json(cls, calibration: dict[str, Any] | None, thresholds: list[float] | None) -> Calibration:
@@ -72,13 +86,17 @@ class Calibration:
             ValueError: not such fields, or numbers beyond their range.
         """
         content = {"temperature": 1.0, "abstain_below": None} if calibration is None else calibration
-        if not isinstance(content, dict) or set(content) != {"temperature", "abstain_below"}:
-            raise ValueError(f"a calibration has temperature and abstain_below. Got {shown(content)} instead.")
+        if isinstance(content, dict):
+            content = {"smoothing": 0.0, **content}  # earlier versions undid none
+        if not isinstance(content, dict) or set(content) != {"temperature", "smoothing", "abstain_below"}:
+            wanted = "a calibration has temperature, smoothing and abstain_below"
+            raise ValueError(f"{wanted}. Got {shown(calibration)} instead.")
         if not isinstance(thresholds, list | None):
             raise ValueError(f"thresholds must be a list or null. Got {shown(thresholds)} instead.")
         below = content["abstain_below"]
         return cls(
             temperature=_number("temperature", content["temperature"], "above 0"),
+            smoothing=_number("smoothing", content["smoothing"], "from 0 to below 1"),
             thresholds=None
             if thresholds is None
             else tuple(_number("a threshold", each, "from 0 to 1") for each in thresholds),
@@ -114,6 +132,7 @@ def calibrate(
     logits: np.ndarray,
     truth: np.ndarray,
     *,
+    smoothing: float = 0.0,
     weights: np.ndarray | None = None,
     abstain_at: float | None = None,
 ) -> Calibration:
@@ -127,6 +146,7 @@ def calibrate(
         target: of the task; ``Scale`` has nothing to calibrate.
         logits: (rows, C).
         truth: target array of the rows, as ``target.encode`` gives it.
+        smoothing: of labels, that the head learned with.
         weights: (rows,), above 0: how much each row counts for the temperature; default: all the same.
         abstain_at: precision that answered rows must have, of single-label and ordinal tasks; ``None``: never abstain.
 
@@ -136,23 +156,46 @@ def calibrate(
     check_abstain_at(target, abstain_at, len(truth))
     if not isinstance(target, Names):
         return Calibration()
-    temperature = _fit_temperature(target, logits.astype(np.float64), truth, weights)
-    probabilities = Calibration(temperature).probabilities(target, logits)
+    found = _fit_temperature(target, logits, truth, smoothing, weights)
+    probabilities = found.probabilities(target, logits)
     if target.kind == "multi":
-        return Calibration(temperature, thresholds=_fit_thresholds(probabilities, truth > 0))
+        return replace(found, thresholds=_fit_thresholds(probabilities, truth > 0))
     if abstain_at is None:
-        return Calibration(temperature)
+        return found
     right = _answers(target, probabilities) == truth
-    return Calibration(temperature, abstain_below=_fit_abstaining(probabilities.max(1), right, abstain_at))
+    return replace(found, abstain_below=_fit_abstaining(probabilities.max(1), right, abstain_at))
 
 
-def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Logits (rows, C) divided by the temperature that :func:`calibrate` fits on these very rows.
+def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray, *, smoothing: float = 0.0) -> np.ndarray:
+    """Logits (rows, C) float32 as they are used with what :func:`calibrate` fits on these very rows.
 
     To compare heads by their loss: one that is too sure of itself may still know more. All rows count the same, as they
     do wherever validation chooses.
     """
-    found: np.ndarray = logits / np.float32(calibrate(target, logits, truth).temperature)
+    return calibrate(target, logits, truth, smoothing=smoothing).scaled(logits).astype(np.float32)
+
+
+def unsmoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
+    """Logits of a head that learned from hard labels, as far as those of one that learned from smoothed ones tell them.
+
+    Cross-entropy with labels of which a share s is spread over all C (Szegedy et al., arXiv 1512.00567) is least where
+    the softmax is (1 - s) p + s / C, p being the true probabilities. So p is known, and with it that a head which could
+    never be surer than 1 - s + s / C is right more often: no temperature would mend that. What is below s / C, where p
+    would be negative, falls softly towards 0, in its order.
+
+    Args:
+        logits: (rows, C).
+        smoothing: s, below 1; 0 changes nothing.
+
+    Returns:
+        (rows, C) float64.
+    """
+    values = logits.astype(np.float64)
+    if not smoothing:
+        return values
+    floor = smoothing / values.shape[1]
+    above = (scipy.special.softmax(values, axis=1) - floor) / (SOFTNESS * floor)
+    found: np.ndarray = np.log(np.logaddexp(0, above))  # a factor of all, such as 1 / (1 - s), would change nothing
     return found
 
 
@@ -164,9 +207,12 @@ def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> float:
+def _fit_temperature(
+    target: Names, logits: np.ndarray, truth: np.ndarray, smoothing: float, weights: np.ndarray | None
+) -> Calibration:
     if len(logits) < TEMPERATURE_ROWS:
-        return 1.0
+        return Calibration()
+    logits = unsmoothed(logits, smoothing)
     if target.kind == "multi":
         ahead = np.where(truth > 0, -logits, logits)
     else:
@@ -175,7 +221,8 @@ def _fit_temperature(target: Names, logits: np.ndarray, truth: np.ndarray, weigh
         lambda log: _loss(target, ahead, weights, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     # A single label, or logits that are all equal, have the same loss at any temperature.
-    return math.exp(found.x) if found.fun < _loss(target, ahead, weights, 1.0) else 1.0
+    temperature = math.exp(found.x) if found.fun < _loss(target, ahead, weights, 1.0) else 1.0
+    return Calibration(temperature, smoothing=smoothing)
 
 
 def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray | None, temperature: float) -> float:

@@ -102,7 +102,7 @@ def train(
         typer.Option(
             "--abstain-at",
             metavar="PRECISION",
-            help="Give no label where the task is not sure enough: of its answers on validation rows this share is right.",
+            help="Give no label where it is not sure enough: this share of its answers on validation rows is right.",
         ),
     ] = None,
     pairs: PairsOption = Pairs.auto,

@@ -196,7 +196,8 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             )
         return _Attempt(mode, features, cache, fits)
 
-    taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], progress)
+    smoothing = recipe.training.smoothing_of(target.objective)
+    taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], smoothing, progress)
     fits, features = taken.fits, taken.features
     written = min(written, cache.hits)  # Ctrl-C may have come before all of the sample was read again
     cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
@@ -205,7 +206,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         best, fits = seeds, [*fits, _together(fits, fits[best])]
     fit = fits[best] if complete else replace(fits[best], interrupted=True)
     with watch.stage("evaluate"):
-        calibrations, found, logits = _judged(target, fits, best, rows, features, abstain_at)
+        calibrations, found, logits = _judged(target, fits, best, rows, features, smoothing, abstain_at)
         before = zero_shot(features, rows)
         held = train.select(rows.validation) if validation is None else validation
         judged = {"validation": Judged(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
@@ -316,9 +317,11 @@ class _Attempt:
     cache: CacheUse
     fits: list[FitResult]
 
-    def losses(self, target: Target, truth: np.ndarray) -> torch.Tensor:
+    def losses(self, target: Target, truth: np.ndarray, smoothing: float) -> torch.Tensor:
         """(validation rows,) float64: the chosen heads' mean calibrated loss; a score of a few rows is noisier."""
-        logits = [torch.from_numpy(calibrated(target, fit.validation_logits, truth)) for fit in self.fits]
+        logits = [
+            torch.from_numpy(calibrated(target, fit.validation_logits, truth, smoothing=smoothing)) for fit in self.fits
+        ]
         found = [row_losses(target.objective, each, torch.from_numpy(truth)) for each in logits]
         return torch.stack(found).mean(0)
 
@@ -329,6 +332,7 @@ def _judged(
     best: int,
     rows: TaskRows,
     features: Features,
+    smoothing: float,
     abstain_at: float | None,
 ) -> tuple[list[Calibration], list[dict[str, Report]], list[np.ndarray]]:
     """Each head's calibration and reports, and its logits of the test rows; Ctrl-C leaves out those of later heads.
@@ -336,7 +340,7 @@ def _judged(
     Only the best head has to reach the precision of ``abstain_at``.
     """
     truth, held, test = rows.truth, rows.validation, rows.test
-    calibrations = [_calibrated(target, fit, rows, abstain_at, must=fit is fits[best]) for fit in fits]
+    calibrations = [_calibrated(target, fit, rows, smoothing, abstain_at, must=fit is fits[best]) for fit in fits]
     found = [
         {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
         for fit, calibration in zip(fits, calibrations, strict=True)
@@ -350,8 +354,11 @@ def _judged(
     return calibrations, found, logits
 
 
-def _calibrated(target: Target, fit: FitResult, rows: TaskRows, abstain_at: float | None, *, must: bool) -> Calibration:
-    fitted = partial(calibrate, target, fit.validation_logits, rows.truth[rows.validation], weights=rows.weights)
+def _calibrated(
+    target: Target, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
+) -> Calibration:
+    truth = rows.truth[rows.validation]
+    fitted = partial(calibrate, target, fit.validation_logits, truth, smoothing=smoothing, weights=rows.weights)
     try:
         return fitted(abstain_at=abstain_at)
     except InputError:
@@ -378,6 +385,7 @@ def _better(
     modes: Sequence[PairMode | None],
     target: Target,
     truth: np.ndarray,
+    smoothing: float,
     progress: Progress,
 ) -> tuple[_Attempt, CacheUse, bool]:
     """The attempt to take, the use of the store by all, and whether all came to their end.
@@ -401,7 +409,7 @@ def _better(
         attempts.append(found)
     best = attempts[0]
     if len(attempts) > 1:
-        losses = {each.pair: each.losses(target, truth) for each in attempts}
+        losses = {each.pair: each.losses(target, truth, smoothing) for each in attempts}
         taken = "joint" if clearly_lower(losses["joint"], losses["separate"]) else "separate"
         best = next(each for each in attempts if each.pair == taken)
         progress.say(

@@ -19,6 +19,7 @@ from ytuning.head import (
     config_to_json,
 )
 from ytuning.losses import LOSSES
+from ytuning.targets import Objective
 
 __all__ = [
     "AUTO_LAYERS",
@@ -82,6 +83,10 @@ class TrainingConfig:
     refit_factor: float = 2.0
     refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
+
+    def smoothing_of(self, objective: Objective) -> float:
+        """The label smoothing whose loss is least at smoothed probabilities, so that it can be undone; else 0."""
+        return self.label_smoothing if (objective, self.loss) == ("single", "cross_entropy") else 0.0
 
 
 @dataclass(frozen=True)

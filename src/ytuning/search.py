@@ -313,7 +313,7 @@ def _run(
         found = []
         for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
             taken, size = fit.history[fit.chosen], space.size(recipe.head, len(layers), mode)
-            loss = _calibrated_loss(rows, fit)
+            loss = _calibrated_loss(rows, fit, recipe.training.smoothing_of(rows.target.objective))
             found.append(
                 Trial(number, choices, recipe, mode, loss, taken.score, taken.error, taken.step, size, seconds)
             )
@@ -337,9 +337,9 @@ def _run(
     return log.trials, False
 
 
-def _calibrated_loss(rows: TaskRows, fit: FitResult) -> float:
+def _calibrated_loss(rows: TaskRows, fit: FitResult, smoothing: float) -> float:
     truth = rows.truth[rows.validation]
-    logits = torch.from_numpy(calibrated(rows.target, fit.validation_logits, truth))
+    logits = torch.from_numpy(calibrated(rows.target, fit.validation_logits, truth, smoothing=smoothing))
     return float(row_losses(rows.target.objective, logits, torch.from_numpy(truth)).mean())
 
 
