@@ -140,7 +140,7 @@ def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "head.safetensors", "task.json"]
     content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    assert content["schema"] == 4
+    assert content["schema"] == 5
     assert content["labels"] == ["card", "naïve", "10"]
     assert content["encoder"]["fingerprint"] == IDENTITY.fingerprint
     stored = (folder / "head.safetensors").read_bytes()
@@ -238,7 +238,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (write("task.json", b"\xff\xfe\x00"), "task.json is damaged: it is not JSON"),
     "a list": (write("task.json", b"[]"), "was not written by ytuning: it states no schema"),
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
-    "newer schema": (edit(schema=5), "has schema 5, this version of ytuning reads up to 4. Upgrade"),
+    "newer schema": (edit(schema=6), "has schema 6, this version of ytuning reads up to 5. Upgrade"),
     "pairs of an older form": (edit(schema=3, pair="separate"), "had another form. Train it again: ytuning train DATA"),
     "no labels": (edit(labels=None), "task.json is damaged (KeyError: 'labels')"),
     "a label twice": (edit(labels=["a", "b", "a"]), "task.json is damaged (InputError: label names must differ"),

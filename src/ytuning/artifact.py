@@ -28,7 +28,7 @@ from ytuning.targets import Scale, Target, target_from_json
 
 __all__ = ["PAIR_MODES", "Exemplars", "PairMode", "Task", "load_task", "save_task"]
 
-SCHEMA = 4  # 1: single-label tasks only, neither calibrated nor with thresholds; 2, 3: see _refuse_old_pairs
+SCHEMA = 5  # 1: single labels only, not calibrated, no thresholds; 2, 3: see _refuse_old_pairs; 4: smoothing not undone
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
