@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 
 import ytuning
 from tests.conftest import build_tiny_encoder
-from ytuning import cli, losses, recipes
+from ytuning import cli, losses, pipeline, recipes
 from ytuning.artifact import load_task, save_task
 from ytuning.data import from_lists
 from ytuning.encoder import Encoder, load_encoder
@@ -419,6 +419,25 @@ def test_a_report_is_refused_before_any_work(
         assert message == "cannot write no/such/page.html: No such file or directory. Choose another with --report"
     assert "Is a directory" in run("train", "train.csv", "--out", "new", "--report", "new").mistake()
     assert not (files / "new").exists() and not list(files.glob("**/*.partial"))
+
+
+def test_no_result_replaces_a_file_that_is_read(
+    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ytuning.pipeline.train_task", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("ytuning.task_use.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
+    (files / "link.csv").symlink_to("test.csv")
+    (files / "labels.json").write_text("{}")
+    before = {file: (files / file).read_bytes() for file in ("train.csv", "test.csv", "labels.json")}
+    start = ("train", "train.csv", "--out", "new", "--test", "test.csv", "--label-texts", "labels.json")
+    for name in ("train.csv", "./test.csv", "link.csv", "labels.json"):
+        message = run(*start, "--report", name).mistake()
+        shown = name.removeprefix("./")
+        assert message == f"--report must not replace a file that is read. Got {shown}. Give another name"
+    assert "must not replace" in run("evaluate", trained, "test.csv", "--report", files / "test.csv").mistake()
+    message = run("predict", trained, "--input", "test.csv", "--output", "test.csv").mistake()
+    assert message == "--output must not replace a file that is read. Got test.csv. Give another name"
+    assert before == {file: (files / file).read_bytes() for file in before}
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -838,7 +857,7 @@ step = progress.ProgressBar.step
 def interrupting(self, stage, done, total, note=""):
     step(self, stage, done, total, note)
     if (stage, done, note) == ("train", 40, ""):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIG)
 
 progress.ProgressBar.step = interrupting
 cli.main()
@@ -857,14 +876,45 @@ def test_the_version_is_told() -> None:
     assert outside("--version") == Outcome(0, f"ytuning {ytuning.__version__}\n", "")
 
 
-def test_interrupt_while_training_saves_the_best_head_so_far(files: Path, run: Run, tiny_encoder: Path) -> None:
-    found = outside("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--json", code=INTERRUPTED)
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_interrupt_while_training_saves_the_best_head_so_far(
+    signal: str, files: Path, run: Run, tiny_encoder: Path
+) -> None:
+    code = INTERRUPTED.replace("signal.SIG)", f"signal.{signal})")
+    found = outside("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--json", code=code)
     assert found.status == 1
     assert "interrupted: the best head so far (step 40, validation accuracy" in found.err
     assert "is saved in toy" in found.err and "Traceback" not in found.err
     assert found.json["interrupted"] is True
     assert load_task(files / "toy").training["interrupted"] is True
     assert run("predict", "toy", "my card").status == 0
+
+
+def test_what_was_interrupted_does_not_replace_a_finished_task(
+    files: Path, run: Run, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ("train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json", "--quiet")
+    assert run(*start).status == 0
+    finished = (files / "tasks/toy/head.safetensors").read_bytes()
+    real = pipeline.train_task
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        trained = real(*arguments, **options)
+        return replace(
+            trained,
+            fit=replace(trained.fit, interrupted=True),
+            task=replace(trained.task, training={**trained.task.training, "interrupted": True}),
+        )
+
+    monkeypatch.setattr(pipeline, "train_task", interrupted)
+    for _ in range(2):  # the second one replaces what the first has saved
+        found = run(*start, "--seed", "1")
+        assert found.status == 1 and found.json["task_dir"] == str(files / "tasks" / "toy-interrupted")
+        assert f"the finished task in {files / 'tasks' / 'toy'} is kept" in found.err
+    assert (files / "tasks/toy/head.safetensors").read_bytes() == finished
+    assert load_task(files / "tasks" / "toy-interrupted").training["interrupted"] is True
+    found = run(*start[:5], "tasks/toy-interrupted", *start[6:])
+    assert found.status == 1 and found.json["task_dir"] == "tasks/toy-interrupted"
 
 
 # --- in a process of its own ----------------------------------------------------------------------------------------

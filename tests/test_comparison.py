@@ -135,9 +135,17 @@ def test_other_rows_settings_or_versions_are_run_again(
     assert starts.asked == [(name, 0) for name in again]
 
 
+def test_other_rows_leave_finished_runs_where_they_are(work: Work, tmp_path: Path) -> None:
+    first = compare(work, ["ytuning"], tmp_path, seeds=1, start=Starts())
+    compare(replace(work, train=work.train.select(range(79))), ["ytuning"], tmp_path, seeds=1, start=Starts())
+    starts = Starts()
+    assert compare(work, ["ytuning"], tmp_path, seeds=1, start=starts).runs == first.runs
+    assert starts.asked == []
+
+
 def test_a_damaged_file_is_run_again(work: Work, tmp_path: Path) -> None:
     compare(work, ["ytuning"], tmp_path, seeds=1, start=Starts())
-    file = tmp_path / "runs" / "ytuning-0.json"
+    (file,) = (tmp_path / "runs").glob("ytuning-0-*.json")
     for content in ("", "[]", '{"key": 1}', json.dumps({**json.loads(file.read_text()), "run": {}})):
         file.write_text(content)
         starts = Starts()

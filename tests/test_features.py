@@ -207,6 +207,30 @@ def test_windows_and_shards_of_any_size_give_the_same(
     assert same(values(features), through(codec, encoder, inputs, store))
 
 
+def test_shards_begin_small_and_double(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = row_bytes("fp16", 2, 32)
+    monkeypatch.setattr(module, "FIRST_SHARD_BYTES", 40 * token)
+    monkeypatch.setattr(module, "SHARD_BYTES", 150 * token)
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 45)
+    monkeypatch.setattr("ytuning.encoder.TOKENS_PER_BATCH", {"cpu": 16})
+    written: list[int] = []
+    write = FeatureSpace.write
+
+    def recorded(self: FeatureSpace, keys: Any, lengths: Any, truncated: Any, features: np.ndarray) -> None:
+        written.append(len(features))
+        write(self, keys, lengths, truncated, features)
+
+    monkeypatch.setattr(FeatureSpace, "write", recorded)
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    tokens = int(encoder.tokenize(inputs).lengths.sum())
+    assert sum(written) == tokens
+    # Batches have up to 24 tokens; 45 texts are a window, which ends with a shard.
+    assert [16 < written[0] <= 40 < written[1] <= 80 < written[2] <= 150, max(written) <= 150] == [True, True]
+    assert same(values(features), through("fp16", encoder, inputs, store))
+
+
 # ------------------------------------------------------------------------------------------------- batches
 
 

@@ -150,6 +150,14 @@ def check_target(folder: str | Path) -> None:
         raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
 
 
+def holds_finished_task(folder: str | Path) -> bool:
+    """Whether a folder holds a task whose training was not interrupted, as far as its ``task.json`` can be read."""
+    try:
+        return not _read_json(Path(folder)).get("training", {}).get("interrupted", False)
+    except (TaskFolderError, AttributeError):
+        return False
+
+
 def _is_free(path: Path) -> bool:
     """Whether a folder is empty, a task's, or what a killed save left of one."""
     try:

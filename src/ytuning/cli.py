@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -97,6 +98,8 @@ def predict(
     from ytuning.predictor import Predictor
 
     folders, texts = _split_folders(tasks_and_texts)
+    if output is not None:
+        check_result_file(output, "--output", (input_file,))
     if (input_file is None) == (not texts):
         raise InputError(
             "give texts to label either as arguments or with --input FILE" + (", not both" if texts else "")
@@ -144,7 +147,7 @@ def evaluate(
     from ytuning.task_use import evaluate_task
 
     if report is not None:
-        check_result_file(report, "--report")
+        check_result_file(report, "--report", (data,))
     task, store = load_task(task_dir), FeatureStore()
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind)
     with shown_progress(quiet) as progress:
@@ -170,6 +173,8 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
     with suppress(AttributeError):  # a stream that a test or a caller has put there
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    with suppress(ValueError):  # only the main thread may; schedulers and `docker stop` should lose no more than Ctrl-C
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -198,6 +203,10 @@ def main() -> None:
             raise
         status = _fail(error.format_message(), 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _close_stdout() -> None:

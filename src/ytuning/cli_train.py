@@ -185,7 +185,7 @@ def train(
     check_choice(backend.value, precision.value)
     check_target(out)
     if report is not None:
-        check_result_file(report, "--report", out)
+        check_result_file(report, "--report", (train_file, validation, test, recipe_file, label_texts), out)
     features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
@@ -233,6 +233,7 @@ def train(
             progress=progress,
             watch=watch,
         )
+        out = _beside_a_finished_task(out) if trained.fit.interrupted else out
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
         if report is not None:
@@ -258,6 +259,17 @@ def train(
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
         raise typer.Exit(1)
+
+
+def _beside_a_finished_task(out: Path) -> Path:
+    """Where to save a task whose training was interrupted: a finished one in ``out`` may be better, and is kept."""
+    from ytuning.artifact import holds_finished_task
+
+    if not holds_finished_task(out):
+        return out
+    folder = out.resolve()
+    print(f"the finished task in {folder} is kept", file=sys.stderr)
+    return folder.with_name(f"{folder.name}-interrupted")
 
 
 def _reported(trained: Trained) -> str:

@@ -119,7 +119,8 @@ def _compare(
         for number, (seed, name) in enumerate((seed, name) for seed in range(seeds) for name in methods):
             if name in skipped:
                 continue
-            file, key = out / RUNS / f"{name}-{seed}.json", _key(work, digest, name, seed)
+            key = _key(work, digest, name, seed)
+            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"  # so that other rows or settings do not replace it
             run = _kept(file, key)
             if run is None:
                 told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))

@@ -6,14 +6,14 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ytuning.errors import cannot_write
+from ytuning.errors import InputError, cannot_write
 from ytuning.progress import Messages, Progress, ProgressBar
 
 if TYPE_CHECKING:
@@ -76,18 +76,22 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
             partial.unlink(missing_ok=True)
 
 
-def check_result_file(path: Path, option: str, made: Path | None = None) -> None:
-    """Refuse a file that :func:`result_file` could not write; called before work that writes it in the end.
+def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | None], made: Path | None = None) -> None:
+    """Refuse a file that :func:`result_file` could not write, or should not; called before any work is done.
 
     Args:
         path: of the file.
         option: that names it.
+        inputs: files that the work reads, none of which it should replace.
         made: folder that the work makes, where the file may lie.
 
     Raises:
         InputError, WriteError: as :func:`result_file`.
     """
     target, partial = _places(path)
+    for read in inputs:
+        if read is not None and Path(os.path.realpath(read)) == target and os.path.isfile(target):
+            raise InputError(f"{option} must not replace a file that is read. Got {path}. Give another name")
     folder = None if made is None else Path(os.path.realpath(made))
     with _written(path, option):
         if target == folder or os.path.isdir(target):

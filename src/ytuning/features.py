@@ -19,7 +19,8 @@ from ytuning.tokens import TextInput, plan_batches
 
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
-SHARD_BYTES = 256 << 20  # what a killed run loses at most
+SHARD_BYTES = 256 << 20  # what a killed run loses at most...
+FIRST_SHARD_BYTES = 16 << 20  # ...and of a short one about half, as its shards begin small and double
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
@@ -323,14 +324,14 @@ def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress
 
     A space that has no basis yet gets it from a sample of the texts, which is held in memory and written first.
     """
-    done = 0
+    done, limit = 0, FIRST_SHARD_BYTES
     for window in _windows(len(keys), source if space.codec is None else None):
         lengths, truncated, batches = source(window, space.codec)
         if space.codec is None:
             held = list(batches)
             space.establish(_fitted([features for _, features in held], space, progress))
             batches = ((indices, _encoded(features, space.codec)) for indices, features in held)
-        shard = _Shard(space, [keys[position] for position in window], lengths, truncated)
+        shard = _Shard(space, [keys[position] for position in window], lengths, truncated, limit)
         try:
             for indices, rows in batches:
                 shard.add(indices, rows)
@@ -338,6 +339,7 @@ def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress
                 progress.step("encode", done, len(keys))
         finally:
             shard.flush()
+        limit = shard.limit
 
 
 def _windows(count: int, unfitted: Source | None) -> Iterator[np.ndarray]:
@@ -371,10 +373,16 @@ def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) 
 
 
 class _Shard:
-    """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full."""
+    """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full.
 
-    def __init__(self, space: FeatureSpace, keys: list[bytes], lengths: np.ndarray, truncated: np.ndarray) -> None:
-        self.space = space
+    It is full at ``limit`` bytes, then at twice as many. The time does not matter, so that the same texts lie in the
+    same shards on a slow machine.
+    """
+
+    def __init__(
+        self, space: FeatureSpace, keys: list[bytes], lengths: np.ndarray, truncated: np.ndarray, limit: int
+    ) -> None:
+        self.space, self.limit = space, limit
         self.keys, self.lengths, self.truncated = keys, lengths, truncated
         self.buffer = np.empty((max(1, SHARD_BYTES // space.row_bytes), space.row_bytes), np.uint8)
         self.rows: list[np.ndarray] = []
@@ -382,8 +390,9 @@ class _Shard:
 
     def add(self, indices: np.ndarray, batch: np.ndarray) -> None:
         """Take a batch: positions of its texts (B,) and their encoded tokens (tokens, row bytes)."""
-        if self.used + len(batch) > len(self.buffer):
+        if self.rows and self.used + len(batch) > min(len(self.buffer), self.limit // self.space.row_bytes):
             self.flush()
+            self.limit = min(2 * self.limit, SHARD_BYTES)
         if len(batch) > len(self.buffer):
             self.buffer = np.empty_like(batch)
         self.buffer[self.used : self.used + len(batch)] = batch
