@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -239,6 +240,21 @@ def test_smoothed_scores_get_their_certainty_back() -> None:
         unsmoothed(logits, 0.1) / calibrate(target, logits, truth, smoothing=0.1).temperature, rel=1e-5
     )
     assert calibrate(target, seen[:19], truth[:19], smoothing=0.1) == Calibration()
+
+
+def test_smoothing_is_undone_where_that_makes_the_loss_less() -> None:
+    logits, truth = example("single", rows=2000)
+    target, goal = names("single"), torch.from_numpy(truth)
+    for seen, undone in ((smoothed(logits, 0.2), 0.2), (logits, 0.0), (5 * logits, 0.0)):
+        found = calibrate(target, seen, truth, smoothing=0.2)
+        other = replace(calibrate(target, seen, truth), smoothing=0.2 - undone)
+        assert found.smoothing == undone
+        losses = [
+            mean_loss("single", torch.from_numpy(replace(each, temperature=temperature).scaled(seen)), goal)
+            for each in (found, other)
+            for temperature in (found.temperature, *np.geomspace(0.2, 20, 40))
+        ]
+        assert losses[0] <= min(losses)
 
 
 def test_over_confidence_falls() -> None:

@@ -138,7 +138,8 @@ def calibrate(
 ) -> Calibration:
     """Fit on validation rows.
 
-    The temperature minimises the weighted mean of the negative log-likelihood. A label's threshold lies between the one
+    The temperature minimises the weighted mean of the negative log-likelihood, and smoothing is undone where that makes
+    it less. A label's threshold lies between the one
     that maximises its F1 and the one that, shared by all labels, maximises micro F1: the more rows have the label, the
     nearer to its own, which few rows tell little about.
 
@@ -156,7 +157,13 @@ def calibrate(
     check_abstain_at(target, abstain_at, len(truth))
     if not isinstance(target, Names):
         return Calibration()
-    found = _fit_temperature(target, logits, truth, smoothing, weights)
+    found = Calibration()
+    if len(logits) >= TEMPERATURE_ROWS:
+        # A head that has learned its rows by heart is not where its loss is least for others.
+        found, _ = min(
+            (_fit_temperature(target, logits, truth, each, weights) for each in dict.fromkeys((smoothing, 0.0))),
+            key=lambda fitted: fitted[1],
+        )
     probabilities = found.probabilities(target, logits)
     if target.kind == "multi":
         return replace(found, thresholds=_fit_thresholds(probabilities, truth > 0))
@@ -209,9 +216,8 @@ def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:
 
 def _fit_temperature(
     target: Names, logits: np.ndarray, truth: np.ndarray, smoothing: float, weights: np.ndarray | None
-) -> Calibration:
-    if len(logits) < TEMPERATURE_ROWS:
-        return Calibration()
+) -> tuple[Calibration, float]:
+    """The best temperature after a smoothing is undone, and its loss."""
     logits = unsmoothed(logits, smoothing)
     if target.kind == "multi":
         ahead = np.where(truth > 0, -logits, logits)
@@ -221,8 +227,9 @@ def _fit_temperature(
         lambda log: _loss(target, ahead, weights, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     # A single label, or logits that are all equal, have the same loss at any temperature.
-    temperature = math.exp(found.x) if found.fun < _loss(target, ahead, weights, 1.0) else 1.0
-    return Calibration(temperature, smoothing=smoothing)
+    plain = _loss(target, ahead, weights, 1.0)
+    temperature = math.exp(found.x) if found.fun < plain else 1.0
+    return Calibration(temperature, smoothing=smoothing), min(float(found.fun), plain)
 
 
 def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray | None, temperature: float) -> float:
