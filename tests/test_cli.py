@@ -673,8 +673,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "'refund' is missing in --label-order",
     ),
     "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "abstain_at must be a share above 0"),
-    "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "'both' is not one of 'auto', 'joint', 'sep"),
-    "unknown kind": (("train", "train.csv", "--kind", "many", *OUT), "'many' is not one of 'auto', 'single', "),
+    "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "--pairs must be one of 'auto', 'joint', "),
+    "unknown kind": (
+        ("train", "train.csv", "--kind", "many", *OUT),
+        "--kind must be one of 'auto', 'single', 'ordinal', 'multi', 'regression'. Got 'many' instead.",
+    ),
     "a name too long": (("train", "x" * 300 + ".csv", *OUT), "the file cannot be read: File name too long"),
     "an encoder too long": (
         ("train", "train.csv", "--encoder", "x" * 300, "--out", "toy"),
@@ -682,14 +685,23 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown preset": (
         ("train", "train.csv", "--preset", "best", *OUT),
-        "'best' is not one of 'default', 'few-shot', 'paper'",
+        "--preset must be one of 'default', 'few-shot', 'paper'. Got 'best' instead.",
     ),
-    "seed not a number": (("train", "train.csv", "--seed", "x", *OUT), "--seed"),
-    "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "--seed"),
+    "half a seed": (
+        ("train", "train.csv", "--seed", "1.5", *OUT),
+        "--seed must be a whole number from 0 to 4294967295. Got '1.5' instead.",
+    ),
+    "negative seed": (("train", "train.csv", "--seed", "1", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
+    "no epochs": (
+        ("compare", "train.csv", "--epochs", "0", *OUT),
+        "--epochs must be a whole number of at least 1. Got '0' instead.",
+    ),
+    "share in words": (("train", "train.csv", "--abstain-at", "most", *OUT), "must be a number. Got 'most' instead."),
+    "no time": (("serve", "--timeout", "0", "TASK"), "--timeout must be a number of at least 0.1. Got '0' instead."),
     "no out": (("train", "train.csv"), "Missing option '--out'"),
     "no file": (("train", *OUT), "Missing argument 'TRAIN'"),
     "unknown option": (("train", "train.csv", "--epochs", "3", *OUT), "No such option"),
-    "unknown command": (("trian", "train.csv"), "No such command 'trian'"),
+    "unknown command": (("trian", "train.csv"), ", 'evaluate', 'serve', 'compare', 'cache'."),
     "foreign out": (("train", "train.csv", "--out", "foreign"), "the folder foreign holds files and is no task folder"),
     "out is a file": (("train", "train.csv", "--out", "train.csv"), "train.csv is a file, not a folder for the task"),
     "out below a file": (("train", "train.csv", "--out", "train.csv/task"), "cannot write the task folder"),
@@ -717,7 +729,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "remove nothing": (("cache", "remove"), "give the beginning of one fingerprint"),
     "remove both": (("cache", "remove", "ab", "--all"), "give the beginning of one fingerprint"),
     "remove unknown": (("cache", "remove", "ab"), "no feature space starts with 'ab'"),
-    "unknown cache command": (("cache", "clear"), "No such command 'clear'"),
+    "unknown cache command": (("cache", "clear"), "'clear'. The commands are 'list', 'verify', 'remove'."),
 }  # fmt: skip
 
 

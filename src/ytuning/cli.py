@@ -32,7 +32,7 @@ from ytuning.console import (
     write_page,
 )
 from ytuning.errors import InputError, YTuningError
-from ytuning.options import Label, ReportFile, Text, TextPair
+from ytuning.options import Label, ReportFile, Text, TextPair, usage_mistake
 
 __all__ = ["app", "main"]
 
@@ -196,7 +196,7 @@ def main() -> None:
         # Typer's usage errors have no public base class, but all of them can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        status = _fail(error.format_message(), 2)
+        status = _fail(usage_mistake(error, sys.argv[1:]), 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
