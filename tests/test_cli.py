@@ -465,6 +465,17 @@ def test_predict_with_several_tasks(run: Run, trained: Path, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_predict_tells_of_texts_that_may_be_paths(run: Run, trained: Path) -> None:
+    texts = ["my/typo", "my card", "my card / your login", str(trained)]
+    found = run("predict", trained, *texts, "--quiet")
+    assert [json.loads(line)["text"] for line in found.out.splitlines()] == texts
+    told = (
+        f"read as text, not as a path: 'my/typo', {str(trained)!r}. Only folders before the first text are tasks, and "
+    )
+    assert found.err == f"{told}a file of texts takes --input\n"
+    assert run("predict", trained, *texts[1:3], "--quiet").err == ""
+
+
 def test_predict_json_is_one_list(run: Run, trained: Path) -> None:
     found = run("predict", trained, "my card", "login", "--json")
     assert [line["text"] for line in found.json] == ["my card", "login"]
@@ -711,7 +722,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "predict nothing": (("predict",), "Missing argument"),
     "predict without texts": (("predict", "TASK"), "give texts to label either as arguments or with --input FILE"),
     "texts and input": (("predict", "TASK", "a text", "--input", "test.csv"), "--input FILE, not both"),
-    "no task": (("predict", "nothing", "a text"), "there is no task folder nothing"),
+    "no task": (("predict", "nothing", "a text"), "the first argument must be a task folder. Got 'nothing' instead,"),
+    "texts without a task": (("predict", "a text"), "must be a task folder. Got 'a text' instead, which is no folder."),
+    "a text before the task": (("predict", "a text", "TASK"), "must be a task folder. Got 'a text' instead, which is"),
     "not a task": (("predict", "foreign", "a text"), "foreign is not a task folder: it holds no task.json"),
     "corrupt task": (("predict", "corrupt", "a text"), "task.json is damaged: it is not JSON"),
     "corrupt weights": (("predict", "cut", "a text"), "head.safetensors is damaged or no safetensors file"),

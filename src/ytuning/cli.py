@@ -94,9 +94,15 @@ def predict(
 ) -> None:
     """Label texts with one or more tasks; writes a JSON line for each text and task."""
     from ytuning.data import from_lists, read_dataset
+    from ytuning.labels import listed, shown
     from ytuning.predictor import Predictor
 
     folders, texts = _split_folders(tasks_and_texts)
+    if not os.path.isdir(folders[0]):
+        raise InputError(
+            f"the first argument must be a task folder. Got {shown(folders[0])} instead, which is no folder. Give the "
+            "folder before the texts, or make one with: ytuning train DATA --out TASK_DIR"
+        )
     if (input_file is None) == (not texts):
         raise InputError(
             "give texts to label either as arguments or with --input FILE" + (", not both" if texts else "")
@@ -108,6 +114,11 @@ def predict(
     )
     predictor = Predictor(folders, encoder=encoder)
     with shown_progress(quiet) as progress, result_file(output) as write:
+        if paths := [each for each in texts if _looks_like_a_path(each)]:
+            progress.say(
+                f"read as text, not as a path: {listed(paths)}. Only folders before the first text are tasks, and a "
+                "file of texts takes --input"
+            )
         lines: list[dict[str, Any]] = []
         cut = 0
         for number, prediction in enumerate(predictor.predict(data.inputs), 1):
@@ -217,3 +228,8 @@ def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
     while count < len(arguments) and os.path.isdir(arguments[count]):  # never raises, unlike Path
         count += 1
     return arguments[:count], arguments[count:]
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text may be a misspelt task folder; some texts look like that, too, so it is no mistake."""
+    return ("/" in text or os.sep in text) and not any(map(str.isspace, text))
