@@ -162,6 +162,15 @@ def test_model_card_tells_what_it_is(folder: Path) -> None:
         assert part in card
 
 
+def test_model_card_tells_of_an_interrupted_training(tmp_path: Path) -> None:
+    for name, interrupted in (("part", True), ("whole", False)):
+        save_task(replace(make_task(), training={"interrupted": interrupted}), tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert (
+            "trained with ytuning. Its training was interrupted: this is the best head up to then, and " in card
+        ) == interrupted
+
+
 def test_saving_again_replaces_the_older_task(folder: Path) -> None:
     save_task(make_task(CROSS, ("x", "y")), folder)
     assert load_task(folder).target.names == ("x", "y")

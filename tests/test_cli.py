@@ -56,7 +56,7 @@ class Outcome:
         *before, last = [line for line in self.err.splitlines() if line.strip()]
         assert (self.status, self.out) == (2, ""), self
         assert last.startswith("error: ") and "Traceback" not in self.err
-        assert all(" rows; columns " in line for line in before), self
+        assert all("; columns " in line for line in before), self
         return last.removeprefix("error: ")
 
 
@@ -174,7 +174,10 @@ def test_train_stores_features_as_told(run: Run, files: Path, tiny_encoder: Path
     evaluated = run("evaluate", "tasks/stored", "train.csv", "--json")
     assert (evaluated.json["cache"]["hits"], evaluated.json["cache"]["misses"]) == (100, 0)
     assert f"stored as {chosen}: 100 texts" in run("cache", "list").out
-    assert run("cache", "verify").out == "1 shards checked, 0 damaged\n"
+    shards = (
+        "2 shards" if store == "auto" else "1 shard"
+    )  # auto stores the train rows that it measures on by themselves
+    assert run("cache", "verify").out == f"{shards} checked, 0 damaged\n"
     assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
 
 
@@ -305,12 +308,13 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
     write_csv(files / "old.csv", [texts[number] for number in old], [labels[number] for number in old])
     new = [text for text, label in zip(texts, labels, strict=True) if label == "refund"]
     write_csv(files / "new.csv", new[4:], ["ignored"] * len(new[4:]))
-    write_csv(files / "judge.csv", [*new[:4], texts[old[0]]], [*["refund"] * 4, labels[old[0]]])
+    write_csv(files / "judge.csv", [*new[:3], new[3] + " card" * 100, texts[old[0]]], [*["refund"] * 4, labels[old[0]]])
     assert run("train", "old.csv", "--encoder", tiny_encoder, "--out", "toy").status == 0
     before = (files / "toy" / "task.json").read_bytes()
     new_label = ("add-label", "toy", "refund", "--examples", "new.csv")
     found = run(*new_label, "--out", "grown", "--test", "judge.csv", "--json")
     assert (found.status, (files / "toy" / "task.json").read_bytes()) == (0, before)
+    assert "cut 1 test text longer than the encoder reads\n" in found.err
     result = found.json
     assert (result["task_dir"], result["label"], result["labels"], result["examples"]) == (
         "grown", "refund", 3, len(new) - 4,
@@ -374,8 +378,8 @@ def test_train_tells_of_cut_texts_and_shared_rows(run: Run, files: Path, tiny_en
         stream.write((files / "train.csv").read_text().splitlines()[1] + "\n")
     found = run("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "toy", "--json")
     assert found.json["truncated"] == 1 and found.json["shared"]["test"] == 1
-    assert "1 texts are longer than the encoder reads and were cut" in found.err
-    assert "1 test rows have exactly the text of a train row" in found.err
+    assert "cut 1 text longer than the encoder reads\n" in found.err
+    assert "1 test row with exactly the text of a train row\n" in found.err
 
 
 # --- reports --------------------------------------------------------------------------------------------------------
@@ -484,6 +488,17 @@ def test_predict_with_several_tasks(run: Run, trained: Path, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_predict_tells_of_texts_that_may_be_paths(run: Run, trained: Path) -> None:
+    texts = ["my/typo", "my card", "my card / your login", str(trained)]
+    found = run("predict", trained, *texts, "--quiet")
+    assert [json.loads(line)["text"] for line in found.out.splitlines()] == texts
+    told = (
+        f"read as text, not as a path: 'my/typo', {str(trained)!r}. Only folders before the first text are tasks, and "
+    )
+    assert found.err == f"{told}a file of texts takes --input\n"
+    assert run("predict", trained, *texts[1:3], "--quiet").err == ""
+
+
 def test_predict_json_is_one_list(run: Run, trained: Path) -> None:
     found = run("predict", trained, "my card", "login", "--json")
     assert [line["text"] for line in found.json] == ["my card", "login"]
@@ -581,6 +596,8 @@ def test_evaluate_json_agrees_with_predict(run: Run, trained: Path, files: Path)
 def test_evaluate_rows_of_one_label(run: Run, trained: Path, files: Path) -> None:
     (files / "one.csv").write_text("text,label\nmy card,card\n")
     assert run("evaluate", trained, "one.csv", "--json", "--quiet").err == ""
+    shown = run("evaluate", trained, "one.csv", "--quiet").out
+    assert "toy on one.csv (1 row): accuracy" in shown
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------
@@ -599,6 +616,7 @@ def test_cache_list(run: Run, filled: Path, tiny_encoder: Path) -> None:
     assert result["root"] == str(filled)
     assert (space["encoder"], space["texts"], space["shards"]) == (str(tiny_encoder), 20, 1)
     shown = run("cache", "list")
+    assert shown.out.endswith(" MB in 1 shard\n")
     assert shown.status == 0
     assert space["fingerprint"] in shown.out and "20 texts" in shown.out and str(filled) in shown.out
 
@@ -623,7 +641,7 @@ def test_cache_list_of_nothing(run: Run) -> None:
 
 def test_cache_verify(run: Run, filled: Path) -> None:
     whole = run("cache", "verify")
-    assert (whole.status, whole.out) == (0, "1 shards checked, 0 damaged\n")
+    assert (whole.status, whole.out) == (0, "1 shard checked, 0 damaged\n")
     (shard,) = filled.glob("*/shards/*.features")
     shard.write_bytes(b"\x00" + shard.read_bytes()[1:-1] + b"\x01")
     damaged = run("cache", "verify", "--json")
@@ -692,8 +710,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "'refund' is missing in --label-order",
     ),
     "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "abstain_at must be a share above 0"),
-    "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "'both' is not one of 'auto', 'joint', 'sep"),
-    "unknown kind": (("train", "train.csv", "--kind", "many", *OUT), "'many' is not one of 'auto', 'single', "),
+    "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "--pairs must be one of 'auto', 'joint', "),
+    "unknown kind": (
+        ("train", "train.csv", "--kind", "many", *OUT),
+        "--kind must be one of 'auto', 'single', 'ordinal', 'multi', 'regression'. Got 'many' instead.",
+    ),
     "a name too long": (("train", "x" * 300 + ".csv", *OUT), "the file cannot be read: File name too long"),
     "an encoder too long": (
         ("train", "train.csv", "--encoder", "x" * 300, "--out", "toy"),
@@ -701,14 +722,23 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown preset": (
         ("train", "train.csv", "--preset", "best", *OUT),
-        "'best' is not one of 'default', 'few-shot', 'paper'",
+        "--preset must be one of 'default', 'few-shot', 'paper'. Got 'best' instead.",
     ),
-    "seed not a number": (("train", "train.csv", "--seed", "x", *OUT), "--seed"),
-    "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "--seed"),
+    "half a seed": (
+        ("train", "train.csv", "--seed", "1.5", *OUT),
+        "--seed must be a whole number from 0 to 4294967295. Got '1.5' instead.",
+    ),
+    "negative seed": (("train", "train.csv", "--seed", "1", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
+    "no epochs": (
+        ("compare", "train.csv", "--epochs", "0", *OUT),
+        "--epochs must be a whole number of at least 1. Got '0' instead.",
+    ),
+    "share in words": (("train", "train.csv", "--abstain-at", "most", *OUT), "must be a number. Got 'most' instead."),
+    "no time": (("serve", "--timeout", "0", "TASK"), "--timeout must be a number of at least 0.1. Got '0' instead."),
     "no out": (("train", "train.csv"), "Missing option '--out'"),
     "no file": (("train", *OUT), "Missing argument 'TRAIN'"),
     "unknown option": (("train", "train.csv", "--epochs", "3", *OUT), "No such option"),
-    "unknown command": (("trian", "train.csv"), "No such command 'trian'"),
+    "unknown command": (("trian", "train.csv"), ", 'evaluate', 'serve', 'compare', 'cache'."),
     "foreign out": (("train", "train.csv", "--out", "foreign"), "the folder foreign holds files and is no task folder"),
     "out is a file": (("train", "train.csv", "--out", "train.csv"), "train.csv is a file, not a folder for the task"),
     "out below a file": (("train", "train.csv", "--out", "train.csv/task"), "cannot write the task folder"),
@@ -718,7 +748,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "predict nothing": (("predict",), "Missing argument"),
     "predict without texts": (("predict", "TASK"), "give texts to label either as arguments or with --input FILE"),
     "texts and input": (("predict", "TASK", "a text", "--input", "test.csv"), "--input FILE, not both"),
-    "no task": (("predict", "nothing", "a text"), "there is no task folder nothing"),
+    "no task": (("predict", "nothing", "a text"), "the first argument must be a task folder. Got 'nothing' instead,"),
+    "texts without a task": (("predict", "a text"), "must be a task folder. Got 'a text' instead, which is no folder."),
+    "a text before the task": (("predict", "a text", "TASK"), "must be a task folder. Got 'a text' instead, which is"),
     "not a task": (("predict", "foreign", "a text"), "foreign is not a task folder: it holds no task.json"),
     "corrupt task": (("predict", "corrupt", "a text"), "task.json is damaged: it is not JSON"),
     "corrupt weights": (("predict", "cut", "a text"), "head.safetensors is damaged or no safetensors file"),
@@ -736,7 +768,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "remove nothing": (("cache", "remove"), "give the beginning of one fingerprint"),
     "remove both": (("cache", "remove", "ab", "--all"), "give the beginning of one fingerprint"),
     "remove unknown": (("cache", "remove", "ab"), "no feature space starts with 'ab'"),
-    "unknown cache command": (("cache", "clear"), "No such command 'clear'"),
+    "unknown cache command": (("cache", "clear"), "'clear'. The commands are 'list', 'verify', 'remove'."),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tests.test_cli import Run, files, run
 from tests.test_comparison import Starts
+from ytuning.contestants import METHODS
 
 __all__ = ["files", "run"]  # fixtures
 
@@ -41,6 +43,14 @@ def test_json_and_files(run: Run, files: Path, tiny_encoder: Path, starts: Start
     assert len(starts.asked) == 10  # none the second time
     assert "ytuning" in again.out and "written to found" in again.out
     assert "train.csv: 100 rows; columns" in again.err
+
+
+def test_every_method_is_named_in_the_help_and_the_readme(run: Run) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Is it good enough?")[1].split("\n## ")[0]
+    told = run("compare", "--help").out
+    for name in METHODS:
+        assert f"`{name}`" in section and re.search(rf"\b{name}\b[ ,]", told), name
 
 
 def test_quiet_says_only_what_must_be_known(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
@@ -81,7 +91,7 @@ def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) 
         (("--test", "nowhere.csv"), "nowhere.csv"),
         (("--label", "nothing"), "nothing"),
         (("--rows", "3"), "rows must be at least 6, two of each label. Got 3 instead."),
-        (("--rows", "0"), "Invalid value for '--rows'"),
+        (("--rows", "0"), "--rows must be a whole number of at least 1. Got '0' instead."),
         (("--out", "train.csv"), "cannot write train.csv"),
         (("--kind", "ordinal"), "so the labels' order is not known"),
     ],

@@ -92,6 +92,11 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
         model.set_params(depth=3)
 
 
+def test_texts_that_are_cut_are_told(fitted: YTuningClassifier) -> None:
+    with pytest.warns(UserWarning, match=r"^cut 1 text longer than the encoder reads$"):
+        fitted.predict(["card " * 100, "my login"])
+
+
 def test_backend_and_precision_reach_the_encoder(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
     model = make(backend="openvino", precision="fp32").fit(*toy_rows)
     assert (model.task_.encoder.backend, model.task_.encoder.precision) == ("openvino", "fp32")

@@ -212,6 +212,7 @@ def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
     page, html = page_of(task, replace(data, labels=[ABC.names[answer]]), encoder)
     assert "None: every answer is right." in html and "mark" not in page.counts
     assert "1 labelled row." in html
+    assert "0.2065 to 1.0000" in page.text["span"] and "all of them are right or all wrong: Wilson's, of the" in html
 
 
 def test_a_page_of_one_number(encoder: Encoder) -> None:

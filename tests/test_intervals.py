@@ -62,6 +62,13 @@ def choices(rows: int, labels: int, abstained: float) -> tuple[np.ndarray, np.nd
     return truth, np.where(chooser.random(rows) < abstained, -1, predicted)
 
 
+def wilson(right: int, rows: int) -> object:
+    """The score interval, as Wilson's formula has it."""
+    z, share = 1.959963984540054, right / rows
+    middle, half = share + z**2 / (2 * rows), z * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return pytest.approx(((middle - half) / (1 + z**2 / rows), (middle + half) / (1 + z**2 / rows)), abs=1e-12)
+
+
 @pytest.mark.parametrize("abstained", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("rows", "labels"), [(40, 12), (300, 2)])  # drawn row by row, and as groups
 def test_single_label_against_a_loop(rows: int, labels: int, abstained: float) -> None:
@@ -69,6 +76,8 @@ def test_single_label_against_a_loop(rows: int, labels: int, abstained: float) -
     pairs, sizes = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
     assert (4 * len(pairs) < rows) == (rows == 300 or abstained == 1)
     expected = loop(pairs[:, 0], pairs[:, 1], sizes, single_figures)
+    if abstained == 1:  # every resample is wrong
+        expected = {"accuracy": wilson(0, rows)}
     assert single_intervals(truth, predicted, resamples=RESAMPLES, seed=3) == expected
 
 
@@ -141,16 +150,29 @@ def test_accuracy_has_the_width_of_a_binomial() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_rows_that_are_all_alike(rows: int) -> None:
-    right = {"accuracy": (1.0, 1.0), "macro_f1": (1.0, 1.0)}
-    wrong = {"accuracy": (0.0, 0.0), "macro_f1": (0.0, 0.0)}
+def test_rows_that_are_all_alike_show_no_certainty(rows: int) -> None:
+    right, wrong = {"accuracy": wilson(rows, rows)}, {"accuracy": wilson(0, rows)}
     ids = np.zeros(rows, int)
-    assert single_intervals(ids, ids) == right | {"matthews": (0.0, 0.0)}
-    assert single_intervals(ids, ids + 1) == wrong | {"matthews": (0.0, 0.0)}
+    assert single_intervals(ids, ids) == right
+    assert single_intervals(ids, ids + 1) == wrong
     flags = np.ones((rows, 2), bool)
-    assert multi_intervals(flags, flags) == right | {"micro_f1": (1.0, 1.0)}
-    assert multi_intervals(flags, ~flags) == wrong | {"micro_f1": (0.0, 0.0)}
-    assert multi_intervals(~flags, ~flags) == wrong | {"accuracy": (1.0, 1.0), "micro_f1": (0.0, 0.0)}
+    assert multi_intervals(flags, flags) == right
+    assert multi_intervals(flags, ~flags) == wrong
+    assert multi_intervals(~flags, ~flags) == right
     constant, rising = np.full(rows, 0.1), np.arange(rows) + 0.6
     for truth, values in ((constant, rising), (rising, constant), (constant, constant)):
-        assert number_intervals(truth, values) == {"pearson": (0.0, 0.0), "spearman": (0.0, 0.0)}
+        assert number_intervals(truth, values) == {}
+
+
+def test_rows_that_are_all_right_show_no_certainty() -> None:
+    ids = np.arange(12) % 2  # a few resamples have one label only, whose Matthews is 0, but none of the ends is theirs
+    found = single_intervals(ids, ids)
+    assert found == {"accuracy": wilson(12, 12)}
+    assert found["accuracy"][1] == 1.0  # exactly, though the formula is rounded
+    assert number_intervals(np.arange(20.0), np.arange(20.0) * 0.3) == {}  # correlations of 1, but for rounding
+
+
+def test_one_wrong_row_is_enough_for_resamples() -> None:
+    truth, predicted = np.arange(12) % 2, np.arange(12) % 2
+    predicted[0] = 1
+    assert single_intervals(truth, predicted)["accuracy"] == (0.75, 1.0)

@@ -397,8 +397,9 @@ def test_without_matplotlib_there_is_no_plot(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--trials", "0"), "Invalid value for '--trials': "),
-        (("--preset", "x"), "Invalid value for '--preset': "),
+        (("--trials", "0"), "--trials must be a whole number from 1 to 10000. Got '0' instead."),
+        (("--minutes", "nan"), "--minutes must be a number of at least 0. Got 'nan' instead."),
+        (("--preset", "x"), "--preset must be one of 'all', 'default', 'few-shot', 'paper'. Got 'x' instead."),
         (("--out", "full"), "the folder full holds files and is no search's. Choose another with --out"),
     ],
 )

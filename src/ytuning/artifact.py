@@ -355,6 +355,11 @@ def _card(task: Task) -> str:
     else:
         what = {"single": "one of", "ordinal": "one of, from the lowest to the highest,", "multi": "any number of"}
         answers = f"It answers with {what[task.target.kind]} {len(task.target.names)} labels: {names}"
+    interrupted = (
+        " Its training was interrupted: this is the best head up to then, and a whole training may give a better one."
+        if task.training.get("interrupted")
+        else ""
+    )
     return f"""---
 library_name: ytuning
 pipeline_tag: text-classification
@@ -364,7 +369,7 @@ base_model: {task.encoder.name}
 # {task.name}
 
 A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder
-`{task.encoder.name}`, trained with ytuning.
+`{task.encoder.name}`, trained with ytuning.{interrupted}
 Input: {inputs}, cut at {task.encoder.max_length} tokens.
 
 {answers}

@@ -33,7 +33,7 @@ from ytuning.console import (
     write_page,
 )
 from ytuning.errors import InputError, YTuningError
-from ytuning.options import Label, ReportFile, Text, TextPair
+from ytuning.options import Label, ReportFile, Text, TextPair, usage_mistake
 
 __all__ = ["app", "main"]
 
@@ -95,11 +95,17 @@ def predict(
 ) -> None:
     """Label texts with one or more tasks; writes a JSON line for each text and task."""
     from ytuning.data import from_lists, read_dataset
+    from ytuning.labels import listed, shown
     from ytuning.predictor import Predictor
 
     folders, texts = _split_folders(tasks_and_texts)
     if output is not None:
         check_result_file(output, "--output", (input_file,))
+    if not os.path.isdir(folders[0]):
+        raise InputError(
+            f"the first argument must be a task folder. Got {shown(folders[0])} instead, which is no folder. Give the "
+            "folder before the texts, or make one with: ytuning train DATA --out TASK_DIR"
+        )
     if (input_file is None) == (not texts):
         raise InputError(
             "give texts to label either as arguments or with --input FILE" + (", not both" if texts else "")
@@ -111,6 +117,11 @@ def predict(
     )
     predictor = Predictor(folders, encoder=encoder)
     with shown_progress(quiet) as progress, result_file(output) as write:
+        if paths := [each for each in texts if _looks_like_a_path(each)]:
+            progress.say(
+                f"read as text, not as a path: {listed(paths)}. Only folders before the first text are tasks, and a "
+                "file of texts takes --input"
+            )
         lines: list[dict[str, Any]] = []
         cut = 0
         for number, prediction in enumerate(predictor.predict(data.inputs), 1):
@@ -201,7 +212,7 @@ def main() -> None:
         # Typer's usage errors have no public base class, but all of them can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        status = _fail(error.format_message(), 2)
+        status = _fail(usage_mistake(error, sys.argv[1:]), 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -226,3 +237,8 @@ def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
     while count < len(arguments) and os.path.isdir(arguments[count]):  # never raises, unlike Path
         count += 1
     return arguments[:count], arguments[count:]
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text may be a misspelt task folder; some texts look like that, too, so it is no mistake."""
+    return ("/" in text or os.sep in text) and not any(map(str.isspace, text))

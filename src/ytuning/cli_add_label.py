@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
+from ytuning.errors import counted
 from ytuning.options import Label, Text, TextPair
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def add_label(
             found = evaluate_task(added.task, judged, loaded, store, progress=progress)
             metrics["after"] = found.report.metrics
             if found.truncated:
-                progress.say(f"{found.truncated:,} test texts are longer than the encoder reads and were cut")
+                progress.say(f"cut {counted(found.truncated, 'test text')} longer than the encoder reads")
             old = [number for number, row in enumerate(judged.labels or []) if name not in _names(row)]
             if old:
                 report = evaluate_task(task, judged.select(old), loaded, store, progress=progress).report

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ytuning.console import Json, Quiet, print_json, shown_progress
-from ytuning.errors import InputError, StoreError
+from ytuning.errors import InputError, StoreError, counted
 
 __all__ = ["cache"]
 
@@ -55,7 +55,8 @@ def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
         console.print(
             f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']} ({row['backend']}), "
             f"{row['max_length']} tokens, stored as {row['codec']}: "
-            f"{row['texts']:,} texts, {row['tokens']:,} tokens, {row['bytes'] / 1e6:,.1f} MB in {row['shards']} shards",
+            f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB in "
+            f"{counted(row['shards'], 'shard')}",
             soft_wrap=True,
             markup=False,
             highlight=False,
@@ -93,7 +94,7 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
         found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
         print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
     else:
-        print(f"{checked} shards checked, {len(damages)} damaged")
+        print(f"{counted(checked, 'shard')} checked, {len(damages)} damaged")
     _tell_unreadable(unreadable)
     if damages:
         raise typer.Exit(1)
@@ -119,4 +120,4 @@ def cache_remove(
     if as_json:
         print_json({"removed": removed})
     else:
-        print(f"removed {len(removed)} feature space{'' if len(removed) == 1 else 's'}")
+        print(f"removed {counted(len(removed), 'feature space')}")

@@ -37,8 +37,8 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="With commas: ytuning, paper (its head and loss), logistic (or ridge) regression, full fine-tuning, "
-            "lora (extra peft), setfit (extra benchmark).",
+            help="With commas: ytuning, paper (its head and loss), few-shot (the preset of train), logistic (or ridge) "
+            "regression, full fine-tuning, lora (extra peft), setfit (extra benchmark).",
         ),
     ] = "ytuning,paper,logistic,full,lora",
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=256, help="Of split, weights and row order, from 0.")] = 3,

@@ -78,7 +78,12 @@ def search(  # one parameter for each option
     ] = Preset.all,
     trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0, help="Begin no more trials after this time.")
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0,
+            help="Begin no more trials after this time; of a new search the first few run in any case.",
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, the proposals, weights and row order.")

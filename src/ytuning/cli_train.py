@@ -23,7 +23,7 @@ from ytuning.console import (
     tell_cut,
     write_page,
 )
-from ytuning.errors import InputError
+from ytuning.errors import InputError, counted
 from ytuning.options import (
     Backend,
     BackendOption,
@@ -282,7 +282,8 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     for split, rows in trained.shared.items():
         if rows:
             other = "validation" if split == "test_and_validation" else "train"
-            progress.say(f"{rows:,} {split.partition('_')[0]} rows have exactly the text of a {other} row")
+            copies = counted(rows, f"{split.partition('_')[0]} row")
+            progress.say(f"{copies} with exactly the text of a {other} row")
     if trained.fit.interrupted:
         from ytuning.losses import SCORES, shown_score
 

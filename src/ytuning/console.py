@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ytuning.errors import InputError, cannot_write
+from ytuning.errors import InputError, cannot_write, counted
 from ytuning.progress import Messages, Progress, ProgressBar
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def tell_columns(progress: Progress, data: Dataset) -> None:
     if data.columns is not None:
         named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {len(data):,} rows; columns {', '.join(named)}{kind}")
+        progress.say(f"{data.source}: {counted(len(data), 'row')}; columns {', '.join(named)}{kind}")
 
 
 @contextmanager
@@ -133,4 +133,4 @@ def write_page(path: Path, page: str) -> None:
 def tell_cut(progress: Progress, count: int) -> None:
     """Tell of texts that were cut, if there are any."""
     if count:
-        progress.say(f"{count:,} texts are longer than the encoder reads and were cut")
+        progress.say(f"cut {counted(count, 'text')} longer than the encoder reads")

@@ -29,6 +29,7 @@ __all__ = [
     "YTuningError",
     "allowed",
     "cannot_write",
+    "counted",
 ]
 
 
@@ -94,3 +95,8 @@ def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
 def allowed(name: str, given: object, choices: Iterable[object]) -> str:
     """The one way an unknown value is reported: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
     return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
+
+
+def counted(number: int, what: str) -> str:
+    """``"1 row"``, ``"2,000 rows"``: a number and what it is of, given in the singular."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -19,7 +19,7 @@ from ytuning.artifact import PairMode, save_task
 from ytuning.backends import Backend, Precision
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
-from ytuning.errors import DataError, InputError, allowed
+from ytuning.errors import DataError, InputError, allowed, counted
 from ytuning.label_texts import LabelTexts
 from ytuning.labels import LabelSet
 from ytuning.pairs import stored_inputs
@@ -364,4 +364,4 @@ def _numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
 
 def _warn_cut(rows: int) -> None:
     if rows:
-        warnings.warn(f"{rows} texts are longer than the encoder reads and were cut", UserWarning, stacklevel=3)
+        warnings.warn(f"cut {counted(rows, 'text')} longer than the encoder reads", UserWarning, stacklevel=3)

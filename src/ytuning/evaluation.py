@@ -51,7 +51,7 @@ class Report:
         kind: of the task.
         rows: evaluated.
         metrics: by name; which ones depends on the kind, see :mod:`ytuning.metrics`.
-        intervals: of some metrics the bootstrapped 95 % interval over rows.
+        intervals: of some metrics the 95 % interval over rows, see :mod:`ytuning.intervals`.
         labels: figures of each label, by name; none of a regression.
         confusions: the most frequent mistakes, of tasks with one label a row.
     """

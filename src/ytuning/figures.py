@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ytuning.errors import counted
 from ytuning.labels import Kind
 from ytuning.losses import SCORES
 from ytuning.metrics import CALIBRATION_BINS, reliability
@@ -197,7 +198,7 @@ def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Figure:
     parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
     return Figure(
         "Predicted by true numbers",
-        f"{len(truth):,} rows; a point on the diagonal is right",
+        f"{counted(len(truth), 'row')}; a point on the diagonal is right",
         x,
         y,
         [("ideal", [(x.place(x.low), y.place(y.low)), (x.place(x.high), y.place(y.high))])],
@@ -225,7 +226,7 @@ def residual_figure(truth: np.ndarray, values: np.ndarray) -> Figure:
     bars = []
     for count, start, after in zip(counts, edges, edges[1:], strict=False):
         left, right, top = x.place(start), x.place(after), y.place(count)
-        meaning = f"{start:.3g} to {after:.3g}: {count:,} rows"
+        meaning = f"{start:.3g} to {after:.3g}: {counted(count, 'row')}"
         bars.append((left + 0.5, top, round(right - left - 1, 1), round(BOTTOM - top, 1), meaning))
     return Figure(
         "Errors",

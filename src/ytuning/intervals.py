@@ -1,6 +1,9 @@
 """How far figures depend on which rows there are: 95 % percentile bootstrap intervals (Efron 1979), rows resampled.
 
 A resample is how often it has each row, so its figures follow from sums over rows weighted by these counts.
+
+Rows that are all right, or all wrong, look alike in every resample, which says nothing of how far the figure may be
+off. There accuracy, the share of right rows, has the score interval (Wilson 1927), and other metrics have none.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from ytuning.labels import Kind
 
@@ -25,10 +28,11 @@ __all__ = [
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
+SAME = 1e-9  # between two ends, is rounding and no interval
 MEMORY = 64 * 2**20  # bytes of a chunk of resamples
 FLAT = 1e-12  # of a sum of squares, is rounding and no variance
 Intervals = dict[str, tuple[float, float]]
-"""Lower and upper end, by the metric's name."""
+"""Lower and upper end, by the metric's name; a metric whose resamples agree may have none."""
 Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Sums (r, K) of columns over the rows of resamples -> figures (r,), by the metric's name."""
 
@@ -50,7 +54,7 @@ def single_intervals(
     """
     # Rows with the same two ids are drawn together: most tasks have few such pairs, however many rows they have.
     pairs, sizes = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
-    return _ends(_figures(sizes, *_single_sums(pairs), resamples, seed))
+    return _ends(_figures(sizes, *_single_sums(pairs), resamples, seed), len(truth))
 
 
 def multi_intervals(
@@ -64,7 +68,8 @@ def multi_intervals(
         resamples: number of them.
         seed: of the resamples.
     """
-    return _ends(_figures(np.ones(len(truth), np.int64), *_multi_sums(truth, predicted), resamples, seed))
+    figures = _figures(np.ones(len(truth), np.int64), *_multi_sums(truth, predicted), resamples, seed)
+    return _ends(figures, len(truth))
 
 
 def number_intervals(truth: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Intervals:
@@ -78,7 +83,8 @@ def number_intervals(truth: np.ndarray, values: np.ndarray, *, resamples: int = 
         resamples: number of them.
         seed: of the resamples.
     """
-    return _ends(_figures(np.ones(len(truth), np.int64), *_number_sums(truth, values), resamples, seed))
+    figures = _figures(np.ones(len(truth), np.int64), *_number_sums(truth, values), resamples, seed)
+    return _ends(figures, len(truth))
 
 
 def resampled_figures(
@@ -197,9 +203,16 @@ def _figures(
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _ends(figures: dict[str, np.ndarray]) -> Intervals:
-    ends = {name: np.percentile(values, PERCENTILES) for name, values in figures.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+def _ends(figures: dict[str, np.ndarray], rows: int) -> Intervals:
+    found: Intervals = {}
+    for name, values in figures.items():
+        low, high = np.percentile(values, PERCENTILES)
+        if high - low > SAME:
+            found[name] = float(low), float(high)
+        elif name == "accuracy":
+            score = binomtest(round(low * rows), rows).proportion_ci(0.95, "wilson")
+            found[name] = float(score.low), float(score.high)
+    return found
 
 
 def _macro_f1(true: np.ndarray, other: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -1,17 +1,21 @@
-"""Options that several commands share: what the columns are called, what the labels are, how texts are encoded."""
+"""Options that several commands share: columns, labels, how texts are encoded; and how a mistake in any is told."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+import inspect
+from collections.abc import Sequence
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+
+from ytuning.errors import allowed
 
 __all__ = [
     "Backend", "BackendOption", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
     "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
-    "in_order",
+    "in_order", "usage_mistake",
 ]  # fmt: skip
 
 
@@ -108,3 +112,42 @@ ReportFile = Annotated[
 def in_order(label_order: str | None) -> list[str] | None:
     """The labels that ``--label-order`` names."""
     return None if label_order is None else [name.strip() for name in label_order.split(",")]
+
+
+def usage_mistake(error: Any, arguments: Sequence[str]) -> str:
+    """What a usage error of Typer's says, with the value that was given and what is allowed.
+
+    Typer's own words differ between its versions and may lack both, so the value is looked up in the command line, and
+    what is allowed in the command's annotations.
+
+    Args:
+        error: that can format itself; such errors have no public base class.
+        arguments: of the program.
+    """
+    message = str(error.format_message())
+    command: Any = getattr(getattr(error, "ctx", None), "command", None)
+    if message.startswith("No such command"):
+        return f"{message} The commands are {', '.join(map(repr, command.commands))}."
+    option = getattr(error, "param", None)
+    given = None if option is None else _given(option.opts, arguments)
+    if option is None or given is None:
+        return message
+    kind, info = get_args(get_type_hints(inspect.unwrap(command.callback), include_extras=True)[option.name])
+    kind = next(part for part in get_args(kind) or [kind] if part is not type(None))
+    if issubclass(kind, Enum):
+        return allowed(option.opts[0], given, [choice.value for choice in kind])
+    if kind not in (int, float):
+        return message
+    what = "a whole number" if kind is int else "a number"
+    bounds = f" of at least {info.min}" if info.max is None else f" from {info.min} to {info.max}"
+    return f"{option.opts[0]} must be {what}{'' if info.min is None else bounds}. Got {given!r} instead."
+
+
+def _given(spellings: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """The last value of an option in the command line, which is the one that counts."""
+    found = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in spellings:
+            found = value if equals else following
+    return found

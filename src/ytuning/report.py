@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from ytuning.errors import counted
 from ytuning.evaluation import Report
 
 __all__ = ["print_report", "report_to_json", "seconds_table"]
@@ -62,7 +63,7 @@ def _headline(report: Report, title: str) -> str:
             ends = report.intervals.get(name)
             interval = f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
             figures.append(f"{SHOWN_METRICS[name]} [bold]{value:.4f}[/bold]{interval}")
-    return f"[bold]{escape(title)}[/bold] ({report.rows:,} rows): {', '.join(figures)}\n"
+    return f"[bold]{escape(title)}[/bold] ({counted(report.rows, 'row')}): {', '.join(figures)}\n"
 
 
 def _labels_table(report: Report) -> Table:

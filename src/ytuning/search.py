@@ -142,7 +142,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         pairs: how the encoder reads two texts; ``"auto"`` is searched over.
         order: of an ordinal task's labels, from the lowest.
         trials: to make in all.
-        minutes: after which no more are begun.
+        minutes: after which no more are begun; of a new search the first batch is, even with 0.
         seed: of the hold-out, the proposals, weights and the order of rows.
         progress: is told every step; Ctrl-C ends the search, and the best so far, if there is one, is trained.
         watch: takes the seconds of each stage.
