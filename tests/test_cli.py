@@ -319,10 +319,13 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
     assert list(json.loads(run("predict", "grown", "refund").out)["scores"]) == ["card", "login", "refund"]
     told = run(*new_label)
     assert told.status == 0 and "refund: label 3 of toy, from" in told.out and "texts of the old labels" in told.out
-    again = run(*new_label)
-    assert (again.status, again.err) == (
-        2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
-    )  # fmt: skip
+    for name in ("refund", " refund", "refund\u00a0"):
+        again = run("add-label", "toy", name, "--examples", "new.csv")
+        assert (again.status, again.err) == (
+            2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
+        )  # fmt: skip
+    spaced = run("add-label", "toy", " more ", "--examples", "new.csv", "--out", "spaced", "--json")
+    assert spaced.json["label"] == load_task(files / "spaced").target.names[-1] == "more"
 
 
 def test_an_ensemble_from_the_command_line(run: Run, files: Path, tiny_encoder: Path) -> None:

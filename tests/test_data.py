@@ -200,13 +200,24 @@ def test_lists_that_are_refused(arguments: tuple[Any, ...], message: str) -> Non
         (["0.5", "high"], ["0.5", "high"]),
         ([0.5, "high"], ["0.5", "high"]),
         (["1_0.5", "\u0663.\u0665"], ["1_0.5", "\u0663.\u0665"]),
-        (["nan", "NA", " a "], ["nan", "NA", " a "]),
+        (["nan", "NA", "a b"], ["nan", "NA", "a b"]),
     ],
 )
 def test_labels_become_text(cells: list[object], names: list[str]) -> None:
     dataset = read_dataset(labelled(*cells))
     assert dataset.labels == names
     assert {type(name) for name in dataset.labels} == {str}
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi", "auto"])
+def test_white_space_around_a_label_is_none_of_it(kind: Any) -> None:
+    cells = ["card", " card", "card\t", "\u00a0card\u2003", "card x"]
+    names = ["card", "card", "card", "card", "card x"]
+    expected = [(name,) for name in names] if kind == "multi" else names
+    assert read_dataset(labelled(*cells), kind=kind).labels == from_lists(list("abcde"), cells, kind=kind).labels
+    assert read_dataset(labelled(*cells), kind=kind).labels == expected
+    assert from_lists(["a"], [["card ", " card", "x"]]).labels == [("card", "x")]
+    assert read_dataset(labelled('["card ", " x"]'), kind="multi").labels == [("card", "x")]
 
 
 def test_labels_of_pandas_columns() -> None:

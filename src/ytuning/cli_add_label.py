@@ -41,6 +41,7 @@ def add_label(
     from ytuning.task_use import evaluate_task, grow_task
 
     task = load_task(task_dir)
+    name = name.strip()  # as the labels of rows are
     check_can_grow(task, name)
     target = out or task_dir
     check_target(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -108,16 +109,20 @@ def _existing(table: Table, role: Role, name: str) -> str:
 
 
 def label_sets(columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """The names of the columns that are 1 in each row, in the order of the columns.
+    """The names of the columns that are 1 in each row, in the order of the columns, without white space around them.
 
     Args:
         columns: of 0 and 1, or of false and true, as numbers or as text.
 
     Raises:
-        DataError: a cell is something else.
+        DataError: a cell is something else, or two columns are one label but for white space.
     """
     flags = [_flags(column) for column in columns]
-    names = [column.name for column in columns]
+    names = [column.name.strip() for column in columns]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        same = " and ".join(shown(column.name) for column in columns if column.name.strip() == twice)
+        problem = f"the label columns {same} have one name but for white space. Rename one of them or leave it out"
+        raise DataError(problem, source=columns[0].source)
     return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
 
 

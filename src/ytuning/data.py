@@ -123,10 +123,11 @@ def read_dataset(
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
     A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts and labels are kept exactly. Labels that are not text get the text of their value: 3 -> "3",
-    3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row
-    are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the first of these that occurs in the
-    column; an empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels.
+    ``labels``. Texts are kept exactly, labels without the white space around them. Labels that are not text get the
+    text of their value: 3 -> "3", 3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its
+    name. Several labels of a row are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the
+    first of these that occurs in the column; an empty list or text is no label. Or they are several columns of 0 and
+    1, whose names are the labels.
 
     Args:
         source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
@@ -256,7 +257,7 @@ def _several(column: Column, row: int, cell: object, separator: str | None) -> l
             raise column.error(row, f'the labels {shown(cell)} are no list ({reason}). Write ["a", "b"]') from error
         return list(found)
     parts = [cell] if separator is None else cell.split(separator)
-    return [part.strip() for part in parts if part.strip()]
+    return [part for part in parts if part.strip()]
 
 
 def _refuse(column: Column, row: int, problem: str) -> NoReturn:
@@ -275,7 +276,7 @@ def _label_name(column: Column, row: int, cell: object) -> str:
     if isinstance(cell, LISTS):
         problem = f"the label is a list, {shown(cell)}, where one label is wanted. "
         raise column.error(row, f"{problem}Give each row one label, or use kind='multi' (--kind multi)")
-    return column.text(row, cell, "label")
+    return column.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it
 
 
 def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[object]]:
@@ -307,7 +308,7 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
         raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
     columns = dataset.columns.label if dataset.columns else None
     used = {name for label in different if isinstance(label, tuple) for name in label}
-    if isinstance(columns, tuple) and (idle := set(columns) - used):
+    if isinstance(columns, tuple) and (idle := {name for name in columns if name.strip() not in used}):
         problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label"
         raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
     if dataset.kind != "multi" and len(different) == 1:
