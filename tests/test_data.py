@@ -91,6 +91,21 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     )
 
 
+def test_a_column_that_has_another_use_is_told() -> None:
+    table = [{"text": "a", "label": "b"}]
+    assert complaint(read_dataset, table, label="text") == (
+        "the rows: the column 'text' is used as the label, by label= (--label), and no other is 'text' or 'sentence'. "
+        "Name the text column with text= (--text); the columns are 'text', 'label'"
+    )
+    assert complaint(read_dataset, table, text="label") == (
+        "the rows: the column 'label' is used as the text, by text= (--text), and no other is 'label' or 'labels'. "
+        "Name the label column with label= (--label); the columns are 'text', 'label'"
+    )
+    assert complaint(read_dataset, table, text_pair="text").startswith(
+        "the rows: the column 'text' is used as the text_pair, by text_pair= (--text-pair), and no other is 'text' or "
+    )
+
+
 def test_a_column_has_one_use() -> None:
     message = complaint(read_dataset, [{"text": "a", "label": "b"}], text="text", label="text")
     assert message == "each column can be used once. Got text='text', label='text'"
