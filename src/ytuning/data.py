@@ -342,7 +342,9 @@ def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:
     if unknown:
         index, label = unknown[0]
         such = f"{len(unknown)} {role} row{'s have such labels' if len(unknown) > 1 else ' has such a label'}"
-        hint = did_you_mean(label, known.names) or f" The {len(known)} labels are {listed(known.names)}"
+        hint = did_you_mean(label, known.names)
+        if not hint or all(name not in known for row in rows for name in row):  # of another task, or the wrong column
+            hint += f" The {len(known)} labels are {listed(known.names)}"
         problem = f"the label {shown(label)} does not occur in the training data ({such}).{hint}"
         raise dataset.error(index, "label", problem)
 
