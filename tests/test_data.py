@@ -19,11 +19,12 @@ from ytuning.data import (
     check_trainable,
     count_shared,
     from_lists,
+    labels_of,
     read_dataset,
 )
 from ytuning.errors import InputError
 from ytuning.labels import LabelSet
-from ytuning.targets import Names, Scale
+from ytuning.targets import Names, Scale, fit_target
 
 
 def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
@@ -323,6 +324,36 @@ def test_whole_numbers_are_names_unless_told() -> None:
     assert read_dataset(labelled(1, 2), kind="ordinal").kind == "ordinal"
 
 
+@pytest.mark.parametrize("cell", ["nan", "inf", "1,5", "abc", float("inf"), "1e999"])
+def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
+    cells: list[object] = [0.96, "5.0", 3, *["0.5"] * 15]
+    told = complaint(read_dataset, labelled(*cells, cell, 1.5))
+    assert told == (
+        f"the rows, row 19, column 'label': the label {str(cell)!r} is not a number that is finite. The labels are "
+        "taken for numbers, as nearly all are. Write it as 3 or 3.5, remove the row, or say that the labels are names: "
+        "kind='single' (--kind single)"
+    )
+    assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
+    if isinstance(cell, str):
+        assert read_dataset(labelled(*cells, cell), kind="single").labels == [*map(str, cells), cell]
+
+
+def test_names_beside_a_few_numbers_are_names() -> None:
+    assert read_dataset(labelled(*[0.5] * 8, "high")).kind == "single"
+    assert read_dataset(labelled(*[5] * 50, "high")).kind == "single"
+
+
+@pytest.mark.parametrize("kind", ["auto", "regression"])
+def test_a_number_whose_square_overflows_is_refused(kind: Any) -> None:
+    for cell in (1e300, "-2e150"):
+        assert complaint(read_dataset, labelled(0.5, cell), kind=kind) == (
+            f"the rows, row 2, column 'label': the number {cell!r} is too large: up to 1e+150 can be reckoned with. "
+            "Correct it or remove the row"
+        )
+    target = fit_target("regression", labels_of(read_dataset(labelled(0.5, 1e150, -1e150), kind=kind)))
+    assert isinstance(target, Scale) and np.isfinite(target.encode([0.5, 1e150])).all()
+
+
 def test_whole_numbers_without_end_are_names() -> None:
     assert read_dataset(labelled("1" * 400, "2")).kind == "single"
 
@@ -449,6 +480,10 @@ def test_labels_that_were_not_trained_on() -> None:
     assert complaint(check_labels_known, dataset.select([2]), label_set, "validation") == (
         "the rows, row 3, column 'label': the label 'shipping' does not occur in the training data "
         "(1 validation row has such a label). The 2 labels are 'billing', 'login'"
+    )
+    assert complaint(check_labels_known, dataset.select([1, 2]), label_set, "test") == (
+        "the rows, row 2, column 'label': the label 'biling' does not occur in the training data "
+        "(2 test rows have such labels). Did you mean 'billing'? The 2 labels are 'billing', 'login'"
     )
 
 

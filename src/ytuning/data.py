@@ -31,6 +31,8 @@ __all__ = [
 
 LISTS = (list, tuple, set, np.ndarray)
 SEPARATORS = ("|", ";", ",")
+MOSTLY = 0.9  # of the labels are numbers: then the others are taken for mistakes, not for names
+LARGEST_NUMBER = 1e150  # in size: squares of larger ones are beyond what 64 bits hold, and so is their spread
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -137,7 +139,8 @@ def read_dataset(
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
             commas between them, unless a column has that text as its name.
         kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
-            and is ``labels``; "regression" if all are numbers and one has a fraction; else "single". "single" takes
+            and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
+            refused); else "single". "single" takes
             numbers for label names, "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
 
@@ -209,25 +212,37 @@ def _read_labels(column: Column, kind: Kind | Literal["auto"]) -> tuple[Labels, 
     """The labels of the rows, and the kind of task that they are for."""
     if kind == "multi" or (kind == "auto" and any(isinstance(cell, LISTS) for cell in column.cells)):
         return _label_lists(column), "multi"
-    if kind == "regression":
-        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], kind
+    guessed = kind == "auto" and _are_numbers(column.cells)
+    if kind == "regression" or guessed:
+        return [_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)], "regression"
     names = [_label_name(column, row, cell) for row, cell in enumerate(column.cells, 1)]
-    if kind == "auto" and all(map(NUMBER.fullmatch, names)) and not all(map(_is_whole, names)):
-        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], "regression"
     return names, "single" if kind == "auto" else kind
+
+
+def _are_numbers(cells: Sequence[object]) -> bool:
+    """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    return len(numbers) >= MOSTLY * len(cells) and not all(map(_is_whole, numbers))
 
 
 def _is_whole(number: str) -> bool:
     return number.lstrip("+-").isdigit() or float(number).is_integer()
 
 
-def _number(column: Column, row: int, cell: object) -> float:
-    """A regression target."""
+def _number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
+    """A regression target; ``guessed``: the kind was inferred from the labels, and may be another."""
     infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
-    text = str(cell) if infinite else _label_name(column, row, cell).strip()
+    text = str(cell) if infinite else _label_name(column, row, cell)
     number = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):
-        raise column.error(row, f"the label {shown(text)} is not a number that is finite. Write it as 3 or 3.5")
+        remedy = "Write it as 3 or 3.5"
+        if guessed:
+            remedy = f"The labels are taken for numbers, as nearly all are. {remedy}, remove the row, or say that the "
+            remedy += "labels are names: kind='single' (--kind single)"
+        raise column.error(row, f"the label {shown(text)} is not a number that is finite. {remedy}")
+    if abs(number) > LARGEST_NUMBER:
+        problem = f"the number {shown(cell)} is too large: up to {LARGEST_NUMBER:g} can be reckoned with. "
+        raise column.error(row, f"{problem}Correct it or remove the row")
     return number
 
 
