@@ -21,6 +21,7 @@ from ytuning.data import (
     from_lists,
     labels_of,
     read_dataset,
+    unsplit_names,
 )
 from ytuning.errors import InputError
 from ytuning.labels import LabelSet
@@ -285,6 +286,39 @@ def test_several_labels_in_a_text_are_split_at_one_mark(cells: list[object], exp
     found = read_dataset(rows)
     assert (found.kind, found.labels) == ("multi", expected)
     assert read_dataset(rows, label="labels", kind="multi").labels == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "known", "expected"),
+    [
+        (["food, fruit", "meat"], {"food, fruit", "meat"}, [("food, fruit",), ("meat",)]),
+        (["food, fruit", "meat"], {"food", "fruit", "meat"}, [("food", "fruit"), ("meat",)]),
+        (["food, fruit; meat", "meat|", "meat; meat"], {"food, fruit", "meat"}, [
+            ("food, fruit", "meat"), ("meat|",), ("meat",),
+        ]),
+        (["a, b", ""], {"a, b", "a", "b"}, [("a", "b"), ()]),
+        (["x|y", "z,a"], {"a"}, [("x", "y"), ("z,a",)]),
+        (["b, c|x", "b, c", "no"], {"b, c", "x"}, [("b, c", "x"), ("b, c",), ("no",)]),
+    ],
+)  # fmt: skip
+def test_texts_of_a_task_are_split_into_its_labels(
+    cells: list[object], known: set[str], expected: list[tuple[str, ...]]
+) -> None:
+    assert read_dataset(labelled(*cells), kind="multi", known=known).labels == expected
+
+
+def test_names_that_hold_another_mark_are_found() -> None:
+    found = from_lists(list("abcde"), ["a|a", "b", "a;b", "c, d|b", ""], kind="multi")
+    assert (found.separator, found.labels) == ("|", [("a",), ("b",), ("a;b",), ("c, d", "b"), ()])
+    assert unsplit_names(found) == unsplit_names(found.select([2, 3])) == ["a;b", "c, d"]
+    assert unsplit_names(read_dataset(labelled("a|b", "c"), kind="multi")) == []
+    for data in (
+        from_lists(["a"], [["x, y"]]),
+        from_lists(["a"], ["x, y"]),
+        from_lists(["a"], [0.5]),
+        from_lists(["a"]),
+    ):
+        assert data.separator is None and unsplit_names(data) == []
 
 
 def test_a_named_column_of_texts_is_not_split() -> None:

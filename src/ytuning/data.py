@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
@@ -26,7 +26,9 @@ __all__ = [
     "count_shared",
     "from_lists",
     "labels_of",
+    "names_in",
     "read_dataset",
+    "unsplit_names",
 ]
 
 LISTS = (list, tuple, set, np.ndarray)
@@ -49,6 +51,7 @@ class Dataset:
         rows: number of each row in the source, counted from 1; None if they are all there in order.
         columns: of the source; None if it has none.
         kind: of task that the labels are for.
+        separator: where texts with several labels were split; None if none was.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs or row numbers as texts.
@@ -61,6 +64,7 @@ class Dataset:
     rows: list[int] | None = None
     columns: Columns | None = None
     kind: Kind = "single"
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -105,6 +109,7 @@ class Dataset:
             rows=[i + 1 if self.rows is None else self.rows[i] for i in places],
             columns=self.columns,
             kind=self.kind,
+            separator=self.separator,
         )
 
     def error(self, index: int, role: Role, problem: str) -> DataError:
@@ -121,6 +126,7 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
+    known: Collection[str] = (),
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
@@ -143,6 +149,8 @@ def read_dataset(
             refused); else "single". "single" takes
             numbers for label names, "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
+        known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
+            most rows with these only, or at none.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -156,6 +164,7 @@ def read_dataset(
     columns = choose_columns(table, text, text_pair, label, labelled=labelled)
     labels: Labels | None = None
     found: Kind = "single"
+    separator: str | None = None
     if isinstance(columns.label, tuple):
         if kind not in ("auto", "multi"):
             problem = f"several label columns are labels of kind 'multi', and the kind is {kind!r}. "
@@ -163,7 +172,7 @@ def read_dataset(
         labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
     elif columns.label is not None:
         several = kind == "auto" and label is None and columns.label == "labels"
-        labels, found = _read_labels(table.column(columns.label), "multi" if several else kind)
+        labels, found, separator = _read_labels(table.column(columns.label), "multi" if several else kind, known)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
@@ -171,6 +180,7 @@ def read_dataset(
         source=table.source,
         columns=columns,
         kind=found,
+        separator=separator,
     )
 
 
@@ -194,7 +204,7 @@ def from_lists(
     source = Dataset.source
     if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
         cells, pairs = _unzip_pairs(cells, source)
-    found: tuple[Labels | None, Kind] = (None, "single")
+    found: tuple[Labels | None, Kind, str | None] = (None, "single", None)
     if labels is not None:
         found = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
@@ -202,21 +212,26 @@ def from_lists(
         labels=found[0],
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
         kind=found[1],
+        separator=found[2],
     )
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(column: Column, kind: Kind | Literal["auto"]) -> tuple[Labels, Kind]:
-    """The labels of the rows, and the kind of task that they are for."""
+def _read_labels(
+    column: Column, kind: Kind | Literal["auto"], known: Collection[str] = ()
+) -> tuple[Labels, Kind, str | None]:
+    """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
     if kind == "multi" or (kind == "auto" and any(isinstance(cell, LISTS) for cell in column.cells)):
-        return _label_lists(column), "multi"
+        separator = _separator(column, set(known))
+        return _label_lists(column, separator), "multi", separator
     guessed = kind == "auto" and _are_numbers(column.cells)
     if kind == "regression" or guessed:
-        return [_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)], "regression"
+        numbers = [_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)]
+        return numbers, "regression", None
     names = [_label_name(column, row, cell) for row, cell in enumerate(column.cells, 1)]
-    return names, "single" if kind == "auto" else kind
+    return names, "single" if kind == "auto" else kind, None
 
 
 def _are_numbers(cells: Sequence[object]) -> bool:
@@ -246,10 +261,22 @@ def _number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
     return number
 
 
-def _label_lists(column: Column) -> list[tuple[str, ...]]:
-    """The label names of each row, each once."""
+def _separator(column: Column, known: set[str]) -> str | None:
+    """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
     texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
-    separator = next((mark for mark in SEPARATORS if any(mark in text for text in texts)), None)
+    marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
+    if not known:
+        return marks[0]
+    return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
+
+
+def _split(text: str, separator: str | None) -> list[str]:
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _label_lists(column: Column, separator: str | None) -> list[tuple[str, ...]]:
+    """The label names of each row, each once."""
     rows: list[tuple[str, ...]] = []
     for row, cell in enumerate(column.cells, 1):
         names = _several(column, row, cell, separator)
@@ -271,8 +298,7 @@ def _several(column: Column, row: int, cell: object, separator: str | None) -> l
             reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
             raise column.error(row, f'the labels {shown(cell)} are no list ({reason}). Write ["a", "b"]') from error
         return list(found)
-    parts = [cell] if separator is None else cell.split(separator)
-    return [part for part in parts if part.strip()]
+    return list(_split(cell, separator))
 
 
 def _refuse(column: Column, row: int, problem: str) -> NoReturn:
@@ -322,7 +348,7 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     if dataset.kind == "multi" and different == {()}:
         raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
     columns = dataset.columns.label if dataset.columns else None
-    used = {name for label in different if isinstance(label, tuple) for name in label}
+    used = names_in(dataset)
     if isinstance(columns, tuple) and (idle := {name for name in columns if name.strip() not in used}):
         problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label"
         raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
@@ -379,3 +405,15 @@ def labels_of(dataset: Dataset) -> Labels:
     if dataset.labels is None:
         raise DataError("the rows have no labels", source=dataset.source)
     return dataset.labels
+
+
+def names_in(dataset: Dataset) -> set[str]:
+    """The names of the labels that rows have; none where they are numbers, or there are no labels."""
+    rows = [(label,) if isinstance(label, str) else label for label in dataset.labels or ()]
+    return {name for row in rows if isinstance(row, tuple) for name in row}
+
+
+def unsplit_names(dataset: Dataset) -> list[str]:
+    """Labels that hold another mark than the one at which their texts were split: each may be several labels."""
+    others = set(SEPARATORS) - {dataset.separator}
+    return sorted(name for name in names_in(dataset) if dataset.separator and others.intersection(name))
