@@ -323,10 +323,49 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
     assert list(json.loads(run("predict", "grown", "refund").out)["scores"]) == ["card", "login", "refund"]
     told = run(*new_label)
     assert told.status == 0 and "refund: label 3 of toy, from" in told.out and "texts of the old labels" in told.out
-    again = run(*new_label)
-    assert (again.status, again.err) == (
-        2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
-    )  # fmt: skip
+    for name in ("refund", " refund", "refund\u00a0"):
+        again = run("add-label", "toy", name, "--examples", "new.csv")
+        assert (again.status, again.err) == (
+            2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
+        )  # fmt: skip
+    alike = run("add-label", "toy", "Card", "--examples", "new.csv", "--out", "alike", "--quiet")
+    assert alike.err == (
+        "labels that differ only in case are different labels: 'Card', 'card'. Write them alike if they are one\n"
+    )
+    spaced = run("add-label", "toy", " more ", "--examples", "new.csv", "--out", "spaced", "--json")
+    assert spaced.json["label"] == load_task(files / "spaced").target.names[-1] == "more"
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_labels_that_look_like_mistakes_are_told_once(
+    quiet: tuple[str, ...], run: Run, files: Path, tiny_encoder: Path
+) -> None:
+    for name in ("train.csv", "test.csv"):
+        lines = (files / name).read_text().splitlines()
+        (files / name).write_text(
+            "\n".join(line.replace(",card", ",Card") if n % 2 else line for n, line in enumerate(lines))
+        )
+    train = ("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, *quiet)
+    found = run(*train, "--out", "toy")
+    told = "labels that differ only in case are different labels: 'Card', 'card'. Write them alike if they are one"
+    assert found.status == 0 and found.err.splitlines().count(told) == 1
+    assert load_task(files / "toy").target.names == ("Card", "card", "login", "refund")
+    for name in ("train.csv", "test.csv"):
+        text = (files / name).read_text().lower()
+        both = text.replace(",card", ',"card, lost"')  # without the other mark in test.csv
+        (files / name).write_text(both.replace(",login", ",login|access;other") if name == "train.csv" else both)
+    found = run(*train, "--kind", "multi", "--out", "several", "--json")
+    told = (
+        "train.csv: the labels of a row are separated by '|', so each of these is one label: 'access;other', "
+        "'card, lost'. If it is meant as several, write '|' between them"
+    )
+    assert found.status == 0 and found.err.splitlines().count(told) == 1
+    assert load_task(files / "several").target.names == ("access;other", "card, lost", "login", "refund")
+    assert found.json["rows"]["test"] == 20 and ("columns" in found.err) is not bool(quiet)
+    assert run("evaluate", "several", "test.csv", "--json").json["metrics"] == found.json["metrics"]["test"]
+    (files / "new.csv").write_text("text\nsend it\n")
+    more = ("add-label", "several", "post, parcel", "--examples", "new.csv", "--out", "more", "--quiet")
+    assert (done := run(*more, "--test", "test.csv")).status == 0 and done.err == ""
 
 
 def test_an_ensemble_from_the_command_line(run: Run, files: Path, tiny_encoder: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_column_whose_name_has_a_comma_is_one_column(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", table)
     found = read_dataset(path, label="toxic,obscene")
     assert (found.kind, found.labels, found.columns) == ("single", ["x", "y"], Columns("text", None, "toxic,obscene"))
-    assert read_dataset(path, label="toxic, obscene").labels == [("toxic",), (" obscene",)]
+    assert read_dataset(path, label="toxic, obscene").labels == [("toxic",), ("obscene",)]
     flagged = {**table, "toxic,obscene": [0, 1]}
     assert read_dataset(flagged, label=["toxic,obscene", "toxic"]).labels == [("toxic",), ("toxic,obscene",)]
 
@@ -150,6 +150,17 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
 )
 def test_columns_that_are_refused(named: dict[str, Any], message: str) -> None:
     assert complaint(read_dataset, TABLE, **named).startswith(message)
+
+
+def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
+    table = {"text": ["a", "b"], " toxic": [1, 0], "threat\u00a0": [1, 1]}
+    found = read_dataset(table, label=[" toxic", "threat\u00a0"])
+    assert found.labels == [("toxic", "threat"), ("threat",)]
+    check_trainable(found, holdout=True)
+    assert complaint(read_dataset, {**table, "toxic": [0, 1]}, label=[" toxic", "toxic"]) == (
+        "the columns: the label columns ' toxic' and 'toxic' have one name but for white space. Rename one of them or "
+        "leave it out"
+    )
 
 
 def test_a_label_that_no_row_has_cannot_be_trained() -> None:

@@ -19,11 +19,13 @@ from ytuning.data import (
     check_trainable,
     count_shared,
     from_lists,
+    labels_of,
     read_dataset,
+    unsplit_names,
 )
 from ytuning.errors import InputError
 from ytuning.labels import LabelSet
-from ytuning.targets import Names, Scale
+from ytuning.targets import Names, Scale, fit_target
 
 
 def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
@@ -88,6 +90,21 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
         "the rows: there is no column 'label' or 'labels'. Name the label column with label= (--label); "
         "the columns are 'text', 'Label'"
+    )
+
+
+def test_a_column_that_has_another_use_is_told() -> None:
+    table = [{"text": "a", "label": "b"}]
+    assert complaint(read_dataset, table, label="text") == (
+        "the rows: the column 'text' is used as the label, by label= (--label), and no other is 'text' or 'sentence'. "
+        "Name the text column with text= (--text); the columns are 'text', 'label'"
+    )
+    assert complaint(read_dataset, table, text="label") == (
+        "the rows: the column 'label' is used as the text, by text= (--text), and no other is 'label' or 'labels'. "
+        "Name the label column with label= (--label); the columns are 'text', 'label'"
+    )
+    assert complaint(read_dataset, table, text_pair="text").startswith(
+        "the rows: the column 'text' is used as the text_pair, by text_pair= (--text-pair), and no other is 'text' or "
     )
 
 
@@ -200,13 +217,24 @@ def test_lists_that_are_refused(arguments: tuple[Any, ...], message: str) -> Non
         (["0.5", "high"], ["0.5", "high"]),
         ([0.5, "high"], ["0.5", "high"]),
         (["1_0.5", "\u0663.\u0665"], ["1_0.5", "\u0663.\u0665"]),
-        (["nan", "NA", " a "], ["nan", "NA", " a "]),
+        (["nan", "NA", "a b"], ["nan", "NA", "a b"]),
     ],
 )
 def test_labels_become_text(cells: list[object], names: list[str]) -> None:
     dataset = read_dataset(labelled(*cells))
     assert dataset.labels == names
     assert {type(name) for name in dataset.labels} == {str}
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi", "auto"])
+def test_white_space_around_a_label_is_none_of_it(kind: Any) -> None:
+    cells = ["card", " card", "card\t", "\u00a0card\u2003", "card x"]
+    names = ["card", "card", "card", "card", "card x"]
+    expected = [(name,) for name in names] if kind == "multi" else names
+    assert read_dataset(labelled(*cells), kind=kind).labels == from_lists(list("abcde"), cells, kind=kind).labels
+    assert read_dataset(labelled(*cells), kind=kind).labels == expected
+    assert from_lists(["a"], [["card ", " card", "x"]]).labels == [("card", "x")]
+    assert read_dataset(labelled('["card ", " x"]'), kind="multi").labels == [("card", "x")]
 
 
 def test_labels_of_pandas_columns() -> None:
@@ -260,6 +288,39 @@ def test_several_labels_in_a_text_are_split_at_one_mark(cells: list[object], exp
     assert read_dataset(rows, label="labels", kind="multi").labels == expected
 
 
+@pytest.mark.parametrize(
+    ("cells", "known", "expected"),
+    [
+        (["food, fruit", "meat"], {"food, fruit", "meat"}, [("food, fruit",), ("meat",)]),
+        (["food, fruit", "meat"], {"food", "fruit", "meat"}, [("food", "fruit"), ("meat",)]),
+        (["food, fruit; meat", "meat|", "meat; meat"], {"food, fruit", "meat"}, [
+            ("food, fruit", "meat"), ("meat|",), ("meat",),
+        ]),
+        (["a, b", ""], {"a, b", "a", "b"}, [("a", "b"), ()]),
+        (["x|y", "z,a"], {"a"}, [("x", "y"), ("z,a",)]),
+        (["b, c|x", "b, c", "no"], {"b, c", "x"}, [("b, c", "x"), ("b, c",), ("no",)]),
+    ],
+)  # fmt: skip
+def test_texts_of_a_task_are_split_into_its_labels(
+    cells: list[object], known: set[str], expected: list[tuple[str, ...]]
+) -> None:
+    assert read_dataset(labelled(*cells), kind="multi", known=known).labels == expected
+
+
+def test_names_that_hold_another_mark_are_found() -> None:
+    found = from_lists(list("abcde"), ["a|a", "b", "a;b", "c, d|b", ""], kind="multi")
+    assert (found.separator, found.labels) == ("|", [("a",), ("b",), ("a;b",), ("c, d", "b"), ()])
+    assert unsplit_names(found) == unsplit_names(found.select([2, 3])) == ["a;b", "c, d"]
+    assert unsplit_names(read_dataset(labelled("a|b", "c"), kind="multi")) == []
+    for data in (
+        from_lists(["a"], [["x, y"]]),
+        from_lists(["a"], ["x, y"]),
+        from_lists(["a"], [0.5]),
+        from_lists(["a"]),
+    ):
+        assert data.separator is None and unsplit_names(data) == []
+
+
 def test_a_named_column_of_texts_is_not_split() -> None:
     rows = [{"text": "a", "labels": "x,y"}, {"text": "b", "labels": "z"}]
     assert read_dataset(rows, label="labels").labels == ["x,y", "z"]
@@ -295,6 +356,36 @@ def test_whole_numbers_are_names_unless_told() -> None:
     found = read_dataset(labelled(1, " 2 ", -3), kind="regression")
     assert (found.kind, found.labels) == ("regression", [1.0, 2.0, -3.0])
     assert read_dataset(labelled(1, 2), kind="ordinal").kind == "ordinal"
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "1,5", "abc", float("inf"), "1e999"])
+def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
+    cells: list[object] = [0.96, "5.0", 3, *["0.5"] * 15]
+    told = complaint(read_dataset, labelled(*cells, cell, 1.5))
+    assert told == (
+        f"the rows, row 19, column 'label': the label {str(cell)!r} is not a number that is finite. The labels are "
+        "taken for numbers, as nearly all are. Write it as 3 or 3.5, remove the row, or say that the labels are names: "
+        "kind='single' (--kind single)"
+    )
+    assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
+    if isinstance(cell, str):
+        assert read_dataset(labelled(*cells, cell), kind="single").labels == [*map(str, cells), cell]
+
+
+def test_names_beside_a_few_numbers_are_names() -> None:
+    assert read_dataset(labelled(*[0.5] * 8, "high")).kind == "single"
+    assert read_dataset(labelled(*[5] * 50, "high")).kind == "single"
+
+
+@pytest.mark.parametrize("kind", ["auto", "regression"])
+def test_a_number_whose_square_overflows_is_refused(kind: Any) -> None:
+    for cell in (1e300, "-2e150"):
+        assert complaint(read_dataset, labelled(0.5, cell), kind=kind) == (
+            f"the rows, row 2, column 'label': the number {cell!r} is too large: up to 1e+150 can be reckoned with. "
+            "Correct it or remove the row"
+        )
+    target = fit_target("regression", labels_of(read_dataset(labelled(0.5, 1e150, -1e150), kind=kind)))
+    assert isinstance(target, Scale) and np.isfinite(target.encode([0.5, 1e150])).all()
 
 
 def test_whole_numbers_without_end_are_names() -> None:
@@ -423,6 +514,10 @@ def test_labels_that_were_not_trained_on() -> None:
     assert complaint(check_labels_known, dataset.select([2]), label_set, "validation") == (
         "the rows, row 3, column 'label': the label 'shipping' does not occur in the training data "
         "(1 validation row has such a label). The 2 labels are 'billing', 'login'"
+    )
+    assert complaint(check_labels_known, dataset.select([1, 2]), label_set, "test") == (
+        "the rows, row 2, column 'label': the label 'biling' does not occur in the training data "
+        "(2 test rows have such labels). Did you mean 'billing'? The 2 labels are 'billing', 'login'"
     )
 
 

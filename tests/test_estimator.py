@@ -198,6 +198,15 @@ def test_labels_keep_their_type_and_columns_follow_classes(
     assert model.score(texts, y) == np.mean(predicted == np.asarray(y))
 
 
+def test_white_space_around_labels_is_kept_in_classes_and_none_of_the_tasks_names(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows
+) -> None:
+    texts, y = toy_rows[0], [f" {label}\u00a0" for label in toy_rows[1]]
+    model = make(class_weight={y[0]: 2.0}, preset="few-shot", label_texts={y[0]: "some words"}).fit(texts, y)
+    assert model.task_.target.names == ("card", "login", "refund")
+    assert set(model.predict(texts)) <= set(y) and np.allclose(model.predict_proba(texts).sum(1), 1)
+
+
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda texts: np.array(texts, object), pd.Series])
 def test_kinds_of_texts(kind: Callable[[list[str]], Any], fitted: YTuningClassifier, toy_rows: Rows) -> None:
     texts = toy_rows[0][:7]
@@ -353,6 +362,7 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
         (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "y, row 3: the label is missing"),
         (["a", "b", "c", "d"], pd.Series(["x", "x", None, "y"]), "y, row 3: the label is missing"),
         (["a", "b", "c", "d"], np.array(["x", "x", 3, 3], object), "labels of one type"),
+        (["a", "b", "c"], ["x", " x", "y"], "^y holds labels that differ only in white space around them: ' x', 'x'"),
         ("a text", ["x"], "texts must be a list, an array or a series"),
         ([], [], "no rows"),
     ],
@@ -400,7 +410,7 @@ def test_several_labels(make: Callable[..., YTuningClassifier], toy_rows: Rows, 
 def test_a_frame_names_its_labels(
     make: Callable[..., YTuningClassifier], toy_rows: Rows, indicators: np.ndarray
 ) -> None:
-    frame = pd.DataFrame(indicators, columns=["toxic", "insult", "polite", "other"])
+    frame = pd.DataFrame(indicators, columns=["toxic", " insult", "polite", "other"])
     model = make().fit(toy_rows[0], frame)
     assert model.task_.target.names == ("insult", "polite", "toxic")
     plain = make().fit(toy_rows[0], indicators[:, [1, 2, 0]])

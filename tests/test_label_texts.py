@@ -66,6 +66,11 @@ def test_files_of_label_texts(name: str, content: str, tmp_path: Path) -> None:
     assert found is not None and found.texts == ["card arrival", "cannot log in", "password", "money back"]
 
 
+def test_white_space_around_a_label_is_none_of_it() -> None:
+    found = describe_labels({" login\u00a0": "cannot log in"}, TARGET)
+    assert found is not None and found.texts == ["card arrival", "cannot log in", "refund"]
+
+
 def test_a_file_called_names_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_label_texts("names") == "names"
@@ -99,6 +104,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("texts", "target", "options", "message"),
     [
         ({"logon": "x"}, TARGET, {}, r"a label that no row has: 'logon'\. Did you mean 'login'\? The task's"),
+        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' more than once but for white space\. Put its texts into"),
         ({"login": ""}, TARGET, {}, r"must be text that is not empty\. Got '' for 'login'"),
         ("texts", TARGET, {}, r"label_texts must be one of 'names', 'none'"),
         ("names", Scale(0, 1, bounded=True), {}, "these are numbers. Leave out --label-texts"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ytuning.errors import InputError
-from ytuning.labels import LabelSet, did_you_mean, listed, shown
+from ytuning.labels import LabelSet, alike_but_for_case, did_you_mean, listed, shown
 
 
 def test_labels_are_sorted_as_plain_strings() -> None:
@@ -102,3 +102,9 @@ def test_many_names_are_cut_and_counted() -> None:
 def test_did_you_mean_says_nothing_when_nothing_is_close() -> None:
     assert did_you_mean("lable", ["label", "text"]) == " Did you mean 'label'?"
     assert did_you_mean("zzz", ["label", "text"]) == ""
+
+
+def test_names_that_are_equal_but_for_case() -> None:
+    names = ["card", "x", "Card", "STRASSE", "card", "stra\u00dfe", "cards", "CARD"]
+    assert alike_but_for_case(names) == [["CARD", "Card", "card"], ["STRASSE", "stra\u00dfe"]]
+    assert alike_but_for_case(["a", "b", "a"]) == []

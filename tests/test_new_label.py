@@ -202,6 +202,10 @@ def test_tasks_that_cannot_grow(task: Task, encoder: Encoder, toy_rows: tuple[li
     for message, grown in refused.items():
         with pytest.raises(InputError, match=message):
             grow_task(grown, "new", from_lists(["a text"]), encoder, FeatureStore())
+    with pytest.raises(InputError, match="has the label 'card' already"):
+        grow_task(task, "\u00a0card ", from_lists(["a text"]), encoder, FeatureStore())
+    with pytest.raises(InputError, match=r"^the name of the new label is empty or only white space\. Give one that"):
+        grow_task(task, " ", from_lists(["a text"]), encoder, FeatureStore())
     with pytest.raises(DataError, match="was trained on single texts"):
         grow_task(task, "new", from_lists([("a", "b")]), encoder, FeatureStore())
 

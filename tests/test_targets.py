@@ -40,12 +40,18 @@ def test_probabilities_are_a_softmax_or_independent_sigmoids() -> None:
 def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() -> None:
     assert fit_target("ordinal", ["10", "9", "0.5", "-3"]).names == ("-3", "0.5", "9", "10")
     assert fit_target("ordinal", ["high", "low"], ["low", "high"]).names == ("low", "high")
+    assert fit_target("ordinal", ["high", "low"], ["low ", " high"]).names == ("low", "high")
 
 
 @pytest.mark.parametrize(
     ("labels", "order", "message"),
     [
-        (["low", "2"], None, "the label 'low' is no number, so the labels' order is not known. .*--label-order 2,low$"),
+        (
+            ["low", "high", "2"],
+            None,
+            "^the label 'high' is no number, so the labels' order is not known. Give it: "
+            "--label-order LOWEST,...,HIGHEST. The labels are '2', 'high', 'low'$",
+        ),
         (["1", "nan", "2"], None, "the label 'nan' is no number"),
         (["1", "2", "1.0"], None, "the labels '1' and '1.0' are one number, so their order is not known"),
         (["low", "high"], ["low"], "must name each label once. 'high' is missing in --label-order$"),

@@ -160,7 +160,8 @@ def evaluate(
     if report is not None:
         check_result_file(report, "--report", (data,))
     task, store = load_task(task_dir), FeatureStore()
-    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind)
+    known = task.target.names
+    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=known)
     with shown_progress(quiet) as progress:
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)

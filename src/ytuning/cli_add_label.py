@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
+from ytuning.console import Json, Quiet, print_json, shown_progress, tell_alike, tell_columns
 from ytuning.errors import counted
 from ytuning.options import Label, Text, TextPair
 
@@ -42,16 +42,23 @@ def add_label(
     from ytuning.task_use import evaluate_task, grow_task
 
     task = load_task(task_dir)
+    name = name.strip()  # as the labels of rows are
     check_can_grow(task, name)
     target = out or task_dir
     check_target(target)
     rows = read_dataset(examples, text=text, text_pair=text_pair, labelled=False)
-    judged = None if test is None else read_dataset(test, text=text, text_pair=text_pair, label=label, kind=task.kind)
+    names = (*task.target.names, name)
+    judged = (
+        None
+        if test is None
+        else read_dataset(test, text=text, text_pair=text_pair, label=label, kind=task.kind, known=names)
+    )
     metrics: dict[str, Any] = {}
     with shown_progress(quiet) as progress:
         for part in (rows, judged):
             if part is not None and not quiet:
                 tell_columns(progress, part)
+        tell_alike(progress, names)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity)
         store = FeatureStore()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
+from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
 from ytuning.options import Kind, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
 from ytuning.sources import DEFAULT_ENCODER
 
@@ -60,20 +60,13 @@ def compare(
     from ytuning.comparison import compare, some_rows
     from ytuning.comparison_report import print_standings, write_standings
     from ytuning.contestants import check_methods, work_on
-    from ytuning.data import read_dataset
     from ytuning.standings import standings_of
 
     names = [name.strip() for name in methods.split(",")]
     check_methods(names)
     with shown_progress(quiet) as progress:
-        parts = [
-            None if file is None else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
-            for file in (data, validation, test)
-        ]
-        for part in parts:
-            if part is not None and not quiet:
-                tell_columns(progress, part)
-        assert parts[0] is not None  # DATA is not optional
+        columns = {"text": text, "text_pair": text_pair, "label": label}
+        parts = read_parts(progress, (data, validation, test), **columns, kind=kind.value, quiet=quiet)
         work = work_on(
             parts[0] if rows is None else some_rows(parts[0], rows),
             encoder,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ytuning.console import Json, Quiet, print_json, shown_progress, tell_columns
+from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
 from ytuning.errors import MissingExtraError, cannot_write
 from ytuning.options import (
     Backend,
@@ -97,7 +97,6 @@ def search(  # one parameter for each option
     far is trained; the same command goes on from there.
     """
     from ytuning.backends import check_choice
-    from ytuning.data import read_dataset
     from ytuning.encoder import load_encoder
     from ytuning.pipeline import Stopwatch
     from ytuning.recipes import PRESETS
@@ -108,16 +107,10 @@ def search(  # one parameter for each option
     check_choice(backend.value, precision.value)
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            rows, held, judged = (
-                None
-                if file is None
-                else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
-                for file in (train_file, validation, test)
+            columns = {"text": text, "text_pair": text_pair, "label": label}
+            rows, held, judged = read_parts(
+                progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet
             )
-            assert rows is not None  # TRAIN is not optional
-            for part in (rows, held, judged):
-                if part is not None and not quiet:
-                    tell_columns(progress, part)
         with watch.stage("encode"):
             loaded = load_encoder(encoder, backend=backend.value, precision=precision.value, long_text=long_text.value)
         found = run(

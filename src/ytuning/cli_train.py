@@ -18,8 +18,8 @@ from ytuning.console import (
     Quiet,
     check_result_file,
     print_json,
+    read_parts,
     shown_progress,
-    tell_columns,
     tell_cut,
     write_page,
 )
@@ -165,7 +165,6 @@ def train(
     """Train a label head on labelled texts and save it as a task folder."""
     from ytuning.artifact import check_target, save_task
     from ytuning.backends import check_choice
-    from ytuning.data import read_dataset
     from ytuning.encoder import load_encoder
     from ytuning.label_texts import read_label_texts
     from ytuning.pipeline import Stopwatch, train_task
@@ -189,20 +188,12 @@ def train(
     features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            parts = [
-                None
-                if file is None
-                else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind.value)
-                for file in (train_file, validation, test)
-            ]
-            assert parts[0] is not None  # TRAIN is not optional
+            columns = {"text": text, "text_pair": text_pair, "label": label}
+            parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet)
             if loss is not None and parts[0].kind == "regression":
                 raise InputError(
                     "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
                 )
-            for part in parts:
-                if part is not None and not quiet:
-                    tell_columns(progress, part)
         with watch.stage("encode"):
             loaded = load_encoder(
                 encoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -78,12 +79,22 @@ def choose_columns(
             chosen[role] = free[:1]
             used += free[:1]
         elif role != "text_pair":
-            looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
-            problem = f"there is no column {looked_for}. Name the {role} column with {role}= (--{role}); "
-            raise DataError(f"{problem}the columns are {listed(table.names)}", source=table.source)
+            raise _not_there(table, role, chosen)
     single = {role: names[0] for role, names in chosen.items()}
     several = label is not None and labelled and single["label"] != label
     return Columns(single["text"], single.get("text_pair"), tuple(chosen["label"]) if several else single.get("label"))
+
+
+def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
+    """That no column has a default name of ``role``, or that the one that has it was given another use."""
+    looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
+    problem = f"there is no column {looked_for}"
+    for other, names in chosen.items():
+        if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
+            option = f"{other}= (--{other.replace('_', '-')})"
+            problem = f"the column {shown(taken[0])} is used as the {other}, by {option}, and no other is {looked_for}"
+    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {listed(table.names)}"
+    return DataError(f"{problem}. {remedy}", source=table.source)
 
 
 def _label_names(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
@@ -108,16 +119,20 @@ def _existing(table: Table, role: Role, name: str) -> str:
 
 
 def label_sets(columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """The names of the columns that are 1 in each row, in the order of the columns.
+    """The names of the columns that are 1 in each row, in the order of the columns, without white space around them.
 
     Args:
         columns: of 0 and 1, or of false and true, as numbers or as text.
 
     Raises:
-        DataError: a cell is something else.
+        DataError: a cell is something else, or two columns are one label but for white space.
     """
     flags = [_flags(column) for column in columns]
-    names = [column.name for column in columns]
+    names = [column.name.strip() for column in columns]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        same = " and ".join(shown(column.name) for column in columns if column.name.strip() == twice)
+        problem = f"the label columns {same} have one name but for white space. Rename one of them or leave it out"
+        raise DataError(problem, source=columns[0].source)
     return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
 
 

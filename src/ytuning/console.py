@@ -6,10 +6,10 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ytuning.data import Dataset
 
 __all__ = [
-    "Json", "Quiet", "check_result_file", "print_json", "result_file", "shown_progress", "tell_columns", "tell_cut",
-    "write_page",
+    "Json", "Quiet", "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "tell_alike",
+    "tell_columns", "tell_cut", "write_page",
 ]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
@@ -41,6 +41,60 @@ def tell_columns(progress: Progress, data: Dataset) -> None:
         named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
         progress.say(f"{data.source}: {counted(len(data), 'row')}; columns {', '.join(named)}{kind}")
+
+
+def read_parts(
+    progress: Progress,
+    files: tuple[Path, Path | None, Path | None],
+    *,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None,
+    kind: Literal["auto", "single", "ordinal", "multi", "regression"],
+    quiet: bool,
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The rows of a train, a validation and a test file, and on stderr what was read and looks like a mistake.
+
+    Args:
+        progress: is told.
+        files: the second and the third may be left out.
+        text: column, as :func:`ytuning.data.read_dataset` takes it.
+        text_pair: likewise.
+        label: likewise.
+        kind: likewise.
+        quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
+    """
+    from ytuning.data import names_in, read_dataset, unsplit_names
+    from ytuning.labels import listed
+
+    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind)
+    names = names_in(train)
+    validation, test = (
+        None
+        if file is None
+        else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind, known=names)
+        for file in files[1:]
+    )
+    parts = [part for part in (train, validation, test) if part is not None]
+    for part in parts if not quiet else ():
+        tell_columns(progress, part)
+    tell_alike(progress, set().union(*(names_in(part) for part in parts)))
+    # Once: the other files were split to fit the train rows, whose labels they may well have.
+    if whole := unsplit_names(train):
+        progress.say(
+            f"{train.source}: the labels of a row are separated by {train.separator!r}, so each of these is one label: "
+            f"{listed(whole)}. If it is meant as several, write {train.separator!r} between them"
+        )
+    return train, validation, test
+
+
+def tell_alike(progress: Progress, names: Iterable[str]) -> None:
+    """Tell which labels are equal but for case, if there are any."""
+    from ytuning.labels import alike_but_for_case, listed
+
+    if groups := alike_but_for_case(names):
+        alike = listed([name for group in groups for name in group])
+        progress.say(f"labels that differ only in case are different labels: {alike}. Write them alike if they are one")
 
 
 @contextmanager

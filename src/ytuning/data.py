@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
@@ -26,11 +26,15 @@ __all__ = [
     "count_shared",
     "from_lists",
     "labels_of",
+    "names_in",
     "read_dataset",
+    "unsplit_names",
 ]
 
 LISTS = (list, tuple, set, np.ndarray)
 SEPARATORS = ("|", ";", ",")
+MOSTLY = 0.9  # of the labels are numbers: then the others are taken for mistakes, not for names
+LARGEST_NUMBER = 1e150  # in size: squares of larger ones are beyond what 64 bits hold, and so is their spread
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -47,6 +51,7 @@ class Dataset:
         rows: number of each row in the source, counted from 1; None if they are all there in order.
         columns: of the source; None if it has none.
         kind: of task that the labels are for.
+        separator: where texts with several labels were split; None if none was.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs or row numbers as texts.
@@ -59,6 +64,7 @@ class Dataset:
     rows: list[int] | None = None
     columns: Columns | None = None
     kind: Kind = "single"
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -103,6 +109,7 @@ class Dataset:
             rows=[i + 1 if self.rows is None else self.rows[i] for i in places],
             columns=self.columns,
             kind=self.kind,
+            separator=self.separator,
         )
 
     def error(self, index: int, role: Role, problem: str) -> DataError:
@@ -119,14 +126,16 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
+    known: Collection[str] = (),
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
     A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts and labels are kept exactly. Labels that are not text get the text of their value: 3 -> "3",
-    3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row
-    are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the first of these that occurs in the
-    column; an empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels.
+    ``labels``. Texts are kept exactly, labels without the white space around them. Labels that are not text get the
+    text of their value: 3 -> "3", 3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its
+    name. Several labels of a row are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the
+    first of these that occurs in the column; an empty list or text is no label. Or they are several columns of 0 and
+    1, whose names are the labels.
 
     Args:
         source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
@@ -136,9 +145,12 @@ def read_dataset(
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
             commas between them, unless a column has that text as its name.
         kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
-            and is ``labels``; "regression" if all are numbers and one has a fraction; else "single". "single" takes
+            and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
+            refused); else "single". "single" takes
             numbers for label names, "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
+        known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
+            most rows with these only, or at none.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -152,6 +164,7 @@ def read_dataset(
     columns = choose_columns(table, text, text_pair, label, labelled=labelled)
     labels: Labels | None = None
     found: Kind = "single"
+    separator: str | None = None
     if isinstance(columns.label, tuple):
         if kind not in ("auto", "multi"):
             problem = f"several label columns are labels of kind 'multi', and the kind is {kind!r}. "
@@ -159,7 +172,7 @@ def read_dataset(
         labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
     elif columns.label is not None:
         several = kind == "auto" and label is None and columns.label == "labels"
-        labels, found = _read_labels(table.column(columns.label), "multi" if several else kind)
+        labels, found, separator = _read_labels(table.column(columns.label), "multi" if several else kind, known)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
@@ -167,6 +180,7 @@ def read_dataset(
         source=table.source,
         columns=columns,
         kind=found,
+        separator=separator,
     )
 
 
@@ -190,7 +204,7 @@ def from_lists(
     source = Dataset.source
     if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
         cells, pairs = _unzip_pairs(cells, source)
-    found: tuple[Labels | None, Kind] = (None, "single")
+    found: tuple[Labels | None, Kind, str | None] = (None, "single", None)
     if labels is not None:
         found = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
@@ -198,42 +212,71 @@ def from_lists(
         labels=found[0],
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
         kind=found[1],
+        separator=found[2],
     )
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(column: Column, kind: Kind | Literal["auto"]) -> tuple[Labels, Kind]:
-    """The labels of the rows, and the kind of task that they are for."""
+def _read_labels(
+    column: Column, kind: Kind | Literal["auto"], known: Collection[str] = ()
+) -> tuple[Labels, Kind, str | None]:
+    """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
     if kind == "multi" or (kind == "auto" and any(isinstance(cell, LISTS) for cell in column.cells)):
-        return _label_lists(column), "multi"
-    if kind == "regression":
-        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], kind
+        separator = _separator(column, set(known))
+        return _label_lists(column, separator), "multi", separator
+    guessed = kind == "auto" and _are_numbers(column.cells)
+    if kind == "regression" or guessed:
+        numbers = [_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)]
+        return numbers, "regression", None
     names = [_label_name(column, row, cell) for row, cell in enumerate(column.cells, 1)]
-    if kind == "auto" and all(map(NUMBER.fullmatch, names)) and not all(map(_is_whole, names)):
-        return [_number(column, row, cell) for row, cell in enumerate(column.cells, 1)], "regression"
-    return names, "single" if kind == "auto" else kind
+    return names, "single" if kind == "auto" else kind, None
+
+
+def _are_numbers(cells: Sequence[object]) -> bool:
+    """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    return len(numbers) >= MOSTLY * len(cells) and not all(map(_is_whole, numbers))
 
 
 def _is_whole(number: str) -> bool:
     return number.lstrip("+-").isdigit() or float(number).is_integer()
 
 
-def _number(column: Column, row: int, cell: object) -> float:
-    """A regression target."""
+def _number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
+    """A regression target; ``guessed``: the kind was inferred from the labels, and may be another."""
     infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
-    text = str(cell) if infinite else _label_name(column, row, cell).strip()
+    text = str(cell) if infinite else _label_name(column, row, cell)
     number = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):
-        raise column.error(row, f"the label {shown(text)} is not a number that is finite. Write it as 3 or 3.5")
+        remedy = "Write it as 3 or 3.5"
+        if guessed:
+            remedy = f"The labels are taken for numbers, as nearly all are. {remedy}, remove the row, or say that the "
+            remedy += "labels are names: kind='single' (--kind single)"
+        raise column.error(row, f"the label {shown(text)} is not a number that is finite. {remedy}")
+    if abs(number) > LARGEST_NUMBER:
+        problem = f"the number {shown(cell)} is too large: up to {LARGEST_NUMBER:g} can be reckoned with. "
+        raise column.error(row, f"{problem}Correct it or remove the row")
     return number
 
 
-def _label_lists(column: Column) -> list[tuple[str, ...]]:
-    """The label names of each row, each once."""
+def _separator(column: Column, known: set[str]) -> str | None:
+    """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
     texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
-    separator = next((mark for mark in SEPARATORS if any(mark in text for text in texts)), None)
+    marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
+    if not known:
+        return marks[0]
+    return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
+
+
+def _split(text: str, separator: str | None) -> list[str]:
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _label_lists(column: Column, separator: str | None) -> list[tuple[str, ...]]:
+    """The label names of each row, each once."""
     rows: list[tuple[str, ...]] = []
     for row, cell in enumerate(column.cells, 1):
         names = _several(column, row, cell, separator)
@@ -255,8 +298,7 @@ def _several(column: Column, row: int, cell: object, separator: str | None) -> l
             reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
             raise column.error(row, f'the labels {shown(cell)} are no list ({reason}). Write ["a", "b"]') from error
         return list(found)
-    parts = [cell] if separator is None else cell.split(separator)
-    return [part.strip() for part in parts if part.strip()]
+    return list(_split(cell, separator))
 
 
 def _refuse(column: Column, row: int, problem: str) -> NoReturn:
@@ -275,7 +317,7 @@ def _label_name(column: Column, row: int, cell: object) -> str:
     if isinstance(cell, LISTS):
         problem = f"the label is a list, {shown(cell)}, where one label is wanted. "
         raise column.error(row, f"{problem}Give each row one label, or use kind='multi' (--kind multi)")
-    return column.text(row, cell, "label")
+    return column.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it
 
 
 def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[object]]:
@@ -306,8 +348,8 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     if dataset.kind == "multi" and different == {()}:
         raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
     columns = dataset.columns.label if dataset.columns else None
-    used = {name for label in different if isinstance(label, tuple) for name in label}
-    if isinstance(columns, tuple) and (idle := set(columns) - used):
+    used = names_in(dataset)
+    if isinstance(columns, tuple) and (idle := {name for name in columns if name.strip() not in used}):
         problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label"
         raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
     if dataset.kind != "multi" and len(different) == 1:
@@ -341,7 +383,9 @@ def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:
     if unknown:
         index, label = unknown[0]
         such = f"{len(unknown)} {role} row{'s have such labels' if len(unknown) > 1 else ' has such a label'}"
-        hint = did_you_mean(label, known.names) or f" The {len(known)} labels are {listed(known.names)}"
+        hint = did_you_mean(label, known.names)
+        if not hint or all(name not in known for row in rows for name in row):  # of another task, or the wrong column
+            hint += f" The {len(known)} labels are {listed(known.names)}"
         problem = f"the label {shown(label)} does not occur in the training data ({such}).{hint}"
         raise dataset.error(index, "label", problem)
 
@@ -361,3 +405,15 @@ def labels_of(dataset: Dataset) -> Labels:
     if dataset.labels is None:
         raise DataError("the rows have no labels", source=dataset.source)
     return dataset.labels
+
+
+def names_in(dataset: Dataset) -> set[str]:
+    """The names of the labels that rows have; none where they are numbers, or there are no labels."""
+    rows = [(label,) if isinstance(label, str) else label for label in dataset.labels or ()]
+    return {name for row in rows if isinstance(row, tuple) for name in row}
+
+
+def unsplit_names(dataset: Dataset) -> list[str]:
+    """Labels that hold another mark than the one at which their texts were split: each may be several labels."""
+    others = set(SEPARATORS) - {dataset.separator}
+    return sorted(name for name in names_in(dataset) if dataset.separator and others.intersection(name))

@@ -21,7 +21,7 @@ from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed, counted
 from ytuning.label_texts import LabelTexts
-from ytuning.labels import LabelSet
+from ytuning.labels import LabelSet, listed
 from ytuning.pairs import stored_inputs
 from ytuning.pipeline import train_task
 from ytuning.progress import Progress, ProgressBar
@@ -188,7 +188,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             data = from_lists(X, rows, kind="multi")
         else:
             classes, ids = _classes_and_ids(y)
-            names = [str(name) for name in classes.tolist()]
+            names = _names_of(classes)
             if self.class_weight is not None:
                 recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
             data = from_lists(X, [names[number] for number in ids.tolist()], kind="single")
@@ -314,9 +314,19 @@ def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
     if not np.isin(given, (0, 1)).all():
         problem = "y of two dimensions must hold 0 and 1, a column for each label. "
         raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
-    names = [str(name) for name in getattr(y, "columns", range(given.shape[1]))]
+    names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]  # as labels are read
     LabelSet(tuple(names))  # all different
     return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
+
+
+def _names_of(classes: np.ndarray) -> list[str]:
+    """What the task calls the labels (C,) of one a row."""
+    names = [str(label).strip() for label in classes.tolist()]  # as labels are read
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        alike = [str(label) for label in classes.tolist() if str(label).strip() == twice]
+        raise InputError(f"y holds labels that differ only in white space around them: {listed(alike)}. Strip them")
+    return names
 
 
 def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: list[str]) -> str | tuple[float, ...]:

@@ -93,15 +93,21 @@ def describe_labels(given: LabelTexts | None, target: Target, *, pairs: bool = F
         given = {}
     texts: list[str] = []
     labels: list[str] = []
-    for name in given:
+    own: dict[str, str | Sequence[str]] = {}
+    for spelt, each in given.items():
+        name = spelt.strip()  # as the labels of rows are
         if name not in target.labels:
             has = f"The task's labels are {listed(target.names)}"
             raise InputError(
                 f"label_texts names a label that no row has: {shown(name)}.{did_you_mean(name, target.names)} {has}"
             )
+        if name in own:
+            problem = f"label_texts names {shown(name)} more than once but for white space. "
+            raise InputError(f"{problem}Put its texts into one list")
+        own[name] = each
     for name, words in zip(target.names, target.labels.texts, strict=True):
-        own = given.get(name, words)
-        for text in [own] if isinstance(own, str) else own:
+        given_texts = own.get(name, words)
+        for text in [given_texts] if isinstance(given_texts, str) else given_texts:
             if not _is_text(text):
                 raise InputError(f"label_texts must be text that is not empty. Got {shown(text)} for {shown(name)}.")
             texts.append(text)

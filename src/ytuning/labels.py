@@ -13,7 +13,7 @@ import numpy as np
 
 from ytuning.errors import InputError
 
-__all__ = ["Kind", "LabelSet", "did_you_mean", "listed", "shown"]
+__all__ = ["Kind", "LabelSet", "alike_but_for_case", "did_you_mean", "listed", "shown"]
 
 Kind = Literal["single", "ordinal", "multi", "regression"]
 
@@ -39,6 +39,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     # Cut, because the comparison is quadratic and a wrong column can make whole documents into names.
     close = difflib.get_close_matches(name[:SHOWN_CHARACTERS], known)
     return f" Did you mean {' or '.join(shown(other) for other in close)}?" if close else ""
+
+
+def alike_but_for_case(names: Iterable[str]) -> list[list[str]]:
+    """Different names that are one when case is ignored, each such group sorted."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,10 @@ def check_can_grow(task: Task, name: str) -> None:
     """Whether a task can get a label of this name.
 
     Raises:
-        InputError: its kind or form has no rows to add to, it keeps no exemplars, or it has the label.
+        InputError: its kind or form has no rows to add to, it keeps no exemplars, or it has the label; an empty name.
     """
+    if not name:
+        raise InputError("the name of the new label is empty or only white space. Give one that says something")
     if not isinstance(task.target, Names) or task.kind == "ordinal":
         raise InputError(f"a label is added to tasks of kind single or multi, and {task.name!r} is {task.kind}")
     if not isinstance(task.head, MatchingHead):

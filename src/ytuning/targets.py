@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 
 from ytuning.errors import InputError
-from ytuning.labels import Kind, LabelSet, shown
+from ytuning.labels import Kind, LabelSet, listed, shown
 
 __all__ = ["KINDS", "Labels", "Names", "Objective", "Scale", "Target", "fit_target", "target_from_json"]
 
@@ -195,7 +195,8 @@ def _fit_scale(numbers: np.ndarray) -> Scale:
 
 def _in_order(found: LabelSet, order: Sequence[str] | None) -> LabelSet:
     if order is None:
-        give = f"Give it from the lowest on: --label-order {','.join(found.names)}"
+        # No order to paste: that of the names' letters is a wrong one that works.
+        give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {listed(found.names)}"
         if wrong := next((name for name in found.names if not _is_number(name)), None):
             raise InputError(f"the label {shown(wrong)} is no number, so the labels' order is not known. {give}")
         ordered = sorted(found.names, key=float)
@@ -204,6 +205,7 @@ def _in_order(found: LabelSet, order: Sequence[str] | None) -> LabelSet:
                 same = f"the labels {shown(name)} and {shown(other)} are one number"
                 raise InputError(f"{same}, so their order is not known. {give}")
         return LabelSet(tuple(ordered))
+    order = [name.strip() for name in order]  # as the labels of rows are
     if differing := set(order) ^ set(found.names):
         where = "the train rows" if min(differing) in order else "--label-order"
         raise InputError(f"the order must name each label once. {shown(min(differing))} is missing in {where}")

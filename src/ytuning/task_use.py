@@ -74,6 +74,7 @@ def grow_task(
         InputError: the task cannot grow, or has a label of this name.
         DataError: examples that do not fit the task.
     """
+    name = name.strip()  # as the labels of rows are
     check_can_grow(task, name)
     _check_pairs(task, examples)
     assert isinstance(task.head, MatchingHead)
