@@ -91,8 +91,8 @@ def test_smoothing_that_was_learned_is_undone(
 
 
 def test_only_single_labels_have_smoothing_to_undo() -> None:
-    for objective in ("ordinal", "multi", "bounded", "unbounded"):
-        assert TrainingConfig().smoothing_of(cast("Objective", objective)) == 0
+    others: tuple[Objective, ...] = ("ordinal", "multi", "bounded", "unbounded")
+    assert [TrainingConfig().smoothing_of(objective) for objective in others] == [0.0] * 4
     assert TrainingConfig().smoothing_of("single") == TrainingConfig().label_smoothing == 0.1
     assert TrainingConfig(loss="focal").smoothing_of("single") == 0
 

@@ -195,9 +195,8 @@ def test_the_winner_is_what_was_tried_of_label_tuning_too(toy: Dataset, encoder:
     result = found(toy, encoder, tmp_path / "out", presets=("few-shot",), trials=3)
     task = result.trained.task
     assert task.training["label_texts"] == len(set(toy.names))
-    assert (result.best.steps, result.best.score) == (
-        task.training["steps"], pytest.approx(task.metrics["validation"]["accuracy"])
-    )  # fmt: skip
+    assert result.best.steps == task.training["steps"]
+    assert result.best.score == pytest.approx(task.metrics["validation"]["accuracy"])
     judged = result.trained.judged["validation"]
     logits = torch.from_numpy(calibrated(task.target, judged.logits, judged.truth))
     loss = row_losses("single", logits, torch.from_numpy(judged.truth)).mean()

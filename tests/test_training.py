@@ -23,7 +23,7 @@ from ytuning.head import CrossAttentionConfig, LabelHead, PooledConfig
 from ytuning.labels import LabelSet
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset
-from ytuning.stack import Learner, stack_step
+from ytuning.stack import Learner, stack_logits, stack_step
 from ytuning.targets import Objective
 from ytuning.training import FitResult, Job, fit_head, fit_heads, logits_of
 from ytuning.workers import Workers
@@ -99,11 +99,11 @@ def test_a_training_that_diverges_is_told_of_any_kind(objective: Objective, toy:
 def test_a_later_round_that_diverged_is_left_out(
     fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = training.stack_logits, []
+    seen: list[int] = []
 
     def broken(*arguments: Any) -> list[torch.Tensor]:
         seen.append(len(seen))
-        return [logits if len(seen) < 3 else logits * math.nan for logits in real(*arguments)]
+        return [logits if len(seen) < 3 else logits * math.nan for logits in stack_logits(*arguments)]
 
     monkeypatch.setattr(training, "stack_logits", broken)
     found = fit(refit=False)
