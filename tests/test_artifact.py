@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ytuning.artifact import Task, check_encoder, check_target, load_task, save_task
+from ytuning.artifact import Task, check_encoder, check_target, load_task, place_beside, save_task
 from ytuning.calibration import Calibration
 from ytuning.errors import InputError, TaskFolderError, WriteError
 from ytuning.head import CrossAttentionConfig, HeadConfig, PooledConfig, build_head, config_to_json
@@ -135,6 +135,31 @@ def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
     state = torch.get_rng_state()
     load_task(folder)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_place_beside_a_finished_task(folder: Path, tmp_path: Path) -> None:
+    assert place_beside(tmp_path / "new") == tmp_path / "new"
+    first, second = (folder.with_name(f"{folder.name}-interrupted{end}") for end in ("", "-2"))
+    assert place_beside(folder) == first
+    first.mkdir()
+    (first / "mine.txt").write_text("x")
+    assert place_beside(folder) == second
+    save_task(replace(load_task(folder), training={"interrupted": True}), second)
+    assert place_beside(folder) == second and place_beside(second) == second
+    save_task(load_task(folder), second)
+    assert place_beside(folder).name == f"{folder.name}-interrupted-3"
+
+
+def test_a_place_where_nothing_can_be_written_beside(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Path) -> None:
+        raise InputError("cannot be written")
+
+    monkeypatch.setattr("ytuning.artifact.check_target", refused)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = place_beside(folder)
+    assert found.is_dir() and found.parent == tmp_path and found.name.startswith(f"{folder.name}-interrupted-")
 
 
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:

@@ -473,13 +473,17 @@ def test_no_result_replaces_a_file_that_is_read(
     (files / "labels.json").write_text("{}")
     before = {file: (files / file).read_bytes() for file in ("train.csv", "test.csv", "labels.json")}
     start = ("train", "train.csv", "--out", "new", "--test", "test.csv", "--label-texts", "labels.json")
-    for name in ("train.csv", "./test.csv", "link.csv", "labels.json"):
+    problem = "must not replace a file that is read, or of a task"
+    for name in ("train.csv", "./test.csv", "link.csv", "labels.json", "new/task.json", "new/README.md"):
         message = run(*start, "--report", name).mistake()
         shown = name.removeprefix("./")
-        assert message == f"--report must not replace a file that is read. Got {shown}. Give another name"
+        assert message == f"--report {problem}. Got {shown}. Give another name"
+    for name in ("task.json", "head.safetensors"):
+        assert problem in run("evaluate", trained, "test.csv", "--report", trained / name).mistake()
+        assert problem in run("predict", trained, "my card", "--output", trained / name).mistake()
     assert "must not replace" in run("evaluate", trained, "test.csv", "--report", files / "test.csv").mistake()
     message = run("predict", trained, "--input", "test.csv", "--output", "test.csv").mistake()
-    assert message == "--output must not replace a file that is read. Got test.csv. Give another name"
+    assert message == f"--output {problem}. Got test.csv. Give another name"
     assert before == {file: (files / file).read_bytes() for file in before}
 
 
@@ -528,14 +532,15 @@ def test_predict_with_several_tasks(run: Run, trained: Path, tmp_path: Path) -> 
 
 
 def test_predict_tells_of_texts_that_may_be_paths(run: Run, trained: Path) -> None:
-    texts = ["my/typo", "my card", "my card / your login", str(trained)]
+    typo = f"{trained.parent}/typo"
+    texts = [typo, "my card", "card/login", "my card / your login", str(trained)]
     found = run("predict", trained, *texts, "--quiet")
     assert [json.loads(line)["text"] for line in found.out.splitlines()] == texts
     told = (
-        f"read as text, not as a path: 'my/typo', {str(trained)!r}. Only folders before the first text are tasks, and "
+        f"read as text, not as a path: {typo!r}, {str(trained)!r}. Only folders before the first text are tasks, and "
     )
     assert found.err == f"{told}a file of texts takes --input\n"
-    assert run("predict", trained, *texts[1:3], "--quiet").err == ""
+    assert run("predict", trained, *texts[1:4], "--quiet").err == ""
 
 
 def test_predict_json_is_one_list(run: Run, trained: Path) -> None:
@@ -978,11 +983,15 @@ def test_what_was_interrupted_does_not_replace_a_finished_task(
         )
 
     monkeypatch.setattr(pipeline, "train_task", interrupted)
+    (files / "tasks/toy/page.html").write_text("of the finished task")
     for _ in range(2):  # the second one replaces what the first has saved
-        found = run(*start, "--seed", "1")
+        found = run(*start, "--seed", "1", "--report", "tasks/toy/page.html")
         assert found.status == 1 and found.json["task_dir"] == str(files / "tasks" / "toy-interrupted")
-        assert f"the finished task in {files / 'tasks' / 'toy'} is kept" in found.err
+        assert found.json["report"] == str(files / "tasks" / "toy-interrupted" / "page.html")
+        assert "the finished task in tasks/toy is kept" in found.err
     assert (files / "tasks/toy/head.safetensors").read_bytes() == finished
+    assert (files / "tasks/toy/page.html").read_text() == "of the finished task"
+    assert "<html" in (files / "tasks/toy-interrupted/page.html").read_text()
     assert load_task(files / "tasks" / "toy-interrupted").training["interrupted"] is True
     found = run(*start[:5], "tasks/toy-interrupted", *start[6:])
     assert found.status == 1 and found.json["task_dir"] == "tasks/toy-interrupted"

@@ -307,6 +307,13 @@ def test_texts_of_a_task_are_split_into_its_labels(
     assert read_dataset(labelled(*cells), kind="multi", known=known).labels == expected
 
 
+def test_of_several_marks_that_do_the_one_of_the_train_rows_is_taken() -> None:
+    known = {"a,b", "a", "b", "c"}
+    for separator, expected in ((";", [("a,b",), ("c",)]), (",", [("a", "b"), ("c",)]), (None, [("a,b",), ("c",)])):
+        found = read_dataset(labelled("a,b", "c"), kind="multi", known=known, separator=separator)
+        assert found.labels == expected
+
+
 def test_names_that_hold_another_mark_are_found() -> None:
     found = from_lists(list("abcde"), ["a|a", "b", "a;b", "c, d|b", ""], kind="multi")
     assert (found.separator, found.labels) == ("|", [("a",), ("b",), ("a;b",), ("c, d", "b"), ()])

@@ -172,6 +172,13 @@ def test_rows_that_are_all_right_show_no_certainty() -> None:
     assert number_intervals(np.arange(20.0), np.arange(20.0) * 0.3) == {}  # correlations of 1, but for rounding
 
 
+def test_a_rare_label_shows_no_more_where_all_rows_are_right() -> None:
+    for ids in (np.arange(20) // 19, np.arange(2), np.arange(4) % 2):  # of whose resamples many have one label only
+        assert single_intervals(ids, ids) == {"accuracy": wilson(len(ids), len(ids))}
+    flags = np.eye(2, dtype=bool)[[0] * 19 + [1]]
+    assert multi_intervals(flags, flags) == {"accuracy": wilson(20, 20)}
+
+
 def test_one_wrong_row_is_enough_for_resamples() -> None:
     truth, predicted = np.arange(12) % 2, np.arange(12) % 2
     predicted[0] = 1

@@ -279,7 +279,7 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
         found(toy.select(range(100)), encoder, tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr("ytuning.versions._source", lambda: "another")
-        with pytest.raises(InputError, match="another value of 'versions'"):
+        with pytest.raises(InputError, match=r"holds a search with another version of ytuning\. Choose "):
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()
     file.write_text(json.dumps({**json.loads(content), "schema": 1}))

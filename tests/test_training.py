@@ -79,7 +79,10 @@ class Interrupt(Progress):
         ({"label_weights": (1.0, 2.0, math.nan)}, r"^label_weights must be 3 weights of at least 0"),
         ({"label_weights": (1.0, 2.0, math.inf)}, r"^label_weights must be 3 weights of at least 0"),
         ({"label_weights": (0.0, 0.0, 0.0)}, r"^label_weights must be 3 weights of at least 0, not all of them 0"),
-        ({"learning_rate": 1e30}, r"^the training diverged: after \d+ steps .*lower learning_rate\. Got 1e\+30\.$"),
+        (
+            {"learning_rate": 1e30},
+            r"^the training diverged: after \d+ steps .*lower learning_rate in the recipe \(--recipe\)\. Got 1e\+30\.$",
+        ),
     ],
 )
 def test_wrong_training_values_are_refused(fit: Callable[..., FitResult], change: dict[str, Any], message: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,8 +28,20 @@ from ytuning.identity import EncoderIdentity
 from ytuning.labels import Kind
 from ytuning.targets import Scale, Target, target_from_json
 
-__all__ = ["PAIR_MODES", "Exemplars", "PairMode", "Task", "load_task", "save_task"]
+__all__ = [
+    "PAIR_MODES",
+    "Exemplars",
+    "PairMode",
+    "Task",
+    "check_encoder",
+    "check_target",
+    "load_task",
+    "place_beside",
+    "save_task",
+    "task_files",
+]
 
+MOST_BESIDE = 100  # names that are tried for what was interrupted
 SCHEMA = 5  # 1: single labels only, not calibrated, no thresholds; 2, 3: see _refuse_old_pairs; 4: smoothing not undone
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
@@ -150,10 +164,33 @@ def check_target(folder: str | Path) -> None:
         raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
 
 
-def holds_finished_task(folder: str | Path) -> bool:
-    """Whether a folder holds a task whose training was not interrupted, as far as its ``task.json`` can be read."""
+def task_files(folder: str | Path) -> list[Path]:
+    """Paths of the files of a task folder, whether they are there or not."""
+    return [Path(folder) / name for name in (TASK_FILE, HEAD_FILE, CARD_FILE)]
+
+
+def place_beside(folder: Path) -> Path:
+    """Where to save a task whose training was interrupted: a finished one in the folder may be better, and is kept.
+
+    The folder itself if there is no finished one; else a new name beside it, or where nothing can be written there, a
+    temporary folder: the head should not be lost.
+    """
+    if not _holds_finished_task(folder):
+        return folder
+    whole = folder.resolve()
+    for number in range(1, MOST_BESIDE):
+        found = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
+        with suppress(InputError):
+            check_target(found)
+            if not _holds_finished_task(found):
+                return found
+    return Path(tempfile.mkdtemp(prefix=f"{whole.name}-interrupted-"))
+
+
+def _holds_finished_task(folder: Path) -> bool:
+    """Whether its ``task.json`` can be read and does not say that the training was interrupted."""
     try:
-        return not _read_json(Path(folder)).get("training", {}).get("interrupted", False)
+        return not _read_json(folder).get("training", {}).get("interrupted", False)
     except (TaskFolderError, AttributeError):
         return False
 

@@ -94,13 +94,15 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Label texts with one or more tasks; writes a JSON line for each text and task."""
+    from ytuning.artifact import task_files
     from ytuning.data import from_lists, read_dataset
     from ytuning.labels import listed, shown
     from ytuning.predictor import Predictor
 
     folders, texts = _split_folders(tasks_and_texts)
     if output is not None:
-        check_result_file(output, "--output", (input_file,))
+        own = [file for folder in folders for file in task_files(folder)]
+        check_result_file(output, "--output", (input_file, *own))
     if not os.path.isdir(folders[0]):
         raise InputError(
             f"the first argument must be a task folder. Got {shown(folders[0])} instead, which is no folder. Give the "
@@ -149,7 +151,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Report how a task does on labelled rows."""
-    from ytuning.artifact import check_encoder, load_task
+    from ytuning.artifact import check_encoder, load_task, task_files
     from ytuning.data import read_dataset
     from ytuning.encoder import load_encoder
     from ytuning.html_report import render_report
@@ -158,7 +160,7 @@ def evaluate(
     from ytuning.task_use import evaluate_task
 
     if report is not None:
-        check_result_file(report, "--report", (data,))
+        check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
     known = task.target.names
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=known)
@@ -241,5 +243,5 @@ def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _looks_like_a_path(text: str) -> bool:
-    """Whether a text may be a misspelt task folder; some texts look like that, too, so it is no mistake."""
-    return ("/" in text or os.sep in text) and not any(map(str.isspace, text))
+    """Whether a text may be a misspelt task folder: one beside others. Some texts look like that, too."""
+    return ("/" in text or os.sep in text) and not any(map(str.isspace, text)) and os.path.isdir(os.path.dirname(text))

@@ -163,7 +163,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a label head on labelled texts and save it as a task folder."""
-    from ytuning.artifact import check_target, save_task
+    from ytuning.artifact import check_target, save_task, task_files
     from ytuning.backends import check_choice
     from ytuning.encoder import load_encoder
     from ytuning.label_texts import read_label_texts
@@ -184,7 +184,9 @@ def train(
     check_choice(backend.value, precision.value)
     check_target(out)
     if report is not None:
-        check_result_file(report, "--report", (train_file, validation, test, recipe_file, label_texts), out)
+        check_result_file(
+            report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out
+        )
     features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
@@ -224,7 +226,8 @@ def train(
             progress=progress,
             watch=watch,
         )
-        out = _beside_a_finished_task(out) if trained.fit.interrupted else out
+        if trained.fit.interrupted:
+            out, report = _kept_apart(out, report)
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
         if report is not None:
@@ -252,15 +255,16 @@ def train(
         raise typer.Exit(1)
 
 
-def _beside_a_finished_task(out: Path) -> Path:
-    """Where to save a task whose training was interrupted: a finished one in ``out`` may be better, and is kept."""
-    from ytuning.artifact import holds_finished_task
+def _kept_apart(out: Path, report: Path | None) -> tuple[Path, Path | None]:
+    """Where to save a task whose training was interrupted, and its report: not over those of a finished one."""
+    from ytuning.artifact import place_beside
 
-    if not holds_finished_task(out):
-        return out
-    folder = out.resolve()
-    print(f"the finished task in {folder} is kept", file=sys.stderr)
-    return folder.with_name(f"{folder.name}-interrupted")
+    place = place_beside(out)
+    if place != out:
+        print(f"the finished task in {out} is kept", file=sys.stderr)
+        if report is not None and report.resolve().parent == out.resolve():
+            report = place / report.name
+    return place, report
 
 
 def _reported(trained: Trained) -> str:

@@ -72,7 +72,15 @@ def read_parts(
     validation, test = (
         None
         if file is None
-        else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=kind, known=names)
+        else read_dataset(
+            file,
+            text=text,
+            text_pair=text_pair,
+            label=label,
+            kind=train.kind,  # a few rows might look like another
+            known=names,
+            separator=train.separator,
+        )
         for file in files[1:]
     )
     parts = [part for part in (train, validation, test) if part is not None]
@@ -136,7 +144,7 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     Args:
         path: of the file.
         option: that names it.
-        inputs: files that the work reads, none of which it should replace.
+        inputs: files that the work reads, or makes by itself, none of which it should replace.
         made: folder that the work makes, where the file may lie.
 
     Raises:
@@ -144,8 +152,9 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     """
     target, partial = _places(path)
     for read in inputs:
-        if read is not None and Path(os.path.realpath(read)) == target and os.path.isfile(target):
-            raise InputError(f"{option} must not replace a file that is read. Got {path}. Give another name")
+        if read is not None and Path(os.path.realpath(read)) == target:
+            problem = "must not replace a file that is read, or of a task"
+            raise InputError(f"{option} {problem}. Got {path}. Give another name")
     folder = None if made is None else Path(os.path.realpath(made))
     with _written(path, option):
         if target == folder or os.path.isdir(target):

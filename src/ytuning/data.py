@@ -33,6 +33,7 @@ __all__ = [
 
 LISTS = (list, tuple, set, np.ndarray)
 SEPARATORS = ("|", ";", ",")
+UNKNOWN = ""  # separator
 MOSTLY = 0.9  # of the labels are numbers: then the others are taken for mistakes, not for names
 LARGEST_NUMBER = 1e150  # in size: squares of larger ones are beyond what 64 bits hold, and so is their spread
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -127,6 +128,7 @@ def read_dataset(
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
     known: Collection[str] = (),
+    separator: str | None = UNKNOWN,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
@@ -150,7 +152,8 @@ def read_dataset(
             numbers for label names, "ordinal" says that the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none.
+            most rows with these only, or at none...
+        separator: ...and of several at this one, that of the train rows, else at none; "" (unknown): at the first.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -164,7 +167,7 @@ def read_dataset(
     columns = choose_columns(table, text, text_pair, label, labelled=labelled)
     labels: Labels | None = None
     found: Kind = "single"
-    separator: str | None = None
+    split: str | None = None
     if isinstance(columns.label, tuple):
         if kind not in ("auto", "multi"):
             problem = f"several label columns are labels of kind 'multi', and the kind is {kind!r}. "
@@ -172,7 +175,8 @@ def read_dataset(
         labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
     elif columns.label is not None:
         several = kind == "auto" and label is None and columns.label == "labels"
-        labels, found, separator = _read_labels(table.column(columns.label), "multi" if several else kind, known)
+        column = table.column(columns.label)
+        labels, found, split = _read_labels(column, "multi" if several else kind, known, separator)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
@@ -180,7 +184,7 @@ def read_dataset(
         source=table.source,
         columns=columns,
         kind=found,
-        separator=separator,
+        separator=split,
     )
 
 
@@ -220,11 +224,14 @@ def from_lists(
 
 
 def _read_labels(
-    column: Column, kind: Kind | Literal["auto"], known: Collection[str] = ()
+    column: Column,
+    kind: Kind | Literal["auto"],
+    known: Collection[str] = (),
+    separator: str | None = UNKNOWN,
 ) -> tuple[Labels, Kind, str | None]:
     """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
     if kind == "multi" or (kind == "auto" and any(isinstance(cell, LISTS) for cell in column.cells)):
-        separator = _separator(column, set(known))
+        separator = _separator(column, set(known), separator)
         return _label_lists(column, separator), "multi", separator
     guessed = kind == "auto" and _are_numbers(column.cells)
     if kind == "regression" or guessed:
@@ -261,12 +268,14 @@ def _number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
     return number
 
 
-def _separator(column: Column, known: set[str]) -> str | None:
+def _separator(column: Column, known: set[str], first: str | None) -> str | None:
     """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
     texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
     marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
     if not known:
         return marks[0]
+    if first != UNKNOWN:
+        marks.sort(key=lambda mark: (mark != first, mark is not None))
     return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
 
 

@@ -20,7 +20,7 @@ from ytuning.tokens import TextInput, plan_batches
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
 SHARD_BYTES = 256 << 20  # what a killed run loses at most...
-FIRST_SHARD_BYTES = 16 << 20  # ...and of a short one about half, as its shards begin small and double
+FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours

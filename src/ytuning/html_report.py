@@ -156,6 +156,8 @@ def _facts(task: Task, report: Report, judged: Judged) -> dict[str, str]:
     if isinstance(target, Names):
         found["labels"] = f"{len(target.names):,}"
         found["temperature"] = f"{task.calibration.temperature:.3g}"
+        if task.calibration.smoothing:
+            found["temperature"] += f", after label smoothing of {task.calibration.smoothing:g} is undone"
     else:
         found["scale"] = f"{target.low:g} to {target.high:g}" + ("" if target.bounded else " (not bounded)")
     if task.calibration.abstain_below is not None:

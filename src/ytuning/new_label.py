@@ -175,12 +175,14 @@ def _some_of_each_label(targets: np.ndarray, rows: np.ndarray, others: np.ndarra
     """Positions of ``KEPT_ROWS`` of ``rows``, then of more rows and others until each label has the least it should."""
     kept = rows[np.linspace(0, len(rows) - 1, min(len(rows), KEPT_ROWS)).astype(int)]
     further = np.concatenate((np.setdiff1d(rows, kept, assume_unique=True), others))
-    has = targets > 0 if targets.ndim == 2 else targets[:, None] == np.arange(targets.max() + 1)
-    least = max(1, min(LEAST_OF_A_LABEL, KEPT_ROWS // has.shape[1]))
+    several = targets.ndim == 2
+    labels = targets.shape[1] if several else int(targets.max()) + 1
+    counts = (targets[kept] > 0).sum(0) if several else np.bincount(targets[kept], minlength=labels)
+    least = max(1, min(LEAST_OF_A_LABEL, KEPT_ROWS // labels))
     more: dict[int, None] = {}  # in order; a row may have several labels
-    for label, there in enumerate(has[kept].sum(0)):
-        if there < least:
-            more |= dict.fromkeys(further[has[further, label]][: least - there].tolist())
+    for label in np.flatnonzero(counts < least):
+        has = targets[further, label] > 0 if several else targets[further] == label
+        more |= dict.fromkeys(further[has][: least - counts[label]].tolist())
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
 

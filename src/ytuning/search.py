@@ -6,7 +6,7 @@
 
 The hidden states that a search may read are chosen on a sample (:mod:`ytuning.layer_choice`) and stored once. Trials
 are proposed a few at a time; those share their states and their form, so that one read of each batch serves all of
-them. What is minimised is the validation loss at the temperature that fits best: other than the accuracy of few rows it
+them. What is minimised is the validation loss as it is after calibration: other than the accuracy of few rows it
 tells close recipes apart, and other than the plain loss it compares heads whose logits are of different size.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ytuning.artifact import PAIR_MODES, PairMode, check_target, save_task
+from ytuning.artifact import PAIR_MODES, PairMode, check_target, place_beside, save_task
 from ytuning.calibration import calibrated
 from ytuning.data import Dataset, labels_of
 from ytuning.disk import PARTIAL_SUFFIX, commit
@@ -214,7 +214,8 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         progress=progress,
         watch=watch,
     )
-    save_task(trained.task, folder / TASK_FOLDER)
+    place = folder / TASK_FOLDER
+    save_task(trained.task, place_beside(place) if trained.fit.interrupted else place)
     log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
     return Searched(done, trained, interrupted or trained.fit.interrupted)
 
@@ -429,7 +430,11 @@ class _Log:
             problem = f"{file} was written by another version of ytuning. "
             raise InputError(f"{problem}Choose another folder with --out, or remove the file")
         if differing := [name for name in self.about if about.get(name) != self.about[name]]:
-            problem = f"{file} holds a search with another value of {differing[0]!r}. "
+            what, then = differing[0], about.get(differing[0])
+            problem = f"{file} holds a search with another value of {what!r}. "
+            if what == "versions":
+                changed = [name for name, now in self.about[what].items() if dict(then or {}).get(name) != now]
+                problem = f"{file} holds a search with another version of {', '.join(changed) or 'a package'}. "
             raise InputError(f"{problem}Choose another folder with --out, or remove the file")
 
     def add(self, trials: Sequence[Trial]) -> None:

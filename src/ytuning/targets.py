@@ -178,7 +178,9 @@ def target_from_json(content: dict[str, Any]) -> Target:
         return Scale(float(content["low"]), float(content["high"]), bool(content["bounded"]))
     if content["kind"] not in KINDS:
         raise ValueError(f"unknown kind {shown(content['kind'])}")
-    return Names(LabelSet(tuple(content["labels"])), content["kind"])
+    names = tuple(content["labels"])
+    bare = tuple(name.strip() for name in names)  # labels are read so; earlier versions kept white space around them
+    return Names(LabelSet(bare if len(set(bare)) == len(bare) else names), content["kind"])
 
 
 def _fit_scale(numbers: np.ndarray) -> Scale:

@@ -245,7 +245,7 @@ class _Run:
             if not self.history:
                 raise InputError(
                     f"the training diverged: after {self.learner.step} steps the head's logits are no numbers. Give a "
-                    f"lower learning_rate. Got {self.job.recipe.training.learning_rate:g}."
+                    f"lower learning_rate in the recipe (--recipe). Got {self.job.recipe.training.learning_rate:g}."
                 )
             self.finished = True
             return
