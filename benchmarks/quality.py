@@ -178,7 +178,7 @@ def logistic(
             objective=rows.target.objective,
             refit=validation is None,
         )
-        calibration = calibrate(rows.target, probe.validation_logits, rows.truth[rows.validation], weights=rows.weights)
+        calibration = calibrate(rows.target, probe.validation_logits, rows.truth[rows.validation])
         report = evaluate(rows.target, calibration, rows.truth[rows.test], probe.logits(pooled[rows.test]))
         found.append((probe.validation_loss, report.metrics[SETS[name]]))
     return min(found)[1]

@@ -162,32 +162,6 @@ def test_larger_logits_have_a_higher_temperature(kind: Kind) -> None:
     assert one.temperature == pytest.approx(1, abs=0.15)  # as the truth was drawn by them
 
 
-@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
-def test_a_row_of_weight_three_counts_as_three(kind: Kind) -> None:
-    logits, truth = example(kind, rows=3000, sharpness=1.7)
-    hard = np.arange(3000) % 3 == 0
-    logits[hard] *= -0.2  # so that it matters which rows count more
-    weights = np.where(hard, 3, 1)
-    repeated = calibrate(names(kind), logits.repeat(weights, 0), truth.repeat(weights, 0)).temperature
-    weighed = calibrate(names(kind), logits, truth, weights=0.1 * weights)
-    assert weighed.temperature == pytest.approx(repeated, rel=1e-4)
-    plain = calibrate(names(kind), logits, truth)
-    assert plain.temperature < 0.9 * repeated
-    assert calibrate(names(kind), logits, truth, weights=np.full(3000, 0.25)).temperature == pytest.approx(
-        plain.temperature, rel=1e-6
-    )
-
-
-@pytest.mark.parametrize("kind", ["single", "ordinal"])
-def test_a_precision_is_one_of_rows_whatever_they_weigh(kind: Kind) -> None:
-    logits, truth = example(kind)
-    weights = np.where(np.arange(400) < 200, 9.0, 1.0)
-    found = calibrate(names(kind), logits, truth, weights=weights, abstain_at=0.8)
-    values = found.probabilities(names(kind), logits)
-    right = Calibration().decide(names(kind), values) == truth
-    assert found.abstain_below == naive_abstaining(values, right, 0.8)
-
-
 def smoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
     """Of what a head learns best from labels of which a share is spread over all."""
     shares = np.exp(logits.astype(np.float64))

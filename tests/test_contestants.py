@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 
 from tests.conftest import WORDS
 from ytuning import contestants, recipes
-from ytuning.calibration import calibrate
 from ytuning.contestants import METHODS, Run, Work, check_methods, run_method, work_on
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder
@@ -115,19 +113,6 @@ def test_without_test_rows_those_that_chose_judge(method: str, kinds: Kinds, run
     truth = work.target.encode([train.names[row] for row in held])
     np.testing.assert_array_equal(work.judged(3), truth)
     assert found.metrics["accuracy"] == pytest.approx(np.mean(np.array(found.predicted) == truth))
-
-
-@pytest.mark.parametrize("given", [False, True])
-def test_rows_count_by_their_words_where_many_are_phrases(given: bool, kinds: Kinds) -> None:
-    whole = kinds["single"][0]
-    texts = [part for text in whole.texts for part in (text, text.rsplit(" ", 1)[0], text.split(" ", 1)[1])]
-    phrases = Dataset(texts, [name for name in whole.names for _ in range(3)])
-    work = work_on(phrases, "encoder", validation=phrases if given else None)
-    held = work.split(1)[1]
-    words = np.array([len(work.inputs[row][0].split()) for row in held])
-    logits = np.random.default_rng(0).normal(size=(len(held), 3))
-    fitted = partial(calibrate, work.target, logits, work.targets[held])
-    assert work.calibrated(held, logits) == fitted(weights=words) != fitted()
 
 
 @pytest.mark.parametrize("method", ["ytuning", "logistic", "lora"])

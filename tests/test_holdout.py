@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.test_data import complaint
 from ytuning.data import Dataset, count_shared, from_lists
 from ytuning.errors import DataError
-from ytuning.holdout import split_holdout, weights_of_rows
+from ytuning.holdout import split_holdout
 
 pairs_and_labels = st.lists(
     st.tuples(st.integers(0, 30), st.sampled_from([None, "p"]), st.sampled_from("abcde")), min_size=1, max_size=120
@@ -182,34 +182,6 @@ def test_phrases_stay_with_their_sentence(seed: int) -> None:
     assert len(seen) <= 0.05 * len(validation)  # phrases that two sentences have
 
 
-def alone(texts: list[str]) -> list[tuple[str, str | None]]:
-    return [(text, None) for text in texts]
-
-
-def test_rows_count_by_their_words_where_many_are_phrases() -> None:
-    texts = [*sentences_and_phrases(50, 4), "one"]
-    found = weights_of_rows(alone(texts))
-    assert found is not None
-    assert found.tolist() == [len(text.split()) for text in texts]
-    assert weights_of_rows([(text, "another") for text in texts]) is None
-
-
-@pytest.mark.parametrize(("phrases", "weighed"), [(18, False), (30, True)])
-@pytest.mark.parametrize("times", [1, 6])
-def test_rows_count_by_their_words_from_a_share_of_phrases_on(phrases: int, weighed: bool, times: int) -> None:
-    sentences = sentences_and_phrases(100, 0)
-    parts = [sentence.rsplit(" ", 2)[0] for sentence in sentences[:phrases]]
-    assert (weights_of_rows(alone((sentences + parts) * times)) is not None) == weighed
-
-
-def test_a_long_text_does_not_outweigh_all_others() -> None:
-    mail = [f"w{number}" for number in range(3000)]
-    quotes = [" ".join(mail[start : start + 8]) for start in range(0, 800, 8)]
-    found = weights_of_rows(alone([" ".join(mail), *quotes]))
-    assert found is not None
-    assert found.tolist() == [64, *[8] * 100]
-
-
 def test_texts_that_all_grow_from_one_are_held_out_at_random() -> None:
     words = [f"w{number}" for number in range(60)]
     rows = from_lists([" ".join(words[:end]) for end in range(10, 60)], ["a", "b"] * 25)
@@ -228,10 +200,10 @@ def test_a_few_phrases_do_not_change_the_hold_out() -> None:
 def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:
     program = """
 from ytuning.data import from_lists
-from ytuning.holdout import split_holdout, weights_of_rows
+from ytuning.holdout import split_holdout
 texts = [f"some text of number {i % 90} and" + " more" * (i // 90 % 2) for i in range(200)]
 rows = from_lists(texts, [f"label {i % 9}" for i in range(200)])
-print(*split_holdout(rows, 5)[1], *weights_of_rows(rows.inputs))
+print(*split_holdout(rows, 5)[1])
 """
     outputs = [
         subprocess.run(

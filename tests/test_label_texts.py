@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset
 from ytuning.store import FeatureStore
 from ytuning.targets import Names, Scale
-from ytuning.task_rows import task_rows
-from ytuning.zero_shot import zero_shot
 
 TARGET = Names(LabelSet(("card_arrival", "login", "refund")))
 SHORT = TrainingConfig(fewest_steps=40, most_steps=40)
@@ -162,16 +159,6 @@ def test_zero_shot_takes_the_label_whose_text_is_nearest(toy: Dataset, encoder: 
     nearest = (texts @ torch.nn.functional.normalize(rows, dim=1).T).argmax(1).numpy()
     right = float((nearest == trained.task.target.encode(toy.names)).mean())
     assert trained.zero_shot["test"]["accuracy"] == pytest.approx(right, abs=0.02)  # features are stored in int8
-
-
-def test_zero_shot_scores_heed_how_much_rows_count(toy: Dataset, encoder: Encoder) -> None:
-    plain = task_rows(toy, None, None, seed=0)
-    rows = plain.with_label_texts(describe_labels(TEXTS, plain.target))
-    rows = replace(rows, validation=np.arange(60))  # enough for a temperature
-    features = live_features(rows.inputs, encoder)
-    weights = np.where(np.arange(60) % 2, 9.0, 1.0)
-    scores = [zero_shot(features, replace(rows, weights=each))["validation"]["ece"] for each in (None, weights)]
-    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize("recipe", [FEW, Recipe(PooledConfig(width=8), SHORT)], ids=["few-shot", "default"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -475,25 +474,6 @@ def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[s
         with pytest.raises(InputError, match=message):
             train_task(data, encoder, store, recipe, **options)
         assert store.spaces() == []
-
-
-def with_phrases(data: Dataset) -> Dataset:
-    """Every text and two runs of its words, so that most texts are parts of others."""
-    texts = [f"{text} as well as before and later" for text in data.texts]
-    parts = [" ".join(text.split()[start:end]) for text in texts for start, end in ((0, None), (0, -1), (1, -2))]
-    return from_lists(parts, [name for name in data.names for _ in range(3)])
-
-
-def test_rows_count_by_their_words_where_many_are_phrases(toy: Dataset, encoder: Encoder) -> None:
-    phrases = with_phrases(toy)
-    for validation in (None, phrases):
-        trained = train(phrases, encoder, seed=1, validation=validation)
-        rows = task_rows(phrases, validation, None, seed=1)
-        words = np.array([len(rows.inputs[row][0].split()) for row in rows.validation])
-        truth = rows.truth[rows.validation]
-        fitted = partial(calibrate, rows.target, trained.fit.validation_logits, truth, smoothing=0.1)
-        assert trained.task.calibration == fitted(weights=words) != fitted()
-    assert task_rows(toy, None, None, seed=1).weights is None
 
 
 def test_only_the_best_head_has_to_reach_a_precision(

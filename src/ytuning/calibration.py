@@ -133,12 +133,11 @@ def calibrate(
     truth: np.ndarray,
     *,
     smoothing: float = 0.0,
-    weights: np.ndarray | None = None,
     abstain_at: float | None = None,
 ) -> Calibration:
     """Fit on validation rows.
 
-    The temperature minimises the weighted mean of the negative log-likelihood, and smoothing is undone where that makes
+    The temperature minimises the mean of the negative log-likelihood, and smoothing is undone where that makes
     it less. A label's threshold lies between the one
     that maximises its F1 and the one that, shared by all labels, maximises micro F1: the more rows have the label, the
     nearer to its own, which few rows tell little about.
@@ -148,7 +147,6 @@ def calibrate(
         logits: (rows, C).
         truth: target array of the rows, as ``target.encode`` gives it.
         smoothing: of labels, that the head learned with.
-        weights: (rows,), above 0: how much each row counts for the temperature; default: all the same.
         abstain_at: precision that answered rows must have, of single-label and ordinal tasks; ``None``: never abstain.
 
     Raises:
@@ -161,7 +159,7 @@ def calibrate(
     if len(logits) >= TEMPERATURE_ROWS:
         # A head that has learned its rows by heart is not where its loss is least for others.
         found, _ = min(
-            (_fit_temperature(target, logits, truth, each, weights) for each in dict.fromkeys((smoothing, 0.0))),
+            (_fit_temperature(target, logits, truth, each) for each in dict.fromkeys((smoothing, 0.0))),
             key=lambda fitted: fitted[1],
         )
     probabilities = found.probabilities(target, logits)
@@ -176,8 +174,7 @@ def calibrate(
 def calibrated(target: Target, logits: np.ndarray, truth: np.ndarray, *, smoothing: float = 0.0) -> np.ndarray:
     """Logits (rows, C) float32 as they are used with what :func:`calibrate` fits on these very rows.
 
-    To compare heads by their loss: one that is too sure of itself may still know more. All rows count the same, as they
-    do wherever validation chooses.
+    To compare heads by their loss: one that is too sure of itself may still know more.
     """
     return calibrate(target, logits, truth, smoothing=smoothing).scaled(logits).astype(np.float32)
 
@@ -215,7 +212,7 @@ def _answers(target: Names, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _fit_temperature(
-    target: Names, logits: np.ndarray, truth: np.ndarray, smoothing: float, weights: np.ndarray | None
+    target: Names, logits: np.ndarray, truth: np.ndarray, smoothing: float
 ) -> tuple[Calibration, float]:
     """The best temperature after a smoothing is undone, and its loss."""
     logits = unsmoothed(logits, smoothing)
@@ -224,22 +221,22 @@ def _fit_temperature(
     else:
         ahead = logits - logits[np.arange(len(truth)), truth][:, None]
     found = scipy.optimize.minimize_scalar(
-        lambda log: _loss(target, ahead, weights, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
+        lambda log: _loss(target, ahead, math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     # A single label, or logits that are all equal, have the same loss at any temperature.
-    plain = _loss(target, ahead, weights, 1.0)
+    plain = _loss(target, ahead, 1.0)
     temperature = math.exp(found.x) if found.fun < plain else 1.0
     return Calibration(temperature, smoothing=smoothing), min(float(found.fun), plain)
 
 
-def _loss(target: Names, ahead: np.ndarray, weights: np.ndarray | None, temperature: float) -> float:
+def _loss(target: Names, ahead: np.ndarray, temperature: float) -> float:
     """Mean negative log-likelihood, by how far (rows, C) the logits of labels are ahead of the right answer's.
 
     Of ``multi``: how far that of the wrong one of a label's two answers is.
     """
     scaled = ahead / temperature
     each = np.logaddexp(0, scaled) if target.kind == "multi" else scipy.special.logsumexp(scaled, axis=1)
-    return float(np.average(each.reshape(len(each), -1).mean(1), weights=weights))
+    return float(each.mean())
 
 
 def _fit_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:

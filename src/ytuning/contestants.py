@@ -19,7 +19,7 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation import evaluate
 from ytuning.features import Features
-from ytuning.holdout import split_holdout, weights_of_rows
+from ytuning.holdout import split_holdout
 from ytuning.memory import peak_bytes
 from ytuning.pairs import stored_inputs
 from ytuning.pipeline import Stopwatch, train_task
@@ -81,8 +81,7 @@ class Work:
 
     def calibrated(self, held: np.ndarray, logits: np.ndarray) -> Calibration:
         """What the rows that choose, at these positions, teach about using a method's logits (rows, C) of them."""
-        inputs, truth = self.inputs, self.targets[held]
-        return calibrate(self.target, logits, truth, weights=weights_of_rows([inputs[row] for row in held]))
+        return calibrate(self.target, logits, self.targets[held])
 
     def judged(self, seed: int) -> np.ndarray:
         """Targets of the rows that judge a seed's methods."""

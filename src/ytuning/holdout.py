@@ -1,4 +1,4 @@
-"""Validation rows: chosen from train rows, in the shares of their labels, and how much each counts."""
+"""Validation rows: chosen from train rows, in the shares of their labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from ytuning.data import Dataset, labels_of
 from ytuning.errors import DataError, InputError
 from ytuning.labels import LabelSet
 
-__all__ = ["split_holdout", "weights_of_rows"]
+__all__ = ["split_holdout"]
 
 FEWEST_IN_QUANTILE = 4  # rows, or none of them could be spared
 FEWEST_WORDS = 4  # of a text that counts as a part of another; shorter ones are anybody's
 MANY_PARTS, ENOUGH = 0.01, 0.5  # shares: of texts that are parts of others; of the rows that could else be held out
-WEIGHED_PARTS = 0.2  # share of texts that are parts of others from which on rows count by their words...
-LONGEST = 8  # ...up to so many times the median
 QUANTILES = 10  # of a regression's numbers, each of which gives its share of the validation rows
 
 
@@ -70,23 +68,6 @@ def split_holdout(
         problem = "no row can be held out for validation, as each label needs another, different row to train on. "
         raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
-
-
-def weights_of_rows(inputs: Sequence[tuple[str, str | None]]) -> np.ndarray | None:
-    """How much validation rows count for the temperature, (rows,) float64 above 0; ``None``: all the same.
-
-    Where many of their texts are parts of others, most are phrases, which are shorter and easier than the texts that
-    they come from. A row counts by its words there, up to some times those of the row in the middle. On held-out
-    sentences of SST-2 that brought the calibration error from 0.034 to 0.028, where the best temperature had 0.027
-    (benchmarks/RESULTS.md). Phrases whose sentences are not among the rows cannot be told from short texts.
-    """
-    if any(pair is not None for _, pair in inputs):
-        return None
-    texts = [text for text, _ in inputs]
-    if _share_of_parts(_wholes(list(dict.fromkeys(texts)))) < WEIGHED_PARTS:
-        return None
-    words = np.array([len(text.split()) for text in texts], np.float64)
-    return np.minimum(words, LONGEST * np.median(words))
 
 
 def _with_parts(texts: list[str], groups: list[list[int]]) -> list[list[int]]:

@@ -358,7 +358,7 @@ def _calibrated(
     target: Target, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
 ) -> Calibration:
     truth = rows.truth[rows.validation]
-    fitted = partial(calibrate, target, fit.validation_logits, truth, smoothing=smoothing, weights=rows.weights)
+    fitted = partial(calibrate, target, fit.validation_logits, truth, smoothing=smoothing)
     try:
         return fitted(abstain_at=abstain_at)
     except InputError:

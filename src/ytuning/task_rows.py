@@ -10,7 +10,7 @@ import numpy as np
 from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.errors import DataError, InputError
 from ytuning.head import HeadConfig, LabelTuningConfig
-from ytuning.holdout import split_holdout, weights_of_rows
+from ytuning.holdout import split_holdout
 from ytuning.label_texts import LABEL_NAMES, DescribedLabels, LabelTexts, meaningful_names
 from ytuning.targets import Names, Target, fit_target
 from ytuning.tokens import TextInput
@@ -29,8 +29,6 @@ class TaskRows:
         inputs: texts or pairs (N,).
         truth: target array (N, ...).
         train, validation, test: positions (rows,) int64 of each part.
-        weights: how much each of ``validation`` counts for the temperature, or ``None``: see
-            :func:`ytuning.holdout.weights_of_rows`.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -42,7 +40,6 @@ class TaskRows:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    weights: np.ndarray | None
     shared: dict[str, int]
     label_texts: np.ndarray
 
@@ -88,8 +85,7 @@ def task_rows(
     inputs = [row for part in parts for row in part.inputs]
     truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
     train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
-    weights = weights_of_rows([inputs[row] for row in held])
-    return TaskRows(target, inputs, truth, train_rows, held, test_rows, weights, shared, label_texts=np.arange(0))
+    return TaskRows(target, inputs, truth, train_rows, held, test_rows, shared, label_texts=np.arange(0))
 
 
 def default_label_texts(config: HeadConfig, target: Target, *, pairs: bool) -> LabelTexts | None:
