@@ -150,6 +150,15 @@ def test_a_place_beside_a_finished_task(folder: Path, tmp_path: Path) -> None:
     assert place_beside(folder).name == f"{folder.name}-interrupted-3"
 
 
+def test_a_task_that_cannot_be_read_is_not_replaced_either(folder: Path) -> None:
+    file = folder / "task.json"
+    for content in (json.dumps({**json.loads(file.read_text()), "schema": 99}), "{"):
+        file.write_text(content)
+        assert place_beside(folder) != folder
+    file.unlink()
+    assert place_beside(folder) == folder
+
+
 def test_a_place_where_nothing_can_be_written_beside(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +168,7 @@ def test_a_place_where_nothing_can_be_written_beside(
     monkeypatch.setattr("ytuning.artifact.check_target", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = place_beside(folder)
-    assert found.is_dir() and found.parent == tmp_path and found.name.startswith(f"{folder.name}-interrupted-")
+    assert found.is_dir() and found.parent == tmp_path and found.name.startswith("interrupted-")
 
 
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:

@@ -21,12 +21,14 @@ import ytuning
 from tests.conftest import build_tiny_encoder
 from ytuning import cli, losses, pipeline, recipes
 from ytuning.artifact import load_task, save_task
+from ytuning.console import read_parts
 from ytuning.data import from_lists
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import StoreError
 from ytuning.head import CrossAttentionConfig, PooledConfig
 from ytuning.pipeline import train_task
 from ytuning.predictor import Prediction, Predictor
+from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
 from ytuning.store import FeatureStore
 
@@ -419,6 +421,24 @@ def test_train_tells_of_cut_texts_and_shared_rows(run: Run, files: Path, tiny_en
     assert found.json["truncated"] == 1 and found.json["shared"]["test"] == 1
     assert "cut 1 text longer than the encoder reads\n" in found.err
     assert "1 test row with exactly the text of a train row\n" in found.err
+
+
+def test_other_files_are_read_like_the_train_rows(files: Path) -> None:
+    (files / "numbers.csv").write_text("text,label\na b,1.5\nc d,2\ne f,3\n")
+    (files / "whole.csv").write_text("text,label\na b,1\nc d,2\n")
+    (files / "sets.csv").write_text('text,labels\na,x;y\nb,"x,y"\nc,x\nd,y\n')
+    (files / "few.csv").write_text('text,labels\na,"x,y"\nb,x\n')
+    columns = {"text": None, "text_pair": None, "label": None}
+    train, validation, test = read_parts(
+        Progress(), (Path("numbers.csv"), None, Path("whole.csv")), **columns, kind="auto", quiet=True
+    )
+    assert validation is None and test is not None
+    assert [train.kind, test.kind, test.labels] == ["regression", "regression", [1.0, 2.0]]
+    train, _, test = read_parts(
+        Progress(), (Path("sets.csv"), None, Path("few.csv")), **columns, kind="auto", quiet=True
+    )
+    assert test is not None
+    assert [train.labels, test.labels] == [[("x", "y"), ("x,y",), ("x",), ("y",)], [("x,y",), ("x",)]]
 
 
 # --- reports --------------------------------------------------------------------------------------------------------
@@ -993,6 +1013,9 @@ def test_what_was_interrupted_does_not_replace_a_finished_task(
     assert (files / "tasks/toy/page.html").read_text() == "of the finished task"
     assert "<html" in (files / "tasks/toy-interrupted/page.html").read_text()
     assert load_task(files / "tasks" / "toy-interrupted").training["interrupted"] is True
+    (files / "page.html").write_text("of the finished task")
+    assert run(*start, "--report", "page.html").json["report"] == "page-interrupted.html"
+    assert (files / "page.html").read_text() == "of the finished task"
     found = run(*start[:5], "tasks/toy-interrupted", *start[6:])
     assert found.status == 1 and found.json["task_dir"] == "tasks/toy-interrupted"
 

@@ -238,6 +238,32 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_trained(toy: Dataset, enc
     assert not whole.interrupted and without_seconds(tmp_path / "out") == without_seconds(tmp_path / "whole")
 
 
+class InterruptedWinner(Progress):
+    """Ctrl-C while the winner is trained, whose own progress says nothing of trials."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials, self.searched = trials, False
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self.searched |= (stage, done) == ("search", self.trials)
+        if self.searched and (stage, done, note) == ("train", 5, ""):
+            raise KeyboardInterrupt
+
+
+def test_a_finished_winner_is_not_replaced_by_an_interrupted_one(
+    toy: Dataset, encoder: Encoder, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    found(toy, encoder, out, trials=4)
+    files = [out / "task" / "head.safetensors", out / "task" / "task.json", out / "recipe.json"]
+    before = [file.read_bytes() for file in files]
+    result = found(toy, encoder, out, trials=8, progress=InterruptedWinner(8))
+    assert result.interrupted and len(result.trials) == 8
+    assert before == [file.read_bytes() for file in files]
+    found(toy, encoder, tmp_path / "new", trials=4, progress=InterruptedWinner(4))
+    assert load_task(tmp_path / "new" / "task").training["interrupted"] is True
+
+
 def test_ctrl_c_before_any_trial_leaves_nothing_to_train(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         found(toy, encoder, tmp_path / "out", progress=Interrupt(0))

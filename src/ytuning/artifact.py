@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "check_encoder",
     "check_target",
+    "holds_finished_task",
     "load_task",
     "place_beside",
     "save_task",
@@ -175,24 +176,29 @@ def place_beside(folder: Path) -> Path:
     The folder itself if there is no finished one; else a new name beside it, or where nothing can be written there, a
     temporary folder: the head should not be lost.
     """
-    if not _holds_finished_task(folder):
+    if not holds_finished_task(folder):
         return folder
     whole = folder.resolve()
     for number in range(1, MOST_BESIDE):
         found = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
         with suppress(InputError):
             check_target(found)
-            if not _holds_finished_task(found):
+            if not holds_finished_task(found):
                 return found
-    return Path(tempfile.mkdtemp(prefix=f"{whole.name}-interrupted-"))
+    try:
+        return Path(tempfile.mkdtemp(prefix="interrupted-"))
+    except OSError as error:
+        raise cannot_write(f"a folder beside {folder}", error, "--out") from error
 
 
-def _holds_finished_task(folder: Path) -> bool:
-    """Whether its ``task.json`` can be read and does not say that the training was interrupted."""
+def holds_finished_task(folder: Path) -> bool:
+    """Whether there is a ``task.json``, be it of a newer version, that does not say that training was interrupted."""
+    if not os.path.isfile(folder / TASK_FILE):
+        return False
     try:
         return not _read_json(folder).get("training", {}).get("interrupted", False)
     except (TaskFolderError, AttributeError):
-        return False
+        return True
 
 
 def _is_free(path: Path) -> bool:

@@ -262,8 +262,9 @@ def _kept_apart(out: Path, report: Path | None) -> tuple[Path, Path | None]:
     place = place_beside(out)
     if place != out:
         print(f"the finished task in {out} is kept", file=sys.stderr)
-        if report is not None and report.resolve().parent == out.resolve():
-            report = place / report.name
+        if report is not None:
+            inside = report.resolve().parent == out.resolve()
+            report = place / report.name if inside else report.with_stem(f"{report.stem}-interrupted")
     return place, report
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ytuning.artifact import PAIR_MODES, PairMode, check_target, place_beside, save_task
+from ytuning.artifact import PAIR_MODES, PairMode, check_target, holds_finished_task, save_task
 from ytuning.calibration import calibrated
 from ytuning.data import Dataset, labels_of
 from ytuning.disk import PARTIAL_SUFFIX, commit
@@ -98,7 +98,7 @@ class Searched:
 
     Attributes:
         trials: in order.
-        trained: the winner, saved in the folder ``task``.
+        trained: the winner, saved in the folder ``task`` unless it was interrupted and a finished one is there.
         interrupted: whether Ctrl-C ended the search or the winner's training.
     """
 
@@ -215,8 +215,11 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         watch=watch,
     )
     place = folder / TASK_FOLDER
-    save_task(trained.task, place_beside(place) if trained.fit.interrupted else place)
-    log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
+    if trained.fit.interrupted and holds_finished_task(place):
+        progress.say(f"the finished task in {place} is kept; the same command trains the best of these trials")
+    else:
+        save_task(trained.task, place)
+        log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
     return Searched(done, trained, interrupted or trained.fit.interrupted)
 
 

@@ -179,8 +179,9 @@ def target_from_json(content: dict[str, Any]) -> Target:
     if content["kind"] not in KINDS:
         raise ValueError(f"unknown kind {shown(content['kind'])}")
     names = tuple(content["labels"])
-    bare = tuple(name.strip() for name in names)  # labels are read so; earlier versions kept white space around them
-    return Names(LabelSet(bare if len(set(bare)) == len(bare) else names), content["kind"])
+    # Labels are read without the white space around them, which earlier versions kept.
+    bare = tuple(name.strip() if isinstance(name, str) else name for name in names)
+    return Names(LabelSet(bare if all(bare) and len(set(bare)) == len(bare) else names), content["kind"])
 
 
 def _fit_scale(numbers: np.ndarray) -> Scale:
