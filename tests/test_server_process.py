@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -166,13 +167,20 @@ def test_without_the_extra(served_tasks: Path) -> None:
 
 def test_watched_folders(served_tasks: Path, tmp_path: Path) -> None:
     shutil.copytree(served_tasks / "single", tmp_path / "single")
+
+    def appear(task: str, name: str) -> None:
+        """At once: a folder that is half copied when the server looks is rightly refused."""
+        with tempfile.TemporaryDirectory(dir=tmp_path.parent) as beside:
+            shutil.copytree(served_tasks / task, Path(beside) / name).rename(tmp_path / name)
+
     with Process(tmp_path, "--watch", "0.05") as process:
         process.ready()
-        shutil.copytree(served_tasks / "multi", tmp_path / "new")
+        appear("multi", "new")
         until(lambda: httpx.get(f"{process.url}/v2/models/new/ready").status_code == 200)
-        (tmp_path / "new" / "task.json").write_text("[" * 100_000)  # deeper than Python's parser goes
+        (tmp_path.parent / "deep.json").write_text("[" * 100_000)  # deeper than Python's parser goes
+        (tmp_path.parent / "deep.json").replace(tmp_path / "new" / "task.json")
         until(lambda: any('"refused": {"' in line for line in process.lines))
-        shutil.copytree(served_tasks / "number", tmp_path / "newer")  # it still looks
+        appear("number", "newer")  # it still looks
         until(lambda: httpx.get(f"{process.url}/v2/models/newer/ready").status_code == 200)
         assert httpx.get(f"{process.url}/v2/models/new/ready").status_code == 200
         time.sleep(0.2)
