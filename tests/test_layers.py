@@ -26,6 +26,7 @@ ORDER = [
     "targets",
     "tables",
     "columns",
+    "label_cells",
     "data",
     "holdout",
     "label_texts",
@@ -126,7 +127,7 @@ THIRD_PARTY = {
     "numpy": {
         "server.batching", "server.forms", "server.inference", "shared_encoder",
         "attribution", "backends", "calibration", "codec_choice", "codecs", "comparison", "contestants", "contrastive",
-        "data", "encoder", "estimator", "evaluation", "features", "figures", "holdout", "intervals", "labels",
+        "data", "encoder", "estimator", "evaluation", "features", "figures", "holdout", "intervals", "label_cells", "labels",
         "layer_choice", "metrics", "mistakes", "new_label", "openvino_states", "packed_states", "pipeline",
         "predictor", "probes", "reduction",
         "samples", "search", "stack", "standings", "store", "targets", "task_rows", "tokens", "training",

@@ -19,9 +19,7 @@ __all__ = ["Calibration", "calibrate", "calibrated", "check_abstain_at", "unsmoo
 
 TEMPERATURES = (0.2, 20.0)  # the lowest and the highest that is tried: rows that are all right would ask for 0
 TEMPERATURE_ROWS = 20  # fewer say too little
-SOFTNESS = (
-    0.1  # of the end of what smoothing left to a label: where probabilities become 0 they should keep their order
-)
+SOFTNESS = 0.1  # of the share that smoothing left to a label: what falls below it keeps its order
 GLOBAL_ENDS = (0.05, 0.95)  # of the threshold that all labels share
 OWN_ROWS = 10  # rows with a label at which its own threshold and the shared one weigh the same
 ANSWERED_ROWS, ANSWERED_PART = 10, 100  # a precision is of at least 10 answered rows, and one row in 100
@@ -137,10 +135,9 @@ def calibrate(
 ) -> Calibration:
     """Fit on validation rows.
 
-    The temperature minimises the mean of the negative log-likelihood, and smoothing is undone where that makes
-    it less. A label's threshold lies between the one
-    that maximises its F1 and the one that, shared by all labels, maximises micro F1: the more rows have the label, the
-    nearer to its own, which few rows tell little about.
+    The temperature minimises the mean of the negative log-likelihood, and smoothing is undone where that makes it less.
+    A label's threshold lies between the one that maximises its F1 and the one that, shared by all labels, maximises
+    micro F1: the more rows have the label, the nearer to its own, which few rows tell little about.
 
     Args:
         target: of the task; ``Scale`` has nothing to calibrate.

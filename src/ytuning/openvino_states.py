@@ -10,7 +10,6 @@ It is written under a temporary name, synced, then renamed; a damaged one is mad
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.resources
 import io
 import json
@@ -31,6 +30,7 @@ import torch
 from ytuning.backends import Backend, TorchStates, fast_precision, half, stacked
 from ytuning.errors import EncoderError, MissingExtraError, StoreError
 from ytuning.sources import QUANTISED_FOLDER
+from ytuning.versions import version_of
 
 __all__ = ["OpenVinoStates", "backend_name", "calibration_texts", "openvino_model", "openvino_precision"]
 
@@ -172,10 +172,9 @@ def openvino_model(
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingExtraError(package, EXTRA) from None
+    if (found := version_of(package)) is None:
+        raise MissingExtraError(package, EXTRA)
+    return found
 
 
 def _openvino() -> Any:

@@ -111,7 +111,7 @@ ReportFile = Annotated[
 
 def in_order(label_order: str | None) -> list[str] | None:
     """The labels that ``--label-order`` names."""
-    return None if label_order is None else [name.strip() for name in label_order.split(",")]
+    return None if label_order is None else label_order.split(",")
 
 
 def usage_mistake(error: Any, arguments: Sequence[str]) -> str:

@@ -8,11 +8,9 @@ interval is rather too narrow; of one it is of the rows only.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
 from typing import Any
@@ -24,6 +22,7 @@ from ytuning.contestants import Run, Work
 from ytuning.evaluation import HEADLINES
 from ytuning.intervals import PERCENTILES, resampled_figures
 from ytuning.targets import Scale
+from ytuning.versions import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
 
@@ -183,11 +182,7 @@ def standings_of(comparison: Comparison) -> Standings:
 
 def _versions() -> dict[str, str]:
     """Of the packages that are installed."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return {package: version for package in PACKAGES if (version := version_of(package))}
 
 
 def _truth(work: Work, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
-__all__ = ["versions"]
+__all__ = ["version_of", "versions"]
 
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
 
@@ -17,7 +17,7 @@ def versions(*packages: str) -> dict[str, str]:
 
     That of ytuning is a hash of its source: its number changes with releases only, its results may with any line.
     """
-    return {"ytuning": _source(), **{package: _version(package) for package in (*ALWAYS, *packages)}}
+    return {"ytuning": _source(), **{package: version_of(package) or "" for package in (*ALWAYS, *packages)}}
 
 
 @functools.cache
@@ -31,8 +31,9 @@ def _source() -> str:
     return digest.hexdigest()[:32]
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str | None:
+    """Of an installed package; ``None`` if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return None
