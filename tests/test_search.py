@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ytuning import cli, layer_choice, recipes
-from ytuning import search as module
+from ytuning import search_log as module
 from ytuning.artifact import load_task
 from ytuning.calibration import calibrated
 from ytuning.data import Dataset, from_lists
@@ -24,7 +24,8 @@ from ytuning.head import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.losses import row_losses
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset, read_recipe
-from ytuning.search import Searched, Trial, importances, propose, search
+from ytuning.search import Searched, propose, search
+from ytuning.search_log import Trial, importances
 from ytuning.search_plot import plot_search
 from ytuning.search_space import SHARED, Space, head_size
 from ytuning.store import FeatureStore

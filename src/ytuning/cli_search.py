@@ -39,7 +39,8 @@ from ytuning.sources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from ytuning.pipeline import Stopwatch
-    from ytuning.search import Searched, Trial
+    from ytuning.search import Searched
+    from ytuning.search_log import Trial
 
 __all__ = ["search"]
 
@@ -158,7 +159,7 @@ def _plot(found: Searched, out: Path, progress: Progress) -> Path | None:
 
 
 def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) -> dict[str, Any]:
-    from ytuning.search import RECIPE_FILE, SEARCH_FILE, TASK_FOLDER, importances
+    from ytuning.search_log import RECIPE_FILE, SEARCH_FILE, TASK_FOLDER, importances
 
     task = found.trained.task
     return {
@@ -180,7 +181,7 @@ def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) ->
 
 def _print(found: Searched, out: Path, watch: Stopwatch) -> None:
     from ytuning.report import print_report
-    from ytuning.search import TASK_FOLDER
+    from ytuning.search_log import TASK_FOLDER
 
     console = Console()
     console.print(_table(found))

@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ytuning.artifact import PAIR_MODES, PairMode, check_target, holds_finished_task, save_task
+from ytuning.artifact import PAIR_MODES, PairMode, holds_finished_task, save_task
 from ytuning.calibration import calibrated
 from ytuning.data import Dataset, labels_of
-from ytuning.disk import PARTIAL_SUFFIX, commit
 from ytuning.encoder import Encoder
-from ytuning.errors import InputError, MissingExtraError, allowed, cannot_write
+from ytuning.errors import InputError, MissingExtraError, allowed
 from ytuning.features import Features, keep_features
 from ytuning.label_texts import describe_labels
 from ytuning.layer_choice import rank_layers
@@ -37,7 +35,8 @@ from ytuning.losses import row_losses
 from ytuning.pairs import keep_pairs, stored_inputs
 from ytuning.pipeline import Stopwatch, Trained, pair_modes, train_task
 from ytuning.progress import Progress
-from ytuning.recipes import PRESETS, Recipe, preset, recipe_from_json, recipe_to_json
+from ytuning.recipes import PRESETS, Recipe, preset, recipe_to_json
+from ytuning.search_log import RECIPE_FILE, TASK_FOLDER, Log, Trial, best_of
 from ytuning.search_space import SHARED, Choices, Interval, Options, Space
 from ytuning.store import FeatureStore
 from ytuning.targets import Target
@@ -45,51 +44,11 @@ from ytuning.task_rows import TaskRows, default_label_texts, task_rows
 from ytuning.training import FitResult, Job, fit_heads
 from ytuning.versions import versions
 
-__all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Searched", "Trial", "importances", "propose", "search"]
+__all__ = ["Searched", "propose", "search"]
 
-SCHEMA = 3  # 1, 2: heads of pairs had another form; 1: single hidden states were tried
-SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
 TOGETHER = 4  # trials proposed, and trained, at a time
 AT_RANDOM = 8  # trials before Optuna's sampler follows those that did well
 SETS = 3  # of hidden states: the default one and the best of a sample
-GROUPS = 4  # of a parameter's values, between which its importance is measured
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A recipe that was tried.
-
-    Attributes:
-        number: counted from 0.
-        choices: what was proposed.
-        recipe: made of it.
-        pair: how pairs were read; ``None``: single texts.
-        loss: calibrated, on validation rows, see :func:`ytuning.losses.row_losses`; the less the better.
-        score: as of :class:`ytuning.training.Round`, with its standard error ``error``.
-        steps: of the chosen round.
-        parameters: of the head.
-        seconds: its share of the time that training its batch took.
-    """
-
-    number: int
-    choices: Choices
-    recipe: Recipe
-    pair: PairMode | None
-    loss: float
-    score: float
-    error: float
-    steps: int
-    parameters: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {**asdict(self), "recipe": recipe_to_json(self.recipe)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Trial:
-        """The inverse of :meth:`to_json`; raises ``TypeError``, ``KeyError`` or ``InputError`` on anything else."""
-        return cls(**{**value, "recipe": recipe_from_json(value["recipe"])})
 
 
 @dataclass(frozen=True)
@@ -109,7 +68,7 @@ class Searched:
     @property
     def best(self) -> Trial:
         """The winner."""
-        return _best(self.trials)
+        return best_of(self.trials)
 
 
 def search(  # noqa: PLR0913  # every choice of the whole job
@@ -177,7 +136,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         "order": None if order is None else list(order),
         "seed": seed,
     }
-    log = _Log(folder, about)
+    log = Log(folder, about)
     with watch.stage("encode"):
         if not log.layers:
             learned = train.select(rows.train)
@@ -193,7 +152,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     )  # fmt: skip
     with watch.stage("search"):
         done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, progress)
-    best = _best(done)
+    best = best_of(done)
     with watch.stage("encode"):
         chosen = reading.with_layers(best.recipe.layers or states)
         if chosen.identity.backend == "torch":  # OpenVINO's other form of an encoder might give other last bits
@@ -257,33 +216,12 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[
         optuna.logging.set_verbosity(verbosity)
 
 
-def importances(trials: Sequence[Trial]) -> dict[str, float]:
-    """For each parameter the share of the loss's variance that lies between groups of its values, largest first.
-
-    The correlation ratio, of up to ``GROUPS`` groups of about the same number of trials. With few trials it is a hint.
-    """
-    found: dict[str, float] = {}
-    for name in dict.fromkeys(name for trial in trials for name in trial.choices):
-        some = [trial for trial in trials if name in trial.choices]
-        losses = np.array([trial.loss for trial in some])
-        values = [trial.choices[name] for trial in some]
-        if len(set(values)) < 2 or not losses.var() > 0:
-            continue
-        if isinstance(values[0], str) or len(set(values)) <= GROUPS:
-            groups = np.unique([str(value) for value in values], return_inverse=True)[1]
-        else:
-            groups = np.searchsorted(np.quantile(values, np.linspace(0, 1, GROUPS + 1)[1:-1]), values)
-        means = np.array([losses[groups == group].mean() for group in groups])
-        found[name] = float(means.var() / losses.var())
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
 def _run(
     space: Space,
     features: dict[PairMode | None, Features],
     states: list[int],
     rows: TaskRows,
-    log: _Log,
+    log: Log,
     trials: int,
     minutes: float | None,
     seed: int,
@@ -336,7 +274,7 @@ def _run(
             if not log.trials:
                 raise
             return log.trials, True
-        best = _best(log.trials)
+        best = best_of(log.trials)
         progress.step("search", len(log.trials), trials, f"best: trial {best.number}, validation loss {best.loss:.4f}")
     return log.trials, False
 
@@ -362,10 +300,6 @@ def _layer_sets(
     sets = "; ".join(", ".join(map(str, layers)) for layers in found)
     progress.say(f"layers to search over: {sets}: the default and the best of {len(ranking.ranked)} sets on a sample")
     return found
-
-
-def _best(trials: Sequence[Trial]) -> Trial:
-    return min(trials, key=lambda trial: (trial.loss, trial.number))
 
 
 def _digest(*parts: Dataset | None) -> str:
@@ -399,63 +333,3 @@ def _suggested(space: Space, trial: Any) -> Choices:
 
     chosen = suggest("preset", Options(tuple(space.presets)))
     return {name: suggest(name, parameter) for name, parameter in space.parameters_of(chosen).items()}
-
-
-class _Log:
-    """The file of a search: read when it is opened, and written whole after each batch of trials."""
-
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, about
-        self.layers: list[tuple[int, ...]] = []
-        self.trials: list[Trial] = []
-        check_target(folder / TASK_FOLDER)
-        file = folder / SEARCH_FILE
-        others = os.listdir(folder) if os.path.isdir(folder) else []
-        if not os.path.isfile(file) and not all(name.endswith(PARTIAL_SUFFIX) for name in others):
-            raise InputError(f"the folder {folder} holds files and is no search's. Choose another with --out")
-        if os.path.isfile(file):
-            self._read(file)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(f"the folder {folder}", error, "--out") from error
-
-    def _read(self, file: Path) -> None:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            schema, about = content["schema"], content["about"]
-            self.layers = [tuple(layers) for layers in content["layers"]]
-            self.trials = [Trial.from_json(trial) for trial in content["trials"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"{file} is damaged or was not written by this version of ytuning ({type(error).__name__}). "
-            raise InputError(f"{problem}Remove it, or choose another folder with --out") from error
-        if schema != SCHEMA:
-            problem = f"{file} was written by another version of ytuning. "
-            raise InputError(f"{problem}Choose another folder with --out, or remove the file")
-        if differing := [name for name in self.about if about.get(name) != self.about[name]]:
-            what, then = differing[0], about.get(differing[0])
-            problem = f"{file} holds a search with another value of {what!r}. "
-            if what == "versions":
-                changed = [name for name, now in self.about[what].items() if dict(then or {}).get(name) != now]
-                problem = f"{file} holds a search with another version of {', '.join(changed) or 'a package'}. "
-            raise InputError(f"{problem}Choose another folder with --out, or remove the file")
-
-    def add(self, trials: Sequence[Trial]) -> None:
-        """Keep trials, also on the disk."""
-        self.trials = [*self.trials, *trials]
-        content = {
-            "schema": SCHEMA,
-            "about": self.about,
-            "layers": [list(layers) for layers in self.layers],
-            "best": _best(self.trials).number,
-            "importances": importances(self.trials),
-            "trials": [trial.to_json() for trial in self.trials],
-        }
-        self.write_file(SEARCH_FILE, content)
-
-    def write_file(self, name: str, content: dict[str, Any]) -> None:
-        """A JSON file in the folder, whole or not at all."""
-        try:
-            commit(self.folder / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        except OSError as error:
-            raise cannot_write(str(self.folder / name), error, "--out") from error

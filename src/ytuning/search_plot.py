@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from ytuning.errors import MissingExtraError
-from ytuning.search import Trial, importances
+from ytuning.search_log import Trial, importances
 
 __all__ = ["plot_search"]
 
