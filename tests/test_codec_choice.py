@@ -191,7 +191,7 @@ def test_a_codec_that_drops_what_tells_the_labels_apart_is_not_taken() -> None:
     values[..., :16] = generator.normal(0, 5, (count, tokens, 16))
     values[..., 31] = truth[:, None] - 0.5
     codec = Half(1, 32)
-    array = codec.encode(values.reshape(-1, 1, 32).astype(np.float16))
+    array = codec.encode(torch.from_numpy(values.reshape(-1, 1, 32).astype(np.float16))).numpy()
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
     sample = from_lists([f"text {row}" for row in range(count)], [str(label) for label in truth])

@@ -95,7 +95,7 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     values = generator.normal(size=(count, tokens, 3, width))
     values[:, :, 1, 5] += 4 * (truth[:, None] - 0.5)  # of the three states only the second tells
     codec = Half(3, width)
-    array = codec.encode(values.reshape(-1, 3, width).astype(np.float16))
+    array = codec.encode(torch.from_numpy(values.reshape(-1, 3, width).astype(np.float16))).numpy()
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
     measurement = module._Measurement(

@@ -85,7 +85,7 @@ def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, 
         exact = features[half:].astype(np.float32)
         for codec_name, (share, bound) in bounds.items():
             codec = build_codec(codec_name, *features.shape[1:]) or Compact.fitted(features[:half])
-            rows = codec.encode(features[half:])
+            rows = codec.encode(torch.from_numpy(features[half:])).numpy()
             assert rows.nbytes <= share * features[half:].nbytes
             found = codec.decode(torch.from_numpy(rows), torch.float32).numpy().reshape(exact.shape)
             assert np.linalg.norm(found - exact) <= bound * np.linalg.norm(exact), (name, codec_name)

@@ -75,8 +75,8 @@ class TorchStates:
 
     def __call__(
         self, ids: np.ndarray, types: np.ndarray | None, count: int, mask: np.ndarray | None = None
-    ) -> np.ndarray:
-        """(count, T, L, D) float16; with a mask (B, T), 1 at tokens, texts may have different lengths."""
+    ) -> torch.Tensor:
+        """(count, T, L, D) float16 on its device; with a mask (B, T), 1 at tokens, texts may have different lengths."""
         with torch.inference_mode():
             given = [
                 None if values is None else torch.from_numpy(values).to(self.device) for values in (ids, types, mask)
@@ -101,8 +101,8 @@ def stacked(
     return torch.stack([states[layer][:count] for layer in layers], dim=2)
 
 
-def half(states: torch.Tensor) -> np.ndarray:
+def half(states: torch.Tensor) -> torch.Tensor:
     """Float16, whatever they are in."""
     # Saturating is better than inf: some encoders have a few huge activations, which carry no meaning.
     limit = torch.finfo(torch.float16).max
-    return states.float().clamp_(-limit, limit).to(torch.float16).cpu().numpy()
+    return states.float().clamp_(-limit, limit).to(torch.float16)

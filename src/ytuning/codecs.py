@@ -57,10 +57,11 @@ class Half:
     width: int
     name: ClassVar[str] = "fp16"
 
-    def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16, or the same in float32, -> (N, row_bytes) uint8."""
-        halves = np.ascontiguousarray(features, np.float16)
-        return halves.reshape(len(features), -1).view(np.uint8)
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) float16, or the same in float32, -> (N, row_bytes) uint8, on the same device."""
+        import torch
+
+        return features.half().flatten(1).contiguous().view(torch.uint8)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D).
@@ -71,8 +72,8 @@ class Half:
         import torch
 
         stored = rows.view(torch.float16)
-        if dtype == torch.float32:
-            return stored.float()
+        if dtype == torch.float32 or rows.is_cuda:
+            return stored.to(dtype)
         values = torch.empty_like(stored, dtype=dtype)
         for part, converted in zip(stored.split(PART), values.split(PART), strict=True):
             converted.copy_(part.float())
@@ -96,12 +97,16 @@ class Int8:
     width: int
     name: ClassVar[str] = "int8"
 
-    def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8; what was decoded to float32 gives the same bytes."""
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device.
+
+        What was decoded to float32 gives the same bytes again.
+        """
         import torch
 
-        parts = torch.from_numpy(features).split(BLOCK)  # which stay in the cache
-        return np.concatenate([_quantised(part.float()) for part in parts])
+        if features.is_cuda:
+            return _quantised(features.float())
+        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])  # which stay in the cache
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
@@ -132,7 +137,7 @@ class Compact:
     width: int
     directions: np.ndarray
     weights: np.ndarray
-    _matrices: dict[torch.dtype | str, torch.Tensor] = field(default_factory=dict, repr=False)
+    _matrices: dict[tuple[torch.dtype | str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
     name: ClassVar[str] = "compact"
 
     @property
@@ -195,27 +200,35 @@ class Compact:
         """Safetensors, the same bytes for the same basis."""
         return safetensors.numpy.save({"directions": self.directions, "weights": self.weights})
 
-    def encode(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8."""
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
         import torch
 
-        if "encode" not in self._matrices:
-            self._matrices["encode"] = torch.from_numpy(self.directions / self.weights[:, None]).T.contiguous()
-        rows = torch.from_numpy(features).flatten(1)
-        block = torch.zeros(BLOCK, rows.shape[1])
+        rows = features.flatten(1)
+        matrix = self._matrix("encode", rows.device)
+        block = torch.zeros(BLOCK, rows.shape[1], device=rows.device)
         parts = []
         for part in rows.split(BLOCK):
             block[: len(part)] = part
-            parts.append(_quantised((block @ self._matrices["encode"])[: len(part), None]))
-        return np.concatenate(parts)
+            parts.append(_quantised((block @ matrix)[: len(part), None]))
+        return torch.cat(parts)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
+        return _numbers(rows, 1, dtype) @ self._matrix(dtype, rows.device)
+
+    def _matrix(self, use: torch.dtype | str, device: torch.device) -> torch.Tensor:
+        """What features are encoded with, (L * D, R), or coordinates decoded to a type with, (R, L * D)."""
         import torch
 
-        if dtype not in self._matrices:
-            self._matrices[dtype] = torch.from_numpy(self.directions * self.weights[:, None]).to(dtype)
-        return _numbers(rows, 1, dtype) @ self._matrices[dtype]
+        key = (use, device)
+        if key not in self._matrices:
+            if isinstance(use, torch.dtype):
+                made = torch.from_numpy(self.directions * self.weights[:, None]).to(use)
+            else:
+                made = torch.from_numpy(self.directions / self.weights[:, None]).T.contiguous()
+            self._matrices[key] = made.to(device)
+        return self._matrices[key]
 
     def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D): the states at S places, all of which every coordinate is needed for."""
@@ -238,7 +251,8 @@ class Coordinates:
         """(N, row_bytes) uint8 -> (N, R)."""
         import torch
 
-        return _numbers(rows, 1, torch.float32).mul_(torch.from_numpy(self.compact.weights)).to(dtype)
+        weights = torch.from_numpy(self.compact.weights).to(rows.device)
+        return _numbers(rows, 1, torch.float32).mul_(weights).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -256,7 +270,7 @@ class Projected:
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, R)."""
-        return self.codec.decode(rows, dtype) @ self.directions.to(dtype).T
+        return self.codec.decode(rows, dtype) @ self.directions.to(rows.device, dtype).T
 
 
 @dataclass(frozen=True)
@@ -328,7 +342,7 @@ def _directions(layers: int, width: int) -> int:
     return max(1, layers * width // 2)
 
 
-def _quantised(values: torch.Tensor) -> np.ndarray:
+def _quantised(values: torch.Tensor) -> torch.Tensor:
     """(N, S, W) float32 -> (N, S * (2 + W)) uint8: the scale of each of S groups in float16, then all int8 numbers."""
     import torch
 
@@ -341,7 +355,7 @@ def _quantised(values: torch.Tensor) -> np.ndarray:
     scales = scales.clamp_max(torch.finfo(torch.float16).max)
     numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
     rows = numbers.round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8).flatten(1)
-    return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1).numpy()
+    return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1)
 
 
 def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
@@ -349,8 +363,9 @@ def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tenso
     import torch
 
     head = 2 * groups
-    values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype)
-    for part, out in zip(rows.split(PART), values.split(PART), strict=True):
+    values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype, device=rows.device)
+    size = max(1, len(rows)) if rows.is_cuda else PART
+    for part, out in zip(rows.split(size), values.split(size), strict=True):
         scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]  # (P, S, 1)
         numbers = part[:, head:].view(torch.int8).unflatten(1, (groups, -1))
         if dtype == torch.float32:

@@ -29,6 +29,7 @@ from ytuning.openvino_states import (
     openvino_model,
     openvino_precision,
 )
+from ytuning.packed_gpu import PackedGpu
 from ytuning.packed_states import PackedStates
 from ytuning.pretrained import kept_layers, load_model, longest_input, shorten, tokenizer_rules
 from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
@@ -40,11 +41,12 @@ __all__ = ["Encoder", "Span", "load_encoder"]
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
 
-Finish = Callable[[np.ndarray], np.ndarray]
-"""Makes something else of features (tokens, L, D) float16, such as what a codec stores."""
+Finish = Callable[[torch.Tensor], torch.Tensor]
+"""Makes something else of features (tokens, L, D) float16 where they are, such as what a codec stores."""
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
 LONGEST_WINDOWED = 65_536  # tokens of a text that is read in windows; what is longer is hardly meant as one text
+AHEAD = 4  # batches that are computed, at least, before the first one is taken
 SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
 
 
@@ -62,7 +64,9 @@ class Encoder:
         """``cache`` is that of :func:`load_encoder`."""
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
         self._cache = cache
-        self.states: TorchStates | PackedStates | OpenVinoStates = TorchStates(model, identity.layers, device)
+        self.states: TorchStates | PackedStates | PackedGpu | OpenVinoStates = TorchStates(
+            model, identity.layers, device
+        )
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
@@ -156,7 +160,7 @@ class Encoder:
         """
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         lengths = tokens.lengths[short]
-        if isinstance(self.states, PackedStates):
+        if isinstance(self.states, PackedStates | PackedGpu):
             plan = plan_packed(lengths, self._share(lengths))
         else:
             plan = plan_batches(lengths, self._tokens_per_batch)
@@ -190,14 +194,16 @@ class Encoder:
         yield from self._computed(tokens, batches, self._padded, finish)
 
     def _share(self, lengths: np.ndarray) -> int:
-        """Tokens in a batch of texts of these lengths: few enough that no core is idle."""
+        """Tokens in a batch of texts of these lengths: on a CPU few enough that no core is idle."""
+        if self.device.type != "cpu":
+            return self._tokens_per_batch
         return min(self._tokens_per_batch, max(FEWEST_TOKENS, -(-int(lengths.sum()) // torch.get_num_threads())))
 
     def _computed(
         self,
         tokens: TokenizedTexts,
         batches: list[np.ndarray],
-        compute: Callable[[TokenizedTexts, np.ndarray], np.ndarray],
+        compute: Callable[[TokenizedTexts, np.ndarray], torch.Tensor],
         finish: Finish | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches and what ``compute`` and ``finish`` make of them, then each text that is read in windows."""
@@ -208,7 +214,7 @@ class Encoder:
             found = run(lambda text: finish(self._windowed(tokens, int(text[0]))), list(long[:, None]))
             yield from zip(long[:, None], found, strict=True)
 
-    def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+    def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
         lengths = tokens.lengths[batch]
         positions = np.arange(lengths.max())
@@ -217,21 +223,22 @@ class Encoder:
         ids = np.where(there, tokens.ids[places], self.tokenizer.pad_token_id or 0).astype(np.int64)
         types = np.where(there, tokens.types[places], 0).astype(np.int64) if self._typed else None
         assert isinstance(self.states, TorchStates)
-        return self.states(ids, types, len(batch), there.astype(np.int64))[there]
+        found = self.states(ids, types, len(batch), there.astype(np.int64))
+        return found[torch.from_numpy(there).to(found.device)]
 
-    def _windowed(self, tokens: TokenizedTexts, text: int) -> np.ndarray:
+    def _windowed(self, tokens: TokenizedTexts, text: int) -> torch.Tensor:
         """(T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
         alone = tokens.alone(text)
         before, after = self._special_tokens
         windows = plan_windows(len(alone.ids), self.identity.max_length, before, after)
         size = max(1, self._tokens_per_batch // self.identity.max_length)
-        parts: list[np.ndarray] = []
+        parts: list[torch.Tensor] = []
         for first in range(0, len(windows), size):
             some = windows[first : first + size]
             gathered = alone.gathered([window.tokens for window in some])
-            features = np.split(self._features(gathered, np.arange(len(some))), gathered.offsets[1:-1])
+            features = self._features(gathered, np.arange(len(some))).split(gathered.lengths.tolist())
             parts += [states[window.kept] for states, window in zip(features, some, strict=True)]
-        return np.concatenate(parts)
+        return torch.cat(parts)
 
     @property
     def _token_shape(self) -> tuple[int, int]:
@@ -258,15 +265,16 @@ class Encoder:
             step = -(-full // sizes)
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
 
-    def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+    def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
-        if isinstance(self.states, PackedStates):
+        if isinstance(self.states, PackedStates | PackedGpu):
             places = tokens.places(batch)
             types = tokens.types[places].astype(np.int64) if self._typed else None
             return self.states(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch])
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        return self.states(*self._arguments(tokens, rows), len(batch)).reshape(-1, *self._token_shape)
+        found = self.states(*self._arguments(tokens, rows), len(batch))
+        return found.reshape(-1, *self._token_shape)
 
     def _arguments(self, tokens: TokenizedTexts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(B, T) token ids, and segment ids if the encoder has any, int64."""
@@ -277,6 +285,8 @@ class Encoder:
         """Compute texts end to end from now on, if the model is laid out for it."""
         if PackedStates.fits(self.model, self.device):
             self.states = PackedStates(self.model, self.identity.layers)
+        elif PackedGpu.fits(self.model, self.device, self.identity.max_length):
+            self.states = PackedGpu(self.model, self.identity.layers)
 
     def _to_openvino(self, root: Path) -> None:
         """Compute in OpenVINO from now on."""
@@ -377,32 +387,60 @@ def _joined(inputs: Sequence[TextInput]) -> list[str | tuple[str, str]]:
     return [text if pair is None else (text, pair) for text, pair in inputs]
 
 
-Run = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterator[np.ndarray]]
+Run = Callable[[Callable[[np.ndarray], torch.Tensor], list[np.ndarray]], Iterator[np.ndarray]]
 
 
 @contextmanager
 def _workers(device: torch.device) -> Iterator[Run]:
-    """A map over batches, in order, that computes a few batches ahead of its reader.
+    """A map over batches, in order, that computes a few batches ahead of its reader and gives it arrays.
 
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
-    activations stay in one core's cache, and results do not depend on the number of cores.
+    activations stay in one core's cache, and results do not depend on the number of cores. For a GPU one thread hands
+    out work; what is ready is copied beside the work on the next batch.
     """
     keep_freed_memory()
     threads = torch.get_num_threads()
     count = threads if device.type == "cpu" else 1
+    fetch = _to_host(device)
     pool = ThreadPoolExecutor(count, "encoder", initializer=lambda: torch.set_num_threads(1 if count > 1 else threads))
 
-    def run(compute: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
-        ahead = [pool.submit(compute, batch) for batch in batches[: 2 * count]]
+    def run(compute: Callable[[np.ndarray], torch.Tensor], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+        def fetched(batch: np.ndarray) -> Callable[[], np.ndarray]:
+            return fetch(compute(batch))
+
+        ahead = [pool.submit(fetched, batch) for batch in batches[: max(AHEAD, 2 * count)]]
         for position in range(len(batches)):
             result = ahead[position % len(ahead)].result()
             following = position + len(ahead)
             if following < len(batches):
-                ahead[position % len(ahead)] = pool.submit(compute, batches[following])
-            yield result
+                ahead[position % len(ahead)] = pool.submit(fetched, batches[following])
+            yield result()
 
     try:
         yield run
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _to_host(device: torch.device) -> Callable[[torch.Tensor], Callable[[], np.ndarray]]:
+    """What begins the copy of a tensor to the host and gives what waits for it."""
+    if device.type != "cuda":
+        return lambda values: lambda: values.cpu().numpy()
+    copies = torch.cuda.Stream(device)
+
+    def fetch(values: torch.Tensor) -> Callable[[], np.ndarray]:
+        copies.wait_stream(torch.cuda.current_stream(device))
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        with torch.cuda.stream(copies):
+            host.copy_(values, non_blocking=True)
+            done = copies.record_event()
+        values.record_stream(copies)  # or its memory could be used again before it is copied
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return host.numpy()
+
+        return wait
+
+    return fetch

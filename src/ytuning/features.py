@@ -23,6 +23,9 @@ SHARD_BYTES = 256 << 20  # what a killed run loses at most...
 FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
+CHUNK_TOKENS = 65_536  # copied to a GPU at a time
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take; training needs the rest
+CPU = torch.device("cpu")
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
@@ -64,10 +67,13 @@ class Features:
         width: D, size of a hidden state.
         dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
         codec: what they are decoded with.
+        device: where batches are, and what computes with them best.
         paired: whether a row is a pair of texts that were encoded one by one (:mod:`ytuning.pairs`).
     """
 
     paired = False
+    device = CPU
+    _lengths_there: torch.Tensor  # on a GPU, of features there
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
         self.dtype, self.codec = dtype, rows.codec
@@ -103,6 +109,32 @@ class Features:
         assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
         return self.seen_as(Selected(self.codec, chosen))
 
+    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
+        """The same features in a GPU's memory: of rows (N,), the only ones that may then be read, if they fit there.
+
+        They take as much there as in the store; at most ``RESIDENT_SHARE`` of what is free is used. Else, and for a
+        device that is no GPU, these features themselves.
+        """
+        if device.type != "cuda" or self.bytes_of(rows) > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self
+        ordered = self.in_order(rows)
+        lengths = self.lengths[ordered]
+        ends = lengths.cumsum(0)
+        held = torch.empty(int(ends[-1]), self._arrays[0].shape[1], dtype=torch.uint8, device=device)
+        first = 0
+        for chunk in torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist()):
+            stored = self._stored_tokens(chunk)
+            held[first : first + len(stored)] = stored.to(device)
+            first += len(stored)
+        self.release()
+        view = copy.copy(self)
+        view.device, view._arrays, view._maps = device, [held], []
+        # Of other rows: out of bounds.
+        view._start = torch.full((len(self),), len(held)).index_copy_(0, ordered, ends - lengths).to(device)
+        view._array = torch.zeros(len(self), dtype=torch.int64)
+        view._lengths_there = self.lengths.to(device)
+        return view
+
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N,) in the order in which they are stored."""
         rows = rows[torch.argsort(self._start[rows])]
@@ -137,9 +169,16 @@ class Features:
         """
         lengths = self.lengths[indices]
         step = LENGTH_STEP[self.dtype]
-        positions = torch.arange(-(-int(lengths.max()) // step) * step)  # (T,)
-        tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
-        values = self.codec.decode(self._gather(tokens, self._array[indices]), self.dtype)
+        positions = torch.arange(-(-int(lengths.max()) // step) * step, device=self.device)  # (T,)
+        if self.device != CPU:
+            there = indices.to(self.device, non_blocking=True)
+            lengths = self._lengths_there[there]
+            tokens = self._start[there, None] + torch.minimum(positions, lengths[:, None] - 1)
+            stored = self._arrays[0].index_select(0, tokens.flatten())
+        else:
+            tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
+            stored = self._gather(tokens, self._array[indices])
+        values = self.codec.decode(stored, self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
 
     def halves(self, indices: torch.Tensor) -> np.ndarray:
@@ -149,11 +188,14 @@ class Features:
 
     def tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, L, D) float32: the tokens of some rows (B,), one row after the other."""
+        return self.codec.decode(self._stored_tokens(indices), torch.float32).view(-1, self.layers, self.width)
+
+    def _stored_tokens(self, indices: torch.Tensor) -> torch.Tensor:
+        """(tokens, row bytes) uint8: the tokens of some rows (B,) as they are stored, one row after the other."""
         lengths = self.lengths[indices]
         places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-        stored = self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
-        return self.codec.decode(stored, torch.float32).view(-1, self.layers, self.width)
+        return self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
 
     def _gather(self, tokens: torch.Tensor, array: torch.Tensor) -> torch.Tensor:
         """(B * T, row bytes) uint8 of tokens (B, T) of the arrays (B,)."""
@@ -311,7 +353,7 @@ def _copying(features: Features, rows: np.ndarray) -> Source:
         lengths = features.lengths[chosen].numpy()
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
-            (batch, _encoded(features.tokens(chosen[batch]).numpy(), codec))
+            (batch, _encoded(features.tokens(chosen[batch]), codec))
             for batch in plan_batches(lengths, COPIED_TOKENS)
         )
         return lengths, features.truncated_rows[rows[positions]], batches
@@ -330,7 +372,7 @@ def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress
         if space.codec is None:
             held = list(batches)
             space.establish(_fitted([features for _, features in held], space, progress))
-            batches = ((indices, _encoded(features, space.codec)) for indices, features in held)
+            batches = ((indices, _encoded(torch.from_numpy(features), space.codec)) for indices, features in held)
         shard = _Shard(space, [keys[position] for position in window], lengths, truncated, limit)
         try:
             for indices, rows in batches:
@@ -356,8 +398,8 @@ def _windows(count: int, unfitted: Source | None) -> Iterator[np.ndarray]:
     yield from (rest[first : first + WINDOW_TEXTS] for first in range(0, len(rest), WINDOW_TEXTS))
 
 
-def _encoded(features: np.ndarray, codec: Codec | None) -> np.ndarray:
-    return features if codec is None else codec.encode(features)
+def _encoded(features: torch.Tensor, codec: Codec | None) -> np.ndarray:
+    return (features if codec is None else codec.encode(features)).numpy()
 
 
 def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> Compact:

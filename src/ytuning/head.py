@@ -159,7 +159,7 @@ class PooledHead(nn.Module):
         """(E, B, H): texts in each member's label space, arguments as :meth:`forward` takes them."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
-            kept = torch.rand(mask.shape, generator=generator) >= self.config.token_dropout
+            kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
             kept[:, 0] = True  # never a text without tokens
             mask = mask & kept
         pooled = _normalised(self._pool(features.flatten(2), mask))
@@ -317,7 +317,12 @@ def _normalised(values: Tensor) -> Tensor:
 
 
 def _maximum(values: Tensor) -> Tensor:
-    """(B, C) of (B, T, C); through pooling, whose forward and backward take half the time of ``amax``'s on a CPU."""
+    """(B, C) of (B, T, C); on a CPU through pooling, whose forward and backward take half the time of ``amax``'s.
+
+    On a GPU the backward pass of pooling adds in any order, so the same training would not give the same bytes.
+    """
+    if values.is_cuda:
+        return values.amax(1)
     return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
 
 

@@ -96,7 +96,7 @@ def build_loss(
         if objective == "ordinal":
             rows = rows + _cumulated(logits, goal)
         # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
-        return (rows if by_label is None else rows * by_label[goal]).mean()
+        return (rows if by_label is None else rows * by_label.to(goal.device)[goal]).mean()
 
     return loss
 
@@ -201,7 +201,7 @@ def _multi(name: str, logits: Tensor, goal: Tensor, margin: float, by_label: Ten
     if name == "focal":
         right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)  # probability given to what is true
         each = each * (1 - right) ** FOCUS
-    return (each if by_label is None else each * torch.where(goal > 0, by_label, 1.0)).mean()
+    return (each if by_label is None else each * torch.where(goal > 0, by_label.to(goal.device), 1.0)).mean()
 
 
 def _label_weights(

@@ -92,7 +92,7 @@ class OpenVinoStates:
         """(count, T, L, D) float16."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
-        return half(torch.from_numpy(_infer(self._local.request, ids, types)[:count]))
+        return half(torch.from_numpy(_infer(self._local.request, ids, types)[:count]))  # type: ignore[return-value]
 
 
 def openvino_precision(precision: str, device: torch.device) -> str:

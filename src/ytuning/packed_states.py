@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from ytuning.backends import FEWEST_TOKENS, half
+from ytuning.packing import COUNTED_FROM_PADDING, packed_positions
 
 __all__ = ["PackedStates"]
 
 TOKEN_STEP = 32  # rows of a product are a multiple of it: oneDNN compiles, and keeps in memory, every shape it meets
-COUNTED_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
-"""Model types whose positions begin after the padding's token id, which itself has that id as its position."""
+PACKED = ("bert", "camembert", "roberta", "xlm-roberta")
+"""Model types that are laid out like BERT."""
 
 FEW_PRODUCTS = 4096  # multiplications up to which torch's batched products do not go to oneDNN
 MATERIALISED = 512  # tokens up to which bf16 attention keeps all weights (heads, T, T) of a text
@@ -67,14 +68,14 @@ class PackedStates:
         return (
             device.type == "cpu"
             and (model.dtype == torch.float32 or _fused(model.dtype))
-            and config.model_type in ("bert", *COUNTED_FROM_PADDING)
+            and config.model_type in PACKED
             and config.hidden_act == "gelu"
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
             and not getattr(config, "is_decoder", False)
             and all(_is_plain(layer, config) for layer in model.encoder.layer)
         )
 
-    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> Tensor:
         """Features of texts end to end, those of one length one after the other.
 
         Args:
@@ -87,11 +88,7 @@ class PackedStates:
         """
         count = len(ids)
         fill = max(FEWEST_TOKENS, -(-count // TOKEN_STEP) * TOKEN_STEP) - count
-        counted = np.ones(count, np.int64) if self.padding is None else (ids != self.padding).astype(np.int64)
-        before = np.cumsum(counted) - counted
-        positions = before - np.repeat(before[np.cumsum(lengths) - lengths], lengths)
-        if self.padding is not None:
-            positions = (positions + 1) * counted + self.padding
+        positions = packed_positions(ids, lengths, self.padding)
         borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
         groups = [(last - first, int(lengths[first])) for first, last in pairwise(borders)]
         with torch.inference_mode():

@@ -31,6 +31,7 @@ class PairedFeatures(Features):
         self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
         self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
         self.layers, self.width, self.dtype, self.codec = texts.layers, texts.width, texts.dtype, texts.codec
+        self.device = texts.device
 
     def of(self, texts: Features) -> PairedFeatures:
         """The same pairs of other features of the same texts."""
@@ -47,6 +48,10 @@ class PairedFeatures(Features):
     def seen_as(self, reader: Reader) -> PairedFeatures:
         """The same rows, decoded by another reader."""
         return self.of(self.texts.seen_as(reader))
+
+    def resident(self, rows: torch.Tensor, device: torch.device) -> PairedFeatures:
+        """The same pairs with their texts in a GPU's memory, if they fit there."""
+        return self.of(self.texts.resident(self.texts_of(rows), device))
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N,) in the order in which their first texts are stored."""

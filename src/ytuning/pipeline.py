@@ -192,6 +192,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
                 validation=rows.validation,
                 seed=seed,
                 refit=refit and validation is None,
+                device=encoder.device,
                 progress=progress,
             )
         return _Attempt(mode, features, cache, fits)

@@ -81,7 +81,7 @@ def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Worker
     bounds = np.cumsum([0, *(int(features.lengths[chunk].sum()) for chunk in chunks)])
 
     def copy(number: int) -> None:
-        array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number]).numpy())
+        array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number])).numpy()
 
     for first in range(0, len(chunks), 8):  # parts, so that Ctrl-C is heard between them
         pool.map(copy, range(first, min(first + 8, len(chunks))))

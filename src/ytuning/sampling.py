@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ytuning.features import Features
+from ytuning.features import CPU, Features
 
 __all__ = ["shuffled_batches"]
 
@@ -31,7 +31,7 @@ def shuffled_batches(features: Features, rows: Tensor, size: int, seed: int) -> 
         seed: of the order.
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = features.blocks(rows) if features.bytes_of(rows) > IN_MEMORY else None
+    blocks = features.blocks(rows) if features.device == CPU and features.bytes_of(rows) > IN_MEMORY else None
     while True:
         if blocks is None:
             pools = rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES)

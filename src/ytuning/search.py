@@ -151,7 +151,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         encoder.identity.width, encoder.identity.parameters,
     )  # fmt: skip
     with watch.stage("search"):
-        done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, progress)
+        done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, encoder.device, progress)
     best = best_of(done)
     with watch.stage("encode"):
         chosen = reading.with_layers(best.recipe.layers or states)
@@ -225,6 +225,7 @@ def _run(
     trials: int,
     minutes: float | None,
     seed: int,
+    device: torch.device,
     progress: Progress,
 ) -> tuple[list[Trial], bool]:
     """All trials, and whether Ctrl-C ended the search."""
@@ -247,6 +248,7 @@ def _run(
             validation=rows.validation,
             seed=seed,
             refit=False,
+            device=device,
             progress=progress,
         )
         if fits[0].interrupted:  # heads that were trained for a part of their steps say little of their recipes

@@ -23,6 +23,7 @@ __all__ = ["JointHeads", "Learner", "label_space", "stack_logits", "stack_step",
 
 JOINED_TOKENS = 192  # of a batch whose heads are computed as one, at most: 50 heads took 0.5 x at 16, 1.1 x at 256
 CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
+GPU_TOKENS = 65_536  # of a batch that a GPU answers at once
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
@@ -58,13 +59,15 @@ class Learner:
         self._warmup = max(1, round(warmup * total))
         self._parameters = list(head.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        self._generators = [torch.Generator().manual_seed(seed * PARTS + number) for number in range(PARTS)]
+        device = self._parameters[0].device
+        self._generators = [torch.Generator(device).manual_seed(seed * PARTS + number) for number in range(PARTS)]
 
     def gradients(self, number: int, part: Part, share: float) -> tuple[Tensor, ...]:
         """Of the loss of part ``number`` times its share of the batch, for each of the head's parameters."""
         rows, values, mask = part
         logits = self.head(values, mask, self._generators[number]).flatten(0, -2)  # (b, C), or (E * b, C)
-        loss = share * self.loss(logits, torch.cat([self.goal[rows]] * (len(logits) // len(rows))))
+        goal = self.goal[rows].to(logits.device, non_blocking=True)
+        loss = share * self.loss(logits, torch.cat([goal] * (len(logits) // len(rows))))
         return torch.autograd.grad(loss, self._parameters)
 
     def take(self, parts: Sequence[tuple[Tensor, ...]]) -> None:
@@ -88,6 +91,11 @@ def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, p
     def gather(rows: Tensor) -> Part:
         return rows, *features.batch(rows)
 
+    if features.device.type == "cuda":  # one stream of work; threads would only wait for each other
+        parts = [(number, gather(rows)) for number, rows in numbered]
+        for learner in learners:
+            learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
+        return
     if len(learners) == 1:
         (learner,) = learners
         learner.take(pool.map(lambda it: learner.gradients(it[0], gather(it[1]), shares[it[0]]), numbered))
@@ -118,7 +126,8 @@ def start_label_rows(
     if len(texts) and isinstance(head, MatchingHead):
         goal = torch.from_numpy(targets[texts])
         ids = goal if goal.ndim == 1 else goal.argmax(1)
-        head.start_rows(label_space(head, features, torch.from_numpy(texts)), ids)
+        found, device = label_space(head, features, torch.from_numpy(texts)), head.label_rows.device
+        head.start_rows(found.to(device), ids.to(device))
 
 
 def _common_states(features: Features, rows: Tensor) -> Tensor:
@@ -127,7 +136,7 @@ def _common_states(features: Features, rows: Tensor) -> Tensor:
     texts = 0
     for batch in ordered_batches(features.lengths[rows]):
         means = LabelTuningHead.mean_states(*features.batch(rows[batch]))
-        total, texts = total + means.double().sum(0), texts + len(means)
+        total, texts = total + means.double().sum(0).cpu(), texts + len(means)
     return (total / texts).float()
 
 
@@ -136,7 +145,7 @@ def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
     found = torch.empty(len(rows), head.members, head.match_width)
     with torch.inference_mode():
         for batch in ordered_batches(features.lengths[rows]):
-            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1)
+            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1).to(found.device)
     return found
 
 
@@ -150,10 +159,14 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
             values, mask = features.batch(rows[batch])
             return [head(values, mask) for head in heads]
 
-    batches = list(ordered_batches(features.lengths[rows]))
-    found = pool.map(compute, batches)
+    if features.device.type == "cuda":
+        batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS))
+        found = [compute(batch) for batch in batches]
+    else:
+        batches = list(ordered_batches(features.lengths[rows]))
+        found = pool.map(compute, batches)
     order = torch.cat(batches).argsort()
-    return [torch.cat(logits)[order] for logits in zip(*found, strict=True)]
+    return [torch.cat(logits).cpu()[order] for logits in zip(*found, strict=True)]
 
 
 class JointHeads:

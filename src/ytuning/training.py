@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ytuning.errors import InputError
-from ytuning.features import Features
+from ytuning.features import CPU, Features
 from ytuning.head import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.losses import SCORES, build_loss, mean_loss, row_scores, shown_score, standard_error
 from ytuning.memory import give_back_freed_memory
@@ -118,12 +118,21 @@ def fit_head(
     outputs: int | None = None,
     refit: bool = True,
     reduce: bool = True,
+    device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
     job = Job(targets, recipe, seed, objective, outputs)
     (result,) = fit_heads(
-        features, [job], train=train, validation=validation, seed=seed, refit=refit, reduce=reduce, progress=progress
+        features,
+        [job],
+        train=train,
+        validation=validation,
+        seed=seed,
+        refit=refit,
+        reduce=reduce,
+        device=device,
+        progress=progress,
     )
     return result
 
@@ -137,6 +146,7 @@ def fit_heads(
     seed: int = 0,
     refit: bool = True,
     reduce: bool = True,
+    device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> list[FitResult]:
     """Train heads together, in one read of the features; each stops by its own validation.
@@ -154,6 +164,7 @@ def fit_heads(
         refit: whether to go on on train and validation rows together.
         reduce: whether a pooled head may be trained on half as many directions (:mod:`ytuning.reduction`), which is
             faster, or is trained on the features themselves.
+        device: a GPU trains on the features themselves in its own memory, where they fit; else the CPU trains.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
     Raises:
@@ -166,8 +177,9 @@ def fit_heads(
     with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
         goals = [_goal(job) for job in jobs]
         totals = [_steps(job.recipe.training, len(train), size, job.size) for job in jobs]
+        features = features.resident(torch.from_numpy(everything), device)
         space = None
-        if reduce and isinstance(jobs[0].recipe.head, PooledConfig):
+        if reduce and features.device == CPU and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
         view = features if space is None else space.features
         runs = []
@@ -187,14 +199,14 @@ def fit_heads(
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
-        heads = [_widened(head, space, features).eval() for head in heads]
+        heads = [_widened(head, space, features).to(CPU).eval() for head in heads]
         return [
             FitResult(
                 head=head,
                 history=run.history,
                 chosen=run.chosen,
-                validation_logits=run.logits.numpy(),
-                chosen_head=_widened(run.best, space, features).eval() if refitted else head,
+                validation_logits=run.logits.cpu().numpy(),
+                chosen_head=_widened(run.best, space, features).to(CPU).eval() if refitted else head,
                 refitted=refitted,
                 interrupted=interrupted,
             )
@@ -409,6 +421,7 @@ def _fresh_head(job: Job, view: Features, space: Reduced | None, train: np.ndarr
     else:
         head = build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
     texts = np.arange(0) if job.label_texts is None else job.label_texts
+    head = head.to(view.device)
     start_label_rows(head, view, train, texts, job.targets)
     return head
 
