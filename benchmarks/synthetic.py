@@ -72,7 +72,7 @@ def write(store: FeatureStore, encoder: Encoder, size: int, seed: int = 0) -> Sy
         keys = [text_key(*made.inputs[row]) for row in rows]
         half = features.astype(np.float16)
         start = time.perf_counter()
-        space.write(keys, lengths[rows], np.zeros(len(rows), bool), space.codec.encode(half))
+        space.write(keys, lengths[rows], np.zeros(len(rows), bool), space.codec.encode(torch.from_numpy(half)).numpy())
         elapsed += time.perf_counter() - start
     return replace(made, write_seconds=elapsed)
 
@@ -89,9 +89,8 @@ def copy_in_order(
 
     def flush() -> None:
         keys, values, cut = zip(*waiting, strict=True)
-        space.write(
-            keys, np.array([len(value) for value in values]), np.array(cut), codec.encode(np.concatenate(values))
-        )
+        rows = codec.encode(torch.from_numpy(np.concatenate(values))).numpy()
+        space.write(keys, np.array([len(value) for value in values]), np.array(cut), rows)
         waiting.clear()
 
     size = 0

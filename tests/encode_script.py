@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ytuning import encoder, features
 from ytuning import tokens as tokens_module
@@ -25,7 +26,7 @@ def main() -> None:
     encoder.TOKENS_PER_BATCH["cpu"] = 64
     quick = encoder.Encoder._features
 
-    def slow(self: encoder.Encoder, tokens: tokens_module.TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+    def slow(self: encoder.Encoder, tokens: tokens_module.TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
         time.sleep(float(seconds))
         with Path(log).open("a") as stream:
             for text in batch:

@@ -8,7 +8,7 @@ import torch
 
 from tests import naive_attention
 from ytuning import gpu_kernels
-from ytuning.packing import ROWS, Distances, pack
+from ytuning.packing import BLOCK, PRODUCT_BLOCK, ROWS, Distances, pack
 
 LENGTHS = np.array([1, 7, 64, 65, 130, 3])
 HEADS, WIDTH = 2, 32
@@ -16,7 +16,7 @@ HEADS, WIDTH = 2, 32
 
 def main() -> None:
     torch.manual_seed(0)
-    packing = pack(LENGTHS, lambda values: values)
+    packings = [pack(LENGTHS, lambda values: values, block) for block in (BLOCK, PRODUCT_BLOCK)]
     projected = torch.randn(LENGTHS.sum(), 3 * WIDTH)
     tables = {"keys": torch.randn(ROWS, WIDTH), "queries": torch.randn(ROWS, WIDTH)}
     forms = {
@@ -27,11 +27,12 @@ def main() -> None:
         "both": Distances(**tables),
     }
     for name, distances in forms.items():
-        found, naive = (
-            kernels.packed_attention(projected, packing, HEADS, scale=0.2, distances=distances)
-            for kernels in (gpu_kernels, naive_attention)
-        )
-        if (found - naive).norm() < 1e-5 * naive.norm():
+        naive = naive_attention.packed_attention(projected, packings[0], HEADS, scale=0.2, distances=distances)
+        errors = [
+            gpu_kernels.packed_attention(projected, packing, HEADS, scale=0.2, distances=distances) - naive
+            for packing in packings
+        ]
+        if all(error.norm() < 1e-5 * naive.norm() for error in errors):
             print(name)
     values, residual, weight, bias = torch.randn(5, 48), torch.randn(5, 48), torch.randn(48), torch.randn(48)
     found, naive = (

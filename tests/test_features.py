@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import WORDS
 from ytuning import encoder as encoder_module
 from ytuning import features as module
 from ytuning.backends import Precision
@@ -76,7 +77,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     compute = Encoder._features
 
-    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> np.ndarray:
+    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
         seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
         return compute(self, tokens, batch)
 
@@ -735,3 +736,24 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
         values, mask = padded.batch(torch.arange(len(rows)))
         expected, _ = exact.batch(torch.arange(len(rows)))
         torch.testing.assert_close(values[mask], expected[mask], atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("order", ["as stored", "shuffled"])
+def test_features_in_a_devices_memory_are_the_stored_ones(
+    encoder: Encoder, store: FeatureStore, codec: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [(" ".join(WORDS[row % 7 : row % 7 + 1 + row % 5] + [str(row)]), None) for row in range(60)]
+    stored_features(
+        [inputs[row] for row in np.random.default_rng(0).permutation(60)], encoder, store, Progress(), codec=codec
+    )
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    rows = torch.arange(5, 55)
+    if order == "shuffled":
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:20]
+    for fewest in (1, 1000):  # copied from where they lie, and gathered
+        monkeypatch.setattr(module, "FEWEST_RUN_TOKENS", fewest)
+        monkeypatch.setattr(module, "CHUNK_TOKENS", 50)
+        resident = features.resident(rows, torch.device("cpu"))
+        for batch in rows.split(7):
+            assert all(torch.equal(*pair) for pair in zip(resident.batch(batch), features.batch(batch), strict=True))

@@ -1,4 +1,4 @@
-"""The GPU's hidden states, computed on the CPU with naive kernels, and the kernels themselves in Triton's interpreter."""
+"""The GPU's hidden states, computed on the CPU with naive kernels; the kernels themselves in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -89,13 +89,11 @@ def test_hidden_states_are_those_of_transformers(form: str) -> None:
     ],
 )
 def test_other_models_are_left_to_the_general_path(form: str, changed: dict[str, Any]) -> None:
-    gpu = torch.device("cuda")
-    if PackedGpu.fits(tiny_model(form), gpu, 128):  # where Triton is installed
-        FORMS["changed"] = {**FORMS[form], **changed}
-        model = tiny_model(form)
-        config = type(model.config)(**{**model.config.to_dict(), **changed})
-        assert not PackedGpu.fits(transformers.AutoModel.from_config(config), gpu, 128)
-    assert not PackedGpu.fits(tiny_model(form), torch.device("cpu"), 128)
+    gpu, model = torch.device("cuda"), tiny_model(form)
+    assert PackedGpu.fits(model, gpu, 128)
+    assert not PackedGpu.fits(model, torch.device("cpu"), 128)
+    config = type(model.config)(**{**model.config.to_dict(), **changed})
+    assert not PackedGpu.fits(transformers.AutoModel.from_config(config), gpu, 128)
 
 
 def test_texts_beyond_the_tables_of_distances_are_left_to_the_general_path() -> None:
@@ -103,7 +101,6 @@ def test_texts_beyond_the_tables_of_distances_are_left_to_the_general_path() -> 
 
 
 def test_kernels_agree_with_naive_ones_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
     script = Path(__file__).with_name("kernels_script.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)

@@ -540,3 +540,12 @@ def test_only_rounds_that_may_be_chosen_are_kept(
     scripted(10, 25, 20, 22, 16)
     fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False)
     assert list(runs[0]._rounds[1]) == [1, 3, 4]
+
+
+def test_a_head_learns_the_same_from_features_in_a_devices_memory(
+    toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult]
+) -> None:
+    features, targets = toy
+    resident = features.resident(torch.arange(120), torch.device("cpu"))
+    found = fit_head(resident, targets, train=TRAIN, validation=VALIDATION, recipe=RECIPE, reduce=False)
+    assert weights(found.head) == weights(fit(reduce=False).head)

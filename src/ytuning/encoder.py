@@ -273,7 +273,7 @@ class Encoder:
             return self.states(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch])
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        found = self.states(*self._arguments(tokens, rows), len(batch))
+        found: torch.Tensor = self.states(*self._arguments(tokens, rows), len(batch))  # type: ignore[assignment]
         return found.reshape(-1, *self._token_shape)
 
     def _arguments(self, tokens: TokenizedTexts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -23,8 +23,8 @@ SHARD_BYTES = 256 << 20  # what a killed run loses at most...
 FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
 WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
 COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
-CHUNK_TOKENS = 65_536  # copied to a GPU at a time
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take; training needs the rest
+CHUNK_TOKENS = 65_536  # copied to a GPU at a time, where they have to be gathered first...
+FEWEST_RUN_TOKENS = 2048  # ...because on average fewer follow each other in the store
 CPU = torch.device("cpu")
 RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
@@ -73,7 +73,7 @@ class Features:
 
     paired = False
     device = CPU
-    _lengths_there: torch.Tensor  # on a GPU, of features there
+    _lengths_there: torch.Tensor | None = None  # on the device, of features that are resident there
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
         self.dtype, self.codec = dtype, rows.codec
@@ -110,25 +110,26 @@ class Features:
         return self.seen_as(Selected(self.codec, chosen))
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
-        """The same features in a GPU's memory: of rows (N,), the only ones that may then be read, if they fit there.
-
-        They take as much there as in the store; at most ``RESIDENT_SHARE`` of what is free is used. Else, and for a
-        device that is no GPU, these features themselves.
-        """
-        if device.type != "cuda" or self.bytes_of(rows) > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            return self
+        """The same features in a device's memory, of rows (N,) only: as many bytes as in the store."""
         ordered = self.in_order(rows)
         lengths = self.lengths[ordered]
         ends = lengths.cumsum(0)
         held = torch.empty(int(ends[-1]), self._arrays[0].shape[1], dtype=torch.uint8, device=device)
+        # Rows that follow each other in the store, as those of one data set do, are copied from where they lie.
+        array, start = self._array[ordered], self._start[ordered]
+        apart = (array.diff() != 0) | (start.diff() != lengths[:-1])
+        runs = list(ordered.tensor_split(apart.nonzero()[:, 0] + 1))
+        gathered = len(runs) * FEWEST_RUN_TOKENS > len(held)
         first = 0
-        for chunk in torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist()):
-            stored = self._stored_tokens(chunk)
-            held[first : first + len(stored)] = stored.to(device)
-            first += len(stored)
+        for rows_there in _chunks(ordered, ends) if gathered else runs:
+            place, tokens = int(self._start[rows_there[0]]), int(self.lengths[rows_there].sum())
+            array_there = self._arrays[int(self._array[rows_there[0]])]
+            stored = self._stored_tokens(rows_there) if gathered else array_there[place : place + tokens]
+            held[first : first + tokens] = stored.to(device)
+            first += tokens
         self.release()
         view = copy.copy(self)
-        view.device, view._arrays, view._maps = device, [held], []
+        view.device, view._arrays, view._maps, view._gathered = device, [held], [], 0
         # Of other rows: out of bounds.
         view._start = torch.full((len(self),), len(held)).index_copy_(0, ordered, ends - lengths).to(device)
         view._array = torch.zeros(len(self), dtype=torch.int64)
@@ -170,7 +171,7 @@ class Features:
         lengths = self.lengths[indices]
         step = LENGTH_STEP[self.dtype]
         positions = torch.arange(-(-int(lengths.max()) // step) * step, device=self.device)  # (T,)
-        if self.device != CPU:
+        if self._lengths_there is not None:
             there = indices.to(self.device, non_blocking=True)
             lengths = self._lengths_there[there]
             tokens = self._start[there, None] + torch.minimum(positions, lengths[:, None] - 1)
@@ -220,6 +221,11 @@ class Features:
         if hasattr(mmap, "MADV_DONTNEED"):
             for view in self._maps:
                 view.madvise(mmap.MADV_DONTNEED)
+
+
+def _chunks(ordered: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
+    """Rows (N,), whose tokens end at (N,), in parts of about ``CHUNK_TOKENS`` tokens."""
+    return list(torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist()))
 
 
 def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch.Tensor]:

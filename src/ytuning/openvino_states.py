@@ -7,6 +7,7 @@
 It is written under a temporary name, synced, then renamed; a damaged one is made again.
 """
 
+# mypy: ignore-errors
 from __future__ import annotations
 
 import hashlib

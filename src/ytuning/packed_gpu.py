@@ -1,4 +1,4 @@
-"""Hidden states on a GPU without any padding: texts of any lengths end to end, for BERT, MPNet, DeBERTa-v2 and their kin.
+"""Hidden states on a GPU without any padding: texts end to end, for BERT, MPNet, DeBERTa-v2 and their kin.
 
 As in `packed_states.py` everything but attention works on each token alone. Attention, and each residual with its norm,
 are one fused kernel each (`gpu_kernels.py`); products are the library's. What depends on a model's architecture is read
@@ -20,8 +20,10 @@ from transformers.activations import ACT2FN
 
 from ytuning.backends import half
 from ytuning.packing import (
+    BLOCK,
     COUNTED_FROM_PADDING,
     DISTANCES,
+    PRODUCT_BLOCK,
     ROWS,
     Distances,
     Packing,
@@ -115,6 +117,8 @@ class PackedGpu:
                     parts = _Parts.of(layer, config.model_type)
                     self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels, model))
                 layer.to("meta")
+        products = any(layer.distances is not None and layer.distances.bias is None for layer in self._layers)
+        self._block = PRODUCT_BLOCK if products else BLOCK
         self._convolution = _Convolution(model.encoder.conv, kernels) if getattr(model.encoder, "conv", None) else None
 
     @staticmethod
@@ -140,7 +144,7 @@ class PackedGpu:
         with torch.inference_mode():
             rows = np.stack([np.pad(values, (0, fill)) for values in (ids, positions, segments)])
             ids_there, positions_there, types_there = self._moved(torch.from_numpy(rows))
-            packing = pack(lengths, self._moved)
+            packing = pack(lengths, self._moved, self._block)
             given = {"token_type_ids": types_there[None]} if self._typed else {}
             states = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
             if self._project_embeddings is not None:

@@ -13,6 +13,7 @@ __all__ = [
     "BLOCK",
     "COUNTED_FROM_PADDING",
     "DISTANCES",
+    "PRODUCT_BLOCK",
     "ROWS",
     "Distances",
     "Packing",
@@ -23,14 +24,15 @@ __all__ = [
 COUNTED_FROM_PADDING = ("camembert", "roberta", "xlm-roberta", "mpnet")
 """Model types whose positions begin after the padding's token id, which itself has that id as its position."""
 
-BLOCK = 64  # queries, and keys, of a tile of the GPU's attention
+BLOCK = 64  # queries, and keys, of a tile of the GPU's attention...
+PRODUCT_BLOCK = 32  # ...and where scores get products by distance
 DISTANCES = 512  # the row of distance 0 in the tables of Distances, which end at this distance
 ROWS = 2 * DISTANCES + 2 * BLOCK  # of a table: a tile also reads rows of distances that no text has, and ignores them
 
 
 @dataclass(frozen=True)
 class Distances:
-    """What a layer's scores get by the distance between query and key, in row ``DISTANCES + query - key`` of each table.
+    """What a layer's scores get by the distance between query and key: row ``DISTANCES + query - key`` of each table.
 
     Attributes:
         bias: (heads, ROWS) float32, added to the scaled scores; None: nothing.
@@ -81,4 +83,5 @@ def pack(lengths: np.ndarray, move: Callable[[Tensor], Tensor], block: int = BLO
     first = (np.arange(len(text)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * block
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     moved = move(torch.from_numpy(np.concatenate((offsets, text, first)).astype(np.int32)))
-    return Packing(*moved.split([len(offsets), len(text), len(first)]), block=block)
+    ends = len(offsets), len(offsets) + len(text)
+    return Packing(moved[: ends[0]], moved[ends[0] : ends[1]], moved[ends[1] :], block)

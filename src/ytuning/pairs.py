@@ -50,7 +50,7 @@ class PairedFeatures(Features):
         return self.of(self.texts.seen_as(reader))
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> PairedFeatures:
-        """The same pairs with their texts in a GPU's memory, if they fit there."""
+        """The same pairs with their texts in a device's memory; see :meth:`ytuning.features.Features.resident`."""
         return self.of(self.texts.resident(self.texts_of(rows), device))
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:

@@ -85,13 +85,14 @@ class Learner:
 
 def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, pool: Workers) -> None:
     """One step of each learner on one batch of rows (B,), which is gathered once."""
-    numbered = list(enumerate(batch.chunk(PARTS)))
+    on_gpu = features.device.type == "cuda"
+    numbered = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))  # a GPU is not kept busy by halves
     shares = [len(rows) / len(batch) for _, rows in numbered]
 
     def gather(rows: Tensor) -> Part:
         return rows, *features.batch(rows)
 
-    if features.device.type == "cuda":  # one stream of work; threads would only wait for each other
+    if on_gpu:  # one stream of work; threads would only wait for each other
         parts = [(number, gather(rows)) for number, rows in numbered]
         for learner in learners:
             learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])

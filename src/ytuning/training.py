@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take
+
+
 @dataclass(frozen=True)
 class Round:
     """One validation, after ``step`` optimiser steps.
@@ -177,7 +180,8 @@ def fit_heads(
     with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
         goals = [_goal(job) for job in jobs]
         totals = [_steps(job.recipe.training, len(train), size, job.size) for job in jobs]
-        features = features.resident(torch.from_numpy(everything), device)
+        if device.type == "cuda" and _fit_there(features, torch.from_numpy(everything), device):
+            features = features.resident(torch.from_numpy(everything), device)
         space = None
         if reduce and features.device == CPU and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
@@ -212,6 +216,11 @@ def fit_heads(
             )
             for run, head in zip(runs, heads, strict=True)
         ]
+
+
+def _fit_there(features: Features, rows: Tensor, device: torch.device) -> bool:
+    """Whether the features of some rows fit into a GPU's memory, with room for what training needs."""
+    return features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 @contextmanager
