@@ -332,7 +332,7 @@ def test_refuses_a_file(folder: Path) -> None:
         ("layers", (0, 3)),
         ("precision", "bf16"),
         ("max_length", 16),
-        ("backend", "openvino"),
+        ("long_text", "window"),
     ],
 )
 def test_refuses_another_encoder(field: str, value: object) -> None:
@@ -341,14 +341,6 @@ def test_refuses_another_encoder(field: str, value: object) -> None:
     message = refusal(check_encoder, task, other)
     assert f"{field} is {getattr(IDENTITY, field)!r} in the task and {value!r} in the encoder" in message
     assert "'tickets'" in message and "'other'" in message and "'some/encoder'" in message
-
-
-def test_a_task_from_before_backends_was_trained_in_torch(folder: Path) -> None:
-    content = json.loads((folder / "task.json").read_text())
-    del content["encoder"]["backend"]
-    (folder / "task.json").write_text(json.dumps(content))
-    assert load_task(folder).encoder == IDENTITY
-    check_encoder(load_task(folder), IDENTITY)
 
 
 def test_accepts_the_same_encoder_under_another_name() -> None:

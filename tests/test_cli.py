@@ -733,31 +733,16 @@ def test_cache_remove(run: Run, filled: Path) -> None:
     assert run("cache", "remove", "--all").out == "removed 0 feature spaces\n"
 
 
-def test_a_task_keeps_to_its_backend(run: Run, files: Path, tiny_encoder: Path) -> None:
-    options = ("--encoder", tiny_encoder, "--backend", "openvino", "--precision", "int8")
-    trained = run("train", "train.csv", "--test", "test.csv", *options, "--out", "fast", "--json")
-    assert trained.status == 0
-    identity = load_task(files / "fast").encoder
-    assert identity.precision == "int8" and identity.backend.startswith("openvino, nncf ")
-    evaluated = run("evaluate", "fast", "test.csv", "--json").json
-    assert evaluated["metrics"] == trained.json["metrics"]["test"] and evaluated["cache"]["misses"] == 0
-    assert json.loads(run("predict", "fast", "my card is lost").out)["label"] == "card"
-    (space,) = run("cache", "list", "--json").json["spaces"]
-    assert (space["backend"], space["precision"]) == (identity.backend, "int8")
-    assert f"int8 ({identity.backend})" in run("cache", "list").out
-    root = Path(os.environ["YTUNING_CACHE"])
-    assert (root / "openvino").is_dir()
-    assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
-    assert not list(root.iterdir())
-
-
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 OUT = ("--out", "new")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("train", "nothing.csv", *OUT), "nothing.csv: there is no such file"),
     "a folder": (("train", ".", *OUT), "this is a folder"),
-    "int8 in torch": (("train", "train.csv", "--precision", "int8", *OUT), "For int8 use the backend 'openvino'."),
+    "wrong precision": (
+        ("train", "train.csv", "--precision", "int8", *OUT),
+        "--precision must be one of 'auto', 'fp32', 'bf16'. Got 'int8' instead.",
+    ),
     "unknown suffix": (("train", "rows.xlsx", *OUT), "rows.xlsx"),
     "empty file": (("train", "empty.csv", *OUT), "empty.csv: the file is empty"),
     "no text column": (("train", "odd.csv", *OUT), "there is no column 'text' or 'sentence'"),

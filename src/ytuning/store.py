@@ -8,7 +8,6 @@
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
         damaged/                  what failed a check, set aside
-      openvino/                   quantised encoders, see `openvino_states.py`
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
 last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
@@ -37,7 +36,7 @@ import numpy as np
 from ytuning.codecs import CODECS, Compact, Reader, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
 from ytuning.errors import InputError, StoreError, allowed
-from ytuning.sources import QUANTISED_FOLDER, default_root
+from ytuning.sources import default_root
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
@@ -147,7 +146,7 @@ class FeatureStore:
     def remove(self, prefix: str | None = None) -> list[str]:
         """Delete the space whose name is or starts with ``prefix``; returns the names.
 
-        If it is None, all spaces and the quantised encoders beside them.
+        If it is None, all spaces.
 
         Raises:
             InputError: no space's name starts so, or several do.
@@ -172,8 +171,6 @@ class FeatureStore:
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
                     ) from None
                 shutil.rmtree(folder)
-        if prefix is None:
-            shutil.rmtree(self.root / QUANTISED_FOLDER, ignore_errors=True)
         return chosen
 
 
