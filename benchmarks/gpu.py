@@ -32,7 +32,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import preset
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
-from ytuning.training import fit_head
+from ytuning.training import Job, fit_heads
 from ytuning.tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -188,7 +188,7 @@ def y_tuning(
         start = time.perf_counter()
         features = stored_features(inputs, encoder, FeatureStore(root), Progress())[0]
         encode = time.perf_counter() - start
-        fit_head(features, targets, train=rows[0], validation=rows[1], recipe=recipe, refit=False)
+        fit_heads(features, [Job(targets, recipe)], train=rows[0], validation=rows[1], refit=False)
         total = time.perf_counter() - start
     return cost(total, encoder, arguments) | {"seconds_encode": encode, "seconds_head": total - encode}
 

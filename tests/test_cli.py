@@ -161,25 +161,19 @@ def test_train_reports_the_spread_of_seeds(run: Run, files: Path, tiny_encoder: 
     assert f"saved is seed {seeds['saved']}" in shown.out
 
 
-@pytest.mark.parametrize("store", ["fp16", "compact", "auto"])
+@pytest.mark.parametrize("store", ["fp16", "compact"])
 def test_train_stores_features_as_told(run: Run, files: Path, tiny_encoder: Path, store: str) -> None:
     found = run(
         "train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/stored", "--store", store, "--json", "--quiet"
     )
     assert found.status == 0
-    chosen = found.json["store"]
-    assert chosen == store or store == "auto"
-    said = [line for line in found.err.splitlines() if line.startswith("store: ")]
-    assert len(said) == (store == "auto") and all(line.startswith(f"store: {chosen}, ") for line in said)
-    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == [chosen]
+    assert found.json["store"] == store
+    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == [store]
     assert found.json["cache"]["misses"] == 100
     evaluated = run("evaluate", "tasks/stored", "train.csv", "--json")
     assert (evaluated.json["cache"]["hits"], evaluated.json["cache"]["misses"]) == (100, 0)
-    assert f"stored as {chosen}: 100 texts" in run("cache", "list").out
-    shards = (
-        "2 shards" if store == "auto" else "1 shard"
-    )  # auto stores the train rows that it measures on by themselves
-    assert run("cache", "verify").out == f"{shards} checked, 0 damaged\n"
+    assert f"stored as {store}: 100 texts" in run("cache", "list").out
+    assert run("cache", "verify").out == "1 shard checked, 0 damaged\n"
     assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
 
 

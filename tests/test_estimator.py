@@ -120,9 +120,7 @@ def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy
         InputError, match=r"preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\."
     ):
         make(preset="best").fit(*toy_rows)
-    with pytest.raises(
-        InputError, match=r"store must be one of 'fp16', 'int8', 'compact', 'auto'\. Got 'tiny' instead"
-    ):
+    with pytest.raises(InputError, match=r"store must be one of 'fp16', 'int8', 'compact'\. Got 'tiny' instead"):
         make(store="tiny").fit(*toy_rows)
     for wrong in ("even", 5, ["card"], *({toy_rows[1][0]: value} for value in ("x", None, math.nan, -1))):
         with pytest.raises(InputError, match=r"^class_weight must be one of None, 'balanced', .*Got .* instead"):

@@ -59,7 +59,6 @@ ORDER = [
     "training",
     "attribution",
     "samples",
-    "codec_choice",
     "artifact",
     "layer_choice",
     "new_label",
@@ -125,7 +124,7 @@ THIRD_PARTY = {
     "uvicorn": {"server.launch"},
     "numpy": {
         "server.batching", "server.forms", "server.inference", "shared_encoder",
-        "attribution", "backends", "calibration", "codec_choice", "codecs", "comparison", "contestants", "contrastive",
+        "attribution", "backends", "calibration", "codecs", "comparison", "contestants", "contrastive",
         "data", "encoder", "estimator", "evaluation", "features", "figures", "holdout", "intervals", "label_cells",
         "labels",
         "layer_choice", "metrics", "mistakes", "new_label", "packed_states", "pipeline",
@@ -147,7 +146,7 @@ THIRD_PARTY = {
     "setfit": {"contrastive"},
     "sklearn": {"estimator", "metrics", "probes"},
     "torch": {
-        "artifact", "attribution", "backends", "codec_choice", "codecs", "cross_attention", "dropout", "encoder",
+        "artifact", "attribution", "backends", "codecs", "cross_attention", "dropout", "encoder",
         "features", "head", "label_tuning", "layer_choice", "losses", "new_label", "packed_states",
         "pairs", "pipeline", "pretrained", "probes", "reduction", "sampling", "search", "search_space",
         "server.batching", "shared_encoder", "stack", "task_use", "training", "tuning", "workers", "zero_shot",

@@ -65,7 +65,6 @@ class Store(StrEnum):
     fp16 = "fp16"
     int8 = "int8"
     compact = "compact"
-    auto = "auto"
 
 
 class Loss(StrEnum):
@@ -139,8 +138,7 @@ def train(
         Store,
         typer.Option(
             "--store",
-            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter; auto measures on a "
-            "sample what they cost in accuracy.",
+            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter.",
         ),
     ] = Store.int8,
     seed: Annotated[

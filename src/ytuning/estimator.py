@@ -122,8 +122,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         preset: ``"default"``, ``"few-shot"`` (a few rows of each label) or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
-        store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes), ``"compact"`` (a quarter), or
-            ``"auto"``, which measures on a sample what they cost in accuracy and takes the smallest good one.
+        store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes) or ``"compact"`` (a quarter).
         pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
         long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
         layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.

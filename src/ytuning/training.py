@@ -29,7 +29,6 @@ __all__ = [
     "FitResult",
     "Job",
     "Round",
-    "fit_head",
     "fit_heads",
     "logits_of",
 ]
@@ -106,28 +105,6 @@ class Job:
         return self.targets.shape[1] if self.targets.ndim == 2 else int(self.targets.max()) + 1
 
 
-def fit_head(
-    features: Features,
-    targets: np.ndarray,
-    *,
-    train: np.ndarray,
-    validation: np.ndarray,
-    recipe: Recipe,
-    seed: int = 0,
-    objective: Objective = "single",
-    outputs: int | None = None,
-    refit: bool = True,
-    reduce: bool = True,
-    progress: Progress | None = None,
-) -> FitResult:
-    """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
-    job = Job(targets, recipe, seed, objective, outputs)
-    (result,) = fit_heads(
-        features, [job], train=train, validation=validation, seed=seed, refit=refit, reduce=reduce, progress=progress
-    )
-    return result
-
-
 def fit_heads(
     features: Features,
     jobs: Sequence[Job],
@@ -136,7 +113,6 @@ def fit_heads(
     validation: np.ndarray,
     seed: int = 0,
     refit: bool = True,
-    reduce: bool = True,
     progress: Progress | None = None,
 ) -> list[FitResult]:
     """Train heads together, in one read of the features; each stops by its own validation.
@@ -152,8 +128,6 @@ def fit_heads(
         validation: positions of validation rows, which choose the number of steps.
         seed: of the order of rows.
         refit: whether to go on on train and validation rows together.
-        reduce: whether a pooled head may be trained on half as many directions (:mod:`ytuning.reduction`), which is
-            faster, or is trained on the features themselves.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
     Raises:
@@ -167,7 +141,7 @@ def fit_heads(
         goals = [_goal(job) for job in jobs]
         totals = [_steps(job.recipe.training, len(train), size, job.size) for job in jobs]
         space = None
-        if reduce and isinstance(jobs[0].recipe.head, PooledConfig):
+        if isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
         view = features if space is None else space.features
         runs = []
