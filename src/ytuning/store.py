@@ -35,7 +35,7 @@ import numpy as np
 
 from ytuning.codecs import CODECS, Compact, Reader, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
-from ytuning.errors import InputError, StoreError, allowed
+from ytuning.errors import InputError, StoreError, allowed, wrong_schema
 from ytuning.sources import default_root
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
@@ -181,26 +181,24 @@ class FeatureSpace:
         self.folder = folder
         try:
             content = json.loads((folder / SPACE_FILE).read_text())
-            schema, self.identity = content["schema"], content["identity"]
-            self.codec_name = content.get("codec", "fp16")
-            self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+            schema = content["schema"]
+            if schema == SCHEMA:
+                self.identity, self.codec_name = content["identity"], content["codec"]
+                self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
             ) from error
+        if schema != SCHEMA:
+            remedy = "Move the folder away, or set YTUNING_CACHE to another one"
+            raise StoreError(wrong_schema(folder / SPACE_FILE, schema, SCHEMA, remedy))
         if missing := {"name", "precision", "max_length"} - set(self.identity):
             raise StoreError(
                 f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
             )
-        if schema != SCHEMA:
-            raise StoreError(
-                f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder"
-            )
         if self.codec_name not in CODECS:
-            raise StoreError(
-                f"{folder} is written in the codec {self.codec_name!r}, this version reads {', '.join(CODECS)}. "
-                "Upgrade ytuning or set YTUNING_CACHE to another folder"
-            )
+            problem = allowed("codec", self.codec_name, CODECS)
+            raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
         self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
         self.damages: list[Damage] = []
@@ -320,7 +318,6 @@ class FeatureSpace:
         sha256 = hashlib.sha256(data).hexdigest()
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
         content = {
-            "schema": SCHEMA,
             "sha256": sha256,
             "keys": [key.hex() for key in keys],
             "lengths": lengths.tolist(),
