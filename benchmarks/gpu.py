@@ -23,7 +23,7 @@ import tokenizers
 import torch
 import transformers
 
-from benchmarks.harness import bar, in_turn, parser, seconds
+from benchmarks.harness import bar, in_turn, parser, planned_seconds, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import record
 from ytuning.encoder import Encoder, load_encoder
@@ -217,7 +217,7 @@ def encoder_training(
             result = train(encoder, inputs, targets, *rows, config=config)
         except torch.OutOfMemoryError:
             continue  # beyond the handler, whose traceback would keep the memory
-        planned = result.planned_seconds(config.epochs)
+        planned = planned_seconds(result, config.epochs)
         return cost(planned, encoder, arguments) | {
             "extrapolated": len(result.step_seconds) < result.planned_steps,
             "steps": len(result.step_seconds),

@@ -106,7 +106,7 @@ def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: Fe
     live = live_features(inputs, encoder)
     found = []
     for row in range(len(inputs)):
-        stored = torch.from_numpy(space.codec.encode(live.halves(torch.tensor([row]))))
+        stored = torch.from_numpy(space.codec.encode(live.tokens(torch.tensor([row])).half().numpy()))
         found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
     return found
 

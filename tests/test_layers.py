@@ -135,7 +135,7 @@ THIRD_PARTY = {
     "optuna": {"search"},
     "pandas": {"tables"},
     "peft": {"tuning"},
-    "platformdirs": {"sources"},
+    "platformdirs": {"store"},
     "pyarrow": {"tables"},
     "rich": {
         "cli", "cli_add_label", "cli_cache", "cli_compare", "cli_search", "cli_train", "comparison_report",

@@ -79,7 +79,7 @@ def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, 
     bounds = {"int8": (0.52, 0.025), "compact": (0.26, compact)}
     for name in ("trec6", "sst2", "ag_news"):
         inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:600]
-        features = live_features(inputs, encoder).halves(torch.arange(len(inputs)))
+        features = live_features(inputs, encoder).tokens(torch.arange(len(inputs))).half().numpy()
         half = len(features) // 2
         exact = features[half:].astype(np.float32)
         for codec_name, (share, bound) in bounds.items():

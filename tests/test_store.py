@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from ytuning.codecs import CODECS, Compact
 from ytuning.errors import InputError, StoreError
-from ytuning.sources import default_root
 from ytuning.store import FeatureSpace, FeatureStore, text_key
 
 
@@ -151,9 +150,9 @@ def test_an_open_space_takes_in_and_drops_what_others_did(store: FeatureStore) -
 
 def test_the_root_is_the_named_folder_or_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YTUNING_CACHE", str(tmp_path))
-    assert FeatureStore().root == default_root() == tmp_path
+    assert FeatureStore().root == tmp_path
     monkeypatch.delenv("YTUNING_CACHE")
-    assert default_root().name == "ytuning"
+    assert FeatureStore().root.name == "ytuning"
     assert FeatureStore(tmp_path / "x").root == tmp_path / "x"
 
 

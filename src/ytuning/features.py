@@ -142,11 +142,6 @@ class Features:
         values = self.codec.decode(self._gather(tokens, self._array[indices]), self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
 
-    def halves(self, indices: torch.Tensor) -> np.ndarray:
-        """(tokens, L, D) float16: the tokens of some rows (B,), one row after the other."""
-        values: np.ndarray = self.tokens(indices).half().numpy()
-        return values
-
     def tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, L, D) float32: the tokens of some rows (B,), one row after the other."""
         lengths = self.lengths[indices]

@@ -30,11 +30,6 @@ class SharedEncoder:
         self.encoder = encoder
         self._joint: dict[tuple[int, ...], JointHeads] = {}  # they hold the heads, whose ids so stay theirs
 
-    def serves(self, task: Task) -> bool:
-        """Whether it is the task's encoder and keeps the hidden states that the task reads."""
-        kept = self.encoder.identity
-        return sharing_key(kept) == sharing_key(task.encoder) and set(task.encoder.layers) <= set(kept.layers)
-
     def read(self, inputs: Sequence[TextInput], *, separate: bool, padded: bool = False) -> Features:
         """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself.
 

@@ -32,11 +32,11 @@ from typing import Any
 
 import filelock
 import numpy as np
+import platformdirs
 
 from ytuning.codecs import CODECS, Compact, Reader, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
 from ytuning.errors import InputError, StoreError, allowed, wrong_schema
-from ytuning.sources import default_root
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
@@ -104,10 +104,11 @@ class _Shard:
 
 
 class FeatureStore:
-    """All feature spaces under one root folder."""
+    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root) if root is not None else default_root()
+        default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
+        self.root = Path(default if root is None else root)
 
     def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
         """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.

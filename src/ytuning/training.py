@@ -119,7 +119,8 @@ def fit_heads(
 
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validation rounds the last one within half a standard error of the best is chosen: on a few rows a score is
-    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows.
+    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled
+    head is trained on half as many directions (:mod:`ytuning.reduction`), which is faster.
 
     Args:
         features: of all rows.
