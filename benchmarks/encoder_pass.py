@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="folder or name")
     parser.add_argument("--texts", type=int, default=4000, help="of each set")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backend", choices=PRECISIONS, default="torch")
-    parser.add_argument("--precision", choices=PRECISIONS["openvino"], default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--out", type=Path, help="folder for encoder_pass.json")
     arguments = parser.parse_args(argv)
     figures = [one_set(arguments.data / name, arguments) for name in arguments.sets]
@@ -50,7 +49,7 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median texts per second of both, and the machine's rate, measured alternately."""
     inputs = list(dict.fromkeys(read_dataset(folder / "train.jsonl").inputs))[: arguments.texts]
     texts = [text for text, _ in inputs]
-    encoder = load_encoder(arguments.encoder, backend=arguments.backend, precision=arguments.precision)
+    encoder = load_encoder(arguments.encoder, precision=arguments.precision)
     opponent = sentence_transformer(encoder)
     ours, theirs, limits = [], [], []
     for _ in range(arguments.rounds):
@@ -65,7 +64,6 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "set": folder.name,
         "texts": len(texts),
         "tokens": int(lengths.sum()),
-        "backend": encoder.identity.backend,
         "precision": encoder.identity.precision,
         "ytuning_texts_per_second": statistics.median(ours),
         "sentence_transformers_texts_per_second": statistics.median(theirs),

@@ -36,7 +36,7 @@ import tokenizers
 import torch
 import transformers
 
-from benchmarks.harness import bar, in_turn, parser, rows_of, seconds
+from benchmarks.harness import bar, in_turn, parser, planned_seconds, rows_of, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import machine, record
 from ytuning.encoder import Encoder, load_encoder
@@ -45,7 +45,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import preset
 from ytuning.store import FeatureStore
 from ytuning.tokens import TextInput
-from ytuning.training import fit_head, logits_of
+from ytuning.training import Job, fit_heads, logits_of
 from ytuning.tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
 
 DEBERTA: dict[str, Any] = {
@@ -225,10 +225,8 @@ def check(arguments: argparse.Namespace) -> None:
                 stored, use = stored_features(inputs, encoder, FeatureStore(root), Progress())
                 again, use_again = stored_features(inputs, encoder, FeatureStore(root), Progress())
                 assert (use.misses, use_again.misses) == (len(inputs), 0)
-                fits = [
-                    fit_head(part, labels, train=rows[0], validation=rows[1], recipe=short(), device=encoder.device)
-                    for part in (stored, again)
-                ]
+                fit = partial(fit_heads, train=rows[0], validation=rows[1], device=encoder.device)
+                fits = [fit(part, [Job(labels, short())])[0] for part in (stored, again)]
                 first, second = (logits_of(fit.head, stored) for fit in fits)
                 chosen = logits_of(fits[0].chosen_head, stored)[rows[1]]
             figures[shape] = {
@@ -372,9 +370,8 @@ def y_tuning(
         start = time.perf_counter()
         features = stored_features(inputs, encoder, FeatureStore(root), Progress())[0]
         encode = time.perf_counter() - start
-        fit_head(
-            features, targets, train=rows[0], validation=rows[1], recipe=recipe, refit=False, device=encoder.device
-        )
+        job = Job(targets, recipe)
+        fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
         total = time.perf_counter() - start
     return cost(total, encoder, arguments) | {"seconds_encode": encode, "seconds_head": total - encode}
 
@@ -403,7 +400,7 @@ def encoder_training(
             result = train(encoder, inputs, targets, *rows, config=config)
         except torch.OutOfMemoryError:
             continue  # beyond the handler, whose traceback would keep the memory
-        planned = result.planned_seconds(config.epochs)
+        planned = planned_seconds(result, config.epochs)
         return cost(planned, encoder, arguments) | {
             "extrapolated": len(result.step_seconds) < result.planned_steps,
             "steps": len(result.step_seconds),

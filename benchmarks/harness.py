@@ -16,6 +16,9 @@ from ytuning.data import Dataset, read_dataset
 from ytuning.encoder import Encoder
 from ytuning.recipes import Recipe, preset
 from ytuning.sources import DEFAULT_ENCODER, find_encoder
+from ytuning.tuning import TunedEncoder
+
+WARM_STEPS = 3  # the first steps of a training, which allocate and compile, are not timed
 
 
 def parser(
@@ -66,6 +69,12 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def planned_seconds(result: TunedEncoder, epochs: int) -> float:
+    """What all epochs of a training with their validations would take, by the mean of the steps after the first few."""
+    warm = result.step_seconds[WARM_STEPS:] or result.step_seconds
+    return result.planned_steps * float(np.mean(warm)) + epochs * float(np.mean(result.validation_seconds))
 
 
 def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:

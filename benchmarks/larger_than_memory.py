@@ -42,7 +42,7 @@ from ytuning.labels import LabelSet
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
 from ytuning.task_rows import MOST_HELD_OUT
-from ytuning.training import fit_head, logits_of
+from ytuning.training import Job, fit_heads, logits_of
 
 SECTOR = 512  # bytes, in the system's counters of a disk
 
@@ -108,7 +108,7 @@ def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         chosen = replace(chosen, training=replace(chosen.training, epochs=1, most_steps=1 << 30))
     own, before = process_read_bytes(), disk_reads(root)
     start = time.perf_counter()
-    result = fit_head(features, made.targets, train=train, validation=held, recipe=chosen)
+    (result,) = fit_heads(features, [Job(made.targets, chosen)], train=train, validation=held)
     elapsed = time.perf_counter() - start
     own_after, mean = process_read_bytes(), mean_read(before, disk_reads(root))
     return {
@@ -196,7 +196,8 @@ def one_fit(
     arguments: argparse.Namespace,
 ) -> float:
     """Accuracy on the rows after the train rows."""
-    result = fit_head(features, targets, train=train, validation=held, recipe=recipe(arguments), seed=seed)
+    job = Job(targets, recipe(arguments), seed)
+    (result,) = fit_heads(features, [job], train=train, validation=held, seed=seed)
     test = np.arange(len(train) + len(held), len(targets))
     return float((logits_of(result.head, features, torch.from_numpy(test)).argmax(1) == targets[test]).mean())
 

@@ -89,12 +89,9 @@ def multiply_adds(encoder: Encoder, lengths: np.ndarray) -> int:
 
 
 def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float = 0.5) -> float:
-    """GFLOP/s (two for a multiply-add) of a layer's products on this machine, in the encoder's precision or another.
-
-    For int8 it is the rate in fp32, which is what most of such an encoder's other operations compute in.
-    """
+    """GFLOP/s (two for a multiply-add) of a layer's products on this machine, in the encoder's precision or another."""
     width, inner = widths(encoder)
-    device, dtype = encoder.device, DTYPES[_measured(precision or encoder.identity.precision)]
+    device, dtype = encoder.device, DTYPES[precision or encoder.identity.precision]
     threads = torch.get_num_threads()
     workers = threads if device.type == "cpu" else 1
     ready = threading.Barrier(workers)
@@ -110,10 +107,6 @@ def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float =
             return sum(pool.map(work, range(workers)))
     finally:
         torch.set_num_threads(threads)
-
-
-def _measured(precision: str) -> str:
-    return "fp32" if precision == "int8" else precision
 
 
 def _rate_of_one(

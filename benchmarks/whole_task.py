@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import bar, head_option, in_turn, parser, recipe, rows_of
+from benchmarks.harness import WARM_STEPS, bar, head_option, in_turn, parser, planned_seconds, recipe, rows_of
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
 from ytuning.artifact import save_task
@@ -42,7 +42,6 @@ from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, f
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
 FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
 SCORES = {"banking77": 0.936, "sst2": 0.87}  # the main job's bars
-WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[s
     steps = {"steps": len(result.step_seconds), "planned_steps": result.planned_steps, "rate": rate}
     if config.most_steps is not None and config.most_steps < result.planned_steps:
         other = elapsed - sum(result.step_seconds) - sum(result.validation_seconds)
-        return run_of(other + result.planned_seconds(config.epochs), None, extrapolated=True) | steps
+        return run_of(other + planned_seconds(result, config.epochs), None, extrapolated=True) | steps
     score = work.score(result.logits(work.test.inputs).argmax(1))
     return run_of(elapsed, score) | steps | {"validation_accuracy": result.validation_scores}
 

@@ -120,17 +120,6 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     assert content["calibration"] == {"temperature": 1.5, "smoothing": 0.0, "abstain_below": None}
 
 
-def test_a_task_of_schema_1_was_not_calibrated_and_read_pairs_jointly(folder: Path) -> None:
-    edit(schema=1, pair=True)(folder)
-    content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    content |= {"thresholds": None, "calibration": None}
-    (folder / "task.json").write_text(json.dumps(content))
-    loaded = load_task(folder)
-    assert (loaded.pair, loaded.calibration, loaded.kind) == ("joint", Calibration(), "single")
-    edit(pair=False)(folder)
-    assert load_task(folder).pair is None
-
-
 def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
     state = torch.get_rng_state()
     load_task(folder)
@@ -174,7 +163,7 @@ def test_a_place_where_nothing_can_be_written_beside(
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "head.safetensors", "task.json"]
     content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    assert content["schema"] == 5
+    assert content["schema"] == 1
     assert content["labels"] == ["card", "naïve", "10"]
     assert content["encoder"]["fingerprint"] == IDENTITY.fingerprint
     stored = (folder / "head.safetensors").read_bytes()
@@ -281,8 +270,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (write("task.json", b"\xff\xfe\x00"), "task.json is damaged: it is not JSON"),
     "a list": (write("task.json", b"[]"), "was not written by ytuning: it states no schema"),
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
-    "newer schema": (edit(schema=6), "has schema 6, this version of ytuning reads up to 5. Upgrade"),
-    "pairs of an older form": (edit(schema=3, pair="separate"), "had another form. Train it again: ytuning train DATA"),
+    "another schema": (
+        edit(schema=6),
+        "task.json has schema 6, and this version of ytuning reads schema 1. Train the task again: ytuning train DATA",
+    ),
+    "no pair": (edit(pair=None), "task.json is damaged (KeyError: 'pair')"),
+    "pair as a truth value": (edit(pair=True), "pair must be null or one of joint, separate"),
+    "no calibration": (edit(calibration=None), "task.json is damaged (KeyError: 'calibration')"),
     "no labels": (edit(labels=None), "task.json is damaged (KeyError: 'labels')"),
     "a label twice": (edit(labels=["a", "b", "a"]), "task.json is damaged (InputError: label names must differ"),
     "no metrics": (edit(metrics=None), "task.json is damaged (KeyError: 'metrics')"),
@@ -291,9 +285,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown kind": (edit(kind="many"), "task.json is damaged (ValueError: unknown kind 'many')"),
     "unknown pair": (edit(pair="both"), "pair must be null or one of joint, separate"),
     "too few thresholds": (edit(thresholds=[0.5]), "there must be a threshold for each label"),
-    "no temperature": (edit(calibration={"temperature": 0, "abstain_below": None}), "temperature"),
+    "no temperature": (edit(calibration={"temperature": 0, "smoothing": 0, "abstain_below": None}), "temperature"),
     "unknown head": (edit_head(form="linear"), "task.json: the head's form must be one of"),
-    "unknown head field": (edit_head(depth=3), "task.json: another version of ytuning wrote the head"),
+    "unknown head field": (edit_head(depth=3), "task.json: the head's field 'depth' is unknown"),
     "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json is damaged"),
     "negative head width": (edit_head(width=-3), "task.json is damaged"),
     "head width as text": (edit_head(width="6"), "task.json is damaged (TypeError"),
@@ -332,7 +326,7 @@ def test_refuses_a_file(folder: Path) -> None:
         ("layers", (0, 3)),
         ("precision", "bf16"),
         ("max_length", 16),
-        ("backend", "openvino"),
+        ("long_text", "window"),
     ],
 )
 def test_refuses_another_encoder(field: str, value: object) -> None:
@@ -341,14 +335,6 @@ def test_refuses_another_encoder(field: str, value: object) -> None:
     message = refusal(check_encoder, task, other)
     assert f"{field} is {getattr(IDENTITY, field)!r} in the task and {value!r} in the encoder" in message
     assert "'tickets'" in message and "'other'" in message and "'some/encoder'" in message
-
-
-def test_a_task_from_before_backends_was_trained_in_torch(folder: Path) -> None:
-    content = json.loads((folder / "task.json").read_text())
-    del content["encoder"]["backend"]
-    (folder / "task.json").write_text(json.dumps(content))
-    assert load_task(folder).encoder == IDENTITY
-    check_encoder(load_task(folder), IDENTITY)
 
 
 def test_accepts_the_same_encoder_under_another_name() -> None:

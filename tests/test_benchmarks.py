@@ -21,6 +21,7 @@ from ytuning.encoder import Encoder, load_encoder
 from ytuning.features import stored_features
 from ytuning.progress import Progress
 from ytuning.store import FeatureStore
+from ytuning.tuning import TunedEncoder
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,12 @@ def test_opponents_take_turns() -> None:
     found = harness.in_turn(3, {"a": lambda: measure("a"), "b": lambda: measure("b")})
     assert order == ["a", "b"] * 3
     assert harness.medians(found) == {"a": 3.0, "b": 4.0}
+
+
+def test_planned_seconds_leave_out_the_first_steps(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    result = TunedEncoder(None, encoder, 1, 100, [9.0, 9.0, 9.0, 2.0, 4.0], [1.0, 3.0])
+    assert harness.planned_seconds(result, 5) == pytest.approx(100 * 3.0 + 5 * 2.0)
 
 
 def test_bars() -> None:

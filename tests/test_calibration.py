@@ -94,12 +94,6 @@ def test_stored_and_read(calibration: Calibration) -> None:
     assert Calibration.from_json(content, listed) == calibration
 
 
-def test_nothing_stored_is_the_default() -> None:
-    assert Calibration.from_json(None, None) == Calibration()
-    assert Calibration.from_json(None, [0, 1]) == Calibration(thresholds=(0.0, 1.0))
-    assert Calibration.from_json({"temperature": 2, "abstain_below": None}, None) == Calibration(2.0)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
@@ -124,14 +118,23 @@ def test_nothing_stored_is_the_default() -> None:
     ],
 )
 def test_damaged_numbers(field: str, value: Any, problem: str) -> None:
-    content = {"temperature": 1.0, "abstain_below": None, "thresholds": None} | {field: value}
+    content = {"temperature": 1.0, "smoothing": 0.0, "abstain_below": None, "thresholds": None} | {field: value}
     thresholds = content.pop("thresholds")
     with pytest.raises(ValueError) as caught:
         Calibration.from_json(content, thresholds)
     assert str(caught.value).startswith(problem)
 
 
-@pytest.mark.parametrize("content", [[1.0], {}, {"temperature": 1.0}, {"temperature": 1.0, "abstain_below": 1, "x": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [1.0],
+        {},
+        {"temperature": 1.0, "abstain_below": None},
+        {"temperature": 1.0, "smoothing": 0.0, "abstain_below": 1, "x": 1},
+    ],
+)
 def test_damaged_fields(content: Any) -> None:
     with pytest.raises(ValueError, match=r"^a calibration has temperature, smoothing and abstain_below\. Got "):
         Calibration.from_json(content, None)

@@ -161,39 +161,28 @@ def test_train_reports_the_spread_of_seeds(run: Run, files: Path, tiny_encoder: 
     assert f"saved is seed {seeds['saved']}" in shown.out
 
 
-@pytest.mark.parametrize("store", ["fp16", "compact", "auto"])
+@pytest.mark.parametrize("store", ["fp16", "compact"])
 def test_train_stores_features_as_told(run: Run, files: Path, tiny_encoder: Path, store: str) -> None:
     found = run(
         "train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/stored", "--store", store, "--json", "--quiet"
     )
     assert found.status == 0
-    chosen = found.json["store"]
-    assert chosen == store or store == "auto"
-    said = [line for line in found.err.splitlines() if line.startswith("store: ")]
-    assert len(said) == (store == "auto") and all(line.startswith(f"store: {chosen}, ") for line in said)
-    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == [chosen]
+    assert found.json["store"] == store
+    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == [store]
     assert found.json["cache"]["misses"] == 100
     evaluated = run("evaluate", "tasks/stored", "train.csv", "--json")
     assert (evaluated.json["cache"]["hits"], evaluated.json["cache"]["misses"]) == (100, 0)
-    assert f"stored as {chosen}: 100 texts" in run("cache", "list").out
-    shards = (
-        "2 shards" if store == "auto" else "1 shard"
-    )  # auto stores the train rows that it measures on by themselves
-    assert run("cache", "verify").out == f"{shards} checked, 0 damaged\n"
+    assert f"stored as {store}: 100 texts" in run("cache", "list").out
+    assert run("cache", "verify").out == "1 shard checked, 0 damaged\n"
     assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
 
 
-def test_a_task_of_an_older_version_is_evaluated_in_fp16(run: Run, files: Path, trained: Path) -> None:
-    shutil.copytree(trained, files / "older")
-    content = json.loads((files / "older" / "task.json").read_text())
-    assert content["training"].pop("store") == "int8"
-    (files / "older" / "task.json").write_text(json.dumps(content))
-    assert run("evaluate", "older", "test.csv").status == 0
-    assert [space["codec"] for space in run("cache", "list", "--json").json["spaces"]] == ["fp16"]
-    (files / "older" / "task.json").write_text(json.dumps({**content, "training": {"store": "int2"}}))
-    assert (
-        "store must be one of 'fp16', 'int8', 'compact'. Got 'int2'" in run("evaluate", "older", "test.csv").mistake()
-    )
+def test_a_task_in_an_unknown_codec_is_refused(run: Run, files: Path, trained: Path) -> None:
+    shutil.copytree(trained, files / "edited")
+    content = json.loads((files / "edited" / "task.json").read_text())
+    (files / "edited" / "task.json").write_text(json.dumps({**content, "training": {"store": "int2"}}))
+    found = run("evaluate", "edited", "test.csv")
+    assert "store must be one of 'fp16', 'int8', 'compact'. Got 'int2'" in found.mistake()
 
 
 def test_train_shows_progress_on_stderr_and_tables_on_stdout(run: Run, files: Path, tiny_encoder: Path) -> None:
@@ -733,31 +722,16 @@ def test_cache_remove(run: Run, filled: Path) -> None:
     assert run("cache", "remove", "--all").out == "removed 0 feature spaces\n"
 
 
-def test_a_task_keeps_to_its_backend(run: Run, files: Path, tiny_encoder: Path) -> None:
-    options = ("--encoder", tiny_encoder, "--backend", "openvino", "--precision", "int8")
-    trained = run("train", "train.csv", "--test", "test.csv", *options, "--out", "fast", "--json")
-    assert trained.status == 0
-    identity = load_task(files / "fast").encoder
-    assert identity.precision == "int8" and identity.backend.startswith("openvino, nncf ")
-    evaluated = run("evaluate", "fast", "test.csv", "--json").json
-    assert evaluated["metrics"] == trained.json["metrics"]["test"] and evaluated["cache"]["misses"] == 0
-    assert json.loads(run("predict", "fast", "my card is lost").out)["label"] == "card"
-    (space,) = run("cache", "list", "--json").json["spaces"]
-    assert (space["backend"], space["precision"]) == (identity.backend, "int8")
-    assert f"int8 ({identity.backend})" in run("cache", "list").out
-    root = Path(os.environ["YTUNING_CACHE"])
-    assert (root / "openvino").is_dir()
-    assert run("cache", "remove", "--all").out == "removed 1 feature space\n"
-    assert not list(root.iterdir())
-
-
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 OUT = ("--out", "new")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("train", "nothing.csv", *OUT), "nothing.csv: there is no such file"),
     "a folder": (("train", ".", *OUT), "this is a folder"),
-    "int8 in torch": (("train", "train.csv", "--precision", "int8", *OUT), "For int8 use the backend 'openvino'."),
+    "wrong precision": (
+        ("train", "train.csv", "--precision", "int8", *OUT),
+        "--precision must be one of 'auto', 'fp32', 'bf16'. Got 'int8' instead.",
+    ),
     "unknown suffix": (("train", "rows.xlsx", *OUT), "rows.xlsx"),
     "empty file": (("train", "empty.csv", *OUT), "empty.csv: the file is empty"),
     "no text column": (("train", "odd.csv", *OUT), "there is no column 'text' or 'sentence'"),

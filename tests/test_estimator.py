@@ -64,7 +64,6 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "refit": object(),
         "cache": object(),
         "verbose": object(),
-        "backend": object(),
         "precision": object(),
         "pairs": object(),
         "long_text": object(),
@@ -81,7 +80,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     model = make(preset="paper", seed=5)
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
-        "refit": True, "cache": None, "verbose": False, "backend": "torch", "precision": "auto",
+        "refit": True, "cache": None, "verbose": False, "precision": "auto",
         "pairs": "auto", "long_text": "truncate", "layers": None, "label_texts": None,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
@@ -97,11 +96,11 @@ def test_texts_that_are_cut_are_told(fitted: YTuningClassifier) -> None:
         fitted.predict(["card " * 100, "my login"])
 
 
-def test_backend_and_precision_reach_the_encoder(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
-    model = make(backend="openvino", precision="fp32").fit(*toy_rows)
-    assert (model.task_.encoder.backend, model.task_.encoder.precision) == ("openvino", "fp32")
+def test_the_precision_reaches_the_encoder(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    model = make(precision="bf16").fit(*toy_rows)
+    assert model.task_.encoder.precision == "bf16"
     assert model.score(*toy_rows) > 0.8
-    with pytest.raises(EncoderError, match=r"Got 'int8' instead\. For int8 use the backend 'openvino'"):
+    with pytest.raises(EncoderError, match=r"^precision must be one of 'auto', 'fp32', 'bf16'\. Got 'int8' instead\.$"):
         make(precision="int8").fit(*toy_rows)
 
 
@@ -121,9 +120,7 @@ def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy
         InputError, match=r"preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\."
     ):
         make(preset="best").fit(*toy_rows)
-    with pytest.raises(
-        InputError, match=r"store must be one of 'fp16', 'int8', 'compact', 'auto'\. Got 'tiny' instead"
-    ):
+    with pytest.raises(InputError, match=r"store must be one of 'fp16', 'int8', 'compact'\. Got 'tiny' instead"):
         make(store="tiny").fit(*toy_rows)
     for wrong in ("even", 5, ["card"], *({toy_rows[1][0]: value} for value in ("x", None, math.nan, -1))):
         with pytest.raises(InputError, match=r"^class_weight must be one of None, 'balanced', .*Got .* instead"):

@@ -107,7 +107,8 @@ def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: Fe
     live = live_features(inputs, encoder)
     found = []
     for row in range(len(inputs)):
-        stored = torch.from_numpy(space.codec.encode(torch.from_numpy(live.halves(torch.tensor([row])))).numpy())
+        half = live.tokens(torch.tensor([row])).half()
+        stored = space.codec.encode(half)
         found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
     return found
 
@@ -743,7 +744,9 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
 def test_features_in_a_devices_memory_are_the_stored_ones(
     encoder: Encoder, store: FeatureStore, codec: str, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = [(" ".join(WORDS[row % 7 : row % 7 + 1 + row % 5] + [str(row)]), None) for row in range(60)]
+    inputs: list[TextInput] = [
+        (" ".join([*WORDS[row % 7 : row % 7 + 1 + row % 5], str(row)]), None) for row in range(60)
+    ]
     stored_features(
         [inputs[row] for row in np.random.default_rng(0).permutation(60)], encoder, store, Progress(), codec=codec
     )

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ytuning import layer_choice as module
+from ytuning import samples
 from ytuning.artifact import PairMode
 from ytuning.codecs import Half
 from ytuning.data import Dataset, from_lists, labels_of
@@ -26,6 +27,7 @@ from ytuning.pipeline import Trained, train_task
 from ytuning.pretrained import default_layers
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, recipe_from_json
+from ytuning.samples import sample_rows
 from ytuning.store import FeatureStore, StoredRows
 from ytuning.targets import Target, fit_target
 from ytuning.tokens import TokenizedTexts
@@ -196,8 +198,8 @@ def test_where_no_row_can_be_held_out_the_default_is_taken(encoder: Encoder) -> 
     assert (found.layers, found.written) == ((2, 3), 3)
 
 
-def train(data: Dataset, encoder: Encoder, progress: Progress | None = None, codec: str = "int8") -> Trained:
-    return train_task(data, encoder, FeatureStore(), RECIPE, layers="auto", codec=codec, progress=progress)
+def train(data: Dataset, encoder: Encoder, progress: Progress | None = None) -> Trained:
+    return train_task(data, encoder, FeatureStore(), RECIPE, layers="auto", progress=progress)
 
 
 def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
@@ -231,13 +233,19 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
         assert torch.equal(value, again.task.head.state_dict()[name])
 
 
-def test_layers_and_store_are_chosen_one_after_the_other(toy: Dataset, encoder: Encoder) -> None:
-    progress = Recorder()
-    trained = train(toy, encoder, progress, codec="auto")
-    assert [line.split(":")[0] for line in progress.said if line.split(":")[0] in ("layers", "store")] == [
-        "layers", "store",
-    ]  # fmt: skip
-    assert len(FeatureStore().spaces()) == 1 and trained.cache.misses == 120
+def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 60)
+    labels = toy.names
+    sample = sample_rows(toy, 0, encoder)
+    for label in set(labels):
+        assert abs(sample.names.count(label) - labels.count(label) / 2) <= 1
+    tokens = float(encoder.tokenize(toy.inputs).lengths.mean())
+    monkeypatch.setattr(samples, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
+    assert len(sample_rows(toy, 0, encoder)) == 30
+    assert sample_rows(toy, 0, encoder).texts == sample_rows(toy, 0, encoder).texts
+    assert sample_rows(toy, 1, encoder).texts != sample_rows(toy, 0, encoder).texts
 
 
 def test_pairs_are_measured_as_they_will_be_read(toy_rows: tuple[list[str], list[str]], encoder: Encoder) -> None:

@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 import torch
 
-from ytuning import codec_choice, layer_choice, pipeline
+from ytuning import layer_choice, pipeline, samples
 from ytuning.artifact import PairMode, load_task, save_task
 from ytuning.calibration import Calibration, calibrate, calibrated
 from ytuning.data import Dataset, from_lists
@@ -105,16 +105,15 @@ def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
         seen.append(data)
         return sample_rows(data, *arguments)
 
-    for module in (layer_choice, codec_choice):
-        monkeypatch.setattr(module, "sample_rows", sampled)
+    monkeypatch.setattr(layer_choice, "sample_rows", sampled)
     monkeypatch.setattr(layer_choice, "STEPS", 8)
-    train(toy, encoder, layers="auto", codec="auto", seed=3)
+    train(toy, encoder, layers="auto", seed=3)
     rows, held = split_holdout(toy, 3)
-    assert [data.texts for data in seen] == [toy.select(rows).texts] * 2
+    assert [data.texts for data in seen] == [toy.select(rows).texts]
     assert not set(seen[0].texts) & set(toy.select(held).texts)
     validation = toy.select(held)
-    train(toy.select(rows), encoder, layers="auto", codec="auto", validation=validation)
-    assert [len(data) for data in seen[2:]] == [len(rows)] * 2
+    train(toy.select(rows), encoder, layers="auto", validation=validation)
+    assert [len(data) for data in seen[1:]] == [len(rows)]
 
 
 def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder) -> None:
@@ -331,19 +330,6 @@ def test_every_kind_goes_the_whole_way(
     assert report.intervals == trained.reports["test"].intervals
 
 
-@pytest.mark.parametrize("kind", KIND_METRICS)
-def test_auto_chooses_a_codec_for_every_kind(kind: str, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
-    said: list[str] = []
-
-    class Saying(Progress):
-        def say(self, message: str) -> None:
-            said.append(message)
-
-    trained = train(of_kind[kind], encoder, codec="auto", progress=Saying())
-    assert f"store: {trained.task.codec}, " in said[0] and "held-out rows of a sample" in said[0]
-    assert "against" in said[0] and "-" not in said[0].partition("sample")[2]  # errors are shown, not their negatives
-
-
 @pytest.mark.parametrize("mode", ["joint", "separate"])
 def test_pairs_are_read_as_told(mode: Any, toy: Dataset, encoder: Encoder) -> None:
     data = replace(toy, text_pairs=toy.texts[::-1])
@@ -521,27 +507,32 @@ def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
 
 
 def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = pipeline._chosen
+    choose = layer_choice.choose_layers
 
-    def more_than_is_read(*given: Any, **options: Any) -> Any:
-        return (*chosen(*given, **options)[:3], 10**6)  # as after Ctrl-C in the second way of reading
+    def more_than_is_read(*given: Any, **options: Any) -> layer_choice.LayerChoice:
+        return replace(choose(*given, **options), written=10**6)  # as after Ctrl-C in the second way of reading
 
-    first = train(toy, encoder)
-    monkeypatch.setattr(pipeline, "_chosen", more_than_is_read)
-    again = train(toy, encoder)
+    monkeypatch.setattr(layer_choice, "STEPS", 8)
+    first = train(toy, encoder, layers="auto")
+    monkeypatch.setattr(pipeline, "choose_layers", more_than_is_read)
+    again = train(toy, encoder, layers="auto")
     assert first.cache.misses + first.cache.hits == again.cache.misses + again.cache.hits
     assert again.cache.hits == 0
 
 
-def test_a_codec_for_pairs_read_one_by_one_is_measured_on_them(toy: Dataset, encoder: Encoder) -> None:
-    data = replace(toy, text_pairs=toy.texts[::-1])
-    trained = train(data, encoder, pairs="separate", codec="auto")
-    assert (trained.cache.hits, trained.cache.misses) == (0, len(set(toy.texts)))
+def test_an_unknown_codec_is_refused_before_encoding(toy: Dataset, encoder: Encoder) -> None:
+    with pytest.raises(InputError, match=r"^store must be one of 'fp16', 'int8', 'compact'\. Got 'auto' instead\.$"):
+        train(toy, encoder, codec="auto")
+    assert FeatureStore().spaces() == []
 
 
-def test_labels_that_a_sample_lacks_are_no_mistake(toy: Dataset, encoder: Encoder) -> None:
+def test_labels_that_a_sample_lacks_are_no_mistake(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_choice, "STEPS", 8)
+    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 40)
     rare = replace(toy, labels=["once", *(["1", "2"] * 60)[:119]])
-    trained = train(rare, encoder, validation=toy_like(rare), codec="auto")
+    trained = train(rare, encoder, validation=toy_like(rare), layers="auto")
     assert trained.task.target.names == ("1", "2", "once")
 
 

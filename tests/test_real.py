@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 
-from tests.test_encoder import all_features
 from ytuning.artifact import load_task, save_task
 from ytuning.backends import Precision
 from ytuning.codecs import Compact, build_codec
@@ -80,7 +79,7 @@ def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, 
     bounds = {"int8": (0.52, 0.025), "compact": (0.26, compact)}
     for name in ("trec6", "sst2", "ag_news"):
         inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:600]
-        features = live_features(inputs, encoder).halves(torch.arange(len(inputs)))
+        features = live_features(inputs, encoder).tokens(torch.arange(len(inputs))).half().numpy()
         half = len(features) // 2
         exact = features[half:].astype(np.float32)
         for codec_name, (share, bound) in bounds.items():
@@ -104,36 +103,6 @@ def test_stored_and_live_logits_are_close(
     assert np.abs(stored - live).max() < 0.2  # measured 0.055
     assert np.abs(stored - live).mean() < 0.01  # measured 0.003
     assert (stored.argmax(1) == live.argmax(1)).mean() > 0.995
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_openvino_is_as_near_to_torch_as_the_readme_says(
-    precision: Precision, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    reference = load_encoder(precision="fp32", device="cpu")
-    root = tmp_path_factory.getbasetemp() / "quantised"  # one for all the tests of this run
-    encoder = load_encoder(precision=precision, backend="openvino", cache=root)
-    for name in ("sst2", "banking77", "imdb"):
-        inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:60]
-        difference, size = 0.0, 0.0
-        for found, expected in zip(all_features(encoder, inputs), all_features(reference, inputs), strict=True):
-            difference += float(np.square(found.astype(np.float64) - expected).sum())
-            size += float(np.square(expected.astype(np.float64)).sum())
-        assert np.sqrt(difference / size) < (0.12 if precision == "int8" else 1e-4)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_openvino_features_do_not_depend_on_the_batch(
-    precision: Precision, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    root = tmp_path_factory.getbasetemp() / "quantised"
-    encoder = load_encoder(precision=precision, backend="openvino", cache=root)
-    inputs = read_dataset(shared_data / "sst2" / "train.jsonl").inputs[:300]
-    together = live_features(inputs, encoder)
-    for size in (1, 7, 60):
-        apart = live_features(inputs[:size], encoder)
-        rows = torch.arange(size)
-        assert torch.equal(apart.batch(rows)[0], together.batch(rows)[0])
 
 
 def test_trec_is_learned_better_than_by_logistic_regression_on_validation(

@@ -48,7 +48,12 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ),
         (None, "layers", [], "layers must be null or a list of whole numbers. Got [] instead."),
         (None, "layers", "4", "layers must be null or a list of whole numbers. Got '4' instead."),
-        (None, "schema", 2, "the recipe's schema must be one of 1. Got 2 instead."),
+        (
+            None,
+            "schema",
+            2,
+            "the recipe has schema 2, and this version of ytuning reads schema 1. Write one with ytuning search",
+        ),
         (None, "more", 2, "a recipe has the fields head, layers, schema, training. Write one with ytuning search"),
         (None, "head", 3, "the recipe's fields 'head' and 'training' must be mappings. Write one with ytuning search"),
     ],

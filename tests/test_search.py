@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -309,11 +310,12 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
         with pytest.raises(InputError, match=r"holds a search with another version of ytuning\. Choose "):
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()
-    file.write_text(json.dumps({**json.loads(content), "schema": 1}))
-    with pytest.raises(InputError, match=r"was written by another version of ytuning\. Choose another folder"):
+    file.write_text(json.dumps({"schema": 2}))
+    message = f"{file} has schema 2, and this version of ytuning reads schema 1. Choose another folder with --out"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}, or remove the file$"):
         found(toy, encoder, tmp_path / "out")
     file.write_text(content[:-40])
-    with pytest.raises(InputError, match=r"is damaged or was not written by this version .*\. Remove it, or choose "):
+    with pytest.raises(InputError, match=r"is damaged or was not written by ytuning search .*\. Remove it, or choose "):
         found(toy, encoder, tmp_path / "out")
 
 

@@ -137,17 +137,3 @@ def test_json_and_back(target: Names | Scale) -> None:
 def test_other_json_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises((InputError, KeyError, ValueError)):
         target_from_json(content)
-
-
-@pytest.mark.parametrize(
-    ("stored", "read"),
-    [
-        ([" a", "b\u00a0"], ("a", "b")),  # as rows are read
-        ([" a", "a"], (" a", "a")),
-        (["a", " "], ("a", " ")),
-    ],
-)
-def test_names_of_earlier_versions_lose_white_space_where_they_stay_different(
-    stored: list[str], read: tuple[str, ...]
-) -> None:
-    assert target_from_json({"kind": "single", "labels": stored}).names == read

@@ -25,7 +25,7 @@ from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig, preset
 from ytuning.stack import Learner, stack_logits, stack_step
 from ytuning.targets import Objective
-from ytuning.training import FitResult, Job, fit_head, fit_heads, logits_of
+from ytuning.training import FitResult, Job, fit_heads, logits_of
 from ytuning.workers import Workers
 
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
@@ -43,10 +43,12 @@ def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Feat
 
 @pytest.fixture
 def fit(toy: tuple[Features, np.ndarray]) -> Callable[..., FitResult]:
-    """``fit_head`` on the toy rows."""
+    """One head on the toy rows."""
 
-    def fit(recipe: Recipe = RECIPE, **options: Any) -> FitResult:
-        return fit_head(*toy, train=TRAIN, validation=VALIDATION, recipe=recipe, **options)
+    def fit(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> FitResult:
+        features, targets = toy
+        job = Job(targets, recipe, seed)
+        return fit_heads(features, [job], train=TRAIN, validation=VALIDATION, seed=seed, **options)[0]
 
     return fit
 
@@ -96,7 +98,7 @@ def test_a_training_that_diverges_is_told_of_any_kind(objective: Objective, toy:
     targets = np.eye(3, dtype=np.float32)[ids] if objective == "multi" else (ids / 2).astype(np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
     with pytest.raises(InputError, match="the training diverged"):
-        fit_head(features, targets, train=TRAIN, validation=VALIDATION, recipe=recipe, objective=objective)
+        fit_heads(features, [Job(targets, recipe, objective=objective)], train=TRAIN, validation=VALIDATION)
 
 
 def test_a_later_round_that_diverged_is_left_out(
@@ -115,9 +117,10 @@ def test_a_later_round_that_diverged_is_left_out(
 
 
 def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
-    config = replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))
+    features, ids = toy
+    job = Job(ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))), outputs=4)
     with pytest.raises(InputError, match=r"^label_weights must be above 0 for a label that a train row has\. Got "):
-        fit_head(*toy, train=TRAIN, validation=VALIDATION, recipe=replace(RECIPE, training=config), outputs=4)
+        fit_heads(features, [job], train=TRAIN, validation=VALIDATION)
 
 
 def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> None:
@@ -542,10 +545,11 @@ def test_only_rounds_that_may_be_chosen_are_kept(
     assert list(runs[0]._rounds[1]) == [1, 3, 4]
 
 
-def test_a_head_learns_the_same_from_features_in_a_devices_memory(
-    toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult]
-) -> None:
+def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Features, np.ndarray]) -> None:
     features, targets = toy
+    recipe = replace(preset("few-shot"), training=SHORT)  # of a form that is trained on the features themselves anyway
     resident = features.resident(torch.arange(120), torch.device("cpu"))
-    found = fit_head(resident, targets, train=TRAIN, validation=VALIDATION, recipe=RECIPE, reduce=False)
-    assert weights(found.head) == weights(fit(reduce=False).head)
+    one, other = (
+        fit_heads(part, [Job(targets, recipe)], train=TRAIN, validation=VALIDATION)[0] for part in (features, resident)
+    )
+    assert weights(one.head) == weights(other.head)

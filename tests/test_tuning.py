@@ -78,14 +78,14 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_encoder: Path, rows: Rows) -> None:
     before, inputs = weights_of(tiny_encoder), rows[0][:9]
-    features = live_features(inputs, encoder).halves(torch.arange(9))
+    features = live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy()
     result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-2, most_steps=3))
     assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     after = result.model.bert.state_dict()
     for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
         name = f"encoder.layer.{layer}.attention.self.query.weight"
         assert not torch.equal(after[name], before[name])
-    np.testing.assert_array_equal(live_features(inputs, encoder).halves(torch.arange(9)), features)
+    np.testing.assert_array_equal(live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy(), features)
 
 
 def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
@@ -123,11 +123,6 @@ def test_stops_when_validation_gets_no_better(encoder: Encoder, rows: Rows) -> N
     result = full_fine_tuning(encoder, *rows, config=TuningConfig(0.0, epochs=9, patience=2))
     assert result.validation_scores == [result.validation_scores[0]] * 3
     assert len(result.step_seconds) == result.planned_steps // 3
-
-
-def test_planned_seconds_leave_out_the_first_steps(encoder: Encoder) -> None:
-    result = TunedEncoder(None, encoder, 1, 100, [9.0, 9.0, 9.0, 2.0, 4.0], [1.0, 3.0])
-    assert result.planned_seconds(5) == pytest.approx(100 * 3.0 + 5 * 2.0)
 
 
 def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:

@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 
 from ytuning.calibration import Calibration
-from ytuning.errors import InputError, TaskFolderError, cannot_write
-from ytuning.head import HeadConfig, LabelHead, MatchingHead, PooledConfig, build_head, config_from_json, config_to_json
+from ytuning.codecs import DEFAULT_CODEC
+from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
+from ytuning.head import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
 from ytuning.identity import EncoderIdentity
 from ytuning.labels import Kind
 from ytuning.targets import Scale, Target, target_from_json
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 MOST_BESIDE = 100  # names that are tried for what was interrupted
-SCHEMA = 5  # 1: single labels only, not calibrated, no thresholds; 2, 3: see _refuse_old_pairs; 4: smoothing not undone
+SCHEMA = 1
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
@@ -104,8 +105,8 @@ class Task:
 
     @property
     def codec(self) -> str:
-        """In which its features were stored; tasks that were trained before there was a choice do not state it."""
-        return str(self.training.get("store", "fp16"))
+        """Codec of the stored features that it was trained on."""
+        return str(self.training.get("store", DEFAULT_CODEC))
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -192,7 +193,7 @@ def place_beside(folder: Path) -> Path:
 
 
 def holds_finished_task(folder: Path) -> bool:
-    """Whether there is a ``task.json``, be it of a newer version, that does not say that training was interrupted."""
+    """Whether there is a ``task.json``, readable or not, that does not say that training was interrupted."""
     if not os.path.isfile(folder / TASK_FILE):
         return False
     try:
@@ -217,7 +218,7 @@ def load_task(folder: str | Path) -> Task:
     """Read a task folder, checking everything in it.
 
     Raises:
-        TaskFolderError: not there, foreign, damaged, or written by a newer version; each with its own message.
+        TaskFolderError: not there, foreign, damaged, or of another schema; each with its own message.
     """
     path = Path(folder)
     content = _read_json(path)
@@ -226,7 +227,6 @@ def load_task(folder: str | Path) -> Task:
         pair = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = _head_config(content["head"], path / TASK_FILE)
-        _refuse_old_pairs(content["schema"], config, pair, path)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
             head = build_head(
                 config,
@@ -269,7 +269,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
-    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "backend", "long_text")
+    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "long_text")
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
     raise TaskFolderError(
         f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
@@ -292,29 +292,22 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise TaskFolderError(f"{file} was not written by ytuning: it states no schema")
-    if content["schema"] > SCHEMA:
-        raise TaskFolderError(
-            f"{file} has schema {content['schema']}, this version of ytuning reads up to {SCHEMA}. "
-            "Upgrade: pip install -U ytuning"
-        )
+    if content["schema"] != SCHEMA:
+        remedy = f"Train the task again: ytuning train DATA --out {path}"
+        raise TaskFolderError(wrong_schema(file, content["schema"], SCHEMA, remedy))
     return content
 
 
 def _pair_mode(value: Any) -> PairMode | None:
-    """Tasks of schema 1 state whether a row is a pair, which was always read jointly."""
-    mode: PairMode | None = ("joint" if value else None) if isinstance(value, bool) else value
-    if mode not in (None, *PAIR_MODES):
+    """How the task reads pairs, None where its rows are single texts.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if value not in (None, *PAIR_MODES):
         raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
+    mode: PairMode | None = value
     return mode
-
-
-def _refuse_old_pairs(schema: int, config: HeadConfig, pair: PairMode | None, path: Path) -> None:
-    """Before schema 4 a pooled head had no attention between a pair's texts, before 3 it also matched both of them."""
-    if schema < 4 and pair == "separate" and isinstance(config, PooledConfig):
-        raise TaskFolderError(
-            f"{path / TASK_FILE} has schema {schema}, whose heads for pairs that are read one by one had another form. "
-            f"Train it again: ytuning train DATA --out {path}"
-        )
 
 
 def _head_config(value: Any, file: Path) -> HeadConfig:

@@ -1,53 +1,29 @@
-"""What can compute hidden states, and in which arithmetic; and how torch does with any model.
+"""In which arithmetic hidden states are computed, and how torch computes them with any model.
 
-The others are `packed_states.py`, torch on a CPU with models laid out like BERT, and `openvino_states.py`.
-
-`TorchStates` and `OpenVinoStates` are called with token ids (B, T) and segment ids (B, T), int64, or None for an
-encoder without segments, and the number of rows that are wanted (the rest only fill the batch); they give features
-(B, T, L, D) float16.
+`packed_states.py` computes them on a CPU with models that are laid out like BERT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from ytuning.errors import EncoderError, allowed
-
 __all__ = [
     "FEWEST_TOKENS",
     "PRECISIONS",
-    "Backend",
     "Precision",
     "TorchStates",
-    "check_choice",
     "fast_precision",
     "half",
-    "stacked",
 ]
 
-Backend = Literal["torch", "openvino"]
-Precision = Literal["auto", "fp32", "bf16", "int8"]
-PRECISIONS = {"torch": ("auto", "fp32", "bf16"), "openvino": ("auto", "fp32", "bf16", "int8")}
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
-
-
-def check_choice(backend: str, precision: str) -> None:
-    """Refuse a backend or a precision that does not exist, or that do not go together.
-
-    Raises:
-        EncoderError: names those allowed.
-    """
-    if backend not in PRECISIONS:
-        raise EncoderError(allowed("backend", backend, PRECISIONS))
-    if precision not in PRECISIONS[backend]:
-        others = [other for other, precisions in PRECISIONS.items() if precision in precisions]
-        remedy = f" For {precision} use the backend {others[0]!r}." if others else ""
-        raise EncoderError(allowed("precision", precision, PRECISIONS[backend]) + remedy)
 
 
 def fast_precision(device: torch.device) -> str:
@@ -76,29 +52,24 @@ class TorchStates:
     def __call__(
         self, ids: np.ndarray, types: np.ndarray | None, count: int, mask: np.ndarray | None = None
     ) -> torch.Tensor:
-        """(count, T, L, D) float16 on its device; with a mask (B, T), 1 at tokens, texts may have different lengths."""
+        """Hidden states of the first ``count`` rows of a batch; the other rows only fill it.
+
+        Args:
+            ids: (B, T) int64 token ids.
+            types: (B, T) int64 segment ids, or None for an encoder without segments.
+            count: number of rows that are wanted.
+            mask: (B, T) int64, 1 at tokens and 0 beyond them, where texts have different lengths.
+
+        Returns:
+            (count, T, L, D) float16, on the device.
+        """
+        given = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         with torch.inference_mode():
-            given = [
-                None if values is None else torch.from_numpy(values).to(self.device) for values in (ids, types, mask)
-            ]
-            return half(stacked(self.model, self.layers, given[0], given[1], count, mask=given[2]))
-
-
-def stacked(
-    model: Any,
-    layers: Sequence[int],
-    ids: torch.Tensor | None,
-    types: torch.Tensor | None,
-    count: int | None = None,
-    *,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """(count, T, L, D): hidden states of the chosen layers; all B of them without ``count``."""
-    segments = {} if types is None else {"token_type_ids": types}
-    if mask is not None:
-        segments["attention_mask"] = mask
-    states = model(input_ids=ids, **segments, output_hidden_states=True, return_dict=True).hidden_states
-    return torch.stack([states[layer][:count] for layer in layers], dim=2)
+            tensors = {
+                name: torch.from_numpy(values).to(self.device) for name, values in given.items() if values is not None
+            }
+            states = self.model(**tensors, output_hidden_states=True, return_dict=True).hidden_states
+            return half(torch.stack([states[layer][:count] for layer in self.layers], dim=2))
 
 
 def half(states: torch.Tensor) -> torch.Tensor:

@@ -77,24 +77,21 @@ class Calibration:
         return {"temperature": self.temperature, "smoothing": self.smoothing, "abstain_below": self.abstain_below}
 
     @classmethod
-    def from_json(cls, calibration: dict[str, Any] | None, thresholds: list[float] | None) -> Calibration:
-        """The inverse of :meth:`to_json`; ``None`` and ``None`` are those of a task that was not calibrated.
+    def from_json(cls, calibration: dict[str, Any], thresholds: list[float] | None) -> Calibration:
+        """The inverse of :meth:`to_json`.
 
         Raises:
             ValueError: not such fields, or numbers beyond their range.
         """
-        content = {"temperature": 1.0, "abstain_below": None} if calibration is None else calibration
-        if isinstance(content, dict):
-            content = {"smoothing": 0.0, **content}  # earlier versions undid none
-        if not isinstance(content, dict) or set(content) != {"temperature", "smoothing", "abstain_below"}:
+        if not isinstance(calibration, dict) or set(calibration) != {"temperature", "smoothing", "abstain_below"}:
             wanted = "a calibration has temperature, smoothing and abstain_below"
             raise ValueError(f"{wanted}. Got {shown(calibration)} instead.")
         if not isinstance(thresholds, list | None):
             raise ValueError(f"thresholds must be a list or null. Got {shown(thresholds)} instead.")
-        below = content["abstain_below"]
+        below = calibration["abstain_below"]
         return cls(
-            temperature=_number("temperature", content["temperature"], "above 0"),
-            smoothing=_number("smoothing", content["smoothing"], "from 0 to below 1"),
+            temperature=_number("temperature", calibration["temperature"], "above 0"),
+            smoothing=_number("smoothing", calibration["smoothing"], "from 0 to below 1"),
             thresholds=None
             if thresholds is None
             else tuple(_number("a threshold", each, "from 0 to 1") for each in thresholds),

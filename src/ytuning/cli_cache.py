@@ -31,7 +31,6 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
             "encoder": space.identity["name"],
             "layers": space.identity["layers"],
             "precision": space.identity["precision"],
-            "backend": space.identity.get("backend", "torch"),
             "max_length": space.identity["max_length"],
             "texts": len(space),
             "tokens": space.tokens,
@@ -53,7 +52,7 @@ def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         layers = ", ".join(map(str, row["layers"]))
         console.print(
-            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']} ({row['backend']}), "
+            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, "
             f"{row['max_length']} tokens, stored as {row['codec']}: "
             f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB in "
             f"{counted(row['shards'], 'shard')}",
@@ -105,9 +104,7 @@ def cache_remove(
     fingerprint: Annotated[
         str | None, typer.Argument(help="Beginning of a name that `cache list` shows, or all of it.")
     ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Remove everything that is stored, quantised encoders too.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -16,8 +16,6 @@ from rich.table import Table
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
 from ytuning.errors import MissingExtraError, cannot_write
 from ytuning.options import (
-    Backend,
-    BackendOption,
     Kind,
     KindOption,
     Label,
@@ -72,7 +70,6 @@ def search(  # one parameter for each option
     pairs: PairsOption = Pairs.auto,
     encoder: TrainedEncoder = DEFAULT_ENCODER,
     long_text: LongTextOption = LongText.truncate,
-    backend: BackendOption = Backend.torch,
     precision: PrecisionOption = Precision.auto,
     preset: Annotated[
         Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
@@ -97,7 +94,6 @@ def search(  # one parameter for each option
     Needs the extra `search`; with the extra `plots` the results are drawn, too. Ctrl-C ends the search, and the best so
     far is trained; the same command goes on from there.
     """
-    from ytuning.backends import check_choice
     from ytuning.encoder import load_encoder
     from ytuning.pipeline import Stopwatch
     from ytuning.recipes import PRESETS
@@ -105,7 +101,6 @@ def search(  # one parameter for each option
     from ytuning.store import FeatureStore
 
     start, watch = time.perf_counter(), Stopwatch()
-    check_choice(backend.value, precision.value)
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
             columns = {"text": text, "text_pair": text_pair, "label": label}
@@ -113,7 +108,7 @@ def search(  # one parameter for each option
                 progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet
             )
         with watch.stage("encode"):
-            loaded = load_encoder(encoder, backend=backend.value, precision=precision.value, long_text=long_text.value)
+            loaded = load_encoder(encoder, precision=precision.value, long_text=long_text.value)
         found = run(
             rows,
             loaded,

@@ -25,8 +25,6 @@ from ytuning.console import (
 )
 from ytuning.errors import InputError, counted
 from ytuning.options import (
-    Backend,
-    BackendOption,
     Kind,
     KindOption,
     Label,
@@ -67,7 +65,6 @@ class Store(StrEnum):
     fp16 = "fp16"
     int8 = "int8"
     compact = "compact"
-    auto = "auto"
 
 
 class Loss(StrEnum):
@@ -108,7 +105,6 @@ def train(
     pairs: PairsOption = Pairs.auto,
     encoder: TrainedEncoder = DEFAULT_ENCODER,
     long_text: LongTextOption = LongText.truncate,
-    backend: BackendOption = Backend.torch,
     precision: PrecisionOption = Precision.auto,
     preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
     loss: Annotated[
@@ -142,8 +138,7 @@ def train(
         Store,
         typer.Option(
             "--store",
-            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter; auto measures on a "
-            "sample what they cost in accuracy.",
+            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter.",
         ),
     ] = Store.int8,
     seed: Annotated[
@@ -164,7 +159,6 @@ def train(
 ) -> None:
     """Train a label head on labelled texts and save it as a task folder."""
     from ytuning.artifact import check_target, save_task, task_files
-    from ytuning.backends import check_choice
     from ytuning.encoder import load_encoder
     from ytuning.label_texts import read_label_texts
     from ytuning.pipeline import Stopwatch, train_task
@@ -181,7 +175,6 @@ def train(
         recipe = replace(recipe, training=replace(recipe.training, loss=loss.value))
     if label_weights is LabelWeights.balanced:
         recipe = weighing_labels(recipe, "balanced")
-    check_choice(backend.value, precision.value)
     check_target(out)
     if report is not None:
         check_result_file(
@@ -201,7 +194,6 @@ def train(
                 encoder,
                 layers=recipe.layers,
                 pairs=parts[0].text_pairs is not None,
-                backend=backend.value,
                 precision=precision.value,
                 long_text=long_text.value,
             )

@@ -33,7 +33,7 @@ from ytuning.tokens import TextInput
 from ytuning.training import logits_of
 from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, load_peft, lora
 
-__all__ = ["DEFAULT_METHODS", "METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
+__all__ = ["METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
 EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
 PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
@@ -363,4 +363,3 @@ METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
     "lora": _lora,
     "setfit": _setfit,
 }
-DEFAULT_METHODS = ("ytuning", "paper", "logistic", "full", "lora")

@@ -18,21 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ytuning.backends import FEWEST_TOKENS, Backend, Precision, TorchStates, check_choice, fast_precision
+from ytuning.backends import FEWEST_TOKENS, PRECISIONS, Precision, TorchStates, fast_precision
 from ytuning.errors import EncoderError, allowed
 from ytuning.identity import EncoderIdentity
 from ytuning.memory import keep_freed_memory
-from ytuning.openvino_states import (
-    OpenVinoStates,
-    backend_name,
-    calibration_texts,
-    openvino_model,
-    openvino_precision,
-)
 from ytuning.packed_gpu import PackedGpu
 from ytuning.packed_states import PackedStates
 from ytuning.pretrained import kept_layers, load_model, longest_input, shorten, tokenizer_rules
-from ytuning.sources import DEFAULT_ENCODER, default_root, find_encoder, weights_hash
+from ytuning.sources import DEFAULT_ENCODER, find_encoder, weights_hash
 from ytuning.tokens import TextInput, TokenizedTexts, plan_batches, plan_packed
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
@@ -53,20 +46,9 @@ SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, eve
 class Encoder:
     """A frozen encoder and its tokenizer. Made by :func:`load_encoder`."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        identity: EncoderIdentity,
-        device: torch.device,
-        cache: str | Path | None = None,
-    ) -> None:
-        """``cache`` is that of :func:`load_encoder`."""
+    def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
-        self._cache = cache
-        self.states: TorchStates | PackedStates | PackedGpu | OpenVinoStates = TorchStates(
-            model, identity.layers, device
-        )
+        self.states: TorchStates | PackedStates | PackedGpu = TorchStates(model, identity.layers, device)
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
@@ -86,7 +68,7 @@ class Encoder:
         Raises: as :func:`load_encoder`.
         """
         options = {**self.identity.options, "layers": tuple(layers)}
-        return load_encoder(self.identity.name, device=str(self.device), cache=self._cache, **options)
+        return load_encoder(self.identity.name, device=str(self.device), **options)
 
     def check_layers(self, wanted: Sequence[int] | None) -> None:
         """Refuse to go on with other hidden states than those wanted (as for :func:`load_encoder`; None: any).
@@ -177,7 +159,7 @@ class Encoder:
 
         Yields: as :meth:`encode`.
         """
-        if not isinstance(self.states, TorchStates):
+        if isinstance(self.states, PackedStates):
             yield from self.encode(tokens, finish)
             return
         order = np.argsort(tokens.lengths, kind="stable")
@@ -258,11 +240,8 @@ class Encoder:
         the last bits of its features. Torch's fp32 takes any size, which spares small sets half of their pass.
         """
         full = max(1, self._tokens_per_batch // length)
-        if self.identity.backend == "torch" and self.identity.precision == "fp32":
-            step = 1
-        else:
-            sizes = 1 if self.identity.precision == "bf16" and self.device.type == "cpu" else SIZES
-            step = -(-full // sizes)
+        in_onednn = self.identity.precision == "bf16"
+        step = -(-full // (1 if self.device.type == "cpu" else SIZES)) if in_onednn else 1
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
 
     def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
@@ -273,13 +252,9 @@ class Encoder:
             return self.states(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch])
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        found: torch.Tensor = self.states(*self._arguments(tokens, rows), len(batch))  # type: ignore[assignment]
-        return found.reshape(-1, *self._token_shape)
-
-    def _arguments(self, tokens: TokenizedTexts, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(B, T) token ids, and segment ids if the encoder has any, int64."""
+        ids = tokens.rows(rows, tokens.ids).astype(np.int64)  # (B, T)
         types = tokens.rows(rows, tokens.types).astype(np.int64) if self._typed else None
-        return tokens.rows(rows, tokens.ids).astype(np.int64), types
+        return self.states(ids, types, len(batch)).reshape(-1, *self._token_shape)
 
     def _to_packed(self) -> None:
         """Compute texts end to end from now on, if the model is laid out for it."""
@@ -287,27 +262,6 @@ class Encoder:
             self.states = PackedStates(self.model, self.identity.layers)
         elif PackedGpu.fits(self.model, self.device, self.identity.max_length):
             self.states = PackedGpu(self.model, self.identity.layers)
-
-    def _to_openvino(self, root: Path) -> None:
-        """Compute in OpenVINO from now on."""
-        assert isinstance(self.states, TorchStates)
-
-        def calibration() -> list[tuple[np.ndarray, np.ndarray | None]]:
-            tokens = self.tokenize(calibration_texts())
-            return [self._arguments(tokens, np.array([row])) for row in range(len(tokens.lengths))]
-
-        model = openvino_model(
-            self.states,
-            self.identity.name,
-            self.identity.precision,
-            typed=self._typed,
-            max_length=self.identity.max_length,
-            calibration=calibration,
-            root=root,
-            fingerprint=self.identity.fingerprint,
-        )
-        self.states = OpenVinoStates(model, self.identity.precision)
-        self.model.to("meta")  # its weights are OpenVINO's now
 
 
 def load_encoder(
@@ -318,9 +272,7 @@ def load_encoder(
     precision: Precision = "auto",
     max_length: int | None = None,
     device: str | None = None,
-    backend: Backend = "torch",
     long_text: LongText = "truncate",
-    cache: str | Path | None = None,
 ) -> Encoder:
     """Load a frozen encoder.
 
@@ -330,34 +282,26 @@ def load_encoder(
             :func:`ytuning.pretrained.default_layers`, the best on held-out rows (benchmarks/RESULTS.md). Higher layers
             are not computed.
         pairs: the default hidden states are those for pairs of texts.
-        precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32; ``"int8"`` (OpenVINO
-            only) is less exact.
+        precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
-        device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one, with OpenVINO always the CPU.
-        backend: ``"torch"``, or ``"openvino"`` (extra), which uses as many cores as torch may at the time of loading.
+        device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one.
         long_text: of a text of more tokens than ``max_length`` only the beginning is read (``"truncate"``), or all of
             it in overlapping windows (``"window"``); of two texts that are read as one always the beginnings.
-        cache: where an encoder that was quantised for int8 is kept; default as for the feature store.
 
     Raises:
         EncoderError: not found, no safetensors weights, wrong hash of the default encoder, unknown architecture,
-            layers or length that it does not have.
-        MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach;
-            or the packages of the extra ``openvino`` are not installed.
-        StoreError: an encoder quantised for int8 cannot be kept.
+            layers or length that it does not have, unknown precision.
+        MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
     """
-    check_choice(backend, precision)
+    if precision not in PRECISIONS:
+        raise EncoderError(allowed("precision", precision, PRECISIONS))
     if long_text not in LONG_TEXTS:
         raise EncoderError(allowed("long_text", long_text, LONG_TEXTS))
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
-    gpu = backend == "torch" and torch.cuda.is_available()
-    place = torch.device(device or ("cuda" if gpu else "cpu"))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     arithmetic = fast_precision(place) if precision == "auto" else precision
-    if backend == "openvino":
-        arithmetic = openvino_precision(precision, place)
-    in_bf16 = arithmetic == "bf16" and backend == "torch"
-    model, tokenizer = load_model(folder, str(name), torch.bfloat16 if in_bf16 else torch.float32)
+    model, tokenizer = load_model(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
     config = model.config
     count = int(config.num_hidden_layers)
     identity = EncoderIdentity(
@@ -370,15 +314,11 @@ def load_encoder(
         max_length=longest_input(max_length, folder, config, str(name)),
         width=int(config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        backend=backend_name(backend, arithmetic),
         long_text=long_text,
     )
     shorten(model, identity.layers[-1])
-    encoder = Encoder(model.to(place), tokenizer, identity, place, cache)
-    if backend == "openvino":
-        encoder._to_openvino(Path(cache) if cache is not None else default_root())
-    else:
-        encoder._to_packed()
+    encoder = Encoder(model.to(place), tokenizer, identity, place)
+    encoder._to_packed()
     return encoder
 
 

@@ -4,7 +4,7 @@
     ├── InputError               the user's input or usage: exit status 2
     │   ├── DataError            a table: names file, row and column
     │   ├── EncoderError         an encoder that cannot be found, loaded or trusted
-    │   ├── TaskFolderError      a task folder that is damaged, foreign, too new or for another encoder
+    │   ├── TaskFolderError      a task folder that is damaged, foreign, of another schema or for another encoder
     │   └── MissingExtraError    an optional package is needed: names the install command
     ├── StoreError               the feature store cannot do its work (full disk, no permission): exit status 1
     └── WriteError               a full or broken disk keeps a result from being written: exit status 1
@@ -30,6 +30,7 @@ __all__ = [
     "allowed",
     "cannot_write",
     "counted",
+    "wrong_schema",
 ]
 
 
@@ -66,7 +67,7 @@ class EncoderError(InputError):
 
 
 class TaskFolderError(InputError):
-    """A task folder is damaged, foreign, newer than this version, or made with another encoder."""
+    """A task folder is damaged, foreign, of another schema, or made with another encoder."""
 
 
 class MissingExtraError(InputError):
@@ -95,6 +96,11 @@ def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
 def allowed(name: str, given: object, choices: Iterable[object]) -> str:
     """The one way an unknown value is reported: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
     return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
+
+
+def wrong_schema(what: object, found: object, read: int, remedy: str) -> str:
+    """The one way a file of another schema is reported; ``remedy`` is the next step."""
+    return f"{what} has schema {found!r}, and this version of ytuning reads schema {read}. {remedy}"
 
 
 def counted(number: int, what: str) -> str:

@@ -16,7 +16,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ytuning.artifact import PairMode, save_task
-from ytuning.backends import Backend, Precision
+from ytuning.backends import Precision
 from ytuning.data import Dataset, from_lists
 from ytuning.encoder import load_encoder
 from ytuning.errors import DataError, InputError, allowed, counted
@@ -45,7 +45,6 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     refit: bool
     cache: str | Path | None
     verbose: bool
-    backend: Backend
     precision: Precision
     pairs: PairMode | Literal["auto"]
     long_text: LongText
@@ -62,9 +61,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             layers=recipe.layers,
             pairs=data.text_pairs is not None,
             precision=self.precision,
-            backend=self.backend,
             long_text=self.long_text,
-            cache=self.cache,
         )
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(
@@ -121,12 +118,11 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     Args:
         encoder: name or folder.
-        backend, precision: what computes the encoder, and in which arithmetic; see :func:`ytuning.load_encoder`.
+        precision: arithmetic of the encoder pass; see :func:`ytuning.load_encoder`.
         preset: ``"default"``, ``"few-shot"`` (a few rows of each label) or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
-        store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes), ``"compact"`` (a quarter), or
-            ``"auto"``, which measures on a sample what they cost in accuracy and takes the smallest good one.
+        store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes) or ``"compact"`` (a quarter).
         pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
         long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
         layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.
@@ -155,7 +151,6 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         refit: bool = True,
         cache: str | Path | None = None,
         verbose: bool = False,
-        backend: Backend = "torch",
         precision: Precision = "auto",
         pairs: PairMode | Literal["auto"] = "auto",
         long_text: LongText = "truncate",
@@ -164,7 +159,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
-        self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
+        self.precision, self.pairs, self.long_text = precision, pairs, long_text
         self.layers, self.label_texts = layers, label_texts
 
     def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
@@ -260,7 +255,6 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         refit: bool = True,
         cache: str | Path | None = None,
         verbose: bool = False,
-        backend: Backend = "torch",
         precision: Precision = "auto",
         pairs: PairMode | Literal["auto"] = "auto",
         long_text: LongText = "truncate",
@@ -268,7 +262,7 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     ) -> None:
         self.encoder, self.preset, self.store = encoder, preset, store
         self.seed, self.refit, self.cache, self.verbose = seed, refit, cache, verbose
-        self.backend, self.precision, self.pairs, self.long_text = backend, precision, pairs, long_text
+        self.precision, self.pairs, self.long_text = precision, pairs, long_text
         self.layers = layers
 
     def fit(self, X: Any, y: Any) -> YTuningRegressor:  # noqa: N803

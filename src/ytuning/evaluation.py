@@ -81,9 +81,7 @@ class Judged:
     head: LabelHead
 
 
-def evaluate(
-    target: Target, calibration: Calibration, truth: np.ndarray, logits: np.ndarray, *, confusions: int = 5
-) -> Report:
+def evaluate(target: Target, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
     """Compare predictions with the truth.
 
     Args:
@@ -91,7 +89,6 @@ def evaluate(
         calibration: of the task.
         truth: (rows,) or (rows, C), as ``target`` encodes labels.
         logits: (rows, C).
-        confusions: how many of the most frequent mistakes to keep.
     """
     rows = len(truth)
     if isinstance(target, Scale):
@@ -119,6 +116,6 @@ def evaluate(
         dict(zip(target.names, label_figures(truth, predicted, len(target.names)), strict=True)),
         [
             Confusion(target.names[true], target.names[other], count)
-            for true, other, count in worst_confusions(truth, predicted, len(target.names), confusions)
+            for true, other, count in worst_confusions(truth, predicted, len(target.names))
         ],
     )

@@ -136,6 +136,11 @@ class Features:
         view._lengths_there = self.lengths.to(device)
         return view
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether they are those of :meth:`resident`."""
+        return self._lengths_there is not None
+
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N,) in the order in which they are stored."""
         rows = rows[torch.argsort(self._start[rows])]
@@ -171,7 +176,7 @@ class Features:
         lengths = self.lengths[indices]
         step = LENGTH_STEP[self.dtype]
         positions = torch.arange(-(-int(lengths.max()) // step) * step, device=self.device)  # (T,)
-        if self._lengths_there is not None:
+        if self._lengths_there is not None:  # resident
             there = indices.to(self.device, non_blocking=True)
             lengths = self._lengths_there[there]
             tokens = self._start[there, None] + torch.minimum(positions, lengths[:, None] - 1)
@@ -181,11 +186,6 @@ class Features:
             stored = self._gather(tokens, self._array[indices])
         values = self.codec.decode(stored, self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
-
-    def halves(self, indices: torch.Tensor) -> np.ndarray:
-        """(tokens, L, D) float16: the tokens of some rows (B,), one row after the other."""
-        values: np.ndarray = self.tokens(indices).half().numpy()
-        return values
 
     def tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, L, D) float32: the tokens of some rows (B,), one row after the other."""

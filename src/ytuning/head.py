@@ -362,7 +362,7 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     """The inverse of :func:`config_to_json`.
 
     Raises:
-        InputError: unknown form, or not exactly the form's fields: another version of ytuning wrote it.
+        InputError: unknown form, or not exactly the form's fields.
     """
     fields = dict(value)
     form = fields.pop("form", None)
@@ -371,7 +371,7 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     expected = set(FORMS[form].__dataclass_fields__)
     if differing := expected ^ set(fields):
         raise InputError(
-            f"another version of ytuning wrote the head: its field {min(differing)!r} is "
-            f"{'missing' if min(differing) in expected else 'unknown'}. Use that version or train again"
+            f"the head's field {min(differing)!r} is {'missing' if min(differing) in expected else 'unknown'}. "
+            f"A head of the form {form!r} has the fields {', '.join(sorted(expected))}. Train it again"
         )
     return FORMS[form](**fields)

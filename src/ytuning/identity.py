@@ -11,9 +11,6 @@ from ytuning.windows import LongText
 
 __all__ = ["EncoderIdentity"]
 
-LATER: dict[str, Any] = {"backend": "torch", "long_text": "truncate"}
-"""Fields of an identity that were added later, and the only value there was before."""
-
 
 @dataclass(frozen=True)
 class EncoderIdentity:
@@ -25,11 +22,10 @@ class EncoderIdentity:
         tokenizer: SHA-256 of the serialised tokenizer.
         config: SHA-256 of ``config.json``.
         layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
-        precision: arithmetic of the pass, ``"fp32"``, ``"bf16"`` or ``"int8"``.
+        precision: arithmetic of the pass, ``"fp32"`` or ``"bf16"``.
         max_length: tokens, special ones included; longer texts are cut.
         width: size of a hidden state.
         parameters: of the encoder, for comparison with the head's.
-        backend: what computes, ``"torch"`` or ``"openvino"``; in int8 also what the quantised weights depend on.
         long_text: ``"truncate"`` or ``"window"``, see :func:`load_encoder`.
     """
 
@@ -42,16 +38,12 @@ class EncoderIdentity:
     max_length: int
     width: int
     parameters: int
-    backend: str = "torch"
     long_text: LongText = "truncate"
 
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits over everything but the name."""
-        # Without what is as it was before there was a choice, so that what was stored and trained then is still found.
-        content = {
-            key: value for key, value in asdict(self).items() if key != "name" and (key, value) not in LATER.items()
-        }
+        content = {key: value for key, value in asdict(self).items() if key != "name"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
@@ -61,11 +53,10 @@ class EncoderIdentity:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
         """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
-        fields = {key: value.get(key, LATER[key]) if key in LATER else value[key] for key in cls.__dataclass_fields__}
+        fields = {key: value[key] for key in cls.__dataclass_fields__}
         return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments with which :func:`load_encoder` loads an encoder of this identity."""
-        chosen = {name: getattr(self, name) for name in ("layers", "precision", "max_length", "long_text")}
-        return {**chosen, "backend": self.backend.partition(",")[0]}
+        return {name: getattr(self, name) for name in ("layers", "precision", "max_length", "long_text")}

@@ -114,12 +114,7 @@ class LayerRanking:
         )
 
     def keep(self, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
-        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new.
-
-        Only of torch: OpenVINO's other form of the encoder might give other last bits.
-        """
-        if encoder.identity.backend != "torch":
-            return 0
+        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new."""
         places = [self.states.index(layer) for layer in encoder.identity.layers]
         written = 0
         for mode, features in self.features.items():
@@ -152,7 +147,7 @@ def choose_layers(
     store: FeatureStore,
     recipe: Recipe,
     *,
-    codec: str | None,
+    codec: str,
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
@@ -160,8 +155,7 @@ def choose_layers(
 ) -> LayerChoice:
     """Choose a task's hidden states by experiment, the same for the same rows and seed; see :func:`rank_layers`.
 
-    Of the sets that are hardly behind the best the cheapest is taken. What was computed of it is stored in ``codec``,
-    unless that is not known yet.
+    Of the sets that are hardly behind the best the cheapest is taken. What was computed of it is stored in ``codec``.
 
     Raises:
         EncoderError, InputError, StoreError: as loading, training and storing.
@@ -169,7 +163,7 @@ def choose_layers(
     ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
     layers = ranking.cheapest
     chosen = encoder.with_layers(layers)
-    written = 0 if codec is None else ranking.keep(chosen, store, progress, codec)
+    written = ranking.keep(chosen, store, progress, codec)
     return LayerChoice(chosen, layers, written, ranking.message(layers))
 
 

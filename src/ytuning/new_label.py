@@ -67,7 +67,7 @@ def check_can_grow(task: Task, name: str) -> None:
         raise InputError(f"{problem}Train it again with the new label, or with --preset default")
     if task.exemplars is None:
         raise InputError(
-            f"the task {task.name!r} keeps no texts of its labels: an older version made it. Train it again"
+            f"the task {task.name!r} keeps no texts of its labels, as its training was interrupted. Train it again"
         )
     if name in task.target.labels:
         raise InputError(f"the task {task.name!r} has the label {shown(name)} already. Give another name")

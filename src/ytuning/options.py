@@ -13,7 +13,7 @@ import typer
 from ytuning.errors import allowed
 
 __all__ = [
-    "Backend", "BackendOption", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
+    "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
     "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
     "in_order", "usage_mistake",
 ]  # fmt: skip
@@ -44,20 +44,12 @@ class LongText(StrEnum):
     window = "window"
 
 
-class Backend(StrEnum):
-    """What ``--backend`` allows."""
-
-    torch = "torch"
-    openvino = "openvino"
-
-
 class Precision(StrEnum):
     """What ``--precision`` allows."""
 
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
-    int8 = "int8"
 
 
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
@@ -93,12 +85,9 @@ LongTextOption = Annotated[
     LongText,
     typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
 ]
-BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="What computes the encoder; openvino needs the extra of that name.")
-]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option("--precision", help="auto: bf16 where that is faster, else fp32; int8: openvino only, not exact."),
+    typer.Option("--precision", help="Arithmetic of the encoder pass. auto is bf16 where that is faster, else fp32."),
 ]
 Test = Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")]
 TrainedEncoder = Annotated[str, typer.Option("--encoder", help="Folder or Hugging Face name.")]

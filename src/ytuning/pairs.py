@@ -33,6 +33,11 @@ class PairedFeatures(Features):
         self.layers, self.width, self.dtype, self.codec = texts.layers, texts.width, texts.dtype, texts.codec
         self.device = texts.device
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether their texts are in a device's memory."""
+        return self.texts.is_resident
+
     def of(self, texts: Features) -> PairedFeatures:
         """The same pairs of other features of the same texts."""
         return PairedFeatures(texts, self.first, self.second)

@@ -14,7 +14,6 @@ import torch
 
 from ytuning.artifact import PAIR_MODES, Exemplars, PairMode, Task
 from ytuning.calibration import Calibration, calibrate, calibrated, check_abstain_at
-from ytuning.codec_choice import AUTO, choose_codec
 from ytuning.codecs import CODECS, DEFAULT_CODEC
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder
@@ -115,7 +114,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     head goes on for some steps on all of ``train`` once they have chosen it, unless ``refit`` is off. With several
     ``seeds``, heads of this seed and those after it are trained together on the same hold-out, and the first of those
     with the best validation score is taken, or with ``ensemble`` one whose logits are the mean of theirs. The features
-    are stored in ``codec`` (:mod:`ytuning.codecs`), or in the one that :func:`ytuning.codec_choice.choose_codec` takes.
+    are stored in ``codec`` (:mod:`ytuning.codecs`).
 
     The validation rows also fit what makes probabilities and decisions of the logits (:mod:`ytuning.calibration`), of
     the head before it went on on all rows: ``abstain_at`` is the precision below which a task of one label a row gives
@@ -140,7 +139,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
     for option, given, choices in (
-        ("store", codec, (*CODECS, AUTO)),
+        ("store", codec, CODECS),
         ("pairs", pairs, ("auto", *PAIR_MODES)),
         ("layers", layers, (None, AUTO_LAYERS)),
     ):
@@ -162,13 +161,14 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     truth = rows.truth
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else pair_modes(pairs)
     with watch.stage("encode"):
-        encoder, recipe, codec, written = _chosen(
-            train.select(rows.train),  # what validation rows are to report on must not choose with them
+        encoder, recipe, written = _resolve_layers(
+            layers,
+            # Validation rows report on the choice of hidden states, so they must not take part in it.
+            train.select(rows.train),
             encoder,
             store,
             recipe,
-            layers,
-            codec,
+            codec=codec,
             modes=modes,
             seed=seed,
             progress=progress,
@@ -263,43 +263,27 @@ def _with_label_texts(
     return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=pairs))
 
 
-def _chosen(
+def _resolve_layers(
+    layers: str | None,
     train: Dataset,
     encoder: Encoder,
     store: FeatureStore,
     recipe: Recipe,
-    layers: str | None,
-    codec: str,
     *,
+    codec: str,
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
     target: Target,
-) -> tuple[Encoder, Recipe, str, int]:
-    """What ``auto`` stands for of the layers and of the codec, and how many texts choosing has stored."""
-    written = 0
-    if layers == AUTO_LAYERS:
-        picked = choose_layers(
-            train,
-            encoder,
-            store,
-            recipe,
-            codec=None if codec == AUTO else codec,
-            modes=modes,
-            seed=seed,
-            progress=progress,
-            target=target,
-        )
-        encoder, recipe, written = picked.encoder, replace(recipe, layers=picked.layers), picked.written
-        progress.say(picked.message)
-    if codec == AUTO:
-        separate = "separate" in modes  # where both are tried, it is the one that needs no reasons
-        choice = choose_codec(
-            train, encoder, store, recipe, seed=seed, progress=progress, target=target, separate=separate
-        )
-        codec, written = choice.codec, written + choice.written
-        progress.say(choice.message)
-    return encoder, recipe, codec, written
+) -> tuple[Encoder, Recipe, int]:
+    """The encoder and the recipe with the hidden states that ``auto`` chooses, and how many texts it has stored."""
+    if layers != AUTO_LAYERS:
+        return encoder, recipe, 0
+    choice = choose_layers(
+        train, encoder, store, recipe, codec=codec, modes=modes, seed=seed, progress=progress, target=target
+    )
+    progress.say(choice.message)
+    return choice.encoder, replace(recipe, layers=choice.layers), choice.written
 
 
 def _exemplars(fit: FitResult, features: Features, rows: TaskRows) -> Exemplars | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, allowed, wrong_schema
 from ytuning.head import (
     CrossAttentionConfig,
     HeadConfig,
@@ -184,7 +184,7 @@ def recipe_from_json(value: Any) -> Recipe:
     if not isinstance(value, dict) or set(value) != expected:
         raise InputError(f"a recipe has the fields {', '.join(sorted(expected))}. Write one with ytuning search")
     if value["schema"] != RECIPE_SCHEMA:
-        raise InputError(allowed("the recipe's schema", value["schema"], [RECIPE_SCHEMA]))
+        raise InputError(wrong_schema("the recipe", value["schema"], RECIPE_SCHEMA, "Write one with ytuning search"))
     head, training, layers = value["head"], value["training"], value["layers"]
     if not isinstance(head, dict) or not isinstance(training, dict):
         raise InputError("the recipe's fields 'head' and 'training' must be mappings. Write one with ytuning search")

@@ -155,10 +155,9 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     best = best_of(done)
     with watch.stage("encode"):
         chosen = reading.with_layers(best.recipe.layers or states)
-        if chosen.identity.backend == "torch":  # OpenVINO's other form of an encoder might give other last bits
-            keep = keep_pairs if best.pair == "separate" else keep_features
-            places = [states.index(layer) for layer in chosen.identity.layers]
-            keep(rows.inputs, features[best.pair].with_layers(places), chosen, store, progress)
+        keep = keep_pairs if best.pair == "separate" else keep_features
+        places = [states.index(layer) for layer in chosen.identity.layers]
+        keep(rows.inputs, features[best.pair].with_layers(places), chosen, store, progress)
     trained = train_task(
         train,
         chosen,

@@ -13,13 +13,13 @@ import numpy as np
 
 from ytuning.artifact import PairMode, check_target
 from ytuning.disk import PARTIAL_SUFFIX, commit
-from ytuning.errors import InputError, cannot_write
+from ytuning.errors import InputError, cannot_write, wrong_schema
 from ytuning.recipes import Recipe, recipe_from_json, recipe_to_json
 from ytuning.search_space import Choices
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Log", "Trial", "best_of", "importances"]
 
-SCHEMA = 3  # 1, 2: heads of pairs had another form; 1: single hidden states were tried
+SCHEMA = 1
 SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
 GROUPS = 4  # of a parameter's values, between which its importance is measured
 
@@ -109,15 +109,17 @@ class Log:
     def _read(self, file: Path) -> None:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            schema, about = content["schema"], content["about"]
-            self.layers = [tuple(layers) for layers in content["layers"]]
-            self.trials = [Trial.from_json(trial) for trial in content["trials"]]
+            schema = content["schema"]
+            if schema == SCHEMA:
+                about = content["about"]
+                self.layers = [tuple(layers) for layers in content["layers"]]
+                self.trials = [Trial.from_json(trial) for trial in content["trials"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"{file} is damaged or was not written by this version of ytuning ({type(error).__name__}). "
+            problem = f"{file} is damaged or was not written by ytuning search ({type(error).__name__}). "
             raise InputError(f"{problem}Remove it, or choose another folder with --out") from error
         if schema != SCHEMA:
-            problem = f"{file} was written by another version of ytuning. "
-            raise InputError(f"{problem}Choose another folder with --out, or remove the file")
+            remedy = "Choose another folder with --out, or remove the file"
+            raise InputError(wrong_schema(file, schema, SCHEMA, remedy))
         if differing := [name for name in self.about if about.get(name) != self.about[name]]:
             what, then = differing[0], about.get(differing[0])
             problem = f"{file} holds a search with another value of {what!r}. "

@@ -30,11 +30,6 @@ class SharedEncoder:
         self.encoder = encoder
         self._joint: dict[tuple[int, ...], JointHeads] = {}  # they hold the heads, whose ids so stay theirs
 
-    def serves(self, task: Task) -> bool:
-        """Whether it is the task's encoder and keeps the hidden states that the task reads."""
-        kept = self.encoder.identity
-        return sharing_key(kept) == sharing_key(task.encoder) and set(task.encoder.layers) <= set(kept.layers)
-
     def read(self, inputs: Sequence[TextInput], *, separate: bool, padded: bool = False) -> Features:
         """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself.
 
@@ -81,12 +76,8 @@ MOST_JOINED = 8  # combinations of tasks whose heads are kept as one; each is a 
 
 
 def sharing_key(identity: EncoderIdentity) -> str:
-    """What encoders must have in common to be one: all but the name and the hidden states that are kept.
-
-    An OpenVINO encoder is converted with its hidden states, and in int8 quantised with them, so these count there.
-    """
-    states = identity.layers if identity.backend != "torch" else (0,)
-    return replace(identity, layers=states).fingerprint
+    """What encoders must have in common to be one: all but the name and the hidden states that are kept."""
+    return replace(identity, layers=()).fingerprint
 
 
 def share_encoders(

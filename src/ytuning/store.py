@@ -8,7 +8,6 @@
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
         damaged/                  what failed a check, set aside
-      openvino/                   quantised encoders, see `openvino_states.py`
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
 last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
@@ -33,11 +32,11 @@ from typing import Any
 
 import filelock
 import numpy as np
+import platformdirs
 
 from ytuning.codecs import CODECS, Compact, Reader, build_codec, row_bytes
 from ytuning.disk import PARTIAL_SUFFIX, commit, explained
-from ytuning.errors import InputError, StoreError, allowed
-from ytuning.sources import QUANTISED_FOLDER, default_root
+from ytuning.errors import InputError, StoreError, allowed, wrong_schema
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
@@ -105,10 +104,11 @@ class _Shard:
 
 
 class FeatureStore:
-    """All feature spaces under one root folder."""
+    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root) if root is not None else default_root()
+        default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
+        self.root = Path(default if root is None else root)
 
     def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
         """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.
@@ -147,7 +147,7 @@ class FeatureStore:
     def remove(self, prefix: str | None = None) -> list[str]:
         """Delete the space whose name is or starts with ``prefix``; returns the names.
 
-        If it is None, all spaces and the quantised encoders beside them.
+        If it is None, all spaces.
 
         Raises:
             InputError: no space's name starts so, or several do.
@@ -172,8 +172,6 @@ class FeatureStore:
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
                     ) from None
                 shutil.rmtree(folder)
-        if prefix is None:
-            shutil.rmtree(self.root / QUANTISED_FOLDER, ignore_errors=True)
         return chosen
 
 
@@ -184,26 +182,24 @@ class FeatureSpace:
         self.folder = folder
         try:
             content = json.loads((folder / SPACE_FILE).read_text())
-            schema, self.identity = content["schema"], content["identity"]
-            self.codec_name = content.get("codec", "fp16")
-            self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+            schema = content["schema"]
+            if schema == SCHEMA:
+                self.identity, self.codec_name = content["identity"], content["codec"]
+                self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
             ) from error
+        if schema != SCHEMA:
+            remedy = "Move the folder away, or set YTUNING_CACHE to another one"
+            raise StoreError(wrong_schema(folder / SPACE_FILE, schema, SCHEMA, remedy))
         if missing := {"name", "precision", "max_length"} - set(self.identity):
             raise StoreError(
                 f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
             )
-        if schema != SCHEMA:
-            raise StoreError(
-                f"{folder} has schema {schema}, this version reads {SCHEMA}. Set YTUNING_CACHE to another folder"
-            )
         if self.codec_name not in CODECS:
-            raise StoreError(
-                f"{folder} is written in the codec {self.codec_name!r}, this version reads {', '.join(CODECS)}. "
-                "Upgrade ytuning or set YTUNING_CACHE to another folder"
-            )
+            problem = allowed("codec", self.codec_name, CODECS)
+            raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
         self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
         self.damages: list[Damage] = []
@@ -323,7 +319,6 @@ class FeatureSpace:
         sha256 = hashlib.sha256(data).hexdigest()
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
         content = {
-            "schema": SCHEMA,
             "sha256": sha256,
             "keys": [key.hex() for key in keys],
             "lengths": lengths.tolist(),

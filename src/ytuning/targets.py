@@ -178,10 +178,7 @@ def target_from_json(content: dict[str, Any]) -> Target:
         return Scale(float(content["low"]), float(content["high"]), bool(content["bounded"]))
     if content["kind"] not in KINDS:
         raise ValueError(f"unknown kind {shown(content['kind'])}")
-    names = tuple(content["labels"])
-    # Labels are read without the white space around them, which earlier versions kept.
-    bare = tuple(name.strip() if isinstance(name, str) else name for name in names)
-    return Names(LabelSet(bare if all(bare) and len(set(bare)) == len(bare) else names), content["kind"])
+    return Names(LabelSet(tuple(content["labels"])), content["kind"])
 
 
 def _fit_scale(numbers: np.ndarray) -> Scale:

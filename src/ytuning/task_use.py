@@ -48,7 +48,7 @@ def evaluate_task(
     The features are those of the codec that the task was trained in.
 
     Raises:
-        InputError: a newer version trained the task in a codec that this one does not have.
+        InputError: the task names a codec that does not exist.
         DataError: rows that do not fit the task.
     """
     _check_pairs(task, dataset)

@@ -29,7 +29,6 @@ __all__ = [
     "FitResult",
     "Job",
     "Round",
-    "fit_head",
     "fit_heads",
     "logits_of",
 ]
@@ -109,37 +108,6 @@ class Job:
         return self.targets.shape[1] if self.targets.ndim == 2 else int(self.targets.max()) + 1
 
 
-def fit_head(
-    features: Features,
-    targets: np.ndarray,
-    *,
-    train: np.ndarray,
-    validation: np.ndarray,
-    recipe: Recipe,
-    seed: int = 0,
-    objective: Objective = "single",
-    outputs: int | None = None,
-    refit: bool = True,
-    reduce: bool = True,
-    device: torch.device = CPU,
-    progress: Progress | None = None,
-) -> FitResult:
-    """Train one head: :func:`fit_heads` with one job, whose seed is that of the order of rows too."""
-    job = Job(targets, recipe, seed, objective, outputs)
-    (result,) = fit_heads(
-        features,
-        [job],
-        train=train,
-        validation=validation,
-        seed=seed,
-        refit=refit,
-        reduce=reduce,
-        device=device,
-        progress=progress,
-    )
-    return result
-
-
 def fit_heads(
     features: Features,
     jobs: Sequence[Job],
@@ -148,7 +116,6 @@ def fit_heads(
     validation: np.ndarray,
     seed: int = 0,
     refit: bool = True,
-    reduce: bool = True,
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> list[FitResult]:
@@ -156,7 +123,8 @@ def fit_heads(
 
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validation rounds the last one within half a standard error of the best is chosen: on a few rows a score is
-    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows.
+    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled
+    head is trained on half as many directions (:mod:`ytuning.reduction`), which is faster.
 
     Args:
         features: of all rows.
@@ -165,8 +133,6 @@ def fit_heads(
         validation: positions of validation rows, which choose the number of steps.
         seed: of the order of rows.
         refit: whether to go on on train and validation rows together.
-        reduce: whether a pooled head may be trained on half as many directions (:mod:`ytuning.reduction`), which is
-            faster, or is trained on the features themselves.
         device: a GPU trains on the features themselves in its own memory, where they fit; else the CPU trains.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
 
@@ -183,7 +149,7 @@ def fit_heads(
         if device.type == "cuda" and _fit_there(features, torch.from_numpy(everything), device):
             features = features.resident(torch.from_numpy(everything), device)
         space = None
-        if reduce and features.device == CPU and isinstance(jobs[0].recipe.head, PooledConfig):
+        if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
             space = reduced_features(features, everything, pool, progress)
         view = features if space is None else space.features
         runs = []

@@ -27,7 +27,6 @@ from ytuning.tokens import TextInput, TokenizedTexts
 __all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "load_peft", "lora"]
 
 SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
-WARM_STEPS = 3  # the first steps, which allocate and compile, are not timed
 FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
@@ -92,11 +91,6 @@ class TunedEncoder:
     def logits(self, inputs: Sequence[TextInput]) -> np.ndarray:
         """Logits (inputs, C) float32, in their order; of regression tasks those of two anchors."""
         return _logits(self.model, self.encoder, self.encoder.tokenize(inputs), np.arange(len(inputs)))
-
-    def planned_seconds(self, epochs: int) -> float:
-        """What all epochs with their validations would take, by the mean of the steps after the first few."""
-        warm = self.step_seconds[WARM_STEPS:] or self.step_seconds
-        return self.planned_steps * float(np.mean(warm)) + epochs * float(np.mean(self.validation_seconds))
 
 
 def full_fine_tuning(
