@@ -18,6 +18,7 @@ from ytuning.errors import MissingExtraError, cannot_write
 from ytuning.options import (
     Backend,
     BackendOption,
+    Group,
     Kind,
     KindOption,
     Label,
@@ -67,6 +68,7 @@ def search(  # one parameter for each option
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
+    group: Group = None,
     kind: KindOption = Kind.auto,
     label_order: LabelOrder = None,
     pairs: PairsOption = Pairs.auto,
@@ -108,7 +110,7 @@ def search(  # one parameter for each option
     check_choice(backend.value, precision.value)
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
             rows, held, judged = read_parts(
                 progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet
             )

@@ -27,6 +27,7 @@ from ytuning.errors import InputError, counted
 from ytuning.options import (
     Backend,
     BackendOption,
+    Group,
     Kind,
     KindOption,
     Label,
@@ -95,6 +96,7 @@ def train(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
+    group: Group = None,
     kind: KindOption = Kind.auto,
     label_order: LabelOrder = None,
     abstain_at: Annotated[
@@ -190,7 +192,7 @@ def train(
     features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
             parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet)
             if loss is not None and parts[0].kind == "regression":
                 raise InputError(

@@ -51,6 +51,7 @@ def read_parts(
     text_pair: str | None,
     label: str | None,
     kind: Literal["auto", "single", "ordinal", "multi", "regression"],
+    group: str | None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The rows of a train, a validation and a test file, and on stderr what was read and looks like a mistake.
@@ -62,12 +63,14 @@ def read_parts(
         text_pair: likewise.
         label: likewise.
         kind: likewise.
+        group: likewise; of the train file only.
         quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
     """
-    from ytuning.data import names_in, read_dataset, unsplit_names
+    from ytuning.data import check_groups, names_in, read_dataset, unsplit_names
     from ytuning.labels import listed
 
-    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind)
+    check_groups(grouped=group is not None, validation=files[1] is not None)
+    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)
     names = names_in(train)
     validation, test = (
         None
@@ -86,6 +89,9 @@ def read_parts(
     parts = [part for part in (train, validation, test) if part is not None]
     for part in parts if not quiet else ():
         tell_columns(progress, part)
+    if empty := (train.groups or []).count(None):
+        rows = f"{counted(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
+        progress.say(f"{train.source}: {rows}. Each such row is a group of its own")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
     # Once: the other files were split to fit the train rows, whose labels they may well have.
     if whole := unsplit_names(train):

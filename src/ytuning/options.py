@@ -13,8 +13,8 @@ import typer
 from ytuning.errors import allowed
 
 __all__ = [
-    "Backend", "BackendOption", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
-    "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
+    "Backend", "BackendOption", "Group", "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption",
+    "Pairs", "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
     "in_order", "usage_mistake",
 ]  # fmt: skip
 
@@ -68,6 +68,15 @@ Label = Annotated[
         "--label",
         help="Column of the labels; or several columns of 0 and 1, each of them a label, with commas.",
         show_default="label, else labels",
+    ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        metavar="COLUMN",
+        help="Column whose equal values keep rows together: all of them train, or all of them are held out.",
+        show_default="none",
     ),
 ]
 KindOption = Annotated[

@@ -304,7 +304,7 @@ def _layer_sets(
 
 def _digest(*parts: Dataset | None) -> str:
     """SHA-256 of labelled rows."""
-    content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind] for part in parts]
+    content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind, part.groups] for part in parts]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

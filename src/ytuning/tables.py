@@ -73,6 +73,11 @@ class Column:
             raise self.error(row, f"the {what} {shown(cell)} holds half a surrogate pair. Write whole characters")
         return str(cell)  # numpy.str_ becomes str
 
+    @property
+    def groups(self) -> list[str | None]:
+        """The group that each cell names, which is its text without white space around it; None for an empty cell."""
+        return [None if _is_missing(cell) else str(cell).strip() or None for cell in self.cells]
+
 
 @dataclass(frozen=True)
 class Table:
