@@ -24,7 +24,7 @@ from benchmarks.harness import bar, head_option, in_turn, parser, recipe, rows_o
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
 from ytuning.artifact import save_task
-from ytuning.contrastive import check_setfit, setfit
+from ytuning.contrastive import load_setfit, setfit
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
@@ -199,7 +199,7 @@ def tuned_by_setfit(work: Work) -> dict[str, Any]:
     if work.train.text_pairs is not None:
         return {"skipped": "SetFit takes single texts only"}
     try:
-        check_setfit()
+        load_setfit()
     except InputError as error:
         return {"skipped": str(error)}
     pairs = work.arguments.setfit_pairs

@@ -138,7 +138,7 @@ THIRD_PARTY = {
     "openvino": {"openvino_states"},
     "optuna": {"search"},
     "pandas": {"tables"},
-    "peft": {"tuning"},
+    "peft": {"contestants", "tuning"},
     "platformdirs": {"sources"},
     "pyarrow": {"tables"},
     "rich": {
@@ -175,6 +175,9 @@ def imports(module: str) -> Iterator[str]:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield str(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            name = node.args[0]
+            yield from [str(name.value)] if isinstance(name, ast.Constant) else []
 
 
 def own(module: str) -> set[str]:

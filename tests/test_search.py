@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import sys
 from collections.abc import Callable
@@ -330,14 +329,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes a package look as if it were not installed."""
 
     def lack(package: str) -> None:
-        real = builtins.__import__
-
-        def without(name: str, *arguments: Any, **options: Any) -> Any:
-            if name.split(".")[0] == package:
-                raise ImportError(name)
-            return real(name, *arguments, **options)
-
-        monkeypatch.setattr(builtins, "__import__", without)
+        monkeypatch.setitem(sys.modules, package, None)
 
     return lack
 

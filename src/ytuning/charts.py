@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from ytuning.errors import MissingExtraError
 from ytuning.standings import OURS, Standings
+from ytuning.versions import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,12 +35,11 @@ def score_against_cost(standings: Standings, title: str = "", *, dark: bool = Fa
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
+    require("matplotlib", "plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     ground, text, line = INK[dark]
     figure = Figure(SIZE, dpi=DOTS, facecolor=ground, layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot, which has a state of its own

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from ytuning.errors import MissingExtraError
 from ytuning.search_log import Trial, importances
+from ytuning.versions import require
 
 __all__ = ["plot_search"]
 
@@ -21,11 +21,10 @@ def plot_search(trials: Sequence[Trial]) -> bytes:
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
+    require("matplotlib", "plots")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     names = list(importances(trials).items())[:SHOWN]
     figure = Figure(figsize=(4.2 * (1 + len(names)), 3.6), layout="constrained")
     FigureCanvasAgg(figure)

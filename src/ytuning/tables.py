@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ytuning.errors import DataError, InputError, MissingExtraError
+from ytuning.errors import DataError, InputError
 from ytuning.labels import listed, shown
+from ytuning.versions import require
 
 __all__ = ["Column", "Table", "as_cells", "read_table"]
 
@@ -354,13 +355,9 @@ def _read_parquet(path: Path) -> Table:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
+    pyarrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "parquet") from None
-    try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             yield file
     except FileNotFoundError:
         raise

@@ -16,15 +16,16 @@ import torch
 import transformers
 
 from ytuning.encoder import Encoder
-from ytuning.errors import EncoderError, InputError, MissingExtraError
+from ytuning.errors import EncoderError, InputError
 from ytuning.features import ordered_batches
 from ytuning.losses import SCORES, Loss, build_loss, row_scores, shown_score
 from ytuning.progress import Progress
 from ytuning.sources import find_encoder, weights_hash
 from ytuning.targets import Objective
 from ytuning.tokens import TextInput, TokenizedTexts
+from ytuning.versions import require
 
-__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "load_peft", "lora"]
+__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "lora"]
 
 SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
 WARM_STEPS = 3  # the first steps, which allocate and compile, are not timed
@@ -181,7 +182,7 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
         InputError: PEFT knows no modules of that architecture, or has none of the given name.
         MissingExtraError: PEFT is not installed.
     """
-    peft = load_peft()
+    peft = require("peft", "peft")
     form = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
@@ -209,19 +210,6 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
             return _tuned(model, rows, config, progress or Progress(), seed)
 
     return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
-
-
-def load_peft() -> Any:
-    """The package PEFT, which takes seconds to import.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError("peft", "peft") from error
-    return peft
 
 
 def _best(
