@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.options import Group, Kind, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
+from ytuning.options import Group, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
 from ytuning.sources import DEFAULT_ENCODER
 
 __all__ = ["compare"]
@@ -31,7 +31,7 @@ def compare(
     text_pair: TextPair = None,
     label: Label = None,
     group: Group = None,
-    kind: KindOption = Kind.auto,
+    kind: KindOption = "auto",
     label_order: LabelOrder = None,
     encoder: TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
@@ -67,7 +67,7 @@ def compare(
     check_methods(names)
     with shown_progress(quiet) as progress:
         columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
-        parts = read_parts(progress, (data, validation, test), **columns, kind=kind.value, quiet=quiet)
+        parts = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
         work = work_on(
             parts[0] if rows is None else some_rows(parts[0], rows),
             encoder,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -16,18 +15,13 @@ from rich.table import Table
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
 from ytuning.errors import MissingExtraError, cannot_write
 from ytuning.options import (
-    Backend,
     BackendOption,
     Group,
-    Kind,
     KindOption,
     Label,
     LabelOrder,
-    LongText,
     LongTextOption,
-    Pairs,
     PairsOption,
-    Precision,
     PrecisionOption,
     Test,
     Text,
@@ -49,15 +43,6 @@ SHOWN = 10  # of the best trials
 PLOT_FILE = "search.png"
 
 
-class Preset(StrEnum):
-    """What ``--preset`` allows."""
-
-    all = "all"
-    default = "default"
-    few_shot = "few-shot"
-    paper = "paper"
-
-
 def search(  # one parameter for each option
     train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; a search in it goes on.")],
@@ -69,16 +54,17 @@ def search(  # one parameter for each option
     text_pair: TextPair = None,
     label: Label = None,
     group: Group = None,
-    kind: KindOption = Kind.auto,
+    kind: KindOption = "auto",
     label_order: LabelOrder = None,
-    pairs: PairsOption = Pairs.auto,
+    pairs: PairsOption = "auto",
     encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: LongTextOption = LongText.truncate,
-    backend: BackendOption = Backend.torch,
-    precision: PrecisionOption = Precision.auto,
+    long_text: LongTextOption = "truncate",
+    backend: BackendOption = "torch",
+    precision: PrecisionOption = "auto",
     preset: Annotated[
-        Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
-    ] = Preset.all,
+        Literal["all", "default", "few-shot", "paper"],
+        typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels."),
+    ] = "all",
     trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
     minutes: Annotated[
         float | None,
@@ -107,15 +93,13 @@ def search(  # one parameter for each option
     from ytuning.store import FeatureStore
 
     start, watch = time.perf_counter(), Stopwatch()
-    check_choice(backend.value, precision.value)
+    check_choice(backend, precision)
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
             columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
-            rows, held, judged = read_parts(
-                progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet
-            )
+            rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
         with watch.stage("encode"):
-            loaded = load_encoder(encoder, backend=backend.value, precision=precision.value, long_text=long_text.value)
+            loaded = load_encoder(encoder, backend=backend, precision=precision, long_text=long_text)
         found = run(
             rows,
             loaded,
@@ -123,8 +107,8 @@ def search(  # one parameter for each option
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset is Preset.all else (preset.value,),
-            pairs=pairs.value,
+            presets=tuple(PRESETS) if preset == "all" else (preset,),
+            pairs=pairs,
             order=in_order(label_order),
             trials=trials,
             minutes=minutes,
