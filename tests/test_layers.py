@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "ytuning"
 
 ORDER = [
     "errors",
+    "disk",
     "versions",
     "memory",
     "progress",
@@ -40,7 +41,6 @@ ORDER = [
     "tokens",
     "encoder",
     "codecs",
-    "disk",
     "store",
     "features",
     "pairs",

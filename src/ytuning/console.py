@@ -7,12 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ytuning.disk import NewFile
 from ytuning.errors import InputError, cannot_write, counted
 from ytuning.progress import Messages, Progress, ProgressBar
 
@@ -122,26 +123,20 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    target, partial = _places(path)
-    special = partial == target
     with _written(path, option):
-        stream = partial.open("w", encoding="utf-8")
+        new = NewFile(_target(path))
 
     def write(text: str) -> None:
         with _written(path, option):  # here, as other errors of the work that writes are not the file's
-            stream.write(text)
+            new.stream.write(text.encode())
 
     try:
         yield write
         with _written(path, option):
-            stream.close()
-            if not special:
-                partial.replace(target)
+            new.finish()
+            new.place()
     finally:
-        with suppress(OSError):
-            stream.close()
-        if not special:
-            partial.unlink(missing_ok=True)
+        new.discard()
 
 
 def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | None], made: Path | None = None) -> None:
@@ -156,7 +151,7 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     Raises:
         InputError, WriteError: as :func:`result_file`.
     """
-    target, partial = _places(path)
+    target = _target(path)
     for read in inputs:
         if read is not None and Path(os.path.realpath(read)) == target:
             problem = "must not replace a file that is read, or of a task"
@@ -165,19 +160,16 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     with _written(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if partial == target:  # opening a pipe would wait for its reader
+        if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         elif target.parent != folder or os.path.isdir(folder):
-            partial.open("w").close()
-            partial.unlink()
+            NewFile(target).discard()
 
 
-def _places(path: Path) -> tuple[Path, Path]:
-    """Where a result lies in the end, and where it is written: beside it, or into a pipe or device itself."""
-    target = Path(os.path.realpath(path))  # a link stays one
-    special = os.path.exists(target) and not os.path.isfile(target)
-    return target, target if special else target.with_name(target.name + ".partial")
+def _target(path: Path) -> Path:
+    """Where a result lies in the end: a link stays one."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager

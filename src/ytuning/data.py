@@ -60,7 +60,7 @@ class Dataset:
     columns: Columns | None = None
     kind: Kind = "single"
     separator: str | None = None
-    groups: list[str | None] | None = None
+    groups: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
