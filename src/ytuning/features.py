@@ -15,7 +15,7 @@ from ytuning.encoder import Encoder
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
-from ytuning.tokens import TextInput, plan_batches
+from ytuning.tokens import TextInput, padded_places, plan_batches
 
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
@@ -135,12 +135,10 @@ class Features:
             ``values`` (B, T, L, D) and ``mask`` (B, T) bool, True at a row's tokens. Beyond them ``values`` repeats
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
-        lengths = self.lengths[indices]
-        step = LENGTH_STEP[self.dtype]
-        positions = torch.arange(-(-int(lengths.max()) // step) * step)  # (T,)
-        tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
+        starts, lengths = self._start[indices].numpy(), self.lengths[indices].numpy()
+        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))  # (B, T) each
         values = self.codec.decode(self._gather(tokens, self._array[indices]), self.dtype)
-        return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
+        return values.view(*tokens.shape, self.layers, self.width), mask
 
     def halves(self, indices: torch.Tensor) -> np.ndarray:
         """(tokens, L, D) float16: the tokens of some rows (B,), one row after the other."""
@@ -182,15 +180,7 @@ class Features:
 
 def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch.Tensor]:
     """All rows once, in batches of similar length of about ``tokens`` tokens, padding included."""
-    order = torch.argsort(lengths, stable=True)
-    position = 0
-    while position < len(order):
-        # The last row of the batch is its longest; sizes shrink as rows grow.
-        size = max(1, tokens // int(lengths[order[position]]))
-        while size > 1 and size * int(lengths[order[min(position + size, len(order)) - 1]]) > tokens:
-            size -= max(1, size // 8)
-        yield order[position : position + size]
-        position += size
+    return map(torch.from_numpy, plan_batches(lengths.numpy(), tokens, "padded"))
 
 
 def stored_features(
@@ -312,7 +302,7 @@ def _copying(features: Features, rows: np.ndarray) -> Source:
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
             (batch, _encoded(features.tokens(chosen[batch]).numpy(), codec))
-            for batch in plan_batches(lengths, COPIED_TOKENS)
+            for batch in plan_batches(lengths, COPIED_TOKENS, "equal")
         )
         return lengths, features.truncated_rows[rows[positions]], batches
 
