@@ -199,7 +199,7 @@ def test_groups_keep_the_shares_of_labels_as_far_as_they_can(seed: int) -> None:
 
 
 def test_few_large_groups_give_the_smallest() -> None:
-    groups: list[str | None] = ["large"] * 60 + ["small"] * 40
+    groups = ["large"] * 60 + ["small"] * 40
     dataset = Dataset([f"text {number}" for number in range(100)], ["x", "y"] * 50, groups=groups)
     for most in (None, 20):  # no group is so small
         assert split_holdout(dataset, 0, most=most)[1].tolist() == list(range(60, 100))

@@ -79,12 +79,12 @@ def compare(
         )
         found = compare(work, names, out, seeds=seeds, progress=progress)
         standings = standings_of(found)
-        write_standings(standings, out, progress)
+        write_standings(standings, out)
     if as_json:
         print_json(standings.to_json())
     else:
         print_standings(Console(), standings)
-        print(f"written to {out}: comparison.json, comparison.html and, with matplotlib, comparison.png")
+        print(f"written to {out}: comparison.json and comparison.html")
     if found.interrupted:
         told = f"{len(found.runs)} of {seeds * len(names)} runs are finished; the same command goes on from there"
         print(f"interrupted: {told}", file=sys.stderr)

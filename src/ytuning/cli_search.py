@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.errors import MissingExtraError, cannot_write
+from ytuning.errors import cannot_write
 from ytuning.options import (
     BackendOption,
     Group,
@@ -29,7 +29,6 @@ from ytuning.options import (
     TrainedEncoder,
     in_order,
 )
-from ytuning.progress import Progress
 from ytuning.sources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["search"]
 
 SHOWN = 10  # of the best trials
-PLOT_FILE = "search.png"
+PLOT_FILE = "search.html"
 
 
 def search(  # one parameter for each option
@@ -82,7 +81,7 @@ def search(  # one parameter for each option
 ) -> None:
     """Search over presets, hidden states, losses, rates and sizes, and train the recipe that validation prefers.
 
-    Needs the extra `search`; with the extra `plots` the results are drawn, too. Ctrl-C ends the search, and the best so
+    Needs the extra `search`. The results are drawn in `search.html`. Ctrl-C ends the search, and the best so
     far is trained; the same command goes on from there.
     """
     from ytuning.backends import check_choice
@@ -116,7 +115,7 @@ def search(  # one parameter for each option
             progress=progress,
             watch=watch,
         )
-        plot = _plot(found, out, progress)
+        plot = _plot(found, out)
         if found.interrupted:
             progress.say(f"interrupted after {len(found.trials)} of {trials} trials; the best is saved in {out}")
     watch.seconds["total"] = time.perf_counter() - start
@@ -128,23 +127,20 @@ def search(  # one parameter for each option
         raise typer.Exit(1)
 
 
-def _plot(found: Searched, out: Path, progress: Progress) -> Path | None:
-    """The picture's file, or None and a message where Matplotlib is not installed."""
+def _plot(found: Searched, out: Path) -> Path:
+    """Write the page with drawings."""
     from ytuning.disk import commit
     from ytuning.search_plot import plot_search
 
     file = out / PLOT_FILE
     try:
-        commit(file, plot_search(found.trials))
-    except MissingExtraError as error:
-        progress.say(f"no plot: {error}")
-        return None
+        commit(file, plot_search(found.trials).encode())
     except OSError as error:
         raise cannot_write(str(file), error, "--out") from error
     return file
 
 
-def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) -> dict[str, Any]:
+def _to_json(found: Searched, out: Path, plot: Path, watch: Stopwatch) -> dict[str, Any]:
     from ytuning.search_log import RECIPE_FILE, SEARCH_FILE, TASK_FOLDER, importances
 
     task = found.trained.task
@@ -152,7 +148,7 @@ def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) ->
         "task_dir": str(out / TASK_FOLDER),
         "recipe": str(out / RECIPE_FILE),
         "search": str(out / SEARCH_FILE),
-        "plot": None if plot is None else str(plot),
+        "plot": str(plot),
         "kind": task.kind,
         "labels": len(task.target.names),
         "rows": found.trained.rows,
