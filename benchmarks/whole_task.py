@@ -24,7 +24,7 @@ from benchmarks.harness import WARM_STEPS, bar, head_option, in_turn, parser, pl
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
 from ytuning.artifact import save_task
-from ytuning.contrastive import check_setfit, setfit
+from ytuning.contrastive import load_setfit, setfit
 from ytuning.data import Dataset
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
@@ -198,7 +198,7 @@ def tuned_by_setfit(work: Work) -> dict[str, Any]:
     if work.train.text_pairs is not None:
         return {"skipped": "SetFit takes single texts only"}
     try:
-        check_setfit()
+        load_setfit()
     except InputError as error:
         return {"skipped": str(error)}
     pairs = work.arguments.setfit_pairs

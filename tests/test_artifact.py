@@ -376,6 +376,13 @@ def test_accepts_an_empty_folder_an_older_task_and_a_new_one(folder: Path, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_what_a_killed_save_left_is_removed(folder: Path) -> None:
+    (folder / "head.safetensors.99.partial").write_bytes(b"half")
+    (folder / "notes.partial").write_text("somebody's own")
+    save_task(make_task(), folder)
+    assert {file.name for file in folder.iterdir()} == {"README.md", "head.safetensors", "task.json", "notes.partial"}
+
+
 @pytest.mark.parametrize("written", [0, 1, 2])
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.ENOSPC, "Free some space and run again"), (errno.EIO, "Check the disk")]

@@ -417,7 +417,7 @@ def test_other_files_are_read_like_the_train_rows(files: Path) -> None:
     (files / "whole.csv").write_text("text,label\na b,1\nc d,2\n")
     (files / "sets.csv").write_text('text,labels\na,x;y\nb,"x,y"\nc,x\nd,y\n')
     (files / "few.csv").write_text('text,labels\na,"x,y"\nb,x\n')
-    columns = {"text": None, "text_pair": None, "label": None}
+    columns = {"text": None, "text_pair": None, "label": None, "group": None}
     train, validation, test = read_parts(
         Progress(), (Path("numbers.csv"), None, Path("whole.csv")), **columns, kind="auto", quiet=True
     )
@@ -428,6 +428,25 @@ def test_other_files_are_read_like_the_train_rows(files: Path) -> None:
     )
     assert test is not None
     assert [train.labels, test.labels] == [[("x", "y"), ("x,y",), ("x",), ("y",)], [("x,y",), ("x",)]]
+
+
+def test_group_keeps_rows_on_one_side(
+    run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]
+) -> None:
+    texts, labels = (part[:100] for part in toy_rows)
+    lines = [f"{texts[row]},{labels[row]},{'' if row < 2 else row // 5}" for row in range(100)]
+    (files / "users.csv").write_text("\n".join(["text,label,user", *lines]))
+    arguments = ("users.csv", "--group", "user", "--encoder", tiny_encoder, "--out")
+    commands = (("train",), ("search", "--preset", "default", "--trials", "1"), ("compare", "--methods", "logistic"))
+    for command in commands:
+        found = run(*command, *arguments, command[0], "--json")
+        assert found.status == 0
+        assert "columns text = 'text', label = 'label', group = 'user'; kind = 'single'\n" in found.err
+        told = "users.csv: 2 rows have no value in the group column 'user'. Each such row is a group of its own\n"
+        assert told in found.err
+        if command[0] == "train":
+            held = found.json["rows"]["validation"]
+            assert 5 <= held <= 15
 
 
 # --- reports --------------------------------------------------------------------------------------------------------
@@ -737,6 +756,19 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no text column": (("train", "odd.csv", *OUT), "there is no column 'text' or 'sentence'"),
     "bad column": (("train", "train.csv", "--text", "txet", *OUT), "'txet', which is not there. Did you mean 'text'?"),
     "bad label column": (("train", "train.csv", "--label", "topic", *OUT), "label= (--label) names the column 'topic'"),
+    "bad group column": (
+        ("train", "train.csv", "--group", "user", *OUT),
+        "train.csv: group= (--group) names the column 'user', which is not there. The columns are 'text', 'label'",
+    ),
+    "one group": (
+        ("train", "group.csv", "--group", "user", *OUT),
+        "group.csv: all 4 rows have the value 'u' in the column 'user': they are one group, which cannot be split",
+    ),
+    "groups without a hold-out": (
+        ("train", "train.csv", "--group", "text", "--validation", "test.csv", *OUT),
+        "--group (groups=) has no effect together with --validation: it keeps rows together when validation rows are "
+        "taken from the train rows. Leave out one of the two",
+    ),
     "one label": (("train", "one.csv", *OUT), "one.csv, row 1, column 'label': all 2 rows have the label 'card'"),
     "label once": (("train", "once.csv", *OUT), "once.csv, row 3, column 'label': the label 'login' occurs once"),
     "empty text": (("train", "gap.csv", *OUT), "gap.csv, row 2, column 'text': the text is empty"),
@@ -823,6 +855,7 @@ def mistakes(files: Path, trained: Path) -> Path:
         "odd.csv": "a,b\nx,y\n",
         "one.csv": "text,label\na,card\nb,card\n",
         "once.csv": "text,label\na,card\nb,card\nc,login\n",
+        "group.csv": "text,label,user\na,card,u\nb,card,u\nc,login,u\nd,login,u\n",
         "gap.csv": "text,label\na,card\n,card\n",
         "foreign.csv": "text,label\na,x\n",
         "numbers.csv": "text,label\na,0.5\nb,1.5\n",

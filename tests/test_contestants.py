@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -206,15 +206,7 @@ def test_setfit(kinds: Kinds, run: Any, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_missing_extra_is_named(
     method: str, package: str, extra: str, kinds: Kinds, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == package:
-            raise ImportError(name)
-        return load(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"^the package '{package}' is not installed.*ytuning\[{extra}\]'$"):
         run(method, *kinds["single"])
 

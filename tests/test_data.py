@@ -108,6 +108,19 @@ def test_a_column_that_has_another_use_is_told() -> None:
     )
 
 
+def test_a_group_column_may_be_that_of_the_texts() -> None:
+    rows = [
+        {"text": "a", "text_pair": "p", "label": "x", "user": 1},
+        {"text": "b", "text_pair": "p", "label": "y", "user": None},
+    ]
+    assert read_dataset(rows).groups is None
+    found = read_dataset(rows, group="user")
+    assert found.groups == ["1", None]
+    assert found.columns is not None and found.columns.spelt["group"] == "user"
+    assert found.select([1]).groups == [None]
+    assert read_dataset(rows, group="text_pair").groups == ["p", "p"]
+
+
 def test_a_column_has_one_use() -> None:
     message = complaint(read_dataset, [{"text": "a", "label": "b"}], text="text", label="text")
     assert message == "each column can be used once. Got text='text', label='text'"

@@ -196,7 +196,7 @@ def test_an_encoder_says_what_length_it_was_made_for(tiny_encoder: Path, tmp_pat
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 120))
 def test_batches_part_the_texts_by_length_within_the_budget(lengths: list[int], budget: int) -> None:
     array = np.array(lengths, np.int64)
-    batches = plan_batches(array, budget)
+    batches = list(plan_batches(array, budget, "equal"))
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
     assert [int(array[batch[0]]) for batch in batches] == sorted(int(array[batch[0]]) for batch in batches)
     for batch in batches:

@@ -22,6 +22,7 @@ from ytuning.data import from_lists
 from ytuning.encoder import Encoder
 from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.head import CrossAttentionConfig, PooledConfig
+from ytuning.holdout import split_holdout
 from ytuning.predictor import Predictor
 from ytuning.progress import Progress
 from ytuning.recipes import Recipe, TrainingConfig
@@ -303,6 +304,37 @@ def test_an_interrupted_fit_leaves_it_unfitted(
 
 
 # --- inside scikit-learn --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series])
+def test_groups_stay_on_one_side(
+    kind: Callable[[Any], Any],
+    make: Callable[..., YTuningClassifier],
+    toy_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+
+    def split(dataset: Any, *arguments: Any, **options: Any) -> Any:
+        given.append(dataset.groups)
+        return split_holdout(dataset, *arguments, **options)
+
+    monkeypatch.setattr("ytuning.task_rows.split_holdout", split)
+    groups = [row // 10 for row in range(120)]
+    make().fit(*toy_rows, groups=kind(groups))
+    assert given == [[str(group) for group in groups]]
+
+
+def test_groups_that_cannot_be_used(make: Callable[..., YTuningClassifier], toy_rows: Rows, tiny_encoder: Path) -> None:
+    with pytest.raises(DataError, match=r"^the rows: 120 texts but 2 groups$"):
+        make().fit(*toy_rows, groups=[1, 2])
+    with pytest.raises(DataError, match=r"all 120 rows have the value 'a' in groups=: they are one group"):
+        make().fit(*toy_rows, groups=["a"] * 120)
+    numbers = [float(len(text)) for text in toy_rows[0]]
+    with pytest.raises(DataError, match=r"all 120 rows have the value 'a' in groups="):
+        YTuningRegressor(str(tiny_encoder)).fit(toy_rows[0], numbers, groups=["a"] * 120)
+    with pytest.raises(InputError, match="groups"):
+        make().fit(*toy_rows, groups=5)
 
 
 def test_cross_val_score(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:

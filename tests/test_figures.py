@@ -51,6 +51,25 @@ def test_ticks_are_round_and_in_place(low: float, high: float, ticks: list[str])
     assert (axis.place(low - 1), axis.place(high + 1)) == (100, 300)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "end", "ticks"),
+    [
+        (1.2, 1400, 800, ["2", "5", "10", "20", "50", "100", "200", "500", "1,000"]),
+        (0.00009, 0.11, 400, ["0.0001", "0.001", "0.01", "0.1"]),
+        (0.0031, 0.0034, 400, ["0.0031", "0.0032", "0.0033", "0.0034"]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, end: float, ticks: list[str]) -> None:
+    axis = Axis("x", low, high, 100, end, logarithmic=True)
+    assert [text for _, text in axis.ticks] == ticks
+    assert axis.place((low * high) ** 0.5) == pytest.approx((100 + end) / 2, abs=0.06)
+    assert (axis.place(low / 2), axis.place(high * 2)) == (100, end)
+
+
+def test_ticks_of_words() -> None:
+    assert Axis("x", -0.5, 1.5, 0, 200, words=("a", "b")).ticks == [(50, "a"), (150, "b")]
+
+
 def test_calibration() -> None:
     figure = calibration_figure(
         "single", np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0, 1]])

@@ -157,44 +157,90 @@ def test_the_same_text_with_another_second_text_is_another_input() -> None:
     assert len(split_holdout(dataset, seed=0, fraction=0.3)[1]) == 3
 
 
-WORDS = np.array(["red", "green", "blue", "cat", "dog", "runs", "sleeps", "far", "near", "now", "then", "here"])
+# --- groups ---------------------------------------------------------------------------------------------------------
+
+grouped_rows = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from("abc"), st.none() | st.sampled_from("pqrstuvw")),
+    min_size=2,
+    max_size=120,
+)
 
 
-def sentences_and_phrases(count: int, phrases: int) -> list[str]:
-    """Sentences of 12 words, each with some of its phrases of 4 to 10 words."""
-    generator = np.random.default_rng(0)
-    found = []
-    for _ in range(count):
-        words = generator.choice(WORDS, 12)
-        starts, lengths = generator.integers(0, 3, phrases), generator.integers(4, 11, phrases)
-        found += [" ".join(words), *(" ".join(words[a : a + n]) for a, n in zip(starts, lengths, strict=True))]
-    return found
+@settings(deadline=None)
+@given(grouped_rows, st.integers(0, 9), st.floats(0.02, 0.9), st.none() | st.integers(1, 20))
+def test_no_group_is_on_both_sides(
+    rows: list[tuple[int, str, str | None]], seed: int, fraction: float, most: int | None
+) -> None:
+    texts, labels, groups = (list(part) for part in zip(*rows, strict=True))
+    dataset = Dataset([f"text {text}" for text in texts], labels, groups=groups)
+    try:
+        train, validation = split_holdout(dataset, seed, fraction, most)
+    except DataError:
+        return
+    names = [{groups[row] for row in part} - {None} for part in (train, validation)]
+    assert not names[0] & names[1]
+    assert sorted([*train, *validation]) == list(range(len(rows))) and len(validation) >= 1
+    assert {labels[row] for row in train} == set(labels)
+    assert count_shared(dataset.select(train), dataset.select(validation)) == 0
+    again = split_holdout(dataset, seed, fraction, most)
+    assert [part.tolist() for part in again] == [train.tolist(), validation.tolist()]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_phrases_stay_with_their_sentence(seed: int) -> None:
-    texts = sentences_and_phrases(200, 4)
-    rows = from_lists(texts, ["ab"[number % 2] for number in range(len(texts))])
-    train, validation = split_holdout(rows, seed)
-    assert len(validation) == pytest.approx(len(texts) / 10, abs=5)
-    learned = [f" {texts[row]} " for row in train]
-    seen = [row for row in validation if any(f" {texts[row]} " in other for other in learned)]
-    assert len(seen) <= 0.05 * len(validation)  # phrases that two sentences have
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_keep_the_shares_of_labels_as_far_as_they_can(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    labels = ["common" if number % 4 else "rare" for number in range(2000)]
+    groups: list[str | None] = [f"user {number}" for number in generator.integers(0, 100, 2000)]
+    dataset = Dataset([f"text {number}" for number in range(2000)], labels, groups=groups)
+    _, validation = split_holdout(dataset, seed)
+    held = Counter(labels[row] for row in validation)
+    assert 160 <= len(validation) <= 240
+    assert held["rare"] / len(validation) == pytest.approx(0.25, abs=0.08)
 
 
-def test_texts_that_all_grow_from_one_are_held_out_at_random() -> None:
-    words = [f"w{number}" for number in range(60)]
-    rows = from_lists([" ".join(words[:end]) for end in range(10, 60)], ["a", "b"] * 25)
-    _, validation = split_holdout(rows, 0)
-    assert len(validation) == 5
+def test_few_large_groups_give_the_smallest() -> None:
+    groups = ["large"] * 60 + ["small"] * 40
+    dataset = Dataset([f"text {number}" for number in range(100)], ["x", "y"] * 50, groups=groups)
+    for most in (None, 20):  # no group is so small
+        assert split_holdout(dataset, 0, most=most)[1].tolist() == list(range(60, 100))
 
 
-def test_a_few_phrases_do_not_change_the_hold_out() -> None:
-    texts = sentences_and_phrases(300, 0)
-    labels = ["ab"[number % 2] for number in range(len(texts))]
-    plain = split_holdout(from_lists(texts, labels), 0)
-    texts[1] = texts[0].rsplit(" ", 3)[0]
-    assert [part.tolist() for part in split_holdout(from_lists(texts, labels), 0)] == [part.tolist() for part in plain]
+def test_a_row_without_a_group_is_a_group_of_its_own() -> None:
+    texts = [f"text {number}" for number in range(100)]
+    plain = from_lists(texts, ["x", "y"] * 50)
+    held = split_holdout(plain, 3)[1].tolist()
+    for empty in (None, float("nan"), "", "  "):
+        alone = from_lists(texts, ["x", "y"] * 50, groups=[empty] * 100)
+        assert alone.groups == [None] * 100
+        assert split_holdout(alone, 3)[1].tolist() == held
+
+
+def test_rows_with_the_same_text_link_their_groups() -> None:
+    dataset = Dataset([*"abbcdefgh"], [*"xyxyxyxyx"], groups=[*"112233445"])
+    for seed in range(10):
+        train, validation = split_holdout(dataset, seed, 0.4)
+        assert len({row in validation for row in (0, 1, 2, 3)}) == 1 and len(train)
+
+
+def test_a_single_group_cannot_be_split() -> None:
+    one = from_lists([*"abcd"], [*"xyxy"], groups=[7] * 4)
+    remedy = (
+        "they are one group, which cannot be split into train and validation rows. "
+        "Name another column with --group (groups=) or give a validation file (--validation)"
+    )
+    assert complaint(split_holdout, one, 0) == f"the rows: all 4 rows have the value '7' in groups=: {remedy}"
+    linked = from_lists([*"abbc"], [*"xyxy"], groups=[1, 1, 2, 2])
+    assert complaint(split_holdout, linked, 0) == f"the rows: all 4 rows have linked values in groups=: {remedy}"
+
+
+def test_a_label_of_one_group_stays_in_train() -> None:
+    dataset = Dataset([*"abcdef"], [*"xxxyyy"], groups=[*"111223"])
+    for seed in range(10):
+        assert not set(split_holdout(dataset, seed, 0.5)[1]) & {0, 1, 2}
+    apart = Dataset([*"abcd"], [*"xxyy"], groups=[*"1122"])
+    assert complaint(split_holdout, apart, 0).startswith(
+        "the rows: no row can be held out for validation, as each label needs a row of another group to train on. "
+    )
 
 
 def test_the_hold_out_does_not_depend_on_the_hash_seed() -> None:

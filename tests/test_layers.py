@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "ytuning"
 
 ORDER = [
     "errors",
+    "disk",
     "versions",
     "memory",
     "progress",
@@ -42,7 +43,6 @@ ORDER = [
     "tokens",
     "encoder",
     "codecs",
-    "disk",
     "store",
     "features",
     "pairs",
@@ -73,6 +73,7 @@ ORDER = [
     "evaluation",
     "report",
     "figures",
+    "pages",
     "mistakes",
     "html_report",
     "task_rows",
@@ -118,8 +119,7 @@ THIRD_PARTY = {
     "datasets": {"contrastive", "tables"},
     "filelock": {"comparison", "store"},
     "huggingface_hub": {"sources"},
-    "jinja2": {"html_report"},
-    "matplotlib": {"charts", "search_plot"},
+    "jinja2": {"pages"},
     "fastapi": {"server.app", "server.routes", "server.service"},
     "prometheus_client": {"server.telemetry"},
     "pydantic": {"server.app", "server.schemas"},
@@ -137,7 +137,7 @@ THIRD_PARTY = {
     },
     "optuna": {"search"},
     "pandas": {"tables"},
-    "peft": {"tuning"},
+    "peft": {"contestants", "tuning"},
     "platformdirs": {"store"},
     "pyarrow": {"tables"},
     "rich": {
@@ -151,7 +151,8 @@ THIRD_PARTY = {
     "torch": {
         "artifact", "attribution", "backends", "codecs", "cross_attention", "dropout", "encoder",
         "features", "gpu_kernels", "head", "label_tuning", "layer_choice", "losses", "new_label", "packed_gpu",
-        "packed_states", "packing", "pairs", "pipeline", "pretrained", "probes", "reduction", "sampling", "search", "search_space",
+        "packed_states", "packing", "pairs", "pipeline", "pretrained", "probes", "reduction", "sampling", "search",
+        "search_space",
         "server.batching", "shared_encoder", "stack", "task_use", "training", "tuning", "workers", "zero_shot",
     },
     "transformers": {"contrastive", "packed_gpu", "pretrained", "tuning"},
@@ -175,6 +176,9 @@ def imports(module: str) -> Iterator[str]:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield str(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            name = node.args[0]
+            yield from [str(name.value)] if isinstance(name, ast.Constant) else []
 
 
 def own(module: str) -> set[str]:

@@ -20,7 +20,7 @@ from ytuning import packed_states as module
 from ytuning.backends import Precision, TorchStates
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.packed_states import PackedStates
-from ytuning.tokens import TextInput, plan_packed
+from ytuning.tokens import TextInput, plan_batches
 
 MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
 HERE = module._fused  # what this processor is best at
@@ -154,7 +154,7 @@ def test_a_released_encoder_still_cuts_texts(load: Any) -> None:
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 120))
 def test_batches_part_the_texts_within_the_budget(lengths: list[int], budget: int) -> None:
     array = np.array(lengths, np.int64)
-    batches = plan_packed(array, budget)
+    batches = list(plan_batches(array, budget, "packed"))
     assert np.concatenate([np.empty(0, np.int64), *batches]).tolist() == np.argsort(array, kind="stable").tolist()
     for batch, following in zip(batches, [*batches[1:], None], strict=False):
         assert len(batch) == 1 or array[batch].sum() <= budget

@@ -202,7 +202,8 @@ def test_a_comparison(browser: Browser, pages: Callable[[str], Path]) -> None:
         rows = page.get_by_role("region", name="Methods").locator("tbody tr")
         assert [row.locator("td").first.inner_text() for row in rows.all()] == ["ytuning", "logistic", "full"]
         assert page.get_by_role("region", name="Seed by seed").locator("tbody tr").count() == 6
-        assert page.locator("img").evaluate("image => image.complete && image.naturalWidth") == 1200
+        chart = page.get_by_role("img", name=re.compile("^Score against cost"))
+        assert chart.is_visible() and chart.locator("text", has_text="logistic").is_visible()
         width = page.get_by_role("region", name="Methods").evaluate("region => region.scrollWidth - region.clientWidth")
         assert width == 0, "on a desktop the table is seen as a whole"
     with browser.open(pages("failing")) as page:
@@ -305,7 +306,7 @@ def test_the_keyboard_skips_opens_and_scrolls(browser: Browser, pages: Callable[
 
 @pytest.mark.parametrize("name", ["train", "comparison"])
 def test_light_and_dark(name: str, browser: Browser, pages: Callable[[str], Path]) -> None:
-    grounds, pictures = [], []
+    grounds = []
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     for scheme in schemes:
         with browser.open(pages(name), scheme=scheme) as page:
@@ -313,9 +314,7 @@ def test_light_and_dark(name: str, browser: Browser, pages: Callable[[str], Path
             grounds.append(sum(ground))
             assert contrast(colour(page, "h1", "color"), ground) > 7
             assert contrast(colour(page, ".soft, .note", "color"), ground) > 4.5
-            pictures += page.locator("img").evaluate_all("images => images.map(image => image.currentSrc)")
     assert grounds[0] > 3 * 200 and grounds[1] < 3 * 60
-    assert len(set(pictures)) == (2 if name == "comparison" else 0)
 
 
 def test_what_a_page_asks_for_over_the_network_is_found(browser: Browser, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.Monke
     assert [len(block) for block in blocks] == [2, 2] and torch.cat(blocks).tolist() == wanted
     found.prefetch(blocks[0])
     monkeypatch.setattr("ytuning.sampling.IN_MEMORY", 0)
-    batches = shuffled_batches(found, rows, 2, seed=0)
+    batches = shuffled_batches(found.lengths, rows, 2, seed=0, stored=found)
     for _ in range(3):  # epochs
         assert sorted(torch.cat([next(batches), next(batches)]).tolist()) == sorted(rows.tolist())
     found.release()

@@ -50,7 +50,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def test_every_row_once_an_epoch(rows: int, size: int, kind: str) -> None:
     features = stored(random_lengths(1000, 30), arrays=3)
     chosen = torch.randperm(1000, generator=torch.Generator().manual_seed(1))[:rows]
-    stream = shuffled_batches(features, chosen, size, seed=0)
+    stream = shuffled_batches(features.lengths, chosen, size, seed=0, stored=features)
     epochs = []
     for _ in range(3):
         epoch: list[int] = []
@@ -65,14 +65,16 @@ def test_every_row_once_an_epoch(rows: int, size: int, kind: str) -> None:
 
 def test_same_seed_same_order(kind: str) -> None:
     features = stored(random_lengths(300, 30))
-    first, again, other = (shuffled_batches(features, torch.arange(300), 16, seed) for seed in (4, 4, 5))
+    first, again, other = (
+        shuffled_batches(features.lengths, torch.arange(300), 16, seed, stored=features) for seed in (4, 4, 5)
+    )
     orders = [torch.cat([next(stream) for _ in range(20)]).tolist() for stream in (first, again, other)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_batches_hold_rows_of_similar_length(kind: str) -> None:
     lengths = random_lengths(512, 100)
-    stream = shuffled_batches(stored(lengths), torch.arange(512), 16, seed=0)
+    stream = shuffled_batches(lengths, torch.arange(512), 16, seed=0, stored=stored(lengths))
     batches = [next(stream) for _ in range(math.ceil(512 / 16))]
     spreads = [int(lengths[rows].max() - lengths[rows].min()) for rows in batches]
     assert sum(spreads) / len(spreads) < 20  # of rows drawn at random: about 90
@@ -98,7 +100,7 @@ def test_rows_of_a_block_come_close_together_and_mixed(monkeypatch: pytest.Monke
     monkeypatch.setattr(sampling, "FEWEST_BLOCKS", 8)
     monkeypatch.setattr(features_module, "BLOCK_BYTES", 16 * 10 * 8)  # eight rows
     features = stored(torch.full((4096,), 10))
-    stream = shuffled_batches(features, torch.arange(4096), 16, seed=0)
+    stream = shuffled_batches(features.lengths, torch.arange(4096), 16, seed=0, stored=features)
     pool = torch.cat([next(stream) for _ in range(4)])  # 64 rows of eight blocks
     assert len(set((pool // 8).tolist())) == 8
     assert len(set((pool[:16] // 8).tolist())) > 4  # one batch does not hold one block

@@ -431,10 +431,7 @@ def test_a_full_disk_while_writing_is_the_same(store: FeatureStore, monkeypatch:
         def __init__(self, stream: Any) -> None:
             self.stream = stream
 
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *_: object) -> None:
+        def close(self) -> None:
             self.stream.close()
 
         def write(self, data: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,14 +138,7 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
 
 
 def test_without_peft(encoder: Encoder, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "peft":
-            raise ImportError(name)
-        return load(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"^the package 'peft' is not installed\. Install it with: pip install"):
         lora(encoder, *rows)
 

@@ -23,6 +23,7 @@ import torch
 
 from ytuning.calibration import Calibration
 from ytuning.codecs import DEFAULT_CODEC
+from ytuning.disk import PARTIAL_SUFFIX, commit_all
 from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
 from ytuning.head import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
 from ytuning.identity import EncoderIdentity
@@ -48,7 +49,6 @@ SCHEMA = 1
 PairMode = Literal["joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
-PARTIAL_SUFFIX = ".partial"
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"  # in the weights' file
 
 
@@ -137,7 +137,10 @@ def save_task(task: Task, folder: str | Path) -> None:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _replace_all(
+        for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
+            for left in path.glob(f"{name}.*{PARTIAL_SUFFIX}"):  # by a save that was killed
+                left.unlink(missing_ok=True)
+        commit_all(
             path,
             {
                 HEAD_FILE: weights,
@@ -208,10 +211,10 @@ def _is_free(path: Path) -> bool:
         found = {file.name for file in path.iterdir()}
     except OSError as error:
         raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
-    parts = {name + suffix for name in (TASK_FILE, HEAD_FILE, CARD_FILE) for suffix in ("", PARTIAL_SUFFIX)}
+    whole = {name for name in found if not name.endswith(PARTIAL_SUFFIX)}
     if CARD_FILE in found and HEAD_FILE not in found:
         return False  # somebody's own README
-    return TASK_FILE in found or not found - parts
+    return TASK_FILE in found or whole <= {HEAD_FILE, CARD_FILE}
 
 
 def load_task(folder: str | Path) -> Task:
@@ -358,22 +361,6 @@ def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> 
         if vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted and (ids or several) and known:
             return Exemplars(vectors, targets)
     raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")
-
-
-def _replace_all(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files whole; none takes its old one's place before all are on the disk, so a full disk changes nothing."""
-    partials = {name: folder / (name + PARTIAL_SUFFIX) for name in files}
-    try:
-        for name, data in files.items():
-            with partials[name].open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for name, partial in partials.items():
-            os.replace(partial, folder / name)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
 
 
 def _card(task: Task) -> str:

@@ -1,106 +1,88 @@
-"""Score against cost as a PNG (extra ``plots``)."""
+"""A comparison as a drawing: score against cost."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from ytuning.figures import Axis, Figure, Name
+from ytuning.standings import OURS, Standing, Standings
 
-from ytuning.errors import MissingExtraError
-from ytuning.standings import OURS, Standings
+__all__ = ["HEIGHT", "WIDTH", "score_against_cost"]
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+WIDTH, HEIGHT = 800, 480
+LEFT, RIGHT, TOP, BOTTOM = 72, 790, 10, 425  # of the area between the axes
+CAP = 5  # half the width of an interval's ends
+LETTER, LINE = 8.0, 14.0  # about the width and the height of a letter
+NEAR = 6  # around a mark, where no name should be
+PLACES = [(x, y) for y in (-16, 16, -32, 32) for x in (12, -12)]  # of a name's middle beside its mark, the best first
 
-__all__ = ["score_against_cost"]
-
-SIZE, DOTS = (8.0, 4.8), 150  # inches, and dots in one
-INK = {False: ("#ffffff", "#1f2430", "#8a93a3"), True: ("#14171d", "#e6e9ef", "#7d8696")}  # ground, text, lines
-COLOURS = {False: ("#0b6bcb", "#5b6472"), True: ("#5cb0ff", "#a3acba")}  # ours, the others
-NEAR = 10  # dots around a mark where no name should be
-PLACES = [
-    (x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for y in (6, -6, 22, -22) for x in (10, -10)
-]  # of a name, in points from its mark, the best first
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
-def score_against_cost(standings: Standings, title: str = "", *, dark: bool = False) -> bytes:
-    """PNG: each method's score, with its interval, over its seconds on a logarithmic axis.
+def score_against_cost(standings: Standings) -> Figure:
+    """Each method's score, with its interval, over its seconds on a logarithmic axis.
 
     A hollow mark is where a further task on the same texts is, whose features are stored.
-
-    Args:
-        standings: of a comparison.
-        title: in a line above the chart.
-        dark: light text on a dark ground.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    ground, text, line = INK[dark]
-    figure = Figure(SIZE, dpi=DOTS, facecolor=ground, layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # not pyplot, which has a state of its own
-    axes = figure.add_subplot(facecolor=ground)
-    axes.set_xscale("log")
-    for each in standings.methods:
-        colour = COLOURS[dark][each.method != OURS]
-        score = each.score
-        errors = [[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]]
-        if each.seconds_with_stored_features is not None:
-            stored = max(each.seconds_with_stored_features, 1e-3)
-            axes.plot([stored, each.seconds], [score.mean] * 2, color=colour, linewidth=1, linestyle=":")
-            axes.plot(stored, score.mean, "o", color=colour, markersize=7, markerfacecolor=ground)
-        axes.errorbar(each.seconds, score.mean, errors, color=colour, fmt="o", markersize=7, capsize=4, linewidth=1.5)
-    seconds = [
-        value for each in standings.methods for value in (each.seconds, each.seconds_with_stored_features) if value
-    ]
-    axes.set_autoscalex_on(False)  # a single point has no range of its own, of which matplotlib warns at times
-    axes.set_xlim(min(seconds) / 1.8, max(seconds) * 2.2)  # room for names
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.set_xlabel("seconds of training, encoder pass included (hollow: with stored features)", color=text)
-    axes.set_ylabel(f"{standings.metric.replace('_', ' ')} ({standings.split}), 95 % interval", color=text)
-    axes.set_title(title, color=text, loc="left", fontsize=11)
-    axes.tick_params(colors=text, which="both")
-    axes.grid(color=line, alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(line)
-    canvas.draw()
-    _name_points(standings, axes, dark)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", facecolor=ground, metadata={"Software": None})
-    return stream.getvalue()
+    methods = standings.methods
+    seconds = [value for each in methods for value in (each.seconds, _stored(each)) if value]
+    scores = [each.score for each in methods]
+    low, high = min(score.low for score in scores), max(score.high for score in scores)
+    room = 0.05 * (high - low) or 0.05
+    # The seconds leave room for names at both ends.
+    about = "seconds of training, encoder pass included (hollow: with stored features)"
+    x = Axis(about, min(seconds) / 1.8, max(seconds) * 2.2, LEFT, RIGHT, logarithmic=True)
+    metric = standings.metric.replace("_", " ")
+    y = Axis(f"{metric} ({standings.split}), 95 % interval", low - room, high + room, BOTTOM, TOP)
+    lines: list[tuple[str, list[tuple[float, float]]]] = []
+    dots: list[tuple[float, float, str, str]] = []
+    for each in methods:
+        name = "ours" if each.method == OURS else "others"
+        score, place = each.score, x.place(each.seconds)
+        middle, top, bottom = y.place(score.mean), y.place(score.high), y.place(score.low)
+        if (stored := _stored(each)) is not None:
+            lines.append((f"stored {name}", [(x.place(stored), middle), (place, middle)]))
+            dots.append((x.place(stored), middle, f"stored {name}", f"{each.method}, features stored: {stored:,.1f} s"))
+        ends = [(place - CAP, top), (place + CAP, top), (place, top), (place, bottom)]
+        lines.append((name, [*ends, (place - CAP, bottom), (place + CAP, bottom)]))
+        dots.append((place, middle, name, f"{each.method}: {score.mean:.4f} in {each.seconds:,.1f} s"))
+    return Figure(
+        "Score against cost",
+        f"{metric} of each method over its seconds; the figures are in the table below",
+        x,
+        y,
+        lines,
+        dots=dots,
+        marks=[("grid", place, "") for place, _ in x.ticks],
+        names=_names(methods, x, y),
+    )
 
 
-def _name_points(standings: Standings, axes: Axes, dark: bool) -> None:
+def _stored(standing: Standing) -> float | None:
+    stored = standing.seconds_with_stored_features
+    return None if stored is None else max(stored, 1e-3)
+
+
+def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
     """Each method's name beside its point, on a side where no other name, point or interval is."""
-    from matplotlib.transforms import Bbox
-
-    taken: list[Any] = []
-    for each in standings.methods:
-        first = each.seconds_with_stored_features or each.seconds
-        interval = [(each.seconds, each.score.low), (each.seconds, each.score.high)]
-        marks = [(first, each.score.mean), (each.seconds, each.score.mean)]
-        taken += [Bbox(axes.transData.transform(ends)).padded(NEAR) for ends in (interval, marks)]
-    for each in standings.methods:
-        for x, y, horizontal, vertical in PLACES:
-            label = axes.annotate(
-                each.method,
-                (each.seconds, each.score.mean),
-                (x, y),
-                textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
-                color=COLOURS[dark][each.method != OURS],
-                fontweight="bold" if each.method == OURS else "normal",
-            )
-            box = label.get_window_extent()
-            if (x, y) == PLACES[-1][:2] or not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+    taken: list[Box] = []
+    for each in methods:
+        place, middle = x.place(each.seconds), y.place(each.score.mean)
+        taken.append((place - NEAR, y.place(each.score.high) - NEAR, place + NEAR, y.place(each.score.low) + NEAR))
+        taken.append((x.place(_stored(each) or each.seconds) - NEAR, middle - NEAR, place + NEAR, middle + NEAR))
+    found: list[Name] = []
+    for each in methods:
+        place, middle, width = x.place(each.seconds), y.place(each.score.mean), LETTER * len(each.method)
+        for across, down in PLACES:
+            left = place + across - (width if across < 0 else 0)
+            box = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
+            if (across, down) == PLACES[-1] or not any(_overlap(box, other) for other in taken):
                 break
-            label.remove()
+        taken.append(box)
+        side = "start" if across > 0 else "end"
+        kind = "ours" if each.method == OURS else "others"
+        found.append(Name(round(place + across, 1), round(middle + down + LINE / 3, 1), side, kind, each.method))
+    return found
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.options import Kind, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
+from ytuning.options import Group, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
 from ytuning.sources import DEFAULT_ENCODER
 
 __all__ = ["compare"]
@@ -30,7 +30,8 @@ def compare(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    kind: KindOption = Kind.auto,
+    group: Group = None,
+    kind: KindOption = "auto",
     label_order: LabelOrder = None,
     encoder: TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
@@ -65,8 +66,8 @@ def compare(
     names = [name.strip() for name in methods.split(",")]
     check_methods(names)
     with shown_progress(quiet) as progress:
-        columns = {"text": text, "text_pair": text_pair, "label": label}
-        parts = read_parts(progress, (data, validation, test), **columns, kind=kind.value, quiet=quiet)
+        columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+        parts = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
         work = work_on(
             parts[0] if rows is None else some_rows(parts[0], rows),
             encoder,
@@ -78,12 +79,12 @@ def compare(
         )
         found = compare(work, names, out, seeds=seeds, progress=progress)
         standings = standings_of(found)
-        write_standings(standings, out, progress)
+        write_standings(standings, out)
     if as_json:
         print_json(standings.to_json())
     else:
         print_standings(Console(), standings)
-        print(f"written to {out}: comparison.json, comparison.html and, with matplotlib, comparison.png")
+        print(f"written to {out}: comparison.json and comparison.html")
     if found.interrupted:
         told = f"{len(found.runs)} of {seeds * len(names)} runs are finished; the same command goes on from there"
         print(f"interrupted: {told}", file=sys.stderr)

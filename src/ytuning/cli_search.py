@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -14,17 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ytuning.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.errors import MissingExtraError, cannot_write
+from ytuning.errors import cannot_write
 from ytuning.options import (
-    Kind,
+    Group,
     KindOption,
     Label,
     LabelOrder,
-    LongText,
     LongTextOption,
-    Pairs,
     PairsOption,
-    Precision,
     PrecisionOption,
     Test,
     Text,
@@ -32,7 +28,6 @@ from ytuning.options import (
     TrainedEncoder,
     in_order,
 )
-from ytuning.progress import Progress
 from ytuning.sources import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
@@ -43,16 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["search"]
 
 SHOWN = 10  # of the best trials
-PLOT_FILE = "search.png"
-
-
-class Preset(StrEnum):
-    """What ``--preset`` allows."""
-
-    all = "all"
-    default = "default"
-    few_shot = "few-shot"
-    paper = "paper"
+PLOT_FILE = "search.html"
 
 
 def search(  # one parameter for each option
@@ -65,15 +51,17 @@ def search(  # one parameter for each option
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    kind: KindOption = Kind.auto,
+    group: Group = None,
+    kind: KindOption = "auto",
     label_order: LabelOrder = None,
-    pairs: PairsOption = Pairs.auto,
+    pairs: PairsOption = "auto",
     encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: LongTextOption = LongText.truncate,
-    precision: PrecisionOption = Precision.auto,
+    long_text: LongTextOption = "truncate",
+    precision: PrecisionOption = "auto",
     preset: Annotated[
-        Preset, typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels.")
-    ] = Preset.all,
+        Literal["all", "default", "few-shot", "paper"],
+        typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels."),
+    ] = "all",
     trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
     minutes: Annotated[
         float | None,
@@ -91,7 +79,7 @@ def search(  # one parameter for each option
 ) -> None:
     """Search over presets, hidden states, losses, rates and sizes, and train the recipe that validation prefers.
 
-    Needs the extra `search`; with the extra `plots` the results are drawn, too. Ctrl-C ends the search, and the best so
+    Needs the extra `search`. The results are drawn in `search.html`. Ctrl-C ends the search, and the best so
     far is trained; the same command goes on from there.
     """
     from ytuning.encoder import load_encoder
@@ -103,12 +91,10 @@ def search(  # one parameter for each option
     start, watch = time.perf_counter(), Stopwatch()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label}
-            rows, held, judged = read_parts(
-                progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet
-            )
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
         with watch.stage("encode"):
-            loaded = load_encoder(encoder, precision=precision.value, long_text=long_text.value)
+            loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         found = run(
             rows,
             loaded,
@@ -116,8 +102,8 @@ def search(  # one parameter for each option
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset is Preset.all else (preset.value,),
-            pairs=pairs.value,
+            presets=tuple(PRESETS) if preset == "all" else (preset,),
+            pairs=pairs,
             order=in_order(label_order),
             trials=trials,
             minutes=minutes,
@@ -125,7 +111,7 @@ def search(  # one parameter for each option
             progress=progress,
             watch=watch,
         )
-        plot = _plot(found, out, progress)
+        plot = _plot(found, out)
         if found.interrupted:
             progress.say(f"interrupted after {len(found.trials)} of {trials} trials; the best is saved in {out}")
     watch.seconds["total"] = time.perf_counter() - start
@@ -137,23 +123,20 @@ def search(  # one parameter for each option
         raise typer.Exit(1)
 
 
-def _plot(found: Searched, out: Path, progress: Progress) -> Path | None:
-    """The picture's file, or None and a message where Matplotlib is not installed."""
+def _plot(found: Searched, out: Path) -> Path:
+    """Write the page with drawings."""
     from ytuning.disk import commit
     from ytuning.search_plot import plot_search
 
     file = out / PLOT_FILE
     try:
-        commit(file, plot_search(found.trials))
-    except MissingExtraError as error:
-        progress.say(f"no plot: {error}")
-        return None
+        commit(file, plot_search(found.trials).encode())
     except OSError as error:
         raise cannot_write(str(file), error, "--out") from error
     return file
 
 
-def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) -> dict[str, Any]:
+def _to_json(found: Searched, out: Path, plot: Path, watch: Stopwatch) -> dict[str, Any]:
     from ytuning.search_log import RECIPE_FILE, SEARCH_FILE, TASK_FOLDER, importances
 
     task = found.trained.task
@@ -161,7 +144,7 @@ def _to_json(found: Searched, out: Path, plot: Path | None, watch: Stopwatch) ->
         "task_dir": str(out / TASK_FOLDER),
         "recipe": str(out / RECIPE_FILE),
         "search": str(out / SEARCH_FILE),
-        "plot": None if plot is None else str(plot),
+        "plot": str(plot),
         "kind": task.kind,
         "labels": len(task.target.names),
         "rows": found.trained.rows,

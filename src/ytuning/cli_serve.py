@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ytuning.versions import require
+
 __all__ = ["serve"]
 
 
@@ -50,20 +52,9 @@ def serve(
     ] = None,
 ) -> None:
     """Answer for many tasks over HTTP, at the price of one encoder pass for each distinct text; a page is at /."""
-    from ytuning.errors import MissingExtraError
-
-    try:
-        from ytuning.server.launch import serve as start
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "fastapi",
-            "uvicorn",
-            "prometheus_client",
-            "pydantic",
-            "starlette",
-        ):
-            raise
-        raise MissingExtraError("fastapi", "server") from error
+    for package in ("fastapi", "prometheus_client", "pydantic", "uvicorn"):
+        require(package, "server")
+    from ytuning.server.launch import serve as start
     from ytuning.server.settings import ADMIN_KEYS, USE_KEYS, Settings, read_keys
 
     settings = Settings(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, replace
-from enum import StrEnum
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,15 +24,12 @@ from ytuning.console import (
 )
 from ytuning.errors import InputError, counted
 from ytuning.options import (
-    Kind,
+    Group,
     KindOption,
     Label,
     LabelOrder,
-    LongText,
     LongTextOption,
-    Pairs,
     PairsOption,
-    Precision,
     PrecisionOption,
     ReportFile,
     Test,
@@ -51,37 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-class Preset(StrEnum):
-    """What ``--preset`` allows."""
-
-    default = "default"
-    few_shot = "few-shot"
-    paper = "paper"
-
-
-class Store(StrEnum):
-    """What ``--store`` allows."""
-
-    fp16 = "fp16"
-    int8 = "int8"
-    compact = "compact"
-
-
-class Loss(StrEnum):
-    """What ``--loss`` allows."""
-
-    cross_entropy = "cross_entropy"
-    triplet = "triplet"
-    focal = "focal"
-
-
-class LabelWeights(StrEnum):
-    """What ``--label-weights`` allows."""
-
-    none = "none"
-    balanced = "balanced"
-
-
 def train(
     train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
     out: Annotated[Path, typer.Option("--out", help="Task folder to write.")],
@@ -92,7 +57,8 @@ def train(
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    kind: KindOption = Kind.auto,
+    group: Group = None,
+    kind: KindOption = "auto",
     label_order: LabelOrder = None,
     abstain_at: Annotated[
         float | None,
@@ -102,13 +68,15 @@ def train(
             help="Give no label where it is not sure enough: this share of its answers on validation rows is right.",
         ),
     ] = None,
-    pairs: PairsOption = Pairs.auto,
+    pairs: PairsOption = "auto",
     encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: LongTextOption = LongText.truncate,
-    precision: PrecisionOption = Precision.auto,
-    preset: Annotated[Preset, typer.Option("--preset", help="Form of the head and its training.")] = Preset.default,
+    long_text: LongTextOption = "truncate",
+    precision: PrecisionOption = "auto",
+    preset: Annotated[
+        Literal["default", "few-shot", "paper"], typer.Option("--preset", help="Form of the head and its training.")
+    ] = "default",
     loss: Annotated[
-        Loss | None,
+        Literal["cross_entropy", "triplet", "focal"] | None,
         typer.Option("--loss", help="focal: what is predicted well already weighs less.", show_default="the preset's"),
     ] = None,
     recipe_file: Annotated[
@@ -132,15 +100,16 @@ def train(
         ),
     ] = None,
     label_weights: Annotated[
-        LabelWeights, typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss.")
-    ] = LabelWeights.none,
+        Literal["none", "balanced"],
+        typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss."),
+    ] = "none",
     store: Annotated[
-        Store,
+        Literal["fp16", "int8", "compact"],
         typer.Option(
             "--store",
             help="How features are stored: int8 takes half the bytes of fp16, compact a quarter.",
         ),
-    ] = Store.int8,
+    ] = "int8",
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
     ] = 0,
@@ -168,12 +137,12 @@ def train(
 
     start = time.perf_counter()
     watch = Stopwatch()
-    if recipe_file is not None and preset is not Preset.default:
+    if recipe_file is not None and preset != "default":
         raise InputError("give either --preset or --recipe, which states what a preset does, not both")
-    recipe = reading_layers(recipe_of(preset.value) if recipe_file is None else read_recipe(recipe_file), layers)
+    recipe = reading_layers(recipe_of(preset) if recipe_file is None else read_recipe(recipe_file), layers)
     if loss is not None:
-        recipe = replace(recipe, training=replace(recipe.training, loss=loss.value))
-    if label_weights is LabelWeights.balanced:
+        recipe = replace(recipe, training=replace(recipe.training, loss=loss))
+    if label_weights == "balanced":
         recipe = weighing_labels(recipe, "balanced")
     check_target(out)
     if report is not None:
@@ -183,8 +152,8 @@ def train(
     features = FeatureStore()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label}
-            parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind.value, quiet=quiet)
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
             if loss is not None and parts[0].kind == "regression":
                 raise InputError(
                     "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
@@ -194,8 +163,8 @@ def train(
                 encoder,
                 layers=recipe.layers,
                 pairs=parts[0].text_pairs is not None,
-                precision=precision.value,
-                long_text=long_text.value,
+                precision=precision,
+                long_text=long_text,
             )
         trained = train_task(
             parts[0],
@@ -209,10 +178,10 @@ def train(
             seeds=seeds,
             ensemble=ensemble,
             refit=refit,
-            codec=store.value,
+            codec=store,
             label_order=in_order(label_order),
             abstain_at=abstain_at,
-            pairs=pairs.value,
+            pairs=pairs,
             layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
             label_texts=None if label_texts is None else read_label_texts(label_texts),
             progress=progress,

@@ -13,12 +13,13 @@ from ytuning.tables import Column, Table
 
 __all__ = ["Columns", "Role", "choose_columns", "label_sets"]
 
-Role = Literal["text", "text_pair", "label"]
+Role = Literal["text", "text_pair", "label", "group"]
 DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "text": ("text", "sentence"),
     "text_pair": ("text_pair",),
     "label": ("label", "labels"),
 }
+"""Of a group column there is none: nobody should find rows kept together without having asked for it."""
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -29,11 +30,13 @@ class Columns:
     Attributes:
         text, text_pair: of the texts.
         label: of the labels; a tuple of columns of 0 and 1, each of which is a label.
+        group: whose equal values keep rows on one side of a split.
     """
 
     text: str
     text_pair: str | None = None
     label: str | tuple[str, ...] | None = None
+    group: str | None = None
 
     @property
     def spelt(self) -> dict[Role, str]:
@@ -42,12 +45,19 @@ class Columns:
             ("text", self.text),
             ("text_pair", self.text_pair),
             ("label", self.label),
+            ("group", self.group),
         ]
         return {role: name if isinstance(name, str) else ",".join(name) for role, name in found if name is not None}
 
 
 def choose_columns(
-    table: Table, text: str | None, text_pair: str | None, label: str | Sequence[str] | None, *, labelled: bool
+    table: Table,
+    text: str | None,
+    text_pair: str | None,
+    label: str | Sequence[str] | None,
+    *,
+    labelled: bool,
+    group: str | None = None,
 ) -> Columns:
     """The column for each role: the one the user named, else one that has a default name and no other role.
 
@@ -57,6 +67,7 @@ def choose_columns(
         text_pair: name.
         label: name; several as a sequence, or with commas where no column has the whole as its name.
         labelled: False: no label column is looked for, and one that is named is ignored.
+        group: name; it may be that of a text column, so that rows with the same text stay together.
 
     Raises:
         InputError: a column is named twice.
@@ -82,7 +93,9 @@ def choose_columns(
             raise _not_there(table, role, chosen)
     single = {role: names[0] for role, names in chosen.items()}
     several = label is not None and labelled and single["label"] != label
-    return Columns(single["text"], single.get("text_pair"), tuple(chosen["label"]) if several else single.get("label"))
+    labels = tuple(chosen["label"]) if several else single.get("label")
+    together = None if group is None else _existing(table, "group", group)
+    return Columns(single["text"], single.get("text_pair"), labels, together)
 
 
 def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:

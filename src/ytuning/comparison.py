@@ -285,7 +285,7 @@ def _digest(work: Work) -> str:
     for file in sorted(each for each in folder.iterdir() if each.suffix in ENCODER_FILES):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     for part in (work.train, work.validation, work.test):
-        rows = None if part is None else [part.inputs, list(labels_of(part))]
+        rows = None if part is None else [part.inputs, list(labels_of(part)), part.groups]
         digest.update(json.dumps([rows, work.target.to_json()]).encode())
     return digest.hexdigest()
 

@@ -7,12 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ytuning.disk import NewFile
 from ytuning.errors import InputError, cannot_write, counted
 from ytuning.progress import Messages, Progress, ProgressBar
 
@@ -51,6 +52,7 @@ def read_parts(
     text_pair: str | None,
     label: str | None,
     kind: Literal["auto", "single", "ordinal", "multi", "regression"],
+    group: str | None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The rows of a train, a validation and a test file, and on stderr what was read and looks like a mistake.
@@ -62,12 +64,14 @@ def read_parts(
         text_pair: likewise.
         label: likewise.
         kind: likewise.
+        group: likewise; of the train file only.
         quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
     """
-    from ytuning.data import names_in, read_dataset, unsplit_names
+    from ytuning.data import check_groups, names_in, read_dataset, unsplit_names
     from ytuning.labels import listed
 
-    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind)
+    check_groups(grouped=group is not None, validation=files[1] is not None)
+    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)
     names = names_in(train)
     validation, test = (
         None
@@ -86,6 +90,9 @@ def read_parts(
     parts = [part for part in (train, validation, test) if part is not None]
     for part in parts if not quiet else ():
         tell_columns(progress, part)
+    if empty := (train.groups or []).count(None):
+        rows = f"{counted(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
+        progress.say(f"{train.source}: {rows}. Each such row is a group of its own")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
     # Once: the other files were split to fit the train rows, whose labels they may well have.
     if whole := unsplit_names(train):
@@ -116,26 +123,20 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    target, partial = _places(path)
-    special = partial == target
     with _written(path, option):
-        stream = partial.open("w", encoding="utf-8")
+        new = NewFile(_target(path))
 
     def write(text: str) -> None:
         with _written(path, option):  # here, as other errors of the work that writes are not the file's
-            stream.write(text)
+            new.stream.write(text.encode())
 
     try:
         yield write
         with _written(path, option):
-            stream.close()
-            if not special:
-                partial.replace(target)
+            new.finish()
+            new.place()
     finally:
-        with suppress(OSError):
-            stream.close()
-        if not special:
-            partial.unlink(missing_ok=True)
+        new.discard()
 
 
 def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | None], made: Path | None = None) -> None:
@@ -150,7 +151,7 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     Raises:
         InputError, WriteError: as :func:`result_file`.
     """
-    target, partial = _places(path)
+    target = _target(path)
     for read in inputs:
         if read is not None and Path(os.path.realpath(read)) == target:
             problem = "must not replace a file that is read, or of a task"
@@ -159,19 +160,16 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     with _written(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if partial == target:  # opening a pipe would wait for its reader
+        if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         elif target.parent != folder or os.path.isdir(folder):
-            partial.open("w").close()
-            partial.unlink()
+            NewFile(target).discard()
 
 
-def _places(path: Path) -> tuple[Path, Path]:
-    """Where a result lies in the end, and where it is written: beside it, or into a pipe or device itself."""
-    target = Path(os.path.realpath(path))  # a link stays one
-    special = os.path.exists(target) and not os.path.isfile(target)
-    return target, target if special else target.with_name(target.name + ".partial")
+def _target(path: Path) -> Path:
+    """Where a result lies in the end: a link stays one."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from ytuning.artifact import PAIR_MODES, PairMode
 from ytuning.calibration import Calibration, calibrate
-from ytuning.contrastive import check_setfit, setfit
+from ytuning.contrastive import load_setfit, setfit
 from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, allowed
@@ -31,7 +31,8 @@ from ytuning.targets import Scale, Target
 from ytuning.task_rows import MOST_HELD_OUT, target_of
 from ytuning.tokens import TextInput
 from ytuning.training import logits_of
-from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, load_peft, lora
+from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.versions import require
 
 __all__ = ["METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
@@ -294,7 +295,8 @@ def _full(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
 
 
 def _lora(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
-    load_peft()  # not to be timed
+    # Importing takes seconds, which are not to be timed.
+    require("peft", "peft")
     return _tuned(work, seed, progress, lora, LORA_RATES)
 
 
@@ -339,7 +341,8 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     if work.target.kind != "single" or work.train.text_pairs is not None:
         kind = "pairs" if work.train.text_pairs is not None else f"kind {work.target.kind!r}"
         raise InputError(f"SetFit takes single texts with one label each, and these rows are of {kind}. Leave it out")
-    check_setfit()  # not to be timed: it imports SetFit
+    # Importing takes seconds, which are not to be timed.
+    load_setfit()
     held = work.split(seed)[1]
     rows = np.arange(len(work.train)) if work.test is not None else work.split(seed)[0]
     pairs = max(1, min(SETFIT_PAIRS, SETFIT_ALL_PAIRS // len(rows)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ytuning.encoder import Encoder
-from ytuning.errors import InputError, MissingExtraError
+from ytuning.errors import InputError
 from ytuning.sources import find_encoder
+from ytuning.versions import require
 
-__all__ = ["SetFitResult", "check_setfit", "setfit"]
+__all__ = ["SetFitResult", "load_setfit", "setfit"]
 
 BATCH_SIZE = 32
 EDGE = 1e-9  # the least probability, whose logarithm is a logit
@@ -43,17 +43,15 @@ class SetFitResult:
         return np.log(found.clip(EDGE)).astype(np.float32)
 
 
-def check_setfit() -> None:
-    """Whether the package SetFit is there.
+def load_setfit() -> Any:
+    """The package SetFit, which takes seconds to import.
 
     Raises:
         MissingExtraError: it is not installed.
         InputError: it is, but does not work with the other packages that are: it lags behind transformers.
     """
-    if importlib.util.find_spec("setfit") is None:
-        raise MissingExtraError("setfit", "benchmark")
     try:
-        import setfit  # noqa: F401
+        return require("setfit", "benchmark")
     except (ImportError, AttributeError, TypeError) as error:
         raise InputError(
             f"SetFit does not work with the versions installed: {type(error).__name__}: {error}. Install those that it "
@@ -81,11 +79,10 @@ def setfit(
         seed: of the pairs and their order.
 
     Raises:
-        InputError, MissingExtraError: as :func:`check_setfit`.
+        InputError, MissingExtraError: as :func:`load_setfit`.
     """
-    check_setfit()
-    import datasets
-    import setfit
+    setfit = load_setfit()
+    datasets = require("datasets", "benchmark")
     import transformers
 
     ends: list[float] = []

@@ -19,6 +19,7 @@ from ytuning.targets import KINDS, Labels, Scale, Target
 __all__ = [
     "Columns",
     "Dataset",
+    "check_groups",
     "check_labels_known",
     "check_trainable",
     "count_shared",
@@ -44,9 +45,11 @@ class Dataset:
         columns: of the source; None if it has none.
         kind: of task that the labels are for.
         separator: where texts with several labels were split; None if none was.
+        groups: the group of each row; rows of one group stay together when validation rows are held out
+            (:func:`ytuning.holdout.split_holdout`), a row of None is a group of its own. None without groups.
 
     Raises:
-        DataError: there are no rows, or not as many labels, pairs or row numbers as texts.
+        DataError: there are no rows, or not as many labels, pairs, groups or row numbers as texts.
     """
 
     texts: list[str]
@@ -57,11 +60,12 @@ class Dataset:
     columns: Columns | None = None
     kind: Kind = "single"
     separator: str | None = None
+    groups: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
             raise DataError("there are no rows", source=self.source)
-        for name in ("labels", "text_pairs", "rows"):
+        for name in ("labels", "text_pairs", "rows", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(f"{len(self.texts)} texts but {len(values)} {name}", source=self.source)
@@ -102,6 +106,7 @@ class Dataset:
             columns=self.columns,
             kind=self.kind,
             separator=self.separator,
+            groups=None if self.groups is None else [self.groups[i] for i in places],
         )
 
     def error(self, index: int, role: Role, problem: str) -> DataError:
@@ -120,6 +125,7 @@ def read_dataset(
     labelled: bool = True,
     known: Collection[str] = (),
     separator: str | None = UNKNOWN,
+    group: str | None = None,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
@@ -145,6 +151,7 @@ def read_dataset(
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
             most rows with these only, or at none...
         separator: ...and of several at this one, that of the train rows, else at none; "" (unknown): at the first.
+        group: column whose equal values keep rows together when validation rows are held out.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -155,7 +162,7 @@ def read_dataset(
     if kind not in kinds:
         raise InputError(allowed("kind", kind, kinds))
     table = read_table(source)
-    columns = choose_columns(table, text, text_pair, label, labelled=labelled)
+    columns = choose_columns(table, text, text_pair, label, labelled=labelled, group=group)
     labels: Labels | None = None
     found: Kind = "single"
     split: str | None = None
@@ -176,11 +183,16 @@ def read_dataset(
         columns=columns,
         kind=found,
         separator=split,
+        groups=None if columns.group is None else table.column(columns.group).groups,
     )
 
 
 def from_lists(
-    texts: object, labels: object = None, text_pairs: object = None, kind: Kind | Literal["auto"] = "auto"
+    texts: object,
+    labels: object = None,
+    text_pairs: object = None,
+    kind: Kind | Literal["auto"] = "auto",
+    groups: object = None,
 ) -> Dataset:
     """A data set from lists, tuples, NumPy arrays or pandas series.
 
@@ -189,6 +201,7 @@ def from_lists(
         labels: as :func:`read_dataset` takes them; None for prediction.
         text_pairs: second texts, unless ``texts`` holds pairs.
         kind: as for :func:`read_dataset`.
+        groups: one value for each row; rows with the same one stay together when validation rows are held out.
 
     Raises:
         DataError: a text or label is missing, empty or of the wrong type, or their numbers differ; there are no rows.
@@ -208,6 +221,7 @@ def from_lists(
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
         kind=found[1],
         separator=found[2],
+        groups=None if groups is None else Column(source, "groups", as_cells(groups, "groups")).groups,
     )
 
 
@@ -253,6 +267,19 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
         if counts[label] == 1:
             problem = f"the label {shown(label)} occurs once. Add a second row with it, remove this row, "
             raise dataset.error(index, "label", f"{problem}or give a validation file (--validation)")
+
+
+def check_groups(*, grouped: bool, validation: bool) -> None:
+    """Refuse groups of train rows where no row is held out of them.
+
+    Raises:
+        InputError: there are both groups and validation rows.
+    """
+    if grouped and validation:
+        raise InputError(
+            "--group (groups=) has no effect together with --validation: it keeps rows together when validation rows "
+            "are taken from the train rows. Leave out one of the two"
+        )
 
 
 def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:

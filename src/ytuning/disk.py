@@ -4,35 +4,77 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ytuning.errors import StoreError
 
-__all__ = ["PARTIAL_SUFFIX", "commit", "explained"]
+__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "explained"]
 
 PARTIAL_SUFFIX = ".partial"
 
 
+class NewFile:
+    """A file that is written beside its place, and takes it once it is whole on the disk.
+
+    A pipe or a device is no file to be replaced: what is written goes into it at once.
+
+    Attributes:
+        file: its place.
+        stream: takes its bytes.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._replaces = os.path.isfile(file) or not os.path.exists(file)
+        self._partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL_SUFFIX}") if self._replaces else file
+        self.stream = self._partial.open("wb")
+
+    def finish(self) -> None:
+        """Nothing more is written; on return all of it is on the disk."""
+        self.stream.flush()
+        if self._replaces:
+            os.fsync(self.stream.fileno())
+        self.stream.close()
+
+    def place(self) -> None:
+        """Put the finished file into its place."""
+        if self._replaces:
+            os.replace(self._partial, self.file)
+
+    def discard(self) -> None:
+        """Remove what is not in its place; nothing of a file that is."""
+        with suppress(OSError):
+            self.stream.close()
+        if self._replaces:
+            self._partial.unlink(missing_ok=True)
+
+
 def commit(file: Path, data: bytes | memoryview) -> None:
     """Write a file so that it is whole on the disk, or not there."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    commit_all(file.parent, {file.name: data})
+
+
+def commit_all(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
+    """Write files of a folder so; none takes an older one's place before all of them are on the disk."""
+    new: list[NewFile] = []
     try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        for name, data in files.items():
+            new.append(NewFile(folder / name))
+            new[-1].stream.write(data)
+            new[-1].finish()
+        for each in new:
+            each.place()
+    finally:
+        for each in new:
+            each.discard()
     if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ytuning.packed_gpu import PackedGpu
 from ytuning.packed_states import PackedStates
 from ytuning.pretrained import kept_layers, load_model, longest_input, shorten, tokenizer_rules
 from ytuning.sources import DEFAULT_ENCODER, find_encoder, weights_hash
-from ytuning.tokens import TextInput, TokenizedTexts, plan_batches, plan_packed
+from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
 from ytuning.windows import LONG_TEXTS, LongText, plan_windows
 
 __all__ = ["Encoder", "Span", "load_encoder"]
@@ -143,9 +143,9 @@ class Encoder:
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         lengths = tokens.lengths[short]
         if isinstance(self.states, PackedStates | PackedGpu):
-            plan = plan_packed(lengths, self._share(lengths))
+            plan = plan_batches(lengths, self._share(lengths), "packed")
         else:
-            plan = plan_batches(lengths, self._tokens_per_batch)
+            plan = plan_batches(lengths, self._tokens_per_batch, "equal")
         yield from self._computed(tokens, [short[batch] for batch in plan], self._features, finish)
 
     def encode_padded(
@@ -159,21 +159,12 @@ class Encoder:
 
         Yields: as :meth:`encode`.
         """
-        if isinstance(self.states, PackedStates):
+        if not isinstance(self.states, TorchStates):
             yield from self.encode(tokens, finish)
             return
-        order = np.argsort(tokens.lengths, kind="stable")
-        order = order[tokens.lengths[order] <= self.identity.max_length]
-        batches: list[np.ndarray] = []
-        size = self._share(tokens.lengths[order])
-        first = 0
-        while first < len(order):
-            last = first + 1
-            while last < len(order) and (last + 1 - first) * tokens.lengths[order[last]] <= size:
-                last += 1
-            batches.append(order[first:last])
-            first = last
-        yield from self._computed(tokens, batches, self._padded, finish)
+        short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
+        plan = plan_batches(tokens.lengths[short], self._share(tokens.lengths[short]), "padded")
+        yield from self._computed(tokens, [short[batch] for batch in plan], self._padded, finish)
 
     def _share(self, lengths: np.ndarray) -> int:
         """Tokens in a batch of texts of these lengths: on a CPU few enough that no core is idle."""
@@ -198,15 +189,10 @@ class Encoder:
 
     def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
-        lengths = tokens.lengths[batch]
-        positions = np.arange(lengths.max())
-        there = positions < lengths[:, None]  # (B, T)
-        places = tokens.offsets[batch][:, None] + np.minimum(positions, lengths[:, None] - 1)
-        ids = np.where(there, tokens.ids[places], self.tokenizer.pad_token_id or 0).astype(np.int64)
-        types = np.where(there, tokens.types[places], 0).astype(np.int64) if self._typed else None
+        ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)
         assert isinstance(self.states, TorchStates)
-        found = self.states(ids, types, len(batch), there.astype(np.int64))
-        return found[torch.from_numpy(there).to(found.device)]
+        found = self.states(ids, types if self._typed else None, len(batch), mask.astype(np.int64))
+        return found[torch.from_numpy(mask).to(found.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int) -> torch.Tensor:
         """(T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""

@@ -162,13 +162,16 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         self.precision, self.pairs, self.long_text = precision, pairs, long_text
         self.layers, self.label_texts = layers, label_texts
 
-    def fit(self, X: Any, y: Any) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
+    def fit(self, X: Any, y: Any, groups: Any = None) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,), or 0 and 1 (rows, C).
+
+        Rows with the same value of ``groups`` (rows,) stay together when validation rows are held out; a row whose
+        value is None, NaN or an empty text is a group of its own.
 
         Raises:
             InputError: a parameter that is not among those allowed.
-            DataError: a row that is not text, texts and labels of different number, one label only, or a label that
-                occurs once.
+            DataError: a row that is not text, texts and labels or groups of different number, one label or one group
+                only, or a label that occurs once.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -180,13 +183,13 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
                 if not isinstance(self.class_weight, str):
                     raise InputError("class_weight of a multi-label task is None or 'balanced'. Got a mapping instead.")
                 recipe = weighing_labels(recipe, _label_weights(self.class_weight, list(names), list(names)))
-            data = from_lists(X, rows, kind="multi")
+            data = from_lists(X, rows, kind="multi", groups=groups)
         else:
             classes, ids = _classes_and_ids(y)
             names = _names_of(classes)
             if self.class_weight is not None:
                 recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
-            data = from_lists(X, [names[number] for number in ids.tolist()], kind="single")
+            data = from_lists(X, [names[number] for number in ids.tolist()], kind="single", groups=groups)
         texts = self.label_texts
         self._fit(data, recipe, texts if isinstance(texts, str | None) else {str(key): texts[key] for key in texts})
         self.classes_ = classes
@@ -265,18 +268,19 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         self.precision, self.pairs, self.long_text = precision, pairs, long_text
         self.layers = layers
 
-    def fit(self, X: Any, y: Any) -> YTuningRegressor:  # noqa: N803
-        """Train on texts (rows,) and numbers (rows,).
+    def fit(self, X: Any, y: Any, groups: Any = None) -> YTuningRegressor:  # noqa: N803
+        """Train on texts (rows,) and numbers (rows,); ``groups`` as for :meth:`YTuningClassifier.fit`.
 
         Raises:
             InputError: a parameter that is not among those allowed, or numbers of another shape.
-            DataError: a row that is not text or no number, texts and numbers of different number, or one number only.
+            DataError: a row that is not text or no number, texts and numbers or groups of different number, one number
+                or one group only.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
         if np.ndim(y) != 1:
             raise InputError(f"y must be one number for each row, of shape (rows,). Got shape {np.shape(y)} instead.")
-        self._fit(from_lists(X, y, kind="regression"), recipe)
+        self._fit(from_lists(X, y, kind="regression", groups=groups), recipe)
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803

@@ -15,7 +15,7 @@ from ytuning.encoder import Encoder
 from ytuning.errors import StoreError
 from ytuning.progress import Progress
 from ytuning.store import FeatureSpace, FeatureStore, StoredRows, text_key
-from ytuning.tokens import TextInput, plan_batches
+from ytuning.tokens import TextInput, padded_places, plan_batches
 
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
@@ -67,13 +67,14 @@ class Features:
         width: D, size of a hidden state.
         dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
         codec: what they are decoded with.
-        device: where batches are, and what computes with them best.
+        device: where batches are.
+        is_resident: whether they are those of :meth:`resident`.
         paired: whether a row is a pair of texts that were encoded one by one (:mod:`ytuning.pairs`).
     """
 
     paired = False
     device = CPU
-    _lengths_there: torch.Tensor | None = None  # on the device, of features that are resident there
+    is_resident = False
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
         self.dtype, self.codec = dtype, rows.codec
@@ -131,15 +132,10 @@ class Features:
         view = copy.copy(self)
         view.device, view._arrays, view._maps, view._gathered = device, [held], [], 0
         # Of other rows: out of bounds.
-        view._start = torch.full((len(self),), len(held)).index_copy_(0, ordered, ends - lengths).to(device)
+        view._start = torch.full((len(self),), len(held)).index_copy_(0, ordered, ends - lengths)
         view._array = torch.zeros(len(self), dtype=torch.int64)
-        view._lengths_there = self.lengths.to(device)
+        view.is_resident = True
         return view
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether they are those of :meth:`resident`."""
-        return self._lengths_there is not None
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N,) in the order in which they are stored."""
@@ -173,19 +169,15 @@ class Features:
             ``values`` (B, T, L, D) and ``mask`` (B, T) bool, True at a row's tokens. Beyond them ``values`` repeats
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
-        lengths = self.lengths[indices]
-        step = LENGTH_STEP[self.dtype]
-        positions = torch.arange(-(-int(lengths.max()) // step) * step, device=self.device)  # (T,)
-        if self._lengths_there is not None:  # resident
-            there = indices.to(self.device, non_blocking=True)
-            lengths = self._lengths_there[there]
-            tokens = self._start[there, None] + torch.minimum(positions, lengths[:, None] - 1)
-            stored = self._arrays[0].index_select(0, tokens.flatten())
+        starts, lengths = self._start[indices].numpy(), self.lengths[indices].numpy()
+        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))  # (B, T) each
+        if self.is_resident:
+            there = tokens.flatten().to(self.device, non_blocking=True)
+            stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
         else:
-            tokens = self._start[indices, None] + torch.minimum(positions, lengths[:, None] - 1)  # (B, T)
             stored = self._gather(tokens, self._array[indices])
         values = self.codec.decode(stored, self.dtype)
-        return values.view(*tokens.shape, self.layers, self.width), positions < lengths[:, None]
+        return values.view(*tokens.shape, self.layers, self.width), mask
 
     def tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, L, D) float32: the tokens of some rows (B,), one row after the other."""
@@ -230,15 +222,7 @@ def _chunks(ordered: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
 
 def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch.Tensor]:
     """All rows once, in batches of similar length of about ``tokens`` tokens, padding included."""
-    order = torch.argsort(lengths, stable=True)
-    position = 0
-    while position < len(order):
-        # The last row of the batch is its longest; sizes shrink as rows grow.
-        size = max(1, tokens // int(lengths[order[position]]))
-        while size > 1 and size * int(lengths[order[min(position + size, len(order)) - 1]]) > tokens:
-            size -= max(1, size // 8)
-        yield order[position : position + size]
-        position += size
+    return map(torch.from_numpy, plan_batches(lengths.numpy(), tokens, "padded"))
 
 
 def stored_features(
@@ -360,7 +344,7 @@ def _copying(features: Features, rows: np.ndarray) -> Source:
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
             (batch, _encoded(features.tokens(chosen[batch]), codec))
-            for batch in plan_batches(lengths, COPIED_TOKENS)
+            for batch in plan_batches(lengths, COPIED_TOKENS, "equal")
         )
         return lengths, features.truncated_rows[rows[positions]], batches
 

@@ -19,6 +19,7 @@ __all__ = [
     "Axis",
     "Figure",
     "Matrix",
+    "Name",
     "calibration_figure",
     "confusion",
     "learning_figures",
@@ -31,32 +32,62 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
 MOST_POINTS = 1500  # of a scatter: more would only hide each other
 RESIDUAL_BINS = 21  # odd, so that one is around no error
 PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
+ROOM_OF_DECADE = 120  # with 1, 2 and 5 as ticks; a shorter one has a single tick
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From ``low`` to ``high`` in data, drawn from ``start`` to ``end``."""
+    """From ``low`` to ``high`` in data, drawn from ``start`` to ``end``.
+
+    Attributes:
+        logarithmic: whether equal distances are equal factors.
+        words: names of the values 0, 1, 2..., where these stand for names.
+    """
 
     name: str
     low: float
     high: float
     start: float
     end: float
+    logarithmic: bool = False
+    words: tuple[str, ...] = ()
 
     def place(self, value: float) -> float:
         """Where a value is drawn; one beyond an end at that end."""
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        scale = math.log if self.logarithmic else float
+        low, high = scale(self.low), scale(self.high)
+        share = (scale(min(max(value, self.low), self.high)) - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 1)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Round values, where they are drawn and how they are written."""
+        if self.words:
+            return [(self.place(number), word) for number, word in enumerate(self.words)]
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            narrow = abs(self.end - self.start) < ROOM_OF_DECADE * math.log10(self.high / self.low)
+            values = [float(f"{factor}e{power}") for power in powers for factor in ((1,) if narrow else (1, 2, 5))]
+            found = [(self.place(value), f"{value:,g}") for value in values if self.low <= value <= self.high]
+            if len(found) > 1:
+                return found
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in STEPS if factor * power >= rough * 0.999)
         numbers = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
         return [(self.place(number * step), f"{number * step:.6g}") for number in numbers]
+
+
+@dataclass(frozen=True)
+class Name:
+    """A word in a drawing: where it begins (``side`` is ``"start"``) or ends (``"end"``), and its class."""
+
+    x: float
+    y: float
+    side: str
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,7 @@ class Figure:
         bars: left, top, width, height and meaning of each.
         dots: centre, class and meaning of each.
         marks: a class, x and name of vertical lines.
+        names: words beside what they name.
         columns, rows: the table.
     """
 
@@ -82,6 +114,7 @@ class Figure:
     bars: list[tuple[float, float, float, float, str]] = field(default_factory=list)
     dots: list[tuple[float, float, str, str]] = field(default_factory=list)
     marks: list[tuple[str, float, str]] = field(default_factory=list)
+    names: list[Name] = field(default_factory=list)
     columns: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = field(default_factory=list)
 

@@ -11,13 +11,11 @@ import numpy as np
 
 from ytuning.data import Dataset, labels_of
 from ytuning.errors import DataError, InputError
-from ytuning.labels import LabelSet
+from ytuning.labels import LabelSet, shown
 
 __all__ = ["split_holdout"]
 
 FEWEST_IN_QUANTILE = 4  # rows, or none of them could be spared
-FEWEST_WORDS = 4  # of a text that counts as a part of another; shorter ones are anybody's
-MANY_PARTS, ENOUGH = 0.01, 0.5  # shares: of texts that are parts of others; of the rows that could else be held out
 QUANTILES = 10  # of a regression's numbers, each of which gives its share of the validation rows
 
 
@@ -30,9 +28,10 @@ def split_holdout(
     About ``fraction`` of the rows are held out, at least one. Every label keeps a train row, and every label with two
     or more different inputs gets a validation row if there is room for one of each. Rows with exactly the same input
     stay together, so that no validation row was seen in training; where only such a group can stand for a label, more
-    than ``fraction`` may be held out, but never more than ``most``. So do texts that are a run of words of another one
-    (phrases of a sentence, a quoted mail), if there are many and enough rows can be held out then: on what it has seen
-    in part a head is far too sure, and validation would not tell.
+    than ``fraction`` may be held out, but never more than ``most``.
+
+    The rows of a group (:attr:`ytuning.data.Dataset.groups`) stay together too. Labels then keep their shares as far
+    as whole groups permit. Where every group has more than ``most`` rows, the smallest one is held out.
 
     Args:
         dataset: with labels.
@@ -44,7 +43,7 @@ def split_holdout(
         Indices of the train rows and of the validation rows, each (rows,) int64 and sorted.
 
     Raises:
-        DataError: no row can be held out.
+        DataError: no row can be held out, or all rows are of one group.
         InputError: ``fraction`` or ``most`` is out of range.
     """
     if not 0 < fraction < 1:
@@ -52,65 +51,60 @@ def split_holdout(
     if most is not None and most < 1:
         raise InputError(f"most must be 1 or more. Got {most!r} instead.")
     ids = _strata(dataset)
-    by_input: dict[tuple[str, str | None], list[int]] = {}
-    for index, row in enumerate(dataset.inputs):
-        by_input.setdefault(row, []).append(index)
-    groups = list(by_input.values())
+    parts = _kept_together(dataset)
+    _check_several(dataset, parts)
     most = most or len(ids)
     target = min(max(1, round(fraction * len(ids))), most)
     also = _label_ids(dataset) if dataset.kind == "multi" else None
-    held = _hold_out(groups, ids, seed, target, most, also)
-    if dataset.text_pairs is None and (whole := _with_parts([text for text, _ in by_input], groups)):
-        apart = _hold_out(whole, ids, seed, target, most, also)
-        same_labels = {ids[row] for row in apart} >= {ids[row] for row in held}
-        held = apart if same_labels and len(apart) >= ENOUGH * len(held) else held
+    grouped = dataset.groups is not None
+    held = _hold_out(parts, ids, seed, target, most, also, fill=grouped)
+    if grouped and not held:
+        held = _hold_out(parts, ids, seed, 1, len(ids), also, fill=False)
     if not held:
-        problem = "no row can be held out for validation, as each label needs another, different row to train on. "
+        other = "a row of another group" if grouped else "another, different row"
+        problem = f"no row can be held out for validation, as each label needs {other} to train on. "
         raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
 
 
-def _with_parts(texts: list[str], groups: list[list[int]]) -> list[list[int]]:
-    """Groups of rows, each with those of the texts that are a run of words of its text; none if these are few."""
-    whole = _wholes(texts)
-    if _share_of_parts(whole) < MANY_PARTS:
-        return []
-    together: dict[int, list[int]] = {}
-    for number, rows in enumerate(groups):
-        together.setdefault(whole[number], []).extend(rows)
-    return list(together.values())
+def _kept_together(dataset: Dataset) -> list[list[int]]:
+    """Rows that have to be on one side: those with exactly the same input, and those of one group."""
+    first: dict[object, int] = {}
+    leader = list(range(len(dataset)))
+
+    def lead(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    for row, content in enumerate(dataset.inputs):
+        keys: list[object] = [content]
+        if dataset.groups is not None and dataset.groups[row] is not None:
+            keys.append(dataset.groups[row])
+        for key in keys:
+            # The row that comes first leads, so that the parts are in the order of their first rows.
+            one, other = sorted((lead(first.setdefault(key, row)), lead(row)))
+            leader[other] = one
+    parts: dict[int, list[int]] = {}
+    for row in range(len(dataset)):
+        parts.setdefault(lead(row), []).append(row)
+    return list(parts.values())
 
 
-def _wholes(texts: list[str]) -> list[int]:
-    """For each text the number of the one that it is a run of words of, its own if there is none.
-
-    A part of several texts goes with the longest of them: else whatever people often say would tie all rows together.
-    """
-    # Words are split anew and found by their hashes: those of all texts would take several times the memory of these.
-    counts = [len(text.split()) for text in texts]
-    by_start: dict[int, set[int]] = {}  # lengths of the texts that start with these words
-    by_words: dict[int, int] = {}
-    for number, text in enumerate(texts):
-        if counts[number] >= FEWEST_WORDS:
-            own = text.split()
-            by_start.setdefault(hash(tuple(own[:FEWEST_WORDS])), set()).add(len(own))
-            by_words.setdefault(hash(tuple(own)), number)
-    whole = list(range(len(texts)))
-    for number in sorted(whole, key=lambda number: -counts[number]):
-        own = texts[number].split()
-        for start in range(len(own) - FEWEST_WORDS + 1):
-            for length in by_start.get(hash(tuple(own[start : start + FEWEST_WORDS])), ()):
-                if length > len(own) - start or length == len(own):
-                    continue
-                run = own[start : start + length]
-                part = by_words.get(hash(tuple(run)))
-                if part is not None and whole[part] == part and texts[part].split() == run:
-                    whole[part] = whole[number]
-    return whole
-
-
-def _share_of_parts(whole: list[int]) -> float:
-    return sum(each != number for number, each in enumerate(whole)) / len(whole)
+def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
+    """Refuse rows of a single group."""
+    if dataset.groups is None or len(parts) > 1:
+        return
+    column = dataset.columns.group if dataset.columns else None
+    values = "groups=" if column is None else f"the column {shown(column)}"
+    names = sorted({name for name in dataset.groups if name is not None})
+    which = f"the value {shown(names[0])}" if len(names) == 1 else "linked values"
+    raise DataError(
+        f"all {len(dataset)} rows have {which} in {values}: they are one group, which cannot be split into train and "
+        "validation rows. Name another column with --group (groups=) or give a validation file (--validation)",
+        source=dataset.source,
+    )
 
 
 def _strata(dataset: Dataset) -> list[int]:
@@ -139,11 +133,19 @@ def _label_ids(dataset: Dataset) -> list[list[int]]:
 
 
 def _hold_out(
-    groups: list[list[int]], ids: list[int], seed: int, target: int, most: int, also: list[list[int]] | None
+    groups: list[list[int]],
+    ids: list[int],
+    seed: int,
+    target: int,
+    most: int,
+    also: list[list[int]] | None,
+    *,
+    fill: bool,
 ) -> list[int]:
     """Rows of whole groups: first at random within each label's quota, then whatever stands for a label left out.
 
-    ``ids`` are what rows stand for, ``also`` are all their labels, where they may have several: each keeps a row.
+    ``ids`` are what rows stand for, ``also`` are all their labels, where they may have several: each keeps a row. With
+    ``fill`` what comes second is every group that brings the rows held out closer to the quotas.
     """
     counts = np.bincount(ids).tolist()
     inputs = np.bincount([i for group in groups for i in {ids[row] for row in group}]).tolist()
@@ -170,10 +172,21 @@ def _hold_out(
     for group in order:
         take(group, quotas)
     keep_one = [count - 1 for count in counts]
+    first_held = set(held)
     for group in sorted(order, key=len):
-        if not held or any(quotas[ids[row]] and not taken[ids[row]] for row in group):
+        if fill:
+            helps = group[0] not in first_held and _wanted(group, ids, quotas, taken) > len(group) / 2
+        else:
+            helps = any(quotas[ids[row]] and not taken[ids[row]] for row in group)
+        if helps or not held:
             take(group, keep_one)
     return held
+
+
+def _wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
+    """How many rows of a group the quotas of their labels have room for."""
+    counts = Counter(ids[row] for row in group)
+    return sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
 
 
 def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from ytuning.artifact import Task
 from ytuning.attribution import Effects, explain
 from ytuning.encoder import Encoder
@@ -26,6 +24,7 @@ from ytuning.figures import (
 )
 from ytuning.metrics import LabelFigures
 from ytuning.mistakes import Mistake, Piece, marked, strongest, worst_mistakes
+from ytuning.pages import render
 from ytuning.progress import Progress
 from ytuning.report import SHOWN_METRICS
 from ytuning.store import FeatureStore
@@ -36,9 +35,6 @@ __all__ = ["render_report"]
 
 SHOWN_LABELS = 30  # of the table and of the confusion matrix; more are folded away or left out
 SHOWN_MISTAKES = 20
-# Characters that HTML forbids or reads as something else, each as one that can be seen.
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-VISIBLE |= dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), 0xFFFD)
 
 
 @dataclass(frozen=True)
@@ -119,23 +115,7 @@ def render_report(
         "height": HEIGHT,
         **content,
     }
-    return _environment().get_template("report.html").render(page)
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("ytuning"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-
-
-def _visible(value: Any) -> Any:
-    """What is put into the page, characters that it cannot hold made visible."""
-    return value.translate(VISIBLE) if isinstance(value, str) else value
+    return render("report.html", page)
 
 
 def _metrics(report: Report) -> list[_Metric]:

@@ -327,7 +327,7 @@ class _Measurement:
         """
         learners = [self._learner(cast("LabelHead", head)) for head in heads]
         size = max(16, min(BATCH, len(self.rows) // 16))
-        batches = shuffled_batches(self.features, self.rows, size, self.seed)
+        batches = shuffled_batches(self.features.lengths, self.rows, size, self.seed, stored=self.features)
         goal = self.goal[self.held]
         best: dict[int, Tensor] = {}
         active = list(range(len(learners)))

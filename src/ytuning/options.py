@@ -4,52 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from ytuning.errors import allowed
 
 __all__ = [
-    "Kind", "KindOption", "Label", "LabelOrder", "LongText", "LongTextOption", "Pairs",
-    "PairsOption", "Precision", "PrecisionOption", "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder",
-    "in_order", "usage_mistake",
+    "Group", "KindOption", "Label", "LabelOrder", "LongTextOption", "PairsOption", "PrecisionOption",
+    "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder", "choices_of", "in_order", "usage_mistake",
 ]  # fmt: skip
-
-
-class Kind(StrEnum):
-    """What ``--kind`` allows."""
-
-    auto = "auto"
-    single = "single"
-    ordinal = "ordinal"
-    multi = "multi"
-    regression = "regression"
-
-
-class Pairs(StrEnum):
-    """What ``--pairs`` allows."""
-
-    auto = "auto"
-    joint = "joint"
-    separate = "separate"
-
-
-class LongText(StrEnum):
-    """What ``--long-text`` allows."""
-
-    truncate = "truncate"
-    window = "window"
-
-
-class Precision(StrEnum):
-    """What ``--precision`` allows."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
@@ -62,8 +27,17 @@ Label = Annotated[
         show_default="label, else labels",
     ),
 ]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        metavar="COLUMN",
+        help="Column whose equal values keep rows together: all of them train, or all of them are held out.",
+        show_default="none",
+    ),
+]
 KindOption = Annotated[
-    Kind,
+    Literal["auto", "single", "ordinal", "multi", "regression"],
     typer.Option(
         "--kind", help="What the labels are: one a row (ordinal: in an order), any number of them, or numbers."
     ),
@@ -75,18 +49,18 @@ LabelOrder = Annotated[
     ),
 ]
 PairsOption = Annotated[
-    Pairs,
+    Literal["auto", "joint", "separate"],
     typer.Option(
         "--pairs",
         help="How the encoder reads two texts: as one, or each; auto tries both.",
     ),
 ]
 LongTextOption = Annotated[
-    LongText,
+    Literal["truncate", "window"],
     typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
 ]
 PrecisionOption = Annotated[
-    Precision,
+    Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", help="Arithmetic of the encoder pass. auto is bf16 where that is faster, else fp32."),
 ]
 Test = Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")]
@@ -101,6 +75,12 @@ ReportFile = Annotated[
 def in_order(label_order: str | None) -> list[str] | None:
     """The labels that ``--label-order`` names."""
     return None if label_order is None else label_order.split(",")
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The values of a ``Literal``, which may be optional; none of another type."""
+    literals = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return get_args(literals[0]) if literals else ()
 
 
 def usage_mistake(error: Any, arguments: Sequence[str]) -> str:
@@ -122,9 +102,9 @@ def usage_mistake(error: Any, arguments: Sequence[str]) -> str:
     if option is None or given is None:
         return message
     kind, info = get_args(get_type_hints(inspect.unwrap(command.callback), include_extras=True)[option.name])
+    if choices := choices_of(kind):
+        return allowed(option.opts[0], given, choices)
     kind = next(part for part in get_args(kind) or [kind] if part is not type(None))
-    if issubclass(kind, Enum):
-        return allowed(option.opts[0], given, [choice.value for choice in kind])
     if kind not in (int, float):
         return message
     what = "a whole number" if kind is int else "a number"

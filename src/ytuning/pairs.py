@@ -31,12 +31,7 @@ class PairedFeatures(Features):
         self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
         self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
         self.layers, self.width, self.dtype, self.codec = texts.layers, texts.width, texts.dtype, texts.codec
-        self.device = texts.device
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether their texts are in a device's memory."""
-        return self.texts.is_resident
+        self.device, self.is_resident = texts.device, texts.is_resident
 
     def of(self, texts: Features) -> PairedFeatures:
         """The same pairs of other features of the same texts."""

@@ -110,11 +110,11 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
 ) -> Trained:
     """Train a task on labelled rows.
 
-    Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.holdout.split_holdout`), and the
-    head goes on for some steps on all of ``train`` once they have chosen it, unless ``refit`` is off. With several
-    ``seeds``, heads of this seed and those after it are trained together on the same hold-out, and the first of those
-    with the best validation score is taken, or with ``ensemble`` one whose logits are the mean of theirs. The features
-    are stored in ``codec`` (:mod:`ytuning.codecs`).
+    Without ``validation`` a stratified part of ``train`` is held out (:func:`ytuning.holdout.split_holdout`), where the
+    rows of a group (``train.groups``) stay together. The head goes on for some steps on all of ``train`` once these
+    rows have chosen it, unless ``refit`` is off. With several ``seeds``, heads of this seed and those after it are
+    trained together on the same hold-out, and the first of those with the best validation score is taken, or with
+    ``ensemble`` one whose logits are the mean of theirs. The features are stored in ``codec`` (:mod:`ytuning.codecs`).
 
     The validation rows also fit what makes probabilities and decisions of the logits (:mod:`ytuning.calibration`), of
     the head before it went on on all rows: ``abstain_at`` is the precision below which a task of one label a row gives

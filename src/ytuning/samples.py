@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ytuning.codecs import row_bytes
@@ -27,7 +29,8 @@ def sample_rows(train: Dataset, seed: int, encoder: Encoder) -> Dataset:
     if len(train) <= most:
         return train
     try:
-        _, chosen = split_holdout(train, seed, fraction=most / len(train), most=most)
+        # The sample need not hold whole groups: it is split once more, and that split keeps them together.
+        _, chosen = split_holdout(replace(train, groups=None), seed, fraction=most / len(train), most=most)
     except DataError:  # hardly a label occurs twice: there are no shares to keep
         chosen = np.arange(most)
     return train.select(chosen)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ytuning.features import CPU, Features
+from ytuning.features import Features
 
 __all__ = ["shuffled_batches"]
 
@@ -21,24 +21,27 @@ FEWEST_BLOCKS = 64  # drawn at a time: few blocks would mix few rows
 IN_MEMORY = 1 << 30  # bytes of features that the system's cache is taken to hold; more are read in blocks
 
 
-def shuffled_batches(features: Features, rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+def shuffled_batches(
+    lengths: Tensor, rows: Tensor, size: int, seed: int, *, stored: Features | None = None
+) -> Iterator[Tensor]:
     """Endlessly, epoch after epoch, every row once in a batch of ``size`` rows of similar length.
 
     Args:
-        features: of the rows, whose lengths and places decide.
-        rows: (N,) int64.
+        lengths: (all rows,) int64 tokens.
+        rows: (N,) int64 positions of those to read.
         size: B, rows of a batch; the last ones of a pool may be fewer.
         seed: of the order.
+        stored: features of all rows, if they may lie in a store larger than the memory.
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = features.blocks(rows) if features.device == CPU and features.bytes_of(rows) > IN_MEMORY else None
+    blocks = stored.blocks(rows) if stored is not None and stored.bytes_of(rows) > IN_MEMORY else None
     while True:
-        if blocks is None:
+        if stored is None or blocks is None:
             pools = rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES)
             # Batches of all pools are mixed: those of one would follow each other.
-            groups = iter([[batch for pool in pools for batch in _sorted(features.lengths, pool, size)]])
+            groups = iter([[batch for pool in pools for batch in _sorted(lengths, pool, size)]])
         else:
-            groups = (_sorted(features.lengths, pool, size) for pool in _pools(features, blocks, size, generator))
+            groups = (_sorted(lengths, pool, size) for pool in _pools(stored, blocks, size, generator))
         for batches in groups:
             yield from (batches[number] for number in torch.randperm(len(batches), generator=generator).tolist())
 

@@ -27,7 +27,7 @@ from ytuning.artifact import PAIR_MODES, PairMode, holds_finished_task, save_tas
 from ytuning.calibration import calibrated
 from ytuning.data import Dataset, labels_of
 from ytuning.encoder import Encoder
-from ytuning.errors import InputError, MissingExtraError, allowed
+from ytuning.errors import InputError, allowed
 from ytuning.features import Features, keep_features
 from ytuning.label_texts import describe_labels
 from ytuning.layer_choice import rank_layers
@@ -42,7 +42,7 @@ from ytuning.store import FeatureStore
 from ytuning.targets import Target
 from ytuning.task_rows import TaskRows, default_label_texts, task_rows
 from ytuning.training import FitResult, Job, fit_heads
-from ytuning.versions import versions
+from ytuning.versions import require, versions
 
 __all__ = ["Searched", "propose", "search"]
 
@@ -113,7 +113,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         StoreError, WriteError: the disk is full or broken.
     """
     progress, watch = progress or Progress(), watch or Stopwatch()
-    _optuna()
+    require("optuna", "search")
     if pairs not in ("auto", *PAIR_MODES):
         raise InputError(allowed("pairs", pairs, ("auto", *PAIR_MODES)))
     bases = {name: preset(name) for name in presets}
@@ -188,7 +188,7 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[
     study is made anew each time, so that what a search proposes depends on its trials alone and not on whether it was
     ended in between.
     """
-    optuna = _optuna()
+    optuna = require("optuna", "search")
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -305,20 +305,12 @@ def _layer_sets(
 
 def _digest(*parts: Dataset | None) -> str:
     """SHA-256 of labelled rows."""
-    content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind] for part in parts]
+    content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind, part.groups] for part in parts]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("optuna", "search") from error
-    return optuna
-
-
 def _distribution(parameter: Options | Interval) -> Any:
-    distributions = _optuna().distributions
+    distributions = require("optuna", "search").distributions
     if isinstance(parameter, Options):
         return distributions.CategoricalDistribution(parameter.values)
     return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)

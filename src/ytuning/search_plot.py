@@ -1,56 +1,85 @@
-"""A search as a picture (extra ``plots``): its trials in order, and the parameters that mattered most."""
+"""What a search has found, as a page with drawings: validation loss by trial, and by what mattered most."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
-from ytuning.errors import MissingExtraError
+from ytuning.figures import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Figure
+from ytuning.pages import render
 from ytuning.search_log import Trial, importances
 
 __all__ = ["plot_search"]
 
 SHOWN = 3  # parameters
+ROOM = 0.05  # share of an axis beyond the first and the last value
+LOSS = "validation loss, calibrated"
 
 
-def plot_search(trials: Sequence[Trial]) -> bytes:
-    """A PNG file: validation loss by trial, and by the value of the most important parameters.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    names = list(importances(trials).items())[:SHOWN]
-    figure = Figure(figsize=(4.2 * (1 + len(names)), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    first, *others = figure.subplots(1, 1 + len(names), sharey=True, squeeze=False)[0]
+def plot_search(trials: Sequence[Trial]) -> str:
+    """HTML: validation loss by trial, and by the value of the most important parameters."""
     losses = [trial.loss for trial in trials]
-    first.plot(range(len(trials)), losses, "o", markersize=4, label="a trial")
-    first.step(range(len(trials)), list(accumulate(losses, min)), where="post", label="the best so far")
-    first.set(xlabel="trial", ylabel="validation loss, calibrated")
-    first.legend()
-    for axes, (name, share) in zip(others, names, strict=True):
-        _by_value(axes, name, [trial for trial in trials if name in trial.choices])
-        axes.set(xlabel=f"{name} ({share:.0%} of the variance)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    y = _axis(LOSS, losses, BOTTOM, TOP)
+    figures = [_by_trial(losses, y)]
+    for name, share in list(importances(trials).items())[:SHOWN]:
+        figures.append(_by_value(name, share, [trial for trial in trials if name in trial.choices], y))
+    return render("search.html", {"figures": figures, "trials": len(trials), "width": WIDTH, "height": HEIGHT})
 
 
-def _by_value(axes: Any, name: str, trials: Sequence[Trial]) -> None:
+def _axis(name: str, values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> Axis:
+    low, high = min(values), max(values)
+    if logarithmic:
+        wider = max(high / low, 1.1) ** ROOM
+        return Axis(name, low / wider, high * wider, start, end, logarithmic=True)
+    room = ROOM * (high - low) or ROOM * abs(high) or ROOM
+    return Axis(name, low - room, high + room, start, end)
+
+
+def _by_trial(losses: list[float], y: Axis) -> Figure:
+    x = _axis("trial", [0, max(1, len(losses) - 1)], LEFT, RIGHT)
+    best = list(accumulate(losses, min))
+    corners: list[tuple[float, float]] = []
+    for number, loss in enumerate(best):
+        # The best so far stays until a better trial.
+        corners += [(x.place(number), corners[-1][1])] if corners else []
+        corners.append((x.place(number), y.place(loss)))
+    return Figure(
+        "By trial",
+        f"The line is the best so far, {best[-1]:.4f} in the end",
+        x,
+        y,
+        [("best", corners)],
+        dots=[
+            (x.place(number), y.place(loss), "main", f"trial {number}: {loss:.4f}")
+            for number, loss in enumerate(losses)
+        ],
+        columns=("trial", LOSS, "best so far"),
+        rows=[
+            (f"{number}", f"{loss:.4f}", f"{lowest:.4f}")
+            for number, (loss, lowest) in enumerate(zip(losses, best, strict=True))
+        ],
+    )
+
+
+def _by_value(name: str, share: float, trials: Sequence[Trial], y: Axis) -> Figure:
     values = [trial.choices[name] for trial in trials]
-    losses = [trial.loss for trial in trials]
     if isinstance(values[0], str):
-        places = {value: place for place, value in enumerate(sorted(set(values)))}
-        axes.plot([places[value] for value in values], losses, "o", markersize=4)
-        axes.set_xticks(list(places.values()), list(places))
-        return
-    axes.plot(values, losses, "o", markersize=4)
-    if name == "learning_rate":
-        axes.set_xscale("log")
+        words = tuple(sorted(set(values)))
+        x = Axis(name, -0.5, len(words) - 0.5, LEFT, RIGHT, words=words)
+        places = [x.place(words.index(value)) for value in values]
+    else:
+        x = _axis(name, values, LEFT, RIGHT, logarithmic=name == "learning_rate")
+        places = [x.place(value) for value in values]
+    shown = [value if isinstance(value, str) else f"{value:.3g}" for value in values]
+    return Figure(
+        f"By {name.replace('_', ' ')}",
+        f"{share:.0%} of the variance of the losses",
+        x,
+        y,
+        dots=[
+            (place, y.place(trial.loss), "main", f"trial {trial.number}, {value}: {trial.loss:.4f}")
+            for place, trial, value in zip(places, trials, shown, strict=True)
+        ],
+        columns=("trial", name, LOSS),
+        rows=[(str(trial.number), value, f"{trial.loss:.4f}") for trial, value in zip(trials, shown, strict=True)],
+    )

@@ -19,7 +19,7 @@ from ytuning.head import LabelHead, LabelTuningHead, MatchingHead, PooledConfig,
 from ytuning.losses import Loss
 from ytuning.workers import Workers, workers
 
-__all__ = ["JointHeads", "Learner", "label_space", "stack_logits", "stack_step", "start_label_rows"]
+__all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits", "stack_step", "start_label_rows"]
 
 JOINED_TOKENS = 192  # of a batch whose heads are computed as one, at most: 50 heads took 0.5 x at 16, 1.1 x at 256
 CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
@@ -27,6 +27,18 @@ GPU_TOKENS = 65_536  # of a batch that a GPU answers at once
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
+
+
+def rate_share(step: int, total: int, warmup: float) -> float:
+    """Share of the highest learning rate that a step has: a linear rise, then a linear fall.
+
+    Args:
+        step: from 0.
+        total: number of steps.
+        warmup: share of the steps in which the rate rises.
+    """
+    rising = max(1, round(warmup * total))
+    return min((step + 1) / rising, (total - step) / max(1, total - rising))
 
 
 class Learner:
@@ -56,7 +68,7 @@ class Learner:
         self.head, self.goal, self.loss = head, goal, loss
         self.total, self.step = total, 0
         self.learning_rate, self.clip_norm = learning_rate, clip_norm
-        self._warmup = max(1, round(warmup * total))
+        self._warmup = warmup
         self._parameters = list(head.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         device = self._parameters[0].device
@@ -76,9 +88,8 @@ class Learner:
             # The fused AdamW reads memory in order, whatever the strides, and those of a transposed product differ.
             parameter.grad = (gradients[0] if len(gradients) == 1 else torch.add(*gradients)).contiguous()
         torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        rate = min((self.step + 1) / self._warmup, (self.total - self.step) / max(1, self.total - self._warmup))
         for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate
+            group["lr"] = self.learning_rate * rate_share(self.step, self.total, self._warmup)
         self._optimizer.step()
         self.step += 1
 

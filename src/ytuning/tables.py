@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ytuning.errors import DataError, InputError, MissingExtraError
+from ytuning.errors import DataError, InputError
 from ytuning.labels import listed, shown
+from ytuning.versions import require
 
 __all__ = ["Column", "Table", "as_cells", "read_table"]
 
@@ -72,6 +73,11 @@ class Column:
         if not _is_unicode(cell):
             raise self.error(row, f"the {what} {shown(cell)} holds half a surrogate pair. Write whole characters")
         return str(cell)  # numpy.str_ becomes str
+
+    @property
+    def groups(self) -> list[str | None]:
+        """The group that each cell names, which is its text without white space around it; None for an empty cell."""
+        return [None if _is_missing(cell) else str(cell).strip() or None for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -349,13 +355,9 @@ def _read_parquet(path: Path) -> Table:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
+    pyarrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "parquet") from None
-    try:
-        with ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             yield file
     except FileNotFoundError:
         raise

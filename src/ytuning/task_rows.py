@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ytuning.data import Dataset, check_labels_known, check_trainable, count_shared, labels_of
+from ytuning.data import Dataset, check_groups, check_labels_known, check_trainable, count_shared, labels_of
 from ytuning.errors import DataError, InputError
 from ytuning.head import HeadConfig, LabelTuningConfig
 from ytuning.holdout import split_holdout
@@ -101,7 +101,9 @@ def target_of(
 
     Raises:
         DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
+        InputError: train rows have groups although there are validation rows; a label order of another kind of task.
     """
+    check_groups(grouped=train.groups is not None, validation=validation is not None)
     check_trainable(train, holdout=validation is None)
     if label_order is not None and train.kind != "ordinal":
         raise InputError(

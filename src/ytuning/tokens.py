@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-__all__ = ["TextInput", "TokenizedTexts", "plan_batches", "plan_packed"]
+__all__ = ["TextInput", "TokenizedTexts", "padded_places", "plan_batches"]
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
@@ -49,47 +50,63 @@ class TokenizedTexts:
         lengths = self.lengths[indices]
         return np.repeat(self.offsets[indices] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
 
+    def padded(self, indices: np.ndarray, padding: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts (B,) as int64 ids, int64 types and a bool mask (B, T), which is True at a text's own tokens.
+
+        Beyond them an id is ``padding`` and a type 0.
+        """
+        places, mask = padded_places(self.offsets[indices], self.lengths[indices])
+        ids, types = np.where(mask, self.ids[places], padding), np.where(mask, self.types[places], 0)
+        return ids.astype(np.int64), types.astype(np.int64), mask
+
     def rows(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(B, T): ``values`` (``ids`` or ``types``) of texts that all have T tokens."""
         length = int(self.offsets[indices[0] + 1] - self.offsets[indices[0]])
         return values[self.offsets[indices][:, None] + np.arange(length)]
 
 
-def plan_batches(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
-    """Cut texts into batches of one length each, shortest first.
+def padded_places(starts: np.ndarray, lengths: np.ndarray, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tokens of a padded batch lie.
 
     Args:
-        lengths: (texts,) tokens in each text.
-        tokens_per_batch: most tokens in a batch; a text longer than that has a batch of its own.
+        starts: (B,) position of each text's first token.
+        lengths: (B,) tokens in each text.
+        step: the batch is padded to a multiple of so many tokens.
 
     Returns:
-        Index arrays that together hold every text once.
+        Positions (B, T) of tokens, beyond a text's end that of its last one, and (B, T) bool, True at its own.
     """
-    batches: list[np.ndarray] = []
-    order = np.argsort(lengths, kind="stable")
-    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
-    for group in np.split(order, starts[1:]) if len(order) else []:
-        size = max(1, tokens_per_batch // max(1, int(lengths[group[0]])))
-        batches.extend(group[start : start + size] for start in range(0, len(group), size))
-    return batches
+    columns = np.arange(-(-int(lengths.max()) // step) * step)
+    return starts[:, None] + np.minimum(columns, lengths[:, None] - 1), columns < lengths[:, None]
 
 
-def plan_packed(lengths: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
-    """Cut texts into batches of any lengths, shortest first.
+def plan_batches(lengths: np.ndarray, tokens: int, form: Literal["equal", "packed", "padded"]) -> Iterator[np.ndarray]:
+    """Cut texts into batches, shortest first.
 
     Args:
-        lengths: (texts,) tokens in each text.
-        tokens_per_batch: most tokens in a batch; a text longer than that has a batch of its own.
+        lengths: (texts,) tokens in each text, at least one.
+        tokens: about the most in a batch; a text longer than that has a batch of its own.
+        form: ``"equal"``: texts of one length only; ``"packed"``: of any lengths, end to end; ``"padded"``: of similar
+            lengths, with the padding to the longest of them counted.
 
-    Returns:
-        Positions of the texts in each batch, those of one length one after the other.
+    Yields:
+        Positions (B,) of a batch's texts, which together are every text once.
     """
     order = np.argsort(lengths, kind="stable")
-    batches: list[np.ndarray] = []
-    ends = np.cumsum(lengths[order])
-    first, used = 0, 0
+    rising = lengths[order]
+    ends = np.cumsum(rising)
+    first = 0
     while first < len(order):
-        last = max(first + 1, int(np.searchsorted(ends, used + tokens_per_batch, side="right")))
-        batches.append(order[first:last])
-        first, used = last, int(ends[last - 1])
-    return batches
+        size = tokens // int(rising[first])
+        if form == "equal":
+            size = min(size, int(np.searchsorted(rising, rising[first], side="right")) - first)
+        elif form == "packed":
+            before = int(ends[first - 1]) if first else 0
+            size = int(np.searchsorted(ends, before + tokens, side="right")) - first
+        else:
+            # The last text of the batch is its longest; sizes shrink as texts grow.
+            while size > 1 and size * int(rising[min(first + size, len(order)) - 1]) > tokens:
+                size -= max(1, size // 8)
+        size = max(1, size)
+        yield order[first : first + size]
+        first += size

@@ -156,7 +156,9 @@ def fit_heads(
         for job, goal, total in zip(jobs, goals, totals, strict=True):
             head = _fresh_head(job, view, space, train)
             runs.append(_Run(job, goal, _learner(job, head, goal, train, total), total))
-        batches = shuffled_batches(view, torch.from_numpy(train), size, seed)
+        batches = shuffled_batches(
+            view.lengths, torch.from_numpy(train), size, seed, stored=None if view.is_resident else view
+        )
         interrupted = _search(runs, view, batches, torch.from_numpy(validation), pool, progress)
         for run in runs:
             run.choose()
@@ -327,7 +329,9 @@ def _refitted(
         )
         learners.append(_learner(replace(run.job, recipe=gentle), copy.deepcopy(run.best), run.goal, rows, total))
     longest = max(learner.total for learner in learners)
-    batches = shuffled_batches(features, torch.from_numpy(rows), size, seed)
+    batches = shuffled_batches(
+        features.lengths, torch.from_numpy(rows), size, seed, stored=None if features.is_resident else features
+    )
     for step in range(1, longest + 1):
         stack_step([learner for learner in learners if learner.step < learner.total], features, next(batches), pool)
         progress.step("refit", step, longest)

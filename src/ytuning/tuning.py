@@ -16,17 +16,19 @@ import torch
 import transformers
 
 from ytuning.encoder import Encoder
-from ytuning.errors import EncoderError, InputError, MissingExtraError
-from ytuning.features import ordered_batches
+from ytuning.errors import EncoderError, InputError
 from ytuning.losses import SCORES, Loss, build_loss, row_scores, shown_score
 from ytuning.progress import Progress
+from ytuning.sampling import shuffled_batches
 from ytuning.sources import find_encoder, weights_hash
+from ytuning.stack import rate_share
 from ytuning.targets import Objective
-from ytuning.tokens import TextInput, TokenizedTexts
+from ytuning.tokens import TextInput, TokenizedTexts, plan_batches
+from ytuning.versions import require
 
-__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "load_peft", "lora"]
+__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "lora"]
 
-SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
+EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
 FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
@@ -175,7 +177,7 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
         InputError: PEFT knows no modules of that architecture, or has none of the given name.
         MissingExtraError: PEFT is not installed.
     """
-    peft = load_peft()
+    peft = require("peft", "peft")
     form = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
@@ -203,19 +205,6 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
             return _tuned(model, rows, config, progress or Progress(), seed)
 
     return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
-
-
-def load_peft() -> Any:
-    """The package PEFT, which takes seconds to import.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError("peft", "peft") from error
-    return peft
 
 
 def _best(
@@ -326,7 +315,9 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     result = TunedEncoder(model, rows.encoder, sum(map(torch.numel, chosen)), config.epochs * per_epoch)
     optimizer = torch.optim.AdamW(chosen, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    batches = _sorted_batches(rows.tokens.lengths, rows.train, config.batch_size, seed)
+    batches = shuffled_batches(
+        torch.from_numpy(rows.tokens.lengths), torch.from_numpy(rows.train), config.batch_size, seed
+    )
     most = min(result.planned_steps, config.most_steps or result.planned_steps)
     scores = result.validation_scores
     best: tuple[list[torch.Tensor], np.ndarray] | None = None
@@ -334,8 +325,8 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
         model.train()
         for batch in itertools.islice(batches, min(per_epoch, most - len(result.step_seconds))):
             start = time.perf_counter()
-            rate = _rate(len(result.step_seconds), result.planned_steps, config)
-            _step(model, rows, batch, optimizer, rate, config.clip_norm)
+            share = rate_share(len(result.step_seconds), result.planned_steps, config.warmup)
+            _step(model, rows, batch.numpy(), optimizer, config.learning_rate * share, config.clip_norm)
             result.step_seconds.append(time.perf_counter() - start)
             progress.step("tune", len(result.step_seconds), most)
         start = time.perf_counter()
@@ -359,12 +350,6 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
     return replace(result, validation_logits=best[1], learning_rate=config.learning_rate)
 
 
-def _rate(step: int, total: int, config: TuningConfig) -> float:
-    """Learning rate of a step: linear warm-up, linear decay."""
-    warmup = max(1, round(config.warmup * total))
-    return config.learning_rate * min((step + 1) / warmup, (total - step) / max(1, total - warmup))
-
-
 def _step(
     model: Any, rows: _Rows, batch: np.ndarray, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float
 ) -> None:
@@ -384,10 +369,10 @@ def _logits(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarr
     model.eval()
     out: np.ndarray | None = None
     with torch.inference_mode():
-        for batch in ordered_batches(torch.from_numpy(tokens.lengths[rows])):
-            logits = _forward(model, encoder, tokens, rows[batch.numpy()]).cpu().numpy()
+        for batch in plan_batches(tokens.lengths[rows], EVALUATED_TOKENS, "padded"):
+            logits = _forward(model, encoder, tokens, rows[batch]).cpu().numpy()
             out = np.empty((len(rows), logits.shape[1]), np.float32) if out is None else out
-            out[batch.numpy()] = logits
+            out[batch] = logits
     if out is None:
         raise ValueError("there are no rows")
     return out
@@ -395,28 +380,11 @@ def _logits(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarr
 
 def _forward(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarray) -> torch.Tensor:
     """Logits (B, C) float32 of some rows, padded to the longest of them."""
-    lengths = tokens.lengths[rows]
-    positions = np.arange(lengths.max())
-    mask = positions < lengths[:, None]  # (B, T)
-    places = tokens.offsets[rows][:, None] + np.minimum(positions, lengths[:, None] - 1)
-    padding = getattr(model.config, "pad_token_id", None) or 0
-    arguments = {"input_ids": np.where(mask, tokens.ids[places], padding), "attention_mask": mask}
+    ids, types, mask = tokens.padded(rows, getattr(model.config, "pad_token_id", None) or 0)
+    arguments = {"input_ids": ids, "attention_mask": mask}
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
-        arguments["token_type_ids"] = np.where(mask, tokens.types[places], 0)
+        arguments["token_type_ids"] = types
     on_device = {key: torch.from_numpy(value).long().to(encoder.device) for key, value in arguments.items()}
     dtype = _arithmetic(encoder)
     with torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         return model(**on_device).logits.float()
-
-
-def _sorted_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Epoch after epoch, every row once in a batch of at most ``size`` rows of similar length."""
-    generator = np.random.default_rng(seed)
-    while True:
-        batches: list[np.ndarray] = []
-        shuffled = generator.permutation(rows)
-        for first in range(0, len(rows), size * SORTED_BATCHES):
-            part = shuffled[first : first + size * SORTED_BATCHES]
-            part = part[np.argsort(lengths[part], kind="stable")]
-            batches.extend(part[start : start + size] for start in range(0, len(part), size))
-        yield from (batches[number] for number in generator.permutation(len(batches)))

@@ -1,13 +1,20 @@
-"""Which code computed a result: what is kept of one version must not be mixed with what another would find."""
+"""Which packages are there, and which code computed a result.
+
+What is kept of one version must not be mixed with what another would find.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
-__all__ = ["version_of", "versions"]
+from ytuning.errors import MissingExtraError
+
+__all__ = ["require", "version_of", "versions"]
 
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
 
@@ -37,3 +44,24 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: full name.
+        extra: of ytuning that installs its package.
+
+    Raises:
+        MissingExtraError: the package, or one that it needs, is not installed.
+        ImportError: a package is there but lacks something, as other versions of it do not.
+    """
+    try:
+        importlib.import_module(module.partition(".")[0])
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = error.name or module
+        if "." in package:
+            raise
+        raise MissingExtraError(package.replace("_", "-"), extra) from error
