@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.machine import record
-from ytuning.data import Dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
-from ytuning.pipeline import train_task
+from ytuning.data.dataset import Dataset
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.task_use import evaluate_task, grow_task
+from ytuning.tasks.evaluate import evaluate_task, grow_task
+from ytuning.tasks.train import train_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,14 +19,13 @@ from typing import Any
 from benchmarks.harness import bar, sentence_transformer
 from benchmarks.limits import matrix_rate, multiply_adds, share
 from benchmarks.machine import record
-from ytuning.backends import PRECISIONS
-from ytuning.data import read_dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
+from ytuning.data.dataset import TextInput, read_dataset
+from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.torch_backend import PRECISIONS
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.sources import DEFAULT_ENCODER
-from ytuning.store import FeatureStore
-from ytuning.tokens import TextInput
 
 SETS = ("sst2", "banking77", "imdb", "ag_news")
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, parser, rows_of, shortened
 from benchmarks.machine import record
-from ytuning.data import Dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
-from ytuning.pipeline import Stopwatch, train_task
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.data.dataset import Dataset
+from ytuning.data.splits import task_rows
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import preset
-from ytuning.store import FeatureStore
-from ytuning.task_rows import task_rows
+from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.training.recipes import preset
 
 WANTED = {"banking77": 82.0}  # percent, with 8 rows of each label
 VARIANTS = {

@@ -4,7 +4,7 @@ python -m benchmarks.full_tuning --data ../shared/data --sets trec6 cola --into 
 
 It takes hours, and so is resumed: a training that the file holds already is not done again. With `--search-rows` the
 rates are tried on so many train rows, and only the one that validates best there on all rows. Pairs are read as one
-text; validation rows are those of :func:`ytuning.contestants.work_on`, they choose the epoch and, of the rates, the one
+text; validation rows are those of `methods.work_on`, they choose the epoch and, of the rates, the one
 that `quality.py` takes. The loss is a head's, without label smoothing.
 """
 
@@ -22,12 +22,12 @@ import numpy as np
 from benchmarks.harness import parser
 from benchmarks.machine import machine
 from benchmarks.quality import SETS, parts_of
-from ytuning.contestants import work_on
-from ytuning.disk import commit
-from ytuning.encoder import load_encoder
-from ytuning.evaluation import evaluate
+from ytuning.compare.fine_tuning import FULL_RATES, TuningConfig, full_fine_tuning
+from ytuning.compare.methods import work_on
+from ytuning.encoder.encoder import load_encoder
+from ytuning.evaluation.evaluate import evaluate
 from ytuning.progress import Progress
-from ytuning.tuning import FULL_RATES, TuningConfig, full_fine_tuning
+from ytuning.system.files import commit
 
 
 def main(argv: Sequence[str] | None = None) -> None:

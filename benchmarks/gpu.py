@@ -39,14 +39,14 @@ import transformers
 from benchmarks.harness import bar, in_turn, parser, planned_seconds, rows_of, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import machine, record
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import live_features, stored_features
+from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.data.dataset import TextInput
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import live_features, stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import preset
-from ytuning.store import FeatureStore
-from ytuning.tokens import TextInput
-from ytuning.training import Job, fit_heads, logits_of
-from ytuning.tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.training.fit import Job, fit_heads, logits_of
+from ytuning.training.recipes import preset
 
 DEBERTA: dict[str, Any] = {
     "relative_attention": True,
@@ -123,7 +123,7 @@ def run_stage(name: str, argv: list[str], out: Path) -> dict[str, Any]:
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "benchmarks.gpu", *argv, "--stage", name], timeout=STAGES[name], check=False,
-            stdout=sys.stderr,
+            stdout=2,  # progress is no result
         ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
         ended = None
@@ -256,8 +256,8 @@ def attention(arguments: argparse.Namespace) -> None:
     from torch.nn.attention.varlen import varlen_attn
     from triton.testing import do_bench
 
-    from ytuning import gpu_kernels
-    from ytuning.packing import BLOCK, PRODUCT_BLOCK, ROWS, Distances, pack
+    from ytuning.encoder import gpu_kernels
+    from ytuning.encoder.packed import BLOCK, PRODUCT_BLOCK, ROWS, Distances, pack
 
     figures = Figures("attention", arguments.out)
     device, width, heads = torch.device("cuda"), 1536, 24

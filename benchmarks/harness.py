@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.data import Dataset, read_dataset
-from ytuning.encoder import Encoder
-from ytuning.recipes import Recipe, preset
-from ytuning.sources import DEFAULT_ENCODER, find_encoder
-from ytuning.tuning import TunedEncoder
+from ytuning.compare.fine_tuning import TunedEncoder
+from ytuning.data.dataset import Dataset, read_dataset
+from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder
+from ytuning.encoder.encoder import Encoder
+from ytuning.training.recipes import Recipe, preset
 
 WARM_STEPS = 3  # the first steps of a training, which allocate and compile, are not timed
 

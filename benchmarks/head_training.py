@@ -18,16 +18,15 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
-from ytuning.data import Dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
-from ytuning.pipeline import Stopwatch, train_task
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.data.dataset import Dataset
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.task_rows import MOST_HELD_OUT
+from ytuning.tasks.train import Stopwatch, train_task
 
 WANTED = {"sst2": 0.25, "ag_news": 0.25, "banking77": 0.75}  # of the encoder pass, to convergence
 FINE = {"trec6": "label_fine"}

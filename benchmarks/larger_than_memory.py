@@ -34,15 +34,14 @@ from benchmarks import synthetic
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.limits import forget
 from benchmarks.machine import record
-from ytuning import sampling
-from ytuning.encoder import load_encoder
-from ytuning.features import Features, stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.features import Features, stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.task_rows import MOST_HELD_OUT
-from ytuning.training import Job, fit_heads, logits_of
+from ytuning.training import batches as sampling
+from ytuning.training.fit import Job, fit_heads, logits_of
 
 SECTOR = 512  # bytes, in the system's counters of a disk
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from benchmarks.harness import parser
 from benchmarks.machine import record
-from ytuning.encoder import TOKENS_PER_BATCH, Encoder, load_encoder
+from ytuning.encoder.encoder import TOKENS_PER_BATCH, Encoder, load_encoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK = 8 << 20

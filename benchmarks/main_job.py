@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import record
-from ytuning.data import Dataset, read_dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
-from ytuning.pipeline import Stopwatch, train_task
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.data.dataset import Dataset, read_dataset
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import preset
-from ytuning.store import FeatureStore
-from ytuning.task_rows import MOST_HELD_OUT
+from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.training.recipes import preset
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ import numpy as np
 
 from benchmarks.harness import bar, in_turn, medians, parser, rows_of
 from benchmarks.machine import record
-from ytuning.encoder import load_encoder
-from ytuning.features import stored_features
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import preset
-from ytuning.store import FeatureStore
-from ytuning.training import Job, fit_heads
+from ytuning.training.fit import Job, fit_heads
+from ytuning.training.recipes import preset
 
 LABELS = (10, 50, 100, 1000, 5000)
 SLOWER = 3  # times that 5,000 labels may take of what 50 take

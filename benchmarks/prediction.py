@@ -28,11 +28,11 @@ from benchmarks.harness import (
 )
 from benchmarks.limits import matrix_rate, multiply_adds, share
 from benchmarks.machine import record
-from ytuning.artifact import save_task
-from ytuning.encoder import load_encoder
-from ytuning.pipeline import train_task
-from ytuning.predictor import Predictor
-from ytuning.store import FeatureStore
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.store import FeatureStore
+from ytuning.tasks.predictor import Predictor
+from ytuning.tasks.task import save_task
+from ytuning.tasks.train import train_task
 
 TASKS = (1, 8)
 

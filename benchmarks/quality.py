@@ -24,17 +24,17 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, parser, recipe
 from benchmarks.machine import record
-from ytuning.calibration import calibrate
-from ytuning.data import Dataset, read_dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.evaluation import evaluate
-from ytuning.features import stored_features
-from ytuning.pairs import stored_pairs
-from ytuning.pipeline import Stopwatch, train_task
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.data.dataset import Dataset, read_dataset
+from ytuning.data.splits import task_rows
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.evaluation.evaluate import evaluate
+from ytuning.features.features import stored_features
+from ytuning.features.pairs import stored_pairs
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.task_rows import task_rows
+from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.training.calibration import calibrate
 
 FULL = Path(__file__).with_name("full_tuning.json")
 

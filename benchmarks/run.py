@@ -45,7 +45,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),
     "added_label": (ON, f"{ON} --sets banking77 --count 1 --head-steps 20"),
     "serving": (ON, f"{ON} --tasks 2 --texts 20 --seconds 2 --reloads 2 --head-steps 20"),
-    "gpu": ("", "--shape tiny --device cpu --texts 64 --tokens 16 --rounds 1 --max-steps 4"),
+    "gpu": ("--data {data}", "--shape tiny --device cpu --texts 64 --tokens 16 --max-steps 4 --stages check costs"),
 }
 """Benchmark -> arguments of a full run and of a quick one; folder of the data sets and encoder are filled in."""
 

@@ -34,13 +34,13 @@ import torch
 
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of, sentence_transformer
 from benchmarks.machine import record
-from ytuning.artifact import load_task, save_task
-from ytuning.encoder import load_encoder
-from ytuning.features import live_features
-from ytuning.head import PooledHead
-from ytuning.pipeline import train_task
-from ytuning.predictor import Predictor
-from ytuning.store import FeatureStore
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.features import live_features
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import PooledHead
+from ytuning.tasks.predictor import Predictor
+from ytuning.tasks.task import load_task, save_task
+from ytuning.tasks.train import train_task
 
 CLIENTS, OVERLOAD = 64, 10
 MOMENT = 0.05  # seconds
@@ -169,7 +169,7 @@ async def measured(
         server.process.kill()
     with running(["serve", str(root / "tasks")]) as server:
         again = await server.ready()
-        load_alone = "import sys; from ytuning.predictor import Predictor; Predictor(sys.argv[1:])"
+        load_alone = "import sys; from ytuning.tasks.predictor import Predictor; Predictor(sys.argv[1:])"
         start = time.perf_counter()
         folders = [str(folder) for folder in sorted((root / "tasks").iterdir())]
         await asyncio.to_thread(subprocess.run, [sys.executable, "-c", load_alone, *folders], check=True)
@@ -287,7 +287,7 @@ def running(command: list[str], *, module: bool = True) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [sys.executable, *(["-c", "from ytuning.cli import main; main()"] if module else [])]
+    program = [sys.executable, *(["-c", "from ytuning.cli.main import main; main()"] if module else [])]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(
         [*program, *command, "--port", str(port)],

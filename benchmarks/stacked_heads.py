@@ -13,15 +13,14 @@ from typing import Any
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
-from ytuning.encoder import load_encoder
-from ytuning.features import stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import Recipe, preset
-from ytuning.store import FeatureStore
-from ytuning.task_rows import MOST_HELD_OUT
-from ytuning.training import Job, fit_heads
+from ytuning.training.fit import Job, fit_heads
+from ytuning.training.recipes import Recipe, preset
 
 WANTED = 5.0  # times one head, for 16 on SST-2
 

@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.machine import record
-from ytuning.codecs import CODECS, DEFAULT_CODEC, row_bytes
-from ytuning.data import Dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import keep_features, stored_features
-from ytuning.pipeline import train_task
+from ytuning.data.dataset import Dataset
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.codecs import CODECS, DEFAULT_CODEC, row_bytes
+from ytuning.features.features import keep_features, stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
+from ytuning.tasks.train import train_task
 
 SETS = ("banking77", "trec6", "cola", "germeval2018", "ag_news")
 METRICS = ("accuracy", "macro_f1", "matthews")

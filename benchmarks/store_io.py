@@ -18,10 +18,10 @@ from benchmarks import synthetic
 from benchmarks.harness import in_turn, medians, parser, seconds
 from benchmarks.limits import copy_rate, disk_rates, forget
 from benchmarks.machine import record
-from ytuning.encoder import load_encoder
-from ytuning.features import Features, stored_features
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.features import Features, stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
 
 ROWS = 128  # in a batch
 

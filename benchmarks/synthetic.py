@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ytuning.codecs import DEFAULT_CODEC, row_bytes
-from ytuning.encoder import Encoder
-from ytuning.features import Features, stored_features
+from ytuning.data.dataset import TextInput
+from ytuning.encoder.encoder import Encoder
+from ytuning.features.codecs import DEFAULT_CODEC, row_bytes
+from ytuning.features.features import Features, stored_features
+from ytuning.features.store import FeatureStore, text_key
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore, text_key
-from ytuning.tokens import TextInput
 
 SHARD_BYTES = 128 << 20
 LABELS = 4

@@ -23,21 +23,20 @@ import numpy as np
 from benchmarks.harness import WARM_STEPS, bar, head_option, in_turn, parser, planned_seconds, recipe, rows_of
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
-from ytuning.artifact import save_task
-from ytuning.contrastive import load_setfit, setfit
-from ytuning.data import Dataset
-from ytuning.encoder import Encoder, load_encoder
+from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.setfit import load_setfit, setfit
+from ytuning.data.dataset import Dataset
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
-from ytuning.features import stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
-from ytuning.pipeline import train_task
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.task_rows import MOST_HELD_OUT
-from ytuning.task_use import evaluate_task
-from ytuning.tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.tasks.evaluate import evaluate_task
+from ytuning.tasks.task import save_task
+from ytuning.tasks.train import train_task
 
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
 FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
@@ -180,7 +179,7 @@ def logistic(work: Work) -> dict[str, Any]:
 
 
 def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[str, Any]:
-    """One that trains the encoder by ytuning.tuning."""
+    """One that trains the encoder by ytuning.compare.fine_tuning."""
     config = TuningConfig(rate, epochs=work.arguments.epochs, most_steps=work.arguments.max_steps)
     start = time.perf_counter()
     result = train(work.encoder, work.train.inputs, work.targets, *work.split, config=config, seed=work.seed)

@@ -121,14 +121,14 @@ def served_tasks(
     """Folder of a task of each kind on one encoder: single, ordinal, multi, number, joint, apart, careful."""
     from dataclasses import replace
 
-    from ytuning.artifact import save_task
-    from ytuning.data import from_lists
-    from ytuning.encoder import load_encoder
-    from ytuning.head import PooledConfig
-    from ytuning.pipeline import train_task
-    from ytuning.predictor import Predictor
-    from ytuning.recipes import Recipe, TrainingConfig
-    from ytuning.store import FeatureStore
+    from ytuning.data.dataset import from_lists
+    from ytuning.encoder.encoder import load_encoder
+    from ytuning.features.store import FeatureStore
+    from ytuning.heads.pooled import PooledConfig
+    from ytuning.tasks.predictor import Predictor
+    from ytuning.tasks.task import save_task
+    from ytuning.tasks.train import train_task
+    from ytuning.training.recipes import Recipe, TrainingConfig
 
     texts, labels = toy_rows
     root = tmp_path_factory.mktemp("served")

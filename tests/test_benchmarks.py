@@ -17,11 +17,11 @@ import torch
 import transformers
 
 from benchmarks import full_tuning, gpu, harness, limits, quality, run, synthetic, whole_task
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import stored_features
+from ytuning.compare.fine_tuning import TunedEncoder
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.features.features import stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.store import FeatureStore
-from ytuning.tuning import TunedEncoder
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,11 @@ def check_larger_than_memory(figures: Any) -> None:
 
 
 def check_gpu(figures: Any) -> None:
-    assert figures["y_tuning"]["peak_bytes"] is None
-    assert figures["lora"]["trained_parameters"] < figures["full_fine_tuning"]["trained_parameters"]
-    assert figures["full_fine_tuning"]["steps"] == 4 < figures["full_fine_tuning"]["planned_steps"]
+    assert figures["check"]["exit_status"] == 0 and figures["check"]["tiny"]["same_bytes_twice"]
+    ours, full, lora = (figures["costs"][f"tiny: {name}"] for name in ("y_tuning", "full_fine_tuning", "lora"))
+    assert ours["peak_bytes"] is None
+    assert lora["trained_parameters"] < full["trained_parameters"]
+    assert full["steps"] == 4 < full["planned_steps"]
 
 
 CHECKS = {
@@ -240,7 +242,7 @@ def test_without_a_gpu_its_figures_are_missing(
     gpu.main(["--out", str(tmp_path)])
     found = json.loads(capsys.readouterr().out)
     assert found["figures"] == {"skipped": "there is no GPU on this machine; its figures are missing"}
-    assert [entry["measured"] for entry in found["bars"]] == [None] * 3
+    assert {entry["measured"] for entry in found["bars"]} == {None}
 
 
 def test_what_does_not_fit_is_tried_with_checkpointing(encoder: Encoder) -> None:

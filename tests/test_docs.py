@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from ytuning.cli import app
+from ytuning.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "support"
@@ -105,8 +105,8 @@ def test_links_in_the_documents_lead_somewhere(document: str) -> None:
 def test_the_python_example_in_the_readme_runs(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from ytuning.encoder.download import DEFAULT_ENCODER
     from ytuning.estimator import YTuningClassifier
-    from ytuning.sources import DEFAULT_ENCODER
 
     defaults = YTuningClassifier.__init__.__defaults__
     assert defaults == (DEFAULT_ENCODER,)

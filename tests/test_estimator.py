@@ -17,16 +17,17 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from ytuning import YTuningClassifier, YTuningRegressor, estimator, recipes
-from ytuning.data import from_lists
-from ytuning.encoder import Encoder
+from ytuning import YTuningClassifier, YTuningRegressor, estimator
+from ytuning.data.dataset import from_lists
+from ytuning.data.splits import split_holdout
+from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError, EncoderError, InputError
-from ytuning.head import CrossAttentionConfig, PooledConfig
-from ytuning.holdout import split_holdout
-from ytuning.predictor import Predictor
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.recipes import Recipe, TrainingConfig
-from ytuning.store import FeatureStore
+from ytuning.tasks.predictor import Predictor
+from ytuning.training import recipes
+from ytuning.training.recipes import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=40, most_steps=40)
 Rows = tuple[list[str], list[str]]
@@ -319,7 +320,7 @@ def test_groups_stay_on_one_side(
         given.append(dataset.groups)
         return split_holdout(dataset, *arguments, **options)
 
-    monkeypatch.setattr("ytuning.task_rows.split_holdout", split)
+    monkeypatch.setattr("ytuning.data.splits.split_holdout", split)
     groups = [row // 10 for row in range(120)]
     make().fit(*toy_rows, groups=kind(groups))
     assert given == [[str(group) for group in groups]]

@@ -9,22 +9,22 @@ import pytest
 import torch
 import transformers
 
-from ytuning.artifact import load_task, save_task
-from ytuning.backends import Precision
-from ytuning.codecs import Compact, build_codec
-from ytuning.data import read_dataset
-from ytuning.encoder import Encoder, load_encoder
-from ytuning.features import live_features, stored_features
-from ytuning.holdout import split_holdout
-from ytuning.labels import LabelSet
-from ytuning.pipeline import train_task
-from ytuning.predictor import Predictor
-from ytuning.probes import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.data.dataset import read_dataset
+from ytuning.data.labels import LabelSet
+from ytuning.data.splits import split_holdout
+from ytuning.encoder.download import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.torch_backend import Precision
+from ytuning.features.codecs import Compact, build_codec
+from ytuning.features.features import live_features, stored_features
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.recipes import preset
-from ytuning.sources import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
-from ytuning.store import FeatureStore
-from ytuning.training import logits_of
+from ytuning.tasks.predictor import Predictor
+from ytuning.tasks.task import load_task, save_task
+from ytuning.tasks.train import train_task
+from ytuning.training.fit import logits_of
+from ytuning.training.recipes import preset
 
 pytestmark = pytest.mark.real
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ytuning.errors import MissingExtraError
-from ytuning.versions import require
+from ytuning.system.versions import require
 
 
 def test_a_module_that_is_there() -> None:

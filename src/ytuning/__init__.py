@@ -9,48 +9,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ytuning.artifact import Task as Task
-    from ytuning.artifact import load_task as load_task
-    from ytuning.artifact import save_task as save_task
-    from ytuning.data import Dataset as Dataset
-    from ytuning.data import from_lists as from_lists
-    from ytuning.data import read_dataset as read_dataset
-    from ytuning.encoder import Encoder as Encoder
-    from ytuning.encoder import load_encoder as load_encoder
+    from ytuning.data.dataset import Dataset as Dataset
+    from ytuning.data.dataset import from_lists as from_lists
+    from ytuning.data.dataset import read_dataset as read_dataset
+    from ytuning.encoder.encoder import Encoder as Encoder
+    from ytuning.encoder.encoder import load_encoder as load_encoder
     from ytuning.errors import YTuningError as YTuningError
     from ytuning.estimator import YTuningClassifier as YTuningClassifier
     from ytuning.estimator import YTuningRegressor as YTuningRegressor
-    from ytuning.html_report import render_report as render_report
-    from ytuning.pipeline import train_task as train_task
-    from ytuning.predictor import Prediction as Prediction
-    from ytuning.predictor import Predictor as Predictor
-    from ytuning.recipes import Recipe as Recipe
-    from ytuning.recipes import preset as preset
-    from ytuning.store import FeatureStore as FeatureStore
-    from ytuning.task_use import evaluate_task as evaluate_task
+    from ytuning.features.store import FeatureStore as FeatureStore
+    from ytuning.reports.html import render_report as render_report
+    from ytuning.tasks.evaluate import evaluate_task as evaluate_task
+    from ytuning.tasks.predictor import Prediction as Prediction
+    from ytuning.tasks.predictor import Predictor as Predictor
+    from ytuning.tasks.task import Task as Task
+    from ytuning.tasks.task import load_task as load_task
+    from ytuning.tasks.task import save_task as save_task
+    from ytuning.tasks.train import train_task as train_task
+    from ytuning.training.recipes import Recipe as Recipe
+    from ytuning.training.recipes import preset as preset
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Dataset": "data",
-    "Encoder": "encoder",
-    "FeatureStore": "store",
-    "Prediction": "predictor",
-    "Predictor": "predictor",
-    "Recipe": "recipes",
-    "Task": "artifact",
+    "Dataset": "data.dataset",
+    "Encoder": "encoder.encoder",
+    "FeatureStore": "features.store",
+    "Prediction": "tasks.predictor",
+    "Predictor": "tasks.predictor",
+    "Recipe": "training.recipes",
+    "Task": "tasks.task",
     "YTuningClassifier": "estimator",
     "YTuningError": "errors",
     "YTuningRegressor": "estimator",
-    "evaluate_task": "task_use",
-    "from_lists": "data",
-    "load_encoder": "encoder",
-    "load_task": "artifact",
-    "preset": "recipes",
-    "read_dataset": "data",
-    "render_report": "html_report",
-    "save_task": "artifact",
-    "train_task": "pipeline",
+    "evaluate_task": "tasks.evaluate",
+    "from_lists": "data.dataset",
+    "load_encoder": "encoder.encoder",
+    "load_task": "tasks.task",
+    "preset": "training.recipes",
+    "read_dataset": "data.dataset",
+    "render_report": "reports.html",
+    "save_task": "tasks.task",
+    "train_task": "tasks.train",
 }
 
 __all__ = [

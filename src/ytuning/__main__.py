@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ytuning.cli import main
+from ytuning.cli.main import main
 
 __all__ = ["main"]
 

@@ -15,22 +15,22 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from ytuning.artifact import PairMode, save_task
-from ytuning.backends import Precision
-from ytuning.data import Dataset, from_lists
-from ytuning.encoder import load_encoder
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.data.kinds import Names, Scale
+from ytuning.data.label_texts import LabelTexts
+from ytuning.data.labels import LabelSet, listed
+from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.encoder.encoder import load_encoder
+from ytuning.encoder.tokens import LongText
+from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import DataError, InputError, allowed, counted
-from ytuning.label_texts import LabelTexts
-from ytuning.labels import LabelSet, listed
-from ytuning.pairs import stored_inputs
-from ytuning.pipeline import train_task
+from ytuning.features.pairs import stored_inputs
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress, ProgressBar
-from ytuning.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
-from ytuning.sources import DEFAULT_ENCODER
-from ytuning.store import FeatureStore
-from ytuning.targets import Names, Scale
-from ytuning.training import logits_of
-from ytuning.windows import LongText
+from ytuning.tasks.task import PairMode, save_task
+from ytuning.tasks.train import train_task
+from ytuning.training.fit import logits_of
+from ytuning.training.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
 
 __all__ = ["YTuningClassifier", "YTuningRegressor"]
 
@@ -97,7 +97,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         return logits_of(self.task_.head, features)
 
     def save(self, folder: str | Path) -> None:
-        """Write the trained task as a folder that the command line and :class:`~ytuning.Predictor` read."""
+        """Write the trained task as a folder that the command line and `Predictor` read."""
         check_is_fitted(self, "task_")
         save_task(replace(self.task_, name=Path(folder).resolve().name), folder)
 
@@ -118,13 +118,13 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     Args:
         encoder: name or folder.
-        precision: arithmetic of the encoder pass; see :func:`ytuning.load_encoder`.
+        precision: arithmetic of the encoder pass; see `load_encoder`.
         preset: ``"default"``, ``"few-shot"`` (a few rows of each label) or ``"paper"``.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes) or ``"compact"`` (a quarter).
         pairs: how the encoder reads two texts, ``"joint"``, ``"separate"``, or ``"auto"``, which tries both.
-        long_text: ``"truncate"`` or ``"window"``; see :func:`ytuning.load_encoder`.
+        long_text: ``"truncate"`` or ``"window"``; see `load_encoder`.
         layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.
         label_texts: what the labels mean, a mapping from label to its text or texts; ``"names"``: the labels in words;
             ``"none"``. Default: names for ``"few-shot"`` (unless they are numbers), else none.
@@ -135,7 +135,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     Attributes:
         classes_: (C,) the labels, sorted, in the type they were given in; of a multi-label task 0 to C - 1.
-        task_: the trained :class:`~ytuning.artifact.Task`, which names labels by their text.
+        task_: the trained `task.Task`, which names labels by their text.
         validation_metrics_: metrics of the held-out rows.
         truncated_: rows whose text was cut at the encoder's maximum length; a warning tells, too.
     """

@@ -23,8 +23,8 @@ import ytuning
 from ytuning.errors import YTuningError
 from ytuning.server.batching import Batcher, Overloaded, Stopped, Unanswered
 from ytuning.server.catalog import Catalog
-from ytuning.server.gate import Gate, error_body
-from ytuning.server.inference import BadTensor
+from ytuning.server.middleware import Gate, error_body
+from ytuning.server.payloads import BadTensor
 from ytuning.server.routes import routes
 from ytuning.server.schemas import InferRequest
 from ytuning.server.service import ClientGone, NotReady, Refused, Service

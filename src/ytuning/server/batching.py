@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ytuning.attribution import Effects, explain_one
+from ytuning.data.dataset import TextInput
 from ytuning.errors import YTuningError
-from ytuning.predictor import Answer, answers_of
+from ytuning.evaluation.attribution import Effects, explain_one
 from ytuning.server.catalog import Served
 from ytuning.server.telemetry import Telemetry
-from ytuning.shared_encoder import SharedEncoder
-from ytuning.tokens import TextInput
+from ytuning.tasks.predictor import Answer, answers_of
+from ytuning.tasks.shared_encoder import SharedEncoder
 
 __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Stopped", "Unanswered"]
 
@@ -67,7 +67,7 @@ class Answered:
     """A task's answer for one text.
 
     Attributes:
-        answer: as in :class:`ytuning.predictor.Prediction`.
+        answer: as in `predictor.Prediction`.
         scores: (C,) calibrated probabilities; of a regression none.
         logits: (C,) of the head.
         tokens: that the encoder has read.

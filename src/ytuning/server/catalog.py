@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ytuning.artifact import HEAD_FILE, TASK_FILE, Task, load_task
 from ytuning.errors import InputError, TaskFolderError, YTuningError
-from ytuning.shared_encoder import SharedEncoder, share_encoders
+from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
+from ytuning.tasks.task import HEAD_FILE, TASK_FILE, Task, load_task
 
 __all__ = ["Catalog", "Changes", "Served"]
 

@@ -11,20 +11,22 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 import ytuning
+from ytuning.data.kinds import Names
 from ytuning.server import schemas
-from ytuning.server.forms import (
+from ytuning.server.payloads import (
     floats,
     info_of,
     labels_of_task,
     many_inputs,
+    metadata_of,
+    outputs_of,
     predict_inputs,
+    read_infer,
     result_of,
     scores_of,
     usage_of,
 )
-from ytuning.server.inference import metadata_of, outputs_of, read_infer
 from ytuning.server.service import NotReady, Refused, Service, unless_gone
-from ytuning.targets import Names
 
 __all__ = ["routes"]
 

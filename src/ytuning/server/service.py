@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from ytuning.labels import did_you_mean, listed
+from ytuning.data.dataset import TextInput
+from ytuning.data.labels import did_you_mean, listed
 from ytuning.server.batching import Answered, Batcher
 from ytuning.server.catalog import Catalog, Changes, Served
 from ytuning.server.settings import Settings
 from ytuning.server.telemetry import Telemetry, log
-from ytuning.tokens import TextInput
 
 __all__ = ["ClientGone", "NotReady", "Refused", "Service", "unless_gone"]
 

@@ -1,0 +1,120 @@
+"""``ytuning cache``: list, verify and remove stored features."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ytuning.cli.console import Json, Quiet, print_json, shown_progress
+from ytuning.errors import InputError, StoreError, counted
+
+__all__ = ["cache"]
+
+cache = typer.Typer(help="Look after the feature store ($YTUNING_CACHE).", no_args_is_help=True)
+
+
+@cache.command("list", epilog="Example: ytuning cache list")
+def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Show what is stored for each encoder and in which codec (see `train --store`)."""
+    from ytuning.features.store import FeatureStore
+
+    store = FeatureStore()
+    unreadable: list[StoreError] = []
+    rows = [
+        {
+            "fingerprint": space.folder.name,
+            "codec": space.codec_name,
+            "encoder": space.identity["name"],
+            "layers": space.identity["layers"],
+            "precision": space.identity["precision"],
+            "max_length": space.identity["max_length"],
+            "texts": len(space),
+            "tokens": space.tokens,
+            "bytes": space.size,
+            "shards": space.shards,
+        }
+        for space in store.spaces(unreadable.append)
+    ]
+    if as_json:
+        print_json({"root": str(store.root), "spaces": rows, "unreadable": [str(problem) for problem in unreadable]})
+    else:
+        _print_spaces(store.root, rows)
+    _tell_unreadable(unreadable)
+
+
+def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
+    console = Console()
+    console.print(f"feature store: {root}", soft_wrap=True, markup=False, highlight=False)
+    for row in rows:
+        layers = ", ".join(map(str, row["layers"]))
+        console.print(
+            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, "
+            f"{row['max_length']} tokens, stored as {row['codec']}: "
+            f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB in "
+            f"{counted(row['shards'], 'shard')}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+    if not rows:
+        console.print("it holds no features")
+
+
+def _tell_unreadable(problems: list[StoreError]) -> None:
+    """Name the spaces that were passed over, and end with the status of a failure if there are any."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+
+
+@cache.command("verify", epilog="Example: ytuning cache verify")
+def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Compare every shard with its checksum; damaged ones are set aside, and their texts encoded again when needed."""
+    from ytuning.features.store import FeatureStore
+
+    checked, damages = 0, []
+    unreadable: list[StoreError] = []
+    with shown_progress(quiet) as progress:
+        for space in FeatureStore().spaces(unreadable.append):
+            checked += space.shards
+            try:
+                space.verify()
+            except StoreError as problem:  # the other spaces are checked all the same
+                unreadable.append(problem)
+            for damage in space.damages:  # those found while opening the space, too
+                progress.say(str(damage))
+            damages.extend(space.damages)
+    if as_json:
+        found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
+        print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
+    else:
+        print(f"{counted(checked, 'shard')} checked, {len(damages)} damaged")
+    _tell_unreadable(unreadable)
+    if damages:
+        raise typer.Exit(1)
+
+
+@cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
+def cache_remove(
+    fingerprint: Annotated[
+        str | None, typer.Argument(help="Beginning of a name that `cache list` shows, or all of it.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete stored features; they are computed again when they are needed."""
+    from ytuning.features.store import FeatureStore
+
+    if (fingerprint is None) == (not everything):
+        raise InputError("give the beginning of one fingerprint (ytuning cache list shows them), or --all")
+    removed = FeatureStore().remove(fingerprint)
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"removed {counted(len(removed), 'feature space')}")

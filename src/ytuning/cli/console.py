@@ -1,0 +1,197 @@
+"""What the commands share: the options that all of them have, progress and messages, and where results go."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ytuning.errors import InputError, cannot_write, counted
+from ytuning.progress import Messages, Progress, ProgressBar
+from ytuning.system.files import NewFile
+
+if TYPE_CHECKING:
+    from ytuning.data.dataset import Dataset
+
+__all__ = [
+    "Json", "Quiet", "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "tell_alike",
+    "tell_columns", "tell_cut", "write_page",
+]  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
+
+@contextmanager
+def shown_progress(quiet: bool) -> Iterator[Progress]:
+    """Progress on stderr, or only the messages that --quiet leaves."""
+    with nullcontext(Messages()) if quiet else ProgressBar() as progress:
+        yield progress
+
+
+def tell_columns(progress: Progress, data: Dataset) -> None:
+    """Say which columns of a file are read, and what the labels are."""
+    if data.columns is not None:
+        named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
+        kind = "" if data.labels is None else f"; kind = {data.kind!r}"
+        progress.say(f"{data.source}: {counted(len(data), 'row')}; columns {', '.join(named)}{kind}")
+
+
+def read_parts(
+    progress: Progress,
+    files: tuple[Path, Path | None, Path | None],
+    *,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None,
+    kind: Literal["auto", "single", "ordinal", "multi", "regression"],
+    group: str | None,
+    quiet: bool,
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The rows of a train, a validation and a test file, and on stderr what was read and looks like a mistake.
+
+    Args:
+        progress: is told.
+        files: the second and the third may be left out.
+        text: column, as `dataset.read_dataset` takes it.
+        text_pair: likewise.
+        label: likewise.
+        kind: likewise.
+        group: likewise; of the train file only.
+        quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
+    """
+    from ytuning.data.dataset import check_groups, names_in, read_dataset, unsplit_names
+    from ytuning.data.labels import listed
+
+    check_groups(grouped=group is not None, validation=files[1] is not None)
+    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)
+    names = names_in(train)
+    validation, test = (
+        None
+        if file is None
+        else read_dataset(
+            file,
+            text=text,
+            text_pair=text_pair,
+            label=label,
+            kind=train.kind,  # a few rows might look like another
+            known=names,
+            separator=train.separator,
+        )
+        for file in files[1:]
+    )
+    parts = [part for part in (train, validation, test) if part is not None]
+    for part in parts if not quiet else ():
+        tell_columns(progress, part)
+    if empty := (train.groups or []).count(None):
+        rows = f"{counted(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
+        progress.say(f"{train.source}: {rows}. Each such row is a group of its own")
+    tell_alike(progress, set().union(*(names_in(part) for part in parts)))
+    # Once: the other files were split to fit the train rows, whose labels they may well have.
+    if whole := unsplit_names(train):
+        progress.say(
+            f"{train.source}: the labels of a row are separated by {train.separator!r}, so each of these is one label: "
+            f"{listed(whole)}. If it is meant as several, write {train.separator!r} between them"
+        )
+    return train, validation, test
+
+
+def tell_alike(progress: Progress, names: Iterable[str]) -> None:
+    """Tell which labels are equal but for case, if there are any."""
+    from ytuning.data.labels import alike_but_for_case, listed
+
+    if groups := alike_but_for_case(names):
+        alike = listed([name for group in groups for name in group])
+        progress.say(f"labels that differ only in case are different labels: {alike}. Write them alike if they are one")
+
+
+@contextmanager
+def result_file(path: Path | None, option: str = "--output") -> Iterator[Callable[[str], object]]:
+    """Writes to stdout, to a file that appears whole or not at all, or to a pipe or device that is already there.
+
+    Raises:
+        InputError: the file cannot be written, which is found before any work.
+        WriteError: the disk is full or broken.
+    """
+    if path is None:
+        yield sys.stdout.write
+        return
+    with _written(path, option):
+        new = NewFile(_target(path))
+
+    def write(text: str) -> None:
+        with _written(path, option):  # here, as other errors of the work that writes are not the file's
+            new.stream.write(text.encode())
+
+    try:
+        yield write
+        with _written(path, option):
+            new.finish()
+            new.place()
+    finally:
+        new.discard()
+
+
+def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | None], made: Path | None = None) -> None:
+    """Refuse a file that :func:`result_file` could not write, or should not; called before any work is done.
+
+    Args:
+        path: of the file.
+        option: that names it.
+        inputs: files that the work reads, or makes by itself, none of which it should replace.
+        made: folder that the work makes, where the file may lie.
+
+    Raises:
+        InputError, WriteError: as :func:`result_file`.
+    """
+    target = _target(path)
+    for read in inputs:
+        if read is not None and Path(os.path.realpath(read)) == target:
+            problem = "must not replace a file that is read, or of a task"
+            raise InputError(f"{option} {problem}. Got {path}. Give another name")
+    folder = None if made is None else Path(os.path.realpath(made))
+    with _written(path, option):
+        if target == folder or os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        elif target.parent != folder or os.path.isdir(folder):
+            NewFile(target).discard()
+
+
+def _target(path: Path) -> Path:
+    """Where a result lies in the end: a link stays one."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def _written(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(str(path), error, option) from error
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the HTML file of ``--report``."""
+    with result_file(path, "--report") as write:
+        write(page)
+
+
+def tell_cut(progress: Progress, count: int) -> None:
+    """Tell of texts that were cut, if there are any."""
+    if count:
+        progress.say(f"cut {counted(count, 'text')} longer than the encoder reads")

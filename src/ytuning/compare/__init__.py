@@ -1,0 +1,1 @@
+"""Y-Tuning beside its opponents on the same rows."""

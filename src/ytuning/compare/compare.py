@@ -1,0 +1,335 @@
+"""Methods one after the other on the same rows, each run in a process of its own, so that their peaks of memory do not
+mix; finished runs are kept, and the same comparison goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from ytuning.compare.methods import Run, Work, check_methods, run_method
+from ytuning.data.dataset import Dataset, labels_of
+from ytuning.encoder.download import find_encoder, weights_hash
+from ytuning.errors import InputError, YTuningError, cannot_write
+from ytuning.evaluation.evaluate import HEADLINES
+from ytuning.progress import Progress
+from ytuning.system.files import commit
+from ytuning.system.versions import versions
+
+__all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
+
+# In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
+RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
+TUNED = ("full", "lora")  # whose results depend on the settings of training the encoder
+PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
+ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
+FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
+PAUSE = 0.1  # seconds between two reports of a process
+
+Start = Callable[[str, Work, int, Path, Progress], Run]
+"""Method, work, seed, folder for its store, progress -> its run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What has been found.
+
+    Attributes:
+        work: what was compared on.
+        methods: that were asked for, in their order.
+        seeds: of each.
+        runs: that are finished.
+        skipped: why a method has fewer runs than seeds.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    work: Work
+    methods: list[str]
+    seeds: list[int]
+    runs: list[Run]
+    skipped: dict[str, str]
+    interrupted: bool
+
+
+def compare(
+    work: Work,
+    methods: Sequence[str],
+    out: Path,
+    *,
+    seeds: int = 3,
+    progress: Progress | None = None,
+    start: Start | None = None,
+) -> Comparison:
+    """Run every method with every seed, seed by seed, so that a machine that slows down slows all of them.
+
+    A method that fails, or that lacks a package, is left out from then on, and the rest goes on. Ctrl-C ends the
+    comparison with the runs that are finished.
+
+    Args:
+        work: see `methods.work_on`.
+        methods: names of :data:`ytuning.compare.methods.METHODS`.
+        out: folder where finished runs are kept; those of the same rows, settings and versions are not run again.
+        seeds: number of them, from 0.
+        progress: is told what goes on.
+        start: runs a method; default: :func:`in_own_process`.
+
+    Raises:
+        InputError: unknown methods, or ``out`` cannot be written, or another process compares into it.
+        EncoderError: there is no such encoder.
+        YTuningError: no method could be run.
+    """
+    check_methods(methods)
+    start, progress = start or in_own_process, progress or Progress()
+    digest = _digest(work)
+    with _only_process(out):
+        return _compare(work, methods, out, seeds, progress, start, digest)
+
+
+def _compare(
+    work: Work, methods: Sequence[str], out: Path, seeds: int, progress: Progress, start: Start, digest: str
+) -> Comparison:
+    """What :func:`compare` does once no other process can use the folder."""
+    metric = HEADLINES[work.target.kind][0]
+    if work.test is None:
+        progress.say(
+            "there is no test file (--test): the figures are of the validation rows, which have also chosen strengths, "
+            "epochs and heads, and so flatter every method"
+        )
+    runs: list[Run] = []
+    skipped: dict[str, str] = {}
+    interrupted = False
+    try:
+        for number, (seed, name) in enumerate((seed, name) for seed in range(seeds) for name in methods):
+            if name in skipped:
+                continue
+            key = _key(work, digest, name, seed)
+            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"  # so that other rows or settings do not replace it
+            run = _kept(file, key)
+            if run is None:
+                told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
+                try:
+                    run = _fresh(start, name, work, seed, out / STORE, told)
+                except Exception as error:  # whatever it is, the other methods do not depend on it
+                    skipped[name] = _reason(error)
+                    progress.say(f"{name} is left out: {skipped[name]}")
+                    continue
+                with _writing(out):
+                    commit(file, json.dumps({"key": key, "run": asdict(run)}, allow_nan=False).encode())
+            runs.append(run)
+            figures = f"{metric} {run.metrics[metric]:.4f}, {run.seconds:.1f} s"
+            progress.step("compare", number + 1, seeds * len(methods), f"{name}, seed {seed}: {figures}")
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        interrupted = True
+    if not runs:
+        name, reason = next(iter(skipped.items()))
+        raise YTuningError(f"no method could be run. {name}: {reason}")
+    return Comparison(work, list(methods), list(range(seeds)), runs, skipped, interrupted)
+
+
+def some_rows(dataset: Dataset, most: int) -> Dataset:
+    """At most so many rows of a data set, drawn at random, always the same ones; of each label two or more.
+
+    Raises:
+        InputError: the labels need more rows.
+    """
+    if most >= len(dataset):
+        return dataset
+    order = np.random.default_rng(0).permutation(len(dataset))
+    chosen: list[int] = []
+    if dataset.kind != "regression":
+        labels, met = labels_of(dataset), Counter[str]()
+        for row in order.tolist():
+            label = labels[row]
+            names = label if isinstance(label, tuple) else (str(label),)
+            if any(met[name] < FEWEST_OF_A_LABEL for name in names):
+                chosen.append(row)
+                met.update(names)
+    if len(chosen) > most:
+        raise InputError(f"rows must be at least {len(chosen)}, two of each label. Got {most} instead.")
+    others = order[~np.isin(order, chosen)]
+    return dataset.select(sorted([*chosen, *others[: most - len(chosen)].tolist()]))
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+
+
+def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+    """As `methods.run_method`, in a new process, which ends with this call.
+
+    Raises:
+        YTuningError: it failed; says how.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(theirs, name, work, seed, store), daemon=True)
+    with _deaf_children():
+        process.start()
+    theirs.close()
+    try:
+        while True:
+            what, *content = ours.recv()
+            if what == "step":
+                progress.step(*content)
+            elif what == "say":
+                progress.say(*content)
+            elif what == "failed":
+                raise YTuningError(*content)
+            else:
+                process.join(timeout=10)
+                run: Run = content[0]
+                return run
+    except EOFError:
+        process.join()
+        killed = process.exitcode == -9
+        how = "was killed, perhaps for its memory" if killed else f"ended with status {process.exitcode}"
+        raise YTuningError(f"its process {how}") from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path) -> None:
+    """What the new process does."""
+    os.dup2(2, 1)  # what a package prints is no result
+    try:
+        run = run_method(name, work, seed, store, _Sent(connection))
+    except Exception as error:  # the process that waits tells it
+        connection.send(("failed", _reason(error)))
+    else:
+        connection.send(("done", run))
+
+
+class _Sent(Progress):
+    """Reports for another process; steps not more often than anybody can read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._last = connection, 0.0
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if time.perf_counter() - self._last > PAUSE:
+            self._last = time.perf_counter()
+            self._connection.send(("step", stage, done, total, note))
+
+    def say(self, message: str) -> None:
+        self._connection.send(("say", message))
+
+
+class _Told(Progress):
+    """A run's reports as parts of those of the whole comparison."""
+
+    def __init__(self, progress: Progress, run: str, done: int, total: int) -> None:
+        self._progress, self._run, self._done, self._total = progress, run, done, total
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self._progress.step("compare", self._done, self._total, f"{self._run}: {stage} {done:,}/{total:,} {note}")
+
+    def say(self, message: str) -> None:
+        self._progress.say(f"{self._run}: {message}")
+
+
+def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+    """A run from an empty store, which is removed in the end."""
+    shutil.rmtree(store, ignore_errors=True)  # of a comparison that was killed
+    try:
+        return start(name, work, seed, store, progress)
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C, which is for the one that waits for them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reason(error: Exception) -> str:
+    """One line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, YTuningError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+# --- finished runs --------------------------------------------------------------------------------------------------
+
+
+def _digest(work: Work) -> str:
+    """Of everything that all methods are given."""
+    folder = find_encoder(work.encoder)
+    digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
+    for file in sorted(each for each in folder.iterdir() if each.suffix in ENCODER_FILES):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for part in (work.train, work.validation, work.test):
+        rows = None if part is None else [part.inputs, list(labels_of(part)), part.groups]
+        digest.update(json.dumps([rows, work.target.to_json()]).encode())
+    return digest.hexdigest()
+
+
+def _key(work: Work, digest: str, name: str, seed: int) -> str:
+    """Two runs of one key would find the same."""
+    code = versions(*PACKAGES.get(name, ()))
+    settings = [work.epochs, work.search_rates] if name in TUNED else []
+    return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()
+
+
+def _kept(file: Path, key: str) -> Run | None:
+    """The run that a file holds, if it is whole and of this key."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+        fields = {each.name: content["run"][each.name] for each in dataclasses.fields(Run)}
+        return Run(**fields) if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(str(out), error, "--out") from error
+
+
+@contextmanager
+def _only_process(out: Path) -> Iterator[None]:
+    """Make the folders and be the one process that compares into them; the system frees the lock of a killed one.
+
+    A second one would remove the store of the run that the first is at, and measure times and memory beside it.
+    """
+    lock = filelock.FileLock(out / LOCK_FILE)
+    with _writing(out):
+        (out / RUNS).mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            problem = f"another comparison is running in {out}. Wait until it has ended, then give the command again"
+            raise InputError(f"{problem}, or choose another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()

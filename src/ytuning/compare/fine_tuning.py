@@ -1,0 +1,391 @@
+"""Training the encoder itself, what people do without a frozen one: full fine-tuning, and LoRA by PEFT."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import Objective
+from ytuning.encoder.download import find_encoder, weights_hash
+from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.tokens import TokenizedTexts, plan_batches
+from ytuning.errors import EncoderError, InputError
+from ytuning.progress import Progress
+from ytuning.system.versions import require
+from ytuning.training.batches import shuffled_batches
+from ytuning.training.joint import rate_share
+from ytuning.training.losses import SCORES, Loss, build_loss, row_scores, shown_score
+
+__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "lora"]
+
+EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
+FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
+LORA_RATES = (1e-3, 3e-4, 3e-3)
+"""Learning rates worth a search; the first is taken without one."""
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """How an encoder is trained; AdamW with linear warm-up and decay.
+
+    Attributes:
+        learning_rate: highest rate.
+        epochs: passes over the train rows, each followed by a validation; the best one is taken...
+        patience: ...and so many in a row that are no better than the best end the training.
+        batch_size: rows in a step.
+        weight_decay: of AdamW.
+        warmup: share of all steps in which the rate rises.
+        clip_norm: largest norm of the gradient.
+        checkpointing: compute activations twice instead of keeping them: slower, in less memory.
+        most_steps: end after so many steps, to measure what one takes; the rates are still those of all epochs.
+    """
+
+    learning_rate: float
+    epochs: int = 5
+    patience: int = 2
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    checkpointing: bool = False
+    most_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class TunedEncoder:
+    """An encoder that was trained for one task, a classifier on it.
+
+    Attributes:
+        model: a sequence classification model of transformers (for LoRA in PEFT's wrapper), in evaluation mode.
+        encoder: whose tokenizer, arithmetic and device it uses.
+        parameters: numbers that were trained.
+        planned_steps: of all epochs.
+        step_seconds: of each step that was taken.
+        validation_seconds: of each validation.
+        validation_scores: mean of `losses.row_scores` at each validation (of a single-label task
+            accuracy); the model is that of the best.
+        validation_logits: (validation rows, C) float32 of the best.
+        learning_rate: of the training that was taken.
+        rates: the best validation score of each learning rate that was tried.
+    """
+
+    model: Any
+    encoder: Encoder
+    parameters: int
+    planned_steps: int
+    step_seconds: list[float] = field(default_factory=list)
+    validation_seconds: list[float] = field(default_factory=list)
+    validation_scores: list[float] = field(default_factory=list)
+    validation_logits: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    learning_rate: float = 0.0
+    rates: dict[float, float] = field(default_factory=dict)
+
+    def logits(self, inputs: Sequence[TextInput]) -> np.ndarray:
+        """Logits (inputs, C) float32, in their order; of regression tasks those of two anchors."""
+        return _logits(self.model, self.encoder, self.encoder.tokenize(inputs), np.arange(len(inputs)))
+
+
+def full_fine_tuning(
+    encoder: Encoder,
+    inputs: Sequence[TextInput],
+    targets: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    *,
+    objective: Objective = "single",
+    config: TuningConfig | None = None,
+    rates: Sequence[float] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TunedEncoder:
+    """Train every weight of the encoder and the classifier that transformers puts on its architecture.
+
+    In bf16, where the encoder computes in it, products are in bf16 and weights and their sums in fp32.
+
+    Args:
+        encoder: gives the weights to start from, the tokenizer, maximum length, arithmetic and device; not changed.
+        inputs: texts, or pairs as one text, of all rows.
+        targets: of all rows, as `data/kinds.py` has them.
+        train: positions of rows to train on.
+        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        objective: what the targets are; the loss is that of a head, without label smoothing.
+        config: default: the first of ``FULL_RATES``.
+        rates: learning rates to try instead of the config's, each in a whole training.
+        seed: of the classifier's weights, the order of rows and dropout.
+        progress: is told every step.
+
+    Raises:
+        EncoderError: transformers has no classifier for the encoder's architecture.
+    """
+    config = config or TuningConfig(FULL_RATES[0])
+    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+
+    def attempt(config: TuningConfig) -> TunedEncoder:
+        with _seeded(encoder, seed):
+            return _tuned(_classifier(encoder, rows.outputs, torch.float32), rows, config, progress or Progress(), seed)
+
+    return _best(attempt, config, rates)
+
+
+def lora(  # noqa: PLR0913  # every choice of a whole training
+    encoder: Encoder,
+    inputs: Sequence[TextInput],
+    targets: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    *,
+    objective: Objective = "single",
+    config: TuningConfig | None = None,
+    rates: Sequence[float] | None = None,
+    rank: int = 8,
+    alpha: int = 16,
+    modules: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TunedEncoder:
+    """Train low-rank changes of the attention's projections (LoRA, arXiv 2106.09685) and a classifier, by PEFT.
+
+    The frozen weights are kept in the encoder's arithmetic, what is trained in fp32.
+
+    Args:
+        encoder: as for :func:`full_fine_tuning`, and so the other arguments that it has.
+        inputs: texts, or pairs as one text, of all rows.
+        targets: of all rows.
+        train: positions of rows to train on.
+        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        objective: what the targets are.
+        config: default: the first of ``LORA_RATES``.
+        rates: learning rates to try instead of the config's, each in a whole training.
+        rank: of a change.
+        alpha: a change is multiplied by ``alpha / rank``.
+        modules: names of the changed linear layers; default: PEFT's for the architecture, query and value.
+        seed: of new weights, the order of rows and dropout.
+        progress: is told every step.
+
+    Raises:
+        EncoderError: transformers has no classifier for the encoder's architecture.
+        InputError: PEFT knows no modules of that architecture, or has none of the given name.
+        MissingExtraError: PEFT is not installed.
+    """
+    peft = require("peft", "peft")
+    form = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.1,
+        target_modules=None if modules is None else list(modules),
+    )
+    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+
+    def attempt(config: TuningConfig) -> TunedEncoder:
+        with _seeded(encoder, seed):
+            model = _classifier(encoder, rows.outputs, _arithmetic(encoder))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
+                    model = peft.get_peft_model(model, form)
+            except ValueError as error:
+                raise InputError(
+                    f"PEFT cannot change {'its default modules' if modules is None else list(modules)} of "
+                    f"{encoder.identity.name!r}: {error}. Name linear layers of the encoder with modules=[...]"
+                ) from error
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+            return _tuned(model, rows, config, progress or Progress(), seed)
+
+    return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
+
+
+def _best(
+    attempt: Callable[[TuningConfig], TunedEncoder], config: TuningConfig, rates: Sequence[float] | None
+) -> TunedEncoder:
+    """The training whose rate validates best, of equal ones the first; one model is kept, not one for each rate."""
+    scores: dict[float, float] = {}
+    best: TunedEncoder | None = None
+    for rate in rates or [config.learning_rate]:
+        found = attempt(replace(config, learning_rate=rate))
+        if best is None or max(found.validation_scores) > max(scores.values()):
+            best = found
+        scores[rate] = max(found.validation_scores)
+    assert best is not None
+    return replace(best, rates=scores)
+
+
+class _Rows:
+    """What a model is trained on.
+
+    Attributes:
+        tokens: of all rows.
+        goal: targets of all rows, on the encoder's device.
+        train, validation: positions of rows.
+        outputs: C.
+        loss: of a batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        inputs: Sequence[TextInput],
+        targets: np.ndarray,
+        train: np.ndarray,
+        validation: np.ndarray,
+        objective: Objective,
+    ) -> None:
+        self.encoder, self.train, self.validation, self.objective = encoder, train, validation, objective
+        self.tokens = encoder.tokenize(inputs)
+        names = objective in ("single", "ordinal")
+        goal = torch.from_numpy(np.asarray(targets, np.int64 if names else np.float32))
+        numbers = objective in ("bounded", "unbounded")
+        self.outputs = goal.shape[1] if goal.ndim == 2 else 2 if numbers else int(goal.max()) + 1
+        self.goal = goal.to(encoder.device)
+        self.loss: Loss = build_loss(
+            "cross_entropy",
+            goal[torch.from_numpy(train)],
+            self.outputs,
+            margin=0.0,
+            smoothing=0.0,
+            weights=None,
+            objective=objective,
+        )
+
+    def validated(self, model: Any) -> tuple[np.ndarray, float]:
+        """Logits (N, C) of the validation rows and their mean score, minus infinity for a model that has diverged."""
+        logits = _logits(model, self.encoder, self.tokens, self.validation)
+        goal = self.goal.cpu()[torch.from_numpy(self.validation)]
+        score = float(row_scores(self.objective, torch.from_numpy(logits), goal).mean())
+        return logits, score if np.isfinite(logits).all() else -math.inf
+
+
+def _arithmetic(encoder: Encoder) -> torch.dtype:
+    return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
+
+
+@contextmanager
+def _seeded(encoder: Encoder, seed: int) -> Iterator[None]:
+    """Random numbers of a seed; the caller's go on afterwards where they were."""
+    with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
+    """The published weights with a new classifier, on the encoder's device."""
+    name = encoder.identity.name
+    folder = find_encoder(name)
+    weights_hash(folder, name)
+    logs = transformers.utils.logging
+    level, bar = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()  # it warns that the classifier is new, which it is meant to be
+    logs.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=labels, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise EncoderError(
+            f"transformers has no classifier for {name!r}: {str(error).splitlines()[0]}. Compare with another encoder"
+        ) from error
+    finally:
+        logs.set_verbosity(level)
+        if bar:
+            logs.enable_progress_bar()
+    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
+        parameter.data = parameter.data.to(dtype)
+    return model.to(encoder.device)
+
+
+def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
+    """Train what requires a gradient, epoch by epoch, and take the weights of the epoch that validates best."""
+    if config.checkpointing:
+        # The second name is that of transformers before 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    per_epoch = math.ceil(len(rows.train) / config.batch_size)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    result = TunedEncoder(model, rows.encoder, sum(map(torch.numel, chosen)), config.epochs * per_epoch)
+    optimizer = torch.optim.AdamW(chosen, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    batches = shuffled_batches(
+        torch.from_numpy(rows.tokens.lengths), torch.from_numpy(rows.train), config.batch_size, seed
+    )
+    most = min(result.planned_steps, config.most_steps or result.planned_steps)
+    scores = result.validation_scores
+    best: tuple[list[torch.Tensor], np.ndarray] | None = None
+    while len(result.step_seconds) < most:
+        model.train()
+        for batch in itertools.islice(batches, min(per_epoch, most - len(result.step_seconds))):
+            start = time.perf_counter()
+            share = rate_share(len(result.step_seconds), result.planned_steps, config.warmup)
+            _step(model, rows, batch.numpy(), optimizer, config.learning_rate * share, config.clip_norm)
+            result.step_seconds.append(time.perf_counter() - start)
+            progress.step("tune", len(result.step_seconds), most)
+        start = time.perf_counter()
+        logits, score = rows.validated(model)
+        result.validation_seconds.append(time.perf_counter() - start)
+        if best is None or score > max(scores):
+            best = [parameter.detach().cpu().clone() for parameter in chosen], logits
+        scores.append(score)
+        progress.step(
+            "tune",
+            len(result.step_seconds),
+            most,
+            f"validation {SCORES[rows.objective][0]} {shown_score(rows.objective, score)}",
+        )
+        if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
+            break
+    assert best is not None  # there is a step, and so a validation
+    for parameter, value in zip(chosen, best[0], strict=True):
+        parameter.data.copy_(value)
+    model.eval()
+    return replace(result, validation_logits=best[1], learning_rate=config.learning_rate)
+
+
+def _step(
+    model: Any, rows: _Rows, batch: np.ndarray, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    goal = rows.goal[torch.from_numpy(batch).to(rows.goal.device)]
+    loss = rows.loss(_forward(model, rows.encoder, rows.tokens, batch), goal)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm)
+    optimizer.step()
+    if rows.encoder.device.type == "cuda":
+        torch.cuda.synchronize()  # or its seconds would be those of later work
+
+
+def _logits(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarray) -> np.ndarray:
+    model.eval()
+    out: np.ndarray | None = None
+    with torch.inference_mode():
+        for batch in plan_batches(tokens.lengths[rows], EVALUATED_TOKENS, "padded"):
+            logits = _forward(model, encoder, tokens, rows[batch]).cpu().numpy()
+            out = np.empty((len(rows), logits.shape[1]), np.float32) if out is None else out
+            out[batch] = logits
+    if out is None:
+        raise ValueError("there are no rows")
+    return out
+
+
+def _forward(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarray) -> torch.Tensor:
+    """Logits (B, C) float32 of some rows, padded to the longest of them."""
+    ids, types, mask = tokens.padded(rows, getattr(model.config, "pad_token_id", None) or 0)
+    arguments = {"input_ids": ids, "attention_mask": mask}
+    if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+        arguments["token_type_ids"] = types
+    on_device = {key: torch.from_numpy(value).long().to(encoder.device) for key, value in arguments.items()}
+    dtype = _arithmetic(encoder)
+    with torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return model(**on_device).logits.float()

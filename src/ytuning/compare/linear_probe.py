@@ -1,0 +1,185 @@
+"""Linear probes, what people put on a frozen encoder: logistic or ridge regression on pooled stored features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+from ytuning.data.kinds import Objective
+from ytuning.features.features import Features, ordered_batches
+from ytuning.features.pairs import PairedFeatures
+from ytuning.training.losses import mean_loss, row_scores
+
+__all__ = ["Probe", "mean_pooled", "tuned_probe"]
+
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
+MOST_ITERATIONS = 300  # of L-BFGS
+EDGE = 1e-6  # how near to an end of a bounded scale an answer may lie
+NEVER = -1e4  # logit of a label that no row to fit on has
+
+Solver = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+"""Standardised features (N, F), targets (N, ...) and a strength -> weights (F, K) and bias (K,)."""
+
+
+def mean_pooled(features: Features) -> np.ndarray:
+    """(rows, L * D) float32: the mean over tokens of every stored hidden state, side by side.
+
+    Of pairs that were encoded one by one (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
+    Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
+    """
+    if isinstance(features, PairedFeatures):
+        texts = mean_pooled(features.texts)
+        u, v = texts[features.first.numpy()], texts[features.second.numpy()]
+        return np.concatenate((u, v, np.abs(u - v), u * v), axis=1)
+    pooled = np.empty((len(features), features.layers * features.width), np.float32)
+    for rows in ordered_batches(features.lengths):
+        values, mask = features.batch(rows)
+        mean = (values.float() * mask[..., None, None]).sum(1) / mask.sum(1)[:, None, None]
+        pooled[rows.numpy()] = mean.flatten(1).numpy()
+    features.release()
+    return pooled
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier or regression, its strength chosen on validation rows.
+
+    Attributes:
+        weights: (F, K) float64, of the features as they are. K = C; of regression tasks 1.
+        bias: (K,) float64.
+        objective: of the task.
+        parameters: numbers that were fitted.
+        strength: scikit-learn's ``C``, or ``1 / alpha`` of ridge regression, which is the same.
+        validation_logits: (validation rows, C) float32 of that strength, fitted on train rows only.
+        validation_score: of these, the mean of `losses.row_scores`: of a single-label task accuracy.
+        validation_loss: of these, see `losses.mean_loss`.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    objective: Objective
+    parameters: int
+    strength: float
+    validation_logits: np.ndarray
+    validation_score: float
+    validation_loss: float
+
+    def logits(self, pooled: np.ndarray) -> np.ndarray:
+        """(rows, C) float32 of pooled features (rows, F), as `data/kinds.py` reads them."""
+        return _logits(pooled, self.weights, self.bias, self.objective)
+
+
+def tuned_probe(
+    pooled: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    *,
+    objective: Objective = "single",
+    strengths: Sequence[float] | None = None,
+    refit: bool = True,
+) -> Probe:
+    """Fit on standardised pooled features; validation rows choose the strength, then all rows are used.
+
+    Logistic regression for ``single`` and ``ordinal``, one for each label against the rest for ``multi``, ridge
+    regression of the position on the scale for ``bounded`` (cut off at the ends) and ``unbounded``.
+
+    Args:
+        pooled: (rows, F), see :func:`mean_pooled`.
+        targets: of all rows, as `data/kinds.py` has them.
+        train: positions of rows to fit on.
+        validation: positions of rows that choose the strength.
+        objective: of the task.
+        strengths: to try; default: eight or nine from weak to strong regularisation.
+        refit: whether to fit once more on train and validation rows together.
+    """
+    numbers = objective in ("bounded", "unbounded")
+    outputs = targets.shape[1] if targets.ndim == 2 else 2 if numbers else int(targets.max()) + 1
+    goal = torch.from_numpy(
+        np.asarray(targets, np.int64 if objective in ("single", "ordinal") else np.float32)[validation]
+    )
+    scaler = StandardScaler().fit(pooled[train])
+    scaled, solve = scaler.transform(pooled[train]), _solver(objective, outputs)
+    found = []
+    for strength in sorted(strengths or (RIDGE_STRENGTHS if numbers else STRENGTHS)):
+        weights, bias = _unscaled(*solve(scaled, targets[train], strength), scaler)
+        logits = _logits(pooled[validation], weights, bias, objective)
+        score = float(row_scores(objective, torch.from_numpy(logits), goal).mean())
+        found.append((score, strength, logits, weights, bias))
+    score, strength, logits, weights, bias = max(found, key=lambda each: each[0])
+    if refit:
+        rows = np.union1d(train, validation)
+        scaler = StandardScaler().fit(pooled[rows])
+        solved = _solver(objective, outputs)(scaler.transform(pooled[rows]), targets[rows], strength)
+        weights, bias = _unscaled(*solved, scaler)
+    columns = 1 if numbers or (objective != "multi" and outputs == 2) else outputs  # of two labels one is fitted
+    loss = mean_loss(objective, torch.from_numpy(logits), goal)
+    return Probe(weights, bias, objective, columns * (len(weights) + 1), strength, logits, score, loss)
+
+
+def _solver(objective: Objective, outputs: int) -> Solver:
+    """Fits one strength after the other on the same rows, each from where the one before ended."""
+    if objective in ("bounded", "unbounded"):
+
+        def ridge(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+            model = Ridge(alpha=1 / strength).fit(values, goal)
+            return np.ravel(model.coef_)[:, None], np.array([model.intercept_])
+
+        return ridge
+    several = objective == "multi"
+    models = [LogisticRegression(max_iter=MOST_ITERATIONS, warm_start=True) for _ in range(outputs if several else 1)]
+
+    def logistic(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for model, column in zip(models, goal.T if several else [goal], strict=True):
+            ids = column.astype(np.int64)
+            if several and len(np.unique(ids)) == 1:  # a label that all rows have, or none, has its share only
+                having = float(ids.sum())
+                share = np.log((having + 0.5) / (len(ids) - having + 0.5))
+                parts.append((np.zeros((values.shape[1], 1)), np.array([share])))
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges what was reached
+                model.set_params(C=strength).fit(values, ids)
+            parts.append(_columns(model, 1 if several else outputs))
+        weights, biases = zip(*parts, strict=True)
+        return np.concatenate(weights, axis=1), np.concatenate(biases)
+
+    return logistic
+
+
+def _columns(model: LogisticRegression, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (F, outputs) and bias (outputs,) of a model of the label ids that it has met."""
+    coefficients, intercepts = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
+    if outputs == 1:
+        return coefficients, intercepts
+    met = model.classes_[1:] if len(model.classes_) == 2 else model.classes_  # of two, the first has logit 0
+    weights, bias = np.zeros((len(coefficients), outputs)), np.full(outputs, NEVER)
+    bias[model.classes_] = 0.0
+    weights[:, met], bias[met] = coefficients, intercepts
+    return weights, bias
+
+
+def _unscaled(weights: np.ndarray, bias: np.ndarray, scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
+    """The same map of features that are not standardised."""
+    own = weights / scaler.scale_[:, None]
+    return own, bias - scaler.mean_ @ own
+
+
+def _logits(pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray, objective: Objective) -> np.ndarray:
+    """(rows, C) float32."""
+    found = pooled @ weights + bias
+    if objective == "bounded":
+        found = scipy.special.logit(found.clip(EDGE, 1 - EDGE))
+    if objective in ("bounded", "unbounded"):  # the difference of two anchors, of which the lower is 0
+        found = np.concatenate((np.zeros_like(found), found), axis=1)
+    return found.astype(np.float32)

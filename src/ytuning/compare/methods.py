@@ -1,0 +1,366 @@
+"""The methods that can be compared: each trains on the same rows and answers the same rows, and tells what it cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.setfit import load_setfit, setfit
+from ytuning.data.dataset import Dataset, TextInput, labels_of
+from ytuning.data.kinds import Scale, Target
+from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.errors import InputError, allowed
+from ytuning.evaluation.evaluate import evaluate
+from ytuning.features.features import Features
+from ytuning.features.pairs import stored_inputs
+from ytuning.features.store import FeatureStore
+from ytuning.progress import Progress
+from ytuning.system.machine import peak_bytes
+from ytuning.system.versions import require
+from ytuning.tasks.task import PAIR_MODES, PairMode
+from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.training.calibration import Calibration, calibrate
+from ytuning.training.fit import logits_of
+from ytuning.training.recipes import preset
+
+__all__ = ["METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
+
+EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
+PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
+SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000  # of each kind for a row, as published, and of all rows, or it takes days
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every method gets; made by :func:`work_on`.
+
+    Attributes:
+        train: rows to train on; without ``validation`` those that choose are held out of them.
+        validation: rows that choose.
+        test: rows that judge; ``None``: those that chose do.
+        target: of the train rows.
+        encoder: folder or name.
+        epochs: at most, of methods that train the encoder; ``None``: 5, or of few rows as many as make 300 steps.
+        search_rates: whether these try several learning rates.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    target: Target
+    encoder: str
+    epochs: int | None = None
+    search_rates: bool = False
+
+    @property
+    def inputs(self) -> list[TextInput]:
+        """Of train rows, then of validation rows."""
+        return [*self.train.inputs, *(self.validation.inputs if self.validation else [])]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Of the same rows."""
+        parts = [self.train, *([self.validation] if self.validation else [])]
+        return np.concatenate([self.target.encode(labels_of(part)) for part in parts])
+
+    def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of rows to train on and of rows that choose; a seed's are the same for every method."""
+        if self.validation is None:
+            return split_holdout(self.train, seed, most=MOST_HELD_OUT)
+        return np.arange(len(self.train)), len(self.train) + np.arange(len(self.validation))
+
+    def calibrated(self, held: np.ndarray, logits: np.ndarray) -> Calibration:
+        """What the rows that choose, at these positions, teach about using a method's logits (rows, C) of them."""
+        return calibrate(self.target, logits, self.targets[held])
+
+    def judged(self, seed: int) -> np.ndarray:
+        """Targets of the rows that judge a seed's methods."""
+        if self.test is not None:
+            return self.target.encode(labels_of(self.test))
+        found: np.ndarray = self.targets[self.split(seed)[1]]
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed.
+
+    Attributes:
+        method: its name.
+        seed: of the split, of weights and of the order of rows.
+        metrics: on the rows that judge.
+        predicted: answers there: label ids, lists of them, or numbers.
+        seconds: from the rows to the trained model.
+        seconds_with_stored_features: the same for a further task on the same texts; ``None``: the method reads no
+            stored features.
+        parameters: numbers that were trained.
+        peak_bytes: of memory that its process has held, Python and packages included.
+        rows: of ``train``, ``validation`` and ``judged``.
+        encoder: name, fingerprint and parameters.
+        details: what was chosen, by name.
+    """
+
+    method: str
+    seed: int
+    metrics: dict[str, float]
+    predicted: list[Any]
+    seconds: float
+    seconds_with_stored_features: float | None
+    parameters: int
+    peak_bytes: int | None
+    rows: dict[str, int]
+    encoder: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def work_on(
+    train: Dataset,
+    encoder: str,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    label_order: Sequence[str] | None = None,
+    epochs: int | None = None,
+    search_rates: bool = False,
+) -> Work:
+    """What is compared on, checked as `train.train_task` does, with the same errors."""
+    target = target_of(train, validation, test, label_order)
+    return Work(train, validation, test, target, encoder, epochs, search_rates)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Whether these can be compared.
+
+    Raises:
+        InputError: there is no name, one twice, or an unknown one.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise InputError(allowed("methods", name, METHODS))
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"methods must name each method once, and at least one. Got {','.join(names)!r} instead.")
+
+
+def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+    """Train and judge one method with one seed.
+
+    Args:
+        name: one of ``METHODS``.
+        work: rows and settings.
+        seed: as in :class:`Run`.
+        store: folder for a feature store that nobody has written to.
+        progress: is told every step.
+
+    Raises:
+        MissingExtraError: a package that it needs is not installed.
+        InputError: it cannot do this kind of task.
+    """
+    found = METHODS[name](work, seed, store, progress)
+    truth = work.judged(seed)
+    rows = dict(zip(("train", "validation"), map(len, work.split(seed)), strict=True))
+    identity = found.encoder.identity
+    return Run(
+        method=name,
+        seed=seed,
+        metrics=evaluate(work.target, found.calibration, truth, found.logits).metrics,
+        predicted=_answers(work.target, found.calibration, found.logits),
+        seconds=found.seconds,
+        seconds_with_stored_features=found.seconds_with_stored_features,
+        parameters=found.parameters,
+        peak_bytes=peak_bytes(),
+        rows={**rows, "judged": len(truth)},
+        encoder={"name": identity.name, "fingerprint": identity.fingerprint, "parameters": identity.parameters},
+        details=found.details,
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a method gives; ``logits`` (rows, C) of the rows that judge."""
+
+    encoder: Encoder
+    logits: np.ndarray
+    calibration: Calibration
+    seconds: float
+    parameters: int
+    seconds_with_stored_features: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def _answers(target: Target, calibration: Calibration, logits: np.ndarray) -> list[Any]:
+    if isinstance(target, Scale):
+        return target.values(logits).tolist()
+    decided = calibration.decide(target, calibration.probabilities(target, logits))
+    return [np.flatnonzero(row).tolist() for row in decided] if target.kind == "multi" else decided.tolist()
+
+
+# --- on stored features ---------------------------------------------------------------------------------------------
+
+
+def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: str) -> _Outcome:
+    """Ours, with a preset: the main job as ``ytuning train`` does it."""
+    recipe, watch = preset(preset_name), Stopwatch()
+    start = time.perf_counter()
+    pairs = work.train.text_pairs is not None
+    encoder, features = load_encoder(work.encoder, layers=recipe.layers, pairs=pairs), FeatureStore(store)
+    trained = train_task(
+        work.train,
+        encoder,
+        features,
+        recipe,
+        validation=work.validation,
+        seed=seed,
+        label_order=work.target.names if work.target.kind == "ordinal" else None,
+        progress=progress,
+        watch=watch,
+    )
+    seconds = time.perf_counter() - start
+    if trained.fit.interrupted:
+        raise KeyboardInterrupt
+    task = trained.task
+    logits = trained.fit.validation_logits
+    if work.test is not None:
+        logits = logits_of(task.head, _encoded(work.test.inputs, encoder, features, progress, task.pair))
+    reading = _reading_seconds(work, encoder, features)
+    return _Outcome(
+        encoder,
+        logits,
+        task.calibration,
+        seconds,
+        task.head_parameters,
+        seconds - watch.seconds["encode"] + reading,
+        {"steps": trained.fit.history[trained.fit.chosen].step, "pairs": task.pair},
+    )
+
+
+def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcome:
+    """Tuned logistic or ridge regression; of pairs that are read in both ways, validation chooses."""
+    start = time.perf_counter()
+    encoder = load_encoder(work.encoder, pairs=work.train.text_pairs is not None)
+    features = FeatureStore(store)
+    inputs, targets, split = work.inputs, work.targets, work.split(seed)
+    encode, found = 0.0, []
+    for mode in _modes(work):
+        begun = time.perf_counter()
+        encoded = _encoded(inputs, encoder, features, progress, mode)
+        encode += time.perf_counter() - begun
+        objective = work.target.objective
+        probe = tuned_probe(mean_pooled(encoded), targets, *split, objective=objective, refit=work.validation is None)
+        found.append((probe, mode))
+    probe, mode = min(found, key=lambda each: each[0].validation_loss)
+    calibration = work.calibrated(split[1], probe.validation_logits)
+    seconds = time.perf_counter() - start
+    logits = probe.validation_logits
+    if work.test is not None:
+        logits = probe.logits(mean_pooled(_encoded(work.test.inputs, encoder, features, progress, mode)))
+    reading = _reading_seconds(work, encoder, features)
+    details = {"strength": probe.strength, "pairs": mode}
+    return _Outcome(encoder, logits, calibration, seconds, probe.parameters, seconds - encode + reading, details)
+
+
+def _modes(work: Work) -> Sequence[PairMode | None]:
+    return [None] if work.train.text_pairs is None else PAIR_MODES
+
+
+def _encoded(
+    inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress, mode: PairMode | None
+) -> Features:
+    return stored_inputs(inputs, encoder, store, progress, separate=mode == "separate")[0]
+
+
+def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore) -> float:
+    """What stands in for the encoder pass where the features are stored."""
+    start = time.perf_counter()
+    for mode in _modes(work):
+        _encoded(work.inputs, encoder, store, Progress(), mode)
+    return time.perf_counter() - start
+
+
+# --- training the encoder -------------------------------------------------------------------------------------------
+
+
+def _full(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
+    return _tuned(work, seed, progress, full_fine_tuning, FULL_RATES)
+
+
+def _lora(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
+    # Importing takes seconds, which are not to be timed.
+    require("peft", "peft")
+    return _tuned(work, seed, progress, lora, LORA_RATES)
+
+
+def _tuned(
+    work: Work, seed: int, progress: Progress, train: Callable[..., TunedEncoder], rates: Sequence[float]
+) -> _Outcome:
+    """One that trains the encoder; of pairs as one text, as anybody does."""
+    start = time.perf_counter()
+    encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
+    encoder.release()  # the model that is trained is another, and this one would count as its memory
+    found = train(
+        encoder,
+        work.inputs,
+        targets,
+        *split,
+        objective=work.target.objective,
+        config=_config(work, rates[0], len(split[0])),
+        rates=rates if work.search_rates else None,
+        seed=seed,
+        progress=progress,
+    )
+    if not np.isfinite(found.validation_logits).all():
+        tried = ", ".join(f"{rate:g}" for rate in found.rates)
+        raise InputError(f"the training diverged with a learning rate of {tried}. Try several with --search-rates")
+    calibration = work.calibrated(split[1], found.validation_logits)
+    seconds = time.perf_counter() - start
+    logits = found.validation_logits if work.test is None else found.logits(work.test.inputs)
+    epoch = 1 + int(np.argmax(found.validation_scores))
+    rates_tried = {f"{rate:g}": score if math.isfinite(score) else None for rate, score in found.rates.items()}
+    details = {"learning_rate": found.learning_rate, "epoch": epoch, "rates": rates_tried}
+    return _Outcome(encoder, logits, calibration, seconds, found.parameters, details=details)
+
+
+def _config(work: Work, rate: float, rows: int) -> TuningConfig:
+    config = TuningConfig(rate)
+    epochs = work.epochs or max(EPOCHS, math.ceil(FEWEST_STEPS / math.ceil(rows / config.batch_size)))
+    return replace(config, epochs=epochs, patience=math.ceil(PATIENCE * epochs))
+
+
+def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
+    """Its logits are not calibrated, as it has no validation rows; where these judge, it has not seen them."""
+    if work.target.kind != "single" or work.train.text_pairs is not None:
+        kind = "pairs" if work.train.text_pairs is not None else f"kind {work.target.kind!r}"
+        raise InputError(f"SetFit takes single texts with one label each, and these rows are of {kind}. Leave it out")
+    # Importing takes seconds, which are not to be timed.
+    load_setfit()
+    held = work.split(seed)[1]
+    rows = np.arange(len(work.train)) if work.test is not None else work.split(seed)[0]
+    pairs = max(1, min(SETFIT_PAIRS, SETFIT_ALL_PAIRS // len(rows)))
+    start = time.perf_counter()
+    encoder = load_encoder(work.encoder)
+    encoder.release()  # as above
+    texts = [text for text, _ in work.inputs]
+    found = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
+    seconds = time.perf_counter() - start
+    logits = found.logits(work.test.texts if work.test is not None else [texts[row] for row in held])
+    details = {"pairs_of_each_kind_for_a_row": pairs}
+    return _Outcome(encoder, logits, Calibration(), seconds, found.parameters, details=details)
+
+
+METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
+    "ytuning": lambda work, seed, store, progress: _head(work, seed, store, progress, "default"),
+    "paper": lambda work, seed, store, progress: _head(work, seed, store, progress, "paper"),
+    "few-shot": lambda work, seed, store, progress: _head(work, seed, store, progress, "few-shot"),
+    "logistic": _logistic,
+    "full": _full,
+    "lora": _lora,
+    "setfit": _setfit,
+}

@@ -1,0 +1,217 @@
+"""What a comparison says of each method: its score, how far it is from ours, what it costs, and how sure that is.
+
+Intervals are 95 % percentile bootstraps over rows and seeds at once: a resample draws as many seeds as there are, with
+replacement, and rows in the same way, and its figure is the mean over its seeds of the metric on its rows. A difference
+takes the same draws for both methods. Few seeds tell little about the spread over seeds, so of two or three of them the
+interval is rather too narrow; of one it is of the rows only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+
+from ytuning.compare.compare import Comparison
+from ytuning.compare.methods import Run, Work
+from ytuning.data.kinds import Scale
+from ytuning.evaluation.evaluate import HEADLINES
+from ytuning.evaluation.intervals import PERCENTILES, resampled_figures
+from ytuning.system.versions import version_of
+
+__all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
+
+OURS = "ytuning"  # that the others are compared with
+RESAMPLES = 1000
+PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "numpy", "peft", "setfit")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure over seeds and rows.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: over the seeds, 0 of one.
+        low, high: ends of its interval.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method.
+
+    Attributes:
+        method: its name.
+        score: the headline metric.
+        difference: of the score to that of ours, over the seeds that both have; ``None``: there is no such seed.
+        parameters: that were trained.
+        seconds: median over the seeds, see `methods.Run`.
+        seconds_with_stored_features: the same with stored features.
+        peak_bytes: the largest.
+        runs: of the method, seed by seed.
+    """
+
+    method: str
+    score: Figure
+    difference: Figure | None
+    parameters: int
+    seconds: float
+    seconds_with_stored_features: float | None
+    peak_bytes: int | None
+    runs: list[Run]
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the difference's interval has no 0 in it."""
+        return self.difference is not None and not self.difference.low <= 0 <= self.difference.high
+
+
+@dataclass(frozen=True)
+class Standings:
+    """All methods that have a run, in their order.
+
+    Attributes:
+        comparison: that they are of.
+        metric: the score's name.
+        split: what judged, ``"test"`` or ``"validation"``.
+        methods: one for each method that has a run.
+    """
+
+    comparison: Comparison
+    metric: str
+    split: str
+    methods: list[Standing]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the answers to single rows."""
+        work, first = self.comparison.work, self.comparison.runs[0]
+        return {
+            "kind": work.target.kind,
+            "labels": len(work.target.names),
+            "metric": self.metric,
+            "split": self.split,
+            "rows": first.rows,
+            "sources": {
+                role: part.source
+                for role, part in (("train", work.train), ("validation", work.validation), ("test", work.test))
+                if part is not None
+            },
+            "encoder": first.encoder,
+            "seeds": self.comparison.seeds,
+            "settings": {"epochs": work.epochs, "search_rates": work.search_rates},
+            "methods": {each.method: _standing_json(each) for each in self.methods},
+            "skipped": self.comparison.skipped,
+            "interrupted": self.comparison.interrupted,
+            "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+
+
+def standings_of(comparison: Comparison) -> Standings:
+    """Scores, differences and costs of a comparison's runs."""
+    work = comparison.work
+    metric = HEADLINES[work.target.kind][0]
+    runs = {
+        name: {run.seed: run for run in comparison.runs if run.method == name}
+        for name in comparison.methods
+        if any(run.method == name for run in comparison.runs)
+    }
+    # (resamples,) of each run; seeds that the same rows judge have the same draws of them.
+    same_rows = work.test is not None or work.validation is not None
+    truths = {seed: _truth(work, seed) for seed in comparison.seeds}
+    figures = {
+        name: {
+            seed: resampled_figures(
+                work.target.kind,
+                truths[seed],
+                _predicted(work, run),
+                resamples=RESAMPLES,
+                seed=0 if same_rows else seed,
+            )[metric]
+            for seed, run in of.items()
+        }
+        for name, of in runs.items()
+    }
+
+    def figure(seeds: list[int], value: Callable[[int], float], resampled: Callable[[int], np.ndarray]) -> Figure:
+        drawn = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        means = np.take_along_axis(np.stack([resampled(seed) for seed in seeds], 1), drawn, axis=1).mean(1)
+        low, high = np.percentile(means, PERCENTILES)
+        values = [value(seed) for seed in seeds]
+        return Figure(fmean(values), stdev(values) if len(values) > 1 else 0.0, float(low), float(high))
+
+    def standing(name: str) -> Standing:
+        mine, ours = runs[name], runs.get(OURS, {})
+        shared = [seed for seed in mine if seed in ours and name != OURS]
+        stored = [
+            run.seconds_with_stored_features for run in mine.values() if run.seconds_with_stored_features is not None
+        ]
+        peaks = [run.peak_bytes for run in mine.values() if run.peak_bytes is not None]
+        difference = None
+        if shared:
+            difference = figure(
+                shared,
+                lambda seed: mine[seed].metrics[metric] - ours[seed].metrics[metric],
+                lambda seed: figures[name][seed] - figures[OURS][seed],
+            )
+        return Standing(
+            method=name,
+            score=figure(list(mine), lambda seed: mine[seed].metrics[metric], lambda seed: figures[name][seed]),
+            difference=difference,
+            parameters=max(run.parameters for run in mine.values()),
+            seconds=median(run.seconds for run in mine.values()),
+            seconds_with_stored_features=median(stored) if stored else None,
+            peak_bytes=max(peaks) if peaks else None,
+            runs=list(mine.values()),
+        )
+
+    split = "validation" if work.test is None else "test"
+    return Standings(comparison, metric, split, [standing(name) for name in runs])
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    return {package: version for package in PACKAGES if (version := version_of(package))}
+
+
+def _truth(work: Work, seed: int) -> np.ndarray:
+    """(rows,) label ids or numbers, or (rows, C) bool."""
+    truth = work.judged(seed)
+    if isinstance(work.target, Scale):
+        return work.target.numbers(truth)
+    return truth > 0 if work.target.kind == "multi" else truth
+
+
+def _predicted(work: Work, run: Run) -> np.ndarray:
+    """In the same form."""
+    if work.target.kind != "multi":
+        return np.array(run.predicted)
+    found = np.zeros((len(run.predicted), work.target.outputs), bool)
+    for row, ids in enumerate(run.predicted):
+        found[row, ids] = True
+    return found
+
+
+def _standing_json(standing: Standing) -> dict[str, Any]:
+    runs = [{name: value for name, value in asdict(run).items() if name != "predicted"} for run in standing.runs]
+    kept = {
+        name: getattr(standing, name)
+        for name in ("parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "told_apart")
+    }
+    return {
+        "score": asdict(standing.score),
+        "difference": None if standing.difference is None else asdict(standing.difference),
+        **kept,
+        "runs": runs,
+    }

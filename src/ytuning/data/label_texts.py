@@ -1,0 +1,133 @@
+"""What labels mean, in words: their names or descriptions, which the encoder reads like any other text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ytuning.data.dataset import labels_of, read_dataset
+from ytuning.data.kinds import Names, Target
+from ytuning.data.labels import did_you_mean, listed, shown
+from ytuning.errors import DataError, InputError, allowed
+
+__all__ = ["LABEL_NAMES", "DescribedLabels", "LabelTexts", "describe_labels", "meaningful_names", "read_label_texts"]
+
+LABEL_NAMES: Final = "names"
+NO_TEXTS: Final = "none"
+LabelTexts = str | Mapping[str, str | Sequence[str]]
+"""Label -> its text or texts; or ``"names"``, its name in words, or ``"none"``."""
+
+
+@dataclass(frozen=True)
+class DescribedLabels:
+    """Texts of labels, one after the other.
+
+    Attributes:
+        texts: (N,).
+        labels: (N,) the name of the label that each of them is about.
+    """
+
+    texts: list[str]
+    labels: list[str]
+
+
+def read_label_texts(given: str | Path) -> LabelTexts:
+    """The label texts in a file, or ``"names"`` or ``"none"`` as they are.
+
+    A JSON file maps each label to its text or a list of texts; any other file that `read_dataset` reads
+    has a row for each text, with the columns ``text`` and ``label``.
+
+    Raises:
+        InputError: a JSON file that holds something else.
+        DataError: the file cannot be read, or a text is missing.
+    """
+    path = Path(given)
+    if str(given) in (LABEL_NAMES, NO_TEXTS) and not path.exists():
+        return str(given)
+    if path.suffix != ".json":
+        rows = read_dataset(path, kind="single")
+        found: dict[str, list[str]] = {}
+        for name, text in zip(labels_of(rows), rows.texts, strict=True):
+            found.setdefault(str(name), []).append(text)
+        return found
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problem = f"cannot read the label texts: {error.strerror or error}. Check --label-texts"
+        raise DataError(problem, source=str(path)) from error
+    except ValueError as error:  # of the encoding, too
+        raise DataError(f"the label texts are not JSON ({error})", source=str(path)) from error
+    if not isinstance(value, dict) or not all(_is_text(each) for each in value.values()):
+        wrong = (
+            next((f"{shown(each)} for {shown(name)}" for name, each in value.items() if not _is_text(each)), "")
+            if isinstance(value, dict)
+            else shown(value)
+        )
+        raise InputError(f"{path} must map each label to its text or a list of texts. Got {wrong} instead.")
+    return value
+
+
+def describe_labels(given: LabelTexts | None, target: Target, *, pairs: bool = False) -> DescribedLabels | None:
+    """The texts of a task's labels; of a label that has none of its own, its name in words.
+
+    Args:
+        given: texts; None is ``"none"``.
+        target: of the task.
+        pairs: whether its rows are pairs of texts, which a label's text has no place in.
+
+    Raises:
+        InputError: the task has no labels or is one of pairs, or there are texts of a label that it does not have.
+    """
+    if given is None or given == NO_TEXTS:
+        return None
+    if not isinstance(target, Names):
+        raise InputError("label texts are for tasks with labels, and these are numbers. Leave out --label-texts")
+    if pairs:
+        raise InputError("label texts are for single texts, and these rows are pairs. Leave out --label-texts")
+    if isinstance(given, str):
+        if given != LABEL_NAMES:
+            raise InputError(allowed("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts")))
+        given = {}
+    texts: list[str] = []
+    labels: list[str] = []
+    own: dict[str, str | Sequence[str]] = {}
+    for spelt, each in given.items():
+        name = spelt.strip()  # as the labels of rows are
+        if name not in target.labels:
+            has = f"The task's labels are {listed(target.names)}"
+            raise InputError(
+                f"label_texts names a label that no row has: {shown(name)}.{did_you_mean(name, target.names)} {has}"
+            )
+        if name in own:
+            problem = f"label_texts names {shown(name)} more than once but for white space. "
+            raise InputError(f"{problem}Put its texts into one list")
+        own[name] = each
+    for name, words in zip(target.names, target.labels.texts, strict=True):
+        given_texts = own.get(name, words)
+        for text in [given_texts] if isinstance(given_texts, str) else given_texts:
+            if not _is_text(text):
+                raise InputError(f"label_texts must be text that is not empty. Got {shown(text)} for {shown(name)}.")
+            texts.append(text)
+            labels.append(name)
+    return DescribedLabels(texts, labels)
+
+
+def meaningful_names(target: Target) -> bool:
+    """Whether names say what their labels mean, as far as that can be seen: numbers do not."""
+    return isinstance(target, Names) and not all(
+        name.strip("+-").replace(".", "", 1).isdigit() for name in target.names
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Text, or a list of texts, that says something."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(each, str) and each.strip() for each in value)
+    )

@@ -1,0 +1,349 @@
+"""The rows that train, choose and report: checked, put together, and validation rows cut from the train rows."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from ytuning.data.dataset import (
+    Dataset,
+    TextInput,
+    check_groups,
+    check_labels_known,
+    check_trainable,
+    count_shared,
+    labels_of,
+)
+from ytuning.data.kinds import Names, Target, fit_target
+from ytuning.data.label_texts import DescribedLabels
+from ytuning.data.labels import LabelSet, shown
+from ytuning.errors import DataError, InputError
+
+__all__ = ["MOST_HELD_OUT", "TaskRows", "split_holdout", "target_of", "task_rows"]
+
+FEWEST_IN_QUANTILE = 4  # rows, or none of them could be spared
+QUANTILES = 10  # of a regression's numbers, each of which gives its share of the validation rows
+
+
+def split_holdout(
+    dataset: Dataset, seed: int, fraction: float = 0.1, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose validation rows from train rows, stratified by label; the same for the same rows and seed.
+
+    A row of several labels stands for its rarest one, a number for the tenth of the rows that it is in.
+    About ``fraction`` of the rows are held out, at least one. Every label keeps a train row, and every label with two
+    or more different inputs gets a validation row if there is room for one of each. Rows with exactly the same input
+    stay together, so that no validation row was seen in training; where only such a group can stand for a label, more
+    than ``fraction`` may be held out, but never more than ``most``.
+
+    The rows of a group (`Dataset.groups`) stay together too. Labels then keep their shares as far
+    as whole groups permit. Where every group has more than ``most`` rows, the smallest one is held out.
+
+    Args:
+        dataset: with labels.
+        seed: chooses the rows.
+        fraction: of the rows to hold out, between 0 and 1.
+        most: rows to hold out at most.
+
+    Returns:
+        Indices of the train rows and of the validation rows, each (rows,) int64 and sorted.
+
+    Raises:
+        DataError: no row can be held out, or all rows are of one group.
+        InputError: ``fraction`` or ``most`` is out of range.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction must be between 0 and 1. Got {fraction!r} instead.")
+    if most is not None and most < 1:
+        raise InputError(f"most must be 1 or more. Got {most!r} instead.")
+    ids = _strata(dataset)
+    parts = _kept_together(dataset)
+    _check_several(dataset, parts)
+    most = most or len(ids)
+    target = min(max(1, round(fraction * len(ids))), most)
+    also = _label_ids(dataset) if dataset.kind == "multi" else None
+    grouped = dataset.groups is not None
+    held = _hold_out(parts, ids, seed, target, most, also, fill=grouped)
+    if grouped and not held:
+        held = _hold_out(parts, ids, seed, 1, len(ids), also, fill=False)
+    if not held:
+        other = "a row of another group" if grouped else "another, different row"
+        problem = f"no row can be held out for validation, as each label needs {other} to train on. "
+        raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
+    return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
+
+
+def _kept_together(dataset: Dataset) -> list[list[int]]:
+    """Rows that have to be on one side: those with exactly the same input, and those of one group."""
+    first: dict[object, int] = {}
+    leader = list(range(len(dataset)))
+
+    def lead(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    for row, content in enumerate(dataset.inputs):
+        keys: list[object] = [content]
+        if dataset.groups is not None and dataset.groups[row] is not None:
+            keys.append(dataset.groups[row])
+        for key in keys:
+            # The row that comes first leads, so that the parts are in the order of their first rows.
+            one, other = sorted((lead(first.setdefault(key, row)), lead(row)))
+            leader[other] = one
+    parts: dict[int, list[int]] = {}
+    for row in range(len(dataset)):
+        parts.setdefault(lead(row), []).append(row)
+    return list(parts.values())
+
+
+def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
+    """Refuse rows of a single group."""
+    if dataset.groups is None or len(parts) > 1:
+        return
+    column = dataset.columns.group if dataset.columns else None
+    values = "groups=" if column is None else f"the column {shown(column)}"
+    names = sorted({name for name in dataset.groups if name is not None})
+    which = f"the value {shown(names[0])}" if len(names) == 1 else "linked values"
+    raise DataError(
+        f"all {len(dataset)} rows have {which} in {values}: they are one group, which cannot be split into train and "
+        "validation rows. Name another column with --group (groups=) or give a validation file (--validation)",
+        source=dataset.source,
+    )
+
+
+def _strata(dataset: Dataset) -> list[int]:
+    """For each row the number of what it stands for in a stratified choice."""
+    labels = labels_of(dataset)
+    if dataset.kind == "regression":
+        numbers = np.array(labels, np.float64)
+        parts = max(1, min(QUANTILES, len(numbers) // FEWEST_IN_QUANTILE))
+        inner = np.unique(np.quantile(numbers, np.linspace(0, 1, parts + 1)[1:-1]))
+        return cast("list[int]", np.unique(np.searchsorted(inner, numbers), return_inverse=True)[1].tolist())
+    if dataset.kind == "multi":
+        rows = cast("Sequence[tuple[str, ...]]", labels)
+        counts = Counter(name for row in rows for name in row)
+        rarest = [min(row, key=lambda name: (counts[name], name), default="") for row in rows]
+        numbered = {name: number for number, name in enumerate(sorted(set(rarest)))}
+        return [numbered[name] for name in rarest]
+    names = [str(label) for label in labels]
+    return cast("list[int]", LabelSet.from_labels(names).encode(names).tolist())
+
+
+def _label_ids(dataset: Dataset) -> list[list[int]]:
+    """Of each row of several labels the numbers of all of them."""
+    rows = cast("Sequence[tuple[str, ...]]", labels_of(dataset))
+    numbers = {name: number for number, name in enumerate(sorted({name for row in rows for name in row}))}
+    return [[numbers[name] for name in row] for row in rows]
+
+
+def _hold_out(
+    groups: list[list[int]],
+    ids: list[int],
+    seed: int,
+    target: int,
+    most: int,
+    also: list[list[int]] | None,
+    *,
+    fill: bool,
+) -> list[int]:
+    """Rows of whole groups: first at random within each label's quota, then whatever stands for a label left out.
+
+    ``ids`` are what rows stand for, ``also`` are all their labels, where they may have several: each keeps a row. With
+    ``fill`` what comes second is every group that brings the rows held out closer to the quotas.
+    """
+    counts = np.bincount(ids).tolist()
+    inputs = np.bincount([i for group in groups for i in {ids[row] for row in group}]).tolist()
+    spare = [count - 1 if different > 1 else 0 for count, different in zip(counts, inputs, strict=True)]
+    quotas = _apportion(counts, spare, target)
+    taken = [0] * len(counts)
+    held: list[int] = []
+    left = Counter(label for labels in also or () for label in labels)
+
+    def take(group: list[int], limits: Sequence[int]) -> None:
+        """Hold a group out if no label gets beyond its limit or loses its last row."""
+        for row in group:
+            taken[ids[row]] += 1
+        lost: Counter[int] = Counter(label for row in group for label in also[row]) if also else Counter()
+        within = all(taken[ids[row]] <= limits[ids[row]] for row in group)
+        if len(held) + len(group) <= most and within and all(count < left[label] for label, count in lost.items()):
+            held.extend(group)
+            left.subtract(lost)
+        else:
+            for row in group:
+                taken[ids[row]] -= 1
+
+    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    for group in order:
+        take(group, quotas)
+    keep_one = [count - 1 for count in counts]
+    first_held = set(held)
+    for group in sorted(order, key=len):
+        if fill:
+            helps = group[0] not in first_held and _wanted(group, ids, quotas, taken) > len(group) / 2
+        else:
+            helps = any(quotas[ids[row]] and not taken[ids[row]] for row in group)
+        if helps or not held:
+            take(group, keep_one)
+    return held
+
+
+def _wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
+    """How many rows of a group the quotas of their labels have room for."""
+    counts = Counter(ids[row] for row in group)
+    return sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
+
+
+def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
+    """Share ``total`` rows among labels in proportion to their ``counts``, at most ``spare`` for each.
+
+    Sainte-Laguë's method, one row at a time to the label with the largest count / (2 * rows so far + 1), after one row
+    for each label if there are enough.
+    """
+    able = [label for label, room in enumerate(spare) if room]
+    quotas = [0] * len(counts)
+    if total >= len(able):
+        for label in able:
+            quotas[label] = 1
+    queue = [(-counts[label] / (2 * quotas[label] + 1), label) for label in able if quotas[label] < spare[label]]
+    heapq.heapify(queue)
+    for _ in range(total - sum(quotas)):
+        if not queue:
+            break
+        label = heapq.heappop(queue)[1]
+        quotas[label] += 1
+        if quotas[label] < spare[label]:
+            heapq.heappush(queue, (-counts[label] / (2 * quotas[label] + 1), label))
+    return quotas
+
+
+MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Labelled rows of all data sets, one after the other.
+
+    Attributes:
+        target: kind of the task and its labels, of the train rows.
+        inputs: texts or pairs (N,).
+        truth: target array (N, ...).
+        train, validation, test: positions (rows,) int64 of each part.
+        shared: rows of a part whose text is also one of another.
+        label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
+            :meth:`with_label_texts` has added them.
+    """
+
+    target: Target
+    inputs: list[TextInput]
+    truth: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    shared: dict[str, int]
+    label_texts: np.ndarray
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each part."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+    @property
+    def median_of_labels(self) -> float:
+        """Train rows of the label in the middle."""
+        truth = self.truth[self.train]
+        counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
+        return float(np.median(counts))
+
+    def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
+        """The same rows and, after them, the labels' texts."""
+        if described is None:
+            return self
+        assert isinstance(self.target, Names)
+        one = self.target.kind != "multi"
+        truth = self.target.encode(described.labels if one else [(name,) for name in described.labels])
+        places = len(self.inputs) + np.arange(len(described.texts))
+        inputs = [*self.inputs, *((text, None) for text in described.texts)]
+        return replace(self, inputs=inputs, truth=np.concatenate((self.truth, truth)), label_texts=places)
+
+
+def task_rows(
+    train: Dataset,
+    validation: Dataset | None,
+    test: Dataset | None,
+    *,
+    seed: int,
+    order: Sequence[str] | None = None,
+) -> TaskRows:
+    """Check the rows of a task and put them together; arguments as `train.train_task` takes them.
+
+    Raises:
+        DataError: rows that cannot be trained on.
+    """
+    target = target_of(train, validation, test, order)
+    parts = [part for part in (train, validation, test) if part is not None]
+    inputs = [row for part in parts for row in part.inputs]
+    truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
+    train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
+    return TaskRows(target, inputs, truth, train_rows, held, test_rows, shared, label_texts=np.arange(0))
+
+
+def target_of(
+    train: Dataset, validation: Dataset | None, test: Dataset | None, label_order: Sequence[str] | None = None
+) -> Target:
+    """The target of train rows, which can be trained on, chosen by and tested on all these rows.
+
+    Raises:
+        DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
+        InputError: train rows have groups although there are validation rows; a label order of another kind of task.
+    """
+    check_groups(grouped=train.groups is not None, validation=validation is not None)
+    check_trainable(train, holdout=validation is None)
+    if label_order is not None and train.kind != "ordinal":
+        raise InputError(
+            f"a label order is for tasks of kind 'ordinal', and this one is {train.kind!r}. "
+            "Give --kind ordinal or leave out --label-order"
+        )
+    try:
+        target = fit_target(train.kind, labels_of(train), label_order)
+    except InputError as error:
+        raise DataError(str(error), source=train.source) from error
+    for role, part in (("validation", validation), ("test", test)):
+        if part is not None:
+            _check_same_form(train, part)
+            check_labels_known(part, target, role)
+    return target
+
+
+def _splits(
+    train: Dataset, validation: Dataset | None, test: Dataset | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """Positions of train, validation and test rows in the three data sets one after the other, and texts they share."""
+    after = len(train) + (0 if validation is None else len(validation))
+    test_rows = np.arange(after, after + (0 if test is None else len(test)))
+    if validation is None:
+        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+        shared = {"validation": 0}
+    else:
+        train_rows, held_rows = np.arange(len(train)), np.arange(len(train), after)
+        shared = {"validation": count_shared(train, validation)}
+    if test is not None:
+        shared["test"] = count_shared(train, test)
+        if validation is not None:
+            shared["test_and_validation"] = count_shared(validation, test)
+    return train_rows, held_rows, test_rows, shared
+
+
+def _check_same_form(train: Dataset, other: Dataset) -> None:
+    if (train.text_pairs is None) != (other.text_pairs is None):
+        paired, single = (train, other) if train.text_pairs is not None else (other, train)
+        raise DataError(
+            f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both",
+            source=single.source,
+        )

@@ -1,0 +1,1 @@
+"""The frozen encoder: found, loaded, identified, and how its hidden states are computed."""

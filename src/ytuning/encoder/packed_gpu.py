@@ -1,0 +1,275 @@
+"""Hidden states on a GPU without any padding: texts end to end, for BERT, MPNet, DeBERTa-v2 and their kin.
+
+As in `packed.py` everything but attention works on each token alone. Attention, and each residual with its norm,
+are one fused kernel each (`gpu_kernels.py`); products are the library's. What depends on a model's architecture is read
+out of it once, when it is loaded: a layer's weights, and its terms by distance as tables.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers.activations import ACT2FN
+
+from ytuning.encoder.packed import (
+    BLOCK,
+    COUNTED_FROM_PADDING,
+    DISTANCES,
+    PRODUCT_BLOCK,
+    ROWS,
+    Distances,
+    Packing,
+    pack,
+    packed_positions,
+)
+from ytuning.encoder.torch_backend import half
+
+__all__ = ["Kernels", "PackedGpu"]
+
+BERT_LIKE = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
+TOKEN_STEP = 256  # rows of a product are a multiple of it, so that the library chooses among few kernels
+
+
+class Kernels(Protocol):
+    """The fused operations: those of `gpu_kernels.py`, or naive ones in tests."""
+
+    def packed_attention(
+        self, projected: Tensor, packing: Packing, heads: int, *, scale: float, distances: Distances | None = None
+    ) -> Tensor:
+        """(N, D) from queries, keys and values (N, 3 D)."""
+
+    def add_and_normalise(self, values: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """(N, D): the layer norm of a sum."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The modules of a layer, whatever they are called in its architecture."""
+
+    query: Any
+    key: Any
+    value: Any
+    mix: Any
+    mix_norm: Any
+    widen: Any
+    narrow: Any
+    narrow_norm: Any
+
+    @classmethod
+    def of(cls, layer: Any, kind: str) -> _Parts:
+        if kind == "mpnet":
+            attention = layer.attention.attn
+            projections = (attention.q, attention.k, attention.v, attention.o)
+            norm = layer.attention.LayerNorm
+        else:
+            attention = layer.attention.self
+            suffix = "_proj" if kind == "deberta-v2" else ""
+            names = ("query", "key", "value")
+            projections = (*(getattr(attention, name + suffix) for name in names), layer.attention.output.dense)
+            norm = layer.attention.output.LayerNorm
+        return cls(
+            *projections,
+            mix_norm=norm,
+            widen=layer.intermediate.dense,
+            narrow=layer.output.dense,
+            narrow_norm=layer.output.LayerNorm,
+        )
+
+    @property
+    def products(self) -> tuple[Any, ...]:
+        return self.query, self.key, self.value, self.mix, self.widen, self.narrow
+
+
+class PackedGpu:
+    """Hidden states of the chosen layers of an encoder that :meth:`fits`."""
+
+    packed = True
+
+    def __init__(self, model: Any, layers: Sequence[int], kernels: Kernels | None = None) -> None:
+        """``model`` is transformers' encoder on its device; ``layers``: hidden states to keep, rising.
+
+        Its layers' weights are taken from it, or they would be in memory twice; the model itself computes no more.
+        """
+        if kernels is None:
+            from ytuning.encoder import gpu_kernels
+
+            kernels = gpu_kernels
+        config = model.config
+        self.layers = tuple(layers)
+        self.device = model.device
+        self._kernels, self._embeddings = kernels, model.embeddings
+        self._project_embeddings = getattr(model, "embeddings_project", None)  # ELECTRA's small ones
+        self._typed = config.model_type != "mpnet"
+        counted = config.model_type in COUNTED_FROM_PADDING
+        self.padding = int(model.embeddings.word_embeddings.padding_idx or 0) if counted else None
+        with torch.inference_mode():
+            distances = _distances(model)
+            self._layers: list[_Layer] = []
+            for number, layer in enumerate(model.encoder.layer):
+                if number < self.layers[-1]:
+                    parts = _Parts.of(layer, config.model_type)
+                    self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels, model))
+                layer.to("meta")
+        products = any(layer.distances is not None and layer.distances.bias is None for layer in self._layers)
+        self._block = PRODUCT_BLOCK if products else BLOCK
+        self._convolution = _Convolution(model.encoder.conv, kernels) if getattr(model.encoder, "conv", None) else None
+
+    @staticmethod
+    def fits(model: Any, device: torch.device, max_length: int) -> bool:
+        """Whether a model has one of the layouts that are known here and nothing was put into it, on a GPU."""
+        return device.type == "cuda" and importlib.util.find_spec("triton") is not None and _known(model, max_length)
+
+    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> Tensor:
+        """Features of texts end to end.
+
+        Args:
+            ids: (N,) token ids, int64.
+            types: (N,) segment ids, int64; None for an encoder without segments.
+            lengths: (B,) tokens in each text, N in all.
+
+        Returns:
+            (N, L, D) float16, on the device.
+        """
+        count = len(ids)
+        fill = -(-count // TOKEN_STEP) * TOKEN_STEP - count
+        positions = packed_positions(ids, lengths, self.padding)
+        segments = np.zeros_like(ids) if types is None else types
+        with torch.inference_mode():
+            rows = np.stack([np.pad(values, (0, fill)) for values in (ids, positions, segments)])
+            ids_there, positions_there, types_there = self._moved(torch.from_numpy(rows))
+            packing = pack(lengths, self._moved, self._block)
+            given = {"token_type_ids": types_there[None]} if self._typed else {}
+            states = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
+            if self._project_embeddings is not None:
+                states = self._project_embeddings(states)
+            first = states
+            kept = [states[:count]] if self.layers[0] == 0 else []
+            for number, layer in enumerate(self._layers, start=1):
+                states = layer(states, packing)
+                if number == 1 and self._convolution is not None:
+                    states = self._convolution(first, states, packing)
+                if number in self.layers:
+                    kept.append(states[:count])
+            return half(torch.stack(kept, dim=1))
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """On the device, by a copy that nothing waits for."""
+        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
+
+
+class _Layer:
+    """One layer on tokens end to end."""
+
+    def __init__(self, parts: _Parts, heads: int, distances: Distances | None, kernels: Kernels, model: Any) -> None:
+        self.heads, self.distances, self.kernels = heads, distances, kernels
+        products = 1 if distances is None else 1 + (distances.keys is not None) + (distances.queries is not None)
+        self.scale = (parts.query.out_features // heads * products) ** -0.5
+        projections = (parts.query, parts.key, parts.value)
+        self.weight = torch.cat([each.weight for each in projections])  # (3 D, D)
+        self.bias = torch.cat([each.bias for each in projections])
+        self.mix, self.widen, self.narrow = (
+            (each.weight, each.bias) for each in (parts.mix, parts.widen, parts.narrow)
+        )
+        self.norms = [(norm.weight, norm.bias, norm.eps) for norm in (parts.mix_norm, parts.narrow_norm)]
+
+    def __call__(self, states: Tensor, packing: Packing) -> Tensor:
+        """(N, D) from (N, D)."""
+        projected = linear(states, self.weight, self.bias)  # (N, 3 D)
+        found = self.kernels.packed_attention(
+            projected, packing, self.heads, scale=self.scale, distances=self.distances
+        )
+        mixed = self.kernels.add_and_normalise(linear(found, *self.mix), states, *self.norms[0])
+        wide = torch.ops.aten.gelu_(linear(mixed, *self.widen))  # (N, I)
+        return self.kernels.add_and_normalise(linear(wide, *self.narrow), mixed, *self.norms[1])
+
+
+class _Convolution:
+    """DeBERTa-v2's convolution of the embeddings, which is added to the first layer's output."""
+
+    def __init__(self, module: Any, kernels: Kernels) -> None:
+        self.kernels, self.active = kernels, ACT2FN[module.conv_act]
+        # (D, D, K) -> (D, K * D): a product with K neighbours side by side.
+        self.weight = module.conv.weight.permute(0, 2, 1).flatten(1).contiguous()
+        self.bias, self.reach = module.conv.bias, module.conv.kernel_size[0] // 2
+        self.norm = (module.LayerNorm.weight, module.LayerNorm.bias, module.LayerNorm.eps)
+
+    def __call__(self, embedded: Tensor, states: Tensor, packing: Packing) -> Tensor:
+        """(N, D) from the embeddings and the first layer's output, both (N, D); beyond a text's ends are zeros."""
+        places = torch.arange(len(embedded), device=embedded.device)
+        texts = torch.bucketize(places, packing.offsets[1:], right=True)  # (N,)
+        neighbours = []
+        for shift in range(-self.reach, self.reach + 1):
+            other = (places + shift).clamp(0, len(places) - 1)
+            same = (texts[other] == texts) & (other == places + shift)
+            neighbours.append(embedded[other] * same[:, None])
+        added = self.active(linear(torch.cat(neighbours, 1), self.weight, self.bias))
+        return self.kernels.add_and_normalise(added, states, *self.norm)
+
+
+def _known(model: Any, max_length: int) -> bool:
+    """Whether the architecture is one of those whose layers :class:`_Layer` computes."""
+    config = model.config
+    kind = config.model_type
+    size, odd = divmod(config.hidden_size, config.num_attention_heads)
+    if (
+        kind not in (*BERT_LIKE, "mpnet", "deberta-v2")
+        or getattr(config, "hidden_act", None) != "gelu"
+        or getattr(config, "position_embedding_type", "absolute") not in ("absolute", None)
+        or getattr(config, "is_decoder", False)
+        or odd
+        or size < 16
+        or size & (size - 1)
+    ):
+        return False
+    if kind == "deberta-v2" and not _plain_deberta(model):
+        return False
+    if kind in ("mpnet", "deberta-v2") and max_length > DISTANCES:
+        return False
+    layers = [_Parts.of(layer, kind) for layer in model.encoder.layer]
+    return all(
+        type(product) is torch.nn.Linear and product.bias is not None for parts in layers for product in parts.products
+    ) and all(parts.query.out_features == config.hidden_size for parts in layers)
+
+
+def _plain_deberta(model: Any) -> bool:
+    convolution = getattr(model.encoder, "conv", None)
+    return model.encoder.relative_attention and (
+        convolution is None or (convolution.conv.groups == 1 and convolution.conv.kernel_size[0] % 2 == 1)
+    )
+
+
+def _distances(model: Any) -> Callable[[Any], Distances | None]:
+    """What makes a layer's terms by distance."""
+    kind = model.config.model_type
+    distance = (torch.arange(ROWS) - DISTANCES).clamp(1 - DISTANCES, DISTANCES - 1)  # query - key
+    query, key = distance.clamp_min(0).to(model.device), (-distance).clamp_min(0).to(model.device)
+    probe = torch.zeros(1, DISTANCES, 1, device=model.device)
+    if kind == "mpnet":
+        bias = model.encoder.compute_position_bias(probe)[0]  # (heads, T, T)
+        shared = Distances(bias=bias[:, query, key].float().contiguous())
+        return lambda _: shared
+    if kind == "deberta-v2":
+        embedded = model.encoder.get_rel_embedding()
+        span = model.encoder.layer[0].attention.self.pos_ebd_size
+        places = model.encoder.get_rel_pos(probe).view(DISTANCES, DISTANCES)[query, key]
+        chosen = embedded[(places + span).clamp(0, 2 * span - 1)]  # (ROWS, D)
+
+        def of_layer(layer: Any) -> Distances:
+            own = layer.attention.self
+            shared = own.share_att_key
+            keys = (own.key_proj if shared else own.pos_key_proj) if "c2p" in own.pos_att_type else None
+            queries = (own.query_proj if shared else own.pos_query_proj) if "p2c" in own.pos_att_type else None
+            return Distances(
+                keys=None if keys is None else keys(chosen).contiguous(),
+                queries=None if queries is None else queries(chosen).contiguous(),
+            )
+
+        return of_layer
+    return lambda _: None

@@ -1,0 +1,188 @@
+"""What the folder of a pretrained encoder holds (model, tokenizer, longest text), and the identity that follows from it.
+
+Features are stored by an encoder's identity, and tasks are bound to it.
+
+Only safetensors weights are read, and no code of the model's own is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ytuning.encoder.tokens import LongText
+from ytuning.errors import EncoderError
+
+__all__ = [
+    "EncoderIdentity",
+    "default_layers",
+    "kept_layers",
+    "load_model",
+    "longest_input",
+    "shorten",
+    "tokenizer_rules",
+]
+
+LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
+NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
+POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
+
+
+def load_model(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The encoder in evaluation mode, without gradients, and its fast tokenizer.
+
+    Raises:
+        EncoderError: transformers cannot load it, weights are missing, or the tokenizer is not a fast one.
+    """
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise EncoderError(
+            f"cannot load the encoder {name!r}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    finally:
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+    if not tokenizer.is_fast:
+        raise EncoderError(f"the encoder {name!r} has no fast tokenizer (tokenizer.json), which ytuning needs")
+    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(NOT_NEEDED))
+    if lacking:
+        raise EncoderError(
+            f"the weights of the encoder {name!r} lack {lacking[0]!r} ({len(lacking)} missing). Download it again"
+        )
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        model = model.get_encoder()
+    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def shorten(model: Any, deepest: int) -> None:
+    """Drop the layers above the deepest kept hidden state, which would be computed for nothing.
+
+    Only from the stacks of BERT and its kin, which normalise inside each layer: others treat their last layer's output
+    apart from the rest, so that a layer that becomes the last would give another hidden state.
+    """
+    if model.config.model_type in POST_NORM:
+        del model.encoder.layer[max(deepest, 1) :]  # no model runs without layers
+
+
+def tokenizer_rules(tokenizer: Any) -> bytes:
+    """The serialised tokenizer without its truncation and padding, which change from call to call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
+
+
+def default_layers(depth: int, *, pairs: bool = False) -> tuple[int, ...]:
+    """Hidden states half and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
+
+    Of ``pairs`` two thirds up and the last, by which sentence encoders are trained to compare texts.
+    """
+    lower = max(1, round(depth * 2 / 3 if pairs else depth / 2))
+    return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
+
+
+def kept_layers(layers: Sequence[int] | None, count: int, name: str, *, pairs: bool = False) -> tuple[int, ...]:
+    """Hidden states to keep of an encoder of ``count`` layers, rising; of ``None`` the default ones.
+
+    Raises:
+        EncoderError: it has no such layers.
+    """
+    chosen = default_layers(count, pairs=pairs) if layers is None else tuple(layers)
+    unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
+    if not unique or unique[0] < 0 or unique[-1] > count:
+        raise EncoderError(
+            f"layers must be from 0 to {count} for the encoder {name!r}, or -1 for the last. "
+            f"Got {list(chosen)} instead."
+        )
+    return unique
+
+
+def longest_input(given: int | None, folder: Path, config: Any, name: str) -> int:
+    """Tokens at which texts are cut: those given, or what the encoder was made for, at most ``LONGEST``.
+
+    Raises:
+        EncoderError: more than it has positions for, or its folder is damaged.
+    """
+    # Positions of RoBERTa and its kin start after the padding index.
+    relative = getattr(config, "max_position_embeddings", None) or LONGEST
+    offset = (
+        (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+    )
+    most = relative - offset
+    if given is not None:
+        if not 4 <= given <= most:
+            raise EncoderError(f"max_length must be from 4 to {most} for the encoder {name!r}. Got {given} instead.")
+        return given
+    made_for = folder / "sentence_bert_config.json"
+    if not made_for.is_file():
+        return min(LONGEST, most)
+    try:
+        return min(int(json.loads(made_for.read_text()).get("max_seq_length") or LONGEST), LONGEST, most)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{made_for} is damaged ({type(error).__name__}). Download the encoder again") from error
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What produced a text's features. Two identities with one fingerprint give the same features.
+
+    Attributes:
+        name: as the user gave it; not part of the fingerprint.
+        weights: SHA-256 of the weights file (of the files' hashes where the weights are sharded).
+        tokenizer: SHA-256 of the serialised tokenizer.
+        config: SHA-256 of ``config.json``.
+        layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
+        precision: arithmetic of the pass, ``"fp32"`` or ``"bf16"``.
+        max_length: tokens, special ones included; longer texts are cut.
+        width: size of a hidden state.
+        parameters: of the encoder, for comparison with the head's.
+        long_text: ``"truncate"`` or ``"window"``, see :func:`load_encoder`.
+    """
+
+    name: str
+    weights: str
+    tokenizer: str
+    config: str
+    layers: tuple[int, ...]
+    precision: str
+    max_length: int
+    width: int
+    parameters: int
+    long_text: LongText = "truncate"
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over everything but the name."""
+        content = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, the fingerprint included."""
+        return {**asdict(self), "layers": list(self.layers), "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
+        """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
+        fields = {key: value[key] for key in cls.__dataclass_fields__}
+        return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments with which :func:`load_encoder` loads an encoder of this identity."""
+        return {name: getattr(self, name) for name in ("layers", "precision", "max_length", "long_text")}

@@ -1,0 +1,1 @@
+"""What a head is worth: metrics, intervals, attributions and mistakes."""

@@ -1,0 +1,1 @@
+"""Token features: codecs, the store on disk, and features of texts and of pairs."""

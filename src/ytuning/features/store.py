@@ -1,0 +1,459 @@
+"""Token features on disk: append-only shards with checksums, shared by every task on one encoder.
+
+    <root>/                       $YTUNING_CACHE, else the platform's cache folder
+      <fingerprint>[-<codec>]/    one space for each encoder identity and codec; no codec in the name is fp16
+        space.json                the identity and the codec
+        lock                      held by the process that is encoding
+        basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
+        shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
+        shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
+        damaged/                  what failed a check, set aside
+
+A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
+last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
+states the checksum of the basis its shard was written with: one that is not the space's own is as bad as damage.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import platformdirs
+
+from ytuning.errors import InputError, StoreError, allowed, wrong_schema
+from ytuning.features.codecs import CODECS, Compact, Reader, build_codec, row_bytes
+from ytuning.system.files import PARTIAL_SUFFIX, commit, explained
+
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
+
+SCHEMA = 1
+SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
+DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
+BASIS_FILE = "basis.{}.safetensors"  # its checksum
+OTHER_BASIS = "the basis it was written with is missing or damaged"
+
+
+def text_key(text: str, pair: str | None = None) -> bytes:
+    """16 bytes that stand for a text or a pair; the length prefix keeps ("a", "bc") and ("ab", "c") apart."""
+    first = text.encode()
+    content = b"%d:" % len(first) + first + (b"" if pair is None else b"+" + pair.encode())
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that failed a check and was set aside."""
+
+    shard: str
+    reason: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return (
+            f"shard {self.shard} is damaged ({self.reason}); set aside in {self.folder}, its texts are computed again"
+        )
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Where the features of some texts lie.
+
+    Attributes:
+        arrays: one (tokens, bytes of a token) uint8 array for each shard in use.
+        array: (texts,) which array; ``start``: (texts,) first token in it; ``length``: (texts,) tokens.
+        truncated: (texts,) whether the text was cut at the maximum length.
+        codec: decodes the arrays' rows.
+        maps: the arrays' memory maps, if they have any.
+    """
+
+    arrays: list[np.ndarray]
+    array: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    truncated: np.ndarray
+    codec: Reader
+    maps: list[mmap.mmap] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: str
+    sha256: str
+    keys: list[bytes]
+    lengths: np.ndarray
+    truncated: np.ndarray
+    basis: str | None
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+class FeatureStore:
+    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
+        self.root = Path(default if root is None else root)
+
+    def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
+        """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.
+
+        Raises:
+            InputError: there is no such codec.
+            StoreError: the folder cannot be made, or holds something else.
+        """
+        if codec not in CODECS:
+            raise InputError(allowed("store", codec, CODECS))
+        folder = self.root / (str(identity["fingerprint"]) + ("" if codec == "fp16" else f"-{codec}"))
+        with explained(folder, 0):
+            (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
+            if not (folder / SPACE_FILE).exists():
+                content = {"schema": SCHEMA, "codec": codec, "identity": dict(identity)}
+                commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
+        return FeatureSpace(folder)
+
+    def spaces(self, on_unreadable: Callable[[StoreError], None] | None = None) -> list[FeatureSpace]:
+        """Every space under the root, by name of its folder.
+
+        Args:
+            on_unreadable: is told of a space that cannot be read, which is then left out. Without it, such a space
+                raises StoreError.
+        """
+        found = []
+        for file in sorted(self.root.glob(f"*/{SPACE_FILE}")):
+            try:
+                found.append(FeatureSpace(file.parent))
+            except StoreError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(error)
+        return found
+
+    def remove(self, prefix: str | None = None) -> list[str]:
+        """Delete the space whose name is or starts with ``prefix``; returns the names.
+
+        If it is None, all spaces.
+
+        Raises:
+            InputError: no space's name starts so, or several do.
+        """
+        names = [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
+        chosen = [name for name in names if prefix is None or (prefix and name.startswith(prefix))]
+        if prefix in names:
+            chosen = [prefix]
+        if prefix is not None and len(chosen) != 1:
+            problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
+            raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
+        for name in chosen:
+            folder = self.root / name
+            with explained(folder, 0):
+                try:
+                    with filelock.FileLock(folder / LOCK_FILE, timeout=0):
+                        for part in (SHARD_FOLDER, DAMAGED_FOLDER):
+                            shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
+                        (folder / SPACE_FILE).unlink()  # last, so that what is left of a killed removal is still listed
+                except filelock.Timeout:
+                    raise StoreError(
+                        f"{folder} is in use by a process that encodes. Wait for it and try again"
+                    ) from None
+                shutil.rmtree(folder)
+        return chosen
+
+
+class FeatureSpace:
+    """The shards of one encoder identity in one codec. Reading needs no lock: what is there does not change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            content = json.loads((folder / SPACE_FILE).read_text())
+            schema = content["schema"]
+            if schema == SCHEMA:
+                self.identity, self.codec_name = content["identity"], content["codec"]
+                self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
+            ) from error
+        if schema != SCHEMA:
+            remedy = "Move the folder away, or set YTUNING_CACHE to another one"
+            raise StoreError(wrong_schema(folder / SPACE_FILE, schema, SCHEMA, remedy))
+        if missing := {"name", "precision", "max_length"} - set(self.identity):
+            raise StoreError(
+                f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
+            )
+        if self.codec_name not in CODECS:
+            problem = allowed("codec", self.codec_name, CODECS)
+            raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
+        self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
+        self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
+        self.damages: list[Damage] = []
+        self._basis: str | None = None
+        self._shards: dict[str, _Shard] = {}
+        self._place: dict[bytes, tuple[str, int]] = {}
+        self._intact: set[str] = set()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self._shards.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards' features."""
+        return self.tokens * self.row_bytes
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self._shards)
+
+    def refresh(self) -> None:
+        """Take in shards that other processes have written; drop those that are gone."""
+        if self.codec is None:
+            self._read_basis()
+        found = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
+        gone = set(self._shards) - found
+        if gone:
+            for name in gone:
+                del self._shards[name]
+            self._place = {key: place for key, place in self._place.items() if place[0] not in gone}
+        for name in sorted(found - set(self._shards)):
+            try:
+                shard = self._read_manifest(name)
+            except FileNotFoundError:
+                continue  # another process has just set it aside
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    with explained(self.folder, 0):
+                        raise
+                self._set_aside(name, "manifest cannot be read from the disk")
+                continue
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
+                continue
+            if shard.basis != self._basis:  # another process may have begun the space anew
+                self._read_basis()
+            if shard.basis != self._basis:
+                self._set_aside(name, OTHER_BASIS)
+                continue
+            self._add(shard)
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Be the one process that writes to this space; the operating system frees the lock of a killed one.
+
+        Args:
+            on_wait: called once if another process holds the lock, before waiting for it.
+        """
+        lock = filelock.FileLock(self.folder / LOCK_FILE)
+        with explained(self.folder, 0):
+            try:
+                lock.acquire(blocking=False)
+            except filelock.Timeout:
+                on_wait()
+                lock.acquire()
+        try:
+            for file in (*(self.folder / SHARD_FOLDER).iterdir(), *self.folder.glob(f"{BASIS_FILE.format('*')}.*")):
+                unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
+                if unfinished or file.suffix == PARTIAL_SUFFIX:
+                    file.unlink(missing_ok=True)
+            if self.codec_name == "compact":  # nothing may be written with a basis that is no longer there
+                self._read_basis()
+            self.refresh()
+            yield
+        finally:
+            lock.release()
+
+    def establish(self, codec: Compact) -> None:
+        """Give the space its basis, once; called under the lock while ``codec`` is None.
+
+        Raises:
+            StoreError: the disk is full or cannot be written.
+        """
+        data = codec.to_bytes()
+        checksum = hashlib.sha256(data).hexdigest()
+        with explained(self.folder, len(data)):
+            commit(self.folder / BASIS_FILE.format(checksum), data)
+        self.codec, self._basis = codec, checksum
+
+    def write(self, keys: Sequence[bytes], lengths: np.ndarray, truncated: np.ndarray, features: np.ndarray) -> None:
+        """Store one shard; on return it is on the disk.
+
+        Args:
+            keys: of the texts, in the order of their tokens.
+            lengths: (texts,) tokens in each.
+            truncated: (texts,) bool.
+            features: (tokens, row_bytes) uint8, from ``codec``.
+
+        Raises:
+            StoreError: the disk is full or cannot be written. Nothing that was stored before is lost.
+        """
+        if features.shape != (int(lengths.sum()), self.row_bytes) or features.dtype != np.uint8:
+            raise ValueError(
+                f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_bytes} bytes"
+            )
+        data = np.ascontiguousarray(features).data.cast("B")
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
+        content = {
+            "sha256": sha256,
+            "keys": [key.hex() for key in keys],
+            "lengths": lengths.tolist(),
+            "truncated": np.flatnonzero(truncated).tolist(),
+            **({} if self._basis is None else {"basis": self._basis}),
+        }
+        with explained(self.folder, len(data)):
+            commit(self._file(name, DATA_SUFFIX), data)
+            commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
+        length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
+        self._add(_Shard(name, sha256, list(keys), length, cut, self._basis))
+        self._intact.add(name)
+
+    def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
+        """Compare shards with their checksums (all of them by default) and set aside those that differ.
+
+        Returns:
+            The damages found by this call.
+        """
+        chosen = sorted(self._shards if names is None else names)
+        before = len(self.damages)
+        with ThreadPoolExecutor() as pool:
+            for name, digest in zip(chosen, pool.map(self._digest, chosen), strict=True):
+                if digest == self._shards[name].sha256:
+                    self._intact.add(name)
+                else:
+                    self._set_aside(name, "checksum differs" if digest else "features file missing")
+        return self.damages[before:]
+
+    def rows(self, keys: Sequence[bytes]) -> StoredRows | None:
+        """Memory-mapped features of stored texts, after one check of each shard in use against its checksum.
+
+        Returns:
+            None if a text is not stored or its shard turned out damaged (see ``damages``): compute what is missing.
+        """
+        if self.codec is None or any(key not in self._place for key in keys):
+            return None
+        names = sorted({self._place[key][0] for key in keys})
+        if self.verify([name for name in names if name not in self._intact]):
+            return None
+        number = {name: index for index, name in enumerate(names)}
+        shards = [self._shards[name] for name in names]
+        starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
+        places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
+        try:
+            maps = [self._map(name) for name in names]
+        except FileNotFoundError:  # another process has set a shard aside since the check
+            self.refresh()
+            return None
+        return StoredRows(
+            arrays=[np.frombuffer(view, np.uint8).reshape(-1, self.row_bytes) for view in maps],
+            array=np.array([shard for shard, _ in places], np.int64),
+            start=np.array([starts[shard][row] for shard, row in places], np.int64),
+            length=np.array([shards[shard].lengths[row] for shard, row in places], np.int64),
+            truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
+            codec=self.codec,
+            maps=maps,
+        )
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return self.folder / SHARD_FOLDER / (name + suffix)
+
+    def _add(self, shard: _Shard) -> None:
+        self._shards[shard.name] = shard
+        for row, key in enumerate(shard.keys):
+            self._place.setdefault(key, (shard.name, row))
+
+    def _read_manifest(self, name: str) -> _Shard:
+        """Raises OSError, ValueError, LookupError, TypeError or AttributeError on anything but a whole manifest."""
+        content = json.loads(self._file(name, MANIFEST_SUFFIX).read_text())
+        if content.pop("check") != _check(content):
+            raise ValueError("the manifest does not match its own checksum")
+        lengths = np.array(content["lengths"], np.int64)
+        truncated = np.zeros(len(lengths), bool)
+        truncated[content["truncated"]] = True
+        keys = [bytes.fromhex(key) for key in content["keys"]]
+        return _Shard(name, content["sha256"], keys, lengths, truncated, content.get("basis"))
+
+    def _read_basis(self) -> None:
+        """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
+        self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
+        for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
+            with explained(self.folder, 0):
+                try:
+                    data = file.read_bytes()
+                except FileNotFoundError:
+                    continue  # another process has just set it aside
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""  # a bad sector: no better than a wrong byte
+                checksum = hashlib.sha256(data).hexdigest()
+                try:
+                    if file.name != BASIS_FILE.format(checksum):
+                        raise ValueError("checksum differs")
+                    self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
+                    break
+                except ValueError:
+                    self._move_aside(file, file.name)
+        for name in [name for name, shard in self._shards.items() if shard.basis != self._basis]:
+            self._set_aside(name, OTHER_BASIS)
+
+    def _digest(self, name: str) -> str | None:
+        try:
+            with self._file(name, DATA_SUFFIX).open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
+                return "unreadable"
+            with explained(self.folder, 0):
+                raise
+
+    def _map(self, name: str) -> mmap.mmap:
+        with self._file(name, DATA_SUFFIX).open("rb") as stream:
+            # A private mapping: nothing writes to it, but tensors want writable memory.
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        # The manifest goes first: without it the shard does not exist for anyone.
+        for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
+            self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")
+        self._intact.discard(name)
+        if self._shards.pop(name, None) is not None:
+            self._place = {key: place for key, place in self._place.items() if place[0] != name}
+        self.damages.append(Damage(name, reason, self.folder / DAMAGED_FOLDER))
+
+    def _move_aside(self, file: Path, name: str) -> None:
+        target = self.folder / DAMAGED_FOLDER
+        with explained(target, 0):
+            target.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process may have been faster
+                os.replace(file, target / name)
+
+
+def _check(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Label heads, pure modules on token features."""

@@ -1,0 +1,145 @@
+"""Label rows that attend to the tokens themselves: Y-Tuning (arXiv 2202.09817), the ``paper`` preset.
+
+Shapes are those of `heads/pooled.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ytuning.errors import InputError
+from ytuning.heads.dropout import dropped
+
+__all__ = ["CrossAttentionConfig", "CrossAttentionHead"]
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Sizes of a :class:`CrossAttentionHead`.
+
+    Attributes:
+        width: H, of the label space; a multiple of ``heads``.
+        heads: attention heads.
+        blocks: self-attention, cross-attention and feed-forward, one after the other.
+        rows_per_label: M, label rows whose scores are joined by log-sum-exp.
+        hidden: width of the feed-forward layers, as a multiple of H.
+        dropout: share of each block's activations that training sets to zero.
+    """
+
+    width: int = 128
+    heads: int = 4
+    blocks: int = 1
+    rows_per_label: int = 1
+    hidden: int = 2
+    dropout: float = 0.1
+
+
+class CrossAttentionHead(nn.Module):
+    """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
+
+    def __init__(
+        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, paired: bool = False
+    ) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
+        self.labels, self.paired = labels, paired
+        self.rows = nn.Parameter(
+            torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
+        )
+        self.blocks = nn.ModuleList(_LabelBlock(config, width, first=number == 0) for number in range(config.blocks))
+        self.final_norm = nn.LayerNorm(config.width)
+
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
+        tokens = features[:, :, -1]  # (B, T, D)
+        if self.paired:
+            tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)  # (B, 2 * T, D)
+        rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
+        for block in self.blocks:
+            rows = block(rows, tokens, mask, generator)
+        rows = self.final_norm(rows)
+        task, labels = rows[:, :1], rows[:, 1:]
+        scores = (labels @ task.transpose(1, 2))[..., 0] / math.sqrt(rows.shape[-1])  # (B, C * M)
+        return scores.unflatten(1, (self.labels, -1)).logsumexp(-1)
+
+
+class _LabelBlock(nn.Module):
+    """Pre-norm residual self-attention among label rows, cross-attention to the tokens, feed-forward."""
+
+    def __init__(self, config: CrossAttentionConfig, width: int, *, first: bool) -> None:
+        super().__init__()
+        self.self_norm, self.cross_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.self_attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
+        self.cross_attention = _CrossAttention(config, width)
+        self.dropout = config.dropout
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, config.hidden * config.width),
+            nn.GELU(),
+            nn.Linear(config.hidden * config.width, config.width),
+        )
+
+    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
+        share = self.dropout if self.training else 0.0
+        normed = self.self_norm(rows)
+        attended = self.self_attention(normed, normed, normed, need_weights=False)[0]
+        rows = rows + dropped(attended, share, generator)
+        rows = rows + dropped(self.cross_attention(self.cross_norm(rows), tokens, mask), share, generator)
+        return rows + dropped(self.feed_forward(rows), share, generator)
+
+
+class _CrossAttention(nn.Module):
+    """Multi-head attention from label rows to frozen tokens.
+
+    Where the queries do not depend on the text (the first block) it can be *folded*: q.(W_K f) = (W_K^T q).f, so the
+    tokens are never projected to keys, and values are pooled first and projected after. The result is the same; the
+    form with fewer multiplications for each token is taken.
+    """
+
+    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+        super().__init__()
+        self.heads, self.size = config.heads, config.width // config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(width, config.width, bias=False)  # a bias would shift all scores of a query alike
+        self.value = nn.Linear(width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
+        queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
+        if queries.dim() == 3 and self._cheaper_folded(len(rows), tokens.shape[-1]):
+            mixed = self._folded(queries, tokens, hidden)
+        else:
+            mixed = self._projected(queries, tokens, hidden)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _cheaper_folded(self, rows: int, width: int) -> bool:
+        """Compare multiplications for a token of ``width`` numbers: scores and pools, or keys, values and both."""
+        folded, projected = self.heads * rows * width, self.heads * self.size * (width + rows)
+        return folded < projected
+
+    def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
+        keys = self.key.weight.unflatten(0, (self.heads, self.size))  # (h, d, D)
+        folded = (queries @ keys).flatten(0, 1).to(tokens.dtype)  # (h * R, D)
+        scores = functional.linear(tokens, folded).float().transpose(1, 2)  # (B, h * R, T)
+        attention = (scores + hidden[:, None]).softmax(-1)
+        pooled = (attention.to(tokens.dtype) @ tokens).float().unflatten(1, (self.heads, -1))  # (B, h, R, D)
+        values = self.value.weight.unflatten(0, (self.heads, self.size)).transpose(1, 2)  # (h, D, d)
+        return pooled @ values + self.value.bias.view(self.heads, 1, self.size)
+
+    def _projected(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Queries (h, R, d) or (B, h, R, d) -> (B, h, R, d), through keys and values of each token."""
+        keys = functional.linear(tokens, self.key.weight.to(tokens.dtype)).float()
+        values = functional.linear(tokens, self.value.weight.to(tokens.dtype)).float() + self.value.bias
+        keys, values = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in (keys, values))
+        return (queries @ keys.transpose(-1, -2) + hidden[:, None, None]).softmax(-1) @ values

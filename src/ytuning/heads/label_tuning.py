@@ -1,0 +1,118 @@
+"""Label rows in the encoder's own space, which can start from the label's name or description: preset ``few-shot``.
+
+A text is the mean of its tokens, a label a row that it is compared with (label tuning, arXiv 2203.14655). A row that
+starts from the frozen encoder's embedding of the label's text gives scores before any training, and is near enough to
+what few rows can teach that they suffice. Shapes are those of `heads/pooled.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ytuning.heads.dropout import dropped
+
+__all__ = ["LabelTuningConfig", "LabelTuningHead", "means_of_labels"]
+
+
+def means_of_labels(texts: Tensor, labels: Tensor, there: Tensor) -> Tensor:
+    """(K, H): the mean of the texts (N, H), of label ids (N,), of each of the labels ``there`` (K,)."""
+    shares = (labels == there[:, None]).to(texts.dtype)
+    return shares @ texts / shares.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class LabelTuningConfig:
+    """Sizes of a :class:`LabelTuningHead`.
+
+    Attributes:
+        scale: of the cosine of a text and a label in the logit, as long as the label's row has length 1.
+        dropout: share of a text's numbers that training sets to zero.
+    """
+
+    scale: float = 10.0
+    dropout: float = 0.1
+
+
+class LabelTuningHead(nn.Module):
+    """Logit: the scaled product of a text's mean token, of length 1, and the label's row, plus a bias.
+
+    What all texts have in common is taken from the mean first: of many encoders it is most of it, and texts would
+    hardly differ. Of several hidden states each one's mean has the same length and all stand side by side. Of a pair
+    that was encoded one by one, rows meet the two texts, their distance and their product.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self, config: LabelTuningConfig, *, labels: int, layers: int, width: int, paired: bool = False
+    ) -> None:
+        """For C labels on L hidden states of width D; all rows are 0 until they are started or learned.
+
+        ``center`` (L, D), what texts have in common, is 0 until it is set.
+        """
+        super().__init__()
+        self.config, self.paired = config, paired
+        self.label_rows = nn.Parameter(torch.zeros(1, labels, layers * width * (4 if paired else 1)))
+        self.bias = nn.Parameter(torch.zeros(1, labels))
+        self.register_buffer("center", torch.zeros(layers, width))
+
+    @property
+    def members(self) -> int:
+        """E, always 1: the head is no ensemble."""
+        return 1
+
+    @property
+    def match_width(self) -> int:
+        """H, numbers of a label row."""
+        return self.label_rows.shape[-1]
+
+    @property
+    def label_bias(self) -> Tensor:
+        """(1, C): what is added to the logits. Learned on the scale of the cosines, or it would lag behind the rows."""
+        return self.config.scale * self.bias
+
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, C), in training mode (1, B, C); arguments as `PooledHead.forward` has them."""
+        logits = self.match(self.text(features, mask, generator))
+        return logits if self.training else logits[0]
+
+    def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(1, B, H): what label rows are multiplied with, of length ``scale``."""
+        text = functional.normalize(self.mean_states(features, mask) - self.center, dim=-1)
+        text = text.flatten(1) / math.sqrt(features.shape[2])  # (B, L * D)
+        if self.paired:
+            first, second = text.chunk(2)
+            product = first * second * math.sqrt(text.shape[1])  # about as long as the others
+            text = torch.cat((first, second, (first - second).abs(), product), 1)
+        share = self.config.dropout if self.training else 0.0
+        return self.config.scale * dropped(text, share, generator)[None]
+
+    @staticmethod
+    def mean_states(features: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D): each hidden state's mean over the tokens."""
+        shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)  # (B, T)
+        return torch.bmm(shares[:, None], features.flatten(2)).float().unflatten(2, features.shape[2:])[:, 0]
+
+    def match(self, text: Tensor) -> Tensor:
+        """Logits (1, B, C) of texts (1, B, H)."""
+        return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
+
+    def start_rows(self, texts: Tensor, labels: Tensor) -> None:
+        """Start each label's row from its texts (N, 1, H), as :meth:`text` gives them, of label ids (N,)."""
+        with torch.no_grad():
+            there = labels.unique()
+            self.label_rows[0, there] = functional.normalize(means_of_labels(texts[:, 0], labels, there), dim=-1)
+
+    def with_label(self, row: Tensor, bias: Tensor) -> LabelTuningHead:
+        """The head with a label more, after the others: its row (1, H) and bias (1,)."""
+        rows = torch.cat((self.label_rows.detach(), row[:, None]), 1)
+        layers, width = self.center.shape
+        grown = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, paired=self.paired)
+        grown.label_rows, grown.center = nn.Parameter(rows), self.center.clone()
+        grown.bias = nn.Parameter(torch.cat((self.bias.detach(), bias[:, None] / self.config.scale), 1))
+        return grown.train(self.training)

@@ -1,0 +1,377 @@
+"""The label head: frozen token features in, one logit for each label out. A pure module without I/O.
+
+Three forms, all learn label representations and align fixed features with them:
+
+* :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then
+  the text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
+  queries: ML-Decoder, arXiv 2111.12933).
+* `cross_attention.CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens
+  themselves (Y-Tuning, arXiv 2202.09817).
+* `label_tuning.LabelTuningHead` (preset ``few-shot``): label rows in the encoder's own space, which can
+  start from the labels' texts (label tuning, arXiv 2203.14655).
+
+Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
+Two forms match such pairs by their distance and their product and, to know which text is which, by their difference or
+by both texts (abs(u - v), u * v and u - v, or u and v: InferSent, arXiv 1705.02364); in the pooled one each token has
+attended to the other text before (soft alignment: arXiv 1606.01933). In cross-attention the label rows attend to the
+tokens of both.
+
+Shapes: B texts, T tokens, L hidden states, D encoder width, C labels, M rows per label, H head width. Features may come
+in bfloat16: what is done for every token is then computed in it, everything after in float32. Random numbers come from
+the generator that is given, so that heads can be trained side by side and each still gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ytuning.errors import InputError, allowed
+from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHead
+from ytuning.heads.dropout import dropped
+from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
+
+__all__ = [
+    "CrossAttentionConfig",
+    "CrossAttentionHead",
+    "HeadConfig",
+    "LabelHead",
+    "LabelTuningConfig",
+    "LabelTuningHead",
+    "MatchingHead",
+    "PooledConfig",
+    "PooledHead",
+    "build_head",
+    "config_from_json",
+    "config_to_json",
+]
+
+
+@dataclass(frozen=True)
+class PooledConfig:
+    """Sizes of a :class:`PooledHead`.
+
+    Attributes:
+        members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
+        width: H, of a member's label space.
+        token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
+        mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
+        mixing_span: S, ...within spans of so many tokens.
+        queries: Q, learned pooling queries of a member.
+        hidden: width of the feed-forward layer, as a multiple of H.
+        dropout: share of pooled and final activations that training sets to zero.
+        token_dropout: share of tokens that training hides.
+    """
+
+    members: int = 4
+    width: int = 64
+    token_width: int = 64
+    mixing_width: int = 32
+    mixing_span: int = 64
+    queries: int = 2
+    hidden: int = 2
+    dropout: float = 0.1
+    token_dropout: float = 0.1
+
+
+HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
+SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
+HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
+ALIKE = 1.5  # factor of a pair's first queries, which are also its keys: else training rarely finds what is alike
+SCORES_AT_ONCE = 2**24  # of the attention between the texts of pairs
+FORMS: dict[str, type[HeadConfig]] = {
+    "pooled": PooledConfig,
+    "cross_attention": CrossAttentionConfig,
+    "label_tuning": LabelTuningConfig,
+}
+
+
+class PooledHead(nn.Module):
+    """Pool first, then match; a small ensemble.
+
+    Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
+    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
+    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
+    rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
+    those that are like them, and what is matched are the pools' differences, distances and products.
+    """
+
+    def __init__(
+        self, config: PooledConfig, *, labels: int, layers: int, width: int, paired: bool = False, energy: float = 1.0
+    ) -> None:
+        """For C labels on L hidden states of width D; ``paired``: of pairs encoded one by one.
+
+        Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
+        """
+        super().__init__()
+        self.config, self.paired = config, paired
+        members, inner, states = config.members, config.hidden * config.width, layers * width
+        mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
+        pooled *= len(SIDES) if paired else 1
+        self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
+        self.map_bias = _zeros(members, 1, config.token_width)
+        self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
+        if paired:
+            with torch.no_grad():
+                queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
+                queries.mul_(ALIKE)
+                keys.copy_(queries)
+        self.queries = _random(members * config.queries, states, fan_in=3 * energy * states)
+        self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
+        self.project_bias = _zeros(members, config.width)
+        self.expand = _random(members, config.width, inner, fan_in=3 * config.width)
+        self.expand_bias = _zeros(members, inner)
+        self.contract = _random(members, inner, config.width, fan_in=3 * inner)
+        self.contract_bias = _zeros(members, config.width)
+        self.label_rows = _random(members, labels, config.width, fan_in=config.width)
+        self.label_bias = _zeros(members, labels)
+
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.config.members
+
+    @property
+    def match_width(self) -> int:
+        """H."""
+        return self.config.width
+
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
+
+        Of pairs there are 2 * B of both.
+
+        Returns:
+            (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
+        """
+        logits = self.match(self.text(features, mask, generator))
+        return logits if self.training else logits.mean(0)
+
+    def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(E, B, H): texts in each member's label space, arguments as :meth:`forward` takes them."""
+        share = self.config.dropout if self.training else 0.0
+        if self.training and self.config.token_dropout:
+            kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
+            kept[:, 0] = True  # never a text without tokens
+            mask = mask & kept
+        pooled = _normalised(self._pool(features.flatten(2), mask))
+        if self.paired:
+            first, second = pooled.chunk(2, 1)
+            difference = first - second
+            pooled = torch.cat((difference, difference.abs(), first * second), 2)  # as in SIDES
+        pooled = dropped(pooled, share, generator)
+        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
+        inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
+        text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
+        return dropped(_normalised(text), share, generator)
+
+    def match(self, text: Tensor) -> Tensor:
+        """Logits (E, B, C) of texts (E, B, H) in label space."""
+        return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
+
+    def start_rows(self, texts: Tensor, labels: Tensor) -> None:
+        """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
+
+        What all labels have in common is left out, for it tells none of them from another.
+        """
+        with torch.no_grad():
+            for rows, own in zip(self.label_rows, texts.unbind(1), strict=True):
+                there = labels.unique()
+                means = means_of_labels(own, labels, there)
+                rows[there] = functional.normalize(means - means.mean(0), dim=-1)
+
+    @staticmethod
+    def joined_texts(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head of the members of several of one form, for :meth:`text` alone: their labels may differ."""
+        states = [
+            {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("label_")}
+            for head in heads
+        ]
+        whole = heads[0]._empty(sum(head.members for head in heads), labels=1)
+        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]}, strict=False)
+        return whole.eval()
+
+    def _empty(self, members: int, labels: int) -> PooledHead:
+        """A head of this form whose weights are yet to come."""
+        config = replace(self.config, members=members)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
+            return PooledHead(config, labels=labels, layers=1, width=self.token_map.shape[1], paired=self.paired)
+
+    @staticmethod
+    def joined(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head whose members are those of several of one form: its logits are the mean of theirs."""
+        states = [head.state_dict() for head in heads]
+        whole = heads[0]._empty(sum(head.members for head in heads), labels=heads[0].label_rows.shape[1])
+        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+        return whole.train(heads[0].training)
+
+    def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
+        """The head with a label more, after the others: its row (E, H) and bias (E,)."""
+        state = {
+            **self.state_dict(),
+            "label_rows": torch.cat((self.label_rows.detach(), row[:, None]), 1),
+            "label_bias": torch.cat((self.label_bias.detach(), bias[:, None]), 1),
+        }
+        grown = self._empty(self.members, labels=self.label_rows.shape[1] + 1)
+        grown.load_state_dict(state)
+        return grown.train(self.training)
+
+    def on_directions(self, directions: Tensor, *, layers: int, width: int) -> PooledHead:
+        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = directions (R, L * D) f.
+
+        Only the two maps that touch a token change, both of them linear, so nothing is left of the directions.
+        """
+        labels = self.label_rows.shape[1]
+        wide = PooledHead(self.config, labels=labels, layers=layers, width=width, paired=self.paired)
+        maps = {"token_map": self.token_map @ directions, "queries": self.queries @ directions}
+        wide.load_state_dict({**self.state_dict(), **maps})
+        return wide.train(self.training)
+
+    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
+        members, count, dtype = self.config.members, len(tokens), tokens.dtype
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
+        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]  # (B, T, E * Q)
+        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)  # (E, B, Q, T)
+        mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
+        meet = self._crossed if self.paired else self._mixed
+        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
+        # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
+        largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
+        return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
+
+    def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
+        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
+
+        Tokens attend to those of their own span only, so that the cost of a long text grows with its length, not with
+        the square of it. Spans start at fixed places: a text's logits do not depend on how far its batch is padded.
+        """
+        members, count, tokens, width = mapped.shape
+        size, length = self.config.mixing_width, min(tokens, self.config.mixing_span)
+        spans = -(-tokens // length)
+        if extra := spans * length - tokens:
+            mapped = functional.pad(mapped, (0, 0, 0, extra))
+            hidden = functional.pad(hidden, (0, extra), value=-torch.inf)
+        parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
+        queries, keys, values = parts.view(-1, length, parts.shape[-1]).split((size, size, width), -1)
+        # Hidden tokens count nothing, by a finite number: a span may hold no other tokens.
+        there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(-1, 1, length).repeat(members, 1, 1)
+        mixed = _attended(mapped.reshape(-1, length, width), queries, keys, values, there)
+        return mixed.view(members, count, -1, width)[:, :, :tokens]
+
+    def _crossed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
+        """The map of pairs' tokens (E, 2 * B, T, K) after one residual attention to all tokens of the other text.
+
+        Those of their own text the encoder has shown them. Each side is cut to its longest text in the batch, so that
+        a short question to a long text costs by the product of both lengths.
+        """
+        members, _, tokens, width = mapped.shape
+        size = self.config.mixing_width
+        parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
+        parts = parts.view(members, 2, -1, tokens, parts.shape[-1])
+        own, there = mapped.unflatten(1, (2, -1)), hidden.clamp_min(HIDDEN).to(mapped.dtype).unflatten(0, (2, 1, -1))
+        used = (hidden == 0).unflatten(0, (2, -1)).any(1)  # (2, T)
+        longest = (used * torch.arange(1, tokens + 1, device=used.device)).amax(1).tolist()
+        sides = []
+        for side, other in ((0, 1), (1, 0)):
+            length, reach = longest[side], longest[other]
+            queries = parts[:, side, :, :length, :size].flatten(0, 1)
+            keys, values = parts[:, other, :, :reach, size:].flatten(0, 1).split((size, width), -1)
+            mask = there[other, :, :, None, :reach].expand(members, -1, -1, -1).flatten(0, 1)
+            mixed = _attended_piecewise(own[:, side, :, :length].flatten(0, 1), queries, keys, values, mask)
+            sides.append(functional.pad(mixed.unflatten(0, (members, -1)), (0, 0, 0, tokens - length)))
+        return torch.cat(sides, 1)
+
+
+def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+    """``tokens`` (N, T, K) and what their ``queries`` (N, T, A) gather from ``values`` (N, S, K) by ``keys`` (N, S, A).
+
+    ``there`` (N, 1, S) is added to the scores.
+    """
+    scores = torch.baddbmm(there, queries, keys.transpose(1, 2), alpha=1 / math.sqrt(queries.shape[-1]))
+    return torch.baddbmm(tokens, scores.softmax(-1, dtype=torch.float32).to(tokens.dtype), values)
+
+
+def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+    """The same in pieces, so that few scores are in memory; the backward pass computes them again."""
+    rows = max(1, SCORES_AT_ONCE // (keys.shape[0] * keys.shape[1]))
+    if rows >= tokens.shape[1]:
+        return _attended(tokens, queries, keys, values, there)
+    recomputed = partial(checkpoint, _attended, use_reentrant=False, preserve_rng_state=False)
+    attended = recomputed if torch.is_grad_enabled() else _attended
+    pieces = zip(tokens.split(rows, 1), queries.split(rows, 1), strict=True)
+    return torch.cat([attended(*piece, keys, values, there) for piece in pieces], 1)
+
+
+def _normalised(values: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the last dimension; scale and shift are left to the matrix that follows."""
+    return functional.layer_norm(values, values.shape[-1:])
+
+
+def _maximum(values: Tensor) -> Tensor:
+    """(B, C) of (B, T, C); on a CPU through pooling, whose forward and backward take half the time of ``amax``'s.
+
+    On a GPU the backward pass of pooling adds in any order, so the same training would not give the same bytes.
+    """
+    if values.is_cuda:
+        return values.amax(1)
+    return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
+
+
+def _random(*shape: int, fan_in: float) -> nn.Parameter:
+    """Normal weights of variance 1 / fan_in."""
+    return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
+
+
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
+
+
+MatchingHead = PooledHead | LabelTuningHead
+"""Forms in which a text and the label rows meet last, so that rows can start from texts and be added."""
+LabelHead = MatchingHead | CrossAttentionHead
+
+
+def build_head(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool = False) -> LabelHead:
+    """A head with fresh weights (from torch's random state) for C labels on features of L hidden states of width D.
+
+    ``paired``: of pairs of texts that are encoded one by one.
+    """
+    if isinstance(config, PooledConfig):
+        return PooledHead(config, labels=labels, layers=layers, width=width, paired=paired)
+    if isinstance(config, LabelTuningConfig):
+        return LabelTuningHead(config, labels=labels, layers=layers, width=width, paired=paired)
+    return CrossAttentionHead(config, labels=labels, layers=layers, width=width, paired=paired)
+
+
+def config_to_json(config: HeadConfig) -> dict[str, Any]:
+    """``{"form": ..., **fields}``."""
+    form = next(name for name, kind in FORMS.items() if isinstance(config, kind))
+    return {"form": form, **asdict(config)}
+
+
+def config_from_json(value: dict[str, Any]) -> HeadConfig:
+    """The inverse of :func:`config_to_json`.
+
+    Raises:
+        InputError: unknown form, or not exactly the form's fields.
+    """
+    fields = dict(value)
+    form = fields.pop("form", None)
+    if form not in FORMS:
+        raise InputError(allowed("the head's form", form, FORMS))
+    expected = set(FORMS[form].__dataclass_fields__)
+    if differing := expected ^ set(fields):
+        raise InputError(
+            f"the head's field {min(differing)!r} is {'missing' if min(differing) in expected else 'unknown'}. "
+            f"A head of the form {form!r} has the fields {', '.join(sorted(expected))}. Train it again"
+        )
+    return FORMS[form](**fields)

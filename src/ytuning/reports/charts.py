@@ -1,0 +1,331 @@
+"""Arrays -> what a report draws: plain numbers in the units of a drawing, and the table behind each drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ytuning.data.kinds import Objective
+from ytuning.data.labels import Kind
+from ytuning.errors import counted
+from ytuning.evaluation.metrics import CALIBRATION_BINS, reliability
+from ytuning.training.fit import Round
+from ytuning.training.losses import SCORES
+
+__all__ = [
+    "Axis",
+    "Chart",
+    "Matrix",
+    "Name",
+    "calibration_figure",
+    "confusion",
+    "learning_figures",
+    "residual_figure",
+    "scatter_figure",
+]
+
+WIDTH, HEIGHT = 400, 270
+LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
+MOST_POINTS = 1500  # of a scatter: more would only hide each other
+RESIDUAL_BINS = 21  # odd, so that one is around no error
+PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
+ROOM_OF_DECADE = 120  # with 1, 2 and 5 as ticks; a shorter one has a single tick
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From ``low`` to ``high`` in data, drawn from ``start`` to ``end``.
+
+    Attributes:
+        logarithmic: whether equal distances are equal factors.
+        words: names of the values 0, 1, 2..., where these stand for names.
+    """
+
+    name: str
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+    words: tuple[str, ...] = ()
+
+    def place(self, value: float) -> float:
+        """Where a value is drawn; one beyond an end at that end."""
+        scale = math.log if self.logarithmic else float
+        low, high = scale(self.low), scale(self.high)
+        share = (scale(min(max(value, self.low), self.high)) - low) / (high - low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values, where they are drawn and how they are written."""
+        if self.words:
+            return [(self.place(number), word) for number, word in enumerate(self.words)]
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            narrow = abs(self.end - self.start) < ROOM_OF_DECADE * math.log10(self.high / self.low)
+            values = [float(f"{factor}e{power}") for power in powers for factor in ((1,) if narrow else (1, 2, 5))]
+            found = [(self.place(value), f"{value:,g}") for value in values if self.low <= value <= self.high]
+            if len(found) > 1:
+                return found
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in STEPS if factor * power >= rough * 0.999)
+        numbers = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+        return [(self.place(number * step), f"{number * step:.6g}") for number in numbers]
+
+
+@dataclass(frozen=True)
+class Name:
+    """A word in a drawing: where it begins (``side`` is ``"start"``) or ends (``"end"``), and its class."""
+
+    x: float
+    y: float
+    side: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing of ``WIDTH`` x ``HEIGHT`` units, and what it shows as a table.
+
+    Attributes:
+        title: heading.
+        summary: what can be seen, in words.
+        x, y: axes.
+        lines: a class and the corners of each.
+        bars: left, top, width, height and meaning of each.
+        dots: centre, class and meaning of each.
+        marks: a class, x and name of vertical lines.
+        names: words beside what they name.
+        columns, rows: the table.
+    """
+
+    title: str
+    summary: str
+    x: Axis
+    y: Axis
+    lines: list[tuple[str, list[tuple[float, float]]]] = field(default_factory=list)
+    bars: list[tuple[float, float, float, float, str]] = field(default_factory=list)
+    dots: list[tuple[float, float, str, str]] = field(default_factory=list)
+    marks: list[tuple[str, float, str]] = field(default_factory=list)
+    names: list[Name] = field(default_factory=list)
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+
+def _x(name: str, low: float, high: float) -> Axis:
+    return Axis(name, *_apart(low, high), LEFT, RIGHT)
+
+
+def _y(name: str, low: float, high: float) -> Axis:
+    return Axis(name, *_apart(low, high), BOTTOM, TOP)
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Ends that differ."""
+    if high - low > 1e-9 * max(abs(low), abs(high), 1e-9):
+        return low, high
+    return low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+
+
+def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray) -> Chart:
+    """How often what was given a probability is so, with a histogram of the probabilities.
+
+    Args:
+        kind: of the task; not a regression.
+        truth: (rows,) label ids or, of ``multi``, (rows, C).
+        probabilities: (rows, C).
+    """
+    points = reliability(truth, probabilities)
+    what = "decisions" if kind == "multi" else "rows"
+    measured = "label is there" if kind == "multi" else "right"
+    x, y = _x("probability", 0, 1), _y(f"share that is {'there' if kind == 'multi' else 'right'}", 0, 1)
+    most = max(count for *_, count in points)
+    lines = [("ideal", [(x.place(0), y.place(0)), (x.place(1), y.place(1))])]
+    lines.append(("main", [(x.place(confidence), y.place(share)) for confidence, share, _ in points]))
+    bars = []
+    for confidence, _, count in points:
+        left = min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) / CALIBRATION_BINS
+        # Of the many decisions that a multi-label task makes, nearly all lie in one bin.
+        height = math.log1p(count) / math.log1p(most) if kind == "multi" else count / most
+        start, end, top = x.place(left), x.place(left + 1 / CALIBRATION_BINS), y.place(0.4 * height)
+        bars.append((start + 1, top, round(end - start - 2, 1), round(BOTTOM - top, 1), f"{count:,} {what}"))
+    return Chart(
+        "Reliability of its probabilities",
+        f"Of {what} with a probability, the share that is {measured}: "
+        + "; ".join(f"{share:.0%} at {confidence:.0%}" for confidence, share, _ in points),
+        x,
+        y,
+        lines,
+        bars,
+        [
+            (x.place(confidence), y.place(share), "main", f"{confidence:.3f}: {share:.3f} of {count:,} {what}")
+            for confidence, share, count in points
+        ],
+        columns=("mean probability", f"share that is {measured}", what),
+        rows=[(f"{confidence:.3f}", f"{share:.3f}", f"{count:,}") for confidence, share, count in points],
+    )
+
+
+def learning_figures(objective: Objective, history: Sequence[Round], chosen: int) -> list[Chart]:
+    """Validation score and validation loss by step.
+
+    Args:
+        objective: of the task.
+        history: at least one round.
+        chosen: position in ``history`` of the round whose steps were taken.
+    """
+    name, sign = SCORES[objective]
+    scores = [(entry.step, sign * entry.score, entry.error) for entry in history]
+    losses = [(entry.step, entry.loss, 0.0) for entry in history]
+    taken = history[chosen].step
+    # The loss of some tasks is what their score is the mean of; its unit is another, so both are shown.
+    return [
+        _curve(f"Validation {name}", name, scores, taken),
+        _curve("Validation loss", "loss", losses, taken),
+    ]
+
+
+def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], taken: int) -> Chart:
+    """Steps, values and their standard errors (0: none are drawn)."""
+    low, high = min(value - error for _, value, error in points), max(value + error for _, value, error in points)
+    room = 0.05 * (high - low)
+    x, y = _x("step", 0, max(step for step, *_ in points)), _y(name, low - room, high + room)
+    at = next(value for step, value, _ in points if step == taken)
+    errors = [
+        ("error", [(x.place(step), y.place(value - error)), (x.place(step), y.place(value + error))])
+        for step, value, error in points
+        if error
+    ]
+    return Chart(
+        title,
+        f"From {points[0][1]:.4f} at step {points[0][0]} to {points[-1][1]:.4f} at step {points[-1][0]}; "
+        f"chosen was step {taken} with {at:.4f}",
+        x,
+        y,
+        [*errors, ("main", [(x.place(step), y.place(value)) for step, value, _ in points])],
+        dots=[
+            (x.place(step), y.place(value), "chosen" if step == taken else "main", f"step {step}: {value:.4f}")
+            for step, value, _ in points
+        ],
+        marks=[("chosen", x.place(taken), "chosen")],
+        columns=("step", name, "standard error", ""),
+        rows=[
+            (f"{step:,}", f"{value:.4f}", f"{error:.4f}" if error else "", "chosen" if step == taken else "")
+            for step, value, error in points
+        ],
+    )
+
+
+def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
+    """Predicted numbers (rows,) by true ones (rows,), with the rows' figures from the lowest to the highest number."""
+    low, high = float(min(truth.min(), values.min())), float(max(truth.max(), values.max()))
+    x, y = _x("true number", low, high), _y("predicted number", low, high)
+    shown = np.unique(np.linspace(0, len(truth) - 1, MOST_POINTS).round().astype(int))
+    parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
+    return Chart(
+        "Predicted by true numbers",
+        f"{counted(len(truth), 'row')}; a point on the diagonal is right",
+        x,
+        y,
+        [("ideal", [(x.place(x.low), y.place(y.low)), (x.place(x.high), y.place(y.high))])],
+        dots=[
+            (x.place(true), y.place(value), "point", "")
+            for true, value in zip(truth[shown].tolist(), values[shown].tolist(), strict=True)
+        ],
+        columns=("true numbers", "rows", "mean predicted", "mean error", "mean absolute error"),
+        rows=[_of_part(truth[part], values[part]) for part in parts],
+    )
+
+
+def _of_part(truth: np.ndarray, values: np.ndarray) -> tuple[str, ...]:
+    gap = values - truth
+    figures = (f"{float(figure):.4g}" for figure in (values.mean(), gap.mean(), np.abs(gap).mean()))
+    return f"{truth.min():.4g} to {truth.max():.4g}", f"{len(truth):,}", *figures
+
+
+def residual_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
+    """How many rows have which error, of true and predicted numbers (rows,)."""
+    gap = values - truth
+    end = _apart(0.0, float(np.abs(gap).max()))[1]
+    counts, edges = (array.tolist() for array in np.histogram(gap, RESIDUAL_BINS, (-end, end)))
+    x, y = _x("predicted - true", -end, end), _y("rows", 0, max(counts))
+    bars = []
+    for count, start, after in zip(counts, edges, edges[1:], strict=False):
+        left, right, top = x.place(start), x.place(after), y.place(count)
+        meaning = f"{start:.3g} to {after:.3g}: {counted(count, 'row')}"
+        bars.append((left + 0.5, top, round(right - left - 1, 1), round(BOTTOM - top, 1), meaning))
+    return Chart(
+        "Errors",
+        f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less; the mean error is "
+        f"{gap.mean():.4g}",
+        x,
+        y,
+        bars=bars,
+        marks=[("ideal", x.place(0), "")],
+        columns=("error from", "to", "rows"),
+        rows=[
+            (f"{start:.3g}", f"{after:.3g}", f"{count:,}")
+            for count, start, after in zip(counts, edges, edges[1:], strict=False)
+            if count
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix, or the part of it with the most mistakes.
+
+    Attributes:
+        names: of the rows, true labels.
+        columns: of the columns: the same, then what else was answered.
+        cells: (names, columns), rows of data.
+        shares: (names, columns), of the true label's rows.
+    """
+
+    names: list[str]
+    columns: list[str]
+    cells: list[list[int]]
+    shares: list[list[float]]
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], most: int) -> Matrix:
+    """Count true against predicted labels.
+
+    Args:
+        truth: (rows,) label ids.
+        predicted: (rows,) label ids, -1 = abstained.
+        names: (C,) of the labels.
+        most: labels that are shown; of more, those that are confused most often, which may be fewer.
+    """
+    pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
+    found = sorted(zip(counts.tolist(), pairs.tolist(), strict=True), key=lambda entry: -entry[0])
+    chosen = list(range(len(names))) if len(names) <= most else _confused((pair for _, pair in found), most)
+    place = {label: number for number, label in enumerate(chosen)}
+    others, nothing = len(chosen), len(chosen) + 1
+    cells = np.zeros((len(chosen), len(chosen) + 2), np.int64)
+    for count, (true, other) in found:
+        if true in place:
+            cells[place[true], nothing if other < 0 else place.get(other, others)] += count
+    kept = [*range(len(chosen)), *(column for column in (others, nothing) if cells[:, column].any())]
+    titles = [*(names[label] for label in chosen), "another label", "no answer"]
+    cells = cells[:, kept]
+    shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
+    return Matrix(
+        [names[label] for label in chosen], [titles[column] for column in kept], cells.tolist(), shares.tolist()
+    )
+
+
+def _confused(pairs: Iterable[Sequence[int]], most: int) -> list[int]:
+    """Labels of pairs (true, predicted) from the most frequent one on, in their order."""
+    chosen: set[int] = set()
+    for true, other in pairs:
+        if 0 <= other != true and len(chosen | {true, other}) <= most:
+            chosen |= {true, other}
+    return sorted(chosen)

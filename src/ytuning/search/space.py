@@ -1,0 +1,186 @@
+"""What a search chooses from, and how its choices make a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ytuning.data.kinds import Objective
+from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
+from ytuning.tasks.task import PairMode
+from ytuning.training.losses import LOSSES
+from ytuning.training.recipes import Recipe
+
+__all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
+
+SHARED = ("preset", "pairs", "layers", "layer")  # what trials that are trained in one read of the features share
+WIDTHS = (32, 48, 64, 96)
+BUDGET, BUDGET_LABELS = 0.02, 8  # of the encoder's parameters, which a head of up to so many labels may have
+
+Choices = dict[str, Any]
+"""Parameter -> value, JSON-ready."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number from ``low`` to ``high``, in steps of ``step`` if there is one, or even in its logarithm."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Space:
+    """Recipes that differ from those of presets.
+
+    Attributes:
+        presets: recipes to start from, by name; the first one's is the first trial.
+        layers: sets of hidden states, the default one first.
+        modes: ways of reading pairs, ``(None,)`` of single texts.
+        objective: of the task; ``outputs``: C, of its heads.
+        width: D, of the encoder; ``parameters``: of it.
+    """
+
+    presets: Mapping[str, Recipe]
+    layers: Sequence[tuple[int, ...]]
+    modes: Sequence[PairMode | None]
+    objective: Objective
+    outputs: int
+    width: int
+    parameters: int
+
+    def parameters_of(self, preset: str) -> dict[str, Options | Interval]:
+        """What there is to choose with a preset; what trials share comes first."""
+        base = self.presets[preset]
+        found: dict[str, Options | Interval] = {"preset": Options(tuple(self.presets))}
+        if len(self.modes) > 1:
+            found["pairs"] = Options(tuple(self.modes))
+        if isinstance(base.head, CrossAttentionConfig):  # it reads the deepest of its states only
+            found["layer"] = Options(tuple(str(layer) for layer in self._single))
+        else:
+            found["layers"] = Options(tuple(_shown(layers) for layers in self.layers))
+        found["learning_rate"] = Interval(2e-4, 2e-2, log=True)
+        found["length"] = Interval(0.5, 2.0, log=True)
+        found["dropout"] = Interval(0.0, 0.4, step=0.05)
+        if self.objective not in ("bounded", "unbounded"):
+            found["loss"] = Options(LOSSES)
+            found["label_weights"] = Options(("none", "balanced"))
+        if self.objective in ("single", "ordinal"):
+            found["label_smoothing"] = Interval(0.0, 0.2, step=0.05)
+        if isinstance(base.head, PooledConfig):
+            found["token_dropout"] = Interval(0.0, 0.4, step=0.05)
+            found["members"] = Options(tuple(range(1, 9)))
+            found["width"] = Options(tuple(sorted({*WIDTHS, base.head.width})))
+        return found
+
+    @property
+    def start(self) -> Choices:
+        """The choices that make the first preset's own recipe."""
+        preset, base = next(iter(self.presets.items()))
+        training, head = base.training, base.head
+        values: Choices = {
+            "preset": preset,
+            "pairs": self.modes[0],
+            "layers": _shown(self.layers[0]),
+            "layer": str(self.layers[0][-1]),
+            "learning_rate": training.learning_rate,
+            "length": 1.0,
+            "dropout": head.dropout,
+            "loss": training.loss,
+            "label_weights": "none",
+            "label_smoothing": training.label_smoothing,
+        }
+        if isinstance(head, PooledConfig):
+            values |= {"token_dropout": head.token_dropout, "members": head.members, "width": head.width}
+        return {name: values[name] for name in self.parameters_of(preset)}
+
+    @property
+    def openings(self) -> list[Choices]:
+        """What the first batches of trials share, one after the other: every set of states and every form once.
+
+        The sampler alone would settle on what one lucky batch shared.
+        """
+        found: list[Choices] = []
+        for name, base in self.presets.items():
+            if isinstance(base.head, CrossAttentionConfig):
+                found.append({"preset": name, "layer": str(self._single[0])})
+            else:
+                found += [{"preset": name, "layers": _shown(layers)} for layers in self.layers]
+        if len(self.modes) > 1:
+            found = [{**each, "pairs": self.modes[number % len(self.modes)]} for number, each in enumerate(found)]
+        return found
+
+    def recipe(self, choices: Choices) -> Recipe:
+        """The recipe of choices; members that would exceed the budget for few labels are left out."""
+        base = self.presets[choices["preset"]]
+        layers = tuple(int(layer) for layer in str(choices.get("layers", choices.get("layer"))).split(","))
+        training, length = base.training, choices["length"]
+        training = replace(
+            training,
+            **{
+                name: max(1, round(getattr(training, name) * length))
+                for name in ("epochs", "fewest_steps", "most_steps")
+            },
+            label_steps=round(training.label_steps * length),
+            learning_rate=choices["learning_rate"],
+            loss=choices.get("loss", training.loss),
+            label_smoothing=choices.get("label_smoothing", training.label_smoothing),
+            label_weights="balanced" if choices.get("label_weights") == "balanced" else None,
+        )
+        return Recipe(self._head(base.head, choices, len(layers)), training, layers)
+
+    def mode(self, choices: Choices) -> PairMode | None:
+        """How pairs are read."""
+        mode: PairMode | None = choices.get("pairs", self.modes[0])
+        return mode
+
+    def size(self, config: HeadConfig, layers: int, mode: PairMode | None) -> int:
+        """Parameters of a head of this task on so many hidden states."""
+        return head_size(config, labels=self.outputs, layers=layers, width=self.width, paired=mode == "separate")
+
+    @property
+    def _single(self) -> list[int]:
+        """Every state of the sets, the default's deepest first."""
+        return list(dict.fromkeys([self.layers[0][-1], *(layer for layers in self.layers for layer in layers)]))
+
+    def _head(self, base: HeadConfig, choices: Choices, layers: int) -> HeadConfig:
+        if not isinstance(base, PooledConfig):
+            return replace(base, dropout=choices["dropout"])
+        mode, width = self.mode(choices), choices["width"]
+        most = max(BUDGET * self.parameters, self.size(base, len(self.layers[0]), mode))
+        head = replace(
+            base,
+            members=choices["members"],
+            width=width,
+            token_width=max(1, base.token_width * width // base.width),
+            mixing_width=max(1, base.mixing_width * width // base.width),
+            dropout=choices["dropout"],
+            token_dropout=choices["token_dropout"],
+        )
+        if self.outputs <= BUDGET_LABELS:
+            while head.members > 1 and self.size(head, layers, mode) > most:
+                head = replace(head, members=head.members - 1)
+        return head
+
+
+def head_size(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool) -> int:
+    """Parameters of a head, arguments as of `pooled.build_head`."""
+    with torch.device("meta"):
+        head = build_head(config, labels=labels, layers=layers, width=width, paired=paired)
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+def _shown(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))

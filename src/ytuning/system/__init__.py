@@ -1,0 +1,1 @@
+"""What a machine gives: memory, threads, whole files on disk, and installed packages."""

@@ -1,0 +1,110 @@
+"""Memory and cores: what becomes of freed memory, the most that a process has held, and threads side by side.
+
+A step of training, or a batch of the encoder, frees buffers of megabytes and asks for the same ones again. glibc gives
+them back to the system each time, and the system clears every page anew: a quarter of head training and up to a tenth
+of the encoder pass (benchmarks/RESULTS.md). So freed memory is kept from the first such work on, and given back each
+time that heads have been trained.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+__all__ = ["Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "workers"]
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
+KEPT = {
+    TRIM_THRESHOLD: 2**31 - 1,  # bytes at the end of the heap that are kept
+    TOP_PAD: 64 << 20,  # by which the heap grows
+    MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes; larger blocks always come from the system
+}
+
+
+@cache
+def keep_freed_memory() -> None:
+    """From now on keep freed memory in this process; where the C library is not glibc, nothing happens."""
+    library = _glibc()
+    if library is not None:
+        for option, value in KEPT.items():
+            library.mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is kept and not in use."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def peak_bytes() -> int | None:
+    """The most memory (resident set) that this process has held so far; ``None`` where the system does not tell."""
+    try:
+        # Not of getrusage, which on Linux starts a child with what its parent holds.
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "gnu_get_libc_version") else None
+    except (OSError, TypeError):  # Windows has no library of that kind
+        return None
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Threads that compute side by side, each on one core. Made by :func:`workers`.
+
+    Every one of a step's operations takes microseconds: two threads inside each of them gain little on an idle machine
+    and wait for each other on a busy one (measured on two loaded cores: 20 x slower).
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Results in order. An error or Ctrl-C is raised only once nothing runs any more."""
+        running: list[Future[Result]] = []
+        try:
+            for item in items:
+                running.append(self._pool.submit(function, item))  # what runs must be known
+            return [future.result() for future in running]
+        finally:
+            for future in running:
+                future.cancel()  # those that have not begun
+            wait(running)
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """As many workers as torch has threads; within, the caller's operations run on one thread too."""
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
+    torch.set_num_threads(1)
+    try:
+        yield Workers(pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)

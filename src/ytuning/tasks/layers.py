@@ -1,0 +1,424 @@
+"""``--layers auto``: which hidden states a task should read, measured on a sample before the whole is stored; and the sample.
+
+Some sets of states (:func:`layer_sets`) are compared by the held-out loss, which is less noisy than accuracy, of
+small heads that are trained together: the sample's states are computed once, and each batch is gathered once. Beside
+them a head learns a softmax mix of all those states, a number for each (ELMo, arXiv 1802.05365), and the two that it
+weighs most are a further set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ytuning.data.dataset import Dataset, labels_of
+from ytuning.data.kinds import Target
+from ytuning.data.splits import split_holdout
+from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.pretrained import default_layers
+from ytuning.errors import DataError
+from ytuning.features.codecs import row_bytes
+from ytuning.features.features import Features, keep_features
+from ytuning.features.pairs import keep_pairs, live_inputs
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
+from ytuning.progress import Progress
+from ytuning.system.machine import workers
+from ytuning.tasks.task import PairMode
+from ytuning.training.batches import shuffled_batches
+from ytuning.training.joint import Learner, stack_logits, stack_step
+from ytuning.training.losses import build_loss, clearly_lower, row_losses, standard_error
+from ytuning.training.recipes import Recipe
+
+__all__ = [
+    "HELD_OUT",
+    "LayerChoice",
+    "LayerRanking",
+    "Ranked",
+    "SampleProgress",
+    "choose_layers",
+    "layer_sets",
+    "rank_layers",
+    "sample_rows",
+]
+
+STEPS = 160
+BATCH = 64  # rows
+ROUNDS = 4  # validations at equal distances; each set is judged by its best, as they do not over-fit equally soon...
+HOPELESS = 2.0  # ...and one so many standard errors behind the best after half the steps learns no further
+SHARPNESS = 10.0  # Adam moves a number by about the learning rate each step: too little to tell softmax weights apart
+WITHIN = 0.5  # standard errors of the difference to the best set that a cheaper one may lose
+
+Layers = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A set of hidden states and how it did.
+
+    Attributes:
+        layers: rising.
+        loss: mean over the held-out rows, see `losses.row_losses`.
+        behind: mean difference to the best set's, row by row.
+        error: standard error of ``behind``.
+    """
+
+    layers: Layers
+    loss: float
+    behind: float
+    error: float
+
+
+@dataclass(frozen=True)
+class LayerRanking:
+    """What the sample says.
+
+    Attributes:
+        default: the states that the task would read without a choice.
+        ranked: every set, the best first; empty where no row could be held out.
+        mix: weight of each state in the learned mix.
+        mix_loss: of the head on the mix.
+        rows: held out.
+        sample: rows whose states were computed.
+        states: that were computed.
+        features: of the sample, by how its pairs were read (``None``: single texts).
+    """
+
+    default: Layers
+    ranked: tuple[Ranked, ...]
+    mix: dict[int, float]
+    mix_loss: float
+    rows: int
+    sample: Dataset
+    states: Layers
+    features: dict[PairMode | None, Features]
+
+    @property
+    def cheapest(self) -> Layers:
+        """The set of the shallowest states, then of the fewest, among those hardly behind the best."""
+        near = [each for each in self.ranked if each.behind <= WITHIN * each.error]
+        return (
+            min(near, key=lambda each: (each.layers[-1], len(each.layers), each.behind)).layers
+            if near
+            else self.default
+        )
+
+    def message(self, layers: Layers) -> str:
+        """What was measured, for the user to whom ``layers`` were given."""
+        if not self.ranked:
+            return f"layers: {_named(layers)} (the default), as no label has rows enough to hold one out and measure"
+        losses = {each.layers: each.loss for each in self.ranked}
+        best = self.ranked[0]
+        weights = ", ".join(f"{state} {weight:.0%}" for state, weight in self.mix.items())
+        return (
+            f"layers: {_named(layers)}; on {self.rows:,} held-out rows of a sample the loss is {losses[layers]:.4f}, "
+            f"of the default ({_named(self.default)}) {losses[self.default]:.4f}, of the best of {len(losses)} sets "
+            f"({_named(best.layers)}) {best.loss:.4f}, of a learned mix {self.mix_loss:.4f} ({weights})"
+        )
+
+    def keep(self, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
+        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new."""
+        places = [self.states.index(layer) for layer in encoder.identity.layers]
+        written = 0
+        for mode, features in self.features.items():
+            keep = keep_pairs if mode == "separate" else keep_features
+            chosen = features.with_layers(places)
+            written += keep(self.sample.inputs, chosen, encoder, store, progress, codec=codec)
+        return written
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Hidden states and how they were chosen.
+
+    Attributes:
+        encoder: that keeps these only.
+        layers: of it.
+        written: texts of the sample that were new to the store, and are there now.
+        message: what was measured, for the user.
+    """
+
+    encoder: Encoder
+    layers: Layers
+    written: int
+    message: str
+
+
+def choose_layers(
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    recipe: Recipe,
+    *,
+    codec: str,
+    modes: Sequence[PairMode | None],
+    seed: int,
+    progress: Progress,
+    target: Target,
+) -> LayerChoice:
+    """Choose a task's hidden states by experiment, the same for the same rows and seed; see :func:`rank_layers`.
+
+    Of the sets that are hardly behind the best the cheapest is taken. What was computed of it is stored in ``codec``.
+
+    Raises:
+        EncoderError, InputError, StoreError: as loading, training and storing.
+    """
+    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
+    layers = ranking.cheapest
+    chosen = encoder.with_layers(layers)
+    written = ranking.keep(chosen, store, progress, codec)
+    return LayerChoice(chosen, layers, written, ranking.message(layers))
+
+
+def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Layers]:
+    """Some sets of hidden states of an encoder of ``depth`` layers, ``default`` first.
+
+    They are of the states at a third, half, two thirds and five sixths of the depth and of the last two: each alone
+    (``single``), or two of them, neighbours and some further apart. A small head on a sample makes little of a second
+    state, so that sets of one would be taken where the task's head on all rows does better on two.
+    """
+    third, half, lower = (max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3))
+    upper, last = min(depth, max(lower + 1, round(depth * 5 / 6))), depth
+    if single:
+        return list(dict.fromkeys([default, (third,), (half,), (lower,), (upper,), (last,)]))
+    two = [(third, half), (half, lower), (lower, upper), (upper, last), (last - 1, last), (half, upper), (lower, last)]
+    return list(dict.fromkeys([default, *((below, above) for below, above in two if 0 < below < above)]))
+
+
+def rank_layers(
+    train: Dataset,
+    encoder: Encoder,
+    recipe: Recipe,
+    *,
+    modes: Sequence[PairMode | None],
+    seed: int,
+    progress: Progress,
+    target: Target,
+) -> LayerRanking:
+    """Compare sets of hidden states on up to 2,000 rows, four fifths of which small heads of the recipe learn.
+
+    Args:
+        train: rows of the task.
+        encoder: which hidden states it keeps does not matter.
+        recipe: form of the head; a cross-attention head reads a single state.
+        modes: ways of reading pairs, ``None`` of single texts; of both the joint one ranks where the default states are
+            clearly better in it (by raw losses: heads that learn for few steps are hardly too sure of themselves).
+        seed: of the sample, of what is held out, of weights and of the order of rows.
+        progress: is told every step.
+        target: of all train rows.
+
+    Raises:
+        EncoderError, InputError: as loading and training.
+    """
+    single = isinstance(recipe.head, CrossAttentionConfig)
+    default = default_layers(encoder.depth, pairs=train.text_pairs is not None)
+    if recipe.layers is not None:
+        default = tuple(sorted({encoder.depth if layer == -1 else layer for layer in recipe.layers}))
+    sets = layer_sets(encoder.depth, default, single=single)
+    states = tuple(sorted({layer for layers in sets for layer in layers}))
+    reading = encoder.with_layers(states)
+    sample = sample_rows(train, seed, reading)
+    features: dict[PairMode | None, Features] = {
+        mode: live_inputs(sample.inputs, reading, separate=mode == "separate") for mode in modes
+    }
+    try:
+        rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
+    except DataError:
+        return LayerRanking(default, (), {}, math.nan, 0, sample, states, features)
+    found = [
+        _Measurement(each, target, target.encode(labels_of(sample)), rows, held, states, recipe, seed, progress)
+        for each in features.values()
+    ]
+    results = [each.compare(sets, two=not single) for each in found]
+    by_mode = dict(zip(features, results, strict=True))
+    by_set, mix, mix_loss = next(iter(by_mode.values()))
+    if len(by_mode) > 1:  # the way in which the task will probably read pairs
+        joint, separate = by_mode["joint"], by_mode["separate"]
+        by_set, mix, mix_loss = joint if clearly_lower(joint[0][default], separate[0][default]) else separate
+    best = min(by_set.values(), key=lambda losses: float(losses.mean()))
+    ranked = [
+        Ranked(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))
+        for layers, losses in by_set.items()
+    ]
+    ranked.sort(key=lambda each: each.loss)
+    return LayerRanking(default, tuple(ranked), mix, mix_loss, len(held), sample, states, features)
+
+
+def _named(layers: Layers) -> str:
+    return ", ".join(map(str, layers))
+
+
+class _On(nn.Module):
+    """A head on some of the hidden states of features."""
+
+    def __init__(self, head: LabelHead, places: Sequence[int]) -> None:
+        super().__init__()
+        self.head, self.places = head, list(places)
+
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The head's logits; arguments as it takes them."""
+        found: Tensor = self.head(features[:, :, self.places], mask, generator)
+        return found
+
+
+class _Mixed(nn.Module):
+    """A head on a learned softmax mix of all hidden states, each normalised first: deep ones can be far larger."""
+
+    def __init__(self, head: LabelHead, states: int) -> None:
+        super().__init__()
+        self.head, self.scores = head, nn.Parameter(torch.zeros(states))
+
+    @property
+    def weights(self) -> Tensor:
+        """(L,), whose sum is 1."""
+        return (SHARPNESS * self.scores).softmax(0)
+
+    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The head's logits; arguments as it takes them."""
+        states = functional.layer_norm(features, features.shape[-1:])
+        mixed = torch.einsum("btld,l->btd", states, self.weights.to(states.dtype))
+        found: Tensor = self.head(mixed[:, :, None], mask, generator)
+        return found
+
+
+class _Measurement:
+    """Heads that learn some rows of a sample and are judged by the others."""
+
+    def __init__(
+        self,
+        features: Features,
+        target: Target,
+        truth: np.ndarray,
+        rows: np.ndarray,
+        held: np.ndarray,
+        states: Layers,
+        recipe: Recipe,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.features, self.target, self.states = features, target, states
+        names = target.objective in ("single", "ordinal")
+        self.goal = torch.from_numpy(np.asarray(truth, np.int64 if names else np.float32))
+        self.rows, self.held = torch.from_numpy(rows), torch.from_numpy(held)
+        self.recipe, self.seed, self.progress = recipe, seed, SampleProgress(progress)
+
+    def compare(self, sets: Sequence[Layers], *, two: bool) -> tuple[dict[Layers, Tensor], dict[int, float], float]:
+        """Losses (held rows,) of each set, and the weights and the loss of the mix.
+
+        The mix is learned first and, with ``two``, gives a set more: the states that it weighs most.
+        """
+        mixed = _Mixed(self._head(1), len(self.states))
+        (mix_losses,) = self._losses([mixed])
+        weights = dict(zip(self.states, mixed.weights.tolist(), strict=True))
+        heaviest = tuple(sorted(sorted(weights, key=lambda state: -weights[state])[:2]))
+        sets = list(dict.fromkeys([*sets, heaviest] if two else sets))
+        places = [[self.states.index(layer) for layer in layers] for layers in sets]
+        losses = self._losses([_On(self._head(len(each)), each) for each in places])
+        return dict(zip(sets, losses, strict=True)), weights, float(mix_losses.mean())
+
+    def _head(self, layers: int) -> LabelHead:
+        """A small head of the recipe's form; of any number of states the same draws, as far as its shapes allow."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            shape = {"labels": self.target.outputs, "layers": layers, "width": self.features.width}
+            return build_head(_small(self.recipe.head), **shape, paired=self.features.paired)
+
+    def _losses(self, heads: Sequence[nn.Module]) -> list[Tensor]:
+        """(held rows,) each: train the heads together; each one's losses at the best of its rounds.
+
+        What a head learns does not depend on the others, but how long it does; the first always learns to the end.
+        """
+        learners = [self._learner(cast("LabelHead", head)) for head in heads]
+        size = max(16, min(BATCH, len(self.rows) // 16))
+        batches = shuffled_batches(self.features.lengths, self.rows, size, self.seed, stored=self.features)
+        goal = self.goal[self.held]
+        best: dict[int, Tensor] = {}
+        active = list(range(len(learners)))
+        with workers() as pool:
+            for step in range(1, STEPS + 1):
+                some = [learners[number] for number in active]
+                stack_step(some, self.features, next(batches), pool)
+                self.progress.step("layers", step, STEPS)
+                if step % (STEPS // ROUNDS):
+                    continue
+                logits = stack_logits([learner.head for learner in some], self.features, self.held, pool)
+                for number, learner, found in zip(active, some, logits, strict=True):
+                    losses = row_losses(self.target.objective, found, goal)
+                    best[number] = min(best.get(number, losses), losses, key=lambda each: float(each.mean()))
+                    learner.head.train()
+                if 2 * step < STEPS:
+                    continue
+                behind = [best[number] - min(best.values(), key=lambda each: float(each.mean())) for number in active]
+                near = [float(each.mean()) <= HOPELESS * standard_error(each) for each in behind]
+                active = [number for number, keep in zip(active, near, strict=True) if keep or number == 0]
+        return [best[number] for number in range(len(heads))]
+
+    def _learner(self, head: LabelHead) -> Learner:
+        config = self.recipe.training
+        loss = build_loss(
+            "cross_entropy",  # by which the sets are compared
+            self.goal[self.rows],
+            self.target.outputs,
+            margin=config.margin,
+            smoothing=config.label_smoothing,
+            weights=None,
+            objective=self.target.objective,
+        )
+        return Learner(
+            head.train(),
+            self.goal,
+            loss,
+            total=STEPS,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            clip_norm=config.clip_norm,
+            seed=self.seed,
+        )
+
+
+def _small(config: HeadConfig) -> HeadConfig:
+    return replace(config, members=1) if isinstance(config, PooledConfig) else config
+
+
+SAMPLE_TEXTS = 2000
+SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
+HELD_OUT = 0.2  # share of the sample that heads are measured on
+
+
+def sample_rows(train: Dataset, seed: int, encoder: Encoder) -> Dataset:
+    """Rows of ``train`` in about the labels' shares, so many that their features fit in memory."""
+    some = train.select(range(0, len(train), max(1, len(train) // 256)))
+    tokens = encoder.tokenize(some.inputs).lengths.mean()
+    most = int(SAMPLE_BYTES / (tokens * row_bytes("fp16", len(encoder.identity.layers), encoder.identity.width)))
+    most = max(2, min(SAMPLE_TEXTS, most))
+    if len(train) <= most:
+        return train
+    try:
+        # The sample need not hold whole groups: it is split once more, and that split keeps them together.
+        _, chosen = split_holdout(replace(train, groups=None), seed, fraction=most / len(train), most=most)
+    except DataError:  # hardly a label occurs twice: there are no shares to keep
+        chosen = np.arange(most)
+    return train.select(chosen)
+
+
+class SampleProgress(Progress):
+    """Tells the training on the sample apart from the task's own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Whatever the stage, it is the sample's."""
+        self.progress.step("sample", done, total, note)
+
+    def say(self, message: str) -> None:
+        """Passed on."""
+        self.progress.say(message)

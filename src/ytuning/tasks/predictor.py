@@ -1,0 +1,142 @@
+"""One encoder pass, many heads -> predictions, in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import Scale
+from ytuning.data.labels import Kind
+from ytuning.errors import InputError
+from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
+from ytuning.tasks.task import Task, load_task
+
+__all__ = ["ANSWERS", "Answer", "Prediction", "Predictor", "answers_of"]
+
+Answer = str | list[str] | float | None
+
+ANSWERS: dict[Kind, str] = {"single": "label", "ordinal": "label", "multi": "labels", "regression": "value"}
+"""Where a prediction's JSON has the answer, by the kind of task."""
+WINDOW_TEXTS = 2048  # read, encoded and answered at a time, so that memory does not grow with the input
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One task's answer for one input.
+
+    Attributes:
+        text, text_pair: the input.
+        task: name of the task folder.
+        kind: of the task.
+        answer: a label, or None where the task abstains; of the kind "multi" the labels, most probable first; of the
+            kind "regression" a number.
+        scores: calibrated probability of each label, by name; none of a regression.
+        truncated: whether the encoder saw only the beginning.
+    """
+
+    text: str
+    text_pair: str | None
+    task: str
+    kind: Kind
+    answer: Answer
+    scores: dict[str, float]
+    truncated: bool
+
+    @property
+    def label(self) -> str | None:
+        """The answer of a task of one label a row."""
+        if isinstance(self.answer, str | None):
+            return self.answer
+        raise AttributeError(f"a task of kind {self.kind!r} gives no single label; see answer")
+
+    def to_json(self) -> dict[str, Any]:
+        """The line that ``ytuning predict`` writes."""
+        pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
+        answer = {ANSWERS[self.kind]: self.answer}
+        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores}
+
+
+class Predictor:
+    """Trained tasks; each distinct text of a window is encoded once for all that share an encoder, however many states
+    of it they read.
+
+    Args:
+        folders: task folders.
+        encoder: name or folder to use in place of the encoder named in the tasks, when it has moved.
+        device: see `encoder.load_encoder`.
+
+    Raises:
+        TaskFolderError: a folder that cannot be used, or an encoder that differs from the one it was trained with.
+        InputError: no folder, or two tasks of one name.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], *, encoder: str | None = None, device: str | None = None) -> None:
+        if not folders:
+            raise InputError("a predictor needs at least one task folder. Got none instead.")
+        self.tasks = [load_task(folder) for folder in folders]
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"two task folders are named {twice!r}; predictions could not be told apart. Rename one")
+        self._encoders = share_encoders(self.tasks, encoder=encoder, device=device)
+
+    def predict(self, inputs: Iterable[TextInput]) -> Iterator[Prediction]:
+        """Predictions for inputs in their order, for each input one of each task in the order of the folders.
+
+        Raises:
+            InputError: a pair for a task of single texts, or the other way round.
+        """
+        stream = iter(inputs)
+        position = 0
+        while window := list(islice(stream, WINDOW_TEXTS)):
+            self._check_form(window, position)
+            distinct = {content: number for number, content in enumerate(dict.fromkeys(window))}
+            answers = self._answers(list(distinct))
+            for content in window:
+                row = distinct[content]
+                for task, (answered, scores, truncated) in zip(self.tasks, answers, strict=True):
+                    by_name = dict(zip(task.target.names, scores[row].tolist(), strict=True))
+                    cut = bool(truncated[row])
+                    yield Prediction(*content, task.name, task.kind, answered[row], by_name, cut)
+            position += len(window)
+
+    def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
+        """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
+        together: dict[tuple[SharedEncoder, bool], list[int]] = {}
+        for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
+            together.setdefault((encoder, task.pair == "separate"), []).append(number)
+        found: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
+        for (encoder, separate), numbers in together.items():
+            features = encoder.read(inputs, separate=separate)
+            tasks = [self.tasks[number] for number in numbers]
+            for number, task, logits in zip(numbers, tasks, encoder.logits(features, tasks), strict=True):
+                found[number] = (*answers_of(task, logits), features.truncated_rows)
+        return [found[number] for number in range(len(self.tasks))]
+
+    def _check_form(self, window: list[TextInput], position: int) -> None:
+        for row, (_, pair) in enumerate(window, position + 1):
+            for task in self.tasks:
+                if bool(task.pair) != (pair is not None):
+                    wanted = "pairs of texts (give a column text_pair)" if task.pair else "single texts, not pairs"
+                    raise InputError(f"input {row}: the task {task.name!r} was trained on {wanted}")
+
+
+def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
+    """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
+    target = task.target
+    if isinstance(target, Scale):
+        return target.values(logits).tolist(), np.empty((len(logits), 0))
+    scores = task.calibration.probabilities(target, logits)
+    decided = task.calibration.decide(target, scores)
+    names = target.names
+    if target.kind == "multi":
+        order = np.argsort(-scores, axis=1, kind="stable")
+        chosen = np.take_along_axis(decided, order, axis=1)
+        return [[names[i] for i in row[there]] for row, there in zip(order, chosen, strict=True)], scores
+    return [None if number < 0 else names[number] for number in decided.tolist()], scores

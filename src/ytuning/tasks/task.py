@@ -1,0 +1,407 @@
+"""The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
+
+task.json          schema version, kind, labels or scale, encoder identity, head config, thresholds, calibration,
+                   metrics, checksum of the weights
+head.safetensors   the head's weights, and where some texts lie in its label space
+README.md          model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ytuning.data.kinds import Scale, Target, target_from_json
+from ytuning.data.labels import Kind
+from ytuning.encoder.pretrained import EncoderIdentity
+from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
+from ytuning.features.codecs import DEFAULT_CODEC
+from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
+from ytuning.system.files import PARTIAL_SUFFIX, commit_all
+from ytuning.training.calibration import Calibration
+
+__all__ = [
+    "PAIR_MODES",
+    "Exemplars",
+    "PairMode",
+    "Task",
+    "check_encoder",
+    "check_target",
+    "holds_finished_task",
+    "load_task",
+    "place_beside",
+    "save_task",
+    "task_files",
+]
+
+MOST_BESIDE = 100  # names that are tried for what was interrupted
+SCHEMA = 1
+PairMode = Literal["joint", "separate"]
+PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
+TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
+VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"  # in the weights' file
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Where some texts lie in the head's label space, of which a new label can be told (`tasks/add_label.py`).
+
+    Attributes:
+        vectors: (N, E, H) float16.
+        targets: (N,) int64 label ids, or (N, C) float32, 0 or 1.
+    """
+
+    vectors: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained task.
+
+    Attributes:
+        name: of its folder; names the task in predictions.
+        target: kind of the task, and its labels or scale.
+        encoder: what the head's features come from.
+        config: form and sizes of the head.
+        head: in evaluation mode.
+        calibration: what makes probabilities and decisions of its logits, fitted on validation rows.
+        metrics: of ``validation`` and, if there was one, ``test``.
+        training: seed, codec of the stored features, rows and steps, for the record.
+        pair: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
+        exemplars: that a label can be added to the task with.
+    """
+
+    name: str
+    target: Target
+    encoder: EncoderIdentity
+    config: HeadConfig
+    head: LabelHead
+    calibration: Calibration = field(default_factory=Calibration)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    pair: PairMode | None = None
+    exemplars: Exemplars | None = field(default=None, compare=False)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the task."""
+        return self.target.kind
+
+    @property
+    def head_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self.head.parameters())
+
+    @property
+    def codec(self) -> str:
+        """Codec of the stored features that it was trained on."""
+        return str(self.training.get("store", DEFAULT_CODEC))
+
+
+def save_task(task: Task, folder: str | Path) -> None:
+    """Write a task folder; an older task in it is replaced file by file, ``task.json`` last.
+
+    Raises:
+        InputError: the folder cannot be written, or holds files that are not a task's.
+        WriteError: the disk is full or broken.
+    """
+    path = Path(folder)
+    check_target(path)
+    tensors = task.head.state_dict()
+    if task.exemplars is not None:
+        tensors = {**tensors, VECTORS: task.exemplars.vectors, TARGETS: task.exemplars.targets}
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    thresholds = task.calibration.thresholds
+    content = {
+        "schema": SCHEMA,
+        **task.target.to_json(),
+        "pair": task.pair,
+        "encoder": task.encoder.to_json(),
+        "head": config_to_json(task.config),
+        "head_sha256": hashlib.sha256(weights).hexdigest(),
+        "thresholds": None if thresholds is None else list(thresholds),
+        "calibration": task.calibration.to_json(),
+        "metrics": task.metrics,
+        "training": task.training,
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
+            for left in path.glob(f"{name}.*{PARTIAL_SUFFIX}"):  # by a save that was killed
+                left.unlink(missing_ok=True)
+        commit_all(
+            path,
+            {
+                HEAD_FILE: weights,
+                CARD_FILE: _card(task).encode(),
+                TASK_FILE: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
+            },
+        )
+    except OSError as error:
+        raise cannot_write(f"the task folder {path}", error, "--out") from error
+
+
+def check_target(folder: str | Path) -> None:
+    """Refuse a folder that a task must not be written to; called before any work is done.
+
+    Raises:
+        InputError: it is a file, holds something that is not a task, or cannot be made or written.
+    """
+    path = Path(folder)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
+    if os.path.isdir(path) and not _is_free(path):
+        raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
+    nearest = next(place for place in (path, *path.resolve().parents) if os.path.exists(place))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "cannot be written" if os.path.isdir(nearest) else "is not a folder"
+        raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
+
+
+def task_files(folder: str | Path) -> list[Path]:
+    """Paths of the files of a task folder, whether they are there or not."""
+    return [Path(folder) / name for name in (TASK_FILE, HEAD_FILE, CARD_FILE)]
+
+
+def place_beside(folder: Path) -> Path:
+    """Where to save a task whose training was interrupted: a finished one in the folder may be better, and is kept.
+
+    The folder itself if there is no finished one; else a new name beside it, or where nothing can be written there, a
+    temporary folder: the head should not be lost.
+    """
+    if not holds_finished_task(folder):
+        return folder
+    whole = folder.resolve()
+    for number in range(1, MOST_BESIDE):
+        found = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
+        with suppress(InputError):
+            check_target(found)
+            if not holds_finished_task(found):
+                return found
+    try:
+        return Path(tempfile.mkdtemp(prefix="interrupted-"))
+    except OSError as error:
+        raise cannot_write(f"a folder beside {folder}", error, "--out") from error
+
+
+def holds_finished_task(folder: Path) -> bool:
+    """Whether there is a ``task.json``, readable or not, that does not say that training was interrupted."""
+    if not os.path.isfile(folder / TASK_FILE):
+        return False
+    try:
+        return not _read_json(folder).get("training", {}).get("interrupted", False)
+    except (TaskFolderError, AttributeError):
+        return True
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder is empty, a task's, or what a killed save left of one."""
+    try:
+        found = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
+    whole = {name for name in found if not name.endswith(PARTIAL_SUFFIX)}
+    if CARD_FILE in found and HEAD_FILE not in found:
+        return False  # somebody's own README
+    return TASK_FILE in found or whole <= {HEAD_FILE, CARD_FILE}
+
+
+def load_task(folder: str | Path) -> Task:
+    """Read a task folder, checking everything in it.
+
+    Raises:
+        TaskFolderError: not there, foreign, damaged, or of another schema; each with its own message.
+    """
+    path = Path(folder)
+    content = _read_json(path)
+    try:
+        target = target_from_json(content)
+        pair = _pair_mode(content["pair"])
+        encoder = EncoderIdentity.from_json(content["encoder"])
+        config = _head_config(content["head"], path / TASK_FILE)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
+            head = build_head(
+                config,
+                labels=target.outputs,
+                layers=len(encoder.layers),
+                width=encoder.width,
+                paired=pair == "separate",
+            )
+        expected = content["head_sha256"]
+        if encoder.fingerprint != content["encoder"]["fingerprint"]:
+            raise ValueError("the encoder's fingerprint does not match its fields")
+        calibration = Calibration.from_json(content["calibration"], content["thresholds"])
+        if calibration.thresholds is not None and len(calibration.thresholds) != len(target.names):
+            raise ValueError("there must be a threshold for each label")
+        record = {name: content[name] for name in ("metrics", "training")}
+    except TaskFolderError:
+        raise
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # torch: RuntimeError
+        raise TaskFolderError(
+            f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
+        ) from error
+    exemplars = _fill(head, path / HEAD_FILE, expected)
+    return Task(
+        path.resolve().name, target, encoder, config, head.eval(), calibration, pair=pair, exemplars=exemplars, **record
+    )
+
+
+def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
+    """Refuse to use a head with features it was not trained on.
+
+    Raises:
+        TaskFolderError: names what differs.
+    """
+    if task.encoder.fingerprint == encoder.fingerprint:
+        return
+    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "long_text")
+    differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
+    raise TaskFolderError(
+        f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
+        f"{getattr(task.encoder, differing)!r} in the task and {getattr(encoder, differing)!r} in the encoder. Use "
+        f"{task.encoder.name!r}, which it was trained with, or train again"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / TASK_FILE
+    if not os.path.isdir(path):
+        raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
+    if not os.path.isfile(file):
+        raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskFolderError(
+            f"{file} is damaged: it is not JSON ({error}). Copy the folder again or train again"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise TaskFolderError(f"{file} was not written by ytuning: it states no schema")
+    if content["schema"] != SCHEMA:
+        remedy = f"Train the task again: ytuning train DATA --out {path}"
+        raise TaskFolderError(wrong_schema(file, content["schema"], SCHEMA, remedy))
+    return content
+
+
+def _pair_mode(value: Any) -> PairMode | None:
+    """How the task reads pairs, None where its rows are single texts.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    if value not in (None, *PAIR_MODES):
+        raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
+    mode: PairMode | None = value
+    return mode
+
+
+def _head_config(value: Any, file: Path) -> HeadConfig:
+    try:
+        return config_from_json(value)
+    except InputError as error:
+        raise TaskFolderError(f"{file}: {error}") from error
+
+
+def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
+    """Put stored weights into a head, after checking their bytes, names and shapes; returns what else is stored."""
+    if not os.path.isfile(file):
+        raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise TaskFolderError(f"cannot read {file}: {error.strerror}. Check its permissions") from error
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise TaskFolderError(
+            f"{file} is damaged or no safetensors file ({error}). Copy it again or train again"
+        ) from error
+    for name, wanted in head.state_dict().items():
+        shape = tuple(tensors[name].shape) if name in tensors else None
+        if shape != tuple(wanted.shape):
+            raise TaskFolderError(
+                f"{file} belongs to another task: {name} should be {tuple(wanted.shape)}, it is {shape}"
+            )
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise TaskFolderError(
+            f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
+        )
+    stored = {name: tensors.pop(name) for name in (VECTORS, TARGETS) if name in tensors}
+    head.load_state_dict(tensors)
+    return _exemplars(head, stored, file) if stored else None
+
+
+def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
+    """Checked like the weights."""
+    if isinstance(head, MatchingHead) and len(stored) == 2:
+        vectors, targets = stored[VECTORS], stored[TARGETS]
+        labels = head.label_rows.shape[1]
+        wanted = (len(targets), head.members, head.match_width)
+        ids = targets.dtype == torch.int64 and targets.ndim == 1
+        several = targets.dtype == torch.float32 and tuple(targets.shape[1:]) == (labels,)
+        known = len(targets) == 0 or (bool(targets.min() >= 0) and bool(targets.max() < (labels if ids else 2)))
+        if vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted and (ids or several) and known:
+            return Exemplars(vectors, targets)
+    raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")
+
+
+def _card(task: Task) -> str:
+    figures = "\n".join(
+        f"| {split} | {name} | {value:.4f} |"
+        for split, values in task.metrics.items()
+        for name, value in values.items()
+    )
+    names = ", ".join(f"`{name}`" for name in task.target.names)
+    share = task.head_parameters / task.encoder.parameters
+    inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[task.pair]
+    if isinstance(task.target, Scale):
+        ends = f"from {task.target.low:g} to {task.target.high:g}" if task.target.bounded else "without bounds"
+        answers = f"It answers with a number {ends}."
+    else:
+        what = {"single": "one of", "ordinal": "one of, from the lowest to the highest,", "multi": "any number of"}
+        answers = f"It answers with {what[task.target.kind]} {len(task.target.names)} labels: {names}"
+    interrupted = (
+        " Its training was interrupted: this is the best head up to then, and a whole training may give a better one."
+        if task.training.get("interrupted")
+        else ""
+    )
+    return f"""---
+library_name: ytuning
+pipeline_tag: text-classification
+base_model: {task.encoder.name}
+---
+
+# {task.name}
+
+A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder
+`{task.encoder.name}`, trained with ytuning.{interrupted}
+Input: {inputs}, cut at {task.encoder.max_length} tokens.
+
+{answers}
+
+| split | metric | value |
+| --- | --- | --- |
+{figures}
+
+Validation figures are those of the head that the validation rows chose, before any training on all rows.
+
+Use it: `ytuning predict {task.name} "a text"`. The files hold numbers and JSON only; nothing in them can run code.
+"""

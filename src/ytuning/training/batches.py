@@ -1,0 +1,69 @@
+"""The order in which training reads rows: shuffled, in batches of similar length, from a large store in whole blocks.
+
+Rows of a batch that are scattered over a store many times the size of the memory cost a read from the disk each. So
+there whole blocks of neighbouring rows are drawn at random, enough of them for many batches at once, and the rows of
+those are shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ytuning.features.features import Features
+
+__all__ = ["shuffled_batches"]
+
+SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
+FEWEST_BLOCKS = 64  # drawn at a time: few blocks would mix few rows
+IN_MEMORY = 1 << 30  # bytes of features that the system's cache is taken to hold; more are read in blocks
+
+
+def shuffled_batches(
+    lengths: Tensor, rows: Tensor, size: int, seed: int, *, stored: Features | None = None
+) -> Iterator[Tensor]:
+    """Endlessly, epoch after epoch, every row once in a batch of ``size`` rows of similar length.
+
+    Args:
+        lengths: (all rows,) int64 tokens.
+        rows: (N,) int64 positions of those to read.
+        size: B, rows of a batch; the last ones of a pool may be fewer.
+        seed: of the order.
+        stored: features of all rows, if they may lie in a store larger than the memory.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blocks = stored.blocks(rows) if stored is not None and stored.bytes_of(rows) > IN_MEMORY else None
+    while True:
+        if stored is None or blocks is None:
+            pools = rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES)
+            # Batches of all pools are mixed: those of one would follow each other.
+            groups = iter([[batch for pool in pools for batch in _sorted(lengths, pool, size)]])
+        else:
+            groups = (_sorted(lengths, pool, size) for pool in _pools(stored, blocks, size, generator))
+        for batches in groups:
+            yield from (batches[number] for number in torch.randperm(len(batches), generator=generator).tolist())
+
+
+def _sorted(lengths: Tensor, pool: Tensor, size: int) -> list[Tensor]:
+    return list(pool[torch.argsort(lengths[pool], stable=True)].split(size))
+
+
+def _pools(features: Features, blocks: list[Tensor], size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """An epoch's blocks in random order, some at a time as one shuffled pool of rows."""
+    drawn: list[Tensor] = []
+    for number in torch.randperm(len(blocks), generator=generator).tolist():
+        drawn.append(blocks[number])
+        if len(drawn) >= FEWEST_BLOCKS and sum(map(len, drawn)) >= size * SORTED_BATCHES:
+            yield _pool(features, drawn, generator)
+            drawn = []
+    if drawn:
+        yield _pool(features, drawn, generator)
+
+
+def _pool(features: Features, drawn: list[Tensor], generator: torch.Generator) -> Tensor:
+    for block in drawn:
+        features.prefetch(block)
+    pool = torch.cat(drawn)
+    return pool[torch.randperm(len(pool), generator=generator)]

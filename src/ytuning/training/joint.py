@@ -1,0 +1,244 @@
+"""Many heads that learn together: each batch of features is read once for all of them.
+
+A batch is computed in two parts. A head alone has its parts computed side by side, several heads are computed side by
+side, part after part: the cores are busy either way, and the same numbers are added in the same order. So a head learns
+the same weights, bit for bit, alone or in company and on any number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ytuning.features.features import Features, ordered_batches
+from ytuning.heads.pooled import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
+from ytuning.system.machine import Workers, workers
+from ytuning.training.losses import Loss
+
+__all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits", "stack_step", "start_label_rows"]
+
+JOINED_TOKENS = 192  # of a batch whose heads are computed as one, at most: 50 heads took 0.5 x at 16, 1.1 x at 256
+CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
+GPU_TOKENS = 65_536  # of a batch that a GPU answers at once
+PARTS = 2
+Part = tuple[Tensor, Tensor, Tensor]
+"""Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
+
+
+def rate_share(step: int, total: int, warmup: float) -> float:
+    """Share of the highest learning rate that a step has: a linear rise, then a linear fall.
+
+    Args:
+        step: from 0.
+        total: number of steps.
+        warmup: share of the steps in which the rate rises.
+    """
+    rising = max(1, round(warmup * total))
+    return min((step + 1) / rising, (total - step) / max(1, total - rising))
+
+
+class Learner:
+    """A head, what it learns, and its optimiser: AdamW with linear warm-up and linear decay.
+
+    Attributes:
+        head: is changed by every step.
+        goal: (rows,) or (rows, C); targets of all rows.
+        total: steps that the schedule was made for.
+        step: steps taken so far.
+    """
+
+    def __init__(
+        self,
+        head: LabelHead,
+        goal: Tensor,
+        loss: Loss,
+        *,
+        total: int,
+        learning_rate: float,
+        weight_decay: float,
+        warmup: float,
+        clip_norm: float,
+        seed: int,
+    ) -> None:
+        """``learning_rate`` is the highest; ``warmup`` a share of the steps; ``seed`` is that of dropout."""
+        self.head, self.goal, self.loss = head, goal, loss
+        self.total, self.step = total, 0
+        self.learning_rate, self.clip_norm = learning_rate, clip_norm
+        self._warmup = warmup
+        self._parameters = list(head.parameters())
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        device = self._parameters[0].device
+        self._generators = [torch.Generator(device).manual_seed(seed * PARTS + number) for number in range(PARTS)]
+
+    def gradients(self, number: int, part: Part, share: float) -> tuple[Tensor, ...]:
+        """Of the loss of part ``number`` times its share of the batch, for each of the head's parameters."""
+        rows, values, mask = part
+        logits = self.head(values, mask, self._generators[number]).flatten(0, -2)  # (b, C), or (E * b, C)
+        goal = self.goal[rows].to(logits.device, non_blocking=True)
+        loss = share * self.loss(logits, torch.cat([goal] * (len(logits) // len(rows))))
+        return torch.autograd.grad(loss, self._parameters)
+
+    def take(self, parts: Sequence[tuple[Tensor, ...]]) -> None:
+        """One step along the sum of the parts' gradients."""
+        for parameter, *gradients in zip(self._parameters, *parts, strict=True):
+            # The fused AdamW reads memory in order, whatever the strides, and those of a transposed product differ.
+            parameter.grad = (gradients[0] if len(gradients) == 1 else torch.add(*gradients)).contiguous()
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate_share(self.step, self.total, self._warmup)
+        self._optimizer.step()
+        self.step += 1
+
+
+def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, pool: Workers) -> None:
+    """One step of each learner on one batch of rows (B,), which is gathered once."""
+    on_gpu = features.device.type == "cuda"
+    numbered = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))  # a GPU is not kept busy by halves
+    shares = [len(rows) / len(batch) for _, rows in numbered]
+
+    def gather(rows: Tensor) -> Part:
+        return rows, *features.batch(rows)
+
+    if on_gpu:  # one stream of work; threads would only wait for each other
+        parts = [(number, gather(rows)) for number, rows in numbered]
+        for learner in learners:
+            learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
+        return
+    if len(learners) == 1:
+        (learner,) = learners
+        learner.take(pool.map(lambda it: learner.gradients(it[0], gather(it[1]), shares[it[0]]), numbered))
+        return
+    parts = list(enumerate(pool.map(lambda it: gather(it[1]), numbered)))
+
+    def learn(learner: Learner) -> None:
+        learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
+
+    pool.map(learn, learners)
+
+
+def start_label_rows(
+    head: LabelHead, features: Features, train: np.ndarray, texts: np.ndarray, targets: np.ndarray
+) -> None:
+    """Give a fresh head what it starts from: label tuning the center of the texts, label rows the labels' own texts.
+
+    Args:
+        head: is changed, unless its form starts from nothing.
+        features: that it reads.
+        train: positions of train rows.
+        texts: positions of rows that are labels' texts, each of one label; none is fine.
+        targets: of all rows, label ids (rows,) or (rows, C) 0 and 1.
+    """
+    if isinstance(head, LabelTuningHead):
+        some = train[:: -(-len(train) // CENTER_ROWS)]
+        head.center.copy_(_common_states(features, torch.from_numpy(some)))
+    if len(texts) and isinstance(head, MatchingHead):
+        goal = torch.from_numpy(targets[texts])
+        ids = goal if goal.ndim == 1 else goal.argmax(1)
+        found, device = label_space(head, features, torch.from_numpy(texts)), head.label_rows.device
+        head.start_rows(found.to(device), ids.to(device))
+
+
+def _common_states(features: Features, rows: Tensor) -> Tensor:
+    """(L, D): the mean of the texts' mean states, of rows (N,), for the center of a head of label tuning."""
+    total = torch.zeros(features.layers, features.width, dtype=torch.float64)
+    texts = 0
+    for batch in ordered_batches(features.lengths[rows]):
+        means = LabelTuningHead.mean_states(*features.batch(rows[batch]))
+        total, texts = total + means.double().sum(0).cpu(), texts + len(means)
+    return (total / texts).float()
+
+
+def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
+    """(N, E, H): what the label rows of each of E members are matched with, of rows (N,)."""
+    found = torch.empty(len(rows), head.members, head.match_width)
+    with torch.inference_mode():
+        for batch in ordered_batches(features.lengths[rows]):
+            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1).to(found.device)
+    return found
+
+
+def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:
+    """Each head's logits (N, C) of rows (N,), in their order; every batch is gathered once for all heads."""
+    for head in heads:
+        head.eval()
+
+    def compute(batch: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            values, mask = features.batch(rows[batch])
+            return [head(values, mask) for head in heads]
+
+    if features.device.type == "cuda":
+        batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS))
+        found = [compute(batch) for batch in batches]
+    else:
+        batches = list(ordered_batches(features.lengths[rows]))
+        found = pool.map(compute, batches)
+    order = torch.cat(batches).argsort()
+    return [torch.cat(logits).cpu()[order] for logits in zip(*found, strict=True)]
+
+
+class JointHeads:
+    """Heads that answer for the same texts, as few large products where that is faster.
+
+    Of a few tokens each of a head's many small operations takes as long as its call, so the members of all pooled heads
+    of one form are computed as those of a single head; of many tokens the products are large enough by themselves.
+    """
+
+    def __init__(self, heads: Sequence[LabelHead]) -> None:
+        """``heads`` read the same hidden states; they are not to change afterwards."""
+        self.heads = [head.eval() for head in heads]
+        self._alone: list[int] = []
+        self._joined: list[tuple[PooledHead, list[int]]] = []
+        forms: dict[tuple[PooledConfig, bool], list[int]] = {}
+        for number, head in enumerate(self.heads):
+            if isinstance(head, PooledHead):
+                forms.setdefault((replace(head.config, members=1), head.paired), []).append(number)
+            else:
+                self._alone.append(number)
+        for numbers in forms.values():
+            some = [head for number in numbers if isinstance(head := self.heads[number], PooledHead)]
+            if len(some) == 1:
+                self._alone += numbers
+            else:
+                self._joined.append((PooledHead.joined_texts(some), numbers))
+
+    def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
+        if mask.numel() > JOINED_TOKENS:
+            return [head(values, mask) for head in self.heads]
+        found: dict[int, Tensor] = {number: self.heads[number](values, mask) for number in self._alone}
+        for joined, numbers in self._joined:
+            text, first = joined.text(values, mask), 0
+            for number in numbers:
+                head = self.heads[number]
+                assert isinstance(head, PooledHead)
+                found[number] = head.match(text[first : first + head.members]).mean(0)
+                first += head.members
+        return [found[number] for number in range(len(self.heads))]
+
+    def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
+        """Each head's logits (N, C) of rows (N,), in their order."""
+        batches = list(ordered_batches(features.lengths[rows]))
+
+        def compute(batch: Tensor) -> list[Tensor]:
+            with torch.inference_mode():
+                return self(*features.batch(rows[batch]))
+
+        if (
+            len(batches) == 1
+        ):  # not worth a thread, and a second one inside of small operations costs more than it gives
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                found = [compute(batches[0])]
+            finally:
+                torch.set_num_threads(threads)
+        else:
+            with workers() as pool:
+                found = pool.map(compute, batches)
+        order = torch.cat(batches).argsort()
+        return [torch.cat(logits)[order] for logits in zip(*found, strict=True)]

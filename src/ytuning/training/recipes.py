@@ -1,0 +1,256 @@
+"""How heads are formed and trained: configurations, presets of them by name, and their JSON form."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ytuning.data.kinds import Objective, Target
+from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
+from ytuning.errors import InputError, allowed, wrong_schema
+from ytuning.heads.pooled import (
+    CrossAttentionConfig,
+    HeadConfig,
+    LabelTuningConfig,
+    PooledConfig,
+    config_from_json,
+    config_to_json,
+)
+from ytuning.training.losses import LOSSES
+
+__all__ = [
+    "AUTO_LAYERS",
+    "PRESETS",
+    "Recipe",
+    "TrainingConfig",
+    "default_label_texts",
+    "preset",
+    "read_recipe",
+    "reading_layers",
+    "recipe_from_json",
+    "recipe_to_json",
+    "weighing_labels",
+]
+
+AUTO_LAYERS: Final = "auto"
+RECIPE_SCHEMA = 1
+SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")  # from 0 to less than 1
+FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
+"""Numbers that may be 0; other whole numbers are at least 1, others above 0."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a head is trained; steps follow from the number of rows by one rule for every data set.
+
+    Attributes:
+        loss: ``"cross_entropy"``, ``"focal"``, or ``"triplet"`` with ``margin``; see `losses.build_loss`.
+        margin: by which the true label's logit should exceed every other, or of several labels its own absence.
+        label_smoothing: share of the target that cross-entropy spreads over all labels.
+        epochs: wanted passes over the train rows...
+        fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
+        label_steps: ...and at least so many for each label, as a label's row learns most where the label occurs...
+        most_steps: ...and at most so many.
+        batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
+        learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        rounds: validations, at equal distances.
+        patience: rounds in a row, each worse than the best by over a standard error, that end the training.
+        refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
+            the steps that it was trained for, so many times the share of rows that are new to it...
+        refit_rate: ...with this share of the learning rate.
+        label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count); of several labels the
+            root of that, and at least 1), or the weight of each label by id, scaled so that the train rows' mean is 1.
+    """
+
+    loss: str = "cross_entropy"
+    margin: float = 2.0
+    label_smoothing: float = 0.1
+    epochs: int = 4
+    fewest_steps: int = 300
+    label_steps: int = 6
+    most_steps: int = 1100
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    rounds: int = 5
+    patience: int = 2
+    refit_factor: float = 2.0
+    refit_rate: float = 0.3
+    label_weights: str | tuple[float, ...] | None = None
+
+    def smoothing_of(self, objective: Objective) -> float:
+        """The label smoothing whose loss is least at smoothed probabilities, so that it can be undone; else 0."""
+        return self.label_smoothing if (objective, self.loss) == ("single", "cross_entropy") else 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A head's form, how it is trained, and the hidden states that it reads.
+
+    Attributes:
+        head: form and sizes.
+        training: losses, steps and rates.
+        layers: hidden states of the encoder, as for `encoder.load_encoder`; ``None``: its default ones.
+    """
+
+    head: HeadConfig = field(default_factory=PooledConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    layers: tuple[int, ...] | None = None
+
+
+def default_recipe() -> Recipe:
+    """Pool first, then match: chosen by experiment on validation rows (benchmarks/RESULTS.md)."""
+    return Recipe(PooledConfig(), TrainingConfig())
+
+
+def paper_recipe() -> Recipe:
+    """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
+    training = TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500)
+    return Recipe(CrossAttentionConfig(), training, layers=(-1,))
+
+
+def few_shot_recipe() -> Recipe:
+    """Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
+
+    Label smoothing costs where a row is most of what is known of its label.
+    """
+    return Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,))
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "default": default_recipe,
+    "few-shot": few_shot_recipe,
+    "paper": paper_recipe,
+}
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of a preset's name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name not in PRESETS:
+        raise InputError(allowed("preset", name, PRESETS))
+    return PRESETS[name]()
+
+
+def weighing_labels(recipe: Recipe, weights: str | tuple[float, ...] | None) -> Recipe:
+    """The recipe with label weights, see :class:`TrainingConfig`."""
+    return replace(recipe, training=replace(recipe.training, label_weights=weights))
+
+
+def reading_layers(recipe: Recipe, text: str) -> Recipe:
+    """The recipe with the hidden states of ``--layers``; ``default`` and ``auto`` leave it as it is.
+
+    Raises:
+        InputError: neither one of the names nor numbers.
+    """
+    if text in ("default", AUTO_LAYERS):
+        return recipe
+    if text == "last":
+        return replace(recipe, layers=(-1,))
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"layers must be auto, default, last, or numbers of hidden states with commas, such as 4,5. Got {text!r} "
+            "instead."
+        ) from None
+    return replace(recipe, layers=layers)
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """A JSON-ready mapping."""
+    weights = recipe.training.label_weights
+    training = {**asdict(recipe.training), "label_weights": list(weights) if isinstance(weights, tuple) else weights}
+    layers = None if recipe.layers is None else list(recipe.layers)
+    return {"schema": RECIPE_SCHEMA, "head": config_to_json(recipe.head), "training": training, "layers": layers}
+
+
+def recipe_from_json(value: Any) -> Recipe:
+    """The inverse of :func:`recipe_to_json`.
+
+    Raises:
+        InputError: not exactly its fields, or a value that is out of its range; names it.
+    """
+    expected = {"schema", "head", "training", "layers"}
+    if not isinstance(value, dict) or set(value) != expected:
+        raise InputError(f"a recipe has the fields {', '.join(sorted(expected))}. Write one with ytuning search")
+    if value["schema"] != RECIPE_SCHEMA:
+        raise InputError(wrong_schema("the recipe", value["schema"], RECIPE_SCHEMA, "Write one with ytuning search"))
+    head, training, layers = value["head"], value["training"], value["layers"]
+    if not isinstance(head, dict) or not isinstance(training, dict):
+        raise InputError("the recipe's fields 'head' and 'training' must be mappings. Write one with ytuning search")
+    if differing := set(TrainingConfig.__dataclass_fields__) ^ set(training):
+        problem = "missing" if min(differing) in TrainingConfig.__dataclass_fields__ else "unknown"
+        raise InputError(f"the recipe's field {min(differing)!r} is {problem}. Write one with ytuning search")
+    if training["loss"] not in LOSSES:
+        raise InputError(allowed("loss", training["loss"], LOSSES))
+    if layers is not None and not (isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)):
+        raise InputError(f"layers must be null or a list of whole numbers. Got {layers!r} instead.")
+    weights = training["label_weights"]
+    if isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights):
+        weights = tuple(map(float, weights))
+    elif weights not in (None, "balanced"):
+        raise InputError(allowed("label_weights", weights, (None, "balanced", "a weight for each label")))
+    numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
+    config = config_from_json(head)
+    return Recipe(
+        replace(config, **_checked({name: head[name] for name in asdict(config)}, type(config)())),
+        TrainingConfig(loss=training["loss"], label_weights=weights, **_checked(numbers, TrainingConfig())),
+        None if layers is None else tuple(layers),
+    )
+
+
+def read_recipe(file: str | Path) -> Recipe:
+    """The recipe in a JSON file, as ``ytuning search`` writes it.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or holds no recipe.
+    """
+    path = Path(file)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror or error}. Check --recipe") from error
+    except ValueError as error:
+        raise InputError(f"the recipe {path} is not JSON ({error}). Write one with ytuning search") from error
+    try:
+        return recipe_from_json(value)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
+    """Numbers of the types that a config ``like`` this has, each in its range."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        whole = type(getattr(like, name)) is int
+        number = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
+        if name in SHARES:
+            wanted, right = "a share from 0 to less than 1", number and 0 <= value < 1
+        elif name in FROM_ZERO:
+            wanted, right = f"a {'whole number' if whole else 'number'} of at least 0", number and value >= 0
+        elif whole:
+            wanted, right = "a whole number of at least 1", number and value >= 1
+        else:
+            wanted, right = "a number above 0", number and value > 0
+        if not right:
+            raise InputError(f"{name} must be {wanted}. Got {value!r} instead.")
+        found[name] = value if whole else float(value)
+    return found
+
+
+def default_label_texts(config: HeadConfig, target: Target, *, pairs: bool) -> LabelTexts | None:
+    """What a head learns of its labels unless told: label tuning their names in words, where these say something."""
+    named = isinstance(config, LabelTuningConfig) and not pairs and meaningful_names(target)
+    return LABEL_NAMES if named else None

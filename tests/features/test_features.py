@@ -1,0 +1,763 @@
+"""Texts through the store: nothing is encoded twice, nothing finished is lost, and every value is the encoder's own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import WORDS
+from ytuning.data.dataset import TextInput
+from ytuning.encoder import encoder as encoder_module
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.tokens import TokenizedTexts
+from ytuning.encoder.torch_backend import Precision
+from ytuning.errors import StoreError
+from ytuning.features import features as module
+from ytuning.features.codecs import CODECS, Compact, Half, Int8, row_bytes
+from ytuning.features.features import Features, keep_features, live_features, ordered_batches, stored_features
+from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.progress import Progress
+
+SCRIPT = Path(__file__).with_name("encode_script.py")
+
+
+class Recorder(Progress):
+    """Keeps what is said, and the last step."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.last = (0, 0)
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        assert stage == "encode"
+        self.last = (done, total)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def in_small_batches(encoder: Encoder) -> Encoder:
+    """The same, of which the few short texts here make many batches, on any number of cores."""
+    encoder._tokens_per_batch = 24
+    return encoder
+
+
+@pytest.fixture
+def encoder(tiny_encoder: Path) -> Encoder:
+    return in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision="fp32", device="cpu"))
+
+
+@pytest.fixture
+def inputs(toy_rows: tuple[list[str], list[str]]) -> list[TextInput]:
+    texts = toy_rows[0]
+    return [(text, None) for text in texts[:50]] + [(text, texts[row]) for row, text in enumerate(texts[50:60])]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "root")
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Token ids of every text that the encoder has read since, in small batches."""
+    seen: list[tuple[int, ...]] = []
+    compute = Encoder._features
+
+    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+        seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
+        return compute(self, tokens, batch)
+
+    monkeypatch.setattr(Encoder, "_features", recording)
+    monkeypatch.setitem(encoder_module.TOKENS_PER_BATCH, "cpu", 64)
+    return seen
+
+
+def ids(encoder: Encoder, inputs: Sequence[TextInput]) -> list[tuple[int, ...]]:
+    tokens = encoder.tokenize(inputs)
+    return sorted(tuple(part.tolist()) for part in np.split(tokens.ids, tokens.offsets[1:-1]))
+
+
+def values(features: Features) -> list[torch.Tensor]:
+    """(T, L, D) of each row, each asked for alone, copied."""
+    return [features.batch(torch.tensor([row]))[0][0].clone() for row in range(len(features))]
+
+
+def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: FeatureStore) -> list[torch.Tensor]:
+    """(T, L, D) of each text: what the encoder gives, through the codec of its space, a text at a time."""
+    space = store.space(encoder.identity.to_json(), codec)
+    assert space.codec is not None
+    live = live_features(inputs, encoder)
+    found = []
+    for row in range(len(inputs)):
+        half = live.tokens(torch.tensor([row])).half()
+        stored = space.codec.encode(half)
+        found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
+    return found
+
+
+def shards(space: FeatureSpace) -> dict[str, int]:
+    """Name and time of change of every file of a shard."""
+    return {file.name: file.stat().st_mtime_ns for file in (space.folder / "shards").iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------- one pass
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_second_task_makes_no_encoder_call(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+) -> None:
+    progress = Recorder()
+    first, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    assert sorted(encoded) == ids(encoder, inputs)
+    assert (use.hits, use.misses) == (0, 60)
+    assert (
+        use.bytes
+        == int(first.lengths.sum()) * row_bytes(codec, 2, 32)
+        == store.space(encoder.identity.to_json(), codec).size
+    )
+    assert progress.last == (60, 60)
+    assert progress.said == []
+    assert same(values(first), through(codec, encoder, inputs, store))
+
+    for verb in ("encode", "tokenize", "_features"):
+        monkeypatch.setattr(Encoder, verb, lambda *_: pytest.fail("the encoder was called"))
+    second, use = stored_features(inputs[::-2], encoder, store, progress, codec=codec)
+    assert (use.hits, use.misses) == (30, 0)
+    assert same(values(second), values(first)[::-2])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_only_what_is_new_is_encoded(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]], codec: str
+) -> None:
+    stored_features(inputs[:40], encoder, store, Progress(), codec=codec)
+    encoded.clear()
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    assert sorted(encoded) == ids(encoder, inputs[40:])
+    assert (use.hits, use.misses) == (40, 20)
+    assert same(values(features), through(codec, encoder, inputs, store))
+
+
+def test_a_text_that_occurs_twice_is_encoded_once(
+    encoder: Encoder, store: FeatureStore, encoded: list[tuple[int, ...]]
+) -> None:
+    twice: list[TextInput] = [("card", None), ("lost card", None), ("card", None), ("card", "lost"), ("card", "lost")]
+    features, use = stored_features(twice, encoder, store, Progress(), codec="fp16")
+    assert sorted(encoded) == ids(encoder, [twice[0], twice[1], twice[3]])
+    assert (use.hits, use.misses) == (0, 3)
+    assert use.bytes == store.space(encoder.identity.to_json(), "fp16").size
+    assert same(values(features), values(live_features(twice, encoder)))
+
+
+def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextInput], store: FeatureStore) -> None:
+    inputs = [*inputs, ("card " * 40, None)]
+    live = live_features(inputs, encoder)
+    stored, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    assert torch.equal(live.lengths, stored.lengths)
+    assert live.truncated_rows.tolist() == stored.truncated_rows.tolist() == [False] * 60 + [True]
+    assert (live.layers, live.width) == (stored.layers, stored.width) == (2, 32)
+    for rows in ordered_batches(live.lengths, 100):
+        assert all(torch.equal(*pair) for pair in zip(live.batch(rows), stored.batch(rows), strict=True))
+
+
+def test_another_identity_has_a_space_of_its_own(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tiny_encoder: Path
+) -> None:
+    stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    other = load_encoder(tiny_encoder, precision="fp32", layers=[3], device="cpu")
+    features, use = stored_features(inputs, other, store, Progress(), codec="fp16")
+    assert use.misses == 60
+    assert features.layers == 1
+    assert len(store.spaces()) == 2
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_windows_and_shards_of_any_size_give_the_same(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(module, "SHARD_BYTES", 16 * row_bytes(codec, 2, 32))
+    monkeypatch.setattr(module, "FIT_TOKENS", 100)
+    progress = Recorder()
+    features, _ = stored_features(inputs, encoder, store, progress, codec=codec)
+    assert store.space(encoder.identity.to_json(), codec).shards > 9
+    assert progress.last == (60, 60)
+    assert same(values(features), through(codec, encoder, inputs, store))
+
+
+def test_shards_begin_small_and_double(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = row_bytes("fp16", 2, 32)
+    monkeypatch.setattr(module, "FIRST_SHARD_BYTES", 40 * token)
+    monkeypatch.setattr(module, "SHARD_BYTES", 150 * token)
+    monkeypatch.setattr(module, "WINDOW_TEXTS", 45)
+    monkeypatch.setattr("ytuning.encoder.encoder.TOKENS_PER_BATCH", {"cpu": 16})
+    written: list[int] = []
+    write = FeatureSpace.write
+
+    def recorded(self: FeatureSpace, keys: Any, lengths: Any, truncated: Any, features: np.ndarray) -> None:
+        written.append(len(features))
+        write(self, keys, lengths, truncated, features)
+
+    monkeypatch.setattr(FeatureSpace, "write", recorded)
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    tokens = int(encoder.tokenize(inputs).lengths.sum())
+    assert sum(written) == tokens
+    # Batches have up to 24 tokens; 45 texts are a window, which ends with a shard.
+    assert [16 < written[0] <= 40 < written[1] <= 80 < written[2] <= 150, max(written) <= 150] == [True, True]
+    assert same(values(features), through("fp16", encoder, inputs, store))
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_keep_the_encoders_precision(tiny_encoder: Path, inputs: list[TextInput]) -> None:
+    features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"))
+    values, _ = features.batch(torch.arange(len(inputs)))
+    stored = torch.cat([array.view(torch.float16).flatten() for array in features._arrays]).float()
+    assert values.dtype == torch.bfloat16
+    assert set(values.float().flatten().tolist()) == set(stored.bfloat16().float().tolist())
+    normal = stored.abs() > 1e-4  # smaller ones lost digits when they became float16
+    assert torch.equal(stored[normal].bfloat16().float(), stored[normal])
+
+
+def test_a_batch_is_what_a_loop_gathers(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 4000)
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    assert len(features._arrays) > 3
+    tokens = encoder.tokenize(inputs)
+    naive: dict[int, np.ndarray] = {}
+    for indices, batch in encoder.encode(tokens):
+        naive.update(zip(indices.tolist(), np.split(batch, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
+
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 9, 60):
+        rows = torch.randint(len(inputs), (size,), generator=generator)
+        found, mask = features.batch(rows)
+        longest = max(len(naive[int(row)]) for row in rows)
+        assert found.shape == (size, longest, 2, 32)
+        assert found.dtype == torch.float32
+        assert mask.shape == (size, longest)
+        for position, row in enumerate(rows.tolist()):
+            for token in range(longest):
+                expected = naive[row][min(token, len(naive[row]) - 1)]
+                assert np.array_equal(found[position, token].numpy(), expected.astype(np.float32))
+                assert bool(mask[position, token]) == (token < len(naive[row]))
+        features.release()  # pages come back by themselves
+
+
+def test_bfloat16_batches_have_few_lengths() -> None:
+    array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
+    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Half(1, 2))
+    features = Features(rows, torch.bfloat16)
+    assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_is_what_a_loop_decodes(
+    tiny_encoder: Path,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    precision: Precision,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    encoder = in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu"))
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    space = store.space(encoder.identity.to_json(), codec)
+    stored = space.rows([text_key(*pair) for pair in inputs])
+    assert stored is not None and len(stored.arrays) > 3
+    rows = torch.arange(0, 60, 3)
+    found, mask = features.batch(rows)
+    for values, there, row in zip(found, mask, rows.tolist(), strict=True):
+        start = stored.start[row]
+        for token in range(int(there.sum())):
+            data = stored.arrays[stored.array[row]][start + token]
+            if codec == "fp16":
+                expected = data.view(np.float16).astype(float)
+            elif codec == "int8":  # two scales, then 32 numbers for each
+                expected = (
+                    data[:4].view(np.float16)[:, None].astype(float) * data[4:].view(np.int8).reshape(2, 32)
+                ).ravel()
+            else:
+                assert isinstance(space.codec, Compact)
+                numbers = float(data[:2].view(np.float16)[0]) * data[2:].view(np.int8).astype(float)
+                expected = (numbers * space.codec.weights) @ space.codec.directions.astype(float)
+            exact = torch.from_numpy(expected).to(features.dtype).view(2, 32)
+            tolerance = 0 if codec != "compact" else 1e-5 if precision == "fp32" else 0.1
+            assert torch.allclose(values[token], exact, rtol=0, atol=tolerance)
+
+
+def test_a_basis_stands_for_texts_of_every_length_and_warns_where_it_is_fitted_on_few(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[np.ndarray] = []
+    fit = Compact.fitted
+
+    def watched(features: np.ndarray) -> Compact:
+        fitted.append(features)
+        return fit(features)
+
+    monkeypatch.setattr(Compact, "fitted", watched)
+    monkeypatch.setattr(module, "FIT_TOKENS", 250)
+    progress = Recorder()
+    features, _ = stored_features(inputs, encoder, store, progress, codec="compact")
+    tokens = int(features.lengths.sum())
+    every = round(tokens / 250)
+    assert [len(part) for part in fitted] == [int(features.lengths[::every].sum())]
+    assert 200 < len(fitted[0]) < 320
+    name = store.space(encoder.identity.to_json(), "compact").folder.name
+    assert progress.said == [
+        f"the store's compact basis is fitted on {len(fitted[0])} tokens only and may fit other texts badly: before "
+        f"you add many, begin anew with ytuning cache remove {name}"
+    ]
+    stored_features([*inputs, ("another card", None)], encoder, store, progress, codec="compact")
+    assert len(fitted) == len(progress.said) == 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_features_are_written_in_another_codec_without_the_encoder(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes("fp16", 2, 32))
+    inputs = [*inputs, ("card " * 40, None), inputs[4]]
+    live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    twin = FeatureStore(store.root / "twin")
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
+        assert keep_features(inputs[:30], live, encoder, twin, Progress(), codec=codec) == 30
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 31
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 0
+        features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec)
+    assert (use.hits, use.misses) == (61, 0)
+    assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
+    assert same(values(features), through(codec, encoder, inputs, twin))
+
+
+def test_the_default_codec_takes_about_half_the_bytes(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore
+) -> None:
+    features, use = stored_features(inputs, encoder, store, Progress())
+    assert [space.codec_name for space in store.spaces()] == ["int8"]
+    assert isinstance(features.codec, Int8)
+    assert use.bytes == int(features.lengths.sum()) * 2 * (32 + 2)
+
+
+@given(st.lists(st.integers(1, 60), max_size=100), st.integers(1, 200))
+def test_ordered_batches_part_the_rows_within_the_bound(lengths: list[int], tokens: int) -> None:
+    tensor = torch.tensor(lengths, dtype=torch.int64)
+    batches = list(ordered_batches(tensor, tokens))
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    assert [lengths[row] for batch in batches for row in batch.tolist()] == sorted(lengths)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * int(tensor[batch].max()) <= tokens
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def harm_byte(features: Path, manifest: Path) -> None:
+    content = bytearray(features.read_bytes())
+    content[100] ^= 4
+    features.write_bytes(content)
+
+
+def harm_manifest(features: Path, manifest: Path) -> None:
+    content = bytearray(manifest.read_bytes())
+    content[len(content) // 2] ^= 1
+    manifest.write_bytes(content)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (harm_byte, "checksum differs"),
+        (lambda features, manifest: os.truncate(features, 128), "checksum differs"),
+        (lambda features, manifest: features.unlink(), "features file missing"),
+        (harm_manifest, "unreadable manifest"),
+        (lambda features, manifest: manifest.write_text('{"name": "foreign"}'), "unreadable manifest"),
+        (lambda features, manifest: manifest.write_text('"foreign"'), "unreadable manifest"),
+    ],
+    ids=["byte", "truncated", "missing", "manifest", "foreign", "foreign-text"],
+)
+def test_a_damaged_shard_is_named_set_aside_and_computed_again(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path, Path], None],
+    reason: str,
+    codec: str,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    before = values(stored_features(inputs, encoder, store, Progress(), codec=codec)[0])
+    space = store.space(encoder.identity.to_json(), codec)
+    name = space._place[text_key(*inputs[3])][0]
+    lost = [pair for pair in inputs if space._place[text_key(*pair)][0] == name]
+    assert 1 < len(lost) < len(inputs)
+    untouched = {file: when for file, when in shards(space).items() if not file.startswith(name)}
+    encoded.clear()
+    harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
+
+    progress = Recorder()
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    assert len(progress.said) == 1
+    assert progress.said[0].startswith(f"shard {name} is damaged ({reason}")
+    assert str(space.folder / "damaged") in progress.said[0]
+    assert {file.name.split(".")[0] for file in (space.folder / "damaged").iterdir()} == {name}
+    assert sorted(encoded) == ids(encoder, lost)
+    assert (use.hits, use.misses) == (len(inputs) - len(lost), len(lost))
+    assert same(values(features), before)
+    assert untouched.items() <= shards(space).items()
+
+    encoded.clear()
+    assert stored_features(inputs, encoder, store, progress, codec=codec)[1].misses == 0
+    assert len(progress.said) == 1
+    assert encoded == []
+
+
+def test_a_disk_that_never_reads_back_is_reported(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureSpace, "rows", lambda self, keys: None)
+    with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
+        stored_features(inputs, encoder, store, Progress(), codec="fp16")
+
+
+# ------------------------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("call", [9, 11], ids=["features", "manifest"])  # of the third shard; a shard syncs four times
+def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+    codec: str,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    monkeypatch.setattr(module, "FIT_TOKENS", 100)
+    space = store.space(encoder.identity.to_json(), codec)
+    calls = iter(range(1, 1000))
+
+    def fsync(_: int) -> None:
+        if next(calls) >= call + 2 * (codec == "compact"):  # its basis comes first
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match="the disk is full"):
+            stored_features(inputs, encoder, store, Progress(), codec=codec)
+    assert not list(space.folder.rglob("*.partial"))
+    space.refresh()
+    assert space.shards == 2
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    kept = {file: when for file, when in shards(space).items() if Path(file).stem in space._shards}
+    encoded.clear()
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    assert sorted(encoded) == ids(encoder, missing)
+    assert use.hits == len(inputs) - len(missing) > 0
+    assert kept.items() <= shards(space).items()
+    assert same(values(features), through(codec, encoder, inputs, store))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        pytest.skip(f"cannot mount a small file system: {error}")
+    if made.returncode:
+        pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
+    encoder: Encoder,
+    inputs: list[TextInput],
+    small_disk: Path,
+    encoded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
+    store = FeatureStore(small_disk)
+    with pytest.raises(StoreError, match="the disk is full"):
+        stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    assert not list(small_disk.rglob("*.partial"))
+    space = store.space(encoder.identity.to_json(), "fp16")
+    assert space.damages == []
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    assert 0 < len(missing) < len(inputs)
+
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    encoded.clear()
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    assert sorted(encoded) == ids(encoder, missing)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match=r"cannot use the feature store .*Read-only file system"):
+        stored_features([*inputs, ("something new", None)], encoder, store, Progress(), codec="fp16")
+
+
+def test_ctrl_c_keeps_finished_batches(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]]
+) -> None:
+    class Impatient(Recorder):
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            super().step(stage, done, total, note)
+            if done > 20:
+                raise KeyboardInterrupt
+
+    progress = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        stored_features(inputs, encoder, store, progress, codec="fp16")
+    space = store.space(encoder.identity.to_json(), "fp16")
+    assert 20 < len(space) == progress.last[0] < 60
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    encoded.clear()
+    features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16")
+    assert sorted(encoded) == ids(encoder, missing)
+    assert same(values(features), values(live_features(inputs, encoder)))
+
+
+class Child:
+    """Another process that encodes texts through a store, slowly."""
+
+    def __init__(self, encoder: Path, root: Path, texts: list[str], seconds: float, codec: str) -> None:
+        self.log = root.parent / "log"
+        file = root.parent / "texts.json"
+        file.write_text(json.dumps(texts))
+        paths, shard = (str(encoder), str(root), str(file), str(self.log)), str(63 * row_bytes(codec, 2, 32))
+        command = [sys.executable, str(SCRIPT), *paths, shard, str(seconds), codec]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def read(self) -> list[tuple[int, ...]]:
+        """Token ids of every text that its encoder has read."""
+        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                pytest.fail(f"the other process ended too early: {self.process.communicate()}")
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def child(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], store: FeatureStore
+) -> Iterator[Callable[[float, str], Child]]:
+    children: list[Child] = []
+
+    def start(seconds: float, codec: str) -> Child:
+        children.append(Child(tiny_encoder, store.root, toy_rows[0], seconds, codec))
+        return children[-1]
+
+    yield start
+    for one in children:
+        one.process.kill()
+        one.process.communicate()
+
+
+def finished_shards(root: Path) -> int:
+    return len(list(root.glob("*/shards/*.json")))
+
+
+@pytest.mark.parametrize("codec", ["fp16", "compact"])
+def test_a_killed_run_resumes_and_keeps_every_finished_shard(
+    encoder: Encoder,
+    toy_rows: tuple[list[str], list[str]],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    child: Callable[[float, str], Child],
+    codec: str,
+) -> None:
+    inputs: list[TextInput] = [(text, None) for text in toy_rows[0]]
+    other = child(0.1, codec)
+    other.wait_for(lambda: finished_shards(store.root) >= 2)
+    other.process.send_signal(signal.SIGKILL)
+    assert other.process.wait() == -signal.SIGKILL
+
+    space = store.space(encoder.identity.to_json(), codec)
+    missing = [pair for pair in inputs if text_key(*pair) not in space]
+    assert 0 < len(missing) < len(inputs)
+    kept = {file: when for file, when in shards(space).items() if file.endswith(".json")}
+    kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
+    (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
+    features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec)
+    assert sorted(encoded) == ids(encoder, missing)
+    assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
+    assert kept.items() <= shards(space).items()
+    assert not list(space.folder.rglob("*.partial"))
+    assert same(values(features), through(codec, encoder, inputs, store))
+
+
+@pytest.mark.parametrize("codec", ["fp16", "compact"])
+def test_two_processes_encode_each_text_once(
+    encoder: Encoder,
+    toy_rows: tuple[list[str], list[str]],
+    store: FeatureStore,
+    encoded: list[tuple[int, ...]],
+    child: Callable[[float, str], Child],
+    codec: str,
+) -> None:
+    inputs: list[TextInput] = [(text, None) for text in [*toy_rows[0], "why was my refund never late"]]
+    other = child(0.02, codec)
+    other.wait_for(lambda: finished_shards(store.root) >= 1)
+    progress = Recorder()
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    output, errors = other.process.communicate(timeout=120)
+    assert other.process.returncode == 0, errors
+    assert json.loads(output) == [0, 120]
+    assert progress.said == ["waiting for another process that encodes with this encoder"]
+    assert use.misses == 1
+    assert encoded == ids(encoder, inputs[-1:])
+    assert sorted([*other.read(), *encoded]) == ids(encoder, inputs)
+    assert same(values(features), through(codec, encoder, inputs, store))
+
+
+def test_a_file_in_the_place_of_the_store_is_explained(
+    encoder: Encoder, inputs: list[TextInput], tmp_path: Path, encoded: list[Any]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
+        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16")
+    assert encoded == []
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_of_some_states_is_those_of_all(
+    tiny_encoder: Path, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
+) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
+    features, _ = stored_features(inputs, every, store, Progress(), codec=codec)
+    features.dtype = dtype
+    rows = torch.tensor([3, 41, 7])
+    view = features.with_layers([1, 3])
+    assert (view.layers, view.width, len(view)) == (2, features.width, len(features))
+    whole, seen = features.batch(rows), view.batch(rows)
+    assert torch.equal(seen[0], whole[0][:, :, [1, 3]]) and torch.equal(seen[1], whole[1])
+    assert torch.equal(view.tokens(rows), features.tokens(rows)[:, [1, 3]])
+    assert torch.equal(view.with_layers([1]).batch(rows)[0], whole[0][:, :, [3]])
+    assert features.with_layers(range(4)) is features
+    assert features.batch(rows)[0].shape[2] == 4  # the view is another object
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_a_view_is_what_an_encoder_of_those_states_stores_and_can_be_stored_as_it(
+    tiny_encoder: Path, encoder: Encoder, inputs: list[TextInput], tmp_path: Path, codec: str
+) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
+    view = stored_features(inputs, every, FeatureStore(tmp_path / "all"), Progress(), codec=codec)[0].with_layers(
+        [2, 3]
+    )
+    own, _ = stored_features(inputs, encoder, FeatureStore(tmp_path / "own"), Progress(), codec=codec)
+    rows = torch.arange(len(inputs))
+    assert torch.equal(view.tokens(rows), own.tokens(rows))
+    copied = FeatureStore(tmp_path / "copied")
+    assert keep_features(inputs, view, encoder, copied, Progress(), codec=codec) == len(inputs)
+    kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec)
+    assert (use.hits, use.misses) == (len(inputs), 0)
+    for row in rows.tolist():  # the bytes themselves
+        found = [
+            features._gather(
+                features._start[[row]][:, None] + torch.arange(int(features.lengths[row])), features._array[[row]]
+            )
+            for features in (own, kept)
+        ]
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("places", [[], [2, 1], [1, 1], [-1], [4]])
+def test_a_view_needs_places_that_there_are(tiny_encoder: Path, places: list[int]) -> None:
+    features = live_features([("my card", None)], load_encoder(tiny_encoder, layers=[0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"places must be different ones from 0 to 3, rising\. Got \["):
+        features.with_layers(places)
+
+
+def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -> None:
+    """Of single texts, joint pairs and windows, in the order of the inputs."""
+    words = ["card", "my card", "refund my money", "a b c d e f g h i j", "password " * 90, "login"]
+    inputs: list[tuple[str, str | None]] = [(text, None) for text in words]
+    for options, rows in (
+        ({}, inputs),
+        ({"long_text": "window"}, inputs),
+        ({}, [(text, "your money please") for text in words]),
+    ):
+        encoder = load_encoder(tiny_encoder, precision="fp32", **options)  # type: ignore[arg-type]
+        exact, padded = live_features(rows, encoder), live_features(rows, encoder, padded=True)
+        assert padded.lengths.tolist() == exact.lengths.tolist()
+        assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
+        for row in range(len(rows)):
+            alone = [each.tokens(torch.tensor([row])) for each in (exact, padded)]
+            torch.testing.assert_close(alone[1], alone[0], atol=4e-3, rtol=4e-3)
+        values, mask = padded.batch(torch.arange(len(rows)))
+        expected, _ = exact.batch(torch.arange(len(rows)))
+        torch.testing.assert_close(values[mask], expected[mask], atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("order", ["as stored", "shuffled"])
+def test_features_in_a_devices_memory_are_the_stored_ones(
+    encoder: Encoder, store: FeatureStore, codec: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs: list[TextInput] = [
+        (" ".join([*WORDS[row % 7 : row % 7 + 1 + row % 5], str(row)]), None) for row in range(60)
+    ]
+    stored_features(
+        [inputs[row] for row in np.random.default_rng(0).permutation(60)], encoder, store, Progress(), codec=codec
+    )
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    rows = torch.arange(5, 55)
+    if order == "shuffled":
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:20]
+    for fewest in (1, 1000):  # copied from where they lie, and gathered
+        monkeypatch.setattr(module, "FEWEST_RUN_TOKENS", fewest)
+        monkeypatch.setattr(module, "CHUNK_TOKENS", 50)
+        resident = features.resident(rows, torch.device("cpu"))
+        for batch in rows.split(7):
+            assert all(torch.equal(*pair) for pair in zip(resident.batch(batch), features.batch(batch), strict=True))

@@ -1,0 +1,183 @@
+"""Pairs of texts that are encoded one by one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import build_tiny_encoder
+from ytuning.cli.main import main
+from ytuning.compare import methods as contestants
+from ytuning.compare.methods import work_on
+from ytuning.data.dataset import Dataset
+from ytuning.data.splits import target_of
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.estimator import YTuningClassifier
+from ytuning.features.features import live_features, stored_features
+from ytuning.features.pairs import PairedFeatures, keep_pairs, live_pairs, stored_pairs
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import PooledConfig
+from ytuning.progress import Progress
+from ytuning.system.machine import workers
+from ytuning.tasks.layers import rank_layers
+from ytuning.tasks.task import PAIR_MODES, PairMode
+from ytuning.training import recipes
+from ytuning.training.batches import shuffled_batches
+from ytuning.training.projection import reduced_features
+from ytuning.training.recipes import Recipe, TrainingConfig
+
+PAIRS = [
+    ("my card", "the money is late"),
+    ("the money is late", "my card"),
+    ("a", "my card"),
+    ("my card", "my card"),
+    ("please help me " * 20, "a"),
+]
+TEXTS = list(dict.fromkeys(text for pair in PAIRS for text in pair))
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pairs(encoder: Encoder) -> PairedFeatures:
+    return live_pairs(PAIRS, encoder)
+
+
+def test_a_batch_holds_first_texts_then_second_ones(encoder: Encoder, pairs: PairedFeatures) -> None:
+    rows = torch.tensor([2, 4, 0])
+    values, mask = pairs.batch(rows)
+    assert values.shape[0] == mask.shape[0] == 6
+    sides = [PAIRS[row][side] for side in (0, 1) for row in rows.tolist()]
+    for text, value, there in zip(sides, values, mask, strict=True):
+        alone, every = live_features([(text, None)], encoder).batch(torch.tensor([0]))
+        assert every.all()
+        torch.testing.assert_close(value[there], alone[0], atol=2e-3, rtol=2e-3)
+
+
+def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: PairedFeatures) -> None:
+    single = {text: live_features([(text, None)], encoder) for text in TEXTS}
+    assert len(pairs) == 5 and pairs.paired and not pairs.texts.paired
+    assert pairs.lengths.tolist() == [max(int(single[text].lengths[0]) for text in pair) for pair in PAIRS]
+    assert pairs.truncated_rows.tolist() == [False, False, False, False, True]
+    rows = torch.tensor([0, 3])
+    distinct = {text for row in rows.tolist() for text in PAIRS[row]}
+    assert pairs.bytes_of(rows) == sum(single[text].bytes_of(torch.tensor([0])) for text in distinct)
+    tokens = pairs.tokens(rows)
+    assert len(tokens) == sum(int(single[text].lengths[0]) for row in rows.tolist() for text in PAIRS[row])
+
+
+def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairedFeatures) -> None:
+    store = FeatureStore()
+    _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16")
+    found, use = stored_pairs(PAIRS, encoder, store, Progress(), codec="fp16")
+    assert (before.misses, use.hits, use.misses) == (1, 1, len(TEXTS) - 1)
+    rows = torch.arange(4)
+    torch.testing.assert_close(found.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
+
+
+def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [(f"card {word}", f"late {word}") for word in ["my", "the", "your", "a", "please", "help", "why", "how"]]
+    store = FeatureStore()
+    stored_features([(first, None) for first, _ in texts[::-1]], encoder, store, Progress())
+    found, _ = stored_pairs(texts, encoder, store, Progress())
+    rows = torch.tensor([5, 1, 7, 2])
+    places = found.texts.in_order(found.first).tolist()
+    wanted = sorted(rows.tolist(), key=lambda row: places.index(int(found.first[row])))
+    assert found.in_order(rows).tolist() == wanted
+    monkeypatch.setattr("ytuning.features.pairs.BLOCK_BYTES", 2 * found.bytes_of(rows) // 4)
+    blocks = found.blocks(rows)
+    assert [len(block) for block in blocks] == [2, 2] and torch.cat(blocks).tolist() == wanted
+    found.prefetch(blocks[0])
+    monkeypatch.setattr("ytuning.training.batches.IN_MEMORY", 0)
+    batches = shuffled_batches(found.lengths, rows, 2, seed=0, stored=found)
+    for _ in range(3):  # epochs
+        assert sorted(torch.cat([next(batches), next(batches)]).tolist()) == sorted(rows.tolist())
+    found.release()
+
+
+@pytest.mark.parametrize("codec", ["int8", "compact"])
+def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) -> None:
+    found, _ = stored_pairs(PAIRS, encoder, FeatureStore(), Progress(), codec=codec)
+    rows = np.array([0, 2])
+    with workers() as pool:
+        reduced = reduced_features(found, rows, pool, Progress())
+    assert reduced.features.paired and reduced.features.layers == 1
+    values, mask = found.batch(torch.from_numpy(rows))
+    coordinates, same = reduced.features.batch(torch.from_numpy(rows))
+    assert torch.equal(mask, same)
+    projected = values.flatten(2) @ reduced.directions.T
+    error = (coordinates[:, :, 0] - projected)[mask].norm() / projected[mask].norm()
+    assert error < 0.03
+
+
+def test_a_view_of_pairs_and_what_is_kept_of_it(tiny_encoder: Path, encoder: Encoder) -> None:
+    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32")
+    found = live_pairs(PAIRS, every)
+    view = found.with_layers([2, 3])
+    assert isinstance(view, PairedFeatures) and view.layers == 2
+    rows = torch.tensor([4, 1])
+    assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
+    store = FeatureStore()
+    assert keep_pairs(PAIRS, view, encoder, store, Progress()) == len(TEXTS)
+    kept, use = stored_pairs(PAIRS, encoder, store, Progress())
+    assert (use.hits, use.misses) == (len(TEXTS), 0)
+    own, _ = stored_pairs(PAIRS, encoder, FeatureStore(store.root / "own"), Progress())
+    assert torch.equal(kept.tokens(rows), own.tokens(rows))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of six layers."""
+    return build_tiny_encoder(tmp_path_factory.mktemp("deep"), seed=0, layers=6)
+
+
+@pytest.mark.parametrize(("paired", "layers"), [(False, (3, 5)), (True, (4, 6))])
+def test_pairs_have_default_hidden_states_of_their_own(
+    paired: bool,
+    layers: tuple[int, ...],
+    deep: Path,
+    toy_rows: tuple[list[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick = TrainingConfig(fewest_steps=10, most_steps=10, label_steps=1)
+    monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), quick))
+    texts, labels = (each[:60] for each in toy_rows)
+    others = texts[::-1] if paired else None
+    data = Dataset(texts, labels, text_pairs=others)
+
+    model = YTuningClassifier(encoder=str(deep), seed=0)
+    model.fit(list(zip(texts, others, strict=True)) if others else texts, labels)
+    assert model.task_.encoder.layers == layers
+
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    if others:
+        rows = [{**row, "text_pair": other} for row, other in zip(rows, others, strict=True)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = f"ytuning train {tmp_path / 'train.jsonl'} --encoder {deep} --out {tmp_path / 'task'} --quiet"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert json.loads((tmp_path / "task" / "task.json").read_text())["encoder"]["layers"] == list(layers)
+
+    work = work_on(data, str(deep))
+    for found in (
+        contestants._head(work, 0, tmp_path / "store", Progress(), "default"),
+        contestants._logistic(work, 0, tmp_path / "store", Progress()),
+    ):
+        assert found.encoder.identity.layers == layers
+
+    modes: tuple[PairMode | None, ...] = PAIR_MODES if paired else (None,)
+    target = target_of(data, None, None)
+    ranking = rank_layers(
+        data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
+    )
+    assert ranking.default == layers and layers in {each.layers for each in ranking.ranked}

@@ -1,0 +1,511 @@
+"""The feature store: what is written comes back, what is damaged is found, and what goes wrong is explained."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ytuning.errors import InputError, StoreError
+from ytuning.features.codecs import CODECS, Compact
+from ytuning.features.store import FeatureSpace, FeatureStore, text_key
+
+
+def identity(fingerprint: str = "f" * 32) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint, "layers": [1, 2], "width": 3, "name": "tiny", "precision": "fp32", "max_length": 9,
+    }  # fmt: skip
+
+
+def normal(tokens: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(tokens, 2, 3)).astype(np.float16)
+
+
+def write(space: FeatureSpace, texts: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Write one shard of random features; ``texts`` maps a text to its token count. Returns each text's bytes."""
+    lengths = np.array(list(texts.values()), np.int64)
+    if space.codec is None:
+        space.establish(Compact.fitted(normal(20, seed)))
+    assert space.codec is not None
+    rows = space.codec.encode(torch.from_numpy(normal(lengths.sum(), seed))).numpy()
+    space.write([text_key(text) for text in texts], lengths, lengths % 2 == 0, rows)
+    return dict(zip(texts, np.split(rows, np.cumsum(lengths)[:-1]), strict=True))
+
+
+def read(space: FeatureSpace, texts: list[str]) -> list[np.ndarray]:
+    """(T, row bytes) of each text."""
+    rows = space.rows([text_key(text) for text in texts])
+    assert rows is not None
+    places = zip(rows.array, rows.start, rows.length, strict=True)
+    return [np.array(rows.arrays[array][start : start + length]) for array, start, length in places]
+
+
+def files(space: FeatureSpace, pattern: str = "*") -> list[str]:
+    return sorted(file.name for file in (space.folder / "shards").glob(pattern))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "root")
+
+
+# ------------------------------------------------------------------------------------------------- keys
+
+
+def test_texts_and_pairs_have_keys_of_their_own() -> None:
+    pairs = [
+        ("a", "bc"),
+        ("ab", "c"),
+        ("abc", None),
+        ("abc", ""),
+        ("", "abc"),
+        ("", None),
+        ("3:abc", None),
+        ("a+bc", None),
+    ]
+    assert len({text_key(*pair) for pair in pairs}) == len(pairs)
+    assert text_key("\u00e9") == text_key("\u00e9", None) != text_key("e\u0301")
+    assert len(text_key("a")) == 16
+
+
+# Digits, the separators, and few letters, so that two different pairs often have the same characters in a row.
+scraps = st.text("1:+ab", max_size=5)
+
+
+@given(*[st.tuples(scraps, st.none() | scraps)] * 2)
+def test_equal_keys_mean_equal_texts(one: tuple[str, str | None], other: tuple[str, str | None]) -> None:
+    assert (text_key(*one) == text_key(*other)) == (one == other)
+
+
+# ------------------------------------------------------------------------------------------------- round trip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(CODECS),
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4),
+    st.data(),
+)
+def test_what_is_written_comes_back_through_reopening(codec: str, shards: list[list[int]], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as root, mock.patch.object(os, "fsync"):  # hundreds of them take long
+        space = FeatureStore(root).space(identity(), codec)
+        written: dict[str, np.ndarray] = {}
+        for number, lengths in enumerate(shards):
+            written |= write(space, {f"{number}.{row}": length for row, length in enumerate(lengths)}, number)
+        texts = data.draw(st.lists(st.sampled_from(sorted(written)), max_size=12))
+        for opened in (space, FeatureStore(root).space(identity(), codec), *FeatureStore(root).spaces()):
+            assert opened.codec_name == codec
+            assert len(opened) == len(written)
+            assert opened.shards == len(shards)
+            assert opened.tokens == sum(map(sum, shards))
+            assert opened.size == sum(array.nbytes for array in written.values())
+            assert opened.size == sum(file.stat().st_size for file in Path(root).rglob("*.features"))
+            for given_back, text in zip(read(opened, texts), texts, strict=True):
+                assert np.array_equal(given_back, written[text])
+            rows = opened.rows([text_key(text) for text in texts])
+            assert rows is not None
+            assert rows.truncated.tolist() == [len(written[text]) % 2 == 0 for text in texts]
+            assert opened.verify() == []
+
+
+def test_a_space_knows_what_it_holds(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    write(space, {"a": 2})
+    assert text_key("a") in space
+    assert text_key("b") not in space
+    assert space.rows([text_key("a"), text_key("b")]) is None
+
+
+def test_features_that_do_not_fit_are_refused(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    for features in (np.zeros((2, 12), np.uint8), np.zeros((3, 12), np.float16), np.zeros((3, 8), np.uint8)):
+        with pytest.raises(ValueError, match="do not fit 3 x 12 bytes"):
+            space.write([text_key("a")], np.array([3]), np.array([False]), features)
+    assert files(space) == []
+
+
+def test_an_open_space_takes_in_and_drops_what_others_did(store: FeatureStore) -> None:
+    ours, theirs = store.space(identity(), "fp16"), store.space(identity(), "fp16")
+    written = write(theirs, {"a": 2})
+    assert len(ours) == 0
+    ours.refresh()
+    assert np.array_equal(read(ours, ["a"])[0], written["a"])
+    for file in (theirs.folder / "shards").iterdir():
+        file.unlink()
+    ours.refresh()
+    assert (len(ours), ours.shards) == (0, 0)
+
+
+def test_the_root_is_the_named_folder_or_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("YTUNING_CACHE", str(tmp_path))
+    assert FeatureStore().root == tmp_path
+    monkeypatch.delenv("YTUNING_CACHE")
+    assert FeatureStore().root.name == "ytuning"
+    assert FeatureStore(tmp_path / "x").root == tmp_path / "x"
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (flip, "checksum differs"),
+        (lambda file: os.truncate(file, 7), "checksum differs"),
+        (lambda file: os.truncate(file, 0), "checksum differs"),
+        (lambda file: file.unlink(), "features file missing"),
+    ],
+    ids=["flipped", "truncated", "emptied", "missing"],
+)
+def test_verify_sets_a_damaged_shard_aside(store: FeatureStore, harm: Callable[[Path], None], reason: str) -> None:
+    space = store.space(identity(), "fp16")
+    write(space, {"a": 2, "b": 3})
+    written = write(space, {"c": 4}, seed=1)
+    name = space._place[text_key("a")][0]
+    harm(space.folder / "shards" / f"{name}.features")
+    assert store.space(identity(), "fp16").rows([text_key("a")]) is None  # a reader checks what it uses
+    space = store.space(identity(), "fp16")
+    assert text_key("a") not in space
+    assert np.array_equal(read(space, ["c"])[0], written["c"])
+    assert all(name not in file for file in files(space))
+    aside = sorted(file.name for file in (space.folder / "damaged").iterdir())
+    assert [file.split(".")[0] for file in aside] == [name] * len(aside)
+    assert any(file.endswith(".json") for file in aside)
+    assert any(file.endswith(".features") for file in aside) == (reason != "features file missing")
+
+
+def test_a_damage_says_which_shard_why_and_where(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    write(space, {"a": 2})
+    flip(next((space.folder / "shards").glob("*.features")))
+    name = space._place[text_key("a")][0]
+    damages = space.verify()
+    assert [str(damage) for damage in damages] == [
+        f"shard {name} is damaged (checksum differs); set aside in {space.folder / 'damaged'}, "
+        "its texts are computed again"
+    ]
+    assert damages == space.damages
+    assert space.verify() == []
+
+
+def test_a_shard_found_damaged_is_checked_again_when_another_process_rewrites_it(store: FeatureStore) -> None:
+    space, other = store.space(identity(), "fp16"), store.space(identity(), "fp16")
+    write(space, {"a": 2})
+    flip(next((space.folder / "shards").glob("*.features")))
+    assert len(space.verify()) == 1
+    write(other, {"a": 2})  # the same name
+    flip(next((space.folder / "shards").glob("*.features")))
+    space.refresh()
+    assert text_key("a") in space
+    assert space.rows([text_key("a")]) is None
+
+
+def with_check(content: dict[str, Any]) -> str:
+    return json.dumps({**content, "check": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff\xfe", b"null", b"3", b'"text"', b"[1]", b"{}", b'{"check": 1}',
+        b'{"name": "package", "version": 1}',
+        with_check({"some": "other"}).encode(),
+        with_check({"sha256": "", "keys": ["zz"], "lengths": [1], "truncated": []}).encode(),
+        with_check({"sha256": "", "keys": ["00"], "lengths": [1], "truncated": [5]}).encode(),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_not_one_is_set_aside(store: FeatureStore, content: bytes) -> None:
+    space = store.space(identity(), "fp16")
+    written = write(space, {"a": 2})
+    write(space, {"b": 3}, seed=1)
+    name = space._place[text_key("b")][0]
+    (space.folder / "shards" / f"{name}.json").write_bytes(content)
+    space = store.space(identity(), "fp16")
+    assert [(damage.shard, damage.reason.split(":")[0]) for damage in space.damages] == [(name, "unreadable manifest")]
+    assert len(space) == 1
+    assert np.array_equal(read(space, ["a"])[0], written["a"])
+    assert len(list((space.folder / "damaged").iterdir())) == 2
+    assert store.space(identity(), "fp16").damages == []
+
+
+def test_a_changed_manifest_fails_its_own_check(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    write(space, {"a": 2, "b": 2})
+    manifest = next((space.folder / "shards").glob("*.json"))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "keys": content["keys"][::-1]}))
+    assert len(store.space(identity(), "fp16")) == 0
+
+
+# ------------------------------------------------------------------------------------------------- codecs
+
+
+def test_each_codec_has_a_space_of_its_own(store: FeatureStore) -> None:
+    spaces = {codec: store.space(identity(), codec) for codec in CODECS}
+    assert {codec: space.folder.name for codec, space in spaces.items()} == {
+        "fp16": "f" * 32, "int8": "f" * 32 + "-int8", "compact": "f" * 32 + "-compact",
+    }  # fmt: skip
+    for space in spaces.values():
+        write(space, {"a": 2})
+    assert [space.size for space in spaces.values()] == [2 * 12, 2 * 10, 2 * 5]
+    assert store.remove("f" * 32) == ["f" * 32]  # a whole name is no beginning of others
+    with pytest.raises(InputError, match="2 feature spaces start with 'ff'"):
+        store.remove("ff")
+    assert store.remove("f" * 32 + "-c") == ["f" * 32 + "-compact"]
+    with pytest.raises(InputError) as caught:
+        store.space(identity(), "int4")
+    assert str(caught.value) == "store must be one of 'fp16', 'int8', 'compact'. Got 'int4' instead."
+
+
+def test_a_space_in_an_unknown_codec_is_refused(store: FeatureStore) -> None:
+    file = store.space(identity(), "int8").folder / "space.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "codec": "int2"}))
+    message = (
+        r"json: codec must be one of 'fp16', 'int8', 'compact'\. Got 'int2' instead\. Move the folder away and run"
+    )
+    with pytest.raises(StoreError, match=message):
+        store.space(identity(), "int8")
+
+
+def basis_file(space: FeatureSpace) -> Path:
+    (file,) = space.folder.glob("basis.*.safetensors")
+    return file
+
+
+def test_the_basis_is_written_once_and_belongs_to_the_space(store: FeatureStore) -> None:
+    space = store.space(identity(), "compact")
+    assert space.codec is None and space.rows([]) is None
+    write(space, {"a": 2})
+    content = basis_file(space).read_bytes()
+    assert basis_file(space).name == f"basis.{hashlib.sha256(content).hexdigest()}.safetensors"
+    again = store.space(identity(), "compact")
+    write(again, {"b": 2}, seed=1)
+    assert basis_file(space).read_bytes() == content
+    for shard in (space.folder / "shards").glob("*.json"):
+        assert json.loads(shard.read_text())["basis"] == hashlib.sha256(content).hexdigest()
+    assert isinstance(again.codec, Compact) and again.codec.to_bytes() == content
+
+
+@pytest.mark.parametrize("harm", [flip, lambda file: os.truncate(file, 0), lambda file: file.unlink()])
+def test_without_its_basis_every_shard_is_damaged(store: FeatureStore, harm: Callable[[Path], None]) -> None:
+    space = store.space(identity(), "compact")
+    write(space, {"a": 2})
+    write(space, {"b": 3}, seed=1)
+    names = sorted(space._shards)
+    harm(basis_file(space))
+    space = store.space(identity(), "compact")
+    assert [(damage.shard, damage.reason) for damage in space.damages] == [
+        (name, "the basis it was written with is missing or damaged") for name in names
+    ]
+    assert (len(space), space.codec, files(space)) == (0, None, [])
+    assert list(space.folder.glob("basis.*")) == []
+    written = write(space, {"a": 2})
+    assert np.array_equal(read(store.space(identity(), "compact"), ["a"])[0], written["a"])
+    assert store.space(identity(), "compact").damages == []
+
+
+def test_a_space_that_was_begun_anew_is_taken_as_it_is(store: FeatureStore) -> None:
+    ours, theirs = store.space(identity(), "compact"), store.space(identity(), "compact")
+    write(ours, {"a": 2})
+    theirs.refresh()
+    flip(basis_file(ours))
+    theirs = store.space(identity(), "compact")
+    written = write(theirs, {"b": 2}, seed=1)  # with another basis
+    ours.refresh()
+    assert (text_key("a") in ours, ours.damages) == (False, [])
+    assert np.array_equal(read(ours, ["b"])[0], written["b"])
+    rows = ours.rows([text_key("b")])
+    assert rows is not None and rows.codec is ours.codec and theirs.codec is not None
+    assert ours.codec is not None
+    assert np.array_equal(
+        ours.codec.encode(torch.from_numpy(normal(4))).numpy(), theirs.codec.encode(torch.from_numpy(normal(4))).numpy()
+    )
+
+
+def test_nothing_is_written_with_a_basis_that_is_gone(store: FeatureStore) -> None:
+    space = store.space(identity(), "compact")
+    write(space, {"a": 2})
+    basis_file(space).unlink()
+    with space.locked(lambda: pytest.fail("nobody holds the lock")):
+        assert space.codec is None and len(space) == 0
+    assert len(space.damages) == 1
+
+
+def test_a_full_disk_leaves_no_basis(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = store.space(identity(), "compact")
+    (space.folder / f"basis.{'0' * 64}.safetensors.99.partial").write_bytes(b"half")
+    with space.locked(lambda: None), monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_at(1, errno.ENOSPC))
+        with pytest.raises(StoreError, match="the disk is full"):
+            write(space, {"a": 2})
+    assert list(space.folder.glob("basis.*")) == []
+    assert space.codec is None
+
+
+# ------------------------------------------------------------------------------------------------- locks, leftovers
+
+
+def test_unfinished_files_are_removed_by_the_next_writer(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    written = write(space, {"a": 2})
+    whole = files(space)
+    for name in ("x.features.99.partial", "x.json.99.partial", "x.features"):
+        (space.folder / "shards" / name).write_bytes(b"half")
+    with store.space(identity(), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
+        assert files(space) == whole
+    assert np.array_equal(read(space, ["a"])[0], written["a"])
+
+
+def test_the_lock_is_let_go_when_its_holder_fails(store: FeatureStore) -> None:
+    space = store.space(identity(), "fp16")
+    with pytest.raises(RuntimeError, match="inside"), space.locked(lambda: None):
+        raise RuntimeError("inside")
+    with store.space(identity(), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------- complaints
+
+
+def fail_at(call: int, number: int) -> Callable[[int], None]:
+    """An os.fsync that raises from the given call on."""
+    calls = iter(range(1, 1000))
+
+    def fsync(_: int) -> None:
+        if next(calls) >= call:
+            raise OSError(number, os.strerror(number))
+
+    return fsync
+
+
+# One shard syncs its features file, the folder, its manifest, the folder.
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_full_disk_loses_nothing_and_leaves_nothing(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    space = store.space(identity(), "fp16")
+    before = write(space, {"a": 2})
+    whole = files(space)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_at(call, errno.ENOSPC))
+        with pytest.raises(StoreError) as caught:
+            write(space, {"b": 3}, seed=1)
+    message = str(caught.value)
+    assert message.startswith(f"the disk is full: cannot store 0 MB of features in {space.folder}. ")
+    assert "free some space (ytuning cache remove)" in message
+    assert "set YTUNING_CACHE" in message
+    assert files(space, "*.partial") == []
+    assert text_key("b") not in space
+    again = store.space(identity(), "fp16")
+    with again.locked(lambda: None):
+        assert files(again) == whole
+    assert np.array_equal(read(again, ["a"])[0], before["a"])
+    after = write(again, {"b": 3}, seed=1)
+    assert np.array_equal(read(again, ["b"])[0], after["b"])
+
+
+def test_a_full_disk_while_writing_is_the_same(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = store.space(identity(), "fp16")
+    real = Path.open
+
+    class Full:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def close(self) -> None:
+            self.stream.close()
+
+        def write(self, data: Any) -> None:
+            self.stream.write(bytes(data[:5]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda file, mode="r", *rest: Full(real(file, mode, *rest)))
+        with pytest.raises(StoreError, match="the disk is full"):
+            write(space, {"a": 2})
+    assert files(space) == []
+
+
+def test_another_error_of_the_disk_names_itself(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = store.space(identity(), "fp16")
+    monkeypatch.setattr(os, "fsync", fail_at(1, errno.EIO))
+    with pytest.raises(StoreError) as caught:
+        write(space, {"a": 2})
+    expected = f"cannot use the feature store {space.folder}: {os.strerror(errno.EIO)}. "
+    assert str(caught.value) == expected + "Set YTUNING_CACHE to a folder you can write"
+    assert files(space, "*.partial") == []
+
+
+def test_a_file_in_the_place_of_the_root_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("")
+    with pytest.raises(StoreError, match=r"cannot use the feature store .*root.*: .*Set YTUNING_CACHE to a folder"):
+        FeatureStore(tmp_path / "root").space(identity(), "fp16")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="every folder can be written by root")
+def test_a_root_without_permission_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match=r"Permission denied\. Set YTUNING_CACHE to a folder you can write"):
+            FeatureStore(tmp_path / "root").space(identity(), "fp16")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1, "identity": {"layers": 3}}'])
+def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str) -> None:
+    folder = store.space(identity(), "fp16").folder
+    (folder / "space.json").write_text(content)
+    with pytest.raises(StoreError, match=r"f{32} is not a readable feature space \(\w+\)\. Move it away and run again"):
+        store.space(identity(), "fp16")
+
+
+@pytest.mark.parametrize("content", [{"schema": 2}, {"schema": None}])
+def test_another_schema_is_refused(store: FeatureStore, content: dict[str, object]) -> None:
+    file = store.space(identity(), "fp16").folder / "space.json"
+    file.write_text(json.dumps(content))
+    message = f"{file} has schema {content['schema']}, and this version of ytuning reads schema 1. Move the folder away"
+    with pytest.raises(StoreError, match=f"^{re.escape(message)}, or set YTUNING_CACHE to another one$"):
+        store.space(identity(), "fp16")
+
+
+# ------------------------------------------------------------------------------------------------- remove
+
+
+def test_spaces_are_removed_by_an_unambiguous_prefix(store: FeatureStore) -> None:
+    names = ["ab1" + "0" * 29, "ab2" + "0" * 29, "cd3" + "0" * 29]
+    for name in names:
+        write(store.space(identity(name), "fp16"), {"a": 1})
+    assert [space.folder.name for space in store.spaces()] == names
+    with pytest.raises(InputError) as caught:
+        store.remove("ab")
+    assert str(caught.value) == f"2 feature spaces start with 'ab' in {store.root}. There are: {', '.join(names)}"
+    with pytest.raises(InputError, match="no feature space starts with 'x' in"):
+        store.remove("x")
+    assert len(store.spaces()) == 3
+    assert store.remove("ab2") == [names[1]]
+    assert [space.folder.name for space in store.spaces()] == [names[0], names[2]]
+    assert store.remove() == [names[0], names[2]]
+    assert store.spaces() == []
+    assert store.remove() == []
+    with pytest.raises(InputError, match=r"There are: none$"):
+        store.remove("ab")

@@ -1,0 +1,372 @@
+"""Label heads: the fast forms against naive ones, masking, gradients, and configs as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+import ytuning.heads.pooled as module
+from tests.heads.naive_heads import naive_logits
+from ytuning.errors import InputError
+from ytuning.heads.dropout import dropped
+from ytuning.heads.pooled import (
+    CrossAttentionConfig,
+    CrossAttentionHead,
+    HeadConfig,
+    LabelHead,
+    LabelTuningConfig,
+    LabelTuningHead,
+    PooledConfig,
+    build_head,
+    config_from_json,
+    config_to_json,
+)
+
+WIDTH = 12  # of the features
+
+# Config, labels, layers. Dropout is on, so that a head that drops in evaluation mode is caught.
+CASES: list[tuple[HeadConfig, int, int]] = [
+    (
+        PooledConfig(
+            members=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, dropout=0.4, token_dropout=0.4
+        ),
+        2,
+        1,
+    ),
+    (
+        PooledConfig(
+            members=2,
+            width=8,
+            queries=2,
+            token_width=4,
+            mixing_width=3,
+            mixing_span=3,
+            hidden=2,
+            dropout=0.4,
+            token_dropout=0.4,
+        ),
+        3,
+        2,
+    ),
+    (
+        PooledConfig(
+            members=3,
+            width=6,
+            queries=3,
+            token_width=5,
+            mixing_width=2,
+            mixing_span=2,
+            hidden=3,
+            dropout=0.4,
+            token_dropout=0.4,
+        ),
+        7,
+        3,
+    ),
+    (LabelTuningConfig(dropout=0.4), 2, 1),
+    (LabelTuningConfig(scale=3.0, dropout=0.4), 5, 3),
+    (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
+    (CrossAttentionConfig(width=8, heads=4, blocks=1, rows_per_label=3, hidden=2, dropout=0.4), 9, 2),
+    (CrossAttentionConfig(width=6, heads=1, blocks=2, rows_per_label=1, hidden=2, dropout=0.4), 3, 3),
+    (CrossAttentionConfig(width=8, heads=2, blocks=2, rows_per_label=2, hidden=2, dropout=0.4), 4, 2),
+]
+NAMES = [f"{type(config).__name__}-{labels}-{layers}" for config, labels, layers in CASES]
+cases = pytest.mark.parametrize(("config", "labels", "layers"), CASES, ids=NAMES)
+
+
+def scrambled(config: HeadConfig, labels: int, layers: int, *, paired: bool = False) -> LabelHead:
+    """A head none of whose weights is still 0 or 1."""
+    torch.manual_seed(3)
+    head = build_head(config, labels=labels, layers=layers, width=WIDTH, paired=paired)
+    with torch.no_grad():
+        for tensor in (*head.parameters(), *head.buffers()):
+            tensor.add_(0.3 * torch.randn_like(tensor))
+    return head
+
+
+def batch(layers: int, lengths: tuple[int, ...] = (5, 1, 3, 7)) -> tuple[Tensor, Tensor]:
+    """Features (B, T, L, D) and mask (B, T)."""
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(len(lengths), max(lengths), layers, WIDTH, generator=generator)
+    return features, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+@cases
+def test_fast_head_agrees_with_the_naive_one(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()
+    features, mask = batch(layers)
+    with torch.no_grad():
+        fast = head(features, mask)
+    slow = naive_logits(config, head.state_dict(), features, mask)
+    assert fast.shape == (len(features), labels) and fast.dtype == torch.float32
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers, paired=True).eval()
+    features, mask = batch(layers, (5, 1, 3, 7, 2, 6))  # the fourth text is the first one's partner
+    with torch.no_grad():
+        fast = head(features, mask)
+        swapped = head(features[[3, 4, 5, 0, 1, 2]], mask[[3, 4, 5, 0, 1, 2]])
+    slow = naive_logits(config, head.state_dict(), features, mask, paired=True)
+    assert fast.shape == (3, labels)
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+    if not isinstance(config, CrossAttentionConfig):  # label rows see a set of tokens, whichever text they are of
+        assert not torch.allclose(fast, swapped, atol=1e-3)
+
+
+def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
+    torch.manual_seed(0)
+    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, paired=True).eval()
+    tokens = torch.randn(6, 2, WIDTH)
+    values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
+    shares = []
+
+    def watched(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
+        shares.append((queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5 + there).softmax(-1))
+        return tokens
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_attended", watched)
+        with torch.no_grad():
+            head(values, mask)
+    alike = torch.cat(shares).flip(-1).diagonal(dim1=1, dim2=2)  # (2 * E, 6)
+    assert float(alike.mean()) > 0.7, shares
+
+
+def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = scrambled(CASES[1][0], 3, 2, paired=True).eval()
+    features, mask = batch(2, (5, 1, 3, 7, 2, 6))  # 5 tokens meet 7 at most
+    calls = []
+
+    def counted(*given: Tensor) -> Tensor:
+        calls.append(given[0].shape[1])
+        return attended(*given)
+
+    attended = module._attended
+    monkeypatch.setattr(module, "_attended", counted)
+
+    def step() -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = head(features, mask)
+        return logits, torch.autograd.grad(logits.square().sum(), list(head.parameters()))
+
+    logits, gradients = step()
+    assert calls == [5, 7]
+    calls.clear()
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 3 * 2 * 3 * 7)  # three tokens of a first text at a time
+    again, same = step()
+    assert calls[:4] == [3, 2, 4, 3] and sorted(calls[4:]) == [2, 3, 3, 4]
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(same, gradients)
+    calls.clear()
+    with torch.inference_mode():
+        torch.testing.assert_close(head(features, mask), logits.detach())
+    assert calls == [3, 2, 4, 3]
+
+
+@cases
+def test_bfloat16_tokens_give_nearly_the_same(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).eval()
+    features, mask = batch(layers)
+    with torch.no_grad():
+        half, exact = head(features.bfloat16(), mask), head(features.bfloat16().float(), mask)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+
+
+@cases
+def test_a_generator_decides_what_is_dropped(config: HeadConfig, labels: int, layers: int) -> None:
+    head = scrambled(config, labels, layers).train()
+    with torch.no_grad():
+        first, again, other = (head(*batch(layers), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    values = dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(values.unique(), torch.tensor([0, 1 / 0.7]))
+    assert float((values == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(values.mean()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@cases
+def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
+    head = scrambled(config, labels, layers, paired=paired).eval()
+    features, mask = batch(layers)
+    other = torch.where(mask[..., None, None], features, 50 * torch.ones(()))
+    longer = torch.cat((features, features[:, :2] * 7), 1)
+    longer_mask = torch.cat((mask, torch.zeros(len(mask), 2, dtype=torch.bool)), 1)
+    with torch.no_grad():
+        logits = head(features, mask)
+        torch.testing.assert_close(head(other, mask), logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(head(longer, longer_mask), logits, rtol=0, atol=1e-5)
+        for row in range(len(logits)):
+            rows = [row, len(logits) + row] if paired else [row]
+            length = int(mask[rows].sum(1).max())
+            alone = head(features[rows][:, :length], mask[rows][:, :length])
+            torch.testing.assert_close(alone[0], logits[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@cases
+def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
+    head = scrambled(config, labels, layers, paired=paired).eval()  # dropout could hide a path by chance
+    logits = head(*batch(layers))
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    untouched = [
+        name for name, weight in head.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0
+    ]
+    assert untouched == []
+
+
+@cases
+def test_dropout_is_for_training_only(config: HeadConfig, labels: int, layers: int) -> None:
+    head, (features, mask) = scrambled(config, labels, layers), batch(layers)
+    with torch.no_grad():
+        assert not torch.equal(head.train()(features, mask), head(features, mask))
+        assert torch.equal(head.eval()(features, mask), head(features, mask))
+
+
+def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
+    head = scrambled(
+        PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, dropout=0.0, token_dropout=1.0), 3, 2
+    )
+    features, mask = batch(2)
+    with torch.no_grad():
+        dropped = head.train()(features, mask).mean(0)  # over members
+        first_token = head.eval()(features[:, :1], mask[:, :1])
+    torch.testing.assert_close(dropped, first_token)
+
+
+@pytest.mark.parametrize(("labels", "usual"), [(2, "_folded"), (20, "_projected")])
+def test_folded_and_projected_attention_are_equal(labels: int, usual: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=2)
+    head = scrambled(config, labels, 2).eval()
+    assert isinstance(head, CrossAttentionHead)
+    attention = head.blocks[0].cross_attention
+    forms = {name: getattr(attention, name) for name in ("_folded", "_projected")}
+    features, mask = batch(2)
+    taken: list[str] = []
+
+    def forced(name: str) -> Tensor:
+        """Logits when both forms are replaced by one."""
+
+        def attend(*arguments: Tensor) -> Tensor:
+            taken.append(name)
+            mixed: Tensor = forms[name](*arguments)
+            return mixed
+
+        for form in forms:
+            monkeypatch.setattr(attention, form, attend)
+        with torch.no_grad():
+            logits: Tensor = head(features, mask)
+        return logits
+
+    with torch.no_grad():
+        chosen = head(features, mask)
+    folded, projected = forced("_folded"), forced("_projected")
+    assert taken == ["_folded", "_projected"]
+    torch.testing.assert_close(folded, projected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(chosen, {"_folded": folded, "_projected": projected}[usual])
+
+
+@cases
+def test_config_survives_json(config: HeadConfig, labels: int, layers: int) -> None:
+    content = json.loads(json.dumps(config_to_json(config)))
+    assert config_from_json(content) == config
+    assert config_from_json(content) is not config
+    assert "form" in content  # not taken out of the caller's mapping
+
+
+def test_forms_are_told_apart() -> None:
+    assert config_to_json(PooledConfig())["form"] == "pooled"
+    assert config_to_json(CrossAttentionConfig())["form"] == "cross_attention"
+
+
+@pytest.mark.parametrize("value", [{"form": "linear"}, {"width": 8}, {"form": None}])
+def test_unknown_form_is_refused(value: dict[str, object]) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'\. Got .* instead\.",
+    ):
+        config_from_json(value)
+
+
+def test_unknown_field_is_refused() -> None:
+    whole = config_to_json(PooledConfig())
+    with pytest.raises(InputError, match=r"^the head's field 'depth' is unknown\. A head of the form 'pooled' has "):
+        config_from_json({**whole, "depth": 3})
+    with pytest.raises(InputError, match=r"^the head's field 'mixing_width' is missing\. .*, width\. Train it again$"):
+        config_from_json({name: value for name, value in whole.items() if name != "mixing_width"})
+
+
+def test_width_must_fit_the_heads() -> None:
+    with pytest.raises(InputError, match=r"^width must be a multiple of heads \(3\)\. Got 8 instead\.$"):
+        build_head(CrossAttentionConfig(width=8, heads=3), labels=2, layers=1, width=WIDTH)
+
+
+def test_members_learn_apart_and_answer_together() -> None:
+    head = scrambled(PooledConfig(members=3, width=8, dropout=0.0, token_dropout=0.0), 4, 2)
+    features, mask = batch(2)
+    with torch.no_grad():
+        apart, together = head.train()(features, mask), head.eval()(features, mask)
+    assert apart.shape == (3, len(features), 4)
+    torch.testing.assert_close(apart.mean(0), together)
+
+
+# --- label rows that start from texts -------------------------------------------------------------------------------
+
+
+def test_label_tuning_starts_as_the_cosine_of_text_and_label() -> None:
+    head = LabelTuningHead(LabelTuningConfig(scale=4.0), labels=3, layers=1, width=WIDTH).eval()
+    features, mask = batch(1)
+    with torch.no_grad():
+        head.center.fill_(0.1)
+        head.start_rows(head.text(features, mask).transpose(0, 1), torch.tensor([2, 0, 2, 1]))
+        logits = head(features, mask)
+    means = torch.stack([text[there, 0].mean(0) for text, there in zip(features, mask, strict=True)])
+    texts = torch.nn.functional.normalize(means - 0.1, dim=1)
+    rows = torch.nn.functional.normalize(torch.stack((texts[1], texts[3], (texts[0] + texts[2]) / 2)), dim=1)
+    torch.testing.assert_close(logits, 4.0 * texts @ rows.T)
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) -> None:
+    torch.manual_seed(0)
+    head = build_head(config, labels=4, layers=2, width=WIDTH).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    features, mask = batch(2)
+    with torch.no_grad():
+        head.start_rows(head.text(features, mask).transpose(0, 1), torch.tensor([3, 1, 0, 2]))
+        assert head(features, mask).argmax(1).tolist() == [3, 1, 0, 2]
+    lengths = head.label_rows.detach().norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
+    head = scrambled(config, 3, 1).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    before = head.label_rows.detach().clone()
+    with torch.no_grad():
+        head.start_rows(head.text(*batch(1)).transpose(0, 1)[:2], torch.tensor([2, 0]))
+    assert torch.equal(head.label_rows[:, 1], before[:, 1])
+    assert not torch.equal(head.label_rows[:, 0], before[:, 0])
+
+
+@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig(scale=3.0)])
+def test_a_label_more_leaves_the_others_as_they_were(config: HeadConfig) -> None:
+    head = scrambled(config, 3, 1).eval()
+    assert not isinstance(head, CrossAttentionHead)
+    row, bias = torch.randn(head.members, head.match_width), torch.randn(head.members)
+    grown = head.with_label(row, bias)
+    features, mask = batch(1)
+    with torch.no_grad():
+        text, logits = head.text(features, mask), grown(features, mask)
+        new = (torch.einsum("ebh,eh->eb", text, row) + bias[:, None]).mean(0)
+        torch.testing.assert_close(logits, torch.cat((head(features, mask), new[:, None]), 1))

@@ -1,0 +1,130 @@
+"""A comparison's table, chart and page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.compare.test_compare import fake_run
+from tests.compare.test_summary import comparison_of, work_of
+from ytuning.compare.summary import Standings, standings_of
+from ytuning.errors import InputError
+from ytuning.reports.comparison import HEIGHT, WIDTH, print_standings, score_against_cost, write_standings
+
+ESCAPED = "a <b>&'\".csv"
+
+
+@pytest.fixture
+def standings() -> Standings:
+    work = work_of()
+    work = replace(work, train=replace(work.train, source=ESCAPED))
+    shares = {"ytuning": 0.9, "logistic": 0.88, "full": 0.6}
+    runs = [fake_run(name, work, seed, share) for seed in range(2) for name, share in shares.items()]
+    found = replace(comparison_of(work, runs), skipped={"lora": "the package 'peft' is <not> installed"})
+    return standings_of(found)
+
+
+def printed(standings: Standings) -> str:
+    stream = io.StringIO()
+    print_standings(Console(file=stream, width=160), standings)
+    return stream.getvalue()
+
+
+def test_table(standings: Standings) -> None:
+    text = printed(standings)
+    lines = {line.split()[0]: line.strip() for line in text.splitlines() if re.match(r" \w+ +\d", line)}
+    ours, logistic, full = (lines[name] for name in ("ytuning", "logistic", "full"))
+    number = r"0\.\d{4}"
+    assert re.search(rf"^ytuning +{number} \({number} to {number}\) +1,000 +10\.5 +2\.5 +0\.50 GB$", ours)
+    assert re.search(rf" -{number} \(-{number} to -{number}\) ", full) and "~" not in full
+    assert re.search(rf" ~ [+-]{number} \([+-]{number} to [+-]{number}\) ", logistic)
+    assert "400 test rows" in text and "2 seeds" in text
+    assert "lora was left out: the package 'peft' is <not> installed" in text
+    assert "no test file" not in text
+
+
+def test_table_of_validation_rows_says_so_first() -> None:
+    work = work_of(test=False)
+    text = printed(standings_of(comparison_of(work, [fake_run("ytuning", work, 0)])))
+    assert text.startswith("There is no test file: these figures are of the validation rows")
+    assert "60 validation rows" in text and re.search(r"1 seed *\n", text)
+
+
+def test_files(standings: Standings, tmp_path: Path) -> None:
+    write_standings(standings, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"comparison.json", "comparison.html"}
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found == standings.to_json()
+    assert set(found["methods"]) == {"ytuning", "logistic", "full"}
+    assert set(found["methods"]["full"]) == {
+        "score", "difference", "parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "told_apart",
+        "runs",
+    }  # fmt: skip
+    assert found["versions"]["torch"] and "predicted" not in found["methods"]["full"]["runs"][0]
+
+
+class Page(HTMLParser):
+    """Tags that are open, texts, and what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attributes if name in ("src", "srcset", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_page_is_whole_and_loads_nothing(standings: Standings, tmp_path: Path) -> None:
+    write_standings(standings, tmp_path)
+    content = (tmp_path / "comparison.html").read_text()
+    page = Page()
+    page.feed(content.replace("<!DOCTYPE html>", ""))
+    assert page.open == [] and page.links == [] and "://" not in content
+    assert content.index("default-src 'none'") < content.index("<title>")
+    assert any(text.startswith(ESCAPED) for text in page.texts) and "prefers-color-scheme: dark" in content
+    assert any("the package 'peft' is <not> installed" in text for text in page.texts)
+    assert {"ytuning", "logistic", "full"} <= set(re.findall(r"<tr(?: class=\"ours\")?><td>(\w+)</td>", content))
+
+
+def test_a_folder_that_cannot_be_written(standings: Standings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^cannot write .*nowhere.*Choose another with --out$"):
+        write_standings(standings, tmp_path / "nowhere")
+
+
+def test_chart(standings: Standings) -> None:
+    figure = score_against_cost(standings)
+    # Each method has a mark and an interval, and two of them a hollow mark for stored features.
+    kinds = [kind for _, _, kind, _ in figure.dots]
+    assert sorted(kinds) == sorted([kind for kind, _ in figure.lines])
+    assert kinds.count("ours") == kinds.count("stored ours") == 1 and kinds.count("others") == 2
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for _, corners in figure.lines for x, y in corners)
+    assert [name.text for name in figure.names] == ["ytuning", "logistic", "full"]
+    assert [name.kind for name in figure.names] == ["ours", "others", "others"]
+
+
+def test_chart_of_one_method_and_of_equal_points(standings: Standings) -> None:
+    one = replace(standings, methods=standings.methods[:1])
+    same = replace(standings, methods=[replace(standings.methods[0], method=name) for name in "abcdefgh"])
+    for chosen in (one, same):
+        figure = score_against_cost(chosen)
+        assert len(figure.names) == len(chosen.methods) and len(figure.x.ticks) > 1
+    # As long as there is room, no name hides another.
+    places = [(name.x, name.y) for name in score_against_cost(same).names]
+    assert len(set(places[:4])) == 4

@@ -1,0 +1,267 @@
+"""One encoder pass for all who ask: equal texts, bounds, clients that leave, texts that fail, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.serving import Live, live, settings, until
+from ytuning.data.dataset import TextInput
+from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.tokens import TokenizedTexts
+from ytuning.evaluation.attribution import explain_one
+from ytuning.server.batching import Batcher, Overloaded, Stopped, Unanswered
+from ytuning.server.catalog import Catalog
+from ytuning.server.telemetry import Telemetry
+
+
+class Held:
+    """An encoder that waits until it is let go, and counts.
+
+    Attributes:
+        calls: texts of each call.
+        go: set: it does not wait.
+        poison: number of texts it may not have, as it fails on any call with a text of so many tokens.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[int] = []
+        self.go = threading.Event()
+        self.poison: int | None = None
+        encode = Encoder.encode_padded
+
+        def held(encoder: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+            self.calls.append(len(tokens.lengths))
+            assert self.go.wait(60)
+            if self.poison in tokens.lengths.tolist():
+                raise RuntimeError("poison")
+            return encode(encoder, tokens, finish)
+
+        monkeypatch.setattr(Encoder, "encode_padded", held)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    found = Held(monkeypatch)
+    yield found
+    found.go.set()
+
+
+@pytest.fixture(scope="module")
+def catalog(served_tasks: Path) -> Catalog:
+    found = Catalog([served_tasks])
+    found.open()
+    return found
+
+
+@pytest.fixture
+def batcher() -> Iterator[Callable[..., Batcher]]:
+    """Makes batchers; each is stopped in the end."""
+    made: list[Batcher] = []
+
+    def make(batch_tokens: int = 10_000, queue_tokens: int = 10_000) -> Batcher:
+        made.append(Batcher(batch_tokens, queue_tokens, Telemetry()))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def texts(*some: str) -> list[TextInput]:
+    return [(text, None) for text in some]
+
+
+async def when(done: Callable[[], object]) -> None:
+    for _ in range(6000):
+        if done():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true")
+
+
+def test_equal_texts_of_requests_and_tasks_are_encoded_once(
+    catalog: Catalog, batcher: Callable[..., Batcher], held: Held
+) -> None:
+    some = [catalog.tasks[name] for name in ("single", "multi", "number")]
+
+    async def ask() -> list[object]:
+        made = batcher()
+        first = asyncio.create_task(made.answer(texts("first"), some[:1]))
+        await when(lambda: held.calls)
+        others = [asyncio.create_task(made.answer(texts("card", "login", "card"), [each])) for each in some * 5]
+        others.append(asyncio.create_task(made.answer(texts("card", "refund"), some)))
+        await asyncio.sleep(0)
+        held.go.set()
+        await first
+        return [await each for each in others]
+
+    found = asyncio.run(ask())
+    assert held.calls == [1, 3]
+    assert len(found) == 16
+
+
+def test_a_batch_has_so_many_tokens(catalog: Catalog, batcher: Callable[..., Batcher], held: Held) -> None:
+    async def ask() -> None:
+        made = batcher(batch_tokens=9)  # three texts of three tokens each, as they are guessed
+        held.go.set()
+        await made.answer(texts(*(f"card{number}" for number in range(7)), "long " * 20), [catalog.tasks["single"]])
+
+    asyncio.run(ask())
+    assert held.calls == [3, 3, 1, 1]  # a text that is longer than a batch has one of its own
+
+
+def test_a_full_queue_refuses_the_whole_request(catalog: Catalog, batcher: Callable[..., Batcher], held: Held) -> None:
+    task = catalog.tasks["single"]
+
+    async def ask() -> None:
+        made = batcher(queue_tokens=10)
+        first = asyncio.create_task(made.answer(texts("first"), [task]))
+        await when(lambda: held.calls)
+        second = asyncio.create_task(made.answer(texts("second"), [task]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as raised:
+            await made.answer(texts("one", "two", "three", "four", "five"), [task])
+        assert raised.value.retry_after >= 1
+        held.go.set()
+        await asyncio.gather(first, second)
+        await made.answer(texts("one", "two", "three", "four", "five", "six"), [task])  # alone it may be larger
+
+    asyncio.run(ask())
+    assert held.calls == [1, 1, 6]
+
+
+def test_a_full_queue_is_429_over_http(served_tasks: Path, held: Held) -> None:
+    held.go.set()
+    with live(settings(served_tasks / "single", queue_tokens=10)) as server:
+        held.go.clear()
+        held.calls.clear()
+        threads = [threading.Thread(target=server.post, args=("/predict", {"inputs": text})) for text in ("a", "b")]
+        threads[0].start()
+        until(lambda: held.calls)
+        threads[1].start()
+        until(lambda: server.metric("queue_tokens"))
+        reply = server.post("/predict", {"inputs": [["word " * 9], ["other " * 9]]})
+        assert reply.status_code == 429 and int(reply.headers["retry-after"]) >= 1
+        assert reply.json()["error_type"] == "overloaded"
+        assert server.metric("rejected_requests_total", reason="queue") == 1
+        held.go.set()
+        for thread in threads:
+            thread.join()
+        assert held.calls == [1, 1]
+
+
+def test_texts_of_those_who_left_are_dropped(catalog: Catalog, batcher: Callable[..., Batcher], held: Held) -> None:
+    task = catalog.tasks["single"]
+
+    async def ask() -> None:
+        made = batcher()
+        first = asyncio.create_task(made.answer(texts("first"), [task]))
+        await when(lambda: held.calls)
+        leaving = asyncio.create_task(made.answer(texts("mine", "shared"), [task]))
+        staying = asyncio.create_task(made.answer(texts("shared"), [task]))
+        explaining = asyncio.create_task(made.explain(("mine", None), task))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        explaining.cancel()
+        await asyncio.wait({leaving, explaining})
+        held.go.set()
+        await asyncio.gather(first, staying)
+
+    asyncio.run(ask())
+    assert held.calls == [1, 1]
+
+
+def test_texts_of_closed_connections_are_dropped(served_tasks: Path, held: Held) -> None:
+    held.go.set()
+    with live(settings(served_tasks / "single")) as server:
+        held.go.clear()
+        held.calls.clear()
+        thread = threading.Thread(target=server.post, args=("/predict", {"inputs": "first"}))
+        thread.start()
+        until(lambda: held.calls)
+        body = b'{"inputs": "nobody waits for this"}'
+        lines = ("POST /predict HTTP/1.1", "host: a", "content-type: application/json", f"content-length: {len(body)}")
+        head = "\r\n".join(lines) + "\r\n\r\n"
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+            until(lambda: server.metric("queue_tokens"))
+        until(lambda: server.metric("requests_total", route="/predict", status="499"))
+        held.go.set()
+        thread.join()
+        until(lambda: server.metric("dropped_texts_total"))
+        assert held.calls == [1]
+
+
+def test_a_text_that_fails_fails_alone(catalog: Catalog, batcher: Callable[..., Batcher], held: Held) -> None:
+    task = catalog.tasks["single"]
+    held.poison = 7
+
+    async def ask() -> list[object]:
+        made = batcher()
+        first = asyncio.create_task(made.answer(texts("first"), [task]))
+        await when(lambda: held.calls)
+        some = ["card", "card card card card card", "login"]
+        asked = [asyncio.create_task(made.answer(texts(text), [task])) for text in some]
+        await asyncio.sleep(0)
+        held.go.set()
+        await first
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    good, bad, also = asyncio.run(ask())
+    assert isinstance(bad, Unanswered) and str(bad) == "the text could not be computed"
+    assert isinstance(good, list) and isinstance(also, list)
+    assert held.calls == [1, 3, 1, 1, 1]
+
+
+def test_stop_answers_what_was_accepted(catalog: Catalog, held: Held) -> None:
+    task = catalog.tasks["single"]
+
+    async def ask() -> None:
+        made = Batcher(4, 10_000, Telemetry())
+        made.start()
+        asked = [asyncio.create_task(made.answer(texts(f"text {number}"), [task])) for number in range(20)]
+        asked.append(asyncio.create_task(made.explain(("my card", None), task)))  # type: ignore[arg-type]
+        await when(lambda: held.calls)
+        stopping = asyncio.create_task(asyncio.to_thread(made.stop))
+        await when(lambda: made._stopping)
+        with pytest.raises(Stopped):
+            await made.answer(texts("late"), [task])
+        with pytest.raises(Stopped):
+            await made.explain(("late", None), task)
+        held.go.set()
+        await asyncio.gather(*asked)
+        await stopping
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("name", ["single", "multi", "number", "joint", "apart"])
+def test_explanations_are_those_of_the_head(name: str, served_tasks: Path, catalog: Catalog) -> None:
+    served = catalog.tasks[name]
+    given = ["my card", "your login"] if served.task.pair else ["my card"]
+    content: TextInput = (given[0], given[1] if served.task.pair else None)
+    separate = served.task.pair == "separate"
+    features = served.encoder.view(served.encoder.read([content], separate=separate), served.task.encoder.layers)
+    effects = explain_one(served.task.head, content, served.encoder.encoder, features, separate=separate)
+    with live(settings(served_tasks), catalog) as server:
+        reply = explained(server, name, given)
+    assert [(each["side"], each["start"], each["end"]) for each in reply["tokens"]] == effects.spans
+    wanted = effects.values[:, 1:] - effects.values[:, :1] if name == "number" else effects.values
+    assert reply["labels"] == (["value"] if name == "number" else list(served.task.target.names))
+    for row, values in zip(reply["effects"], wanted.tolist(), strict=True):
+        assert row == pytest.approx(values, abs=1e-5)
+
+
+def explained(server: Live, name: str, given: list[str]) -> dict:  # type: ignore[type-arg]
+    reply = server.post("/explain", {"task": name, "input": given})
+    assert reply.status_code == 200
+    return reply.json()

@@ -1,0 +1,267 @@
+"""Predictions: order, duplicates, several tasks, pairs, moved encoders."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import build_tiny_encoder
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.data.kinds import Names
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.tokens import TokenizedTexts
+from ytuning.errors import EncoderError, InputError, TaskFolderError
+from ytuning.evaluation.evaluate import Report, evaluate
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import PooledConfig
+from ytuning.tasks import evaluate as task_use
+from ytuning.tasks import predictor
+from ytuning.tasks.evaluate import evaluate_task
+from ytuning.tasks.predictor import Prediction, Predictor
+from ytuning.tasks.task import load_task, save_task
+from ytuning.tasks.train import train_task
+from ytuning.training.calibration import Calibration
+from ytuning.training.recipes import Recipe, TrainingConfig
+
+RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
+
+
+@pytest.fixture(scope="module")
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_encoder(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def tasks(
+    tiny_encoder: Path,
+    other_encoder: Path,
+    toy_rows: tuple[list[str], list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder of the tasks ``toy`` and ``initial`` (one encoder), ``other`` (another encoder), ``pairs``."""
+    texts, labels = toy_rows
+    root = tmp_path_factory.mktemp("tasks")
+    store = FeatureStore(root / "store")
+    initials = [label[0] for label in labels]
+    jobs = {
+        "toy": (from_lists(texts, labels), tiny_encoder),
+        "initial": (from_lists(texts, initials), tiny_encoder),
+        "other": (from_lists(texts, labels), other_encoder),
+        "pairs": (from_lists(texts, labels, texts[::-1]), tiny_encoder),
+    }
+    for name, (data, encoder) in jobs.items():
+        loaded = load_encoder(encoder, precision="fp32")
+        save_task(train_task(data, loaded, store, RECIPE, name=name).task, root / name)
+    return root
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of texts in each call of an encoder."""
+    calls: list[int] = []
+    encode = Encoder.encode
+
+    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        calls.append(len(tokens.lengths))
+        return encode(self, tokens, finish)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    return calls
+
+
+def singles(texts: list[str]) -> list[tuple[str, str | None]]:
+    return [(text, None) for text in texts]
+
+
+def test_predictions_keep_the_order_of_inputs_and_tasks(tasks: Path, toy_rows: tuple[list[str], list[str]]) -> None:
+    texts = toy_rows[0][:20][::-1]
+    found = list(Predictor([tasks / "toy", tasks / "initial"]).predict(singles(texts)))
+    assert [(answer.text, answer.task) for answer in found] == [
+        (text, name) for text in texts for name in ("toy", "initial")
+    ]
+    for answer in found:
+        assert list(answer.scores) == (["card", "login", "refund"] if answer.task == "toy" else ["c", "l", "r"])
+        assert sum(answer.scores.values()) == pytest.approx(1)
+        assert answer.scores[answer.label or ""] == max(answer.scores.values())
+        assert answer.text_pair is None and not answer.truncated
+
+
+def test_predictions_are_mostly_right(tasks: Path, toy_rows: tuple[list[str], list[str]]) -> None:
+    texts, labels = toy_rows
+    found = [answer.label for answer in Predictor([tasks / "toy"]).predict(singles(texts))]
+    assert np.mean([label == true for label, true in zip(found, labels, strict=True)]) > 0.6
+
+
+def test_each_distinct_text_is_encoded_once_for_all_tasks(tasks: Path, encoded: list[int]) -> None:
+    texts = ["my card", "login please", "my card", "my card", "refund"]
+    found = list(Predictor([tasks / "toy", tasks / "initial"]).predict(singles(texts)))
+    assert encoded == [3]
+    by_text: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for answer in found:
+        by_text.setdefault((answer.text, answer.task), []).append(answer.scores)
+    assert all(scores == rows[0] for rows in by_text.values() for scores in rows)
+    assert len(found) == 10
+
+
+def test_windows_change_nothing(tasks: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["my card", "login please", "my card", "a refund", "help"]
+    whole = list(Predictor([tasks / "toy"]).predict(singles(texts)))
+    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
+    parts = list(Predictor([tasks / "toy"]).predict(iter(singles(texts))))
+    assert encoded == [4, 2, 2, 1]
+    assert [(part.text, part.label) for part in parts] == [(one.text, one.label) for one in whole]
+    for part, one in zip(parts, whole, strict=True):
+        assert part.scores == pytest.approx(one.scores, abs=1e-6)
+
+
+def test_inputs_are_read_no_further_than_a_window(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
+    stream = iter(singles(["a", "b", "c", "d", "e"]))
+    next(Predictor([tasks / "toy"]).predict(stream))
+    assert next(stream) == ("c", None)
+
+
+def test_two_tasks_on_different_encoders(tasks: Path, encoded: list[int]) -> None:
+    texts = singles(["my card", "login please"])
+    together = list(Predictor([tasks / "toy", tasks / "other"]).predict(texts))
+    assert encoded == [2, 2]
+    apart = [list(Predictor([tasks / name]).predict(texts)) for name in ("toy", "other")]
+    assert together == [answer for row in zip(*apart, strict=True) for answer in row]
+    assert together[0].scores != together[1].scores
+
+
+def test_no_inputs_no_predictions(tasks: Path) -> None:
+    assert list(Predictor([tasks / "toy"]).predict([])) == []
+
+
+# Predictions come from the encoder's own features, evaluations from stored ones.
+@pytest.mark.parametrize(("codec", "tolerance"), [("fp16", 1e-6), ("int8", 0.01), ("compact", 0.2)])
+def test_same_probabilities_as_in_evaluation(
+    tiny_encoder: Path,
+    toy_rows: tuple[list[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    tolerance: float,
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def watched(target: Names, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
+        seen.append(calibration.probabilities(target, logits))
+        return evaluate(target, calibration, truth, logits)
+
+    monkeypatch.setattr(task_use, "evaluate", watched)
+    data = from_lists(*toy_rows)
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    save_task(train_task(data, encoder, FeatureStore(), RECIPE, codec=codec).task, tmp_path / "toy")
+    evaluated = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
+    assert evaluated.cache.misses == 0
+    found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))
+    np.testing.assert_allclose([list(answer.scores.values()) for answer in found], seen[0], rtol=0, atol=tolerance)
+    right = [answer.label == label for answer, label in zip(found, toy_rows[1], strict=True)]
+    assert np.mean(right) == pytest.approx(evaluated.report.metrics["accuracy"], abs=tolerance)
+
+
+def test_cut_texts_are_marked(tasks: Path) -> None:
+    found = list(Predictor([tasks / "toy"]).predict(singles(["card", "card " * 100])))
+    assert [answer.truncated for answer in found] == [False, True]
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_pairs(tasks: Path) -> None:
+    (found,) = Predictor([tasks / "pairs"]).predict([("my card", "your login")])
+    assert (found.text, found.text_pair) == ("my card", "your login")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("toy", ("a", "b"), r"^input 2: the task 'toy' was trained on single texts, not pairs$"),
+        (
+            "pairs",
+            ("a", None),
+            r"^input 2: the task 'pairs' was trained on pairs of texts \(give a column text_pair\)$",
+        ),
+    ],
+)
+def test_pairs_and_single_texts_do_not_mix(name: str, wrong: tuple[str, str | None], message: str, tasks: Path) -> None:
+    right: tuple[str, str | None] = ("a", "b" if wrong[1] is None else None)
+    with pytest.raises(InputError, match=message):
+        list(Predictor([tasks / name]).predict([right, wrong]))
+
+
+def test_the_input_is_counted_over_windows(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
+    with pytest.raises(InputError, match=r"^input 4: "):
+        list(Predictor([tasks / "toy"]).predict([("a", None), ("b", None), ("c", None), ("d", "e")]))
+
+
+# --- folders and encoders -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path) -> tuple[Path, Path]:
+    """A task, and the folder to which its encoder was moved after the training."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_encoder, old)
+    data: Dataset = from_lists(*toy_rows)
+    task = train_task(data, load_encoder(old, precision="fp32"), FeatureStore(), RECIPE, name="task").task
+    save_task(task, tmp_path / "task")
+    old.rename(new)
+    return tmp_path / "task", new
+
+
+def test_encoder_that_has_moved(moved: tuple[Path, Path], other_encoder: Path) -> None:
+    task, encoder = moved
+    with pytest.raises(EncoderError, match="there is no encoder folder"):
+        Predictor([task])
+    (found,) = Predictor([task], encoder=str(encoder)).predict([("my card", None)])
+    assert found.label in ("card", "login", "refund")
+    with pytest.raises(TaskFolderError, match=r"was trained with another encoder.*weights is"):
+        Predictor([task], encoder=str(other_encoder))
+
+
+def test_encoder_that_was_changed_in_place(moved: tuple[Path, Path], other_encoder: Path) -> None:
+    task, encoder = moved
+    shutil.copytree(other_encoder, encoder.with_name("old"))
+    with pytest.raises(TaskFolderError, match=r"was trained with another encoder.*weights is"):
+        Predictor([task])
+
+
+Folders = Callable[[Path], list[Path]]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (lambda root: [], r"^a predictor needs at least one task folder\. Got none instead\.$"),
+        (lambda root: [root / "toy", root / "toy"], r"^two task folders are named 'toy'; .*Rename one$"),
+        (lambda root: [root / "nothing"], "there is no task folder"),
+        (lambda root: [root], "it holds no task.json"),
+    ],
+)
+def test_folders_that_cannot_be_used(folders: Folders, message: str, tasks: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        Predictor(folders(tasks))
+
+
+def test_json_form() -> None:
+    single = Prediction("a", None, "toy", "single", "x", {"x": 0.75, "y": 0.25}, truncated=False)
+    assert single.to_json() == {"text": "a", "task": "toy", "label": "x", "scores": {"x": 0.75, "y": 0.25}}
+    pair = Prediction("a", "b", "toy", "single", "x", {"x": 0.75, "y": 0.25}, truncated=True)
+    assert list(pair.to_json()) == ["text", "text_pair", "task", "label", "scores"]
+    several = Prediction("a", None, "toy", "multi", ["y", "x"], {"x": 0.75, "y": 0.8}, truncated=False)
+    assert several.to_json() == {"text": "a", "task": "toy", "labels": ["y", "x"], "scores": {"x": 0.75, "y": 0.8}}
+    number = Prediction("a", None, "toy", "regression", 2.5, {}, truncated=False)
+    assert number.to_json() == {"text": "a", "task": "toy", "value": 2.5, "scores": {}}
+    abstained = Prediction("a", None, "toy", "single", None, {"x": 0.5}, truncated=False)
+    assert abstained.to_json()["label"] is None and abstained.label is None
+    with pytest.raises(AttributeError, match="a task of kind 'multi' gives no single label"):
+        _ = several.label

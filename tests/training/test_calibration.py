@@ -1,0 +1,474 @@
+"""Calibration against loops, and against what is known of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit
+
+from ytuning.data.kinds import Names, Scale, fit_target
+from ytuning.data.labels import LabelSet
+from ytuning.errors import InputError
+from ytuning.evaluation.metrics import expected_calibration_error, multi_label_metrics
+from ytuning.training.calibration import Calibration, _cuts, calibrate, calibrated, unsmoothed
+from ytuning.training.losses import mean_loss, median_label
+
+Kind = Literal["single", "ordinal", "multi"]
+
+
+def names(kind: Kind, labels: int = 3) -> Names:
+    return Names(LabelSet(tuple(f"label-{number}" for number in range(labels))), kind)
+
+
+def example(kind: Kind, rows: int = 400, labels: int = 3, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, labels) float32 that are ``sharpness`` times too large, and truth that was drawn by them."""
+    chooser = np.random.default_rng(rows)
+    logits = chooser.normal(scale=2, size=(rows, labels))
+    if kind == "multi":
+        truth = (chooser.random((rows, labels)) < expit(logits)).astype(np.float32)
+    else:
+        truth = (logits + chooser.gumbel(size=logits.shape)).argmax(1)
+    return (sharpness * logits).astype(np.float32), truth
+
+
+# --- use ------------------------------------------------------------------------------------------------------------
+
+
+def test_default_changes_nothing() -> None:
+    for kind in ("single", "ordinal", "multi"):
+        target, (logits, _) = names(kind), example(kind)
+        found = Calibration().probabilities(target, logits)
+        assert found.dtype == np.float64
+        assert (found == target.probabilities(logits)).all()
+
+
+def test_temperature_divides_logits() -> None:
+    logits = np.array([[2.0, 0.0, 0.0]], np.float32)
+    each = np.exp([1.0, 0.0, 0.0])
+    assert Calibration(2.0).probabilities(names("single"), logits)[0] == pytest.approx(each / each.sum())
+    assert Calibration(2.0).probabilities(names("multi"), logits)[0] == pytest.approx([expit(1), 0.5, 0.5])
+
+
+def test_decisions_of_single_labels() -> None:
+    values = np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [0.3, 0.4, 0.3]])
+    assert Calibration().decide(names("single"), values).tolist() == [2, 0, 1]
+    found = Calibration(abstain_below=0.5).decide(names("single"), values)
+    assert found.tolist() == [2, 0, -1]
+    assert found.dtype == np.int64
+
+
+def test_decisions_of_ordered_labels_are_medians() -> None:
+    values = np.array([[0.45, 0.15, 0.4], [0.5, 0.1, 0.4], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3], [0.2, 0.2, 0.05]])
+    found = Calibration().decide(names("ordinal"), values)
+    assert found.tolist() == median_label(torch.from_numpy(values)).tolist() == [1, 0, 2, 1, 2]
+    assert found.dtype == np.int64
+    assert Calibration(abstain_below=0.45).decide(names("ordinal"), values).tolist() == [1, 0, 2, -1, -1]
+
+
+def test_decisions_of_several_labels() -> None:
+    values = np.array([[0.5, 0.49, 0.9], [0.1, 0.2, 0.3]])
+    assert Calibration().decide(names("multi"), values).tolist() == [[True, False, True], [False, False, False]]
+    found = Calibration(thresholds=(0.6, 0.2, 0.3)).decide(names("multi"), values)
+    assert found.tolist() == [[False, True, True], [False, True, True]]
+    assert found.dtype == bool
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "calibration", [Calibration(), Calibration(0.1 + 0.2, (0.1, 1 / 3, 1.0, 0.0)), Calibration(20.0, None, 0.7, 0.1)]
+)
+def test_stored_and_read(calibration: Calibration) -> None:
+    thresholds = None if calibration.thresholds is None else list(calibration.thresholds)
+    content, listed = json.loads(json.dumps([calibration.to_json(), thresholds]))
+    assert set(content) == {"temperature", "smoothing", "abstain_below"}
+    assert Calibration.from_json(content, listed) == calibration
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        *(
+            ("temperature", value, "temperature must be a number above 0. Got ")
+            for value in (0, -1.0, math.inf, math.nan, None, "1", True, 10**400)
+        ),
+        *(
+            ("abstain_below", value, "abstain_below must be a number from 0 to 1. Got ")
+            for value in (-0.1, 1.1, math.nan, "1", False)
+        ),
+        *(
+            ("smoothing", value, "smoothing must be a number from 0 to below 1. Got ")
+            for value in (-0.1, 1, math.nan, None, "1", True)
+        ),
+        *(
+            ("thresholds", [0.5, value], "a threshold must be a number from 0 to 1. Got ")
+            for value in (-0.1, 1.1, math.nan, math.inf, None, "1")
+        ),
+        ("thresholds", 0.5, "thresholds must be a list or null. Got 0.5 instead."),
+        ("thresholds", {"a": 0.5}, "thresholds must be a list or null. Got "),
+    ],
+)
+def test_damaged_numbers(field: str, value: Any, problem: str) -> None:
+    content = {"temperature": 1.0, "smoothing": 0.0, "abstain_below": None, "thresholds": None} | {field: value}
+    thresholds = content.pop("thresholds")
+    with pytest.raises(ValueError) as caught:
+        Calibration.from_json(content, thresholds)
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [1.0],
+        {},
+        {"temperature": 1.0, "abstain_below": None},
+        {"temperature": 1.0, "smoothing": 0.0, "abstain_below": 1, "x": 1},
+    ],
+)
+def test_damaged_fields(content: Any) -> None:
+    with pytest.raises(ValueError, match=r"^a calibration has temperature, smoothing and abstain_below\. Got "):
+        Calibration.from_json(content, None)
+
+
+# --- temperature ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
+def test_temperature_has_the_least_loss(kind: Kind) -> None:
+    logits, truth = example(kind, sharpness=1.7)
+    values, goal = torch.from_numpy(logits).double(), torch.from_numpy(truth)
+    goal = goal.double() if kind == "multi" else goal
+
+    def loss(temperature: float) -> float:
+        return mean_loss(kind, values / temperature, goal)
+
+    found = calibrate(names(kind), logits, truth).temperature
+    assert loss(found) < min(loss(found * 1.02), loss(found / 1.02))
+    assert loss(found) <= min(loss(math.exp(log)) for log in np.linspace(math.log(0.2), math.log(20), 40))
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
+def test_larger_logits_have_a_higher_temperature(kind: Kind) -> None:
+    logits, truth = example(kind)
+    one, three = (calibrate(names(kind), factor * logits, truth) for factor in (1, 3))
+    assert three.temperature == pytest.approx(3 * one.temperature, rel=1e-3)
+    assert one.temperature == pytest.approx(1, abs=0.15)  # as the truth was drawn by them
+
+
+def smoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
+    """Of what a head learns best from labels of which a share is spread over all."""
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(1, keepdims=True)
+    return np.log((1 - smoothing) * shares + smoothing / logits.shape[1])
+
+
+@pytest.mark.parametrize(("labels", "smoothing"), [(2, 0.1), (3, 0.2), (50, 0.1)])
+def test_smoothing_is_undone(labels: int, smoothing: float) -> None:
+    logits, _ = example("single", labels=labels)
+    target = names("single", labels)
+    found = Calibration(smoothing=smoothing).probabilities(target, smoothed(logits, smoothing))
+    # Softly: a probability of 0 becomes a little more, at most softness * ln 2 of what smoothing had given it.
+    error = 0.1 * math.log(2) * smoothing / (1 - smoothing)
+    assert np.abs(found - target.probabilities(logits)).max() < error
+    high = target.probabilities(logits) > smoothing / labels
+    assert found[high] == pytest.approx(target.probabilities(logits)[high], rel=1.5 * error)
+
+
+def test_undoing_smoothing_keeps_every_order() -> None:
+    logits, _ = example("single", labels=5)
+    for sharpness in (0.5, 3.0):
+        found = unsmoothed(sharpness * logits, 0.1)
+        assert (found.argsort(1) == logits.argsort(1)).all() and np.isfinite(found).all()
+    two, _ = example("single", labels=2)
+    before, after = (
+        each.probabilities(names("single", 2), two)[:, 0] for each in (Calibration(), Calibration(2, None, None, 0.1))
+    )
+    assert (before.argsort() == after.argsort()).all()
+    assert (unsmoothed(logits, 0.0) == logits).all()
+    assert Calibration(smoothing=0.1).probabilities(names("single", 1), np.zeros((2, 1))).tolist() == [[1.0], [1.0]]
+    extreme = np.array([[800.0, -800.0], [0.0, 1e-9]])
+    assert np.isfinite(unsmoothed(extreme, 0.1)).all()
+
+
+def test_smoothed_scores_get_their_certainty_back() -> None:
+    logits, truth = example("single", rows=20_000, labels=2)
+    seen = smoothed(logits, 0.1)
+    target, half = names("single", 2), slice(10_000)
+    undone, plain = (calibrate(target, seen[half], truth[half], smoothing=share) for share in (0.1, 0.0))
+    assert undone.smoothing == 0.1 and undone.temperature == pytest.approx(1, abs=0.05)
+    assert plain.temperature < 0.9
+    errors = [
+        expected_calibration_error(truth[10_000:], each.probabilities(target, seen[10_000:]))
+        for each in (undone, plain)
+    ]
+    assert errors[0] < errors[1] / 2
+    logits = seen.astype(np.float32)
+    assert calibrated(target, logits, truth, smoothing=0.1) == pytest.approx(
+        unsmoothed(logits, 0.1) / calibrate(target, logits, truth, smoothing=0.1).temperature, rel=1e-5
+    )
+    assert calibrate(target, seen[:19], truth[:19], smoothing=0.1) == Calibration()
+
+
+def test_smoothing_is_undone_where_that_makes_the_loss_less() -> None:
+    logits, truth = example("single", rows=2000)
+    target, goal = names("single"), torch.from_numpy(truth)
+    for seen, undone in ((smoothed(logits, 0.2), 0.2), (logits, 0.0), (5 * logits, 0.0)):
+        found = calibrate(target, seen, truth, smoothing=0.2)
+        other = replace(calibrate(target, seen, truth), smoothing=0.2 - undone)
+        assert found.smoothing == undone
+        losses = [
+            mean_loss("single", torch.from_numpy(replace(each, temperature=temperature).scaled(seen)), goal)
+            for each in (found, other)
+            for temperature in (found.temperature, *np.geomspace(0.2, 20, 40))
+        ]
+        assert losses[0] <= min(losses)
+
+
+def test_over_confidence_falls() -> None:
+    logits, truth = example("single", sharpness=4)
+    target = names("single")
+    found = calibrate(target, logits[:200], truth[:200])
+    before, after = (
+        expected_calibration_error(truth[200:], each.probabilities(target, logits[200:]))
+        for each in (Calibration(), found)
+    )
+    assert after < before / 2
+
+
+def test_over_confidence_of_several_labels_falls() -> None:
+    logits, truth = example("multi", sharpness=4)
+    target = names("multi")
+    found = calibrate(target, logits[:200], truth[:200])
+    before, after = (
+        multi_label_metrics(truth[200:] > 0, truth[200:] > 0, each.probabilities(target, logits[200:]))["ece"]
+        for each in (Calibration(), found)
+    )
+    assert after < before / 2
+
+
+def test_temperature_stays_in_its_range() -> None:
+    truth = np.arange(30) % 3
+    right = np.eye(3)[truth]
+    assert calibrate(names("single"), right, truth).temperature == pytest.approx(0.2, rel=1e-3)
+    assert calibrate(names("single"), -right, truth).temperature == pytest.approx(20, rel=1e-3)
+
+
+def test_temperature_needs_rows_and_more_than_one_label() -> None:
+    logits, truth = example("single", rows=20, sharpness=5)
+    assert calibrate(names("single"), logits[:19], truth[:19]).temperature == 1.0
+    assert calibrate(names("single"), logits, truth).temperature != 1.0
+    assert calibrate(names("single", 1), logits[:, :1], np.zeros(20, int)).temperature == 1.0
+    assert calibrate(names("single"), np.zeros((20, 3)), truth).temperature == 1.0
+
+
+# --- thresholds -----------------------------------------------------------------------------------------------------
+
+
+def naive_threshold(probabilities: Iterable[float], truth: Iterable[float]) -> float:
+    """Of all midpoints, from the highest on, the first with the best F1."""
+    values, flags = np.array(list(probabilities)), np.array(list(truth)) > 0
+    steps = [*sorted(set(values.tolist()), reverse=True), 0.0]
+    best, chosen = 0.0, 0.5
+    for high, low in itertools.pairwise(steps):
+        given = values >= (high + low) / 2
+        f1 = 2 * (given & flags).sum() / (given.sum() + flags.sum())
+        if f1 > best:
+            best, chosen = f1, (high + low) / 2
+    return chosen
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_thresholds_against_a_loop(rows: int) -> None:
+    target = names("multi", 5)
+    logits, truth = example("multi", rows=rows, labels=5, sharpness=1.3)
+    logits = np.round(logits, 1)  # many are equal
+    truth *= np.random.default_rng(0).random(truth.shape) < [1, 0.5, 0.1, 0.02, 0]
+    found = calibrate(target, logits, truth)
+    assert found.abstain_below is None and found.thresholds is not None
+    values = found.probabilities(target, logits)
+    shared = min(0.95, max(0.05, naive_threshold(values.ravel(), truth.ravel())))
+    for label, threshold in enumerate(found.thresholds):
+        assert type(threshold) is float
+        count = truth[:, label].sum()
+        weight = count / (count + 10)
+        own = logit(naive_threshold(values[:, label], truth[:, label]))
+        assert threshold == pytest.approx(expit(weight * own + (1 - weight) * logit(shared)))
+
+
+def test_thresholds_raise_f1_of_rare_labels() -> None:
+    chooser = np.random.default_rng(0)
+    truth = (chooser.random((2000, 4)) < 0.1).astype(np.float32)
+    logits = 2 * truth - 3 + chooser.normal(size=truth.shape)  # rarely above 0
+    target = names("multi", 4)
+    found = calibrate(target, logits[:1000], truth[:1000])
+    before, after = (
+        multi_label_metrics(truth[1000:] > 0, each.decide(target, values), values)["macro_f1"]
+        for each in (Calibration(), found)
+        for values in [each.probabilities(target, logits[1000:])]
+    )
+    assert after > before + 0.1
+
+
+def test_thresholds_of_labels_without_rows() -> None:
+    logits, truth = example("multi")
+    target = names("multi")
+    assert calibrate(target, logits, np.zeros_like(truth)).thresholds == pytest.approx((0.5, 0.5, 0.5))
+    truth[:, 1] = 0
+    found = calibrate(target, logits, truth)
+    assert found.thresholds is not None
+    shared = naive_threshold(found.probabilities(target, logits).ravel(), truth.ravel())
+    assert found.thresholds[1] == pytest.approx(shared)
+
+
+def test_shared_threshold_keeps_away_from_the_ends() -> None:
+    logits = np.array([[9.0, -9.0, -9.0]] * 10)
+    everything, first = np.ones((10, 3)), np.array([[1, 0, 0]] * 10)
+    target = names("multi")
+    low = calibrate(target, logits - 20, everything).thresholds
+    assert low is not None
+    own = [naive_threshold([expit(value - 20)], [1.0]) for value in (9, -9, -9)]
+    assert low == pytest.approx([expit((logit(0.05) + logit(max(value, 1e-9))) / 2) for value in own])
+    high = calibrate(target, logits + 20, first).thresholds
+    assert high is not None
+    assert high[1:] == pytest.approx((0.95, 0.95))
+
+
+def test_thresholds_of_probabilities_that_are_0_or_1() -> None:
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4]] * 15)
+    found = calibrate(names("multi", 2), logits, (logits > 0).astype(np.float32))
+    assert found.thresholds == pytest.approx((0.5, 0.5))
+    wrong = calibrate(names("multi", 2), logits, (logits < 0).astype(np.float32))
+    assert wrong.thresholds is not None
+    assert all(0 < threshold < 0.5 for threshold in wrong.thresholds)
+
+
+def test_thresholds_between_neighbouring_numbers() -> None:
+    scores = [0.3]
+    while len(scores) < 9:
+        scores.append(float(np.nextafter(scores[-1], 0)))  # halfway, half of them round to the lower one
+    thresholds, given, _ = _cuts(np.array(scores), np.ones(9, bool))
+    assert (
+        given.tolist() == [sum(score >= threshold for score in scores) for threshold in thresholds] == [*range(1, 10)]
+    )
+
+
+# --- abstaining -----------------------------------------------------------------------------------------------------
+
+
+def naive_abstaining(values: np.ndarray, right: np.ndarray, precision: float) -> float | None:
+    confidence = values.max(1)
+    fewest = max(10, len(right) / 100)
+    for lowest in sorted(set(confidence.tolist())):
+        answered = confidence >= lowest
+        if answered.sum() >= fewest and right[answered].mean() >= precision:
+            below = confidence[confidence < lowest]
+            if not len(below):
+                return 0.0
+            halfway = (lowest + float(below.max())) / 2
+            return halfway if halfway > below.max() else lowest  # of neighbouring numbers it may be the lower one
+    return None
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal"])
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.8, 0.85, 0.9])
+def test_abstaining_against_a_loop(kind: Kind, share: float) -> None:
+    target = names(kind)
+    logits, truth = example(kind)
+    logits = np.round(logits)  # many are equal
+    found = calibrate(target, logits, truth, abstain_at=share)
+    values = found.probabilities(target, logits)
+    always = Calibration().decide(target, values)
+    assert found.abstain_below == naive_abstaining(values, always == truth, share)
+    predicted = found.decide(target, values)
+    answered = predicted >= 0
+    assert (predicted[answered] == always[answered]).all()
+    assert (predicted[answered] == truth[answered]).mean() >= share
+    assert answered.all() == (share == 0.3)
+    assert found.temperature == calibrate(target, logits, truth).temperature
+
+
+def test_abstaining_is_off_by_default() -> None:
+    assert calibrate(names("single"), *example("single")).abstain_below is None
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, math.nan])
+def test_abstaining_at_no_share(share: float) -> None:
+    with pytest.raises(InputError, match=rf"^abstain_at must be a share above 0 and at most 1\. Got {share!r} instead"):
+        calibrate(names("single"), *example("single"), abstain_at=share)
+
+
+def test_abstaining_is_not_for_other_kinds() -> None:
+    problem = "^abstain_at is for single-label and ordinal tasks, and this one is {}. Leave it out$"
+    with pytest.raises(InputError, match=problem.format("multi")):
+        calibrate(names("multi"), *example("multi"), abstain_at=0.9)
+    with pytest.raises(InputError, match=problem.format("regression")):
+        calibrate(Scale(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30), abstain_at=0.9)
+
+
+def confident(right: list[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of two labels, the first row the surest, and truth that makes rows right or wrong."""
+    logits = np.zeros((len(right), 2))
+    logits[:, 0] = np.linspace(3, 1, len(right))
+    return logits, 1 - np.array(right, int)
+
+
+def test_abstaining_that_validation_does_not_reach() -> None:
+    rows = confident([True] * 9 + [False] + [True] * 9 + [False] * 11)
+    with pytest.raises(InputError) as caught:
+        calibrate(names("single", 2), *rows, abstain_at=0.99)
+    assert str(caught.value) == (
+        "abstain_at 0.99 is not reached on the 30 validation rows by any 10 or more of them that are answered with the "
+        "highest confidence. The best precision is 0.9473, of 63.3% of the rows. Ask for no more than that"
+    )
+    found = calibrate(names("single", 2), *rows, abstain_at=0.9473)
+    assert (found.decide(names("single", 2), found.probabilities(names("single", 2), rows[0])) >= 0).sum() == 19
+
+
+def test_best_precision_is_that_of_the_most_rows() -> None:
+    half = [False] + [True] * 9
+    with pytest.raises(InputError, match=r"The best precision is 0\.9, of 66\.7% of the rows\."):
+        calibrate(names("single", 2), *confident([*half, *half, *([False] * 10)]), abstain_at=0.95)
+
+
+@pytest.mark.parametrize(("rows", "fewest"), [(1000, 10), (1100, 11), (1101, 12)])
+def test_abstaining_needs_one_row_in_a_hundred(rows: int, fewest: int) -> None:
+    target = names("single", 2)
+    for right in (fewest - 1, fewest):
+        example = confident([True] * right + [False] * (rows - right))
+        if right < fewest:
+            with pytest.raises(InputError, match=f" by any {fewest} or more of them "):
+                calibrate(target, *example, abstain_at=1)
+        else:
+            found = calibrate(target, *example, abstain_at=1)
+            assert (found.decide(target, found.probabilities(target, example[0])) >= 0).sum() == fewest
+
+
+def test_abstaining_with_few_rows() -> None:
+    message = r"^abstain_at needs at least 10 validation rows\. Got 9 instead\. Give more rows or a validation file$"
+    with pytest.raises(InputError, match=message):
+        calibrate(names("single", 2), *confident([True] * 9), abstain_at=0.5)
+    assert calibrate(names("single", 2), *confident([True] * 10), abstain_at=1).abstain_below == 0.0
+
+
+def test_numbers_have_nothing_to_calibrate() -> None:
+    assert calibrate(Scale(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30)) == Calibration()
+
+
+def test_calibrated_logits_are_comparable_whatever_their_scale() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=400)
+    logits = (generator.normal(size=(400, 3)) / 2 + np.eye(3)[truth] / 2).astype(np.float32)
+    target = fit_target("single", ["a", "b", "c"])
+    found, sure = calibrated(target, logits, truth), calibrated(target, 4 * logits, truth)
+    assert sure.dtype == np.float32
+    np.testing.assert_allclose(sure, found, rtol=1e-3)

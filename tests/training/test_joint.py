@@ -1,0 +1,71 @@
+"""One step of a head against the same step by plain means."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
+from ytuning.training import joint as stack
+from ytuning.training.joint import Learner
+
+CONFIGS: list[HeadConfig] = [
+    PooledConfig(members=2, width=8, dropout=0.0, token_dropout=0.0),
+    CrossAttentionConfig(width=8, dropout=0.0),
+    LabelTuningConfig(dropout=0.0),
+]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> None:
+    """Fused and given gradients of any layout, against gradients that autograd accumulates and the plain AdamW."""
+    torch.manual_seed(1)
+    head = build_head(config, labels=5, layers=2, width=12).train()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    plain = copy.deepcopy(head)
+    values, mask, goal = torch.randn(8, 6, 2, 12), torch.rand(8, 6) < 0.8, torch.arange(8) % 5
+    mask[:, 0] = True
+    loss = torch.nn.functional.cross_entropy
+    learner = Learner(
+        head, goal, loss, total=9, learning_rate=0.01, weight_decay=0.1, warmup=0.0, clip_norm=0.5, seed=0
+    )
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, fused=False, foreach=False)
+    for _ in range(3):
+        chunks = torch.arange(8).chunk(parts)
+        rate = min(1.0, (9 - learner.step) / 8)
+        learner.take([learner.gradients(0, (rows, values[rows], mask[rows]), len(rows) / 8) for rows in chunks])
+        logits = plain(values, mask).reshape(-1, 5)
+        optimizer.zero_grad()
+        loss(logits, goal.repeat(len(logits) // 8)).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.param_groups[0]["lr"] = 0.01 * rate
+        optimizer.step()
+    for (name, ours), theirs in zip(head.named_parameters(), plain.parameters(), strict=True):
+        kept = torch.ones(len(ours), dtype=torch.bool)
+        if name.endswith("in_proj_bias"):  # a bias of keys shifts all scores alike: its gradient is nothing but noise
+            kept[8:16] = False
+        assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("tokens", [0, 10**6])
+def test_heads_computed_as_one_give_what_each_gives(tokens: int, paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "JOINED_TOKENS", tokens)
+    torch.manual_seed(2)
+    forms: list[tuple[HeadConfig, int]] = [
+        (PooledConfig(members=2, width=8), 3),
+        (CrossAttentionConfig(width=8), 4),
+        (PooledConfig(members=3, width=8), 5),
+        (LabelTuningConfig(), 2),
+        (PooledConfig(members=2, width=6), 2),
+    ]
+    heads = [build_head(config, labels=labels, layers=2, width=12, paired=paired).eval() for config, labels in forms]
+    values, mask = torch.randn(4, 6, 2, 12), torch.arange(6) < torch.tensor([6, 2, 1, 4])[:, None]
+    with torch.no_grad():
+        for head, found in zip(heads, stack.JointHeads(heads)(values, mask), strict=True):
+            torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,205 @@
+"""Losses against loops, and what labels weigh."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ytuning.data.kinds import Objective
+from ytuning.errors import InputError
+from ytuning.training.losses import (
+    Loss,
+    build_loss,
+    clearly_lower,
+    mean_loss,
+    median_label,
+    row_losses,
+    row_scores,
+    shown_score,
+)
+
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
+GOAL = torch.tensor([0, 2, 1, 1, 0, 1])
+
+
+def loss_of(
+    name: str, weights: str | tuple[float, ...] | None = None, margin: float = 2.0, smoothing: float = 0.1
+) -> Loss:
+    """For ``GOAL`` as the train rows."""
+    return build_loss(name, GOAL, 3, margin=margin, smoothing=smoothing, weights=weights)
+
+
+@pytest.mark.parametrize("given", [None, (1.0, 0.5, 3.0)])
+def test_triplet_loss_against_a_loop(given: tuple[float, ...] | None) -> None:
+    total = share = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):  # the batch holds all train rows
+        gaps = [max(0.0, 1.5 - row[true] + other) for label, other in enumerate(row) if label != true]
+        weight = 1.0 if given is None else given[true]
+        total += weight * sum(gaps) / len(gaps)
+        share += weight
+    loss = loss_of("triplet", given, margin=1.5)
+    assert loss(LOGITS, GOAL).item() == pytest.approx(total / share, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("given", [None, (1.0, 0.5, 3.0)])
+def test_cross_entropy_against_a_loop(given: tuple[float, ...] | None, smoothing: float) -> None:
+    total = share = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+        logs = [value - math.log(sum(map(math.exp, row))) for value in row]
+        weight = 1.0 if given is None else given[true]
+        targets = [smoothing / 3 + (1 - smoothing) * (label == true) for label in range(3)]
+        total -= weight * sum(target * log for target, log in zip(targets, logs, strict=True))
+        share += weight
+    assert loss_of("cross_entropy", given, smoothing=smoothing)(LOGITS, GOAL).item() == pytest.approx(
+        total / share, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
+def test_a_batch_of_rows_that_weigh_nothing_has_no_loss(loss: str) -> None:
+    assert loss_of(loss, (0.0, 1.0, 1.0))(LOGITS[[0, 4]], GOAL[[0, 4]]).item() == 0.0
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "triplet"])
+def test_balanced_weights_count_the_rows_of_each_label(loss: str) -> None:
+    by_hand = (6 / (3 * 2), 6 / (3 * 3), 6 / (3 * 1))
+    values = [loss_of(loss, weights)(LOGITS, GOAL).item() for weights in ("balanced", by_hand, None)]
+    assert values[0] == pytest.approx(values[1])
+    assert values[0] != pytest.approx(values[2])
+
+
+# --- other objectives -----------------------------------------------------------------------------------------------
+
+SEVERAL = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0]])
+PLACES = torch.tensor([0.0, 0.25, 1.0, 0.5, 0.75, 0.1])
+
+
+def objective_loss(
+    objective: Objective,
+    goal: torch.Tensor,
+    name: str = "cross_entropy",
+    weights: str | tuple[float, ...] | None = None,
+) -> float:
+    loss = build_loss(name, goal, 3, margin=1.5, smoothing=0.0, weights=weights, objective=objective)
+    return loss(LOGITS if objective in ("multi", "ordinal", "single") else LOGITS[:, :2], goal).item()
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@pytest.mark.parametrize("given", [None, (1.0, 0.5, 3.0)])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "triplet"])
+def test_multi_label_losses_against_a_loop(name: str, given: tuple[float, ...] | None) -> None:
+    counts = SEVERAL.sum(0).tolist()
+    scale = 1.0 if given is None else sum(counts) / sum(w * n for w, n in zip(given, counts, strict=True))
+    total = 0.0
+    for row, goal in zip(LOGITS.tolist(), SEVERAL.tolist(), strict=True):
+        for label, (logit, there) in enumerate(zip(row, goal, strict=True)):
+            right = sigmoid(logit if there else -logit)
+            loss = {
+                "cross_entropy": -math.log(right),
+                "focal": -math.log(right) * (1 - right) ** 2,
+                "triplet": max(0.0, 1.5 - (logit if there else -logit)),
+            }[name]
+            total += loss * (given[label] * scale if given is not None and there else 1.0)
+    assert objective_loss("multi", SEVERAL, name, given) == pytest.approx(total / SEVERAL.numel(), rel=1e-5)
+
+
+def test_balanced_weights_of_several_labels_only_raise_the_rare_ones() -> None:
+    common = torch.tensor([[1.0, 1, 0]] * 5 + [[1, 0, 1]])  # of 6 rows: 6, 5 and 1
+    loss = build_loss("cross_entropy", common, 3, margin=0, smoothing=0, weights="balanced", objective="multi")
+    alone = [loss(torch.zeros(1, 3), torch.eye(3)[[label]]).item() * 3 / math.log(2) - 2 for label in range(3)]
+    assert alone == pytest.approx([1.0, 1.0, math.sqrt(6 / 3)], rel=1e-5)
+
+
+def test_focal_loss_against_a_loop() -> None:
+    total = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+        right = math.exp(row[true]) / sum(map(math.exp, row))
+        total -= (1 - right) ** 2 * math.log(right)
+    assert objective_loss("single", GOAL, "focal") == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_ordinal_loss_against_a_loop() -> None:
+    total = 0.0
+    for row, true in zip(LOGITS.tolist(), GOAL.tolist(), strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        total -= math.log(shares[true])
+        total += sum((sum(shares[: label + 1]) - (true <= label)) ** 2 for label in range(3))
+    assert objective_loss("ordinal", GOAL) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_losses_of_numbers_against_a_loop() -> None:
+    bounded = unbounded = 0.0
+    for (low, high, _), place in zip(LOGITS.tolist(), PLACES.tolist(), strict=True):
+        found = sigmoid(high - low)
+        bounded -= place * math.log(found) + (1 - place) * math.log(1 - found)
+        unbounded += (high - low - place) ** 2 / 2
+    assert objective_loss("bounded", PLACES) == pytest.approx(bounded / 6, rel=1e-5)
+    assert objective_loss("unbounded", PLACES) == pytest.approx(unbounded / 6, rel=1e-5)
+    assert mean_loss("bounded", LOGITS[:, :2], PLACES) == pytest.approx(bounded / 6, rel=1e-5)
+
+
+def test_a_number_beyond_a_bounded_scale_counts_as_its_end() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, 40.0], [0.0, -3.0]])
+    beyond, ends = torch.tensor([1.5, 3.0, -9.0]), torch.tensor([1.0, 1.0, 0.0])
+    assert mean_loss("bounded", logits, beyond) == mean_loss("bounded", logits, ends) > 0
+    assert torch.equal(row_losses("bounded", logits, beyond), row_losses("bounded", logits, ends))
+
+
+@pytest.mark.parametrize("objective", ["bounded", "unbounded"])
+def test_numbers_have_one_loss_and_no_label_weights(objective: Objective) -> None:
+    assert objective_loss(objective, PLACES, "triplet") == objective_loss(objective, PLACES)
+    with pytest.raises(InputError, match="which label_weights is for"):
+        objective_loss(objective, PLACES, weights="balanced")
+
+
+def test_row_scores_against_loops() -> None:
+    rows = LOGITS.tolist()
+    hits = [float(row.index(max(row)) == true) for row, true in zip(rows, GOAL.tolist(), strict=True)]
+    assert row_scores("single", LOGITS, GOAL).tolist() == hits
+    far = []
+    for row, true in zip(rows, GOAL.tolist(), strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        median = next(label for label in range(3) if sum(shares[: label + 1]) >= 0.5)
+        far.append(-abs(median - true))
+    assert row_scores("ordinal", LOGITS, GOAL).tolist() == far
+    assert row_scores("multi", LOGITS, SEVERAL).mean().item() == pytest.approx(-3 * objective_loss("multi", SEVERAL))
+    for objective, place in (("bounded", sigmoid), ("unbounded", float)):
+        wanted = [-((place(row[1] - row[0]) - goal) ** 2) for row, goal in zip(rows, PLACES.tolist(), strict=True)]
+        assert row_scores(objective, LOGITS[:, :2], PLACES).tolist() == pytest.approx(wanted, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_scores_are_shown_as_people_read_them() -> None:
+    assert [shown_score("single", 0.5), shown_score("ordinal", -0.25)] == ["0.5000", "0.2500"]
+    assert [shown_score("multi", 0.0), shown_score("bounded", -0.0)] == ["0.0000", "0.0000"]
+
+
+def test_the_median_label_is_the_last_one_where_rounding_leaves_less_than_a_half() -> None:
+    assert median_label(torch.tensor([[0.0, 0.4], [0.5, 0.5], [0.2, 0.8]])).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("objective", ["single", "ordinal", "multi", "bounded", "unbounded"])
+def test_row_losses_are_parts_of_the_mean(objective: Objective) -> None:
+    logits, goal = (LOGITS, GOAL) if objective in ("single", "ordinal") else (LOGITS[:, :2], PLACES)
+    if objective == "multi":
+        logits, goal = LOGITS, SEVERAL
+    found = row_losses(objective, logits, goal)
+    assert found.shape == (6,)
+    for row in range(6):
+        assert found[row].item() == pytest.approx(mean_loss(objective, logits[[row]], goal[[row]]), rel=1e-5)
+
+
+def test_clearly_lower_is_by_two_standard_errors() -> None:
+    noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
+    others = torch.full((100,), 2.0, dtype=torch.float64)
+    for lead, clear in ((0.25, True), (0.15, False), (0.0, False), (-0.25, False)):
+        assert clearly_lower(others + noise - lead, others) == clear
+    assert not clearly_lower(others, others)
+    assert clearly_lower(others[:20] - 1, others[:20]) and not clearly_lower(others[:19] - 1, others[:19])
+    none = torch.full_like(others, math.nan)
+    assert clearly_lower(others, none) and not clearly_lower(none, others) and not clearly_lower(none, none)
