@@ -1,4 +1,4 @@
-"""What the folder of a pretrained encoder holds (model, tokenizer, longest text), and the identity that follows from it.
+"""What a pretrained encoder's folder holds (model, tokenizer, longest text), and the identity that follows from it.
 
 Features are stored by an encoder's identity, and tasks are bound to it.
 

@@ -1,4 +1,4 @@
-"""``--layers auto``: which hidden states a task should read, measured on a sample before the whole is stored; and the sample.
+"""``--layers auto``: which hidden states a task should read, measured on a sample of its rows.
 
 Some sets of states (:func:`layer_sets`) are compared by the held-out loss, which is less noisy than accuracy, of
 small heads that are trained together: the sample's states are computed once, and each batch is gathered once. Beside
