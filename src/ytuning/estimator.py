@@ -16,7 +16,6 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Names, Scale
 from ytuning.data.label_texts import LabelTexts
 from ytuning.data.labels import LabelSet, listed
 from ytuning.encoder.download import DEFAULT_ENCODER
@@ -207,14 +206,14 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
-        return self._in_columns(self.task_.calibration.probabilities(self._names, logits), 0.0)
+        return self._in_columns(self.task_.calibration.answers(self.task_.target, logits).probabilities, 0.0)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Labels (rows,) of texts, in the type they were fitted in; of a multi-label task 0 and 1 (rows, C)."""
         if self._is_multi:
             logits = self._logits(X)
-            probabilities = self.task_.calibration.probabilities(self._names, logits)
-            return self._in_columns(self.task_.calibration.decide(self._names, probabilities).astype(int), 0)
+            answers = self.task_.calibration.answers(self.task_.target, logits)
+            return self._in_columns(answers.values.astype(int), 0)
         probabilities = self.predict_proba(X)
         labels: np.ndarray = self.classes_[probabilities.argmax(1)]
         return labels
@@ -227,12 +226,6 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     def _is_multi(self) -> bool:
         check_is_fitted(self, "task_")
         return self.task_.kind == "multi"
-
-    @property
-    def _names(self) -> Names:
-        target = self.task_.target
-        assert isinstance(target, Names)
-        return target
 
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that several labels are welcome."""
@@ -291,9 +284,7 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
-        target = self.task_.target
-        assert isinstance(target, Scale)
-        return target.values(logits)
+        return self.task_.calibration.answers(self.task_.target, logits).values
 
 
 def _dimensions(y: Any) -> int:

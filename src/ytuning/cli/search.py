@@ -172,21 +172,19 @@ def _print(found: Searched, out: Path, watch: Stopwatch) -> None:
 
 def _table(found: Searched) -> Table:
     """The best trials."""
-    from ytuning.training.losses import SCORES, shown_score
-
-    objective = found.trained.task.target.objective
+    target = found.trained.task.target
     best = sorted(found.trials, key=lambda trial: (trial.loss, trial.number))[:SHOWN]
     title = (
         f"the best {len(best)} of {len(found.trials)} trials, on {found.trained.rows['validation']:,} validation rows"
     )
     table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
-    for heading in ("trial", "loss", SCORES[objective][0], "parameters", "seconds"):
+    for heading in ("trial", "loss", target.score_name, "parameters", "seconds"):
         table.add_column(heading, justify="right")
     table.add_column("choices", overflow="fold")
     for trial in best:
         figures = (
             f"{trial.loss:.4f}",
-            shown_score(objective, trial.score),
+            target.shown_score(trial.score),
             f"{trial.parameters:,}",
             f"{trial.seconds:.1f}",
         )

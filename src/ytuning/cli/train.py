@@ -242,12 +242,10 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             copies = counted(rows, f"{split.partition('_')[0]} row")
             progress.say(f"{copies} with exactly the text of a {other} row")
     if trained.fit.interrupted:
-        from ytuning.training.losses import SCORES, shown_score
-
         best = trained.fit.history[trained.fit.chosen]
-        objective = trained.task.target.objective
-        score = shown_score(objective, best.score)
-        figures = f"step {best.step}, validation {SCORES[objective][0]} {score}"
+        target = trained.task.target
+        score = target.shown_score(best.score)
+        figures = f"step {best.step}, validation {target.score_name} {score}"
         saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
         print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
 
@@ -297,7 +295,6 @@ def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
 
 
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
-    from ytuning.evaluation.evaluate import HEADLINES
     from ytuning.reports.console import print_report
 
     split = _reported(trained)
@@ -313,7 +310,7 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
         text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is {saved}"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     if before := trained.zero_shot.get(split):
-        figures = ", ".join(f"{name} {before[name]:.4f}" for name in HEADLINES[trained.task.kind])
+        figures = ", ".join(f"{name} {before[name]:.4f}" for name in trained.task.target.headlines)
         text = f"before any training, from the labels' texts alone, {split}: {figures}"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     share = trained.task.head_parameters / trained.task.encoder.parameters

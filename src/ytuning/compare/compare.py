@@ -28,7 +28,6 @@ from ytuning.compare.methods import Run, Work, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.errors import InputError, YTuningError, cannot_write
-from ytuning.evaluation.evaluate import HEADLINES
 from ytuning.progress import Progress
 from ytuning.system.files import commit
 from ytuning.system.versions import versions
@@ -106,7 +105,7 @@ def _compare(
     work: Work, methods: Sequence[str], out: Path, seeds: int, progress: Progress, start: Start, digest: str
 ) -> Comparison:
     """What :func:`compare` does once no other process can use the folder."""
-    metric = HEADLINES[work.target.kind][0]
+    metric = work.target.headlines[0]
     if work.test is None:
         progress.say(
             "there is no test file (--test): the figures are of the validation rows, which have also chosen strengths, "

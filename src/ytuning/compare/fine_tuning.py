@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from ytuning.data.dataset import TextInput
-from ytuning.data.kinds import Objective
+from ytuning.data.kinds import Loss, TaskKind
 from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.tokens import TokenizedTexts, plan_batches
@@ -25,7 +25,6 @@ from ytuning.progress import Progress
 from ytuning.system.versions import require
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import rate_share
-from ytuning.training.losses import SCORES, Loss, build_loss, row_scores, shown_score
 
 __all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "lora"]
 
@@ -99,11 +98,11 @@ class TunedEncoder:
 def full_fine_tuning(
     encoder: Encoder,
     inputs: Sequence[TextInput],
+    target: TaskKind,
     targets: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
     *,
-    objective: Objective = "single",
     config: TuningConfig | None = None,
     rates: Sequence[float] | None = None,
     seed: int = 0,
@@ -116,10 +115,10 @@ def full_fine_tuning(
     Args:
         encoder: gives the weights to start from, the tokenizer, maximum length, arithmetic and device; not changed.
         inputs: texts, or pairs as one text, of all rows.
-        targets: of all rows, as `data/kinds.py` has them.
+        target: kind of the task; the loss is that of a head, without label smoothing.
+        targets: of all rows, as ``target`` encodes them.
         train: positions of rows to train on.
         validation: positions of rows that choose the epoch and, of several, the learning rate.
-        objective: what the targets are; the loss is that of a head, without label smoothing.
         config: default: the first of ``FULL_RATES``.
         rates: learning rates to try instead of the config's, each in a whole training.
         seed: of the classifier's weights, the order of rows and dropout.
@@ -129,11 +128,13 @@ def full_fine_tuning(
         EncoderError: transformers has no classifier for the encoder's architecture.
     """
     config = config or TuningConfig(FULL_RATES[0])
-    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+    rows = _Rows(encoder, inputs, target, targets, train, validation)
 
     def attempt(config: TuningConfig) -> TunedEncoder:
         with _seeded(encoder, seed):
-            return _tuned(_classifier(encoder, rows.outputs, torch.float32), rows, config, progress or Progress(), seed)
+            return _tuned(
+                _classifier(encoder, rows.target.outputs, torch.float32), rows, config, progress or Progress(), seed
+            )
 
     return _best(attempt, config, rates)
 
@@ -141,11 +142,11 @@ def full_fine_tuning(
 def lora(  # noqa: PLR0913  # every choice of a whole training
     encoder: Encoder,
     inputs: Sequence[TextInput],
+    target: TaskKind,
     targets: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
     *,
-    objective: Objective = "single",
     config: TuningConfig | None = None,
     rates: Sequence[float] | None = None,
     rank: int = 8,
@@ -161,10 +162,10 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
     Args:
         encoder: as for :func:`full_fine_tuning`, and so the other arguments that it has.
         inputs: texts, or pairs as one text, of all rows.
+        target: kind of the task.
         targets: of all rows.
         train: positions of rows to train on.
         validation: positions of rows that choose the epoch and, of several, the learning rate.
-        objective: what the targets are.
         config: default: the first of ``LORA_RATES``.
         rates: learning rates to try instead of the config's, each in a whole training.
         rank: of a change.
@@ -186,11 +187,11 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
         lora_dropout=0.1,
         target_modules=None if modules is None else list(modules),
     )
-    rows = _Rows(encoder, inputs, targets, train, validation, objective)
+    rows = _Rows(encoder, inputs, target, targets, train, validation)
 
     def attempt(config: TuningConfig) -> TunedEncoder:
         with _seeded(encoder, seed):
-            model = _classifier(encoder, rows.outputs, _arithmetic(encoder))
+            model = _classifier(encoder, rows.target.outputs, _arithmetic(encoder))
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
@@ -230,7 +231,7 @@ class _Rows:
         tokens: of all rows.
         goal: targets of all rows, on the encoder's device.
         train, validation: positions of rows.
-        outputs: C.
+        target: kind of the task.
         loss: of a batch.
     """
 
@@ -238,33 +239,22 @@ class _Rows:
         self,
         encoder: Encoder,
         inputs: Sequence[TextInput],
+        target: TaskKind,
         targets: np.ndarray,
         train: np.ndarray,
         validation: np.ndarray,
-        objective: Objective,
     ) -> None:
-        self.encoder, self.train, self.validation, self.objective = encoder, train, validation, objective
+        self.encoder, self.train, self.validation, self.target = encoder, train, validation, target
         self.tokens = encoder.tokenize(inputs)
-        names = objective in ("single", "ordinal")
-        goal = torch.from_numpy(np.asarray(targets, np.int64 if names else np.float32))
-        numbers = objective in ("bounded", "unbounded")
-        self.outputs = goal.shape[1] if goal.ndim == 2 else 2 if numbers else int(goal.max()) + 1
+        goal = torch.from_numpy(np.asarray(targets, target.dtype))
         self.goal = goal.to(encoder.device)
-        self.loss: Loss = build_loss(
-            "cross_entropy",
-            goal[torch.from_numpy(train)],
-            self.outputs,
-            margin=0.0,
-            smoothing=0.0,
-            weights=None,
-            objective=objective,
-        )
+        self.loss: Loss = target.loss("cross_entropy", goal[torch.from_numpy(train)])
 
     def validated(self, model: Any) -> tuple[np.ndarray, float]:
         """Logits (N, C) of the validation rows and their mean score, minus infinity for a model that has diverged."""
         logits = _logits(model, self.encoder, self.tokens, self.validation)
         goal = self.goal.cpu()[torch.from_numpy(self.validation)]
-        score = float(row_scores(self.objective, torch.from_numpy(logits), goal).mean())
+        score = float(self.target.row_scores(torch.from_numpy(logits), goal).mean())
         return logits, score if np.isfinite(logits).all() else -math.inf
 
 
@@ -340,7 +330,7 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
             "tune",
             len(result.step_seconds),
             most,
-            f"validation {SCORES[rows.objective][0]} {shown_score(rows.objective, score)}",
+            f"validation {rows.target.score_name} {rows.target.shown_score(score)}",
         )
         if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break

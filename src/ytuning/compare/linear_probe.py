@@ -7,23 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from ytuning.data.kinds import Objective
+from ytuning.data.kinds import TaskKind
 from ytuning.features.features import Features, ordered_batches
 from ytuning.features.pairs import PairedFeatures
-from ytuning.training.losses import mean_loss, row_scores
 
 __all__ = ["Probe", "mean_pooled", "tuned_probe"]
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
 MOST_ITERATIONS = 300  # of L-BFGS
-EDGE = 1e-6  # how near to an end of a bounded scale an answer may lie
 NEVER = -1e4  # logit of a label that no row to fit on has
 
 Solver = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
@@ -56,17 +53,17 @@ class Probe:
     Attributes:
         weights: (F, K) float64, of the features as they are. K = C; of regression tasks 1.
         bias: (K,) float64.
-        objective: of the task.
+        target: kind of the task.
         parameters: numbers that were fitted.
         strength: scikit-learn's ``C``, or ``1 / alpha`` of ridge regression, which is the same.
         validation_logits: (validation rows, C) float32 of that strength, fitted on train rows only.
-        validation_score: of these, the mean of `losses.row_scores`: of a single-label task accuracy.
-        validation_loss: of these, see `losses.mean_loss`.
+        validation_score: of these, the mean of the kind's `row_scores`: of a single-label task accuracy.
+        validation_loss: of these, see `kinds.TaskKind.mean_loss`.
     """
 
     weights: np.ndarray
     bias: np.ndarray
-    objective: Objective
+    target: TaskKind
     parameters: int
     strength: float
     validation_logits: np.ndarray
@@ -74,68 +71,66 @@ class Probe:
     validation_loss: float
 
     def logits(self, pooled: np.ndarray) -> np.ndarray:
-        """(rows, C) float32 of pooled features (rows, F), as `data/kinds.py` reads them."""
-        return _logits(pooled, self.weights, self.bias, self.objective)
+        """(rows, C) float32 of pooled features (rows, F), as ``target`` reads them."""
+        return _logits(self.target, pooled, self.weights, self.bias)
 
 
 def tuned_probe(
+    target: TaskKind,
     pooled: np.ndarray,
     targets: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
     *,
-    objective: Objective = "single",
     strengths: Sequence[float] | None = None,
     refit: bool = True,
 ) -> Probe:
     """Fit on standardised pooled features; validation rows choose the strength, then all rows are used.
 
     Logistic regression for ``single`` and ``ordinal``, one for each label against the rest for ``multi``, ridge
-    regression of the position on the scale for ``bounded`` (cut off at the ends) and ``unbounded``.
+    regression of the position on the scale for numbers (cut off at the ends of a bounded one).
 
     Args:
+        target: kind of the task.
         pooled: (rows, F), see :func:`mean_pooled`.
-        targets: of all rows, as `data/kinds.py` has them.
+        targets: of all rows, as ``target`` encodes them.
         train: positions of rows to fit on.
         validation: positions of rows that choose the strength.
-        objective: of the task.
         strengths: to try; default: eight or nine from weak to strong regularisation.
         refit: whether to fit once more on train and validation rows together.
     """
-    numbers = objective in ("bounded", "unbounded")
-    outputs = targets.shape[1] if targets.ndim == 2 else 2 if numbers else int(targets.max()) + 1
-    goal = torch.from_numpy(
-        np.asarray(targets, np.int64 if objective in ("single", "ordinal") else np.float32)[validation]
-    )
+    goal = torch.from_numpy(np.asarray(targets, target.dtype)[validation])
     scaler = StandardScaler().fit(pooled[train])
-    scaled, solve = scaler.transform(pooled[train]), _solver(objective, outputs)
+    scaled, solve = scaler.transform(pooled[train]), _solver(target, several=targets.ndim == 2)
     found = []
-    for strength in sorted(strengths or (RIDGE_STRENGTHS if numbers else STRENGTHS)):
+    for strength in sorted(strengths or (RIDGE_STRENGTHS if target.labels is None else STRENGTHS)):
         weights, bias = _unscaled(*solve(scaled, targets[train], strength), scaler)
-        logits = _logits(pooled[validation], weights, bias, objective)
-        score = float(row_scores(objective, torch.from_numpy(logits), goal).mean())
+        logits = _logits(target, pooled[validation], weights, bias)
+        score = float(target.row_scores(torch.from_numpy(logits), goal).mean())
         found.append((score, strength, logits, weights, bias))
     score, strength, logits, weights, bias = max(found, key=lambda each: each[0])
     if refit:
         rows = np.union1d(train, validation)
         scaler = StandardScaler().fit(pooled[rows])
-        solved = _solver(objective, outputs)(scaler.transform(pooled[rows]), targets[rows], strength)
+        solved = _solver(target, several=targets.ndim == 2)(scaler.transform(pooled[rows]), targets[rows], strength)
         weights, bias = _unscaled(*solved, scaler)
-    columns = 1 if numbers or (objective != "multi" and outputs == 2) else outputs  # of two labels one is fitted
-    loss = mean_loss(objective, torch.from_numpy(logits), goal)
-    return Probe(weights, bias, objective, columns * (len(weights) + 1), strength, logits, score, loss)
+    # Of two labels that exclude each other, and of two anchors, one is fitted.
+    columns = 1 if targets.ndim == 1 and target.outputs == 2 else target.outputs
+    loss = target.mean_loss(torch.from_numpy(logits), goal)
+    return Probe(weights, bias, target, columns * (len(weights) + 1), strength, logits, score, loss)
 
 
-def _solver(objective: Objective, outputs: int) -> Solver:
+def _solver(target: TaskKind, *, several: bool) -> Solver:
     """Fits one strength after the other on the same rows, each from where the one before ended."""
-    if objective in ("bounded", "unbounded"):
+    if target.labels is None:
 
         def ridge(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
             model = Ridge(alpha=1 / strength).fit(values, goal)
             return np.ravel(model.coef_)[:, None], np.array([model.intercept_])
 
         return ridge
-    several = objective == "multi"
+    # Labels that do not exclude each other have a model each.
+    outputs = target.outputs
     models = [LogisticRegression(max_iter=MOST_ITERATIONS, warm_start=True) for _ in range(outputs if several else 1)]
 
     def logistic(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -175,11 +170,6 @@ def _unscaled(weights: np.ndarray, bias: np.ndarray, scaler: StandardScaler) -> 
     return own, bias - scaler.mean_ @ own
 
 
-def _logits(pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray, objective: Objective) -> np.ndarray:
+def _logits(target: TaskKind, pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """(rows, C) float32."""
-    found = pooled @ weights + bias
-    if objective == "bounded":
-        found = scipy.special.logit(found.clip(EDGE, 1 - EDGE))
-    if objective in ("bounded", "unbounded"):  # the difference of two anchors, of which the lower is 0
-        found = np.concatenate((np.zeros_like(found), found), axis=1)
-    return found.astype(np.float32)
+    return target.logits_of_linear(pooled @ weights + bias).astype(np.float32)

@@ -15,7 +15,7 @@ from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, Tu
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset, TextInput, labels_of
-from ytuning.data.kinds import Scale, Target
+from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, allowed
@@ -28,7 +28,7 @@ from ytuning.system.machine import peak_bytes
 from ytuning.system.versions import require
 from ytuning.tasks.task import PAIR_MODES, PairMode
 from ytuning.tasks.train import Stopwatch, train_task
-from ytuning.training.calibration import Calibration, calibrate
+from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import preset
 
@@ -56,7 +56,7 @@ class Work:
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
-    target: Target
+    target: TaskKind
     encoder: str
     epochs: int | None = None
     search_rates: bool = False
@@ -80,7 +80,7 @@ class Work:
 
     def calibrated(self, held: np.ndarray, logits: np.ndarray) -> Calibration:
         """What the rows that choose, at these positions, teach about using a method's logits (rows, C) of them."""
-        return calibrate(self.target, logits, self.targets[held])
+        return fit_calibration(self.target, logits, self.targets[held])
 
     def judged(self, seed: int) -> np.ndarray:
         """Targets of the rows that judge a seed's methods."""
@@ -172,7 +172,7 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
         method=name,
         seed=seed,
         metrics=evaluate(work.target, found.calibration, truth, found.logits).metrics,
-        predicted=_answers(work.target, found.calibration, found.logits),
+        predicted=work.target.answers_to_json(found.calibration.answers(work.target, found.logits).values),
         seconds=found.seconds,
         seconds_with_stored_features=found.seconds_with_stored_features,
         parameters=found.parameters,
@@ -194,13 +194,6 @@ class _Outcome:
     parameters: int
     seconds_with_stored_features: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-
-
-def _answers(target: Target, calibration: Calibration, logits: np.ndarray) -> list[Any]:
-    if isinstance(target, Scale):
-        return target.values(logits).tolist()
-    decided = calibration.decide(target, calibration.probabilities(target, logits))
-    return [np.flatnonzero(row).tolist() for row in decided] if target.kind == "multi" else decided.tolist()
 
 
 # --- on stored features ---------------------------------------------------------------------------------------------
@@ -253,8 +246,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
         begun = time.perf_counter()
         encoded = _encoded(inputs, encoder, features, progress, mode)
         encode += time.perf_counter() - begun
-        objective = work.target.objective
-        probe = tuned_probe(mean_pooled(encoded), targets, *split, objective=objective, refit=work.validation is None)
+        probe = tuned_probe(work.target, mean_pooled(encoded), targets, *split, refit=work.validation is None)
         found.append((probe, mode))
     probe, mode = min(found, key=lambda each: each[0].validation_loss)
     calibration = work.calibrated(split[1], probe.validation_logits)
@@ -308,9 +300,9 @@ def _tuned(
     found = train(
         encoder,
         work.inputs,
+        work.target,
         targets,
         *split,
-        objective=work.target.objective,
         config=_config(work, rates[0], len(split[0])),
         rates=rates if work.search_rates else None,
         seed=seed,

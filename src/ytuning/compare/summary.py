@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from ytuning.compare.compare import Comparison
-from ytuning.compare.methods import Run, Work
-from ytuning.data.kinds import Scale
-from ytuning.evaluation.evaluate import HEADLINES
-from ytuning.evaluation.intervals import PERCENTILES, resampled_figures
+from ytuning.compare.methods import Run
+from ytuning.data.kinds.resampling import PERCENTILES
 from ytuning.system.versions import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
@@ -121,7 +119,8 @@ class Standings:
 def standings_of(comparison: Comparison) -> Standings:
     """Scores, differences and costs of a comparison's runs."""
     work = comparison.work
-    metric = HEADLINES[work.target.kind][0]
+    target = work.target
+    metric = target.headlines[0]
     runs = {
         name: {run.seed: run for run in comparison.runs if run.method == name}
         for name in comparison.methods
@@ -129,13 +128,12 @@ def standings_of(comparison: Comparison) -> Standings:
     }
     # (resamples,) of each run; seeds that the same rows judge have the same draws of them.
     same_rows = work.test is not None or work.validation is not None
-    truths = {seed: _truth(work, seed) for seed in comparison.seeds}
+    truths = {seed: target.decode(work.judged(seed)) for seed in comparison.seeds}
     figures = {
         name: {
-            seed: resampled_figures(
-                work.target.kind,
+            seed: target.resampled_metrics(
                 truths[seed],
-                _predicted(work, run),
+                target.answers_from_json(run.predicted),
                 resamples=RESAMPLES,
                 seed=0 if same_rows else seed,
             )[metric]
@@ -183,24 +181,6 @@ def standings_of(comparison: Comparison) -> Standings:
 def _versions() -> dict[str, str]:
     """Of the packages that are installed."""
     return {package: version for package in PACKAGES if (version := version_of(package))}
-
-
-def _truth(work: Work, seed: int) -> np.ndarray:
-    """(rows,) label ids or numbers, or (rows, C) bool."""
-    truth = work.judged(seed)
-    if isinstance(work.target, Scale):
-        return work.target.numbers(truth)
-    return truth > 0 if work.target.kind == "multi" else truth
-
-
-def _predicted(work: Work, run: Run) -> np.ndarray:
-    """In the same form."""
-    if work.target.kind != "multi":
-        return np.array(run.predicted)
-    found = np.zeros((len(run.predicted), work.target.outputs), bool)
-    for row, ids in enumerate(run.predicted):
-        found[row, ids] = True
-    return found
 
 
 def _standing_json(standing: Standing) -> dict[str, Any]:

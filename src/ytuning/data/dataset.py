@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ytuning.data.columns import SEPARATORS, UNKNOWN, Columns, Role, choose_columns, label_sets, read_labels
-from ytuning.data.kinds import KINDS, Labels, Scale, Target
+from ytuning.data.kinds import KINDS, Labels, TaskKind
 from ytuning.data.labels import Kind, did_you_mean, listed, shown
 from ytuning.data.tables import Column, as_cells, read_table
 from ytuning.errors import DataError, InputError, allowed
@@ -286,7 +286,7 @@ def check_groups(*, grouped: bool, validation: bool) -> None:
         )
 
 
-def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:
+def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
     """Whether a ``role`` ("validation", "test") data set is labelled for the kind of task, with labels trained on.
 
     Raises:
@@ -297,9 +297,9 @@ def check_labels_known(dataset: Dataset, target: Target, role: str) -> None:
     if dataset.kind != target.kind:
         problem = f"the labels are for a task of kind {dataset.kind!r}, those of the training data are "
         raise DataError(f"{problem}{target.kind!r}. State the same --kind for both", source=dataset.source)
-    if isinstance(target, Scale):
-        return
     known = target.labels
+    if known is None:
+        return
     rows = [row if isinstance(row, tuple) else (str(row),) for row in labels]
     unknown = [(index, name) for index, row in enumerate(rows) for name in row if name not in known]
     if unknown:

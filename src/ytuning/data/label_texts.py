@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ytuning.data.dataset import labels_of, read_dataset
-from ytuning.data.kinds import Names, Target
+from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import did_you_mean, listed, shown
 from ytuning.errors import DataError, InputError, allowed
 
@@ -70,7 +70,7 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     return value
 
 
-def describe_labels(given: LabelTexts | None, target: Target, *, pairs: bool = False) -> DescribedLabels | None:
+def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool = False) -> DescribedLabels | None:
     """The texts of a task's labels; of a label that has none of its own, its name in words.
 
     Args:
@@ -83,7 +83,7 @@ def describe_labels(given: LabelTexts | None, target: Target, *, pairs: bool = F
     """
     if given is None or given == NO_TEXTS:
         return None
-    if not isinstance(target, Names):
+    if target.labels is None:
         raise InputError("label texts are for tasks with labels, and these are numbers. Leave out --label-texts")
     if pairs:
         raise InputError("label texts are for single texts, and these rows are pairs. Leave out --label-texts")
@@ -115,9 +115,9 @@ def describe_labels(given: LabelTexts | None, target: Target, *, pairs: bool = F
     return DescribedLabels(texts, labels)
 
 
-def meaningful_names(target: Target) -> bool:
+def meaningful_names(target: TaskKind) -> bool:
     """Whether names say what their labels mean, as far as that can be seen: numbers do not."""
-    return isinstance(target, Names) and not all(
+    return target.labels is not None and not all(
         name.strip("+-").replace(".", "", 1).isdigit() for name in target.names
     )
 

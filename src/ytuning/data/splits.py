@@ -19,15 +19,12 @@ from ytuning.data.dataset import (
     count_shared,
     labels_of,
 )
-from ytuning.data.kinds import Names, Target, fit_target
+from ytuning.data.kinds import KINDS, TaskKind, fit_kind
 from ytuning.data.label_texts import DescribedLabels
-from ytuning.data.labels import LabelSet, shown
+from ytuning.data.labels import shown
 from ytuning.errors import DataError, InputError
 
 __all__ = ["MOST_HELD_OUT", "TaskRows", "split_holdout", "target_of", "task_rows"]
-
-FEWEST_IN_QUANTILE = 4  # rows, or none of them could be spared
-QUANTILES = 10  # of a regression's numbers, each of which gives its share of the validation rows
 
 
 def split_holdout(
@@ -61,7 +58,7 @@ def split_holdout(
         raise InputError(f"fraction must be between 0 and 1. Got {fraction!r} instead.")
     if most is not None and most < 1:
         raise InputError(f"most must be 1 or more. Got {most!r} instead.")
-    ids = _strata(dataset)
+    ids = KINDS[dataset.kind].strata(labels_of(dataset))
     parts = _kept_together(dataset)
     _check_several(dataset, parts)
     most = most or len(ids)
@@ -116,24 +113,6 @@ def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
         "validation rows. Name another column with --group (groups=) or give a validation file (--validation)",
         source=dataset.source,
     )
-
-
-def _strata(dataset: Dataset) -> list[int]:
-    """For each row the number of what it stands for in a stratified choice."""
-    labels = labels_of(dataset)
-    if dataset.kind == "regression":
-        numbers = np.array(labels, np.float64)
-        parts = max(1, min(QUANTILES, len(numbers) // FEWEST_IN_QUANTILE))
-        inner = np.unique(np.quantile(numbers, np.linspace(0, 1, parts + 1)[1:-1]))
-        return cast("list[int]", np.unique(np.searchsorted(inner, numbers), return_inverse=True)[1].tolist())
-    if dataset.kind == "multi":
-        rows = cast("Sequence[tuple[str, ...]]", labels)
-        counts = Counter(name for row in rows for name in row)
-        rarest = [min(row, key=lambda name: (counts[name], name), default="") for row in rows]
-        numbered = {name: number for number, name in enumerate(sorted(set(rarest)))}
-        return [numbered[name] for name in rarest]
-    names = [str(label) for label in labels]
-    return cast("list[int]", LabelSet.from_labels(names).encode(names).tolist())
 
 
 def _label_ids(dataset: Dataset) -> list[list[int]]:
@@ -240,7 +219,7 @@ class TaskRows:
             :meth:`with_label_texts` has added them.
     """
 
-    target: Target
+    target: TaskKind
     inputs: list[TextInput]
     truth: np.ndarray
     train: np.ndarray
@@ -265,9 +244,7 @@ class TaskRows:
         """The same rows and, after them, the labels' texts."""
         if described is None:
             return self
-        assert isinstance(self.target, Names)
-        one = self.target.kind != "multi"
-        truth = self.target.encode(described.labels if one else [(name,) for name in described.labels])
+        truth = self.target.encode_names(described.labels)
         places = len(self.inputs) + np.arange(len(described.texts))
         inputs = [*self.inputs, *((text, None) for text in described.texts)]
         return replace(self, inputs=inputs, truth=np.concatenate((self.truth, truth)), label_texts=places)
@@ -296,7 +273,7 @@ def task_rows(
 
 def target_of(
     train: Dataset, validation: Dataset | None, test: Dataset | None, label_order: Sequence[str] | None = None
-) -> Target:
+) -> TaskKind:
     """The target of train rows, which can be trained on, chosen by and tested on all these rows.
 
     Raises:
@@ -311,7 +288,7 @@ def target_of(
             "Give --kind ordinal or leave out --label-order"
         )
     try:
-        target = fit_target(train.kind, labels_of(train), label_order)
+        target = fit_kind(train.kind, labels_of(train), label_order)
     except InputError as error:
         raise DataError(str(error), source=train.source) from error
     for role, part in (("validation", validation), ("test", test)):

@@ -7,40 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ytuning.data.dataset import Dataset
-from ytuning.data.kinds import Scale, Target
+from ytuning.data.kinds import Confusion, TaskKind
+from ytuning.data.kinds.metrics import LabelFigures
 from ytuning.data.labels import Kind
-from ytuning.evaluation.intervals import multi_intervals, number_intervals, single_intervals
-from ytuning.evaluation.metrics import (
-    LabelFigures,
-    label_figures,
-    multi_label_figures,
-    multi_label_metrics,
-    ordinal_metrics,
-    regression_metrics,
-    single_label_metrics,
-    worst_confusions,
-)
 from ytuning.heads.pooled import LabelHead
 from ytuning.training.calibration import Calibration
 
-__all__ = ["HEADLINES", "Confusion", "Judged", "Report", "evaluate"]
-
-HEADLINES: dict[Kind, tuple[str, ...]] = {
-    "single": ("accuracy", "macro_f1"),
-    "ordinal": ("accuracy", "mae"),
-    "multi": ("macro_f1", "micro_f1"),
-    "regression": ("pearson", "spearman"),
-}
-"""What a kind of task is judged by first."""
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """``rows`` rows of the label ``true`` were given the label ``predicted``."""
-
-    true: str
-    predicted: str
-    rows: int
+__all__ = ["EvaluatedRows", "Report", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +23,8 @@ class Report:
     Attributes:
         kind: of the task.
         rows: evaluated.
-        metrics: by name; which ones depends on the kind, see `evaluation/metrics.py`.
-        intervals: of some metrics the 95 % interval over rows, see `evaluation/intervals.py`.
+        metrics: by name; which ones depends on the kind, see `data/kinds/`.
+        intervals: of some metrics the 95 % interval over rows, see `data/kinds/resampling.py`.
         labels: figures of each label, by name; none of a regression.
         confusions: the most frequent mistakes, of tasks with one label a row.
     """
@@ -65,12 +38,12 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedRows:
     """What a :class:`Report` is about.
 
     Attributes:
         data: the labelled rows.
-        truth: (rows,) or (rows, C), their labels as the task's target encodes them.
+        truth: (rows,) or (rows, C), their labels as the kind of task encodes them.
         logits: (rows, C) float32.
         head: that gave them.
     """
@@ -81,41 +54,25 @@ class Judged:
     head: LabelHead
 
 
-def evaluate(target: Target, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
+def evaluate(target: TaskKind, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
     """Compare predictions with the truth.
 
     Args:
-        target: of the task.
+        target: kind of the task, with its labels or its scale.
         calibration: of the task.
         truth: (rows,) or (rows, C), as ``target`` encodes labels.
         logits: (rows, C).
     """
-    rows = len(truth)
-    if isinstance(target, Scale):
-        numbers, values = target.numbers(truth), target.values(logits)
-        return Report(target.kind, rows, regression_metrics(numbers, values), number_intervals(numbers, values))
-    probabilities = calibration.probabilities(target, logits)
-    predicted = calibration.decide(target, probabilities)
-    if target.kind == "multi":
-        there = truth > 0
-        return Report(
-            target.kind,
-            rows,
-            multi_label_metrics(there, predicted, probabilities),
-            multi_intervals(there, predicted),
-            dict(zip(target.names, multi_label_figures(there, predicted), strict=True)),
-        )
-    metrics = (ordinal_metrics if target.kind == "ordinal" else single_label_metrics)(truth, probabilities, predicted)
-    if calibration.abstain_below is not None:  # also where every row was answered
+    answers, truth = calibration.answers(target, logits), target.decode(truth)
+    metrics = target.metrics(truth, answers)
+    if calibration.abstain_below is not None:
+        # Also where every row was answered.
         metrics = {"coverage": 1.0, "precision_answered": metrics["accuracy"], **metrics}
     return Report(
         target.kind,
-        rows,
+        len(truth),
         metrics,
-        single_intervals(truth, predicted),
-        dict(zip(target.names, label_figures(truth, predicted, len(target.names)), strict=True)),
-        [
-            Confusion(target.names[true], target.names[other], count)
-            for true, other, count in worst_confusions(truth, predicted, len(target.names))
-        ],
+        target.intervals(truth, answers.values),
+        dict(zip(target.names, target.label_figures(truth, answers.values), strict=True)),
+        target.confusions(truth, answers.values),
     )

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ytuning.data.kinds import Objective
-from ytuning.data.labels import Kind
+from ytuning.data.kinds import TaskKind
+from ytuning.data.kinds.metrics import CALIBRATION_BINS, reliability
 from ytuning.errors import counted
-from ytuning.evaluation.metrics import CALIBRATION_BINS, reliability
 from ytuning.training.fit import Round
-from ytuning.training.losses import SCORES
 
 __all__ = [
     "Axis",
@@ -134,18 +132,17 @@ def _apart(low: float, high: float) -> tuple[float, float]:
     return low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
 
 
-def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray) -> Chart:
+def calibration_figure(truth: np.ndarray, probabilities: np.ndarray) -> Chart:
     """How often what was given a probability is so, with a histogram of the probabilities.
 
     Args:
-        kind: of the task; not a regression.
-        truth: (rows,) label ids or, of ``multi``, (rows, C).
+        truth: (rows,) label ids or, of several labels a row, (rows, C) bool.
         probabilities: (rows, C).
     """
     points = reliability(truth, probabilities)
-    what = "decisions" if kind == "multi" else "rows"
-    measured = "label is there" if kind == "multi" else "right"
-    x, y = _x("probability", 0, 1), _y(f"share that is {'there' if kind == 'multi' else 'right'}", 0, 1)
+    several = truth.ndim == 2
+    what, measured, short = ("decisions", "label is there", "there") if several else ("rows", "right", "right")
+    x, y = _x("probability", 0, 1), _y(f"share that is {short}", 0, 1)
     most = max(count for *_, count in points)
     lines = [("ideal", [(x.place(0), y.place(0)), (x.place(1), y.place(1))])]
     lines.append(("main", [(x.place(confidence), y.place(share)) for confidence, share, _ in points]))
@@ -153,7 +150,7 @@ def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray)
     for confidence, _, count in points:
         left = min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) / CALIBRATION_BINS
         # Of the many decisions that a multi-label task makes, nearly all lie in one bin.
-        height = math.log1p(count) / math.log1p(most) if kind == "multi" else count / most
+        height = math.log1p(count) / math.log1p(most) if several else count / most
         start, end, top = x.place(left), x.place(left + 1 / CALIBRATION_BINS), y.place(0.4 * height)
         bars.append((start + 1, top, round(end - start - 2, 1), round(BOTTOM - top, 1), f"{count:,} {what}"))
     return Chart(
@@ -173,15 +170,15 @@ def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray)
     )
 
 
-def learning_figures(objective: Objective, history: Sequence[Round], chosen: int) -> list[Chart]:
+def learning_figures(target: TaskKind, history: Sequence[Round], chosen: int) -> list[Chart]:
     """Validation score and validation loss by step.
 
     Args:
-        objective: of the task.
+        target: kind of the task.
         history: at least one round.
         chosen: position in ``history`` of the round whose steps were taken.
     """
-    name, sign = SCORES[objective]
+    name, sign = target.score_name, target.score_sign
     scores = [(entry.step, sign * entry.score, entry.error) for entry in history]
     losses = [(entry.step, entry.loss, 0.0) for entry in history]
     taken = history[chosen].step

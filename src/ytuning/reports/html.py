@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ytuning.data.kinds import Names, Scale
+from ytuning.data.kinds import Mistake, TaskKind
+from ytuning.data.kinds.metrics import LabelFigures
 from ytuning.encoder.encoder import Encoder
 from ytuning.evaluation.attribution import Effects, explain
-from ytuning.evaluation.evaluate import HEADLINES, Judged, Report
-from ytuning.evaluation.metrics import LabelFigures
-from ytuning.evaluation.mistakes import Mistake, Piece, marked, strongest, worst_mistakes
+from ytuning.evaluation.evaluate import EvaluatedRows, Report
+from ytuning.evaluation.mistakes import Piece, marked, strongest
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.reports.charts import (
@@ -62,7 +62,7 @@ class _Shown:
 def render_report(
     task: Task,
     report: Report,
-    judged: Judged,
+    judged: EvaluatedRows,
     encoder: Encoder,
     store: FeatureStore,
     *,
@@ -87,41 +87,47 @@ def render_report(
     Returns:
         HTML.
     """
-    target, calibration = task.target, task.calibration
-    content: dict[str, Any] = {"matrix": None, "figures": [], "shown": [], "rest": [], "thresholds": None}
-    if isinstance(target, Scale):
-        truth, values = target.numbers(judged.truth), target.values(judged.logits)
-        content["figures"] = [scatter_figure(truth, values), residual_figure(truth, values)]
-    else:
-        probabilities = calibration.probabilities(target, judged.logits)
-        content["figures"] = [calibration_figure(target.kind, judged.truth, probabilities)]
-        content["shown"], content["rest"] = _labels(report)
-        if target.kind == "multi":
-            thresholds = calibration.thresholds or (0.5,) * len(target.names)
-            content["thresholds"] = dict(zip(target.names, thresholds, strict=True))
-        else:
-            decided = calibration.decide(target, probabilities)
-            content["matrix"] = confusion(judged.truth, decided, target.names, SHOWN_LABELS)
+    target = task.target
     page = {
         "title": title or f"{task.name} on {judged.data.source}",
         "task": task,
         "report": report,
         "facts": _facts(task, report, judged),
-        "metrics": _metrics(report),
+        "metrics": _metrics(target, report),
         "seconds": seconds or {},
-        "learning": learning_figures(target.objective, fit.history, fit.chosen) if fit else [],
+        "learning": learning_figures(target, fit.history, fit.chosen) if fit else [],
         "mistakes": _mistakes(task, judged, encoder, store, progress or Progress()),
         "width": WIDTH,
         "height": HEIGHT,
-        **content,
+        **_content(task, report, judged),
     }
     return render("report.html", page)
 
 
-def _metrics(report: Report) -> list[_Metric]:
+def _content(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, Any]:
+    """What only some kinds of task have: drawings, figures of labels, thresholds, a confusion matrix."""
+    target, calibration = task.target, task.calibration
+    truth, answers = target.decode(judged.truth), calibration.answers(target, judged.logits)
+    content: dict[str, Any] = {"matrix": None, "figures": [], "thresholds": None}
+    content["shown"], content["rest"] = _labels(report)
+    if "scatter" in target.drawings:
+        content["figures"].append(scatter_figure(truth, answers.values))
+    if "residuals" in target.drawings:
+        content["figures"].append(residual_figure(truth, answers.values))
+    if "reliability" in target.drawings:
+        content["figures"].append(calibration_figure(truth, answers.probabilities))
+    if "thresholds" in target.drawings:
+        thresholds = calibration.thresholds or (0.5,) * len(target.names)
+        content["thresholds"] = dict(zip(target.names, thresholds, strict=True))
+    if "confusions" in target.drawings:
+        content["matrix"] = confusion(truth, answers.values, target.names, SHOWN_LABELS)
+    return content
+
+
+def _metrics(target: TaskKind, report: Report) -> list[_Metric]:
     """The kind's headlines first."""
     names = {**SHOWN_METRICS, "rmse": "root mean squared error"}
-    first = HEADLINES[report.kind]
+    first = target.headlines
     order = [*first, *(name for name in report.metrics if name not in first)]
     return [
         _Metric(names.get(name, name), report.metrics[name], report.intervals.get(name), name in first)
@@ -129,17 +135,15 @@ def _metrics(report: Report) -> list[_Metric]:
     ]
 
 
-def _facts(task: Task, report: Report, judged: Judged) -> dict[str, str]:
+def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
     """What the figures depend on, by name."""
     target, training = task.target, task.training
     found = {"rows judged": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind}
-    if isinstance(target, Names):
-        found["labels"] = f"{len(target.names):,}"
+    found |= target.facts
+    if target.labels is not None:
         found["temperature"] = f"{task.calibration.temperature:.3g}"
         if task.calibration.smoothing:
             found["temperature"] += f", after label smoothing of {task.calibration.smoothing:g} is undone"
-    else:
-        found["scale"] = f"{target.low:g} to {target.high:g}" + ("" if target.bounded else " (not bounded)")
     if task.calibration.abstain_below is not None:
         found["no answer below"] = f"a probability of {task.calibration.abstain_below:.3f}"
     if task.pair:
@@ -163,8 +167,11 @@ def _labels(report: Report) -> tuple[list[tuple[str, LabelFigures]], list[tuple[
     return labels[:shown], labels[shown:]
 
 
-def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore, progress: Progress) -> list[_Shown]:
-    found = worst_mistakes(task.target, task.calibration, judged, SHOWN_MISTAKES)
+def _mistakes(
+    task: Task, judged: EvaluatedRows, encoder: Encoder, store: FeatureStore, progress: Progress
+) -> list[_Shown]:
+    truth, answers = task.target.decode(judged.truth), task.calibration.answers(task.target, judged.logits)
+    found = task.target.mistakes(truth, answers, SHOWN_MISTAKES)
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
@@ -176,7 +183,9 @@ def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore,
     ]
 
 
-def _shown(task: Task, judged: Judged, mistake: Mistake, content: tuple[str, str | None], effects: Effects) -> _Shown:
+def _shown(
+    task: Task, judged: EvaluatedRows, mistake: Mistake, content: tuple[str, str | None], effects: Effects
+) -> _Shown:
     texts = marked(task.target, mistake, content, effects)
     lengths = [len(text) for text in content if text is not None]
     left_out = [

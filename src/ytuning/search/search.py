@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ytuning.data.dataset import Dataset, labels_of
-from ytuning.data.kinds import Target
+from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
@@ -39,9 +39,8 @@ from ytuning.system.versions import require, versions
 from ytuning.tasks.layers import rank_layers
 from ytuning.tasks.task import PAIR_MODES, PairMode, holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, pair_modes, train_task
-from ytuning.training.calibration import calibrated
+from ytuning.training.calibration import calibrated_logits
 from ytuning.training.fit import FitResult, Job, fit_heads
-from ytuning.training.losses import row_losses
 from ytuning.training.recipes import PRESETS, Recipe, default_label_texts, preset, recipe_to_json
 
 __all__ = ["Searched", "propose", "search"]
@@ -147,7 +146,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
             mode: stored_inputs(rows.inputs, reading, store, progress, separate=mode == "separate")[0] for mode in modes
         }
     space = Space(
-        bases, log.layers, modes, rows.target.objective, rows.target.outputs,
+        bases, log.layers, modes, rows.target,
         encoder.identity.width, encoder.identity.parameters,
     )  # fmt: skip
     with watch.stage("search"):
@@ -239,7 +238,7 @@ def _run(
         texts = rows.label_texts
         if default_label_texts(recipes[0].head, rows.target, pairs=mode is not None) is None:
             texts = texts[:0]
-        jobs = [Job(rows.truth, recipe, seed, rows.target.objective, rows.target.outputs, texts) for recipe in recipes]
+        jobs = [Job(rows.target, rows.truth, recipe, seed, texts) for recipe in recipes]
         fits = fit_heads(
             view,
             jobs,
@@ -256,7 +255,7 @@ def _run(
         found = []
         for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
             taken, size = fit.history[fit.chosen], space.size(recipe.head, len(layers), mode)
-            loss = _calibrated_loss(rows, fit, recipe.training.smoothing_of(rows.target.objective))
+            loss = _calibrated_loss(rows, fit, recipe.training.smoothing_of(rows.target))
             found.append(
                 Trial(number, choices, recipe, mode, loss, taken.score, taken.error, taken.step, size, seconds)
             )
@@ -282,8 +281,8 @@ def _run(
 
 def _calibrated_loss(rows: TaskRows, fit: FitResult, smoothing: float) -> float:
     truth = rows.truth[rows.validation]
-    logits = torch.from_numpy(calibrated(rows.target, fit.validation_logits, truth, smoothing=smoothing))
-    return float(row_losses(rows.target.objective, logits, torch.from_numpy(truth)).mean())
+    logits = torch.from_numpy(calibrated_logits(rows.target, fit.validation_logits, truth, smoothing=smoothing))
+    return float(rows.target.row_losses(logits, torch.from_numpy(truth)).mean())
 
 
 def _layer_sets(
@@ -292,7 +291,7 @@ def _layer_sets(
     recipe: Recipe,
     modes: Sequence[PairMode | None],
     seed: int,
-    target: Target,
+    target: TaskKind,
     progress: Progress,
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""

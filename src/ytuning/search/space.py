@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ytuning.data.kinds import Objective
+from ytuning.data.kinds import TaskKind
+from ytuning.data.kinds.losses import LOSSES
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
 from ytuning.tasks.task import PairMode
-from ytuning.training.losses import LOSSES
 from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
@@ -49,15 +49,14 @@ class Space:
         presets: recipes to start from, by name; the first one's is the first trial.
         layers: sets of hidden states, the default one first.
         modes: ways of reading pairs, ``(None,)`` of single texts.
-        objective: of the task; ``outputs``: C, of its heads.
+        target: kind of the task.
         width: D, of the encoder; ``parameters``: of it.
     """
 
     presets: Mapping[str, Recipe]
     layers: Sequence[tuple[int, ...]]
     modes: Sequence[PairMode | None]
-    objective: Objective
-    outputs: int
+    target: TaskKind
     width: int
     parameters: int
 
@@ -74,11 +73,12 @@ class Space:
         found["learning_rate"] = Interval(2e-4, 2e-2, log=True)
         found["length"] = Interval(0.5, 2.0, log=True)
         found["dropout"] = Interval(0.0, 0.4, step=0.05)
-        if self.objective not in ("bounded", "unbounded"):
-            found["loss"] = Options(LOSSES)
-            found["label_weights"] = Options(("none", "balanced"))
-        if self.objective in ("single", "ordinal"):
-            found["label_smoothing"] = Interval(0.0, 0.2, step=0.05)
+        by_kind = {
+            "loss": Options(LOSSES),
+            "label_weights": Options(("none", "balanced")),
+            "label_smoothing": Interval(0.0, 0.2, step=0.05),
+        }
+        found |= {name: by_kind[name] for name in self.target.training_options}
         if isinstance(base.head, PooledConfig):
             found["token_dropout"] = Interval(0.0, 0.4, step=0.05)
             found["members"] = Options(tuple(range(1, 9)))
@@ -148,7 +148,7 @@ class Space:
 
     def size(self, config: HeadConfig, layers: int, mode: PairMode | None) -> int:
         """Parameters of a head of this task on so many hidden states."""
-        return head_size(config, labels=self.outputs, layers=layers, width=self.width, paired=mode == "separate")
+        return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, paired=mode == "separate")
 
     @property
     def _single(self) -> list[int]:
@@ -169,7 +169,7 @@ class Space:
             dropout=choices["dropout"],
             token_dropout=choices["token_dropout"],
         )
-        if self.outputs <= BUDGET_LABELS:
+        if self.target.outputs <= BUDGET_LABELS:
             while head.members > 1 and self.size(head, layers, mode) > most:
                 head = replace(head, members=head.members - 1)
         return head

@@ -11,7 +11,6 @@ import numpy as np
 
 import ytuning
 from ytuning.data.dataset import TextInput
-from ytuning.data.kinds import Names
 from ytuning.server import schemas
 from ytuning.server.batching import Answered
 from ytuning.server.catalog import Served
@@ -33,7 +32,10 @@ __all__ = [
     "usage_of",
 ]
 
-VALUE = "value"  # the one "label" of a regression
+# The one "label" of a regression.
+VALUE = "value"
+# Where the JSON of a prediction has the answer -> its datatype as a tensor, and whether that is one number a text.
+ANSWER_TENSORS = {"value": ("FP64", True), "label": ("BYTES", True), "labels": ("BOOL", False)}
 
 
 def predict_inputs(given: str | list[str] | list[list[str]]) -> tuple[list[TextInput], bool]:
@@ -64,12 +66,12 @@ def _one_or_two(texts: list[str], what: str) -> TextInput:
 
 def labels_of_task(served: Served) -> list[str]:
     """Names of what a task gives scores for."""
-    return list(served.task.target.names) if isinstance(served.task.target, Names) else [VALUE]
+    return list(served.task.target.names) or [VALUE]
 
 
 def scores_of(served: Served, answered: Answered, *, raw: bool = False) -> list[dict[str, Any]]:
     """Labels and scores, highest first; equal ones in the order of the labels."""
-    if not isinstance(served.task.target, Names):
+    if served.task.target.labels is None:
         return [{"label": VALUE, "score": answered.answer}]
     values = answered.logits if raw else answered.scores
     names = served.task.target.names
@@ -78,7 +80,7 @@ def scores_of(served: Served, answered: Answered, *, raw: bool = False) -> list[
 
 def result_of(served: Served, answered: Answered) -> dict[str, Any]:
     """A `schemas.Result`."""
-    scores = scores_of(served, answered) if isinstance(served.task.target, Names) else []
+    scores = [] if served.task.target.labels is None else scores_of(served, answered)
     return {"answer": answered.answer, "scores": scores, "truncated": answered.truncated}
 
 
@@ -190,12 +192,9 @@ def outputs_of(served: Served, found: Sequence[Answered], asked: InferRequest) -
 
 def _outputs(served: Served) -> dict[str, tuple[str, bool]]:
     """Name -> datatype, and whether there is one number a text and not one a label."""
-    kind = served.task.kind
-    if kind == "regression":
-        return {"value": ("FP64", True)}
-    if kind == "multi":
-        return {"probabilities": ("FP64", False), "labels": ("BOOL", False)}
-    return {"probabilities": ("FP64", False), "label": ("BYTES", True)}
+    target = served.task.target
+    scores = {} if target.labels is None else {"probabilities": ("FP64", False)}
+    return scores | {target.answer_key: ANSWER_TENSORS[target.answer_key]}
 
 
 def _tensor(name: str, datatype: str, found: Sequence[Answered], served: Served) -> dict[str, Any]:
@@ -204,7 +203,6 @@ def _tensor(name: str, datatype: str, found: Sequence[Answered], served: Served)
     elif name == "label":
         values = [each.answer or "" for each in found]  # of a task that abstains
     elif name == "labels":
-        assert isinstance(served.task.target, Names)
         names = served.task.target.names
         given = [set(each.answer) if isinstance(each.answer, list) else set() for each in found]
         values = [label in some for some in given for label in names]

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 import ytuning
-from ytuning.data.kinds import Names
 from ytuning.server import schemas
 from ytuning.server.payloads import (
     floats,
@@ -163,7 +162,7 @@ def _add_explain(router: APIRouter, service: Service) -> None:
         service.check([content], [served])
         effects = await unless_gone(request, service.batcher.explain(content, served))
         values = effects.values
-        if not isinstance(served.task.target, Names):  # of the two anchors
+        if served.task.target.labels is None:  # of the two anchors
             values = values[:, 1:] - values[:, :1]
         tokens = [{"side": side, "start": start, "end": end} for side, start, end in effects.spans]
         labels = labels_of_task(served)

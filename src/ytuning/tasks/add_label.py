@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ytuning.data.kinds import Names
-from ytuning.data.labels import LabelSet, shown
+from ytuning.data.kinds import TaskKind
+from ytuning.data.labels import shown
 from ytuning.errors import InputError
 from ytuning.features.features import Features
 from ytuning.heads.pooled import LabelHead, MatchingHead
@@ -60,7 +60,7 @@ def check_can_grow(task: Task, name: str) -> None:
     """
     if not name:
         raise InputError("the name of the new label is empty or only white space. Give one that says something")
-    if not isinstance(task.target, Names) or task.kind == "ordinal":
+    if not task.target.can_grow:
         raise InputError(f"a label is added to tasks of kind single or multi, and {task.name!r} is {task.kind}")
     if not isinstance(task.head, MatchingHead):
         problem = f"the task {task.name!r} was trained with the paper preset, whose label rows attend to each other. "
@@ -69,7 +69,7 @@ def check_can_grow(task: Task, name: str) -> None:
         raise InputError(
             f"the task {task.name!r} keeps no texts of its labels, as its training was interrupted. Train it again"
         )
-    if name in task.target.labels:
+    if name in task.target.names:
         raise InputError(f"the task {task.name!r} has the label {shown(name)} already. Give another name")
 
 
@@ -104,9 +104,9 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     """
     check_can_grow(task, name)
     head, target, kept = task.head, task.target, task.exemplars
-    assert isinstance(head, MatchingHead) and isinstance(target, Names) and kept is not None
+    assert isinstance(head, MatchingHead) and kept is not None
     old, goal = kept.vectors.float(), kept.targets
-    multi = target.kind == "multi"
+    multi = goal.ndim == 2
     row, bias = _new_row(head, old, goal, examples, multi=multi)
     grown = head.with_label(row, bias)
     names = (*target.names, name)
@@ -114,7 +114,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     calibration = replace(task.calibration, thresholds=None if thresholds is None else (*thresholds, NEW_THRESHOLD))
     places = goal if not multi else functional.pad(goal, (0, 1))
     new_goal = torch.full((len(examples),), len(target.names)) if not multi else _only_last(len(examples), len(names))
-    bigger = Names(LabelSet(names), target.kind)
+    bigger = type(target).from_json({**target.to_json(), "labels": names})
     result = replace(
         task,
         target=bigger,
@@ -186,11 +186,11 @@ def _some_of_each_label(targets: np.ndarray, rows: np.ndarray, others: np.ndarra
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
 
-def _given(target: Names, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
+def _given(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
     """What the head decides on texts (N, E, H) in its label space."""
     with torch.inference_mode():
         logits = head.match(vectors.transpose(0, 1)).mean(0).numpy()
-    return calibration.decide(target, calibration.probabilities(target, logits))
+    return calibration.answers(target, logits).values
 
 
 def _has_last(given: np.ndarray, labels: int) -> np.ndarray:

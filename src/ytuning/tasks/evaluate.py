@@ -9,7 +9,7 @@ import torch
 from ytuning.data.dataset import Dataset, check_labels_known, labels_of
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError
-from ytuning.evaluation.evaluate import Judged, Report, evaluate
+from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.features import CacheUse, Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
@@ -20,11 +20,11 @@ from ytuning.tasks.task import Task
 from ytuning.training.fit import logits_of
 from ytuning.training.joint import label_space
 
-__all__ = ["Evaluated", "evaluate_task", "grow_task"]
+__all__ = ["TaskEvaluation", "evaluate_task", "grow_task"]
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class TaskEvaluation:
     """What a task's evaluation gives.
 
     Attributes:
@@ -35,14 +35,14 @@ class Evaluated:
     """
 
     report: Report
-    judged: Judged
+    judged: EvaluatedRows
     cache: CacheUse
     truncated: int
 
 
 def evaluate_task(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
-) -> Evaluated:
+) -> TaskEvaluation:
     """A task's report on labelled rows, through the store.
 
     The features are those of the codec that the task was trained in.
@@ -54,9 +54,9 @@ def evaluate_task(
     _check_pairs(task, dataset)
     check_labels_known(dataset, task.target, "evaluation")
     features, cache = _features(task, dataset, encoder, store, progress)
-    judged = Judged(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
+    judged = EvaluatedRows(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
     report = evaluate(task.target, task.calibration, judged.truth, judged.logits)
-    return Evaluated(report, judged, cache, int(features.truncated_rows.sum()))
+    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()))
 
 
 def grow_task(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ytuning.data.dataset import Dataset, labels_of
-from ytuning.data.kinds import Target
+from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import default_layers
@@ -34,7 +34,7 @@ from ytuning.system.machine import workers
 from ytuning.tasks.task import PairMode
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step
-from ytuning.training.losses import build_loss, clearly_lower, row_losses, standard_error
+from ytuning.training.losses import clearly_lower, standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [
@@ -161,7 +161,7 @@ def choose_layers(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    target: Target,
+    target: TaskKind,
 ) -> LayerChoice:
     """Choose a task's hidden states by experiment, the same for the same rows and seed; see :func:`rank_layers`.
 
@@ -200,7 +200,7 @@ def rank_layers(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    target: Target,
+    target: TaskKind,
 ) -> LayerRanking:
     """Compare sets of hidden states on up to 2,000 rows, four fifths of which small heads of the recipe learn.
 
@@ -294,7 +294,7 @@ class _Measurement:
     def __init__(
         self,
         features: Features,
-        target: Target,
+        target: TaskKind,
         truth: np.ndarray,
         rows: np.ndarray,
         held: np.ndarray,
@@ -304,8 +304,7 @@ class _Measurement:
         progress: Progress,
     ) -> None:
         self.features, self.target, self.states = features, target, states
-        names = target.objective in ("single", "ordinal")
-        self.goal = torch.from_numpy(np.asarray(truth, np.int64 if names else np.float32))
+        self.goal = torch.from_numpy(truth)
         self.rows, self.held = torch.from_numpy(rows), torch.from_numpy(held)
         self.recipe, self.seed, self.progress = recipe, seed, SampleProgress(progress)
 
@@ -350,7 +349,7 @@ class _Measurement:
                     continue
                 logits = stack_logits([learner.head for learner in some], self.features, self.held, pool)
                 for number, learner, found in zip(active, some, logits, strict=True):
-                    losses = row_losses(self.target.objective, found, goal)
+                    losses = self.target.row_losses(found, goal)
                     best[number] = min(best.get(number, losses), losses, key=lambda each: float(each.mean()))
                     learner.head.train()
                 if 2 * step < STEPS:
@@ -362,15 +361,8 @@ class _Measurement:
 
     def _learner(self, head: LabelHead) -> Learner:
         config = self.recipe.training
-        loss = build_loss(
-            "cross_entropy",  # by which the sets are compared
-            self.goal[self.rows],
-            self.target.outputs,
-            margin=config.margin,
-            smoothing=config.label_smoothing,
-            weights=None,
-            objective=self.target.objective,
-        )
+        # The sets are compared by cross-entropy, whatever the recipe's loss.
+        loss = self.target.loss("cross_entropy", self.goal[self.rows], smoothing=config.label_smoothing)
         return Learner(
             head.train(),
             self.goal,

@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 
 from ytuning.data.dataset import TextInput
-from ytuning.data.kinds import Scale
+from ytuning.data.kinds import KINDS, Answer
 from ytuning.data.labels import Kind
 from ytuning.errors import InputError
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, load_task
 
-__all__ = ["ANSWERS", "Answer", "Prediction", "Predictor", "answers_of"]
+__all__ = ["Answer", "Prediction", "Predictor", "answers_of"]
 
-Answer = str | list[str] | float | None
-
-ANSWERS: dict[Kind, str] = {"single": "label", "ordinal": "label", "multi": "labels", "regression": "value"}
-"""Where a prediction's JSON has the answer, by the kind of task."""
-WINDOW_TEXTS = 2048  # read, encoded and answered at a time, so that memory does not grow with the input
+# Texts that are read, encoded and answered at a time, so that memory does not grow with the input.
+WINDOW_TEXTS = 2048
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """The line that ``ytuning predict`` writes."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
-        answer = {ANSWERS[self.kind]: self.answer}
+        answer = {KINDS[self.kind].answer_key: self.answer}
         return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores}
 
 
@@ -129,14 +126,5 @@ class Predictor:
 
 def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
     """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
-    target = task.target
-    if isinstance(target, Scale):
-        return target.values(logits).tolist(), np.empty((len(logits), 0))
-    scores = task.calibration.probabilities(target, logits)
-    decided = task.calibration.decide(target, scores)
-    names = target.names
-    if target.kind == "multi":
-        order = np.argsort(-scores, axis=1, kind="stable")
-        chosen = np.take_along_axis(decided, order, axis=1)
-        return [[names[i] for i in row[there]] for row, there in zip(order, chosen, strict=True)], scores
-    return [None if number < 0 else names[number] for number in decided.tolist()], scores
+    answers = task.calibration.answers(task.target, logits)
+    return task.target.named_answers(answers), answers.probabilities

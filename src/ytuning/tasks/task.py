@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ytuning.data.kinds import Scale, Target, target_from_json
+from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
@@ -83,7 +83,7 @@ class Task:
     """
 
     name: str
-    target: Target
+    target: TaskKind
     encoder: EncoderIdentity
     config: HeadConfig
     head: LabelHead
@@ -226,7 +226,7 @@ def load_task(folder: str | Path) -> Task:
     path = Path(folder)
     content = _read_json(path)
     try:
-        target = target_from_json(content)
+        target = kind_from_json(content)
         pair = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = _head_config(content["head"], path / TASK_FILE)
@@ -369,15 +369,8 @@ def _card(task: Task) -> str:
         for split, values in task.metrics.items()
         for name, value in values.items()
     )
-    names = ", ".join(f"`{name}`" for name in task.target.names)
     share = task.head_parameters / task.encoder.parameters
     inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[task.pair]
-    if isinstance(task.target, Scale):
-        ends = f"from {task.target.low:g} to {task.target.high:g}" if task.target.bounded else "without bounds"
-        answers = f"It answers with a number {ends}."
-    else:
-        what = {"single": "one of", "ordinal": "one of, from the lowest to the highest,", "multi": "any number of"}
-        answers = f"It answers with {what[task.target.kind]} {len(task.target.names)} labels: {names}"
     interrupted = (
         " Its training was interrupted: this is the best head up to then, and a whole training may give a better one."
         if task.training.get("interrupted")
@@ -395,7 +388,7 @@ A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder'
 `{task.encoder.name}`, trained with ytuning.{interrupted}
 Input: {inputs}, cut at {task.encoder.max_length} tokens.
 
-{answers}
+{task.target.answer_sentence}
 
 | split | metric | value |
 | --- | --- | --- |

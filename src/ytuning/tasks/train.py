@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ytuning.data.dataset import Dataset
-from ytuning.data.kinds import Target
+from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, allowed
-from ytuning.evaluation.evaluate import Judged, Report, evaluate
+from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC
 from ytuning.features.features import CacheUse, Features
 from ytuning.features.pairs import stored_inputs
@@ -29,9 +29,9 @@ from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.layers import choose_layers
 from ytuning.tasks.task import PAIR_MODES, Exemplars, PairMode, Task
 from ytuning.tasks.zero_shot import zero_shot
-from ytuning.training.calibration import Calibration, calibrate, calibrated, check_abstain_at
+from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at
 from ytuning.training.fit import FitResult, Job, fit_heads, logits_of
-from ytuning.training.losses import clearly_lower, row_losses, standard_error
+from ytuning.training.losses import clearly_lower, standard_error
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
 
 __all__ = ["Stopwatch", "Trained", "pair_modes", "train_task"]
@@ -76,7 +76,7 @@ class Trained:
     task: Task
     fit: FitResult
     reports: dict[str, Report]
-    judged: dict[str, Judged]
+    judged: dict[str, EvaluatedRows]
     zero_shot: dict[str, dict[str, float]]
     by_seed: dict[int, dict[str, dict[str, float]]]
     rows: dict[str, int]
@@ -155,7 +155,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     check_abstain_at(target, abstain_at, len(rows.validation))
     if pairs != "auto" and train.text_pairs is None:
         raise InputError(f"pairs is for two texts a row, and these are single texts. Got {pairs!r}. Leave it out")
-    if target.kind == "regression" and recipe.training.label_weights is not None:
+    if "label_weights" not in target.training_options and recipe.training.label_weights is not None:
         raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
     rows = _with_label_texts(rows, label_texts, recipe, progress, pairs=train.text_pairs is not None)
     truth = rows.truth
@@ -174,10 +174,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             progress=progress,
             target=target,
         )
-    jobs = [
-        Job(truth, recipe, number, target.objective, target.outputs, rows.label_texts)
-        for number in range(seed, seed + seeds)
-    ]
+    jobs = [Job(target, truth, recipe, number, rows.label_texts) for number in range(seed, seed + seeds)]
 
     def attempt(mode: PairMode | None) -> _Attempt:
         with watch.stage("encode"):
@@ -197,7 +194,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
             )
         return _Attempt(mode, features, cache, fits)
 
-    smoothing = recipe.training.smoothing_of(target.objective)
+    smoothing = recipe.training.smoothing_of(target)
     taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], smoothing, progress)
     fits, features = taken.fits, taken.features
     written = min(written, cache.hits)  # Ctrl-C may have come before all of the sample was read again
@@ -210,9 +207,9 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         calibrations, found, logits = _judged(target, fits, best, rows, features, smoothing, abstain_at)
         before = zero_shot(features, rows)
         held = train.select(rows.validation) if validation is None else validation
-        judged = {"validation": Judged(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
+        judged = {"validation": EvaluatedRows(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
         if test is not None and len(logits) > best:
-            judged["test"] = Judged(test, truth[rows.test], logits[best], fit.head)
+            judged["test"] = EvaluatedRows(test, truth[rows.test], logits[best], fit.head)
         if test is not None and len(logits) < len(fits):
             fit = replace(fit, interrupted=True)
     reports = found[best]
@@ -274,7 +271,7 @@ def _resolve_layers(
     modes: Sequence[PairMode | None],
     seed: int,
     progress: Progress,
-    target: Target,
+    target: TaskKind,
 ) -> tuple[Encoder, Recipe, int]:
     """The encoder and the recipe with the hidden states that ``auto`` chooses, and how many texts it has stored."""
     if layers != AUTO_LAYERS:
@@ -302,17 +299,15 @@ class _Attempt:
     cache: CacheUse
     fits: list[FitResult]
 
-    def losses(self, target: Target, truth: np.ndarray, smoothing: float) -> torch.Tensor:
+    def losses(self, target: TaskKind, truth: np.ndarray, smoothing: float) -> torch.Tensor:
         """(validation rows,) float64: the chosen heads' mean calibrated loss; a score of a few rows is noisier."""
-        logits = [
-            torch.from_numpy(calibrated(target, fit.validation_logits, truth, smoothing=smoothing)) for fit in self.fits
-        ]
-        found = [row_losses(target.objective, each, torch.from_numpy(truth)) for each in logits]
+        logits = [calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing) for fit in self.fits]
+        found = [target.row_losses(torch.from_numpy(each), torch.from_numpy(truth)) for each in logits]
         return torch.stack(found).mean(0)
 
 
 def _judged(
-    target: Target,
+    target: TaskKind,
     fits: list[FitResult],
     best: int,
     rows: TaskRows,
@@ -340,7 +335,7 @@ def _judged(
 
 
 def _calibrated(
-    target: Target, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
+    target: TaskKind, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
 ) -> Calibration:
     truth = rows.truth[rows.validation]
     fitted = partial(calibrate, target, fit.validation_logits, truth, smoothing=smoothing)
@@ -368,7 +363,7 @@ def pair_modes(pairs: PairMode | Literal["auto"]) -> tuple[PairMode, ...]:
 def _better(
     attempt: Callable[[PairMode | None], _Attempt],
     modes: Sequence[PairMode | None],
-    target: Target,
+    target: TaskKind,
     truth: np.ndarray,
     smoothing: float,
     progress: Progress,

@@ -10,7 +10,7 @@ from ytuning.data.splits import TaskRows
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead
-from ytuning.training.calibration import calibrate
+from ytuning.training.calibration import fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.joint import start_label_rows
 
@@ -35,7 +35,7 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
     start_label_rows(head, features, rows.train, rows.label_texts, rows.truth)
     with suppress(KeyboardInterrupt):  # the heads are trained, and should not be lost for this
         logits = logits_of(head, features, torch.from_numpy(rows.validation))
-        calibration = calibrate(rows.target, logits, rows.truth[rows.validation])
+        calibration = fit_calibration(rows.target, logits, rows.truth[rows.validation])
         for split, places in (("validation", rows.validation), ("test", rows.test)):
             if len(places):
                 each = logits if split == "validation" else logits_of(head, features, torch.from_numpy(places))

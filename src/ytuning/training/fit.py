@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.data.kinds import Objective
+from ytuning.data.kinds import TaskKind
 from ytuning.errors import InputError
 from ytuning.features.features import CPU, Features
 from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
@@ -20,7 +20,7 @@ from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
-from ytuning.training.losses import SCORES, build_loss, mean_loss, row_scores, shown_score, standard_error
+from ytuning.training.losses import standard_error
 from ytuning.training.projection import Reduced, reduced_features
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -42,8 +42,8 @@ class Round:
 
     Attributes:
         step: counted from the start.
-        loss: on validation rows, cross-entropy or squared error, see `losses.mean_loss`.
-        score: mean of `losses.row_scores` there, the more the better: of a single-label task accuracy.
+        loss: on validation rows, cross-entropy or squared error, see `kinds.TaskKind.mean_loss`.
+        score: mean of the kind's `row_scores` there, the more the better: of a single-label task accuracy.
         error: standard error of ``score``.
     """
 
@@ -82,29 +82,18 @@ class Job:
     """What one head of several learns from the same rows.
 
     Attributes:
-        targets: of all rows, as `data/kinds.py` has them.
+        target: kind of the task.
+        targets: of all rows, as ``target`` encodes them.
         recipe: form of the head and its training.
         seed: of the weights and of dropout.
-        objective: what the targets are.
-        outputs: of the head; default: as many as there are label ids (rows,), or columns (rows, C).
         label_texts: positions of rows that label rows start from, each of them of one label; they are train rows, too.
     """
 
+    target: TaskKind
     targets: np.ndarray
     recipe: Recipe
     seed: int = 0
-    objective: Objective = "single"
-    outputs: int | None = None
     label_texts: np.ndarray | None = None
-
-    @property
-    def size(self) -> int:
-        """C, the head's outputs."""
-        if self.outputs is not None:
-            return self.outputs
-        if self.objective in ("bounded", "unbounded"):
-            return 2
-        return self.targets.shape[1] if self.targets.ndim == 2 else int(self.targets.max()) + 1
 
 
 def fit_heads(
@@ -143,8 +132,8 @@ def fit_heads(
     size = _batch_size(jobs, len(train))
     everything = np.union1d(train, validation)
     with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
-        goals = [_goal(job) for job in jobs]
-        totals = [_steps(job.recipe.training, len(train), size, job.size) for job in jobs]
+        goals = [torch.from_numpy(np.asarray(job.targets, job.target.dtype)) for job in jobs]
+        totals = [_steps(job.recipe.training, len(train), size, job.target.outputs) for job in jobs]
         if device.type == "cuda" and _fit_there(features, torch.from_numpy(everything), device):
             features = features.resident(torch.from_numpy(everything), device)
         space = None
@@ -228,7 +217,7 @@ class _Run:
         Raises:
             InputError: it is the first.
         """
-        objective = self.job.objective
+        target = self.job.target
         if not logits.isfinite().all():
             if not self.history:
                 raise InputError(
@@ -237,9 +226,9 @@ class _Run:
                 )
             self.finished = True
             return
-        scores = row_scores(objective, logits, goal)
+        scores = target.row_scores(logits, goal)
         error = standard_error(scores)
-        entry = Round(self.learner.step, mean_loss(objective, logits, goal), float(scores.mean()), error)
+        entry = Round(self.learner.step, target.mean_loss(logits, goal), float(scores.mean()), error)
         history, kept = self._rounds
         # Only a round that no later one equals can still be chosen.
         kept = {place: found for place, found in kept.items() if history[place].score > entry.score}
@@ -282,10 +271,10 @@ def _search(
         for run, logits in zip(chosen, found, strict=True):
             run.validated(logits, run.goal[validation])
             run.learner.head.train()
-        objective = chosen[0].job.objective
-        found_now = sorted({shown_score(objective, run.history[-1].score) for run in chosen})
+        target = chosen[0].job.target
+        found_now = sorted({target.shown_score(run.history[-1].score) for run in chosen})
         scores = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
-        progress.step("train", chosen[0].learner.step, longest, f"validation {SCORES[objective][0]} {scores}")
+        progress.step("train", chosen[0].learner.step, longest, f"validation {target.score_name} {scores}")
 
     try:
         for step in range(1, longest + 1):
@@ -339,14 +328,12 @@ def _refitted(
 
 def _learner(job: Job, head: LabelHead, goal: Tensor, rows: np.ndarray, total: int) -> Learner:
     config = job.recipe.training
-    loss = build_loss(
+    loss = job.target.loss(
         config.loss,
         goal[torch.from_numpy(rows)],
-        job.size,
         margin=config.margin,
         smoothing=config.label_smoothing,
         weights=config.label_weights,
-        objective=job.objective,
     )
     return Learner(
         head.train(),
@@ -379,16 +366,10 @@ def _steps(config: TrainingConfig, rows: int, size: int, labels: int) -> int:
     return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
-def _goal(job: Job) -> Tensor:
-    """The job's targets as its loss takes them."""
-    names = job.objective in ("single", "ordinal")
-    return torch.from_numpy(np.asarray(job.targets, np.int64 if names else np.float32))
-
-
 def _fresh_head(job: Job, view: Features, space: Reduced | None, train: np.ndarray) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     torch.manual_seed(job.seed)
-    config, labels = job.recipe.head, job.size
+    config, labels = job.recipe.head, job.target.outputs
     head: LabelHead
     if space is not None and isinstance(config, PooledConfig):
         # The same energy on fewer directions.

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pooled import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
 from ytuning.system.machine import Workers, workers
-from ytuning.training.losses import Loss
 
 __all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits", "stack_step", "start_label_rows"]
 

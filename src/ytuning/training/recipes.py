@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ytuning.data.kinds import Objective, Target
+from ytuning.data.kinds import TaskKind
+from ytuning.data.kinds.losses import LOSSES
 from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
 from ytuning.errors import InputError, allowed, wrong_schema
 from ytuning.heads.pooled import (
@@ -20,7 +21,6 @@ from ytuning.heads.pooled import (
     config_from_json,
     config_to_json,
 )
-from ytuning.training.losses import LOSSES
 
 __all__ = [
     "AUTO_LAYERS",
@@ -48,7 +48,7 @@ class TrainingConfig:
     """How a head is trained; steps follow from the number of rows by one rule for every data set.
 
     Attributes:
-        loss: ``"cross_entropy"``, ``"focal"``, or ``"triplet"`` with ``margin``; see `losses.build_loss`.
+        loss: ``"cross_entropy"``, ``"focal"``, or ``"triplet"`` with ``margin``; see `kinds.TaskKind.loss`.
         margin: by which the true label's logit should exceed every other, or of several labels its own absence.
         label_smoothing: share of the target that cross-entropy spreads over all labels.
         epochs: wanted passes over the train rows...
@@ -86,9 +86,9 @@ class TrainingConfig:
     refit_rate: float = 0.3
     label_weights: str | tuple[float, ...] | None = None
 
-    def smoothing_of(self, objective: Objective) -> float:
+    def smoothing_of(self, target: TaskKind) -> float:
         """The label smoothing whose loss is least at smoothed probabilities, so that it can be undone; else 0."""
-        return self.label_smoothing if (objective, self.loss) == ("single", "cross_entropy") else 0.0
+        return self.label_smoothing if target.undoes_smoothing and self.loss == "cross_entropy" else 0.0
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
     return found
 
 
-def default_label_texts(config: HeadConfig, target: Target, *, pairs: bool) -> LabelTexts | None:
+def default_label_texts(config: HeadConfig, target: TaskKind, *, pairs: bool) -> LabelTexts | None:
     """What a head learns of its labels unless told: label tuning their names in words, where these say something."""
     named = isinstance(config, LabelTuningConfig) and not pairs and meaningful_names(target)
     return LABEL_NAMES if named else None

@@ -1,0 +1,72 @@
+"""The kinds of task, a class each: targets, losses, answers, metrics, intervals and mistakes.
+
+| kind | labels of a row | targets | a head's outputs |
+| --- | --- | --- | --- |
+| ``single`` | one name | (rows,) int64, the label's id | C logits, softmax |
+| ``ordinal`` | one name, of labels that have an order | the same | the same |
+| ``multi`` | any number of names, none included | (rows, C) float32, 0 or 1 | C logits, a sigmoid each |
+| ``regression`` | a number | (rows,) float32, on a scale of the train rows | 2 anchors, their logits' difference |
+
+Another kind is a file with a class, its name in `labels.Kind`, and a line in ``KINDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.multi import MultiLabel
+from ytuning.data.kinds.ordinal import Ordinal
+from ytuning.data.kinds.regression import Regression
+from ytuning.data.kinds.single import SingleLabel
+from ytuning.data.labels import Kind, shown
+
+__all__ = [
+    "KINDS",
+    "Answer",
+    "Answers",
+    "Confusion",
+    "Labels",
+    "Loss",
+    "Mistake",
+    "MultiLabel",
+    "Ordinal",
+    "Regression",
+    "SingleLabel",
+    "TaskKind",
+    "fit_kind",
+    "kind_from_json",
+]
+
+KINDS: dict[Kind, type[TaskKind]] = {
+    "single": SingleLabel,
+    "ordinal": Ordinal,
+    "multi": MultiLabel,
+    "regression": Regression,
+}
+
+
+def fit_kind(kind: Kind, labels: Labels, order: Sequence[str] | None = None) -> TaskKind:
+    """The kind of task with the labels or the scale of train rows.
+
+    Args:
+        kind: its name.
+        labels: of the train rows, as `dataset.Dataset` holds them.
+        order: of an ordinal task's label names, from the lowest; ``None``: that of their numbers.
+
+    Raises:
+        InputError: the labels of an ordinal task have no order, or ``order`` is not theirs; numbers that are all equal.
+    """
+    return KINDS[kind].fit(labels, order)
+
+
+def kind_from_json(content: dict[str, Any]) -> TaskKind:
+    """The inverse of ``to_json``.
+
+    Raises:
+        InputError, KeyError, TypeError, ValueError: not such fields.
+    """
+    if content["kind"] not in KINDS:
+        raise ValueError(f"unknown kind {shown(content['kind'])}")
+    return KINDS[content["kind"]].from_json(content)

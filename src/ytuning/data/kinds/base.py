@@ -1,0 +1,289 @@
+"""What every kind of task can be asked, and the answers and mistakes that it speaks of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, resampled_sums
+from ytuning.data.labels import Kind, LabelSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ytuning.data.kinds.metrics import LabelFigures
+
+__all__ = ["Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "TaskKind"]
+
+Labels = Sequence[str] | Sequence[tuple[str, ...]] | Sequence[float]
+Answer = str | list[str] | float | None
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Logits (B, C) and targets (B,) or (B, C) -> the batch's loss, a scalar."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A task's answers to some rows.
+
+    Attributes:
+        values: (rows,) int64 label ids, where -1 is an abstention; (rows, C) bool; or (rows,) float64 numbers.
+        probabilities: (rows, C) float64, the calibrated probability of each label; (rows, 0) without labels.
+    """
+
+    values: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """``rows`` rows of the label ``true`` were given the label ``predicted``."""
+
+    true: str
+    predicted: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A row whose answer is wrong.
+
+    Attributes:
+        row: its position among the evaluated rows.
+        true, predicted: the labels (of ``multi`` those that only one of them has), or the number.
+        size: probability of what is wrong; of a regression the error.
+        towards: logit of what was answered, or None.
+        against: logit of what should have been answered, or None.
+        about: of ``multi`` the label of the decision that ``size`` is of.
+    """
+
+    row: int
+    true: list[str]
+    predicted: list[str]
+    size: float
+    towards: int | None
+    against: int | None
+    about: str | None = None
+
+
+class TaskKind(ABC):
+    """A kind of task with its labels or its scale.
+
+    Arrays named ``targets`` or ``goal`` are what :meth:`encode` gives. Those named ``truth`` and ``values`` have the
+    form of answers (:class:`Answers`), which :meth:`decode` gives. Logits are (rows, C), C being ``outputs``.
+
+    Attributes:
+        kind: its name.
+        headlines: the metrics that a task is judged by first.
+        score_name: what the mean of :meth:`row_scores` is called.
+        score_sign: -1 where ``score_name`` is an error and so the negative of the score; else 1.
+        answer_key: where the JSON of a prediction has the answer.
+        dtype: of targets.
+        training_options: names of the options that only some kinds have.
+        drawings: names of the drawings that a report shows.
+        can_abstain: whether a task may give no answer where it is not sure.
+        can_grow: whether a label can be added to a task.
+        undoes_smoothing: whether the effect of label smoothing on probabilities is known, so that it can be undone.
+        labels: of the task; ``None``: its answers are numbers.
+    """
+
+    kind: ClassVar[Kind]
+    headlines: ClassVar[tuple[str, ...]]
+    score_name: ClassVar[str]
+    score_sign: ClassVar[int] = -1
+    answer_key: ClassVar[str]
+    dtype: ClassVar[type[np.generic]]
+    training_options: ClassVar[tuple[str, ...]]
+    drawings: ClassVar[tuple[str, ...]]
+    can_abstain: ClassVar[bool] = False
+    can_grow: ClassVar[bool] = False
+    undoes_smoothing: ClassVar[bool] = False
+    labels: LabelSet | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the labels; none where the answers are numbers."""
+        return () if self.labels is None else self.labels.names
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of a head's logits."""
+        return len(self.names)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a report says of the task, by name."""
+        return {"labels": f"{len(self.names):,}"}
+
+    @property
+    @abstractmethod
+    def answer_sentence(self) -> str:
+        """The sentence of the model card that says what the task answers with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of ``task.json``."""
+        return {"kind": self.kind, "labels": list(self.names)}
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, content: dict[str, Any]) -> TaskKind:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: not such fields.
+        """
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> TaskKind:
+        """The kind with the labels or the scale of train rows; arguments as of `kinds.fit_kind`."""
+
+    @classmethod
+    @abstractmethod
+    def strata(cls, labels: Labels) -> list[int]:
+        """For each row the number of what it stands for in a stratified choice of rows."""
+
+    # --- targets ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, labels: Labels) -> np.ndarray:
+        """Targets of the labels of rows.
+
+        Raises:
+            InputError: a label is not in the set; names it and the ones closest to it.
+        """
+
+    def encode_names(self, names: Sequence[str]) -> np.ndarray:
+        """Targets of rows that each have the one label of a name."""
+        return self.encode(names)
+
+    def decode(self, targets: np.ndarray) -> np.ndarray:
+        """Targets in the form of answers."""
+        return targets
+
+    # --- losses and scores --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(
+        self,
+        name: str,
+        targets: Tensor,
+        *,
+        margin: float = 0.0,
+        smoothing: float = 0.0,
+        weights: str | tuple[float, ...] | None = None,
+    ) -> Loss:
+        """What training minimises.
+
+        ``focal`` weighs what is predicted well already less (Lin et al., arXiv 1708.02002). ``triplet`` wants a margin
+        between right and wrong labels.
+
+        Args:
+            name: one of ``LOSSES``.
+            targets: of all train rows, which label weights are scaled by.
+            margin: of the triplet loss.
+            smoothing: share of the target that cross-entropy spreads over all labels, where a row has one.
+            weights: of the labels, as in `recipes.TrainingConfig`.
+
+        Raises:
+            InputError: an unknown loss, or label weights that do not fit.
+        """
+
+    @abstractmethod
+    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """(N,) float64: each row's part of :meth:`mean_loss`."""
+
+    @abstractmethod
+    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
+        """The unweighted cross-entropy or squared error, in the precision of the logits."""
+
+    @abstractmethod
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """(N,) float64: how good each row's answer is, the higher the better."""
+
+    def shown_score(self, score: float) -> str:
+        """A mean of :meth:`row_scores` as people read it: errors by their size, a zero without a minus sign."""
+        return f"{self.score_sign * score + 0.0:.4f}"
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def answers(
+        self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
+    ) -> Answers:
+        """Answers of calibrated logits; the other arguments are those of `calibration.Calibration`."""
+
+    def logits_of_linear(self, values: np.ndarray) -> np.ndarray:
+        """Logits (rows, C) of what a linear model predicts: (rows, C), or positions (rows, 1) on a scale."""
+        return values
+
+    def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """(rows, C): how far the logits of labels are ahead of the right answer's; only of kinds with labels."""
+        raise NotImplementedError
+
+    def margin_loss(self, margins: np.ndarray) -> float:
+        """The mean negative log-likelihood of :meth:`margins`."""
+        raise NotImplementedError
+
+    def fit_thresholds(self, probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...] | None:
+        """The probability (C,) from which on each label is given; None where labels exclude each other."""
+        return None
+
+    def fit_abstaining(self, probabilities: np.ndarray, targets: np.ndarray, precision: float) -> float | None:
+        """The probability below which no answer is given, so that answered rows are right often enough."""
+        return None
+
+    def named_answers(self, answers: Answers) -> list[Answer]:
+        """Each row's answer as people read it: a name or None, names from the most probable on, or a number."""
+        return list(self.answers_to_json(answers.values))
+
+    def answers_to_json(self, values: np.ndarray) -> list[Any]:
+        """Each row's answer: a label id, a list of them, or a number."""
+        return list(values.tolist())
+
+    def answers_from_json(self, content: Sequence[Any]) -> np.ndarray:
+        """The inverse of :meth:`answers_to_json`."""
+        return np.array(content)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
+        """Metrics by name."""
+
+    @abstractmethod
+    def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
+        """Columns (rows, K) whose sums over the rows of a resample give metrics, and the function that does so."""
+
+    def resampled_metrics(
+        self, truth: np.ndarray, values: np.ndarray, *, resamples: int, seed: int
+    ) -> dict[str, np.ndarray]:
+        """(resamples,) of each metric that has an interval.
+
+        The resamples depend on the number of rows and the seed only. So metrics of different predictions for the same
+        rows can be subtracted from each other (paired bootstrap).
+        """
+        return resampled_sums(np.ones(len(truth), np.int64), self.resampling_sums(truth, values), resamples, seed)
+
+    def intervals(self, truth: np.ndarray, values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Intervals:
+        """The 95 % intervals of some metrics, see `kinds/resampling.py`."""
+        return interval_ends(self.resampled_metrics(truth, values, resamples=resamples, seed=seed), len(truth))
+
+    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
+        """Precision, recall and F1 of each label."""
+        return []
+
+    def confusions(self, truth: np.ndarray, values: np.ndarray, most: int = 5) -> list[Confusion]:
+        """The most frequent confusions of two labels, the most frequent first."""
+        return []
+
+    @abstractmethod
+    def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
+        """The worst mistakes, the worst first; rows without an answer are none."""
+
+    @abstractmethod
+    def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
+        """(T, 2): what tokens do for and against a wrong answer, of their effects (T, C) on the logits."""

@@ -1,0 +1,274 @@
+"""Tasks whose rows have any number of labels, none included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import scipy.special
+
+from ytuning.data.kinds.base import Answer, Answers, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.metrics import LabelFigures, expected_calibration_error, figures_of_counts, macro_f1, share
+from ytuning.data.kinds.resampling import Sums, ratio, resampled_macro_f1
+from ytuning.data.kinds.thresholds import threshold_sweep
+from ytuning.data.labels import LabelSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MultiLabel"]
+
+# The ends of the threshold that all labels share.
+SHARED_ENDS = (0.05, 0.95)
+# Rows with a label at which its own threshold and the shared one weigh the same.
+OWN_ROWS = 10
+# Thresholds are blended as logits, which 0 and 1 have none of.
+EDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class MultiLabel(TaskKind):
+    """Each row has any number of labels: targets (rows, C) float32 are 0 or 1, and each logit has its own sigmoid."""
+
+    labels: LabelSet
+    kind = "multi"
+    headlines = ("macro_f1", "micro_f1")
+    score_name = "cross-entropy"
+    answer_key = "labels"
+    dtype = np.float32
+    training_options = ("loss", "label_weights")
+    drawings = ("reliability", "thresholds")
+    can_grow = True
+
+    @property
+    def answer_sentence(self) -> str:
+        """Names the labels."""
+        names = ", ".join(f"`{name}`" for name in self.names)
+        return f"It answers with any number of {len(self.names)} labels: {names}"
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> MultiLabel:
+        """The labels in their order."""
+        return cls(LabelSet(tuple(content["labels"])))
+
+    @classmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> MultiLabel:
+        """The labels that occur, sorted."""
+        return cls(LabelSet.from_labels(name for row in cast("Sequence[tuple[str, ...]]", labels) for name in row))
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[int]:
+        """The row's rarest label, or that it has none."""
+        rows = cast("Sequence[tuple[str, ...]]", labels)
+        counts = Counter(name for row in rows for name in row)
+        rarest = [min(row, key=lambda name: (counts[name], name), default="") for row in rows]
+        numbered = {name: number for number, name in enumerate(sorted(set(rarest)))}
+        return [numbered[name] for name in rarest]
+
+    def encode(self, labels: Labels) -> np.ndarray:
+        """(rows, C) float32, 0 or 1."""
+        targets = np.zeros((len(labels), self.outputs), np.float32)
+        for number, row in enumerate(cast("Sequence[tuple[str, ...]]", labels)):
+            targets[number, self.labels.encode(row)] = 1
+        return targets
+
+    def encode_names(self, names: Sequence[str]) -> np.ndarray:
+        """(rows, C) float32, with a single 1 each."""
+        return self.encode([(name,) for name in names])
+
+    def decode(self, targets: np.ndarray) -> np.ndarray:
+        """(rows, C) bool."""
+        found: np.ndarray = targets > 0
+        return found
+
+    def loss(
+        self,
+        name: str,
+        targets: Tensor,
+        *,
+        margin: float = 0.0,
+        smoothing: float = 0.0,
+        weights: str | tuple[float, ...] | None = None,
+    ) -> Loss:
+        """The mean over rows and labels, each label against its own absence.
+
+        The absence is the task row in the paper's terms. Label weights are only of the rows with the label, not of
+        those without it.
+        """
+        import torch
+        from torch.nn import functional
+
+        check_loss(name)
+        counts = targets.sum(0)
+        # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
+        balanced = (len(targets) / (self.outputs * counts.clamp_min(1))).clamp_min(1).sqrt()
+        by_label = label_weights(weights, counts, balanced)
+
+        def loss(logits: Tensor, goal: Tensor) -> Tensor:
+            # (B, C) and (B, C) -> (B, C)
+            if name == "triplet":
+                each = (margin - (2 * goal - 1) * logits).clamp_min(0)
+            else:
+                each = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+            if name == "focal":
+                # The probability given to what is true.
+                right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
+                each = each * (1 - right) ** FOCUS
+            if by_label is not None:
+                each = each * torch.where(goal > 0, by_label.to(goal.device), 1.0)
+            return each.mean()
+
+        return loss
+
+    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """The mean of the labels' cross-entropies."""
+        return _cross_entropies(logits, goal).mean(1)
+
+    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
+        """The mean of the labels' cross-entropies."""
+        from torch.nn import functional
+
+        return functional.binary_cross_entropy_with_logits(logits, goal).item()
+
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """The negative sum of the labels' cross-entropies."""
+        return -_cross_entropies(logits, goal).sum(1)
+
+    def answers(
+        self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
+    ) -> Answers:
+        """(rows, C) bool: the labels whose probability reaches its threshold, 0.5 unless given."""
+        probabilities = self.probabilities(logits)
+        return Answers(probabilities >= (0.5 if thresholds is None else np.array(thresholds)), probabilities)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, C) float64 of logits (rows, C)."""
+        found: np.ndarray = scipy.special.expit(logits.astype(np.float64))
+        return found
+
+    def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """How far the logit of the wrong one of a label's two answers is ahead of the right one's."""
+        return np.where(targets > 0, -logits, logits)
+
+    def margin_loss(self, margins: np.ndarray) -> float:
+        """The mean over rows and labels."""
+        return float(np.logaddexp(0, margins).mean())
+
+    def fit_thresholds(self, probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
+        """Each lies between the one that maximises the label's F1 and the one that, shared, maximises micro F1.
+
+        The more rows have the label, the nearer it is to the label's own, which few rows tell little about.
+        """
+        truth = self.decode(targets)
+        shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel()), *SHARED_ENDS))
+        own = np.array([_best_f1(*columns) for columns in zip(probabilities.T, truth.T, strict=True)])
+        rows = truth.sum(0)
+        weight = rows / (rows + OWN_ROWS)
+        logits = weight * scipy.special.logit(np.clip(own, EDGE, 1 - EDGE)) + (1 - weight) * scipy.special.logit(shared)
+        return tuple(scipy.special.expit(logits).tolist())
+
+    def named_answers(self, answers: Answers) -> list[Answer]:
+        """Lists of names, the most probable first."""
+        order = np.argsort(-answers.probabilities, axis=1, kind="stable")
+        given = np.take_along_axis(answers.values, order, axis=1)
+        return [[self.names[label] for label in row[there]] for row, there in zip(order, given, strict=True)]
+
+    def answers_to_json(self, values: np.ndarray) -> list[Any]:
+        """Lists of label ids."""
+        return [np.flatnonzero(row).tolist() for row in values]
+
+    def answers_from_json(self, content: Sequence[Any]) -> np.ndarray:
+        """(rows, C) bool."""
+        found = np.zeros((len(content), self.outputs), bool)
+        for row, ids in enumerate(content):
+            found[row, ids] = True
+        return found
+
+    def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
+        """``accuracy``, ``macro_f1``, ``micro_f1`` and ``ece``.
+
+        Accuracy is the share of rows whose labels are all right. Macro F1 is over the labels that occur in truth or
+        prediction. The calibration error is of all decisions: the probability of a label, and whether it is there. F1
+        is 0 where no label occurs.
+        """
+        true, given, right = _counts(truth, answers.values)
+        return {
+            "accuracy": float((truth == answers.values).all(1).mean()),
+            "macro_f1": macro_f1(true, given, right),
+            "micro_f1": float(share(2 * right.sum(), true.sum() + given.sum())),
+            "ece": expected_calibration_error(truth, answers.probabilities),
+        }
+
+    def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
+        """Of ``accuracy``, ``macro_f1`` and ``micro_f1``, as :meth:`metrics` defines them."""
+        import scipy.sparse
+
+        flags = [truth, values, truth & values, (truth == values).all(1)[:, None]]
+        columns = scipy.sparse.hstack([scipy.sparse.csr_array(each, dtype=np.float64) for each in flags], format="csr")
+
+        def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+            # (r, C) each
+            true, given, right = np.split(sums[:, :-1], 3, axis=1)
+            return {
+                "accuracy": sums[:, -1] / len(truth),
+                "macro_f1": resampled_macro_f1(true, given, right),
+                "micro_f1": ratio(2 * right.sum(1), true.sum(1) + given.sum(1)),
+            }
+
+        return columns, statistics
+
+    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
+        """``rows`` are those that have the label."""
+        return figures_of_counts(*_counts(truth, values))
+
+    def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
+        """The rows with the decision that the task was surest of."""
+        given, missed = answers.values & ~truth, truth & ~answers.values
+        # How sure a wrong decision was: the probability of a label that was given, and the rest for a missed one.
+        over = np.where(given, answers.probabilities, -1.0)
+        under = np.where(missed, 1 - answers.probabilities, -1.0)
+        worst = np.maximum(over, under)
+        sure = worst.max(1)
+        order = [row for row in np.argsort(-sure, kind="stable")[:most].tolist() if sure[row] >= 0]
+        return [
+            Mistake(
+                row,
+                [self.names[label] for label in np.flatnonzero(missed[row])],
+                [self.names[label] for label in np.flatnonzero(given[row])],
+                float(sure[row]),
+                int(over[row].argmax()) if given[row].any() else None,
+                int(under[row].argmax()) if missed[row].any() else None,
+                self.names[worst[row].argmax()],
+            )
+            for row in order
+        ]
+
+    def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
+        """Effects on the logits of the two labels, as far as there are such labels."""
+        nothing = np.zeros(len(effects))
+        columns = (mistake.towards, mistake.against)
+        return np.stack([nothing if column is None else effects[:, column] for column in columns], 1)
+
+
+def _cross_entropies(logits: Tensor, goal: Tensor) -> Tensor:
+    """(N, C) float64."""
+    from torch.nn import functional
+
+    return functional.binary_cross_entropy_with_logits(logits.double(), goal.double(), reduction="none")
+
+
+def _counts(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(C,) each: the rows that have a label, that were given it, and both."""
+    return truth.sum(0), values.sum(0), (truth & values).sum(0)
+
+
+def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Threshold, of those between probabilities (N,), with the highest F1 for truth (N,) bool; 0.5 if that is empty."""
+    if not truth.any():
+        return 0.5
+    thresholds, given, right = threshold_sweep(probabilities, truth)
+    return float(thresholds[np.argmax(2 * right / (given + truth.sum()))])

@@ -1,0 +1,117 @@
+"""Tasks whose rows have one label each, of labels that have an order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ytuning.data.kinds.base import Answers, Labels
+from ytuning.data.kinds.metrics import rank_correlation
+from ytuning.data.kinds.single import SingleLabel
+from ytuning.data.labels import LabelSet, listed, shown
+from ytuning.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Ordinal"]
+
+
+@dataclass(frozen=True)
+class Ordinal(SingleLabel):
+    """As :class:`SingleLabel`, but ``labels`` go from the lowest to the highest."""
+
+    kind = "ordinal"
+    headlines = ("accuracy", "mae")
+    score_name, score_sign = "mean absolute error", -1
+    can_grow = undoes_smoothing = False
+
+    @property
+    def answer_sentence(self) -> str:
+        """Names the labels in their order."""
+        return super().answer_sentence.replace("one of", "one of, from the lowest to the highest,", 1)
+
+    @classmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Ordinal:
+        """The labels that occur, in ``order`` or in that of their numbers.
+
+        Raises:
+            InputError: the labels have no order, or ``order`` is not theirs.
+        """
+        found = LabelSet.from_labels(str(label) for label in labels)
+        if order is None:
+            return cls(LabelSet(_by_number(found.names)))
+        # White space is stripped as that of the rows' labels is.
+        order = [name.strip() for name in order]
+        if differing := set(order) ^ set(found.names):
+            where = "the train rows" if min(differing) in order else "--label-order"
+            raise InputError(f"the order must name each label once. {shown(min(differing))} is missing in {where}")
+        return cls(LabelSet(tuple(order)))
+
+    def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
+        """Adds the squared distance between the cumulated probabilities and those of the true label.
+
+        The distance is summed over labels (Hou, Yu, Samaras: arXiv 1611.05916).
+        """
+        import torch
+
+        # (C,) and (B, C)
+        steps = torch.arange(logits.shape[1], device=logits.device)
+        reached = (goal[:, None] <= steps).to(logits.dtype)
+        return rows + (logits.softmax(1).cumsum(1) - reached).square().sum(1)
+
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """The negative distance of the median label from the true one, in labels."""
+        probabilities = logits.double().softmax(1)
+        median = (probabilities.cumsum(1) < 0.5).sum(1).clamp_max(probabilities.shape[1] - 1)
+        return -(median - goal).abs().double()
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """(rows,) int64: the label at which the cumulated probability passes one half.
+
+        This median has the least mean absolute error.
+        """
+        found: np.ndarray = np.minimum((probabilities.cumsum(1) < 0.5).sum(1), probabilities.shape[1] - 1)
+        return found
+
+    def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
+        """Those of a single label, and of the rows answered ``mae``, the mean distance in labels, and ``spearman``.
+
+        If no row was answered, these two are the worst there is, C - 1, and 0.
+        """
+        found = super().metrics(truth, answers)
+        answered = answers.values >= 0
+        if not answered.any():
+            return found | {"mae": float(self.outputs - 1), "spearman": 0.0}
+        true, other = truth[answered], answers.values[answered]
+        return found | {"mae": float(np.abs(true - other).mean()), "spearman": rank_correlation(true, other)}
+
+    def _distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The farthest mistake is the worst."""
+        found: np.ndarray = np.abs(values - truth)
+        return found
+
+
+def _by_number(names: Sequence[str]) -> tuple[str, ...]:
+    # The message pastes no order: that of the names' letters would be a wrong one that works.
+    give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {listed(names)}"
+    if wrong := next((name for name in names if not _is_number(name)), None):
+        raise InputError(f"the label {shown(wrong)} is no number, so the labels' order is not known. {give}")
+    ordered = sorted(names, key=float)
+    for name, other in itertools.pairwise(ordered):
+        if float(name) == float(other):
+            same = f"the labels {shown(name)} and {shown(other)} are one number"
+            raise InputError(f"{same}, so their order is not known. {give}")
+    return tuple(ordered)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False

@@ -1,0 +1,229 @@
+"""Tasks whose rows have a number each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.special
+
+from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.losses import check_loss
+from ytuning.data.kinds.metrics import correlation, rank_correlation
+from ytuning.data.kinds.resampling import Sums, moments, resampled_correlation
+from ytuning.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Regression"]
+
+# In lengths of a scale.
+FARTHEST = 1e9
+# Such a share of the rows at the lowest number, and as many at the highest, make a scale that ends there.
+ENDS_SHARE = 0.005
+# A stratified choice takes its share of each of ten quantiles, with at least four rows, or none could be spared.
+QUANTILES, FEWEST_IN_QUANTILE = 10, 4
+# How near to an end of a bounded scale a linear model's answer may lie.
+EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Regression(TaskKind):
+    """Each row has a number: targets (rows,) float32 are its position on a scale, and C is 2.
+
+    The two logits belong to anchors, low and high. Their difference says where between them, or beyond them, a text
+    lies; on a bounded scale through a sigmoid.
+
+    Attributes:
+        low, high: what the positions 0 and 1 stand for. Bounded: the lowest and the highest number; else the mean and
+            a standard deviation above it.
+        bounded: whether there are no numbers beyond them.
+    """
+
+    low: float
+    high: float
+    bounded: bool
+    kind = "regression"
+    headlines = ("pearson", "spearman")
+    score_name = "squared error"
+    answer_key = "value"
+    dtype = np.float32
+    training_options = ()
+    drawings = ("scatter", "residuals")
+    labels = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise InputError(f"a scale goes from a number to a larger one. Got {self.low!r} to {self.high!r} instead.")
+
+    @property
+    def outputs(self) -> int:
+        """The two anchors."""
+        return 2
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The scale."""
+        return {"scale": f"{self.low:g} to {self.high:g}" + ("" if self.bounded else " (not bounded)")}
+
+    @property
+    def answer_sentence(self) -> str:
+        """Names the ends of the scale."""
+        ends = f"from {self.low:g} to {self.high:g}" if self.bounded else "without bounds"
+        return f"It answers with a number {ends}."
+
+    def to_json(self) -> dict[str, Any]:
+        """The scale."""
+        return {**super().to_json(), "low": self.low, "high": self.high, "bounded": self.bounded}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Regression:
+        """The scale."""
+        if content["labels"]:
+            raise ValueError("a regression task has no labels")
+        return cls(float(content["low"]), float(content["high"]), bool(content["bounded"]))
+
+    @classmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Regression:
+        """Bounded if the lowest and the highest number are common: ratings end there, measurements rarely repeat them.
+
+        Raises:
+            InputError: all numbers are equal.
+        """
+        numbers = _as_numbers(labels)
+        low, high = float(numbers.min()), float(numbers.max())
+        if low == high:
+            raise InputError(f"all {len(numbers)} rows have the number {low:g}. Training needs different ones")
+        often = max(2, math.ceil(ENDS_SHARE * len(numbers)))
+        if min((numbers == low).sum(), (numbers == high).sum()) >= often:
+            return cls(low, high, bounded=True)
+        mean, deviation = float(numbers.mean()), float(numbers.std())
+        return cls(mean, mean + deviation, bounded=False)
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[int]:
+        """The quantile that the row's number is in."""
+        numbers = _as_numbers(labels)
+        parts = max(1, min(QUANTILES, len(numbers) // FEWEST_IN_QUANTILE))
+        inner = np.unique(np.quantile(numbers, np.linspace(0, 1, parts + 1)[1:-1]))
+        return list(np.unique(np.searchsorted(inner, numbers), return_inverse=True)[1].tolist())
+
+    def encode(self, labels: Labels) -> np.ndarray:
+        """Positions (rows,) float32; of a test row beyond a bounded scale it lies beyond 0 or 1."""
+        numbers = _as_numbers(labels)
+        # Absurdly far is as good as infinitely far, but can be computed with.
+        return np.clip((numbers - self.low) / (self.high - self.low), -FARTHEST, FARTHEST).astype(np.float32)
+
+    def decode(self, targets: np.ndarray) -> np.ndarray:
+        """Numbers (rows,) float64 of positions."""
+        found: np.ndarray = self.low + (self.high - self.low) * targets.astype(np.float64)
+        return found
+
+    def loss(
+        self,
+        name: str,
+        targets: Tensor,
+        *,
+        margin: float = 0.0,
+        smoothing: float = 0.0,
+        weights: str | tuple[float, ...] | None = None,
+    ) -> Loss:
+        """The one loss of numbers, whatever its name: cross-entropy on a bounded scale, else half the squared error.
+
+        The cross-entropy is that of the position as a probability. It is steep where a squared error of a sigmoid is
+        flat. A number beyond the scale, which other rows than those of training may have, counts as its end:
+        cross-entropy with it would fall without limit.
+        """
+        from torch.nn import functional
+
+        check_loss(name)
+        if weights is not None:
+            raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
+
+        def bounded(logits: Tensor, goal: Tensor) -> Tensor:
+            return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal.clamp(0, 1))
+
+        def unbounded(logits: Tensor, goal: Tensor) -> Tensor:
+            return 0.5 * functional.mse_loss(logits[:, 1] - logits[:, 0], goal)
+
+        return bounded if self.bounded else unbounded
+
+    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """Cross-entropy on a bounded scale, else half the squared error."""
+        from torch.nn import functional
+
+        position = logits.double()[:, 1] - logits.double()[:, 0]
+        if not self.bounded:
+            return 0.5 * (position - goal).square()
+        return functional.binary_cross_entropy_with_logits(position, goal.double().clamp(0, 1), reduction="none")
+
+    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
+        """Cross-entropy on a bounded scale, else half the squared error."""
+        return self.loss("cross_entropy", goal)(logits, goal).item()
+
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """The negative squared error, in lengths of the scale."""
+        position = (logits[:, 1] - logits[:, 0]).double()
+        return -((position.sigmoid() if self.bounded else position) - goal.double()).square()
+
+    def answers(
+        self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
+    ) -> Answers:
+        """Numbers (rows,) float64."""
+        position = logits[:, 1].astype(np.float64) - logits[:, 0]
+        if self.bounded:
+            position = scipy.special.expit(position)
+        return Answers(self.decode(position), np.empty((len(logits), 0)))
+
+    def logits_of_linear(self, values: np.ndarray) -> np.ndarray:
+        """The logits (rows, 2) of positions (rows, 1): the lower anchor has 0."""
+        if self.bounded:
+            values = scipy.special.logit(values.clip(EDGE, 1 - EDGE))
+        return np.concatenate((np.zeros_like(values), values), axis=1)
+
+    def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
+        """``pearson`` and ``spearman``, which are 0 where one side is constant, ``mae`` and ``rmse``."""
+        gap = answers.values - truth
+        return {
+            "pearson": correlation(truth, answers.values),
+            "spearman": rank_correlation(truth, answers.values),
+            "mae": float(np.abs(gap).mean()),
+            "rmse": float(np.sqrt(np.square(gap).mean())),
+        }
+
+    def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
+        """Of ``pearson`` and ``spearman``; a resample's rows keep their ranks in the whole sample."""
+        from scipy.stats import rankdata
+
+        columns = np.concatenate([moments(truth, values), moments(rankdata(truth), rankdata(values))], axis=1)
+
+        def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+            # (r, 5) each
+            pearson, spearman = np.split(sums, 2, axis=1)
+            rows = len(truth)
+            return {"pearson": resampled_correlation(pearson, rows), "spearman": resampled_correlation(spearman, rows)}
+
+        return columns, statistics
+
+    def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
+        """The largest errors."""
+        gaps = answers.values - truth
+        order = [row for row in np.argsort(-np.abs(gaps), kind="stable")[:most].tolist() if gaps[row]]
+        return [
+            Mistake(row, [f"{truth[row]:.4g}"], [f"{answers.values[row]:.4g}"], float(gaps[row]), 1, 0) for row in order
+        ]
+
+    def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
+        """What raises an answer that is too high is for it, and so is what lowers one that is too low."""
+        rise = effects[:, 1] - effects[:, 0]
+        signed = rise if mistake.size > 0 else -rise
+        return np.stack([signed, -signed], 1)
+
+
+def _as_numbers(labels: Labels) -> np.ndarray:
+    """(rows,) float64."""
+    return np.array([float(label) for label in labels], np.float64)  # type: ignore[arg-type]

@@ -1,0 +1,281 @@
+"""Tasks whose rows have one label each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.special
+
+from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, ratio, resampled_macro_f1, resampled_sums
+from ytuning.data.kinds.thresholds import threshold_sweep
+from ytuning.data.labels import LabelSet
+from ytuning.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ANSWERED_ROWS", "SingleLabel"]
+
+# A precision is of at least 10 answered rows, and one row in 100.
+ANSWERED_ROWS, ANSWERED_PART = 10, 100
+
+
+@dataclass(frozen=True)
+class SingleLabel(TaskKind):
+    """Each row has one label: targets (rows,) int64 are label ids, and probabilities are the softmax of C logits."""
+
+    labels: LabelSet
+    kind = "single"
+    headlines = ("accuracy", "macro_f1")
+    score_name, score_sign = "accuracy", 1
+    answer_key = "label"
+    dtype = np.int64
+    training_options = ("loss", "label_weights", "label_smoothing")
+    drawings = ("reliability", "confusions")
+    can_abstain = can_grow = undoes_smoothing = True
+
+    @property
+    def answer_sentence(self) -> str:
+        """Names the labels."""
+        names = ", ".join(f"`{name}`" for name in self.names)
+        return f"It answers with one of {len(self.names)} labels: {names}"
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> SingleLabel:
+        """The labels in their order."""
+        return cls(LabelSet(tuple(content["labels"])))
+
+    @classmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> SingleLabel:
+        """The labels that occur, sorted."""
+        return cls(LabelSet.from_labels(str(label) for label in labels))
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[int]:
+        """The row's label."""
+        names = [str(label) for label in labels]
+        return list(LabelSet.from_labels(names).encode(names).tolist())
+
+    def encode(self, labels: Labels) -> np.ndarray:
+        """(rows,) int64 label ids."""
+        return self.labels.encode([str(label) for label in labels])
+
+    def loss(
+        self,
+        name: str,
+        targets: Tensor,
+        *,
+        margin: float = 0.0,
+        smoothing: float = 0.0,
+        weights: str | tuple[float, ...] | None = None,
+    ) -> Loss:
+        """The mean of the rows' losses, each times the weight of its label."""
+        import torch
+        from torch.nn import functional
+
+        check_loss(name)
+        counts = torch.bincount(targets, minlength=self.outputs)
+        by_label = label_weights(weights, counts, len(targets) / (self.outputs * counts.clamp_min(1)))
+
+        def loss(logits: Tensor, goal: Tensor) -> Tensor:
+            # (B, C) and (B,) -> (B,)
+            if name == "triplet":
+                rows = _triplet(logits, goal, margin)
+            else:
+                rows = functional.cross_entropy(logits, goal, label_smoothing=smoothing, reduction="none")
+            if name == "focal":
+                rows = rows * (1 - logits.softmax(1).gather(1, goal[:, None])[:, 0]) ** FOCUS
+            rows = self._with_distance(rows, logits, goal)
+            # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
+            return (rows if by_label is None else rows * by_label.to(goal.device)[goal]).mean()
+
+        return loss
+
+    def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
+        """Losses (B,) of rows and what an order of the labels adds to them."""
+        return rows
+
+    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """Cross-entropy."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits.double(), goal, reduction="none")
+
+    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
+        """Cross-entropy."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, goal).item()
+
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        """1 where the label is right, else 0."""
+        return (logits.argmax(1) == goal).double()
+
+    def answers(
+        self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
+    ) -> Answers:
+        """Label ids (rows,), -1 where the highest probability is below ``abstain_below``."""
+        probabilities = self.probabilities(logits)
+        values = self.decide(probabilities)
+        if abstain_below is not None:
+            values[probabilities.max(1) < abstain_below] = -1
+        return Answers(values, probabilities)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, C) float64 of logits (rows, C)."""
+        found: np.ndarray = scipy.special.softmax(logits.astype(np.float64), 1)
+        return found
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """(rows,) int64: the most probable label."""
+        found: np.ndarray = probabilities.argmax(1)
+        return found
+
+    def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """How far each label's logit is ahead of the true label's."""
+        found: np.ndarray = logits - logits[np.arange(len(targets)), targets][:, None]
+        return found
+
+    def margin_loss(self, margins: np.ndarray) -> float:
+        """The mean over rows."""
+        return float(scipy.special.logsumexp(margins, axis=1).mean())
+
+    def fit_abstaining(self, probabilities: np.ndarray, targets: np.ndarray, precision: float) -> float:
+        """The lowest such threshold; 0 if all rows may be answered.
+
+        Raises:
+            InputError: no threshold reaches the precision.
+        """
+        right = self.decide(probabilities) == targets
+        fewest = max(ANSWERED_ROWS, math.ceil(len(right) / ANSWERED_PART))
+        thresholds, answered, hits = threshold_sweep(probabilities.max(1), right)
+        reached = np.where(answered >= fewest, hits / answered, 0.0)
+        good = np.flatnonzero(reached >= precision)
+        if not len(good):
+            best = int(np.flatnonzero(reached == reached.max())[-1])
+            # Rounded down, so that the precision shown is one that can be asked for.
+            found = f"{math.floor(1e4 * reached[best]) / 1e4:g}, of {answered[best] / len(right):.1%} of the rows"
+            raise InputError(
+                f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
+                f"of them that are answered with the highest confidence. The best precision is {found}. Ask for no "
+                "more than that"
+            )
+        return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
+
+    def named_answers(self, answers: Answers) -> list[Answer]:
+        """Names, None where the task abstains."""
+        return [None if number < 0 else self.names[number] for number in answers.values.tolist()]
+
+    def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
+        """``accuracy``, ``macro_f1``, ``micro_f1``, ``matthews`` and ``ece``.
+
+        Macro F1 is over the labels that occur in truth or prediction. Matthews is the coefficient for several labels
+        (Gorodkin 2004), and 0 where it has no value. The calibration error is of the most probable label, whatever was
+        answered. An abstention is wrong but no label. Where a row abstained, there are also ``coverage``, the share of
+        rows answered, and ``precision_answered``, the accuracy of those (0 if there are none).
+        """
+        values = answers.values
+        true, given, right = self._counts(truth, values)
+        rows, hits = len(truth), int(right.sum())
+        abstained = rows - int(given.sum())
+        # Whole numbers below 2**53, so that no step is rounded.
+        spread = [float(rows**2 - (one.astype(float) ** 2).sum()) for one in (true, np.append(given, abstained))]
+        shared = float(hits * rows - (true.astype(float) * given).sum())
+        found = {
+            "accuracy": hits / rows,
+            "macro_f1": macro_f1(true, given, right),
+            "micro_f1": 2 * hits / (2 * rows - abstained),
+            "matthews": shared / math.sqrt(spread[0] * spread[1]) if spread[0] * spread[1] else 0.0,
+            "ece": expected_calibration_error(truth, answers.probabilities),
+        }
+        if abstained:
+            found["coverage"] = (rows - abstained) / rows
+            found["precision_answered"] = hits / max(1, rows - abstained)
+        return found
+
+    def _counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) each: the rows that have a label, that were given it, and both."""
+        true, given, right = (
+            np.bincount(ids, minlength=self.outputs) for ids in (truth, values[values >= 0], truth[truth == values])
+        )
+        return true, given, right
+
+    def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
+        """Of ``accuracy``, ``macro_f1`` and ``matthews``; to the last, abstaining is one more prediction."""
+        import scipy.sparse
+
+        names = np.unique(np.concatenate((truth, values[values >= 0])))
+        true, other = np.searchsorted(names, truth), np.searchsorted(names, values)
+        answered, right = values >= 0, truth == values
+        place = np.arange(len(truth))
+        flags = [
+            scipy.sparse.csr_array((np.ones(len(rows)), (rows, ids)), shape=(len(truth), len(names)))
+            for rows, ids in ((place, true), (place[answered], other[answered]), (place[right], true[right]))
+        ]
+
+        def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
+            # (r, labels) each
+            true, other, right = np.split(sums, 3, axis=1)
+            rows, hits = true.sum(1), right.sum(1)
+            abstained = rows - other.sum(1)
+            spread = rows**2 - np.square(true).sum(1), rows**2 - np.square(other).sum(1) - abstained**2
+            return {
+                "accuracy": hits / rows,
+                "macro_f1": resampled_macro_f1(true, other, right),
+                "matthews": ratio(hits * rows - (true * other).sum(1), np.sqrt(spread[0] * spread[1])),
+            }
+
+        return scipy.sparse.hstack(flags, format="csr"), statistics
+
+    def intervals(self, truth: np.ndarray, values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Intervals:
+        """Of ``accuracy``, ``macro_f1`` and ``matthews``."""
+        # Rows with the same two ids are drawn together: most tasks have few such pairs, however many rows they have.
+        pairs, sizes = np.unique(np.stack([truth, values], 1), axis=0, return_counts=True)
+        return interval_ends(
+            resampled_sums(sizes, self.resampling_sums(pairs[:, 0], pairs[:, 1]), resamples, seed), len(truth)
+        )
+
+    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
+        """A label without rows has recall 0."""
+        return figures_of_counts(*self._counts(truth, values))
+
+    def confusions(self, truth: np.ndarray, values: np.ndarray, most: int = 5) -> list[Confusion]:
+        """Pairs of a true and an answered label."""
+        wrong = (values >= 0) & (values != truth)
+        pairs, counts = np.unique(np.stack([truth, values], 1)[wrong], axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:most]
+        return [
+            Confusion(self.names[true], self.names[other], int(count))
+            for (true, other), count in zip(pairs[order].tolist(), counts[order], strict=True)
+        ]
+
+    def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
+        """The rows that the task was surest of."""
+        values, probabilities = answers.values, answers.probabilities
+        wrong = np.flatnonzero((values >= 0) & (values != truth))
+        worst = wrong[np.lexsort((-probabilities[wrong, values[wrong]], -self._distance(truth, values)[wrong]))[:most]]
+        return [
+            Mistake(row, [self.names[true]], [self.names[other]], float(probabilities[row, other]), other, true)
+            for row, true, other in zip(worst.tolist(), truth[worst].tolist(), values[worst].tolist(), strict=True)
+        ]
+
+    def _distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(rows,): how far wrong labels are from the true ones."""
+        return np.zeros(len(truth))
+
+    def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
+        """Of a softmax only differences between logits count, so an effect is that beyond its mean over the labels."""
+        found: np.ndarray = (effects - effects.mean(1, keepdims=True))[:, [mistake.towards, mistake.against]]
+        return found
+
+
+def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
+    """(B,): each row's mean over (true label, other label) pairs of max(0, margin - true + other)."""
+    gap = (margin - logits.gather(1, goal[:, None]) + logits).clamp_min(0)
+    return gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
