@@ -73,7 +73,7 @@ class Space:
         found["learning_rate"] = Interval(2e-4, 2e-2, log=True)
         found["length"] = Interval(0.5, 2.0, log=True)
         found["dropout"] = Interval(0.0, 0.4, step=0.05)
-        by_kind = {
+        by_kind: dict[str, Options | Interval] = {
             "loss": Options(LOSSES),
             "label_weights": Options(("none", "balanced")),
             "label_smoothing": Interval(0.0, 0.2, step=0.05),

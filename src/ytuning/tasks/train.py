@@ -29,7 +29,7 @@ from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.layers import choose_layers
 from ytuning.tasks.task import PAIR_MODES, Exemplars, PairMode, Task
 from ytuning.tasks.zero_shot import zero_shot
-from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at
+from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, Job, fit_heads, logits_of
 from ytuning.training.losses import clearly_lower, standard_error
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
@@ -338,7 +338,7 @@ def _calibrated(
     target: TaskKind, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
 ) -> Calibration:
     truth = rows.truth[rows.validation]
-    fitted = partial(calibrate, target, fit.validation_logits, truth, smoothing=smoothing)
+    fitted = partial(fit_calibration, target, fit.validation_logits, truth, smoothing=smoothing)
     try:
         return fitted(abstain_at=abstain_at)
     except InputError:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.special
 
 from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.metrics import LabelFigures, expected_calibration_error, figures_of_counts, macro_f1
 from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, ratio, resampled_macro_f1, resampled_sums
 from ytuning.data.kinds.thresholds import threshold_sweep
-from ytuning.data.labels import LabelSet
+from ytuning.data.labels import Kind, LabelSet
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class SingleLabel(TaskKind):
     """Each row has one label: targets (rows,) int64 are label ids, and probabilities are the softmax of C logits."""
 
     labels: LabelSet
-    kind = "single"
+    kind: ClassVar[Kind] = "single"
     headlines = ("accuracy", "macro_f1")
     score_name, score_sign = "accuracy", 1
     answer_key = "label"
