@@ -17,8 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 __all__ = ["Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "workers"]
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
@@ -99,6 +97,9 @@ class Workers:
 @contextmanager
 def workers() -> Iterator[Workers]:
     """As many workers as torch has threads; within, the caller's operations run on one thread too."""
+    # Loaded here: what only asks for memory should not take torch's.
+    import torch
+
     keep_freed_memory()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
