@@ -1,5 +1,6 @@
 """Everything that is measured on a GPU, in order of worth, on a machine that has nothing of ours and no network.
 
+scripts/gpu-wheels FOLDER                   (here: what that machine lacks, as wheels)
 python -m benchmarks.gpu --out results --data sets --tokenizers tokenizers
 python -m benchmarks.gpu --shape tiny --device cpu --max-steps 2 --texts 64
 

@@ -190,7 +190,7 @@ def test_matrix_rate_counts_two_operations_for_each_multiply_add(monkeypatch: py
     clock = iter(range(1000))
     monkeypatch.setattr("torch.nn.functional.linear", linear)
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    rate = limits._rate_of_one(8, 4, 16, torch.device("cpu"), torch.float32, threading.Barrier(1), 2.5)
+    rate = limits.rate_of_one(8, 4, 16, torch.device("cpu"), torch.float32, threading.Barrier(1), 2.5)
     timed = sum(calls) * 8 / 11  # three layers warm up; four between two looks at the clock
     assert rate == pytest.approx(timed / 3 / 1e9)
 

@@ -46,10 +46,9 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     has_keys: tl.constexpr,
     has_queries: tl.constexpr,
 ):
-    block = tl.program_id(0)
     head = tl.program_id(1)
-    text = tl.load(block_text + block)
-    first = tl.load(block_first + block)
+    text = tl.load(block_text + tl.program_id(0))
+    first = tl.load(block_first + tl.program_id(0))
     begin = tl.load(offsets + text)
     length = tl.load(offsets + text + 1) - begin
     lane = head * size + tl.arange(0, size)
@@ -67,8 +66,7 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     for low in range(0, length, side):
         other = low + tl.arange(0, side)
         seen = other < length
-        place = (begin + other).to(tl.int64)
-        row = projected + place[:, None] * 3 * width + lane[None, :]
+        row = projected + (begin + other).to(tl.int64)[:, None] * 3 * width + lane[None, :]
         key = tl.load(row + width, mask=seen[:, None], other=0.0)
         value = tl.load(row + 2 * width, mask=seen[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
@@ -89,8 +87,8 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
         total = total * shrink + tl.sum(weights, 1)
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         highest = above
-    mixed = mixed / total[:, None]
-    tl.store(found + start[:, None] * width + lane[None, :], mixed.to(query.dtype), mask=there[:, None])
+    result = (mixed / total[:, None]).to(query.dtype)
+    tl.store(found + start[:, None] * width + lane[None, :], result, mask=there[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
