@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -274,13 +273,3 @@ def test_every_module_lists_its_names(module: str) -> None:
     assert loaded.__all__ and len(set(loaded.__all__)) == len(loaded.__all__)
     assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
     assert loaded.__doc__
-
-
-# --- the README's file map ------------------------------------------------------------------------------------------
-
-
-def test_readme_maps_exactly_the_files_there_are() -> None:
-    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    named = [name for row in rows for name in re.findall(r"`([\w/]+)\.py`", row.split("|")[1])]
-    assert sorted(named) == sorted(set(named))
-    assert {name.replace("/", ".") for name in named} - {"__init__"} == set(ORDER)
