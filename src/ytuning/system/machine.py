@@ -2,7 +2,7 @@
 
 A step of training, or a batch of the encoder, frees buffers of megabytes and asks for the same ones again. glibc gives
 them back to the system each time, and the system clears every page anew: a quarter of head training and up to a tenth
-of the encoder pass (benchmarks/RESULTS.md). So freed memory is kept from the first such work on, and given back each
+of the encoder pass (benchmarks/LOG.md). So freed memory is kept from the first such work on, and given back each
 time that heads have been trained.
 """
 

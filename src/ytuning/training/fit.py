@@ -317,7 +317,7 @@ def _refitted(
     """Copies of the chosen heads after a few more steps on all rows, of which so many are ``new`` to them.
 
     So the validation rows count for the head too. A tenth of the rows held out and a fifth of the steps gave the same
-    cross-entropy on unseen rows as a second training on all of them (benchmarks/RESULTS.md).
+    cross-entropy on unseen rows as a second training on all of them (benchmarks/LOG.md).
     """
     learners = []
     for run in runs:

@@ -107,7 +107,7 @@ class Recipe:
 
 
 def default_recipe() -> Recipe:
-    """Pool first, then match: chosen by experiment on validation rows (benchmarks/RESULTS.md)."""
+    """Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md)."""
     return Recipe(PooledConfig(), TrainingConfig())
 
 
