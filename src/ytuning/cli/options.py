@@ -1,9 +1,10 @@
-"""Options that several commands share: columns, labels, how texts are encoded; and how a mistake in any is told."""
+"""Options that several commands share, the groups that ``--help`` shows them in, and how a mistake in any is told."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,64 +13,136 @@ import typer
 from ytuning.errors import allowed
 
 __all__ = [
-    "Group", "KindOption", "Label", "LabelOrder", "LongTextOption", "PairsOption", "PrecisionOption",
-    "ReportFile", "Test", "Text", "TextPair", "TrainedEncoder", "choices_of", "in_order", "usage_mistake",
+    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelOrder", "LongTextOption",
+    "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "Test", "Text", "TextPair",
+    "TrainedEncoder", "Validation", "choices_of", "in_order", "usage_mistake",
 ]  # fmt: skip
 
+# An option of a group: DATA("--text", help=...).
+DATA = partial(typer.Option, rich_help_panel="Data")
+HEAD = partial(typer.Option, rich_help_panel="Head and training")
+ENCODER = partial(typer.Option, rich_help_panel="Encoder")
+OUTPUT = partial(typer.Option, rich_help_panel="Output")
 
-Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", show_default="text, else sentence")]
-TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.", show_default="text_pair")]
+Validation = Annotated[
+    Path | None,
+    DATA(
+        "--validation",
+        metavar="FILE",
+        help="Validation set: labelled rows that choose between heads.",
+        show_default="rows held out of the training set",
+    ),
+]
+Test = Annotated[
+    Path | None,
+    DATA("--test", metavar="FILE", help="Test set: labelled rows that are only reported on.", show_default="none"),
+]
+Text = Annotated[
+    str | None,
+    DATA("--text", metavar="COLUMN", help="Column that holds the texts.", show_default="text, else sentence"),
+]
+TextPair = Annotated[
+    str | None,
+    DATA(
+        "--text-pair",
+        metavar="COLUMN",
+        help="Column that holds the second text of each pair.",
+        show_default="text_pair, if there is one",
+    ),
+]
 Label = Annotated[
     str | None,
-    typer.Option(
+    DATA(
         "--label",
-        help="Column of the labels; or several columns of 0 and 1, each of them a label, with commas.",
+        metavar="COLUMN",
+        help="Column that holds the labels. Several columns of 0 and 1, separated by commas, each become one label.",
         show_default="label, else labels",
     ),
 ]
 Group = Annotated[
     str | None,
-    typer.Option(
+    DATA(
         "--group",
         metavar="COLUMN",
-        help="Column whose equal values keep rows together: all of them train, or all of them are held out.",
+        help="Column of group names. All rows of a group are used for training, or all of them are held out.",
         show_default="none",
     ),
 ]
 KindOption = Annotated[
     Literal["auto", "single", "ordinal", "multi", "regression"],
-    typer.Option(
-        "--kind", help="What the labels are: one a row (ordinal: in an order), any number of them, or numbers."
+    DATA(
+        "--kind",
+        metavar="KIND",
+        help="Kind of labels: single (one per row), ordinal (one, and the labels have an order), multi (any number), "
+        "regression (a number) or auto (infer the kind).",
     ),
 ]
 LabelOrder = Annotated[
     str | None,
-    typer.Option(
-        "--label-order", help="Labels of --kind ordinal from the lowest, with commas; default: by their numbers."
+    DATA(
+        "--label-order",
+        metavar="LABELS",
+        help="Labels of an ordinal task from lowest to highest, separated by commas.",
+        show_default="the order of labels that are numbers",
     ),
 ]
 PairsOption = Annotated[
     Literal["auto", "joint", "separate"],
-    typer.Option(
+    ENCODER(
         "--pairs",
-        help="How the encoder reads two texts: as one, or each; auto tries both.",
+        metavar="MODE",
+        help="How pairs are encoded: joint (both texts together), separate (each text alone) or auto. auto encodes "
+        "them separately, unless encoding them together is clearly better on the validation set.",
     ),
 ]
 LongTextOption = Annotated[
     Literal["truncate", "window"],
-    typer.Option("--long-text", help="Of a text longer than the encoder reads: the beginning, or all in windows."),
+    ENCODER(
+        "--long-text",
+        metavar="MODE",
+        help="What is read of a text that is too long for the encoder: truncate (the beginning) or window (all of it, "
+        "in windows).",
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", help="Arithmetic of the encoder pass. auto is bf16 where that is faster, else fp32."),
+    ENCODER(
+        "--precision",
+        metavar="FORMAT",
+        help="Number format of the encoder: fp32, bf16 or auto. auto is bf16 on machines where that is faster.",
+    ),
 ]
-Test = Annotated[Path | None, typer.Option("--test", help="Rows that are only reported on.")]
-TrainedEncoder = Annotated[str, typer.Option("--encoder", help="Folder or Hugging Face name.")]
-
+TrainedEncoder = Annotated[str, ENCODER("--encoder", metavar="NAME", help="Encoder: a folder or a Hugging Face name.")]
+MovedEncoder = Annotated[
+    str | None,
+    ENCODER(
+        "--encoder",
+        metavar="NAME",
+        help="Folder or Hugging Face name of the encoder, if it has moved since the training.",
+        show_default="the one that the task names",
+    ),
+]
+Seed = Annotated[
+    int,
+    HEAD(
+        "--seed",
+        metavar="N",
+        min=0,
+        max=2**32 - 1,
+        help="Random seed. It sets the held-out rows, the initial weights and the row order.",
+    ),
+]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", help="HTML file for figures, drawings and the worst mistakes, in which words are marked."),
+    OUTPUT(
+        "--report",
+        metavar="FILE",
+        help="HTML file to write, with metrics, charts and the worst mistakes.",
+        show_default="none",
+    ),
 ]
+Json = Annotated[bool, OUTPUT("--json", help="Print one JSON value on stdout instead of tables.")]
+Quiet = Annotated[bool, OUTPUT("--quiet", help="Hide the progress on stderr.")]
 
 
 def in_order(label_order: str | None) -> list[str] | None:
