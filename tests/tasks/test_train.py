@@ -260,7 +260,7 @@ def test_single_texts_and_pairs_do_not_mix(toy: Dataset, encoder: Encoder) -> No
     [
         (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
         (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
-        (["a", "b"], None, "the rows have no labels"),
+        (["a", "b"], None, "the rows have no labels. Give a label for each row."),
     ],
 )
 def test_rows_that_cannot_be_trained_on(
