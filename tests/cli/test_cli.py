@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,16 +23,15 @@ from tests.conftest import build_tiny_encoder
 from ytuning.cli import main as cli
 from ytuning.cli.console import read_parts
 from ytuning.data.dataset import from_lists
-from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.errors import StoreError
+from ytuning.encoder.encoder import load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks import train as pipeline
-from ytuning.tasks.predictor import Prediction, Predictor
+from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import train_task
-from ytuning.training import losses, recipes
+from ytuning.training import recipes
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=30, most_steps=30)
@@ -71,9 +71,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["ytuning", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            cli.main([*map(str, arguments)])
         assert isinstance(stop.value.code, int)
         return Outcome(stop.value.code, *capsys.readouterr())
 
@@ -190,7 +189,7 @@ def test_train_shows_progress_on_stderr_and_tables_on_stdout(run: Run, files: Pa
     assert "train.csv: 100 rows; columns text = 'text', label = 'label'" in found.err
     for stage in ("encode", "train", "refit"):
         assert stage in found.err
-    for shown in ("toy, test", "20 rows", "accuracy", "precision", "card", "seconds", "total", "Saved in toy."):
+    for shown in ("toy, test", "20 rows", "accuracy", "precision", "card", "Seconds", "total", "Saved in toy."):
         assert shown in found.out
         assert shown not in found.err or shown in ("card", "accuracy", "20 rows")
 
@@ -204,46 +203,13 @@ def test_quiet_is_silent_on_stderr(run: Run, files: Path, tiny_encoder: Path) ->
     assert run("cache", "verify", "--quiet").err == ""
 
 
-@pytest.mark.parametrize(("option", "expected"), [((), None), (("--label-weights", "balanced"), "balanced")])
-def test_train_passes_label_weights_on(
-    run: Run,
-    files: Path,
-    tiny_encoder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    option: tuple[str, ...],
-    expected: str | None,
-) -> None:
-    seen = []
-    original = losses._label_weights
-
-    def recorded(given: Any, *rest: Any) -> Any:
-        seen.append(given)
-        return original(given, *rest)
-
-    monkeypatch.setattr(losses, "_label_weights", recorded)
-    assert run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", *option).status == 0
-    assert set(seen) == {expected}
-
-
-@pytest.mark.parametrize(("option", "expected"), [((), "cross_entropy"), (("--loss", "focal"), "focal")])
-def test_train_passes_the_loss_on(
-    run: Run,
-    files: Path,
-    tiny_encoder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    option: tuple[str, ...],
-    expected: str,
-) -> None:
-    seen = []
-    original = losses.build_loss
-
-    def recorded(name: str, *rest: Any, **options: Any) -> Any:
-        seen.append(name)
-        return original(name, *rest, **options)
-
-    monkeypatch.setattr("ytuning.training.fit.build_loss", recorded)
-    assert run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", *option).status == 0
-    assert set(seen) == {expected}
+def test_train_passes_loss_and_label_weights_on(run: Run, files: Path, tiny_encoder: Path) -> None:
+    train = ("train", "train.csv", "--encoder", tiny_encoder)
+    assert run(*train, "--out", "plain").status == 0
+    assert run(*train, "--out", "chosen", "--loss", "focal", "--label-weights", "balanced").status == 0
+    recipes = [load_task(files / name).training["recipe"]["training"] for name in ("plain", "chosen")]
+    assert [recipe["loss"] for recipe in recipes] == ["cross_entropy", "focal"]
+    assert [recipe["label_weights"] for recipe in recipes] == [None, "balanced"]
 
 
 def rows_of_kind(kind: str, labels: list[str]) -> list[object]:
@@ -487,12 +453,8 @@ def test_evaluate_writes_a_report(run: Run, trained: Path, files: Path) -> None:
     assert run("evaluate", trained, "test.csv", "--json").json["report"] is None
 
 
-def test_a_report_is_refused_before_any_work(
-    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_refused_before_any_work(run: Run, trained: Path, files: Path) -> None:
     (files / "folder").mkdir()
-    monkeypatch.setattr("ytuning.tasks.train.train_task", lambda *_, **__: pytest.fail("it was trained"))
-    monkeypatch.setattr("ytuning.tasks.evaluate.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
     for start in (("train", "train.csv", "--out", "new"), ("evaluate", trained, "test.csv")):
         message = run(*start, "--report", "folder").mistake()
         assert message == "cannot write folder: Is a directory. Choose another path with --report."
@@ -502,13 +464,10 @@ def test_a_report_is_refused_before_any_work(
         )
     assert "Is a directory" in run("train", "train.csv", "--out", "new", "--report", "new").mistake()
     assert not (files / "new").exists() and not list(files.glob("**/*.partial"))
+    assert run("cache", "list", "--json").json["spaces"] == []
 
 
-def test_no_result_replaces_a_file_that_is_read(
-    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ytuning.tasks.train.train_task", lambda *_, **__: pytest.fail("it was trained"))
-    monkeypatch.setattr("ytuning.tasks.evaluate.evaluate_task", lambda *_, **__: pytest.fail("it was evaluated"))
+def test_no_result_replaces_a_file_that_is_read(run: Run, trained: Path, files: Path) -> None:
     (files / "link.csv").symlink_to("test.csv")
     (files / "labels.json").write_text("{}")
     before = {file: (files / file).read_bytes() for file in ("train.csv", "test.csv", "labels.json")}
@@ -525,6 +484,7 @@ def test_no_result_replaces_a_file_that_is_read(
     message = run("predict", trained, "--input", "test.csv", "--output", "test.csv").mistake()
     assert message == f"--output test.csv {problem}. Choose another name."
     assert before == {file: (files / file).read_bytes() for file in before}
+    assert run("cache", "list", "--json").json["spaces"] == [], "nothing was encoded"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -612,10 +572,7 @@ def test_predict_output_follows_links_and_takes_pipes(run: Run, trained: Path, f
     assert (files / "pipe").is_fifo()
 
 
-def test_predict_refuses_a_folder_as_output_before_any_work(
-    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Predictor, "predict", lambda *_: pytest.fail("texts were read"))
+def test_predict_refuses_a_folder_as_output(run: Run, trained: Path, files: Path) -> None:
     (files / "folder").mkdir()
     message = run("predict", trained, "my card", "--output", "folder").mistake()
     assert message == "cannot write folder: Is a directory. Choose another path with --output."
@@ -638,17 +595,19 @@ def test_a_full_disk_is_no_mistake_of_the_users(run: Run, trained: Path, files: 
     )
 
 
-def test_predict_output_file_appears_whole_or_not_at_all(
-    run: Run, trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(self: Predictor, inputs: object) -> Iterator[Prediction]:
-        yield Prediction("my card", None, "toy", "single", "card", {"card": 1.0}, truncated=False)
-        raise StoreError("the disk is full")
-
-    monkeypatch.setattr(Predictor, "predict", half)
+def test_predict_output_file_appears_whole_or_not_at_all(trained: Path, files: Path) -> None:
+    (files / "many.csv").write_text("text\n" + "\n".join(f"my card {row}" for row in range(200_000)))
     (files / "out.jsonl").write_text("of yesterday")
-    found = run("predict", trained, "my card", "login", "--output", "out.jsonl")
-    assert found.status == 1
+    command = [sys.executable, "-m", "ytuning", "predict", str(trained), "--input", "many.csv", "--output", "out.jsonl"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        while not any(file.stat().st_size for file in files.glob("*.partial")):
+            assert program.poll() is None
+            time.sleep(0.01)
+        program.terminate()
+        assert program.stderr is not None
+        errors = program.stderr.read()
+        assert program.wait(60) == 1
+    assert errors.strip().endswith("error: Interrupted. Finished work is kept; run the same command again to resume.")
     assert (files / "out.jsonl").read_text() == "of yesterday"
     assert not list(files.glob("*.partial"))
 
@@ -932,20 +891,6 @@ def test_unforeseen_errors_keep_their_traceback(run: Run, trained: Path, monkeyp
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_while_encoding(run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Encoder, tokens: object, finish: Any = None) -> Iterator[Any]:
-        yield from ()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Encoder, "encode", interrupted)
-    found = run("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", "--quiet")
-    assert (found.status, found.out) == (1, "")
-    assert found.err.strip().startswith(
-        "error: Interrupted. Finished work is kept; run the same command again to resume."
-    )
-    assert not (files / "toy").exists()
-
-
 INTERRUPTED = """
 import os, signal, sys
 from ytuning import progress
@@ -956,7 +901,7 @@ step = progress.ProgressBar.step
 
 def interrupting(self, stage, done, total, note=""):
     step(self, stage, done, total, note)
-    if (stage, done, note) == ("train", 40, ""):
+    if stage == "encode" and "ENCODING" in os.environ or (stage, done, note) == ("train", 40, ""):
         os.kill(os.getpid(), signal.SIG)
 
 progress.ProgressBar.step = interrupting
@@ -974,6 +919,16 @@ def outside(*arguments: object, code: str | None = None) -> Outcome:
 
 def test_the_version_is_told() -> None:
     assert outside("--version") == Outcome(0, f"ytuning {ytuning.__version__}\n", "")
+
+
+def test_interrupt_while_encoding(files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENCODING", "1")
+    code = INTERRUPTED.replace("signal.SIG)", "signal.SIGINT)")
+    found = outside("train", "train.csv", "--encoder", tiny_encoder, "--out", "toy", code=code)
+    assert (found.status, found.out) == (1, "")
+    message = "error: Interrupted. Finished work is kept; run the same command again to resume."
+    assert found.err.strip().endswith(message) and "Traceback" not in found.err
+    assert not (files / "toy").exists()
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])

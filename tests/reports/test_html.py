@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -211,8 +212,8 @@ def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
     answer = evaluate_task(task, data, encoder, FeatureStore()).judged.logits.argmax()
     page, html = page_of(task, replace(data, labels=[ABC.names[answer]]), encoder)
     assert "There are no mistakes: every answer is right." in html and "mark" not in page.counts
-    assert "1 labelled row." in html
-    assert "0.2065 to 1.0000" in page.text["span"] and "all of them are right or all wrong: Wilson's, of the" in html
+    assert "labels 1 row whose labels are known." in html
+    assert "0.2065 to 1.0000" in page.text["span"] and "it is Wilson's interval of the accuracy" in html
 
 
 def test_a_page_of_one_number(encoder: Encoder) -> None:
@@ -229,12 +230,18 @@ def test_a_page_of_a_task_that_abstains(rows: Dataset, encoder: Encoder) -> None
     assert "no answer below" in page.text["dt"]
 
 
-def test_without_places_of_tokens_nothing_is_marked(
-    rows: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spans = Encoder.spans
-    monkeypatch.setattr(Encoder, "spans", lambda self, inputs: [[(0, 0, 0)] * len(row) for row in spans(self, inputs)])
-    page, _ = page_of(task_of(Names(ABC), encoder), rows, encoder)
+class WithoutPlaces(Encoder):
+    """An encoder whose tokenizer does not tell where tokens stand."""
+
+    def spans(self, inputs: Any) -> Any:
+        """No place for any token."""
+        return [[(0, 0, 0)] * len(row) for row in super().spans(inputs)]
+
+
+def test_without_places_of_tokens_nothing_is_marked(rows: Dataset, encoder: Encoder) -> None:
+    blind = copy.copy(encoder)
+    blind.__class__ = WithoutPlaces
+    page, _ = page_of(task_of(Names(ABC), encoder), rows, blind)
     assert page.counts["mark"] == 2 and page.classes["text"] == 20  # those of the legend
     assert "Strongest for the prediction: no word." in page.text["p"]
 

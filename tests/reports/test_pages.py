@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -98,10 +97,9 @@ def pages(
                 patch.setenv("YTUNING_CACHE", str(folder / "store"))
                 patch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
                 patch.setattr("ytuning.compare.compare.in_own_process", start.get(name))
-                patch.setattr(sys, "argv", ["ytuning", *commands[name]])
                 said = io.StringIO()
                 with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as stop:
-                    cli.main()
+                    cli.main(commands[name])
                 assert stop.value.code == 0, said.getvalue()
         return file
 

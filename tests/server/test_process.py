@@ -96,8 +96,7 @@ def test_any_free_port_is_told(served_tasks: Path) -> None:
         process.ready()
 
 
-def test_a_port_that_is_taken(served_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "log_to_stderr", lambda: None)
+def test_a_port_that_is_taken(served_tasks: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = rf"^cannot listen on 127\.0\.0\.1, port {port}: Address already in use\. Choose another --host or"
@@ -121,10 +120,7 @@ def test_a_folder_that_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_cannot_be_served_is_told_before_it_listens(
-    served_tasks: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "log_to_stderr", lambda: None)
+def test_what_cannot_be_served_is_told_before_it_listens(served_tasks: Path, tmp_path: Path, workers: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
     shutil.copytree(served_tasks / "single", tmp_path / "some" / "single")
     (tmp_path / "empty").mkdir()

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -67,14 +68,19 @@ app.command(epilog="Example: ytuning serve tasks/*")(serve)
 app.command(epilog="Example: ytuning compare tickets.csv --test holdout.csv --out compared")(compare)
 
 
-def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit status 2, any other failure status 1."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program: a user's mistake is one line on stderr and exit status 2, any other failure status 1.
+
+    Args:
+        arguments: words of the command line; those of the process by default.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
     with suppress(AttributeError):  # a stream that a test or a caller has put there
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     with suppress(ValueError):  # only the main thread may; schedulers and `docker stop` should lose no more than Ctrl-C
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(standalone_mode=False)
+        status = app(words, prog_name="ytuning", standalone_mode=False)
         sys.stdout.flush()
         if status == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
@@ -101,7 +107,7 @@ def main() -> None:
         # Typer's usage errors have no public base class, but all of them can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        status = _fail(usage_mistake(error, sys.argv[1:]), 2)
+        status = _fail(usage_mistake(error, words), 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

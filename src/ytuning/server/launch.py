@@ -34,7 +34,6 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         TaskFolderError, EncoderError: a task or its encoder cannot be loaded.
     """
     check_exposure(settings)
-    log_to_stderr()
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -49,6 +48,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
     with _exit_on_signals():
         catalog.open()  # before it listens, so that a mistake is told and not logged
         with _open_socket(settings) as listening:
+            log_to_stderr()
             log("listening", host=settings.host, port=listening.getsockname()[1], workers=workers)
             if workers == 1:
                 config = uvicorn.Config(create_app(settings, catalog), **options)
