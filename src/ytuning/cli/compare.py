@@ -9,24 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ytuning.cli import options
 from ytuning.cli.console import print_json, read_parts, shown_progress
-from ytuning.cli.options import (
-    DATA,
-    HEAD,
-    OUTPUT,
-    Group,
-    Json,
-    KindOption,
-    Label,
-    LabelOrder,
-    Quiet,
-    Test,
-    Text,
-    TextPair,
-    TrainedEncoder,
-    Validation,
-    in_order,
-)
+from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 
 __all__ = ["compare"]
@@ -37,15 +22,15 @@ def compare(
         Path, typer.Argument(metavar="DATA", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
     ],
     *,
-    validation: Validation = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
         str,
         HEAD(
@@ -87,8 +72,8 @@ def compare(
         Path,
         OUTPUT("--out", metavar="FOLDER", help="Folder for the results. An interrupted comparison in it is resumed."),
     ],
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare the scores and the costs of methods on the same rows, splits, seeds and encoder."""
     from ytuning.compare.compare import compare, some_rows

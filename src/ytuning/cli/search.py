@@ -12,27 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ytuning.cli import options
 from ytuning.cli.console import print_json, read_parts, shown_progress
-from ytuning.cli.options import (
-    HEAD,
-    OUTPUT,
-    Group,
-    Json,
-    KindOption,
-    Label,
-    LabelOrder,
-    LongTextOption,
-    PairsOption,
-    PrecisionOption,
-    Quiet,
-    Seed,
-    Test,
-    Text,
-    TextPair,
-    TrainedEncoder,
-    Validation,
-    in_order,
-)
+from ytuning.cli.options import HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import cannot_write
 
@@ -52,14 +34,14 @@ def search(
         Path, typer.Argument(metavar="TRAIN", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
     ],
     *,
-    validation: Validation = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["all", "default", "few-shot", "paper"],
         HEAD(
@@ -81,14 +63,14 @@ def search(
             show_default="no limit",
         ),
     ] = None,
-    seed: Seed = 0,
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
-    pairs: PairsOption = "auto",
-    long_text: LongTextOption = "truncate",
-    precision: PrecisionOption = "auto",
+    seed: options.Seed = 0,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
+    pairs: options.PairsOption = "auto",
+    long_text: options.LongTextOption = "truncate",
+    precision: options.PrecisionOption = "auto",
     out: Annotated[Path, OUTPUT("--out", metavar="FOLDER", help="Folder for the results. A search in it is resumed.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Search for the best recipe and train it.
 

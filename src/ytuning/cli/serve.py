@@ -20,8 +20,7 @@ LIMITS = partial(typer.Option, rich_help_panel="Limits")
 
 def serve(
     folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="TASK_DIR...", help="Task folders, or folders that contain task folders."),
+        list[Path], typer.Argument(metavar="TASK_DIR...", help="Task folders, or folders that contain task folders.")
     ],
     host: Annotated[
         str,

@@ -12,29 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from ytuning.cli import options
 from ytuning.cli.console import check_result_file, print_json, read_parts, shown_progress, tell_cut, write_page
-from ytuning.cli.options import (
-    ENCODER,
-    HEAD,
-    OUTPUT,
-    Group,
-    Json,
-    KindOption,
-    Label,
-    LabelOrder,
-    LongTextOption,
-    PairsOption,
-    PrecisionOption,
-    Quiet,
-    ReportFile,
-    Seed,
-    Test,
-    Text,
-    TextPair,
-    TrainedEncoder,
-    Validation,
-    in_order,
-)
+from ytuning.cli.options import ENCODER, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, counted
 from ytuning.progress import Progress
@@ -50,14 +30,14 @@ def train(
         Path, typer.Argument(metavar="TRAIN", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
     ],
     *,
-    validation: Validation = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["default", "few-shot", "paper"],
         HEAD("--preset", metavar="NAME", help="Form of the head and its training: default, few-shot or paper."),
@@ -109,7 +89,7 @@ def train(
             show_default="always give a label",
         ),
     ] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     seeds: Annotated[
         int,
         HEAD(
@@ -130,7 +110,7 @@ def train(
             help="After early stopping, train a few more steps on all rows, including the validation set.",
         ),
     ] = True,
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     layers: Annotated[
         str,
         ENCODER(
@@ -140,9 +120,9 @@ def train(
             "chooses them on a sample of the rows.",
         ),
     ] = "default",
-    pairs: PairsOption = "auto",
-    long_text: LongTextOption = "truncate",
-    precision: PrecisionOption = "auto",
+    pairs: options.PairsOption = "auto",
+    long_text: options.LongTextOption = "truncate",
+    precision: options.PrecisionOption = "auto",
     store: Annotated[
         Literal["fp16", "int8", "compact"],
         ENCODER(
@@ -152,9 +132,9 @@ def train(
         ),
     ] = "int8",
     out: Annotated[Path, OUTPUT("--out", metavar="FOLDER", help="Task folder to write.")],
-    report: ReportFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a classifier on labelled texts and save it as a task folder."""
     from ytuning.data.label_texts import read_label_texts
