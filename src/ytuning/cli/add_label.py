@@ -22,17 +22,13 @@ __all__ = ["add_label"]
 def add_label(
     task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR", help="Folder of a trained task.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new label.")],
-    examples: Annotated[
-        Path, DATA("--examples", metavar="FILE", help="Texts of the new label. A label column is ignored.")
-    ],
+    examples: Annotated[Path, DATA("--examples", "FILE", "Texts of the new label. A label column is ignored.")],
     test: Test = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
     encoder: MovedEncoder = None,
-    out: Annotated[
-        Path | None, OUTPUT("--out", metavar="FOLDER", help="Task folder to write.", show_default="TASK_DIR")
-    ] = None,
+    out: Annotated[Path | None, OUTPUT("--out", "FOLDER", "Task folder to write.", "TASK_DIR")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

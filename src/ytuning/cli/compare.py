@@ -35,8 +35,8 @@ def compare(
         str,
         HEAD(
             "--methods",
-            metavar="NAMES",
-            help="Methods, separated by commas: ytuning, paper (its head and loss), few-shot (the preset), logistic "
+            "NAMES",
+            "Methods, separated by commas: ytuning, paper (its head and loss), few-shot (the preset), logistic "
             "(or ridge) regression, full (fine-tuning), lora (extra peft), setfit (extra benchmark).",
         ),
     ] = "ytuning,paper,logistic,full,lora",
@@ -44,33 +44,25 @@ def compare(
         int,
         HEAD(
             "--seeds",
-            metavar="N",
+            "N",
+            "Number of seeds. A seed sets the split, the initial weights and the row order.",
             min=1,
             max=256,
-            help="Number of seeds. A seed sets the split, the initial weights and the row order.",
         ),
     ] = 3,
     epochs: Annotated[
         int | None,
-        HEAD(
-            "--epochs",
-            metavar="N",
-            min=1,
-            help="Maximum number of epochs of full and lora.",
-            show_default="5, or more for few rows",
-        ),
+        HEAD("--epochs", "N", "Maximum number of epochs of full and lora.", "5, or more for few rows", min=1),
     ] = None,
     search_rates: Annotated[
         bool,
-        HEAD("--search-rates", help="Try three learning rates for full and lora, which takes three times as long."),
+        HEAD("--search-rates", None, "Try three learning rates for full and lora, which takes three times as long."),
     ] = False,
     rows: Annotated[
-        int | None,
-        DATA("--rows", metavar="N", min=1, help="Number of rows of DATA to use, drawn at random.", show_default="all"),
+        int | None, DATA("--rows", "N", "Number of rows of DATA to use, drawn at random.", "all", min=1)
     ] = None,
     out: Annotated[
-        Path,
-        OUTPUT("--out", metavar="FOLDER", help="Folder for the results. An interrupted comparison in it is resumed."),
+        Path, OUTPUT("--out", "FOLDER", "Folder for the results. An interrupted comparison in it is resumed.")
     ],
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -121,16 +121,16 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    with _written(path, option):
+    with _as_write_error(path, option):
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with _written(path, option):  # here, as other errors of the work that writes are not the file's
+        with _as_write_error(path, option):  # here, as other errors of the work that writes are not the file's
             new.stream.write(text.encode())
 
     try:
         yield write
-        with _written(path, option):
+        with _as_write_error(path, option):
             new.finish()
             new.place()
     finally:
@@ -155,7 +155,7 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
             problem = f"{option} {path} would replace a file that the command reads or that belongs to a task"
             raise InputError(f"{problem}. Choose another name.")
     folder = None if made is None else Path(os.path.realpath(made))
-    with _written(path, option):
+    with _as_write_error(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
@@ -171,7 +171,7 @@ def _target(path: Path) -> Path:
 
 
 @contextmanager
-def _written(path: Path, option: str) -> Iterator[None]:
+def _as_write_error(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -29,16 +29,13 @@ def predict(
         list[str], typer.Argument(metavar="TASK_DIR... [TEXT...]", help="Task folders, and after them texts.")
     ],
     input_file: Annotated[
-        Path | None,
-        DATA("--input", metavar="FILE", help="File of texts to label, instead of TEXT.", show_default="none"),
+        Path | None, DATA("--input", "FILE", "File of texts to label, instead of TEXT.", "none")
     ] = None,
     text: Text = None,
     text_pair: TextPair = None,
     encoder: MovedEncoder = None,
-    output: Annotated[
-        Path | None, OUTPUT("--output", metavar="FILE", help="File to write JSON lines to.", show_default="stdout")
-    ] = None,
-    as_json: Annotated[bool, OUTPUT("--json", help="Print JSON lines on a terminal, too.")] = False,
+    output: Annotated[Path | None, OUTPUT("--output", "FILE", "File to write JSON lines to.", "stdout")] = None,
+    as_json: Annotated[bool, OUTPUT("--json", None, "Print JSON lines on a terminal, too.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Label texts with one or more tasks.
@@ -80,7 +77,7 @@ def predict(
             )
         cut, count = 0, len(predictor.tasks)
         predictions = predictor.predict(data.inputs)
-        for number, prediction in enumerate(_printed(predictions, count) if for_people else predictions, 1):
+        for number, prediction in enumerate(_print_answers(predictions, count) if for_people else predictions, 1):
             cut += prediction.truncated
             if not for_people:
                 write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
@@ -101,7 +98,7 @@ def _looks_like_a_path(text: str) -> bool:
     return ("/" in text or os.sep in text) and not any(map(str.isspace, text)) and os.path.isdir(os.path.dirname(text))
 
 
-def _printed(predictions: Iterator[Prediction], tasks: int) -> Iterator[Prediction]:
+def _print_answers(predictions: Iterator[Prediction], tasks: int) -> Iterator[Prediction]:
     """Print predictions for people while they pass: each text once, and below it a line for each of ``tasks`` tasks."""
     from rich.console import Console
     from rich.text import Text as Line

@@ -46,21 +46,19 @@ def search(
         Literal["all", "default", "few-shot", "paper"],
         HEAD(
             "--preset",
-            metavar="NAME",
-            help="Head and training to start from: default, few-shot, paper (slow with many labels) or all three.",
+            "NAME",
+            "Head and training to start from: default, few-shot, paper (slow with many labels) or all three.",
         ),
     ] = "all",
-    trials: Annotated[
-        int, HEAD("--trials", metavar="N", min=1, max=10_000, help="Number of recipes to try in total.")
-    ] = 30,
+    trials: Annotated[int, HEAD("--trials", "N", "Number of recipes to try in total.", min=1, max=10_000)] = 30,
     minutes: Annotated[
         float | None,
         HEAD(
             "--minutes",
-            metavar="N",
+            "N",
+            "Start no trial after this time. The first few trials of a new search always run.",
+            "no limit",
             min=0,
-            help="Start no trial after this time. The first few trials of a new search always run.",
-            show_default="no limit",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -68,7 +66,7 @@ def search(
     pairs: options.PairsOption = "auto",
     long_text: options.LongTextOption = "truncate",
     precision: options.PrecisionOption = "auto",
-    out: Annotated[Path, OUTPUT("--out", metavar="FOLDER", help="Folder for the results. A search in it is resumed.")],
+    out: Annotated[Path, OUTPUT("--out", "FOLDER", "Folder for the results. A search in it is resumed.")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -40,53 +40,48 @@ def train(
     label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["default", "few-shot", "paper"],
-        HEAD("--preset", metavar="NAME", help="Form of the head and its training: default, few-shot or paper."),
+        HEAD("--preset", "NAME", "Form of the head and its training: default, few-shot or paper."),
     ] = "default",
     recipe_file: Annotated[
         Path | None,
-        HEAD(
-            "--recipe",
-            metavar="FILE",
-            help="JSON recipe to use instead of a preset, as ytuning search writes it.",
-            show_default="none",
-        ),
+        HEAD("--recipe", "FILE", "JSON recipe to use instead of a preset, as ytuning search writes it.", "none"),
     ] = None,
     loss: Annotated[
         Literal["cross_entropy", "triplet", "focal"] | None,
         HEAD(
             "--loss",
-            metavar="NAME",
-            help="Training loss: cross_entropy, triplet or focal. focal gives less weight to rows that are already "
+            "NAME",
+            "Training loss: cross_entropy, triplet or focal. focal gives less weight to rows that are already "
             "predicted well.",
-            show_default="the loss of the preset",
+            "the loss of the preset",
         ),
     ] = None,
     label_texts: Annotated[
         str | None,
         HEAD(
             "--label-texts",
-            metavar="FILE|names|none",
-            help="Descriptions of the labels: a JSON file that maps labels to texts, a table with the columns text and "
+            "FILE|names|none",
+            "Descriptions of the labels: a JSON file that maps labels to texts, a table with the columns text and "
             "label, or names to use the label names.",
-            show_default="names with --preset few-shot, else none",
+            "names with --preset few-shot, else none",
         ),
     ] = None,
     label_weights: Annotated[
         Literal["none", "balanced"],
         HEAD(
             "--label-weights",
-            metavar="MODE",
-            help="Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight.",
+            "MODE",
+            "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight.",
         ),
     ] = "none",
     abstain_at: Annotated[
         float | None,
         HEAD(
             "--abstain-at",
-            metavar="PRECISION",
-            help="Give no label when the confidence is low. The threshold is set so that this share of the answers on "
+            "PRECISION",
+            "Give no label when the confidence is low. The threshold is set so that this share of the answers on "
             "the validation set is correct.",
-            show_default="always give a label",
+            "always give a label",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -94,20 +89,21 @@ def train(
         int,
         HEAD(
             "--seeds",
-            metavar="N",
+            "N",
+            "Number of heads to train. The head that is best on the validation set is saved.",
             min=1,
             max=256,
-            help="Number of heads to train. The head that is best on the validation set is saved.",
         ),
     ] = 1,
     ensemble: Annotated[
-        bool, HEAD("--ensemble", help="Save the mean of all trained heads instead of the best one.")
+        bool, HEAD("--ensemble", None, "Save the mean of all trained heads instead of the best one.")
     ] = False,
     refit: Annotated[
         bool,
         HEAD(
             "--refit/--no-refit",
-            help="After early stopping, train a few more steps on all rows, including the validation set.",
+            None,
+            "After early stopping, train a few more steps on all rows, including the validation set.",
         ),
     ] = True,
     encoder: options.TrainedEncoder = DEFAULT_ENCODER,
@@ -115,8 +111,8 @@ def train(
         str,
         ENCODER(
             "--layers",
-            metavar="LAYERS",
-            help="Hidden states of the encoder to read: default, last, numbers separated by commas, or auto, which "
+            "LAYERS",
+            "Hidden states of the encoder to read: default, last, numbers separated by commas, or auto, which "
             "chooses them on a sample of the rows.",
         ),
     ] = "default",
@@ -127,11 +123,11 @@ def train(
         Literal["fp16", "int8", "compact"],
         ENCODER(
             "--store",
-            metavar="FORMAT",
-            help="Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size).",
+            "FORMAT",
+            "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size).",
         ),
     ] = "int8",
-    out: Annotated[Path, OUTPUT("--out", metavar="FOLDER", help="Task folder to write.")],
+    out: Annotated[Path, OUTPUT("--out", "FOLDER", "Task folder to write.")],
     report: options.ReportFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -198,13 +194,13 @@ def train(
             watch=watch,
         )
         if trained.fit.interrupted:
-            out, report = _kept_apart(out, report)
+            out, report = _place_beside_finished(out, report)
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
         if report is not None:
             from ytuning.reports.html import render_report
 
-            split = _reported(trained)
+            split = _split_of_report(trained)
             page = render_report(
                 trained.task,
                 trained.reports[split],
@@ -226,7 +222,7 @@ def train(
         raise typer.Exit(1)
 
 
-def _kept_apart(out: Path, report: Path | None) -> tuple[Path, Path | None]:
+def _place_beside_finished(out: Path, report: Path | None) -> tuple[Path, Path | None]:
     """Where to save a task whose training was interrupted, and its report: not over those of a finished one."""
     from ytuning.tasks.task import place_beside
 
@@ -239,7 +235,7 @@ def _kept_apart(out: Path, report: Path | None) -> tuple[Path, Path | None]:
     return place, report
 
 
-def _reported(trained: Trained) -> str:
+def _split_of_report(trained: Trained) -> str:
     """Which rows a report is about."""
     return "test" if "test" in trained.reports else "validation"
 
@@ -310,7 +306,7 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.evaluation.evaluate import HEADLINES
     from ytuning.reports.console import print_report
 
-    split = _reported(trained)
+    split = _split_of_report(trained)
     print_report(Console(), trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
     if len(trained.by_seed) > 1:
         figures = ", ".join(
