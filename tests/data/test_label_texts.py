@@ -83,7 +83,7 @@ def test_a_file_called_names_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"login": 3}', r"Got 3 for 'login' instead"),
         ('{"login": []}', r"Got \[\] for 'login' instead"),
         ('{"login": " "}', r"Got ' ' for 'login' instead"),
-        ("{", "are not JSON"),
+        ("{", "are not valid JSON"),
     ],
 )
 def test_wrong_json(content: str, message: str, tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("texts", "target", "options", "message"),
     [
         ({"logon": "x"}, TARGET, {}, r"a label that no row has: 'logon'\. Did you mean 'login'\? The task's"),
-        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' more than once but for white space\. Put its texts into"),
+        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' twice, with different white space\. Put all its"),
         ({"login": ""}, TARGET, {}, r"must be text that is not empty\. Got '' for 'login'"),
         ("texts", TARGET, {}, r"label_texts must be one of 'names', 'none'"),
-        ("names", Scale(0, 1, bounded=True), {}, "these are numbers. Leave out --label-texts"),
+        ("names", Scale(0, 1, bounded=True), {}, "a task with numbers has no labels to describe. Leave out "),
         ("names", TARGET, {"pairs": True}, "these rows are pairs. Leave out --label-texts"),
     ],
 )  # fmt: skip

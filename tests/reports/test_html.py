@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_a_page_of_every_kind(kind: str, rows: Dataset, encoder: Encoder) -> Non
     assert page.classes["text"] == 20 * (2 if data.text_pairs else 1)
     assert ("matrix" in page.classes) == (kind not in ("multi", "regression"))
     assert ("labels" in page.classes) == (kind != "regression")
-    assert ("given from" in html) == (kind == "multi")
+    assert (">threshold<" in html) == (kind == "multi")
     assert "toy on the rows" in page.text["bdi"]
     assert page.classes["first"] == 2 and " to " in page.text["span"]
 
@@ -210,33 +211,39 @@ def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
     data = Dataset(["my card"], ["card"])
     answer = evaluate_task(task, data, encoder, FeatureStore()).judged.logits.argmax()
     page, html = page_of(task, replace(data, labels=[ABC.names[answer]]), encoder)
-    assert "None: every answer is right." in html and "mark" not in page.counts
-    assert "1 labelled row." in html
-    assert "0.2065 to 1.0000" in page.text["span"] and "all of them are right or all wrong: Wilson's, of the" in html
+    assert "There are no mistakes: every answer is right." in html and "mark" not in page.counts
+    assert "labels 1 row whose labels are known." in html
+    assert "0.2065 to 1.0000" in page.text["span"] and "it is Wilson's interval of the accuracy" in html
 
 
 def test_a_page_of_one_number(encoder: Encoder) -> None:
     page, html = page_of(
         task_of(Scale(0, 5, bounded=True), encoder), Dataset(["my card"], [4.5], kind="regression"), encoder
     )
-    assert page.counts["svg"] == 2 and "1 row, from the largest error on" in html
+    assert page.counts["svg"] == 2 and "The list has 1 row. It starts with the largest error." in html
 
 
 def test_a_page_of_a_task_that_abstains(rows: Dataset, encoder: Encoder) -> None:
     never = task_of(Names(ABC), encoder, calibration=Calibration(abstain_below=1.0))
     page, html = page_of(never, rows, encoder)
-    assert "no answer" in page.text["span"] and "None of the rows that were answered" in html
+    assert "no answer" in page.text["span"] and "There are no mistakes among the rows that were answered" in html
     assert "no answer below" in page.text["dt"]
 
 
-def test_without_places_of_tokens_nothing_is_marked(
-    rows: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spans = Encoder.spans
-    monkeypatch.setattr(Encoder, "spans", lambda self, inputs: [[(0, 0, 0)] * len(row) for row in spans(self, inputs)])
-    page, _ = page_of(task_of(Names(ABC), encoder), rows, encoder)
+class WithoutPlaces(Encoder):
+    """An encoder whose tokenizer does not tell where tokens stand."""
+
+    def spans(self, inputs: Any) -> Any:
+        """No place for any token."""
+        return [[(0, 0, 0)] * len(row) for row in super().spans(inputs)]
+
+
+def test_without_places_of_tokens_nothing_is_marked(rows: Dataset, encoder: Encoder) -> None:
+    blind = copy.copy(encoder)
+    blind.__class__ = WithoutPlaces
+    page, _ = page_of(task_of(Names(ABC), encoder), rows, blind)
     assert page.counts["mark"] == 2 and page.classes["text"] == 20  # those of the legend
-    assert "nothing stands out" in page.text["p"]
+    assert "Strongest for the prediction: no word." in page.text["p"]
 
 
 def test_of_a_long_text_the_beginning_is_shown(encoder: Encoder) -> None:

@@ -232,9 +232,13 @@ def test_stop_answers_what_was_accepted(catalog: Catalog, held: Held) -> None:
         asked.append(asyncio.create_task(made.explain(("my card", None), task)))  # type: ignore[arg-type]
         await when(lambda: held.calls)
         stopping = asyncio.create_task(asyncio.to_thread(made.stop))
-        await when(lambda: made._stopping)
-        with pytest.raises(Stopped):
-            await made.answer(texts("late"), [task])
+        while True:  # until it has begun to stop, it accepts texts
+            late = asyncio.create_task(made.answer(texts("late"), [task]))
+            await asyncio.sleep(0.01)
+            if late.done():
+                break
+            asked.append(late)
+        assert isinstance(late.exception(), Stopped)
         with pytest.raises(Stopped):
             await made.explain(("late", None), task)
         held.go.set()

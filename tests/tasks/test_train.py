@@ -243,7 +243,7 @@ def test_unknown_labels_are_refused_before_encoding(
 
 def test_unknown_label_in_evaluation(toy: Dataset, encoder: Encoder) -> None:
     task = train(toy, encoder).task
-    with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training data"):
+    with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training set"):
         evaluate_task(task, from_lists(["a card"], ["x"]), encoder, FeatureStore())
     with pytest.raises(DataError, match="single texts: give rows without a second text"):
         evaluate_task(task, from_lists(["a card"], ["card"], ["b"]), encoder, FeatureStore())
@@ -260,7 +260,7 @@ def test_single_texts_and_pairs_do_not_mix(toy: Dataset, encoder: Encoder) -> No
     [
         (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
         (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
-        (["a", "b"], None, "the rows have no labels"),
+        (["a", "b"], None, "the rows have no labels. Give a label for each row."),
     ],
 )
 def test_rows_that_cannot_be_trained_on(
@@ -452,7 +452,7 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
 def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
     weighed = Recipe(RECIPE.head, replace(RECIPE.training, label_weights="balanced"))
     for data, recipe, options, message in (
-        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Give --kind ordinal or leave out --label-order"),
+        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Add --kind ordinal or leave out --label-order"),
         (toy, RECIPE, {"pairs": "joint"}, "pairs is for two texts a row"),
         (of_kind["regression"], weighed, {}, "Leave out --label-weights"),
         (toy.select(range(30)), RECIPE, {"abstain_at": 0.9}, "abstain_at needs at least 10 validation rows. Got 3"),

@@ -157,19 +157,19 @@ def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray)
         start, end, top = x.place(left), x.place(left + 1 / CALIBRATION_BINS), y.place(0.4 * height)
         bars.append((start + 1, top, round(end - start - 2, 1), round(BOTTOM - top, 1), f"{count:,} {what}"))
     return Chart(
-        "Reliability of its probabilities",
-        f"Of {what} with a probability, the share that is {measured}: "
+        "Reliability of the probabilities",
+        f"Share of {what} that is {measured} at each probability: "
         + "; ".join(f"{share:.0%} at {confidence:.0%}" for confidence, share, _ in points),
         x,
         y,
         lines,
         bars,
         [
-            (x.place(confidence), y.place(share), "main", f"{confidence:.3f}: {share:.3f} of {count:,} {what}")
+            (x.place(confidence), y.place(share), "main", f"{confidence:.4f}: {share:.4f} of {count:,} {what}")
             for confidence, share, count in points
         ],
         columns=("mean probability", f"share that is {measured}", what),
-        rows=[(f"{confidence:.3f}", f"{share:.3f}", f"{count:,}") for confidence, share, count in points],
+        rows=[(f"{confidence:.4f}", f"{share:.4f}", f"{count:,}") for confidence, share, count in points],
     )
 
 
@@ -205,8 +205,8 @@ def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], ta
     ]
     return Chart(
         title,
-        f"From {points[0][1]:.4f} at step {points[0][0]} to {points[-1][1]:.4f} at step {points[-1][0]}; "
-        f"chosen was step {taken} with {at:.4f}",
+        f"The curve goes from {points[0][1]:.4f} (step {points[0][0]}) to {points[-1][1]:.4f} (step {points[-1][0]}). "
+        f"Step {taken} was chosen with {at:.4f}",
         x,
         y,
         [*errors, ("main", [(x.place(step), y.place(value)) for step, value, _ in points])],
@@ -231,7 +231,7 @@ def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
     parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
     return Chart(
         "Predicted by true numbers",
-        f"{counted(len(truth), 'row')}; a point on the diagonal is right",
+        f"{counted(len(truth), 'row')}. Points on the diagonal are right",
         x,
         y,
         [("ideal", [(x.place(x.low), y.place(y.low)), (x.place(x.high), y.place(y.high))])],
@@ -263,7 +263,7 @@ def residual_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
         bars.append((left + 0.5, top, round(right - left - 1, 1), round(BOTTOM - top, 1), meaning))
     return Chart(
         "Errors",
-        f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less; the mean error is "
+        f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less. The mean error is "
         f"{gap.mean():.4g}",
         x,
         y,

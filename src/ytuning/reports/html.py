@@ -48,7 +48,7 @@ class _Metric:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _ShownMistake:
     """A mistake with its texts, the pieces that speak the most for either answer, and its row in the source."""
 
     mistake: Mistake
@@ -71,7 +71,7 @@ def render_report(
     seconds: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """A page with figures, drawings and the worst mistakes, in which the tokens that speak for an answer are marked.
+    """A page with metrics, charts and the worst mistakes, in which words that support an answer are marked.
 
     Args:
         task: that was judged.
@@ -132,20 +132,22 @@ def _metrics(report: Report) -> list[_Metric]:
 def _facts(task: Task, report: Report, judged: Judged) -> dict[str, str]:
     """What the figures depend on, by name."""
     target, training = task.target, task.training
-    found = {"rows judged": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind}
+    found = {"rows": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind}
     if isinstance(target, Names):
         found["labels"] = f"{len(target.names):,}"
         found["temperature"] = f"{task.calibration.temperature:.3g}"
         if task.calibration.smoothing:
-            found["temperature"] += f", after label smoothing of {task.calibration.smoothing:g} is undone"
+            found["temperature"] += f" after undoing label smoothing of {task.calibration.smoothing:g}"
     else:
         found["scale"] = f"{target.low:g} to {target.high:g}" + ("" if target.bounded else " (not bounded)")
     if task.calibration.abstain_below is not None:
-        found["no answer below"] = f"a probability of {task.calibration.abstain_below:.3f}"
+        found["no answer below"] = f"a probability of {task.calibration.abstain_below:.4f}"
     if task.pair:
-        found["pairs"] = {"joint": "read as one text", "separate": "read one by one"}[task.pair]
+        found["pairs"] = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}[
+            task.pair
+        ]
     if rows := training.get("rows"):
-        found["rows trained on"] = f"{rows['train']:,}" + (", then all" if training.get("refitted") else "")
+        found["rows trained on"] = f"{rows['train']:,}" + (", then on all rows" if training.get("refitted") else "")
     if steps := training.get("steps"):
         found["steps"] = f"{steps:,}"
     share = task.head_parameters / task.encoder.parameters
@@ -163,7 +165,9 @@ def _labels(report: Report) -> tuple[list[tuple[str, LabelFigures]], list[tuple[
     return labels[:shown], labels[shown:]
 
 
-def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore, progress: Progress) -> list[_Shown]:
+def _mistakes(
+    task: Task, judged: Judged, encoder: Encoder, store: FeatureStore, progress: Progress
+) -> list[_ShownMistake]:
     found = worst_mistakes(task.target, task.calibration, judged, SHOWN_MISTAKES)
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
@@ -171,16 +175,18 @@ def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore,
         judged.head, inputs, encoder, store, separate=task.pair == "separate", codec=task.codec, progress=progress
     )
     return [
-        _shown(task, judged, mistake, content, effect)
+        _describe_mistake(task, judged, mistake, content, effect)
         for mistake, content, effect in zip(found, inputs, effects, strict=True)
     ]
 
 
-def _shown(task: Task, judged: Judged, mistake: Mistake, content: tuple[str, str | None], effects: Effects) -> _Shown:
+def _describe_mistake(
+    task: Task, judged: Judged, mistake: Mistake, content: tuple[str, str | None], effects: Effects
+) -> _ShownMistake:
     texts = marked(task.target, mistake, content, effects)
     lengths = [len(text) for text in content if text is not None]
     left_out = [
         length - sum(len(piece.text) for piece in pieces) for length, pieces in zip(lengths, texts, strict=True)
     ]
     number = mistake.row + 1 if judged.data.rows is None else judged.data.rows[mistake.row]
-    return _Shown(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))
+    return _ShownMistake(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))
