@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from ytuning.errors import allowed
+from ytuning.heads.pairs import PairChoice
 
 __all__ = [
     "Group", "KindOption", "Label", "LabelOrder", "LongTextOption", "PairsOption", "PrecisionOption",
@@ -49,7 +50,7 @@ LabelOrder = Annotated[
     ),
 ]
 PairsOption = Annotated[
-    Literal["auto", "joint", "separate"],
+    PairChoice,
     typer.Option(
         "--pairs",
         help="How the encoder reads two texts: as one, or each; auto tries both.",

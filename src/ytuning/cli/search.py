@@ -84,6 +84,7 @@ def search(  # one parameter for each option
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
+    from ytuning.search.search import SearchOptions
     from ytuning.search.search import search as run
     from ytuning.tasks.train import Stopwatch
     from ytuning.training.recipes import PRESETS
@@ -102,15 +103,17 @@ def search(  # one parameter for each option
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset == "all" else (preset,),
-            pairs=pairs,
-            order=in_order(label_order),
-            trials=trials,
-            minutes=minutes,
-            seed=seed,
+            options=SearchOptions(
+                presets=tuple(PRESETS) if preset == "all" else (preset,),
+                pairs=pairs,
+                label_order=in_order(label_order),
+                trials=trials,
+                minutes=minutes,
+                seed=seed,
+            ),
             progress=progress,
-            watch=watch,
         )
+        watch.add(found.seconds)
         plot = _plot(found, out)
         if found.interrupted:
             progress.say(f"interrupted after {len(found.trials)} of {trials} trials; the best is saved in {out}")

@@ -142,8 +142,8 @@ def _facts(task: Task, report: Report, judged: Judged) -> dict[str, str]:
         found["scale"] = f"{target.low:g} to {target.high:g}" + ("" if target.bounded else " (not bounded)")
     if task.calibration.abstain_below is not None:
         found["no answer below"] = f"a probability of {task.calibration.abstain_below:.3f}"
-    if task.pair:
-        found["pairs"] = {"joint": "read as one text", "separate": "read one by one"}[task.pair]
+    if task.pair_mode:
+        found["pairs"] = {"joint": "read as one text", "separate": "read one by one"}[task.pair_mode]
     if rows := training.get("rows"):
         found["rows trained on"] = f"{rows['train']:,}" + (", then all" if training.get("refitted") else "")
     if steps := training.get("steps"):
@@ -168,7 +168,7 @@ def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore,
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
-        judged.head, inputs, encoder, store, separate=task.pair == "separate", codec=task.codec, progress=progress
+        judged.head, inputs, encoder, store, pair_mode=task.pair_mode, codec=task.codec, progress=progress
     )
     return [
         _shown(task, judged, mistake, content, effect)

@@ -124,8 +124,8 @@ class Service:
                 if not text.isprintable() and _unreadable(text):
                     raise Refused(422, "validation", f"input {number} is no text: it holds half of a surrogate pair")
             for served in tasks:
-                if bool(served.task.pair) != (content[1] is not None):
-                    wanted = "pairs of texts" if served.task.pair else "single texts"
+                if bool(served.task.pair_mode) != (content[1] is not None):
+                    wanted = "pairs of texts" if served.task.pair_mode else "single texts"
                     raise Refused(
                         422, "validation", f"the task {served.task.name!r} takes {wanted}; see input {number}"
                     )
