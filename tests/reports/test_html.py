@@ -118,7 +118,7 @@ KINDS: dict[str, tuple[Target, dict[str, Any]]] = {
     "ordinal": (Names(ABC, "ordinal"), {}),
     "multi": (Names(ABC, "multi"), {"calibration": Calibration(1.2, thresholds=(0.3, 0.5, 0.6))}),
     "regression": (Scale(0, 5, bounded=True), {}),
-    "joint": (Names(ABC), {"pair": "joint"}),
+    "joint": (Names(ABC), {"pair_mode": "joint"}),
     "separate": (Names(ABC), {"pair_mode": "separate"}),
 }
 
