@@ -36,7 +36,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.task import save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
 FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
@@ -159,7 +159,7 @@ def ytuning(work: Work) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
         encoder, store = _encoder(work), FeatureStore(f"{root}/store")
-        trained = train_task(work.train, encoder, store, recipe(work.arguments), seed=work.seed)
+        trained = train_task(work.train, encoder, store, recipe(work.arguments), options=TrainOptions(seed=work.seed))
         save_task(trained.task, f"{root}/task")
         elapsed = time.perf_counter() - start
         report = evaluate_task(trained.task, work.test, encoder, store).report

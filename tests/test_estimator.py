@@ -217,7 +217,7 @@ def test_pairs(kind: Callable[[Any], Any], make: Callable[..., YTuningClassifier
     texts, labels = toy_rows
     pairs = list(zip(texts, texts[::-1], strict=True))
     model = make().fit(kind(pairs) if kind is not pd.DataFrame else pairs, labels)
-    assert model.task_.pair
+    assert model.task_.pair_mode
     assert model.predict(pairs[:4]).shape == (4,)
     with pytest.raises(DataError, match="this estimator was fitted on pairs of texts"):
         model.predict(texts[:2])

@@ -30,7 +30,7 @@ from ytuning.progress import Progress
 from ytuning.tasks import train as pipeline
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import load_task, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training import recipes
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -104,7 +104,10 @@ def trained(
     encoder, store = load_encoder(tiny_encoder), FeatureStore(root / "store")
     recipe = Recipe(PooledConfig(width=16), QUICK)
     for name, pairs in (("toy", None), ("pairs", toy_rows[0][::-1])):
-        save_task(train_task(from_lists(*toy_rows, pairs), encoder, store, recipe, name=name).task, root / name)
+        save_task(
+            train_task(from_lists(*toy_rows, pairs), encoder, store, recipe, options=TrainOptions(name=name)).task,
+            root / name,
+        )
     yield root / "toy"
 
 

@@ -21,7 +21,7 @@ from ytuning.features.features import live_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LabelTuningConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.tasks.train import Trained, train_task
+from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
 TARGET = Names(LabelSet(("card_arrival", "login", "refund")))
@@ -131,8 +131,10 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
-def train(data: Dataset, encoder: Encoder, recipe: Recipe = FEW, **options: Any) -> Trained:
-    return train_task(data, encoder, FeatureStore(), recipe, **options)
+def train(data: Dataset, encoder: Encoder, recipe: Recipe = FEW, **given: Any) -> Trained:
+    """Train with the data sets and the options of the main job side by side."""
+    parts = {name: given.pop(name) for name in ("validation", "test", "progress") if name in given}
+    return train_task(data, encoder, FeatureStore(), recipe, options=TrainOptions(**given), **parts)
 
 
 def test_the_few_shot_preset_learns_from_names(toy: Dataset, encoder: Encoder) -> None:

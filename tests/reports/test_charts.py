@@ -19,7 +19,7 @@ from ytuning.reports.charts import (
     residual_figure,
     scatter_figure,
 )
-from ytuning.training.fit import Round
+from ytuning.training.fit import Validation
 
 
 def check_within(figure: Chart) -> None:
@@ -92,12 +92,12 @@ def test_one_row_can_be_drawn() -> None:
     check_within(calibration_figure("single", np.array([0]), np.array([[1.0, 0.0]])))
     check_within(scatter_figure(np.array([2.0]), np.array([2.0])))
     check_within(residual_figure(np.array([2.0]), np.array([2.0])))
-    for figure in learning_figures("single", [Round(30, 0.0, 1.0, 0.0)], 0):
+    for figure in learning_figures("single", [Validation(30, 0.0, 1.0, 0.0)], 0):
         check_within(figure)
 
 
 def test_learning() -> None:
-    history = [Round(10, 2.0, -0.5, 0.1), Round(20, 1.0, -0.3, 0.1), Round(30, 1.5, -0.35, 0.1)]
+    history = [Validation(10, 2.0, -0.5, 0.1), Validation(20, 1.0, -0.3, 0.1), Validation(30, 1.5, -0.35, 0.1)]
     score, loss = learning_figures("ordinal", history, 1)
     for figure in (score, loss):
         check_within(figure)

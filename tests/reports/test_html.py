@@ -24,7 +24,7 @@ from ytuning.reports import html as html_report
 from ytuning.reports.html import render_report
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.task import Task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -100,8 +100,7 @@ def task_of(target: Target, encoder: Encoder, **options: Any) -> Task:
     config = options.pop("config", PooledConfig(width=16))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        paired = options.get("pair") == "separate"
-        head = build_head(config, labels=target.outputs, layers=2, width=32, paired=paired).eval()
+        head = build_head(config, labels=target.outputs, layers=2, width=32, pair_mode=options.get("pair_mode")).eval()
     training = {"store": "int8", "rows": {"train": 10}, "steps": 30, "refitted": True}
     return Task("toy", target, encoder.identity, config, head, training=training, **options)
 
@@ -120,8 +119,8 @@ KINDS: dict[str, tuple[Target, dict[str, Any]]] = {
     "ordinal": (Names(ABC, "ordinal"), {}),
     "multi": (Names(ABC, "multi"), {"calibration": Calibration(1.2, thresholds=(0.3, 0.5, 0.6))}),
     "regression": (Scale(0, 5, bounded=True), {}),
-    "joint": (Names(ABC), {"pair": "joint"}),
-    "separate": (Names(ABC), {"pair": "separate"}),
+    "joint": (Names(ABC), {"pair_mode": "joint"}),
+    "separate": (Names(ABC), {"pair_mode": "separate"}),
 }
 
 
@@ -156,7 +155,7 @@ def test_a_page_of_every_kind(kind: str, rows: Dataset, encoder: Encoder) -> Non
 
 def test_a_page_of_a_training(rows: Dataset, encoder: Encoder) -> None:
     recipe, store = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30)), FeatureStore()
-    trained = train_task(rows, encoder, store, recipe, name="toy")
+    trained = train_task(rows, encoder, store, recipe, options=TrainOptions(name="toy"))
     judged = trained.judged["validation"]
     assert judged.data.texts == [rows.texts[number - 1] for number in judged.data.rows or []]
     again = evaluate(trained.task.target, trained.task.calibration, judged.truth, judged.logits)
@@ -173,7 +172,7 @@ def test_a_page_of_a_training(rows: Dataset, encoder: Encoder) -> None:
 
 def test_the_chosen_head_gave_the_logits_that_are_judged(rows: Dataset, encoder: Encoder) -> None:
     recipe, store = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30)), FeatureStore()
-    trained = train_task(rows, encoder, store, recipe, codec="fp16")
+    trained = train_task(rows, encoder, store, recipe, options=TrainOptions(codec="fp16"))
     judged = trained.judged["validation"]
     task = replace(trained.task, head=judged.head)
     logits = evaluate_task(task, judged.data, encoder, store).judged.logits

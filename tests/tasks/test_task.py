@@ -48,15 +48,15 @@ def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "n
         head,
         metrics={"validation": {"accuracy": 0.5}},
         training={"seed": 3, "rows": {"train": 9}},
-        pair="joint",
+        pair_mode="joint",
     )
 
 
 def regression_task() -> Task:
     """Of pairs that are encoded one by one, so with a wider head."""
     torch.manual_seed(0)
-    head = build_head(POOLED, labels=2, layers=2, width=8, paired=True).eval()
-    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair="separate")
+    head = build_head(POOLED, labels=2, layers=2, width=8, pair_mode="separate").eval()
+    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair_mode="separate")
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_round_trip(config: HeadConfig, tmp_path: Path) -> None:
         assert torch.equal(loaded.head(features, mask), task.head(features, mask))
     assert not loaded.head.training
     assert loaded.name == "folder"
-    same = ("target", "encoder", "config", "metrics", "training", "pair", "kind", "calibration")
+    same = ("target", "encoder", "config", "metrics", "training", "pair_mode", "kind", "calibration")
     assert {name: getattr(loaded, name) for name in same} == {name: getattr(task, name) for name in same}
     assert loaded.head_parameters == sum(weights.numel() for weights in task.head.state_dict().values())
 
@@ -97,7 +97,7 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     task = regression_task()
     save_task(task, tmp_path / "stars")
     loaded = load_task(tmp_path / "stars")
-    assert (loaded.target, loaded.pair, loaded.kind, loaded.calibration) == (
+    assert (loaded.target, loaded.pair_mode, loaded.kind, loaded.calibration) == (
         task.target,
         "separate",
         "regression",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from ytuning.errors import allowed
+from ytuning.heads.pairs import PairChoice
 
 __all__ = [
     "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelOrder", "LongTextOption",
@@ -81,7 +82,7 @@ LabelOrder = Annotated[
     ),
 ]
 PairsOption = Annotated[
-    Literal["auto", "joint", "separate"],
+    PairChoice,
     ENCODER(
         "--pairs",
         "MODE",

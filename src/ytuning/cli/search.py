@@ -78,6 +78,7 @@ def search(
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
+    from ytuning.search.search import SearchOptions
     from ytuning.search.search import search as run
     from ytuning.tasks.train import Stopwatch
     from ytuning.training.recipes import PRESETS
@@ -96,15 +97,17 @@ def search(
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset == "all" else (preset,),
-            pairs=pairs,
-            order=in_order(label_order),
-            trials=trials,
-            minutes=minutes,
-            seed=seed,
+            options=SearchOptions(
+                presets=tuple(PRESETS) if preset == "all" else (preset,),
+                pairs=pairs,
+                label_order=in_order(label_order),
+                trials=trials,
+                minutes=minutes,
+                seed=seed,
+            ),
             progress=progress,
-            watch=watch,
         )
+        watch.add(found.seconds)
         plot = _plot(found, out)
         if found.interrupted:
             progress.say(f"Interrupted after {len(found.trials)} of {trials} trials. The best task so far is in {out}.")

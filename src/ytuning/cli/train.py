@@ -137,7 +137,7 @@ def train(
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.task import check_target, save_task, task_files
-    from ytuning.tasks.train import Stopwatch, train_task
+    from ytuning.tasks.train import Stopwatch, TrainOptions, train_task
     from ytuning.training.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.training.recipes import preset as recipe_of
 
@@ -179,20 +179,22 @@ def train(
             recipe,
             validation=parts[1],
             test=parts[2],
-            name=out.resolve().name,
-            seed=seed,
-            seeds=seeds,
-            ensemble=ensemble,
-            refit=refit,
-            codec=store,
-            label_order=in_order(label_order),
-            abstain_at=abstain_at,
-            pairs=pairs,
-            layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
-            label_texts=None if label_texts is None else read_label_texts(label_texts),
+            options=TrainOptions(
+                name=out.resolve().name,
+                seed=seed,
+                seeds=seeds,
+                ensemble=ensemble,
+                refit=refit,
+                codec=store,
+                label_order=in_order(label_order),
+                abstain_at=abstain_at,
+                pairs=pairs,
+                layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
+                label_texts=None if label_texts is None else read_label_texts(label_texts),
+            ),
             progress=progress,
-            watch=watch,
         )
+        watch.add(trained.seconds)
         if trained.fit.interrupted:
             out, report = _place_beside_finished(out, report)
         save_task(trained.task, out)

@@ -6,6 +6,7 @@ import copy
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,9 +17,18 @@ from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, Compact, Coordinates, Half, Projected, Reader, Selected
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
-__all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
+__all__ = [
+    "CacheUse",
+    "Features",
+    "TextFeatures",
+    "keep_features",
+    "live_features",
+    "ordered_batches",
+    "stored_features",
+]
 
 SHARD_BYTES = 256 << 20  # what a killed run loses at most...
 FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
@@ -58,22 +68,72 @@ class CacheUse:
     bytes: int
 
 
-class Features:
-    """Frozen token features of the rows of a data set, gathered batch by batch from where they lie.
+class Features(Protocol):
+    """Frozen token features of the rows of a data set: what training and answering read, batch by batch.
+
+    :class:`TextFeatures` has a text, or a pair that was encoded as one text, in each row; `pairs.PairFeatures` has two
+    texts.
 
     Attributes:
         lengths: (rows,) int64 tensor; tokens of each row.
         truncated_rows: (rows,) bool array; whether the row's text was cut at the encoder's maximum length.
         layers: L, hidden states kept of each token.
         width: D, size of a hidden state.
-        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
-        codec: what they are decoded with.
         device: where batches are.
         is_resident: whether they are those of :meth:`resident`.
-        paired: whether a row is a pair of texts that were encoded one by one (`features/pairs.py`).
+        pair_mode: ``"separate"`` if a row is a pair of texts that were encoded separately, else None.
     """
 
-    paired = False
+    lengths: torch.Tensor
+    truncated_rows: np.ndarray
+    layers: int
+    width: int
+    device: torch.device
+    is_resident: bool
+    pair_mode: PairMode | None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def bytes_of(self, rows: torch.Tensor) -> int:
+        """What rows (N,) take where they lie."""
+        ...
+
+    def with_layers(self, places: Sequence[int]) -> Features:
+        """The same rows, of each token only the hidden states at these places among the L."""
+        ...
+
+    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
+        """The same features in a device's memory, of rows (N,) only."""
+        ...
+
+    def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Rows (N,) in runs of neighbours in the store."""
+        ...
+
+    def prefetch(self, block: torch.Tensor) -> None:
+        """Ask the system to read a block of rows (N,) at once; only a hint."""
+        ...
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, T, L, D) and mask (B, T) of rows (B,), or of separate pairs (2 * B, T, L, D) and (2 * B, T)."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the pages of the store that reading has brought into memory."""
+        ...
+
+
+class TextFeatures:
+    """Features with one encoded text in each row, gathered from where they lie.
+
+    Attributes:
+        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
+        codec: what they are decoded with.
+    """
+
+    pair_mode: PairMode | None = None
     device = CPU
     is_resident = False
 
@@ -93,13 +153,13 @@ class Features:
         """What rows (N,) take where they lie."""
         return int(self.lengths[rows].sum()) * self._arrays[0].shape[1]
 
-    def seen_as(self, reader: Reader) -> Features:
+    def seen_as(self, reader: Reader) -> TextFeatures:
         """The same rows, decoded by another reader."""
         view = copy.copy(self)
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
 
-    def with_layers(self, places: Sequence[int]) -> Features:
+    def with_layers(self, places: Sequence[int]) -> TextFeatures:
         """The same rows, of each token only the hidden states at these places among the L (from 0, rising)."""
         chosen = tuple(places)
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
@@ -111,7 +171,7 @@ class Features:
         assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
         return self.seen_as(Selected(self.codec, chosen))
 
-    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
+    def resident(self, rows: torch.Tensor, device: torch.device) -> TextFeatures:
         """The same features in a device's memory, of rows (N,) only: as many bytes as in the store."""
         ordered = self.in_order(rows)
         lengths = self.lengths[ordered]
@@ -233,7 +293,7 @@ def stored_features(
     progress: Progress,
     *,
     codec: str = DEFAULT_CODEC,
-) -> tuple[Features, CacheUse]:
+) -> tuple[TextFeatures, CacheUse]:
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
     A killed run keeps every finished shard; calling again goes on from there. A damaged shard is named, set aside and
@@ -267,7 +327,7 @@ def stored_features(
         if rows is not None:
             stored = dict(zip(keys, rows.length.tolist(), strict=True))
             use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * space.row_bytes)
-            return Features(rows, _dtype(encoder)), use
+            return TextFeatures(rows, _dtype(encoder)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
@@ -275,7 +335,7 @@ def stored_features(
 
 def keep_features(
     inputs: Sequence[TextInput],
-    features: Features,
+    features: TextFeatures,
     encoder: Encoder,
     store: FeatureStore,
     progress: Progress,
@@ -306,7 +366,7 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
     return len(space.damages)
 
 
-def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> Features:
+def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> TextFeatures:
     """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
 
     ``padded``: of a few texts, in the shortest time; see `Encoder.encode_padded`.
@@ -323,7 +383,7 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)
-    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
+    return TextFeatures(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
 def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
@@ -336,7 +396,7 @@ def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
     return source
 
 
-def _copying(features: Features, rows: np.ndarray) -> Source:
+def _copying(features: TextFeatures, rows: np.ndarray) -> Source:
     """Features that are there already as a source; position i is their row ``rows[i]``."""
 
     def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:

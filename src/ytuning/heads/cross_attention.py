@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ytuning.errors import InputError
 from ytuning.heads.dropout import dropped
+from ytuning.heads.pairs import PairMode
 
 __all__ = ["CrossAttentionConfig", "CrossAttentionHead"]
 
@@ -43,12 +44,12 @@ class CrossAttentionHead(nn.Module):
     """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
 
     def __init__(
-        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, paired: bool = False
+        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None = None
     ) -> None:
         super().__init__()
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
-        self.labels, self.paired = labels, paired
+        self.labels, self.pair_mode = labels, pair_mode
         self.rows = nn.Parameter(
             torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
         )
@@ -58,7 +59,7 @@ class CrossAttentionHead(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
         tokens = features[:, :, -1]  # (B, T, D)
-        if self.paired:
+        if self.pair_mode == "separate":
             tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)  # (B, 2 * T, D)
         rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
         for block in self.blocks:

@@ -12,7 +12,7 @@ from ytuning.data.kinds import Objective
 from ytuning.data.labels import Kind
 from ytuning.errors import counted
 from ytuning.evaluation.metrics import CALIBRATION_BINS, reliability
-from ytuning.training.fit import Round
+from ytuning.training.fit import Validation
 from ytuning.training.losses import SCORES
 
 __all__ = [
@@ -173,7 +173,7 @@ def calibration_figure(kind: Kind, truth: np.ndarray, probabilities: np.ndarray)
     )
 
 
-def learning_figures(objective: Objective, history: Sequence[Round], chosen: int) -> list[Chart]:
+def learning_figures(objective: Objective, history: Sequence[Validation], chosen: int) -> list[Chart]:
     """Validation score and validation loss by step.
 
     Args:

@@ -142,9 +142,9 @@ def _facts(task: Task, report: Report, judged: Judged) -> dict[str, str]:
         found["scale"] = f"{target.low:g} to {target.high:g}" + ("" if target.bounded else " (not bounded)")
     if task.calibration.abstain_below is not None:
         found["no answer below"] = f"a probability of {task.calibration.abstain_below:.4f}"
-    if task.pair:
+    if task.pair_mode:
         found["pairs"] = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}[
-            task.pair
+            task.pair_mode
         ]
     if rows := training.get("rows"):
         found["rows trained on"] = f"{rows['train']:,}" + (", then on all rows" if training.get("refitted") else "")
@@ -172,7 +172,7 @@ def _mistakes(
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
-        judged.head, inputs, encoder, store, separate=task.pair == "separate", codec=task.codec, progress=progress
+        judged.head, inputs, encoder, store, pair_mode=task.pair_mode, codec=task.codec, progress=progress
     )
     return [
         _describe_mistake(task, judged, mistake, content, effect)

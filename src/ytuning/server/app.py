@@ -116,7 +116,7 @@ async def _start(service: Service, *, opened: bool) -> None:
 async def _warm(service: Service) -> None:
     tasks = list(service.catalog.tasks.values())
     for pairs in (False, True):
-        some = [served for served in tasks if bool(served.task.pair) == pairs]
+        some = [served for served in tasks if bool(served.task.pair_mode) == pairs]
         if some:
             await service.batcher.answer([(WARM_TEXT, WARM_TEXT if pairs else None)], some)
 

@@ -120,7 +120,7 @@ def info_of(service: Service) -> schemas.Info:
                 name=served.task.name,
                 kind=served.task.kind,
                 labels=labels_of_task(served),
-                pair=served.task.pair,
+                pair=served.task.pair_mode,
                 encoder=served.task.encoder.name,
                 max_input_length=served.task.encoder.max_length,
             )
@@ -139,7 +139,7 @@ class BadTensor(Exception):  # noqa: N818
 def metadata_of(served: Served) -> ModelMetadata:
     """A task's inputs and outputs."""
     inputs = [
-        TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in INPUTS[: 2 if served.task.pair else 1]
+        TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in INPUTS[: 2 if served.task.pair_mode else 1]
     ]
     outputs = [
         TensorMetadata(name=name, datatype=datatype, shape=[-1, *([] if flat else [len(served.task.target.names)])])
@@ -167,7 +167,7 @@ def read_infer(body: bytes, header_length: str | None, served: Served) -> tuple[
             raise BadTensor("the header inference-header-content-length must be the number of bytes of the JSON.")
         header, values = body[: int(header_length)], body[int(header_length) :]
     asked = InferRequest.model_validate_json(header)
-    wanted = INPUTS[: 2 if served.task.pair else 1]
+    wanted = INPUTS[: 2 if served.task.pair_mode else 1]
     columns: dict[str, list[str]] = {}
     for tensor in asked.inputs:
         if tensor.name not in wanted or tensor.name in columns:

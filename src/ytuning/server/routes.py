@@ -126,7 +126,7 @@ def _add_classify(router: APIRouter, service: Service) -> None:
         if body.tasks is None:
             if not service.ready:
                 raise NotReady
-            tasks = [each for each in service.catalog.tasks.values() if bool(each.task.pair) == pairs]
+            tasks = [each for each in service.catalog.tasks.values() if bool(each.task.pair_mode) == pairs]
             if not tasks:
                 raise Refused(
                     422,

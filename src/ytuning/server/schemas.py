@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ytuning.heads.pairs import PairMode
+
 __all__ = [
     "AdminReply",
     "Classified",
@@ -112,7 +114,7 @@ class TaskInfo(BaseModel):
     name: str
     kind: Literal["single", "ordinal", "multi", "regression"]
     labels: list[str]
-    pair: Literal["joint", "separate"] | None
+    pair: PairMode | None
     encoder: str
     max_input_length: int
 

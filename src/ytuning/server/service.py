@@ -130,8 +130,8 @@ class Service:
                         f"input {number} contains an invalid Unicode character (an unpaired surrogate).",
                     )
             for served in tasks:
-                if bool(served.task.pair) != (content[1] is not None):
-                    form = "a pair of texts" if served.task.pair else "a single text"
+                if bool(served.task.pair_mode) != (content[1] is not None):
+                    form = "a pair of texts" if served.task.pair_mode else "a single text"
                     raise Refused(
                         422, "validation", f"input {number} must be {form} for the task {served.task.name!r}."
                     )
