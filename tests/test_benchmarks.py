@@ -104,7 +104,7 @@ def test_quick_main_job(shared_data: Path, data: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.filterwarnings("default")
 def test_setfit_and_fine_tuning_to_the_end(shared_data: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(data), "--sets", "banking77", "--head-steps", "20", "--epochs", "2"]
+    arguments = ["--data", str(data), "--sets", "banking77", "--head-steps", "20", "--epochs", "3"]
     whole_task.main([*arguments, "--opponents", "setfit", "full_fine_tuning", "--out", str(tmp_path)])
     (entry,) = json.loads((tmp_path / "whole_task.json").read_text())["figures"]
     for who in ("setfit", "full_fine_tuning"):

@@ -314,7 +314,7 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()
     file.write_text(json.dumps({"schema": 2}))
-    message = f"{file} has schema 2, and this version of ytuning reads schema 1. Choose another folder with --out"
+    message = f"{file} has schema 2, but this version of ytuning reads schema 1. Choose another folder with --out"
     with pytest.raises(InputError, match=f"^{re.escape(message)}, or remove the file$"):
         found(toy, encoder, tmp_path / "out")
     file.write_text(content[:-40])
@@ -396,7 +396,7 @@ def test_the_command(run: Callable[..., tuple[int, str, str]], tiny_encoder: Pat
     assert set(content["metrics"]) == {"validation", "test"}
     assert content["plot"] == "out/search.html" and "<svg" in (tmp_path / content["plot"]).read_text()
     status, out, _ = run(*options, "--quiet")
-    assert status == 0 and "the best 5 of 5 trials, on " in out and "the winner is saved in out/task" in out
+    assert status == 0 and "Best 5 of 5 trials on " in out and "The best task is in out/task." in out
     # The recipe trains another task.
     status, out, _ = run(
         "train", "train.csv", "--encoder", tiny_encoder, "--out", "again", "--recipe", content["recipe"], "--json"
@@ -438,7 +438,7 @@ def test_a_mistake_is_one_line(
         ),
         (("--layers", "9"), "layers must be from 0 to 3 for the encoder "),
         (("--recipe", "none.json"), "cannot read the recipe none.json: No such file or directory. Check --recipe"),
-        (("--recipe", "x", "--preset", "paper"), "give either --preset or --recipe, which states what a preset does, "),
+        (("--recipe", "x", "--preset", "paper"), "--recipe replaces a preset, so it cannot be used together with --preset."),
     ],
 )
 def test_mistakes_of_train_are_one_line(
