@@ -438,7 +438,7 @@ def test_a_mistake_is_one_line(
         ),
         (("--layers", "9"), "layers must be from 0 to 3 for the encoder "),
         (("--recipe", "none.json"), "cannot read the recipe none.json: No such file or directory. Check --recipe"),
-        (("--recipe", "x", "--preset", "paper"), "--recipe replaces a preset, so it cannot be used together with --preset."),
+        (("--recipe", "x", "--preset", "paper"), "--recipe replaces a preset, so it cannot be used together with "),
     ],
 )
 def test_mistakes_of_train_are_one_line(

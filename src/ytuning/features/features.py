@@ -30,22 +30,35 @@ __all__ = [
     "stored_features",
 ]
 
-SHARD_BYTES = 256 << 20  # what a killed run loses at most...
-FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
-WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
-COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
-CHUNK_TOKENS = 65_536  # copied to a GPU at a time, where they have to be gathered first...
-FEWEST_RUN_TOKENS = 2048  # ...because on average fewer follow each other in the store
+# A shard is written when it holds this many bytes, so a killed run loses no more than them.
+SHARD_BYTES = 256 << 20
+# The first shard of a run is small and the next ones double, so a short run that is killed loses about half.
+FIRST_SHARD_BYTES = 4 << 20
+# So many texts are tokenised and sorted by length at a time. Memory then does not grow with the data.
+WINDOW_TEXTS = 16_384
+# Tokens of a batch when stored features are written again in another codec.
+COPIED_TOKENS = 4096
+# Tokens that are copied to a GPU at a time, where they have to be gathered first.
+CHUNK_TOKENS = 65_536
+# They are gathered where runs of neighbours in the store are shorter than this on average: many small copies
+# would take longer than one gather.
+FEWEST_RUN_TOKENS = 2048
 CPU = torch.device("cpu")
-RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
+# After so many gathered bytes the store's pages are let go of, because a page brings in its neighbours and
+# resident memory would grow to the size of the store.
+RESIDENT_BYTES = 48 << 20
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
-FIT_TOKENS = 50_000  # that a basis is fitted on: a space's from texts spread evenly over the first ones...
-FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
-BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
+# A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
+FIT_TOKENS = 50_000
+# With fewer tokens for each component than this, the basis may fit other texts badly, and a warning says so.
+FEWEST_FIT_TOKENS = 10
+# Bytes that are read at once from a store larger than the memory: one seek for many rows.
+BLOCK_BYTES = 256 << 10
 WAITING = "waiting for another process that encodes with this encoder"
-ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
+# What was just written is read back so many times before the disk is called bad.
+ATTEMPTS = 3
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 Source = Callable[[np.ndarray, Codec | None], tuple[np.ndarray, np.ndarray, Batches]]
@@ -168,7 +181,8 @@ class TextFeatures:
             return self
         if isinstance(self.codec, Selected):
             return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
-        assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
+        # Readers of coordinates hold a single state, of which there is nothing to select.
+        assert not isinstance(self.codec, Coordinates | Projected)
         return self.seen_as(Selected(self.codec, chosen))
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> TextFeatures:
@@ -231,7 +245,8 @@ class TextFeatures:
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
         starts, lengths = self._start[indices].numpy(), self.lengths[indices].numpy()
-        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))  # (B, T) each
+        # Both are (B, T): the place of each token in its array, and True where the row has a token.
+        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))
         if self.is_resident:
             there = tokens.flatten().to(self.device, non_blocking=True)
             stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
@@ -247,7 +262,8 @@ class TextFeatures:
     def _stored_tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, row bytes) uint8: the tokens of some rows (B,) as they are stored, one row after the other."""
         lengths = self.lengths[indices]
-        places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
+        # (B,), less where a row's tokens come to lie.
+        places = self._start[indices] - (lengths.cumsum(0) - lengths)
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         return self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
 

@@ -37,6 +37,7 @@ class PairFeatures:
 
     def __init__(self, texts: TextFeatures, first: torch.Tensor, second: torch.Tensor) -> None:
         self.texts, self.first, self.second = texts, first, second
+        # (rows,): a batch pads both sides to the longer text of its pairs, so that is what a row costs.
         self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
         self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
         self.layers, self.width = texts.layers, texts.width
@@ -71,6 +72,7 @@ class PairFeatures:
         rank = torch.empty(len(self.texts), dtype=torch.int64)
         rank[self.texts.in_order(torch.arange(len(self.texts)))] = torch.arange(len(self.texts))
         ordered = rows[torch.argsort(rank[self.first[rows]], stable=True)]
+        # Second texts may lie anywhere, so a block is only as many pairs as fit into it on average.
         bytes_each = self.bytes_of(rows) // len(rows)
         return list(ordered.split(max(1, BLOCK_BYTES // max(1, bytes_each))))
 

@@ -85,10 +85,12 @@ class LabelTuningHead(nn.Module):
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(1, B, H): what label rows are multiplied with, of length ``scale``."""
         text = functional.normalize(self.mean_states(features, mask) - self.center, dim=-1)
-        text = text.flatten(1) / math.sqrt(features.shape[2])  # (B, L * D)
+        # (B, L * D)
+        text = text.flatten(1) / math.sqrt(features.shape[2])
         if self.pair_mode == "separate":
             first, second = text.chunk(2)
-            product = first * second * math.sqrt(text.shape[1])  # about as long as the others
+            # About as long as the others.
+            product = first * second * math.sqrt(text.shape[1])
             text = torch.cat((first, second, (first - second).abs(), product), 1)
         share = self.config.dropout if self.training else 0.0
         return self.config.scale * dropped(text, share, generator)[None]
@@ -96,7 +98,8 @@ class LabelTuningHead(nn.Module):
     @staticmethod
     def mean_states(features: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D): each hidden state's mean over the tokens."""
-        shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)  # (B, T)
+        # (B, T)
+        shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)
         return torch.bmm(shares[:, None], features.flatten(2)).float().unflatten(2, features.shape[2:])[:, 0]
 
     def match(self, text: Tensor) -> Tensor:

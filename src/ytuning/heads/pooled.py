@@ -84,10 +84,14 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
-HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
-ALIKE = 1.5  # factor of a pair's first queries, which are also its keys: else training rarely finds what is alike
-SCORES_AT_ONCE = 2**24  # of the attention between the texts of pairs
+# Of a pair; the first one knows which text is which.
+SIDES = ("difference", "distance", "product")
+# Added to an attention score, leaves a share of exactly 0.
+HIDDEN = -1e4
+# Factor of a pair's first queries, which are also its keys: else training rarely finds what is alike.
+ALIKE = 1.5
+# Of the attention between the texts of pairs.
+SCORES_AT_ONCE = 2**24
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
@@ -168,15 +172,18 @@ class PooledHead(nn.Module):
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
-            kept[:, 0] = True  # never a text without tokens
+            # Never a text without tokens.
+            kept[:, 0] = True
             mask = mask & kept
         pooled = _normalised(self._pool(features.flatten(2), mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
-            pooled = torch.cat((difference, difference.abs(), first * second), 2)  # as in SIDES
+            # As in SIDES.
+            pooled = torch.cat((difference, difference.abs(), first * second), 2)
         pooled = dropped(pooled, share, generator)
-        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
+        # (E, B, H)
+        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         return dropped(_normalised(text), share, generator)
@@ -246,12 +253,16 @@ class PooledHead(nn.Module):
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
         members, count, dtype = self.config.members, len(tokens), tokens.dtype
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
-        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]  # (B, T, E * Q)
-        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)  # (E, B, Q, T)
+        # (B, T)
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        # (B, T, E * Q)
+        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]
+        # (E, B, Q, T)
+        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)
         mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
         meet = self._crossed if self.pair_mode == "separate" else self._mixed
-        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
+        # (E, B, T, K)
+        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
@@ -286,7 +297,8 @@ class PooledHead(nn.Module):
         parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
         parts = parts.view(members, 2, -1, tokens, parts.shape[-1])
         own, there = mapped.unflatten(1, (2, -1)), hidden.clamp_min(HIDDEN).to(mapped.dtype).unflatten(0, (2, 1, -1))
-        used = (hidden == 0).unflatten(0, (2, -1)).any(1)  # (2, T)
+        # (2, T)
+        used = (hidden == 0).unflatten(0, (2, -1)).any(1)
         longest = (used * torch.arange(1, tokens + 1, device=used.device)).amax(1).tolist()
         sides = []
         for side, other in ((0, 1), (1, 0)):

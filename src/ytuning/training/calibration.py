@@ -17,13 +17,20 @@ from ytuning.errors import InputError
 
 __all__ = ["Calibration", "calibrate", "calibrated", "check_abstain_at", "unsmoothed"]
 
-TEMPERATURES = (0.2, 20.0)  # the lowest and the highest that is tried: rows that are all right would ask for 0
-TEMPERATURE_ROWS = 20  # fewer say too little
-SOFTNESS = 0.1  # of the share that smoothing left to a label: what falls below it keeps its order
-GLOBAL_ENDS = (0.05, 0.95)  # of the threshold that all labels share
-OWN_ROWS = 10  # rows with a label at which its own threshold and the shared one weigh the same
-ANSWERED_ROWS, ANSWERED_PART = 10, 100  # a precision is of at least 10 answered rows, and one row in 100
-EDGE = 1e-9  # thresholds are blended as logits, which 0 and 1 have none of
+# The lowest and the highest that is tried: rows that are all right would ask for 0.
+TEMPERATURES = (0.2, 20.0)
+# Fewer say too little.
+TEMPERATURE_ROWS = 20
+# Of the share that smoothing left to a label: what falls below it keeps its order.
+SOFTNESS = 0.1
+# Of the threshold that all labels share.
+GLOBAL_ENDS = (0.05, 0.95)
+# Rows with a label at which its own threshold and the shared one weigh the same.
+OWN_ROWS = 10
+# A precision is of at least 10 answered rows, and one row in 100.
+ANSWERED_ROWS, ANSWERED_PART = 10, 100
+# Thresholds are blended as logits, which 0 and 1 have none of.
+EDGE = 1e-9
 RANGES = {  # of stored numbers
     "above 0": (math.ulp(0.0), sys.float_info.max),
     "from 0 to 1": (0.0, 1.0),
@@ -193,7 +200,8 @@ def unsmoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
         return values
     floor = smoothing / values.shape[1]
     above = (scipy.special.softmax(values, axis=1) - floor) / (SOFTNESS * floor)
-    found: np.ndarray = np.log(np.logaddexp(0, above))  # a factor of all, such as 1 / (1 - s), would change nothing
+    # A factor of all, such as 1 / (1 - s), would change nothing.
+    found: np.ndarray = np.log(np.logaddexp(0, above))
     return found
 
 
@@ -279,9 +287,11 @@ def _cuts(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray
     order = np.argsort(-scores)
     ordered, hits = scores[order], flags[order].cumsum()
     below = np.append(ordered[1:], 0.0)
-    last = np.append(ordered[1:] < ordered[:-1], True)  # of equal scores
+    # Of equal scores.
+    last = np.append(ordered[1:] < ordered[:-1], True)
     halfway = (ordered + below) / 2
-    thresholds = np.where(halfway > below, halfway, ordered)  # between neighbours, rounding may give the lower one
+    # Between neighbours, rounding may give the lower one.
+    thresholds = np.where(halfway > below, halfway, ordered)
     return thresholds[last], np.flatnonzero(last) + 1, hits[last]
 
 

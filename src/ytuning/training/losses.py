@@ -39,9 +39,12 @@ SCORES: dict[Objective, tuple[str, int]] = {
     "unbounded": ("squared error", -1),
 }
 """What the mean of :func:`row_scores` is, and 1 or, where less is better, -1 for its negative."""
-FOCUS = 2.0  # gamma of the focal loss
-CLEARLY = 2.0  # by one standard error the worse of two is often the lower one by chance
-FEWEST_ROWS = 20  # whose standard error says something
+# Gamma of the focal loss.
+FOCUS = 2.0
+# By one standard error the worse of two is often the lower one by chance.
+CLEARLY = 2.0
+# Whose standard error says something.
+FEWEST_ROWS = 20
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, C) and targets (B,) or (B, C) -> the batch's loss, a scalar."""
 
@@ -199,7 +202,8 @@ def _multi(name: str, logits: Tensor, goal: Tensor, margin: float, by_label: Ten
     else:
         each = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
     if name == "focal":
-        right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)  # probability given to what is true
+        # Probability given to what is true.
+        right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
         each = each * (1 - right) ** FOCUS
     return (each if by_label is None else each * torch.where(goal > 0, by_label.to(goal.device), 1.0)).mean()
 
