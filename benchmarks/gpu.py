@@ -40,7 +40,7 @@ import transformers
 from benchmarks.harness import bar, in_turn, parser, planned_seconds, rows_of, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import machine, record
-from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import live_features, stored_features
@@ -398,7 +398,7 @@ def encoder_training(
         )
         reset_peak(encoder)
         try:
-            result = train(encoder, inputs, targets, *rows, config=config)
+            result = train(encoder, TuningRows(inputs, targets, *rows), config=config)
         except torch.OutOfMemoryError:
             continue  # beyond the handler, whose traceback would keep the memory
         planned = planned_seconds(result, config.epochs)

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import (
+    FULL_RATES,
+    LORA_RATES,
+    TunedEncoder,
+    TuningConfig,
+    TuningRows,
+    full_fine_tuning,
+    lora,
+)
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset, TextInput, labels_of
@@ -305,10 +313,7 @@ def _tuned(
     encoder.release()  # the model that is trained is another, and this one would count as its memory
     found = train(
         encoder,
-        work.inputs,
-        targets,
-        *split,
-        objective=work.target.objective,
+        TuningRows(work.inputs, targets, *split, work.target.objective),
         config=_config(work, rates[0], len(split[0])),
         rates=rates if work.search_rates else None,
         seed=seed,

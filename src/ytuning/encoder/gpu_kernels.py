@@ -52,9 +52,8 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     begin = tl.load(offsets + text)
     length = tl.load(offsets + text + 1) - begin
     lane = head * size + tl.arange(0, size)
-    own = first + tl.arange(0, side)  # queries, counted in the text
-    there = own < length
-    start = (begin + own).to(tl.int64)
+    there = first + tl.arange(0, side) < length
+    start = (begin + first + tl.arange(0, side)).to(tl.int64)
     query = tl.load(projected + start[:, None] * 3 * width + lane[None, :], mask=there[:, None], other=0.0)
     span = tl.arange(0, 2 * side)
     # Query i and key j of a tile take number i - j + side - 1 of the tile's distances.
@@ -64,9 +63,8 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     total = tl.zeros([side], tl.float32)
     mixed = tl.zeros([side, size], tl.float32)
     for low in range(0, length, side):
-        other = low + tl.arange(0, side)
-        seen = other < length
-        row = projected + (begin + other).to(tl.int64)[:, None] * 3 * width + lane[None, :]
+        seen = low + tl.arange(0, side) < length
+        row = projected + (begin + low + tl.arange(0, side)).to(tl.int64)[:, None] * 3 * width + lane[None, :]
         key = tl.load(row + width, mask=seen[:, None], other=0.0)
         value = tl.load(row + 2 * width, mask=seen[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
