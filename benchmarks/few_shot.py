@@ -26,7 +26,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import preset
 
 WANTED = {"banking77": 82.0}  # percent, with 8 rows of each label
@@ -71,7 +71,7 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
         train = drawn(everything, arguments.each, draw)
         for variant in arguments.variants:
             preset_name, texts = VARIANTS[variant]
-            recipe, watch = preset(preset_name), Stopwatch()
+            recipe = preset(preset_name)
             if arguments.head_steps is not None:
                 recipe = shortened(recipe, arguments.head_steps)
             trained = train_task(
@@ -80,12 +80,10 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
                 store,
                 recipe,
                 test=test,
-                seed=draw,
-                label_texts=texts,
-                watch=watch,
+                options=TrainOptions(seed=draw, label_texts=texts),
             )
             found[variant].append(100 * trained.reports["test"].metrics["accuracy"])
-            seconds[variant].append(watch.seconds["train"])
+            seconds[variant].append(trained.seconds["train"])
             if variant == "few-shot":
                 found["zero-shot"].append(100 * trained.zero_shot["test"]["accuracy"])
         found["logistic"].append(100 * logistic(train, test, last, store, draw))

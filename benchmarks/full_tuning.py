@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.harness import parser
 from benchmarks.machine import machine
 from benchmarks.quality import SETS, parts_of
-from ytuning.compare.fine_tuning import FULL_RATES, TuningConfig, full_fine_tuning
+from ytuning.compare.fine_tuning import FULL_RATES, TuningConfig, TuningRows, full_fine_tuning
 from ytuning.compare.methods import work_on
 from ytuning.encoder.encoder import load_encoder
 from ytuning.evaluation.evaluate import evaluate
@@ -94,10 +94,7 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
     start = time.perf_counter()
     found = full_fine_tuning(
         encoder,
-        work.inputs,
-        targets,
-        *split,
-        objective=work.target.objective,
+        TuningRows(work.inputs, targets, *split, work.target.objective),
         config=TuningConfig(rate, epochs=arguments.epochs),
         seed=seed,
         progress=Progress(),

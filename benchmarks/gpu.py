@@ -1,5 +1,6 @@
 """Everything that is measured on a GPU, in order of worth, on a machine that has nothing of ours and no network.
 
+scripts/gpu-wheels FOLDER                   (here: what that machine lacks, as wheels)
 python -m benchmarks.gpu --out results --data sets --tokenizers tokenizers
 python -m benchmarks.gpu --shape tiny --device cpu --max-steps 2 --texts 64
 
@@ -39,13 +40,13 @@ import transformers
 from benchmarks.harness import bar, in_turn, parser, planned_seconds, rows_of, seconds
 from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import machine, record
-from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import live_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.training.fit import Job, fit_heads, logits_of
+from ytuning.training.fit import HeadJob, fit_heads, logits_of
 from ytuning.training.recipes import preset
 
 DEBERTA: dict[str, Any] = {
@@ -226,7 +227,7 @@ def check(arguments: argparse.Namespace) -> None:
                 again, use_again = stored_features(inputs, encoder, FeatureStore(root), Progress())
                 assert (use.misses, use_again.misses) == (len(inputs), 0)
                 fit = partial(fit_heads, train=rows[0], validation=rows[1], device=encoder.device)
-                fits = [fit(part, [Job(labels, short())])[0] for part in (stored, again)]
+                fits = [fit(part, [HeadJob(labels, short())])[0] for part in (stored, again)]
                 first, second = (logits_of(fit.head, stored) for fit in fits)
                 chosen = logits_of(fits[0].chosen_head, stored)[rows[1]]
             figures[shape] = {
@@ -370,7 +371,7 @@ def y_tuning(
         start = time.perf_counter()
         features = stored_features(inputs, encoder, FeatureStore(root), Progress())[0]
         encode = time.perf_counter() - start
-        job = Job(targets, recipe)
+        job = HeadJob(targets, recipe)
         fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
         total = time.perf_counter() - start
     return cost(total, encoder, arguments) | {"seconds_encode": encode, "seconds_head": total - encode}
@@ -397,7 +398,7 @@ def encoder_training(
         )
         reset_peak(encoder)
         try:
-            result = train(encoder, inputs, targets, *rows, config=config)
+            result = train(encoder, TuningRows(inputs, targets, *rows), config=config)
         except torch.OutOfMemoryError:
             continue  # beyond the handler, whose traceback would keep the memory
         planned = planned_seconds(result, config.epochs)

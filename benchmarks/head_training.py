@@ -26,7 +26,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 WANTED = {"sst2": 0.25, "ag_news": 0.25, "banking77": 0.75}  # of the encoder pass, to convergence
 FINE = {"trec6": "label_fine"}
@@ -74,11 +74,11 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
             return seconds(lambda: stored_features(train.inputs, encoder, current, Progress()))
 
         def head() -> float:
-            watch = Stopwatch()
-            trained = train_task(train, encoder, current, recipe(arguments), seed=len(steps), watch=watch)
+            options = TrainOptions(seed=len(steps))
+            trained = train_task(train, encoder, current, recipe(arguments), options=options)
             steps.append(trained.task.training["steps"])
             accuracy.append(trained.reports["validation"].metrics["accuracy"])
-            return watch.seconds["train"]
+            return trained.seconds["train"]
 
         def logistic() -> float:
             features = stored_features(train.inputs, encoder, current, Progress())[0]
@@ -116,7 +116,8 @@ def second_task(name: str, encoder: Encoder, arguments: argparse.Namespace) -> d
             store = FeatureStore(f"{root}/{round_number}")
 
             def train() -> None:
-                encoded.append(train_task(rows, encoder, store, recipe(arguments), seed=round_number).cache.misses)
+                options = TrainOptions(seed=round_number)
+                encoded.append(train_task(rows, encoder, store, recipe(arguments), options=options).cache.misses)
 
             return seconds(train)
 

@@ -41,7 +41,7 @@ from ytuning.features.features import Features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.training import batches as sampling
-from ytuning.training.fit import Job, fit_heads, logits_of
+from ytuning.training.fit import HeadJob, fit_heads, logits_of
 
 SECTOR = 512  # bytes, in the system's counters of a disk
 
@@ -107,7 +107,7 @@ def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         chosen = replace(chosen, training=replace(chosen.training, epochs=1, most_steps=1 << 30))
     own, before = process_read_bytes(), disk_reads(root)
     start = time.perf_counter()
-    (result,) = fit_heads(features, [Job(made.targets, chosen)], train=train, validation=held)
+    (result,) = fit_heads(features, [HeadJob(made.targets, chosen)], train=train, validation=held)
     elapsed = time.perf_counter() - start
     own_after, mean = process_read_bytes(), mean_read(before, disk_reads(root))
     return {
@@ -171,7 +171,7 @@ def accuracy_by_order(arguments: argparse.Namespace) -> dict[str, Any]:
     shuffled = np.random.default_rng(0).permutation(len(inputs))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         written = stored_features(inputs, encoder, FeatureStore(f"{root}/as_written"), Progress())[0]
-        found = {"as_written": written}
+        found: dict[str, Features] = {"as_written": written}
         for name, order in (("shuffled", shuffled), ("by_label", np.argsort(targets, kind="stable"))):
             store = FeatureStore(f"{root}/{name}")
             found[name] = synthetic.copy_in_order(inputs, order, written, encoder, store)
@@ -195,7 +195,7 @@ def one_fit(
     arguments: argparse.Namespace,
 ) -> float:
     """Accuracy on the rows after the train rows."""
-    job = Job(targets, recipe(arguments), seed)
+    job = HeadJob(targets, recipe(arguments), seed)
     (result,) = fit_heads(features, [job], train=train, validation=held, seed=seed)
     test = np.arange(len(train) + len(held), len(targets))
     return float((logits_of(result.head, features, torch.from_numpy(test)).argmax(1) == targets[test]).mean())

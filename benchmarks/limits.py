@@ -100,7 +100,7 @@ def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float =
         if workers > 1:
             torch.set_num_threads(1)
         with torch.inference_mode():
-            return _rate_of_one(batch_tokens(device), width, inner, device, dtype, ready, seconds)
+            return rate_of_one(batch_tokens(device), width, inner, device, dtype, ready, seconds)
 
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -109,7 +109,7 @@ def matrix_rate(encoder: Encoder, precision: str | None = None, seconds: float =
         torch.set_num_threads(threads)
 
 
-def _rate_of_one(
+def rate_of_one(
     tokens: int,
     width: int,
     inner: int,

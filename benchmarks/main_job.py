@@ -26,7 +26,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import preset
 
 
@@ -75,8 +75,7 @@ def one_run(
     train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, name: str, seed: int, encode: float
 ) -> dict[str, Any]:
     """One training of one preset, refit included."""
-    watch = Stopwatch()
-    trained = train_task(train, encoder, store, preset(name), test=test, seed=seed, watch=watch)
+    trained = train_task(train, encoder, store, preset(name), test=test, options=TrainOptions(seed=seed))
     return {
         "seed": seed,
         "test_accuracy": trained.reports["test"].metrics["accuracy"],
@@ -84,8 +83,8 @@ def one_run(
         "rounds": [round(entry.score, 4) for entry in trained.fit.history],
         "chosen": trained.fit.chosen,
         "parameters": trained.task.head_parameters,
-        "seconds_train": watch.seconds["train"],
-        "train_over_encode": watch.seconds["train"] / encode,
+        "seconds_train": trained.seconds["train"],
+        "train_over_encode": trained.seconds["train"] / encode,
         "texts_encoded_beside_train": trained.cache.misses,
     }
 

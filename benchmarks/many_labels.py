@@ -20,7 +20,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.training.fit import Job, fit_heads
+from ytuning.training.fit import HeadJob, fit_heads
 from ytuning.training.recipes import preset
 
 LABELS = (10, 50, 100, 1000, 5000)
@@ -60,7 +60,7 @@ def one_set(name: str, chosen: str, arguments: argparse.Namespace) -> dict[str, 
             targets = np.random.default_rng(1).integers(labels, size=len(rows))
 
             def train() -> float:
-                job = Job(targets, short, outputs=labels)  # of 5,000 some occur in no row
+                job = HeadJob(targets, short, outputs=labels)  # of 5,000 some occur in no row
                 start = time.perf_counter()
                 fit_heads(features, [job], train=order[held:], validation=order[:held], refit=False)
                 return time.perf_counter() - start

@@ -32,7 +32,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 TASKS = (1, 8)
 
@@ -56,7 +56,8 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     embedded = opponent.encode(train.texts, show_progress_bar=False)
     regression = LogisticRegression(max_iter=300).fit(embedded, train.labels)
     with tempfile.TemporaryDirectory() as root:
-        task = train_task(train, encoder, FeatureStore(f"{root}/store"), recipe(arguments), refit=False).task
+        options = TrainOptions(refit=False)
+        task = train_task(train, encoder, FeatureStore(f"{root}/store"), recipe(arguments), options=options).task
         folders = [f"{root}/{number}" for number in range(max(TASKS))]
         for number, folder in enumerate(folders):
             save_task(replace(task, name=f"task{number}"), folder)

@@ -29,11 +29,11 @@ from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.splits import task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.features.features import stored_features
-from ytuning.features.pairs import stored_pairs
+from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PAIR_MODES
 from ytuning.progress import Progress
-from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import calibrate
 
 FULL = Path(__file__).with_name("full_tuning.json")
@@ -113,7 +113,6 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.store or temporary
         for seed in range(arguments.seeds):
-            watch = Stopwatch()
             trained = train_task(
                 train,
                 encoder,
@@ -121,9 +120,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 recipe(arguments),
                 validation=validation,
                 test=test,
-                seed=seed,
-                layers="auto" if arguments.layers == "auto" else None,
-                watch=watch,
+                options=TrainOptions(seed=seed, layers="auto" if arguments.layers == "auto" else None),
             )
             encoders.append(trained.encoder)
             runs.append(
@@ -132,12 +129,12 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                     "test": trained.reports["test"].metrics,
                     "validation": trained.reports["validation"].metrics,
                     "intervals": trained.reports["test"].intervals,
-                    "pair": trained.task.pair,
+                    "pair": trained.task.pair_mode,
                     "layers": trained.encoder.identity.layers,
                     "steps": trained.task.training["steps"],
                     "parameters": trained.task.head_parameters,
                     "share_of_encoder": trained.task.head_parameters / encoder.identity.parameters,
-                    "seconds": watch.seconds,
+                    "seconds": trained.seconds,
                 }
             )
         probe = (
@@ -168,8 +165,8 @@ def logistic(
     """Score of tuned logistic (of numbers: ridge) regression; of pairs, validation takes the way of reading them."""
     rows = task_rows(train, validation, test, seed=0)
     found = []
-    for encode in (stored_features, stored_pairs) if train.text_pairs is not None else (stored_features,):
-        pooled = mean_pooled(encode(rows.inputs, encoder, store, Progress())[0])
+    for mode in (None,) if train.text_pairs is None else PAIR_MODES:
+        pooled = mean_pooled(stored_inputs(rows.inputs, encoder, store, Progress(), pair_mode=mode)[0])
         probe = tuned_probe(
             pooled,
             rows.truth,

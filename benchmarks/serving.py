@@ -40,7 +40,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledHead
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import load_task, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 CLIENTS, OVERLOAD = 64, 10
 MOMENT = 0.05  # seconds
@@ -93,7 +93,7 @@ def make_tasks(root: Path, arguments: argparse.Namespace) -> list[str]:
     folder = arguments.data / "banking77"
     train = rows_of(folder, "train", 2000)
     encoder, store = load_encoder(arguments.encoder), FeatureStore(root / "store")
-    task = train_task(train, encoder, store, recipe(arguments), name="task0").task
+    task = train_task(train, encoder, store, recipe(arguments), options=TrainOptions(name="task0")).task
     head = task.head
     assert isinstance(head, PooledHead)
     rows = head.label_rows.detach().clone()

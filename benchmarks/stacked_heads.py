@@ -19,7 +19,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.training.fit import Job, fit_heads
+from ytuning.training.fit import HeadJob, fit_heads
 from ytuning.training.recipes import Recipe, preset
 
 WANTED = 5.0  # times one head, for 16 on SST-2
@@ -59,7 +59,7 @@ def one_set(name: str, form: str, made: Recipe, arguments: Any) -> dict[str, Any
         features = stored_features(train.inputs, encoder, FeatureStore(root), Progress())[0]
 
         def fit(count: int) -> float:
-            jobs = [Job(truth, made, seed) for seed in range(count)]
+            jobs = [HeadJob(truth, made, seed) for seed in range(count)]
             return seconds(lambda: fit_heads(features, jobs, train=rows, validation=held))
 
         times = in_turn(arguments.rounds, {"one": lambda: fit(1), "many": lambda: fit(arguments.heads)})

@@ -26,7 +26,7 @@ from ytuning.features.codecs import CODECS, DEFAULT_CODEC, row_bytes
 from ytuning.features.features import keep_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 SETS = ("banking77", "trec6", "cola", "germeval2018", "ag_news")
 METRICS = ("accuracy", "macro_f1", "matthews")
@@ -87,7 +87,8 @@ def one_codec(
     layers, width = len(encoder.identity.layers), encoder.identity.width
     runs = []
     for seed in arguments.seeds:
-        trained = train_task(train, encoder, store, recipe(arguments), test=test, seed=seed, codec=codec)
+        options = TrainOptions(seed=seed, codec=codec)
+        trained = train_task(train, encoder, store, recipe(arguments), test=test, options=options)
         assert trained.cache.misses == 0  # the encoder has read everything once
         runs.append(trained.reports["test"].metrics)
         print(train.source, codec, seed, runs[-1]["accuracy"], file=sys.stderr)

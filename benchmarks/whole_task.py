@@ -23,7 +23,15 @@ import numpy as np
 from benchmarks.harness import WARM_STEPS, bar, head_option, in_turn, parser, planned_seconds, recipe, rows_of
 from benchmarks.limits import matrix_rate
 from benchmarks.machine import record
-from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import (
+    FULL_RATES,
+    LORA_RATES,
+    TunedEncoder,
+    TuningConfig,
+    TuningRows,
+    full_fine_tuning,
+    lora,
+)
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset
@@ -36,7 +44,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.task import save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 
 OPPONENTS = ("logistic", "full_fine_tuning", "lora", "setfit")
 FASTER = {"full_fine_tuning": 15, "lora": 10}  # so many times at least
@@ -159,7 +167,7 @@ def ytuning(work: Work) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
         encoder, store = _encoder(work), FeatureStore(f"{root}/store")
-        trained = train_task(work.train, encoder, store, recipe(work.arguments), seed=work.seed)
+        trained = train_task(work.train, encoder, store, recipe(work.arguments), options=TrainOptions(seed=work.seed))
         save_task(trained.task, f"{root}/task")
         elapsed = time.perf_counter() - start
         report = evaluate_task(trained.task, work.test, encoder, store).report
@@ -182,7 +190,8 @@ def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[s
     """One that trains the encoder by ytuning.compare.fine_tuning."""
     config = TuningConfig(rate, epochs=work.arguments.epochs, most_steps=work.arguments.max_steps)
     start = time.perf_counter()
-    result = train(work.encoder, work.train.inputs, work.targets, *work.split, config=config, seed=work.seed)
+    rows = TuningRows(work.train.inputs, work.targets, *work.split)
+    result = train(work.encoder, rows, config=config, seed=work.seed)
     elapsed = time.perf_counter() - start
     steps = {"steps": len(result.step_seconds), "planned_steps": result.planned_steps, "rate": rate}
     if config.most_steps is not None and config.most_steps < result.planned_steps:

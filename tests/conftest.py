@@ -127,7 +127,7 @@ def served_tasks(
     from ytuning.heads.pooled import PooledConfig
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import save_task
-    from ytuning.tasks.train import train_task
+    from ytuning.tasks.train import TrainOptions, train_task
     from ytuning.training.recipes import Recipe, TrainingConfig
 
     texts, labels = toy_rows
@@ -148,7 +148,8 @@ def served_tasks(
     for name, (rows, *pairs) in data.items():
         order = ["login", "card", "refund"] if name == "ordinal" else None
         more: Any = {"pairs": pairs[0]} if pairs else {}
-        task = train_task(rows, encoder, store, recipe, name=name, label_order=order, **more).task  # type: ignore[arg-type]
+        options = TrainOptions(name=name, label_order=order, **more)
+        task = train_task(rows, encoder, store, recipe, options=options).task  # type: ignore[arg-type]
         save_task(task, root / name)
         if name == "single":
             # It answers half of the texts, however sure the machine's arithmetic makes it of them.

@@ -104,7 +104,7 @@ def test_quick_main_job(shared_data: Path, data: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.filterwarnings("default")
 def test_setfit_and_fine_tuning_to_the_end(shared_data: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(data), "--sets", "banking77", "--head-steps", "20", "--epochs", "2"]
+    arguments = ["--data", str(data), "--sets", "banking77", "--head-steps", "20", "--epochs", "3"]
     whole_task.main([*arguments, "--opponents", "setfit", "full_fine_tuning", "--out", str(tmp_path)])
     (entry,) = json.loads((tmp_path / "whole_task.json").read_text())["figures"]
     for who in ("setfit", "full_fine_tuning"):
@@ -190,7 +190,7 @@ def test_matrix_rate_counts_two_operations_for_each_multiply_add(monkeypatch: py
     clock = iter(range(1000))
     monkeypatch.setattr("torch.nn.functional.linear", linear)
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    rate = limits._rate_of_one(8, 4, 16, torch.device("cpu"), torch.float32, threading.Barrier(1), 2.5)
+    rate = limits.rate_of_one(8, 4, 16, torch.device("cpu"), torch.float32, threading.Barrier(1), 2.5)
     timed = sum(calls) * 8 / 11  # three layers warm up; four between two looks at the clock
     assert rate == pytest.approx(timed / 3 / 1e9)
 

@@ -1,4 +1,4 @@
-"""What the documents say is true: commands parse, the example runs, the reference is fresh, the example data sound."""
+"""The documents are true and easy to read: commands and examples run, links lead somewhere, sentences are short."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -14,12 +15,18 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from ytuning.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "support"
 OPERATORS = set("();<>|&")
+PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md") if file.name != "cli.md")]
+"""README and the pages that are written by hand; the reference of the command line is generated."""
+OTHERS = ["CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/RESULTS.md"]
+MOST_README_WORDS, MOST_SENTENCE_WORDS, MOST_RESULT_LINES = 1200, 35, 150
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -53,19 +60,96 @@ def parse(arguments: list[str]) -> None:
     command.make_context(name, arguments)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cli.md"])
+COMMANDS = {
+    "README.md": {"train", "predict", "evaluate", "cache", "compare", "serve"},
+    "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label"},
+    "docs/guide.md": {"train", "add-label", "search", "compare", "cache"},
+    "docs/serving.md": {"train", "serve"},
+}
+
+
+@pytest.mark.parametrize("document", [*PAGES, "docs/cli.md"])
 def test_every_command_in_the_documents_parses(document: str) -> None:
     commands = ytuning_commands(document)
-    assert {words[0] for words in commands} >= {"train", "predict", "evaluate", "cache"}
+    assert {words[0] for words in commands} == COMMANDS.get(document, set())
     for words in commands:
         parse(list(words))
 
 
-def test_every_command_of_the_serving_document_parses() -> None:
-    commands = ytuning_commands("docs/serving.md")
-    assert {words[0] for words in commands} == {"train", "serve"}
-    for words in commands:
-        parse(list(words))
+def test_the_commands_of_the_readme_run_and_print_what_it_shows(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    printed = ""
+    for words in ytuning_commands("README.md"):
+        # A server runs until it is stopped.
+        if words[0] == "serve":
+            continue
+        encoder = ["--encoder", str(tiny_encoder)] if words[0] in ("train", "compare") else []
+        done = CliRunner().invoke(app, [*words, *encoder], catch_exceptions=False)
+        assert done.exit_code == 0, (words, done.output)
+        printed += done.output
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "compared" / "comparison.html").is_file()
+    # Numbers depend on the encoder and the machine; headings, columns and words do not.
+    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    shown = [" ".join(line.split()) for line in "".join(blocks("README.md", "text")).splitlines()]
+    wordy = [line for line in shown if re.search(r"[a-z]", line) and not re.search(r"\b\d", line)]
+    assert len(wordy) >= 6
+    assert [line for line in wordy if line not in lines] == []
+    rows = re.compile(r"examples/\S+: \d+ rows; .*")
+    assert [line for line in shown if rows.fullmatch(line) and line not in lines] == []
+
+
+def sentences(document: str) -> list[str]:
+    """Sentences of the document's paragraphs, list items and table cells; a piece of code counts as one word."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`[^`]*`", "code", text)
+    parts: list[list[str]] = [[]]
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("|"):
+            parts += [[cell.strip()] for cell in line.split("|")]
+        elif not line or line.startswith("#"):
+            parts.append([])
+        elif re.match(r"([-*]|\d+\.) ", line):
+            parts.append([line.split(" ", 1)[1]])
+        else:
+            parts[-1].append(line)
+    return [found for part in parts for found in re.split(r"(?<=[.!?])\s+", " ".join(part)) if re.search(r"\w", found)]
+
+
+def length(sentence: str) -> int:
+    return sum(bool(re.search(r"\w", word)) for word in sentence.split())
+
+
+@pytest.mark.parametrize("document", [*PAGES, *OTHERS])
+def test_no_sentence_is_long(document: str) -> None:
+    lengths = {sentence: length(sentence) for sentence in sentences(document)}
+    assert [sentence for sentence, words in lengths.items() if words > MOST_SENTENCE_WORDS] == []
+    assert statistics.median(words for words in lengths.values() if words > 4) < 18
+
+
+def test_the_measure_of_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    prose = "# Not this\n\nOne `--two 3` [three\nfour](x.md). Two.\n- Three: a, b.\n\n"
+    (tmp_path / "a.md").write_text(prose + "| x | y z |\n\n```bash\nno. no.\n```\n")
+    assert sentences("a.md") == ["One code three four.", "Two.", "Three: a, b.", "x", "y z"]
+    assert length("one - two, three.") == 3
+
+
+def test_the_readme_and_the_results_are_short() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.split()) <= MOST_README_WORDS
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert len(results.splitlines()) <= MOST_RESULT_LINES
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page for page in [*PAGES[1:], "docs/cli.md"] if f"]({page})" not in readme] == []
 
 
 def test_the_serving_document_names_every_metric_and_no_other() -> None:
@@ -92,31 +176,38 @@ def test_scripts_in_the_readme_exist_and_can_be_run() -> None:
         assert (ROOT / script).stat().st_mode & 0o111, f"{script} is not executable"
 
 
+def anchors(document: Path) -> set[str]:
+    """Names by which GitHub links to the headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/support/README.md", "docs/serving.md"]
+    "document", [*PAGES, *OTHERS, "docs/cli.md", "benchmarks/LOG.md", "examples/support/README.md"]
 )
 def test_links_in_the_documents_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", text):
         if not target.startswith("https://"):
-            assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}, which is not there"
+            name, _, anchor = target.partition("#")
+            file = (ROOT / document).parent / name if name else ROOT / document
+            assert file.exists(), f"{document} links to {target}, which is not there"
+            assert not anchor or anchor in anchors(file), f"{document} links to {target}, and there is no such heading"
 
 
-def test_the_python_example_in_the_readme_runs(
+def test_the_python_examples_run(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ytuning.encoder.download import DEFAULT_ENCODER
-    from ytuning.estimator import YTuningClassifier
-
-    defaults = YTuningClassifier.__init__.__defaults__
-    assert defaults == (DEFAULT_ENCODER,)
-    monkeypatch.setattr(YTuningClassifier.__init__, "__defaults__", (str(tiny_encoder),))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    code = "".join(blocks("README.md", "python"))
-    assert "YTuningClassifier" in code
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-    assert capsys.readouterr().out, "the example shows something"
+    code = "".join(blocks("docs/python.md", "python"))
+    assert code.count(DEFAULT_ENCODER) == 1
+    names = {"__name__": "__main__"}
+    exec(compile(code.replace(DEFAULT_ENCODER, str(tiny_encoder)), "docs/python.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert re.search(r"^support \w+ 0\.\d+$", shown, re.MULTILINE)
+    assert re.search(r"^logistic 0\.\d+$", shown, re.MULTILINE)
+    assert "there is no task folder tasks/missing" in shown
 
 
 def test_the_reference_of_the_command_line_is_up_to_date() -> None:

@@ -217,7 +217,7 @@ def test_pairs(kind: Callable[[Any], Any], make: Callable[..., YTuningClassifier
     texts, labels = toy_rows
     pairs = list(zip(texts, texts[::-1], strict=True))
     model = make().fit(kind(pairs) if kind is not pd.DataFrame else pairs, labels)
-    assert model.task_.pair
+    assert model.task_.pair_mode
     assert model.predict(pairs[:4]).shape == (4,)
     with pytest.raises(DataError, match="this estimator was fitted on pairs of texts"):
         model.predict(texts[:2])
@@ -327,9 +327,9 @@ def test_groups_stay_on_one_side(
 
 
 def test_groups_that_cannot_be_used(make: Callable[..., YTuningClassifier], toy_rows: Rows, tiny_encoder: Path) -> None:
-    with pytest.raises(DataError, match=r"^the rows: 120 texts but 2 groups$"):
+    with pytest.raises(DataError, match=r"^the rows: there are 120 texts but 2 groups\. Give one for each text\.$"):
         make().fit(*toy_rows, groups=[1, 2])
-    with pytest.raises(DataError, match=r"all 120 rows have the value 'a' in groups=: they are one group"):
+    with pytest.raises(DataError, match=r"all 120 rows have the value 'a' in groups=, so they are one group"):
         make().fit(*toy_rows, groups=["a"] * 120)
     numbers = [float(len(text)) for text in toy_rows[0]]
     with pytest.raises(DataError, match=r"all 120 rows have the value 'a' in groups="):
@@ -382,7 +382,7 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
         (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
         (["a", "", "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is empty"),
         (["a", None, "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is missing"),
-        ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is not text but 1"),
+        ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is 1 \\(int\\), not text"),
         (["a", "b", "c", "d"], [[1], [1], [2], [2]], r"y of two dimensions must hold 0 and 1, .*Got .*2.* instead"),
         (["a", "b", "c", "d"], [[[1]], [[1]], [[0]], [[0]]], r"y must be one label for each row, .*\(4, 1, 1\)"),
         (["a", "b"], [[0, 0], [0, 0]], "none of the 2 rows has a label"),
@@ -472,7 +472,7 @@ def test_numbers_that_are_none(tiny_encoder: Path) -> None:
     model = YTuningRegressor(str(tiny_encoder))
     with pytest.raises(InputError, match=r"y must be one number for each row, .*Got shape \(2, 2\)"):
         model.fit(["a", "b"], [[1, 2], [3, 4]])
-    with pytest.raises(InputError, match="is not a number that is finite"):
+    with pytest.raises(InputError, match="is not a finite number"):
         model.fit(["a", "b"], [1.0, float("inf")])
     with pytest.raises(InputError, match="this estimator was fitted on single texts"):
         model.fit([f"card {word}" for word in ["a", "the", "my", "your"]], [1, 2, 1.5, 3]).predict([("a", "b")])

@@ -132,7 +132,7 @@ def test_pairs_are_trained_and_predicted(
     train = read_dataset(shared_data / "mrpc" / "train.jsonl").select(range(600))
     test = read_dataset(shared_data / "mrpc" / "validation.jsonl")
     trained = train_task(train, encoder, store, preset("default"), test=test)
-    assert trained.task.pair
+    assert trained.task.pair_mode
     save_task(trained.task, tmp_path / "mrpc")
     predictions = list(Predictor([tmp_path / "mrpc"]).predict(test.inputs))
     accuracy = np.mean([found.label == truth for found, truth in zip(predictions, test.names, strict=True)])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ytuning.tasks.task import Task as Task
     from ytuning.tasks.task import load_task as load_task
     from ytuning.tasks.task import save_task as save_task
+    from ytuning.tasks.train import TrainOptions as TrainOptions
     from ytuning.tasks.train import train_task as train_task
     from ytuning.training.recipes import Recipe as Recipe
     from ytuning.training.recipes import preset as preset
@@ -39,6 +40,7 @@ _HOMES = {
     "Predictor": "tasks.predictor",
     "Recipe": "training.recipes",
     "Task": "tasks.task",
+    "TrainOptions": "tasks.train",
     "YTuningClassifier": "estimator",
     "YTuningError": "errors",
     "YTuningRegressor": "estimator",
@@ -61,6 +63,7 @@ __all__ = [
     "Predictor",
     "Recipe",
     "Task",
+    "TrainOptions",
     "YTuningClassifier",
     "YTuningError",
     "YTuningRegressor",

@@ -86,23 +86,23 @@ class WriteError(YTuningError):
 
 
 def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
-    """The one way a failed write is reported: a disk that is full or broken is no mistake of the user's, a path is."""
+    """The error to raise for a failed write: a full or broken disk is a failure, a wrong path is the user's mistake."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        remedy = "Check the disk" if error.errno == errno.EIO else "Free some space and run again"
-        return WriteError(f"cannot write {what}: {error.strerror}. {remedy}, or choose another disk with {option}")
-    return InputError(f"cannot write {what}: {error.strerror or error}. Choose another with {option}")
+        remedy = "Check the disk" if error.errno == errno.EIO else "Free some space and run the command again"
+        return WriteError(f"cannot write {what}: {error.strerror}. {remedy}, or choose another disk with {option}.")
+    return InputError(f"cannot write {what}: {error.strerror or error}. Choose another path with {option}.")
 
 
 def allowed(name: str, given: object, choices: Iterable[object]) -> str:
-    """The one way an unknown value is reported: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
+    """The message for a value that is not allowed: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
     return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
 
 
 def wrong_schema(what: object, found: object, read: int, remedy: str) -> str:
-    """The one way a file of another schema is reported; ``remedy`` is the next step."""
-    return f"{what} has schema {found!r}, and this version of ytuning reads schema {read}. {remedy}"
+    """The message for a file of another schema; ``remedy`` is the next step."""
+    return f"{what} has schema {found!r}, but this version of ytuning reads schema {read}. {remedy}"
 
 
 def counted(number: int, what: str) -> str:
-    """``"1 row"``, ``"2,000 rows"``: a number and what it is of, given in the singular."""
+    """A number and a noun in the right form, such as ``"1 row"`` or ``"2,000 rows"``; ``what`` is the singular."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

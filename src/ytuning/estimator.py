@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -25,9 +25,10 @@ from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import DataError, InputError, allowed, counted
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
-from ytuning.tasks.task import PairMode, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.task import save_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
 
@@ -45,7 +46,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     cache: str | Path | None
     verbose: bool
     precision: Precision
-    pairs: PairMode | Literal["auto"]
+    pairs: PairChoice
     long_text: LongText
     layers: str | Sequence[int] | None
 
@@ -62,20 +63,16 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             precision=self.precision,
             long_text=self.long_text,
         )
+        options = TrainOptions(
+            seed=self.seed,
+            refit=self.refit,
+            codec=self.store,
+            pairs=self.pairs,
+            layers=AUTO_LAYERS if choosing else None,
+            label_texts=label_texts,
+        )
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
-            trained = train_task(
-                data,
-                encoder,
-                FeatureStore(self.cache),
-                recipe,
-                seed=self.seed,
-                refit=self.refit,
-                codec=self.store,
-                pairs=self.pairs,
-                layers=AUTO_LAYERS if choosing else None,
-                label_texts=label_texts,
-                progress=progress,
-            )
+            trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
         if trained.fit.interrupted:
             raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
         self.task_, self._encoder = trained.task, trained.encoder
@@ -86,14 +83,16 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     def _logits(self, X: Any) -> np.ndarray:  # noqa: N803  # scikit-learn's names
         check_is_fitted(self, "task_")
         data = from_lists(X)
-        if (data.text_pairs is not None) != bool(self.task_.pair):
-            wanted = "pairs of texts" if self.task_.pair else "single texts"
+        if (data.text_pairs is not None) != bool(self.task_.pair_mode):
+            wanted = "pairs of texts" if self.task_.pair_mode else "single texts"
             raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
         store = FeatureStore(self.cache)
-        separate, codec = self.task_.pair == "separate", self.task_.codec
-        features, _ = stored_inputs(data.inputs, self._encoder, store, Progress(), separate=separate, codec=codec)
+        task = self.task_
+        features, _ = stored_inputs(
+            data.inputs, self._encoder, store, Progress(), pair_mode=task.pair_mode, codec=task.codec
+        )
         _warn_cut(int(features.truncated_rows.sum()))
-        return logits_of(self.task_.head, features)
+        return logits_of(task.head, features)
 
     def save(self, folder: str | Path) -> None:
         """Write the trained task as a folder that the command line and `Predictor` read."""
@@ -151,7 +150,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         cache: str | Path | None = None,
         verbose: bool = False,
         precision: Precision = "auto",
-        pairs: PairMode | Literal["auto"] = "auto",
+        pairs: PairChoice = "auto",
         long_text: LongText = "truncate",
         layers: str | Sequence[int] | None = None,
         label_texts: str | Mapping[Any, str | Sequence[str]] | None = None,
@@ -252,7 +251,7 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         cache: str | Path | None = None,
         verbose: bool = False,
         precision: Precision = "auto",
-        pairs: PairMode | Literal["auto"] = "auto",
+        pairs: PairChoice = "auto",
         long_text: LongText = "truncate",
         layers: str | Sequence[int] | None = None,
     ) -> None:

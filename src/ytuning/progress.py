@@ -1,4 +1,4 @@
-"""What long work reports, and the bar that shows it on stderr."""
+"""Progress of long work, and the bars that show it on stderr."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Messages", "Progress", "ProgressBar"]
 
 
 class Progress:
-    """Reports of long work, shown to nobody; the base of anything that shows them."""
+    """Takes reports of long work and shows nothing; classes that show them derive from it."""
 
     def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """``done`` of ``total`` units of ``stage`` are finished."""
+        """Report that ``done`` of ``total`` units of ``stage`` are finished."""
 
     def say(self, message: str) -> None:
-        """Something the user should know, such as texts that were cut."""
+        """Report something that the user should know, such as texts that were cut."""
 
 
 class Messages(Progress):
-    """Messages on stderr, no bars: what a user who wants quiet should still know."""
+    """Prints messages on stderr and no bars, for users who want quiet."""
 
     def say(self, message: str) -> None:
         """Print a line."""
@@ -31,7 +31,7 @@ class Messages(Progress):
 
 
 class ProgressBar(Progress):
-    """Bars and messages on stderr, so that stdout stays free for results. Used as a context manager."""
+    """Shows bars and messages on stderr, so that stdout stays free for results; use it as a context manager."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -41,7 +41,7 @@ def test_json_and_files(run: Run, files: Path, tiny_encoder: Path, starts: Start
     assert (files / "found" / "comparison.html").exists()
     again = run(*options, "--seeds", "2")
     assert len(starts.asked) == 10  # none the second time
-    assert "ytuning" in again.out and "written to found" in again.out
+    assert "ytuning" in again.out and "The results are in found" in again.out
     assert "train.csv: 100 rows; columns" in again.err
 
 
@@ -75,7 +75,7 @@ def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) 
     options = ("compare", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, "--out", "x", "--seeds", "1")
     outcome = run(*options, "--methods", "ytuning,full")
     assert outcome.status == 1 and "ytuning" in outcome.out
-    assert outcome.err.endswith("interrupted: 1 of 2 runs are finished; the same command goes on from there\n")
+    assert outcome.err.endswith("Interrupted. 1 of 2 runs are finished; run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_ctrl_c_prints_what_is_finished(files: Path, tiny_encoder: Path) -> None
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1
     assert "logistic" in out and "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted: 1 of 6 runs are finished; the same command goes on from there"
+    assert err.splitlines()[-1] == "Interrupted. 1 of 6 runs are finished; run the same command again to resume."
     found: Any = json.loads((files / "x" / "comparison.json").read_text())
     assert found["interrupted"] and list(found["methods"]) == ["logistic"]
     assert not (files / "x" / "working").exists()

@@ -235,7 +235,7 @@ def test_mistakes(work: Work, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^methods must be one of"):
         compare(work, ["bert"], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"^cannot write .*file.*Choose another with --out$"):
+    with pytest.raises(InputError, match=r"^cannot write .*file.*Choose another path with --out\.$"):
         compare(work, ["ytuning"], tmp_path / "file", start=Starts())
     with pytest.raises(EncoderError, match="there is no encoder folder"):
         compare(replace(work, encoder="./nowhere"), ["ytuning"], tmp_path, start=Starts())

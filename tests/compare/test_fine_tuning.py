@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
 from ytuning.data.kinds import Objective
 from ytuning.encoder.download import find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -40,7 +40,7 @@ def rows(toy_rows: tuple[list[str], list[str]]) -> Rows:
 @pytest.mark.parametrize(("train", "rate"), [(full_fine_tuning, 2e-3), (lora, 2e-2)], ids=["full_fine_tuning", "lora"])
 def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encoder, rows: Rows) -> None:
     config = TuningConfig(rate, epochs=16, batch_size=8, patience=16)
-    result: TunedEncoder = train(encoder, *rows, config=config)
+    result: TunedEncoder = train(encoder, TuningRows(*rows), config=config)
     inputs, targets, _, held = rows
     accuracy = (result.logits(inputs).argmax(1) == targets)[held].mean()
     assert accuracy == pytest.approx(max(result.validation_scores))
@@ -50,7 +50,7 @@ def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encod
 
 
 def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, rows: Rows) -> None:
-    result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-3, most_steps=2))
+    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=2))
     inputs = [*rows[0][:7], ("card " * 60, None), ("a", "refund late")]
     alone = []
     for text, pair in inputs:
@@ -65,7 +65,7 @@ def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, ro
 def test_same_seed_same_logits_and_the_callers_random_numbers_stay(encoder: Encoder, rows: Rows) -> None:
     state = torch.get_rng_state()
     config = TuningConfig(1e-3, most_steps=3)
-    first, again, other = (full_fine_tuning(encoder, *rows, config=config, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (full_fine_tuning(encoder, TuningRows(*rows), config=config, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(first.logits(rows[0]), again.logits(rows[0]))
     assert not np.array_equal(first.logits(rows[0]), other.logits(rows[0]))
@@ -79,7 +79,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_encoder: Path, rows: Rows) -> None:
     before, inputs = weights_of(tiny_encoder), rows[0][:9]
     features = live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy()
-    result = full_fine_tuning(encoder, *rows, config=TuningConfig(1e-2, most_steps=3))
+    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(1e-2, most_steps=3))
     assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     after = result.model.bert.state_dict()
     for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
@@ -91,7 +91,7 @@ def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_e
 def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
     encoder: Encoder, tiny_encoder: Path, rows: Rows
 ) -> None:
-    result = lora(encoder, *rows, config=TuningConfig(1e-2, most_steps=3), rank=4)
+    result = lora(encoder, TuningRows(*rows), config=TuningConfig(1e-2, most_steps=3), rank=4)
     trained = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
     kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained if "lora_" in name}
     assert kinds == {"query", "value"}
@@ -105,7 +105,7 @@ def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
 def test_bf16_keeps_trained_numbers_in_fp32(tiny_encoder: Path, rows: Rows) -> None:
     encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
     for train in (full_fine_tuning, lora):
-        result = train(encoder, *rows, config=TuningConfig(1e-3, most_steps=1))
+        result = train(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=1))
         kinds = {parameter.dtype for parameter in result.model.parameters() if parameter.requires_grad}
         assert kinds == {torch.float32}
         assert np.isfinite(result.logits(rows[0])).all()
@@ -113,14 +113,16 @@ def test_bf16_keeps_trained_numbers_in_fp32(tiny_encoder: Path, rows: Rows) -> N
 
 def test_checkpointing_changes_nothing_but_memory(encoder: Encoder, rows: Rows) -> None:
     plain, checkpointed = (
-        full_fine_tuning(encoder, *rows, config=TuningConfig(1e-3, most_steps=3, checkpointing=checkpointing))
+        full_fine_tuning(
+            encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=3, checkpointing=checkpointing)
+        )
         for checkpointing in (False, True)
     )
     np.testing.assert_allclose(plain.logits(rows[0]), checkpointed.logits(rows[0]), atol=1e-5)
 
 
 def test_stops_when_validation_gets_no_better(encoder: Encoder, rows: Rows) -> None:
-    result = full_fine_tuning(encoder, *rows, config=TuningConfig(0.0, epochs=9, patience=2))
+    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(0.0, epochs=9, patience=2))
     assert result.validation_scores == [result.validation_scores[0]] * 3
     assert len(result.step_seconds) == result.planned_steps // 3
 
@@ -132,7 +134,7 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             told.append((stage, done, total, note))
 
-    result = lora(encoder, *rows, config=TuningConfig(1e-3, most_steps=2), progress=Listening())
+    result = lora(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=2), progress=Listening())
     note = f"validation accuracy {result.validation_scores[0]:.4f}"
     assert told == [("tune", 1, 2, ""), ("tune", 2, 2, ""), ("tune", 2, 2, note)]
 
@@ -140,12 +142,12 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
 def test_without_peft(encoder: Encoder, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"^the package 'peft' is not installed\. Install it with: pip install"):
-        lora(encoder, *rows)
+        lora(encoder, TuningRows(*rows))
 
 
 def test_lora_of_modules_that_are_not_there(encoder: Encoder, rows: Rows) -> None:
     with pytest.raises(InputError, match=r"^PEFT cannot change \['nothing'\] of .*Name linear layers of the encoder"):
-        lora(encoder, *rows, modules=["nothing"])
+        lora(encoder, TuningRows(*rows), modules=["nothing"])
 
 
 def test_an_architecture_without_a_classifier(
@@ -159,7 +161,7 @@ def test_an_architecture_without_a_classifier(
     with pytest.raises(
         EncoderError, match=r"^transformers has no classifier for .*: Unrecognized configuration class\. "
     ):
-        full_fine_tuning(encoder, *rows)
+        full_fine_tuning(encoder, TuningRows(*rows))
 
 
 # --- kinds of task --------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_learns_every_kind_of_task(train: Any, rate: float, objective: Objective
     inputs, _, fit, held = rows
     targets = targets_of(rows, objective)
     config = TuningConfig(rate, epochs=12, batch_size=8, patience=12)
-    result: TunedEncoder = train(encoder, inputs, targets, fit, held, objective=objective, config=config)
+    result: TunedEncoder = train(encoder, TuningRows(inputs, targets, fit, held, objective), config=config)
     logits = result.logits([inputs[row] for row in held])
     assert logits.shape == (30, 3 if objective == "ordinal" else 2)
     np.testing.assert_allclose(logits, result.validation_logits, atol=1e-5)
@@ -197,8 +199,10 @@ def test_learns_every_kind_of_task(train: Any, rate: float, objective: Objective
 def test_validation_chooses_the_learning_rate(encoder: Encoder, rows: Rows) -> None:
     rates = [1e-6, 3e-3]
     config = TuningConfig(9.0, epochs=6, batch_size=8, patience=6)
-    result = full_fine_tuning(encoder, *rows, config=config, rates=rates)
-    alone = {rate: full_fine_tuning(encoder, *rows, config=replace(config, learning_rate=rate)) for rate in rates}
+    result = full_fine_tuning(encoder, TuningRows(*rows), config=config, rates=rates)
+    alone = {
+        rate: full_fine_tuning(encoder, TuningRows(*rows), config=replace(config, learning_rate=rate)) for rate in rates
+    }
     assert result.rates == {rate: max(found.validation_scores) for rate, found in alone.items()}
     assert result.learning_rate == 3e-3
     np.testing.assert_array_equal(result.logits(rows[0]), alone[3e-3].logits(rows[0]))
@@ -208,7 +212,7 @@ def test_a_training_that_diverges_is_not_chosen(encoder: Encoder, rows: Rows) ->
     targets = targets_of(rows, "unbounded")
     config = TuningConfig(1e-3, epochs=2, clip_norm=1e30)
     result = full_fine_tuning(
-        encoder, rows[0], targets, *rows[2:], objective="unbounded", config=config, rates=[1e30, 1e-3]
+        encoder, TuningRows(rows[0], targets, *rows[2:], "unbounded"), config=config, rates=[1e30, 1e-3]
     )
     assert result.rates[1e30] == -math.inf
     assert result.learning_rate == 1e-3 and np.isfinite(result.logits(rows[0])).all()

@@ -226,7 +226,7 @@ def test_methods_are_checked() -> None:
 
 def test_rows_are_checked_as_for_training(kinds: Kinds) -> None:
     train, test = kinds["single"]
-    with pytest.raises(DataError, match="does not occur in the training data"):
+    with pytest.raises(DataError, match="does not occur in the training set"):
         work_on(train, "x", test=replace(test, labels=["new", *test.names[1:]]))
     with pytest.raises(DataError, match="are pairs"):
         work_on(train, "x", test=kinds["pairs"][1])

@@ -118,8 +118,8 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
     rows = rows_of(TABLE)
     rows[1]["obscene"] = cell
     assert complaint(read_dataset, rows, label="toxic,obscene,threat") == (
-        "the rows, row 2, column 'obscene': where a column is one label, each cell must be 0 or 1 (or false, true). "
-        f"Got {cell!r} instead. Correct it or remove the row"
+        "the rows, row 2, column 'obscene': each cell of a label column must be 0 or 1 (or false or true). "
+        f"Got {cell!r} instead. Correct it or remove the row."
     )
 
 
@@ -135,16 +135,16 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
             {"label": "toxic,"},
             "the columns: label= (--label) names the column '', which is not there. The columns are ",
         ),
-        ({"label": []}, "label= names no column. Give at least one, or leave it out"),
-        ({"label": "toxic,toxic"}, "each column can be used once. Got label='toxic,toxic'"),
+        ({"label": []}, "label= names no column. Give at least one or leave it out."),
+        ({"label": "toxic,toxic"}, "each column can have only one use. Got label='toxic,toxic'."),
         (
             {"label": "toxic,id", "text": "id"},
-            "each column can be used once. Got text='id', label='toxic,id'",
+            "each column can have only one use. Got text='id', label='toxic,id'.",
         ),
         (
             {"label": "toxic,threat", "kind": "single"},
-            "several label columns are labels of kind 'multi', and the kind is 'single'. Name one column with label= "
-            "(--label)",
+            "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
+            "with label= (--label).",
         ),
     ],
 )
@@ -158,8 +158,8 @@ def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
     assert found.labels == [("toxic", "threat"), ("threat",)]
     check_trainable(found, holdout=True)
     assert complaint(read_dataset, {**table, "toxic": [0, 1]}, label=[" toxic", "toxic"]) == (
-        "the columns: the label columns ' toxic' and 'toxic' have one name but for white space. Rename one of them or "
-        "leave it out"
+        "the columns: the names of the label columns ' toxic' and 'toxic' differ only in white space. Rename or "
+        "leave out one of them."
     )
 
 
@@ -168,7 +168,7 @@ def test_a_label_that_no_row_has_cannot_be_trained() -> None:
     found = read_dataset(table, label="toxic,obscene,threat")
     assert complaint(check_trainable, found, holdout=True) == (
         "the columns, column 'obscene': no row has 1, so nothing can be learnt about this label. Leave the column out "
-        "of --label"
+        "of --label."
     )
     none = {**table, "toxic": [0, 0, 0]}
     assert "none of the 3 rows has a label" in complaint(
@@ -217,7 +217,7 @@ def test_train_evaluate_and_add_a_label(run: Run, jigsaw: Path, tiny_encoder: Pa
     assert judged.status == 0 and set(judged.json["labels"]) == {"any", "card", "refund"}
     assert run("evaluate", "t", "more.parquet", "--text", "comment_text", "--label", "card,rfund").mistake() == (
         "more.parquet: label= (--label) names the column 'rfund', which is not there. Did you mean 'refund'? "
-        "The columns are 'comment_text', 'card', 'refund', 'any'"
+        "The columns are 'comment_text', 'card', 'refund', 'any'."
     )
     read = read_dataset(jigsaw / "more.parquet", text="comment_text", labelled=False)
     (jigsaw / "new.csv").write_text("\n".join(["comment_text", *read.texts[:10]]) + "\n")
@@ -233,8 +233,8 @@ def test_a_task_of_one_label_a_row_is_not_judged_by_several_columns(run: Run, ji
     column = ("--text", "comment_text", "--label", "card")
     assert run("train", "train.csv", *column, "--encoder", tiny_encoder, "--out", "t").status == 0
     assert run("evaluate", "t", "test.jsonl", *COLUMNS).mistake() == (
-        "several label columns are labels of kind 'multi', and the kind is 'single'. Name one column with label= "
-        "(--label)"
+        "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
+        "with label= (--label)."
     )
 
 
@@ -254,8 +254,8 @@ def test_a_cell_that_is_wrong_is_one_line(run: Run, jigsaw: Path, tiny_encoder: 
     text[7] = text[7].rsplit(",", 1)[0] + ",-1"
     (jigsaw / "train.csv").write_text("\n".join(text) + "\n")
     assert run("train", "train.csv", *COLUMNS, "--encoder", tiny_encoder, "--out", "t").mistake() == (
-        "train.csv, row 7, column 'any': where a column is one label, each cell must be 0 or 1 (or false, true). "
-        "Got '-1' instead. Correct it or remove the row"
+        "train.csv, row 7, column 'any': each cell of a label column must be 0 or 1 (or false or true). "
+        "Got '-1' instead. Correct it or remove the row."
     )
 
 

@@ -74,37 +74,37 @@ def test_a_named_column_that_is_missing_is_compared_with_those_there_are(tmp_pat
     path.write_text("text,lable\na,b\n")
     assert complaint(read_dataset, path, label="label") == (
         f"{path}: label= (--label) names the column 'label', which is not there. Did you mean 'lable'? "
-        "The columns are 'text', 'lable'"
+        "The columns are 'text', 'lable'."
     )
     assert complaint(read_dataset, path, label="lable", text_pair="other") == (
         f"{path}: text_pair= (--text-pair) names the column 'other', which is not there. "
-        "The columns are 'text', 'lable'"
+        "The columns are 'text', 'lable'."
     )
 
 
 def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     assert complaint(read_dataset, [{"body": "a", "label": "b"}]) == (
         "the rows: there is no column 'text' or 'sentence'. Name the text column with text= (--text); "
-        "the columns are 'body', 'label'"
+        "the columns are 'body', 'label'."
     )
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
         "the rows: there is no column 'label' or 'labels'. Name the label column with label= (--label); "
-        "the columns are 'text', 'Label'"
+        "the columns are 'text', 'Label'."
     )
 
 
 def test_a_column_that_has_another_use_is_told() -> None:
     table = [{"text": "a", "label": "b"}]
     assert complaint(read_dataset, table, label="text") == (
-        "the rows: the column 'text' is used as the label, by label= (--label), and no other is 'text' or 'sentence'. "
-        "Name the text column with text= (--text); the columns are 'text', 'label'"
+        "the rows: label= (--label) uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
+        "Name the text column with text= (--text); the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text="label") == (
-        "the rows: the column 'label' is used as the text, by text= (--text), and no other is 'label' or 'labels'. "
-        "Name the label column with label= (--label); the columns are 'text', 'label'"
+        "the rows: text= (--text) uses the column 'label' already, and there is no other column 'label' or 'labels'. "
+        "Name the label column with label= (--label); the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text_pair="text").startswith(
-        "the rows: the column 'text' is used as the text_pair, by text_pair= (--text-pair), and no other is 'text' or "
+        "the rows: text_pair= (--text-pair) uses the column 'text' already, and there is no other column 'text' or "
     )
 
 
@@ -123,7 +123,7 @@ def test_a_group_column_may_be_that_of_the_texts() -> None:
 
 def test_a_column_has_one_use() -> None:
     message = complaint(read_dataset, [{"text": "a", "label": "b"}], text="text", label="text")
-    assert message == "each column can be used once. Got text='text', label='text'"
+    assert message == "each column can have only one use. Got text='text', label='text'."
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_every_source_complains_about_its_cells_in_the_same_words(tmp_path: Path
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     (tmp_path / "t.csv").write_text("text,label\na,x\n ,y\n")
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": " ", "label": "y"}\n')
-    problem = "row 2, column 'text': the text is only white space, ' '. Fill it in or remove the row"
+    problem = "row 2, column 'text': the text ' ' has only white space. Fill it in or remove the row."
     for path in sorted(tmp_path.iterdir()):
         assert complaint(read_dataset, path) == f"{path}, {problem}"
     assert complaint(read_dataset, pd.DataFrame(columns)) == f"the data frame, {problem}"
@@ -163,7 +163,7 @@ def test_every_source_complains_about_its_cells_in_the_same_words(tmp_path: Path
 
 def test_an_empty_second_text_is_refused() -> None:
     message = complaint(read_dataset, [{"text": "a", "text_pair": "", "label": "b"}])
-    assert message == "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row"
+    assert message == "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row."
 
 
 @pytest.mark.parametrize(
@@ -199,18 +199,18 @@ def test_lists_of_pairs(pairs: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["a", ("b", "c")],), "the rows, row 2, column 'text': the text is not text but ('b', 'c') (tuple). Write "),
+        ((["a", ("b", "c")],), "the rows, row 2, column 'text': the text is ('b', 'c') (tuple), not text. Write "),
         (([("b", "c"), "de"],), "the rows, row 2: every row must be a pair of texts, as the first is. Got 'de' "),
         (([("b", "c", "d")],), "the rows, row 1: every row must be a pair of texts, as the first is. Got ('b', 'c', "),
-        (([("a", "")],), "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row"),
-        (([("a", "b")], None, ["c"]), "the rows, row 1, column 'text': the text is not text but ('a', 'b') (tuple)."),
-        ((["a"], ["x", "y"]), "the rows: 1 texts but 2 labels"),
-        ((["a"], None, ["x", "y"]), "the rows: 1 texts but 2 text_pairs"),
+        (([("a", "")],), "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row."),
+        (([("a", "b")], None, ["c"]), "the rows, row 1, column 'text': the text is ('a', 'b') (tuple), not text."),
+        ((["a"], ["x", "y"]), "the rows: there are 1 texts but 2 labels. Give one for each text."),
+        ((["a"], None, ["x", "y"]), "the rows: there are 1 texts but 2 text_pairs. Give one for each text."),
         ((["a"], "x"), "labels must be a list, an array or a series. Got 'x' instead."),
         (("a",), "texts must be a list, an array or a series. Got 'a' instead."),
-        ((["a", None],), "the rows, row 2, column 'text': the text is missing. Fill it in or remove the row"),
-        ((["a"], [None]), "the rows, row 1, column 'label': the label is missing. Fill it in or remove the row"),
-        (([],), "the rows: there are no rows"),
+        ((["a", None],), "the rows, row 2, column 'text': the text is missing. Fill it in or remove the row."),
+        ((["a"], [None]), "the rows, row 1, column 'label': the label is missing. Fill it in or remove the row."),
+        (([],), "the rows: there are no rows. Give at least one."),
     ],
 )
 def test_lists_that_are_refused(arguments: tuple[Any, ...], message: str) -> None:
@@ -260,14 +260,16 @@ def test_labels_of_pandas_columns() -> None:
 def test_a_label_missing_in_pandas(dtype: str) -> None:
     frame = pd.DataFrame({"text": ["a", "b", "c"], "label": pd.Series([1, None, 0.5 if dtype == "float64" else 2])})
     message = complaint(read_dataset, frame.astype({"label": dtype}))
-    assert message == "the data frame, row 2, column 'label': the label is missing. Fill it in or remove the row"
+    assert message == "the data frame, row 2, column 'label': the label is missing. Fill it in or remove the row."
 
 
 @pytest.mark.parametrize("cell", [["x"], ("x", "y"), [], {"x"}, np.array(["x"])])
 def test_a_list_is_no_single_label(cell: object) -> None:
     message = complaint(read_dataset, labelled("x", cell), kind="single")
-    assert message.startswith("the rows, row 2, column 'label': the label is a list, ")
-    assert message.endswith(", where one label is wanted. Give each row one label, or use kind='multi' (--kind multi)")
+    assert message.startswith("the rows, row 2, column 'label': the label ")
+    assert message.endswith(
+        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi' (--kind multi)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,13 +351,13 @@ def test_a_named_column_of_texts_is_not_split() -> None:
 @pytest.mark.parametrize(
     ("cell", "problem"),
     [
-        (None, "the labels are missing. Write an empty list, or an empty text, if the row has none"),
-        (float("nan"), "the labels are missing. Write an empty list, or an empty text, if the row has none"),
+        (None, "the labels are missing. If the row has no label, write an empty list or an empty text."),
+        (float("nan"), "the labels are missing. If the row has no label, write an empty list or an empty text."),
         ("[" * 100_000, "the labels '[[[[["),
-        ('["a"', "the labels '[\"a\"' are no list"),
-        ([None], "the label is missing. Fill it in or remove the row"),
-        (["a", ""], "the label is empty. Fill it in or remove the row"),
-        ([["a"]], "the label is a list, ['a'], where one label is wanted."),
+        ('["a"', "the labels '[\"a\"' are not a valid list"),
+        ([None], "the label is missing. Fill it in or remove the row."),
+        (["a", ""], "the label is empty. Fill it in or remove the row."),
+        ([["a"]], "the label ['a'] is a list, but a row of this kind has one label."),
     ],
 )
 def test_a_cell_of_labels_that_is_none(cell: object, problem: str) -> None:
@@ -383,9 +385,9 @@ def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
     cells: list[object] = [0.96, "5.0", 3, *["0.5"] * 15]
     told = complaint(read_dataset, labelled(*cells, cell, 1.5))
     assert told == (
-        f"the rows, row 19, column 'label': the label {str(cell)!r} is not a number that is finite. The labels are "
-        "taken for numbers, as nearly all are. Write it as 3 or 3.5, remove the row, or say that the labels are names: "
-        "kind='single' (--kind single)"
+        f"the rows, row 19, column 'label': the label {str(cell)!r} is not a finite number. Nearly all "
+        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single' (--kind "
+        "single)."
     )
     assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
     if isinstance(cell, str):
@@ -401,8 +403,7 @@ def test_names_beside_a_few_numbers_are_names() -> None:
 def test_a_number_whose_square_overflows_is_refused(kind: Any) -> None:
     for cell in (1e300, "-2e150"):
         assert complaint(read_dataset, labelled(0.5, cell), kind=kind) == (
-            f"the rows, row 2, column 'label': the number {cell!r} is too large: up to 1e+150 can be reckoned with. "
-            "Correct it or remove the row"
+            f"the rows, row 2, column 'label': {cell!r} is too large; the limit is 1e150. Correct it or remove the row."
         )
     target = fit_target("regression", labels_of(read_dataset(labelled(0.5, 1e150, -1e150), kind=kind)))
     assert isinstance(target, Scale) and np.isfinite(target.encode([0.5, 1e150])).all()
@@ -414,14 +415,14 @@ def test_whole_numbers_without_end_are_names() -> None:
 
 def test_a_number_that_is_not_finite_is_named_also_where_the_kind_is_inferred() -> None:
     message = complaint(read_dataset, labelled("1.5", "1e999"))
-    assert message.startswith("the rows, row 2, column 'label': the label '1e999' is not a number that is finite")
+    assert message.startswith("the rows, row 2, column 'label': the label '1e999' is not a finite number")
 
 
 @pytest.mark.parametrize("cell", ["x", "1e999", "nan", "1,5", True])
 def test_what_is_no_number_is_refused(cell: object) -> None:
     message = complaint(read_dataset, labelled(0.5, cell), kind="regression")
     assert message.startswith("the rows, row 2, column 'label': the label ")
-    assert message.endswith("is not a number that is finite. Write it as 3 or 3.5")
+    assert message.endswith("is not a finite number. Write it as 3 or 3.5.")
 
 
 def test_fractions_can_be_the_names_of_labels() -> None:
@@ -431,14 +432,14 @@ def test_fractions_can_be_the_names_of_labels() -> None:
 @pytest.mark.parametrize(
     ("cell", "problem"),
     [
-        ("", "the label is empty. Fill it in or remove the row"),
-        ("\t", r"the label is only white space, '\t'. Fill it in or remove the row"),
-        (None, "the label is missing. Fill it in or remove the row"),
-        (float("nan"), "the label is missing. Fill it in or remove the row"),
-        (np.float32("nan"), "the label is missing. Fill it in or remove the row"),
-        (float("inf"), "the label is not text but inf (float). Write it as text"),
-        ({"a": "b" * 80}, "the label is not text but {'a': '" + "b" * 50 + "... (dict). Write it as text"),
-        ("\ud800", r"the label '\ud800' holds half a surrogate pair. Write whole characters"),
+        ("", "the label is empty. Fill it in or remove the row."),
+        ("\t", r"the label '\t' has only white space. Fill it in or remove the row."),
+        (None, "the label is missing. Fill it in or remove the row."),
+        (float("nan"), "the label is missing. Fill it in or remove the row."),
+        (np.float32("nan"), "the label is missing. Fill it in or remove the row."),
+        (float("inf"), "the label is inf (float), not text. Write it as text."),
+        ({"a": "b" * 80}, "the label is {'a': '" + "b" * 50 + "... (dict), not text. Write it as text."),
+        ("\ud800", r"the label '\ud800' contains an invalid Unicode character (an unpaired surrogate). Replace it."),
     ],
 )
 def test_a_cell_without_a_label(cell: object, problem: str) -> None:
@@ -472,8 +473,11 @@ def test_selected_rows_keep_their_numbers() -> None:
 
 
 def test_a_data_set_has_rows_of_one_number() -> None:
-    assert complaint(from_lists(["a"]).select, []) == "the rows: there are no rows"
-    assert complaint(Dataset, ["a"], ["x"], source="t.csv", rows=[1, 2]) == "t.csv: 1 texts but 2 rows"
+    assert complaint(from_lists(["a"]).select, []) == "the rows: there are no rows. Give at least one."
+    assert (
+        complaint(Dataset, ["a"], ["x"], source="t.csv", rows=[1, 2])
+        == "t.csv: there are 1 texts but 2 rows. Give one for each text."
+    )
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -482,16 +486,19 @@ def test_a_data_set_has_rows_of_one_number() -> None:
 def test_training_needs_labels_that_differ() -> None:
     for holdout in (False, True):
         assert complaint(check_trainable, from_lists(["a", "b"], ["x", "x"]), holdout=holdout) == (
-            "the rows, row 1, column 'label': all 2 rows have the label 'x'. Training needs two labels or more"
+            "the rows, row 1, column 'label': all 2 rows have the label 'x'. Training needs at least two labels."
         )
-    assert complaint(check_trainable, from_lists(["a"]), holdout=True) == "the rows: the rows have no labels"
+    assert (
+        complaint(check_trainable, from_lists(["a"]), holdout=True)
+        == "the rows: the rows have no labels. Give a label for each row."
+    )
 
 
 def test_what_other_kinds_need_to_be_trained() -> None:
     several = from_lists(["a", "b", "c"], [["x"], [], ["y"]])
     check_trainable(several, holdout=True)  # a label that occurs once stays in train
     assert complaint(check_trainable, from_lists(["a", "b"], [[], []]), holdout=False) == (
-        "the rows, row 1, column 'label': none of the 2 rows has a label. Training needs one or more"
+        "the rows, row 1, column 'label': none of the 2 rows has a label. Training needs at least one label."
     )
     check_trainable(from_lists(["a", "b"], [0.5, 1.5]), holdout=True)
     assert "all 2 rows have the label 0.5" in complaint(
@@ -503,12 +510,12 @@ def test_labels_must_be_for_the_kind_of_task() -> None:
     several = from_lists(["a"], [["x", "z"]])
     known = Names(LabelSet(("x", "y")), "multi")
     assert complaint(check_labels_known, several, known, "test").startswith(
-        "the rows, row 1, column 'label': the label 'z' does not occur in the training data (1 test row has such a"
+        "the rows, row 1, column 'label': the label 'z' does not occur in the training set (1 test row has an"
     )
     check_labels_known(from_lists(["a", "b"], [["x"], []]), known, "test")
     assert complaint(check_labels_known, from_lists(["a"], ["x"]), known, "test") == (
-        "the rows: the labels are for a task of kind 'single', those of the training data are 'multi'. "
-        "State the same --kind for both"
+        "the rows: the labels are of the kind 'single', but those of the training set are of the kind 'multi'. "
+        "Use the same --kind for both."
     )
     check_labels_known(from_lists(["a"], [9.5]), Scale(0, 1, bounded=True), "test")
 
@@ -518,7 +525,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
     check_trainable(dataset, holdout=False)
     assert complaint(check_trainable, dataset, holdout=True) == (
         "the rows, row 2, column 'label': the label 'y' occurs once. Add a second row with it, remove this row, "
-        "or give a validation file (--validation)"
+        "or give a validation set (--validation)."
     )
     check_trainable(from_lists(list("abcd"), ["x", "y", "x", "y"]), holdout=True)
 
@@ -528,16 +535,16 @@ def test_labels_that_were_not_trained_on() -> None:
     check_labels_known(from_lists(["a"], ["login"]), label_set, "test")
     dataset = from_lists(list("abcd"), ["login", "biling", "shipping", "login"])
     assert complaint(check_labels_known, dataset, label_set, "test") == (
-        "the rows, row 2, column 'label': the label 'biling' does not occur in the training data "
-        "(2 test rows have such labels). Did you mean 'billing'?"
+        "the rows, row 2, column 'label': the label 'biling' does not occur in the training set "
+        "(2 test rows have unknown labels). Did you mean 'billing'?"
     )
     assert complaint(check_labels_known, dataset.select([2]), label_set, "validation") == (
-        "the rows, row 3, column 'label': the label 'shipping' does not occur in the training data "
-        "(1 validation row has such a label). The 2 labels are 'billing', 'login'"
+        "the rows, row 3, column 'label': the label 'shipping' does not occur in the training set "
+        "(1 validation row has an unknown label). The 2 labels are 'billing', 'login'."
     )
     assert complaint(check_labels_known, dataset.select([1, 2]), label_set, "test") == (
-        "the rows, row 2, column 'label': the label 'biling' does not occur in the training data "
-        "(2 test rows have such labels). Did you mean 'billing'? The 2 labels are 'billing', 'login'"
+        "the rows, row 2, column 'label': the label 'biling' does not occur in the training set "
+        "(2 test rows have unknown labels). Did you mean 'billing'? The 2 labels are 'billing', 'login'."
     )
 
 

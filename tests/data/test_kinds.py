@@ -56,7 +56,7 @@ def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() 
         (["1", "2", "1.0"], None, "the labels '1' and '1.0' are one number, so their order is not known"),
         (["low", "high"], ["low"], "must name each label once. 'high' is missing in --label-order$"),
         (["low", "high"], ["low", "mid", "high"], "must name each label once. 'mid' is missing in the train rows$"),
-        (["low", "high"], ["low", "high", "low"], "label names must differ from each other. 'low' was given"),
+        (["low", "high"], ["low", "high", "low"], "all label names must be different, but 'low' was given"),
     ],
 )
 def test_an_order_that_is_not_that_of_the_labels_is_refused(

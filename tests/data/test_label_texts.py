@@ -21,7 +21,7 @@ from ytuning.features.features import live_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LabelTuningConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.tasks.train import Trained, train_task
+from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
 TARGET = Names(LabelSet(("card_arrival", "login", "refund")))
@@ -83,7 +83,7 @@ def test_a_file_called_names_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"login": 3}', r"Got 3 for 'login' instead"),
         ('{"login": []}', r"Got \[\] for 'login' instead"),
         ('{"login": " "}', r"Got ' ' for 'login' instead"),
-        ("{", "are not JSON"),
+        ("{", "are not valid JSON"),
     ],
 )
 def test_wrong_json(content: str, message: str, tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("texts", "target", "options", "message"),
     [
         ({"logon": "x"}, TARGET, {}, r"a label that no row has: 'logon'\. Did you mean 'login'\? The task's"),
-        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' more than once but for white space\. Put its texts into"),
+        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' twice, with different white space\. Put all its"),
         ({"login": ""}, TARGET, {}, r"must be text that is not empty\. Got '' for 'login'"),
         ("texts", TARGET, {}, r"label_texts must be one of 'names', 'none'"),
-        ("names", Scale(0, 1, bounded=True), {}, "these are numbers. Leave out --label-texts"),
+        ("names", Scale(0, 1, bounded=True), {}, "a task with numbers has no labels to describe. Leave out "),
         ("names", TARGET, {"pairs": True}, "these rows are pairs. Leave out --label-texts"),
     ],
 )  # fmt: skip
@@ -131,8 +131,10 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
-def train(data: Dataset, encoder: Encoder, recipe: Recipe = FEW, **options: Any) -> Trained:
-    return train_task(data, encoder, FeatureStore(), recipe, **options)
+def train(data: Dataset, encoder: Encoder, recipe: Recipe = FEW, **given: Any) -> Trained:
+    """Train with the data sets and the options of the main job side by side."""
+    parts = {name: given.pop(name) for name in ("validation", "test", "progress") if name in given}
+    return train_task(data, encoder, FeatureStore(), recipe, options=TrainOptions(**given), **parts)
 
 
 def test_the_few_shot_preset_learns_from_names(toy: Dataset, encoder: Encoder) -> None:

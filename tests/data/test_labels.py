@@ -47,7 +47,7 @@ def test_an_unknown_label_is_named_with_its_neighbours_and_the_count() -> None:
         label_set.encode(["top_up", "card_arival"])
     assert str(caught.value) == (
         "unknown label 'card_arival'. Did you mean 'card_arrival' or 'card_arrived'? "
-        "The 3 known labels are 'card_arrival', 'card_arrived', 'top_up'"
+        "The 3 known labels are 'card_arrival', 'card_arrived', 'top_up'."
     )
 
 
@@ -60,10 +60,10 @@ def test_an_id_outside_the_set_is_refused(wrong: int) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "a label set needs at least one label name. Got none"),
-        (("a", ""), "a label name must be text that is not empty. Got ''"),
-        (("a", 3), "a label name must be text that is not empty. Got 3"),
-        (("a", "b", "a"), "label names must differ from each other. 'a' was given more than once"),
+        ((), "a label set needs at least one label name. Got none."),
+        (("a", ""), "a label name must be text that is not empty. Got '' instead."),
+        (("a", 3), "a label name must be text that is not empty. Got 3 instead."),
+        (("a", "b", "a"), "all label names must be different, but 'a' was given more than once."),
     ],
 )
 def test_names_must_be_there_and_differ(names: tuple[str, ...], message: str) -> None:

@@ -225,12 +225,12 @@ def test_rows_with_the_same_text_link_their_groups() -> None:
 def test_a_single_group_cannot_be_split() -> None:
     one = from_lists([*"abcd"], [*"xyxy"], groups=[7] * 4)
     remedy = (
-        "they are one group, which cannot be split into train and validation rows. "
-        "Name another column with --group (groups=) or give a validation file (--validation)"
+        "so they are one group, which cannot be split into a training and a validation set. "
+        "Use another column for --group (groups=) or give a validation set (--validation)."
     )
-    assert complaint(split_holdout, one, 0) == f"the rows: all 4 rows have the value '7' in groups=: {remedy}"
+    assert complaint(split_holdout, one, 0) == f"the rows: all 4 rows have the value '7' in groups=, {remedy}"
     linked = from_lists([*"abbc"], [*"xyxy"], groups=[1, 1, 2, 2])
-    assert complaint(split_holdout, linked, 0) == f"the rows: all 4 rows have linked values in groups=: {remedy}"
+    assert complaint(split_holdout, linked, 0) == f"the rows: all 4 rows have linked values in groups=, {remedy}"
 
 
 def test_a_label_of_one_group_stays_in_train() -> None:
@@ -239,7 +239,7 @@ def test_a_label_of_one_group_stays_in_train() -> None:
         assert not set(split_holdout(dataset, seed, 0.5)[1]) & {0, 1, 2}
     apart = Dataset([*"abcd"], [*"xxyy"], groups=[*"1122"])
     assert complaint(split_holdout, apart, 0).startswith(
-        "the rows: no row can be held out for validation, as each label needs a row of another group to train on. "
+        "the rows: no row can be held out for validation, because each label needs a row of another group for "
     )
 
 
@@ -265,12 +265,15 @@ print(*split_holdout(rows, 5)[1])
 
 
 def test_nothing_to_hold_out() -> None:
-    problem = "no row can be held out for validation, as each label needs another, different row to train on. "
+    problem = "no row can be held out for validation, because each label needs another, different row for training. "
     same = from_lists(["a", "a", "b", "b"], ["x", "x", "y", "y"])
     assert complaint(split_holdout, same, 0) == (
-        f"the rows: {problem}Add rows or give a validation file (--validation)"
+        f"the rows: {problem}Add rows or give a validation set (--validation)."
     )
-    assert complaint(split_holdout, from_lists(["a"]), 0) == "the rows: the rows have no labels"
+    assert (
+        complaint(split_holdout, from_lists(["a"]), 0)
+        == "the rows: the rows have no labels. Give a label for each row."
+    )
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])

@@ -15,8 +15,9 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation import attribution
 from ytuning.evaluation.attribution import explain, token_effects
 from ytuning.features.features import Features, live_features
-from ytuning.features.pairs import live_pairs
+from ytuning.features.pairs import PairFeatures, live_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.progress import Progress
 
@@ -30,10 +31,10 @@ def encoder(tiny_encoder: Path) -> Encoder:
     return load_encoder(tiny_encoder, precision="fp32")
 
 
-def head_of(config: HeadConfig, *, paired: bool = False) -> LabelHead:
+def head_of(config: HeadConfig, *, mode: PairMode | None = None) -> LabelHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_head(config, labels=4, layers=2, width=32, paired=paired).eval()
+        return build_head(config, labels=4, layers=2, width=32, pair_mode=mode).eval()
 
 
 def naive_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
@@ -69,7 +70,8 @@ def test_effects_against_taking_tokens_out(config: HeadConfig, encoder: Encoder)
 
 @pytest.mark.parametrize("config", FORMS, ids=["pooled", "cross_attention"])
 def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encoder: Encoder) -> None:
-    features, head = live_pairs(PAIRS, encoder), head_of(config, paired=True)
+    features, head = live_inputs(PAIRS, encoder, pair_mode="separate"), head_of(config, mode="separate")
+    assert isinstance(features, PairFeatures)
     for row, (first, second) in enumerate(zip(features.first.tolist(), features.second.tolist(), strict=True)):
         found = token_effects(head, features, row)
         assert len(found) == features.texts.lengths[first] + features.texts.lengths[second]
@@ -100,27 +102,27 @@ def test_the_only_token_of_a_text_has_no_effect(encoder: Encoder, monkeypatch: p
     np.testing.assert_array_equal(token_effects(head_of(FORMS[0]), features, 0), np.zeros((1, 4)))
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_effects_come_with_their_places(separate: bool, encoder: Encoder) -> None:
+@pytest.mark.parametrize("mode", PAIR_MODES)
+def test_effects_come_with_their_places(mode: PairMode, encoder: Encoder) -> None:
     told = []
 
     class Telling(Progress):
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             told.append((stage, done, total))
 
-    store, head = FeatureStore(), head_of(FORMS[0], paired=separate)
-    options: dict[str, Any] = {"separate": separate, "codec": "fp16"}
+    store, head = FeatureStore(), head_of(FORMS[0], mode=mode)
+    options: dict[str, Any] = {"pair_mode": mode, "codec": "fp16"}
     found = explain(head, PAIRS, encoder, store, progress=Telling(), **options)
     assert told[-2:] == [("explain", 1, 2), ("explain", 2, 2)]
     for pair, effects in zip(PAIRS, found, strict=True):
         words = [(pair[side] or "")[start:end] for side, start, end in effects.spans]
         assert [word for word in words if word] == " ".join(map(str, pair)).split()
-        assert words.count("") == 3 + separate and len(words) == len(effects.values)  # [CLS] and [SEP]
-    features = (live_pairs if separate else live_features)(PAIRS, encoder)
+        assert words.count("") == 3 + (mode == "separate") and len(words) == len(effects.values)  # [CLS] and [SEP]
+    features = live_inputs(PAIRS, encoder, pair_mode=mode)
     np.testing.assert_allclose(found[1].values, token_effects(head, features, 1), atol=1e-6)
 
 
 def test_nothing_to_explain(encoder: Encoder) -> None:
     head, store = head_of(FORMS[0]), FeatureStore()
-    assert explain(head, [], encoder, store, separate=False, codec="int8", progress=Progress()) == []
+    assert explain(head, [], encoder, store, pair_mode=None, codec="int8", progress=Progress()) == []
     assert store.spaces() == []

@@ -314,9 +314,9 @@ def printed(
 
 def test_printed_report_shows_figures_confusions_and_seconds() -> None:
     text = printed(("card", "login", "refund"), TRUTH, PREDICTED, seconds={"train": 1.234})
-    for shown in ("tickets", "6 rows", "0.6667", "precision", "worst confusions", "train", "1.23"):
+    for shown in ("tickets", "6 rows", "0.6667", "precision", "Most frequent mistakes", "train", "1.23"):
         assert shown in text
-    assert "worst confusions" not in printed(("a", "b", "c"), TRUTH, TRUTH)
+    assert "Most frequent mistakes" not in printed(("a", "b", "c"), TRUTH, TRUTH)
 
 
 def test_printed_report_shows_names_exactly() -> None:
@@ -331,6 +331,6 @@ def test_printed_report_of_many_labels_shows_the_worst() -> None:
     truth = np.arange(count)
     predicted = np.where(truth == 7, 8, truth)
     text = printed(tuple(f"label-{number:02}" for number in range(count)), truth, predicted)
-    assert f"the {SHOWN_LABELS} of {count} labels with the lowest F1" in text
+    assert f"The {SHOWN_LABELS} of {count} labels with the lowest F1" in text
     assert text.index("label-07") < text.index("label-08") < text.index("label-00")
     assert f"label-{count - 1:02}" not in text

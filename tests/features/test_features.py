@@ -28,7 +28,7 @@ from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import StoreError
 from ytuning.features import features as module
 from ytuning.features.codecs import CODECS, Compact, Half, Int8, row_bytes
-from ytuning.features.features import Features, keep_features, live_features, ordered_batches, stored_features
+from ytuning.features.features import TextFeatures, keep_features, live_features, ordered_batches, stored_features
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
 from ytuning.progress import Progress
 
@@ -92,7 +92,7 @@ def ids(encoder: Encoder, inputs: Sequence[TextInput]) -> list[tuple[int, ...]]:
     return sorted(tuple(part.tolist()) for part in np.split(tokens.ids, tokens.offsets[1:-1]))
 
 
-def values(features: Features) -> list[torch.Tensor]:
+def values(features: TextFeatures) -> list[torch.Tensor]:
     """(T, L, D) of each row, each asked for alone, copied."""
     return [features.batch(torch.tensor([row]))[0][0].clone() for row in range(len(features))]
 
@@ -277,7 +277,7 @@ def test_a_batch_is_what_a_loop_gathers(
 def test_bfloat16_batches_have_few_lengths() -> None:
     array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
     rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Half(1, 2))
-    features = Features(rows, torch.bfloat16)
+    features = TextFeatures(rows, torch.bfloat16)
     assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
 
 

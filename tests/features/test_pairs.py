@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,21 +14,21 @@ from tests.conftest import build_tiny_encoder
 from ytuning.cli.main import main
 from ytuning.compare import methods as contestants
 from ytuning.compare.methods import work_on
-from ytuning.data.dataset import Dataset
+from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.splits import target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.estimator import YTuningClassifier
-from ytuning.features.features import live_features, stored_features
-from ytuning.features.pairs import PairedFeatures, keep_pairs, live_pairs, stored_pairs
+from ytuning.features.features import CacheUse, live_features, stored_features
+from ytuning.features.pairs import PairFeatures, keep_inputs, live_inputs, stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import PooledConfig
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
 from ytuning.tasks.layers import rank_layers
-from ytuning.tasks.task import PAIR_MODES, PairMode
 from ytuning.training import recipes
 from ytuning.training.batches import shuffled_batches
-from ytuning.training.projection import reduced_features
+from ytuning.training.projection import project_features
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 PAIRS = [
@@ -41,17 +41,31 @@ PAIRS = [
 TEXTS = list(dict.fromkeys(text for pair in PAIRS for text in pair))
 
 
+def separate_live(inputs: Sequence[TextInput], encoder: Encoder) -> PairFeatures:
+    found = live_inputs(inputs, encoder, pair_mode="separate")
+    assert isinstance(found, PairFeatures)
+    return found
+
+
+def separate_stored(
+    inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, codec: str = "int8"
+) -> tuple[PairFeatures, CacheUse]:
+    found, use = stored_inputs(inputs, encoder, store, Progress(), pair_mode="separate", codec=codec)
+    assert isinstance(found, PairFeatures)
+    return found, use
+
+
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path) -> Encoder:
     return load_encoder(tiny_encoder, precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def pairs(encoder: Encoder) -> PairedFeatures:
-    return live_pairs(PAIRS, encoder)
+def pairs(encoder: Encoder) -> PairFeatures:
+    return separate_live(PAIRS, encoder)
 
 
-def test_a_batch_holds_first_texts_then_second_ones(encoder: Encoder, pairs: PairedFeatures) -> None:
+def test_a_batch_holds_first_texts_then_second_ones(encoder: Encoder, pairs: PairFeatures) -> None:
     rows = torch.tensor([2, 4, 0])
     values, mask = pairs.batch(rows)
     assert values.shape[0] == mask.shape[0] == 6
@@ -62,22 +76,20 @@ def test_a_batch_holds_first_texts_then_second_ones(encoder: Encoder, pairs: Pai
         torch.testing.assert_close(value[there], alone[0], atol=2e-3, rtol=2e-3)
 
 
-def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: PairedFeatures) -> None:
+def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: PairFeatures) -> None:
     single = {text: live_features([(text, None)], encoder) for text in TEXTS}
-    assert len(pairs) == 5 and pairs.paired and not pairs.texts.paired
+    assert len(pairs) == 5 and pairs.pair_mode == "separate" and pairs.texts.pair_mode is None
     assert pairs.lengths.tolist() == [max(int(single[text].lengths[0]) for text in pair) for pair in PAIRS]
     assert pairs.truncated_rows.tolist() == [False, False, False, False, True]
     rows = torch.tensor([0, 3])
     distinct = {text for row in rows.tolist() for text in PAIRS[row]}
     assert pairs.bytes_of(rows) == sum(single[text].bytes_of(torch.tensor([0])) for text in distinct)
-    tokens = pairs.tokens(rows)
-    assert len(tokens) == sum(int(single[text].lengths[0]) for row in rows.tolist() for text in PAIRS[row])
 
 
-def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairedFeatures) -> None:
+def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairFeatures) -> None:
     store = FeatureStore()
     _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16")
-    found, use = stored_pairs(PAIRS, encoder, store, Progress(), codec="fp16")
+    found, use = separate_stored(PAIRS, encoder, store, codec="fp16")
     assert (before.misses, use.hits, use.misses) == (1, 1, len(TEXTS) - 1)
     rows = torch.arange(4)
     torch.testing.assert_close(found.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
@@ -87,11 +99,10 @@ def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.Monke
     texts = [(f"card {word}", f"late {word}") for word in ["my", "the", "your", "a", "please", "help", "why", "how"]]
     store = FeatureStore()
     stored_features([(first, None) for first, _ in texts[::-1]], encoder, store, Progress())
-    found, _ = stored_pairs(texts, encoder, store, Progress())
+    found, _ = separate_stored(texts, encoder, store)
     rows = torch.tensor([5, 1, 7, 2])
     places = found.texts.in_order(found.first).tolist()
     wanted = sorted(rows.tolist(), key=lambda row: places.index(int(found.first[row])))
-    assert found.in_order(rows).tolist() == wanted
     monkeypatch.setattr("ytuning.features.pairs.BLOCK_BYTES", 2 * found.bytes_of(rows) // 4)
     blocks = found.blocks(rows)
     assert [len(block) for block in blocks] == [2, 2] and torch.cat(blocks).tolist() == wanted
@@ -105,32 +116,32 @@ def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("codec", ["int8", "compact"])
 def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) -> None:
-    found, _ = stored_pairs(PAIRS, encoder, FeatureStore(), Progress(), codec=codec)
-    rows = np.array([0, 2])
+    found, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
+    rows = torch.tensor([0, 2])
     with workers() as pool:
-        reduced = reduced_features(found, rows, pool, Progress())
-    assert reduced.features.paired and reduced.features.layers == 1
-    values, mask = found.batch(torch.from_numpy(rows))
-    coordinates, same = reduced.features.batch(torch.from_numpy(rows))
+        reduced = project_features(found, rows, pool, Progress())
+    assert reduced.features.pair_mode == "separate" and reduced.features.layers == 1
+    values, mask = found.batch(rows)
+    coordinates, same = reduced.features.batch(rows)
     assert torch.equal(mask, same)
-    projected = values.flatten(2) @ reduced.directions.T
+    projected = values.flatten(2) @ reduced.components.T
     error = (coordinates[:, :, 0] - projected)[mask].norm() / projected[mask].norm()
     assert error < 0.03
 
 
 def test_a_view_of_pairs_and_what_is_kept_of_it(tiny_encoder: Path, encoder: Encoder) -> None:
     every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32")
-    found = live_pairs(PAIRS, every)
+    found = separate_live(PAIRS, every)
     view = found.with_layers([2, 3])
-    assert isinstance(view, PairedFeatures) and view.layers == 2
+    assert isinstance(view, PairFeatures) and view.layers == 2
     rows = torch.tensor([4, 1])
     assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
     store = FeatureStore()
-    assert keep_pairs(PAIRS, view, encoder, store, Progress()) == len(TEXTS)
-    kept, use = stored_pairs(PAIRS, encoder, store, Progress())
+    assert keep_inputs(PAIRS, view, encoder, store, Progress()) == len(TEXTS)
+    kept, use = separate_stored(PAIRS, encoder, store)
     assert (use.hits, use.misses) == (len(TEXTS), 0)
-    own, _ = stored_pairs(PAIRS, encoder, FeatureStore(store.root / "own"), Progress())
-    assert torch.equal(kept.tokens(rows), own.tokens(rows))
+    own, _ = separate_stored(PAIRS, encoder, FeatureStore(store.root / "own"))
+    assert torch.equal(kept.batch(rows)[0], own.batch(rows)[0])
 
 
 @pytest.fixture(scope="module")

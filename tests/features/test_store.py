@@ -483,7 +483,7 @@ def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str)
 def test_another_schema_is_refused(store: FeatureStore, content: dict[str, object]) -> None:
     file = store.space(identity(), "fp16").folder / "space.json"
     file.write_text(json.dumps(content))
-    message = f"{file} has schema {content['schema']}, and this version of ytuning reads schema 1. Move the folder away"
+    message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 1. Move the folder away"
     with pytest.raises(StoreError, match=f"^{re.escape(message)}, or set YTUNING_CACHE to another one$"):
         store.space(identity(), "fp16")
 

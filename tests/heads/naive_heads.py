@@ -16,7 +16,9 @@ from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningCo
 State = Mapping[str, Tensor]
 
 
-def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tensor, *, paired: bool = False) -> Tensor:
+def naive_logits(
+    config: HeadConfig, state: State, features: Tensor, mask: Tensor, *, separate_pairs: bool = False
+) -> Tensor:
     """Logits (B, C) of features (B, T, L, D) with mask (B, T); of pairs both are of 2 * B texts."""
     weights = {name: tensor.double() for name, tensor in state.items()}
     texts = [
@@ -24,7 +26,7 @@ def naive_logits(config: HeadConfig, state: State, features: Tensor, mask: Tenso
         for text, kept in zip(features, mask, strict=True)
     ]
     rows = [[text] for text in texts]
-    if paired:
+    if separate_pairs:
         count = len(texts) // 2
         rows = [list(pair) for pair in zip(texts[:count], texts[count:], strict=True)]
     if isinstance(config, PooledConfig):

@@ -12,6 +12,7 @@ import ytuning.heads.pooled as module
 from tests.heads.naive_heads import naive_logits
 from ytuning.errors import InputError
 from ytuning.heads.dropout import dropped
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
     CrossAttentionHead,
@@ -77,10 +78,10 @@ NAMES = [f"{type(config).__name__}-{labels}-{layers}" for config, labels, layers
 cases = pytest.mark.parametrize(("config", "labels", "layers"), CASES, ids=NAMES)
 
 
-def scrambled(config: HeadConfig, labels: int, layers: int, *, paired: bool = False) -> LabelHead:
+def scrambled(config: HeadConfig, labels: int, layers: int, *, mode: PairMode | None = None) -> LabelHead:
     """A head none of whose weights is still 0 or 1."""
     torch.manual_seed(3)
-    head = build_head(config, labels=labels, layers=layers, width=WIDTH, paired=paired)
+    head = build_head(config, labels=labels, layers=layers, width=WIDTH, pair_mode=mode)
     with torch.no_grad():
         for tensor in (*head.parameters(), *head.buffers()):
             tensor.add_(0.3 * torch.randn_like(tensor))
@@ -107,12 +108,12 @@ def test_fast_head_agrees_with_the_naive_one(config: HeadConfig, labels: int, la
 
 @cases
 def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels: int, layers: int) -> None:
-    head = scrambled(config, labels, layers, paired=True).eval()
+    head = scrambled(config, labels, layers, mode="separate").eval()
     features, mask = batch(layers, (5, 1, 3, 7, 2, 6))  # the fourth text is the first one's partner
     with torch.no_grad():
         fast = head(features, mask)
         swapped = head(features[[3, 4, 5, 0, 1, 2]], mask[[3, 4, 5, 0, 1, 2]])
-    slow = naive_logits(config, head.state_dict(), features, mask, paired=True)
+    slow = naive_logits(config, head.state_dict(), features, mask, separate_pairs=True)
     assert fast.shape == (3, labels)
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
     if not isinstance(config, CrossAttentionConfig):  # label rows see a set of tokens, whichever text they are of
@@ -121,7 +122,7 @@ def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels
 
 def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
     torch.manual_seed(0)
-    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, paired=True).eval()
+    head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, pair_mode="separate").eval()
     tokens = torch.randn(6, 2, WIDTH)
     values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
     shares = []
@@ -139,7 +140,7 @@ def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
 
 
 def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = scrambled(CASES[1][0], 3, 2, paired=True).eval()
+    head = scrambled(CASES[1][0], 3, 2, mode="separate").eval()
     features, mask = batch(2, (5, 1, 3, 7, 2, 6))  # 5 tokens meet 7 at most
     calls = []
 
@@ -193,10 +194,10 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
     assert float(values.mean()) == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("mode", [None, "separate"])
 @cases
-def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
-    head = scrambled(config, labels, layers, paired=paired).eval()
+def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int, mode: PairMode | None) -> None:
+    head = scrambled(config, labels, layers, mode=mode).eval()
     features, mask = batch(layers)
     other = torch.where(mask[..., None, None], features, 50 * torch.ones(()))
     longer = torch.cat((features, features[:, :2] * 7), 1)
@@ -206,16 +207,16 @@ def test_padding_does_not_matter(config: HeadConfig, labels: int, layers: int, p
         torch.testing.assert_close(head(other, mask), logits, rtol=0, atol=1e-5)
         torch.testing.assert_close(head(longer, longer_mask), logits, rtol=0, atol=1e-5)
         for row in range(len(logits)):
-            rows = [row, len(logits) + row] if paired else [row]
+            rows = [row, len(logits) + row] if mode else [row]
             length = int(mask[rows].sum(1).max())
             alone = head(features[rows][:, :length], mask[rows][:, :length])
             torch.testing.assert_close(alone[0], logits[row], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("mode", [None, "separate"])
 @cases
-def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int, paired: bool) -> None:
-    head = scrambled(config, labels, layers, paired=paired).eval()  # dropout could hide a path by chance
+def test_gradients_reach_every_parameter(config: HeadConfig, labels: int, layers: int, mode: PairMode | None) -> None:
+    head = scrambled(config, labels, layers, mode=mode).eval()  # dropout could hide a path by chance
     logits = head(*batch(layers))
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     untouched = [

@@ -19,7 +19,7 @@ from ytuning.reports.charts import (
     residual_figure,
     scatter_figure,
 )
-from ytuning.training.fit import Round
+from ytuning.training.fit import Validation
 
 
 def check_within(figure: Chart) -> None:
@@ -75,7 +75,7 @@ def test_calibration() -> None:
         "single", np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0, 1]])
     )
     check_within(figure)
-    assert figure.rows == [("0.600", "1.000", "1"), ("0.900", "0.500", "2"), ("1.000", "1.000", "1")]
+    assert figure.rows == [("0.6000", "1.0000", "1"), ("0.9000", "0.5000", "2"), ("1.0000", "1.0000", "1")]
     assert figure.columns[2] == "rows" and "50% at 90%" in figure.summary
     tallest = max(figure.bars, key=lambda bar: bar[3])
     assert tallest[4] == "2 rows" and all(bar[3] == pytest.approx(tallest[3] / 2, abs=0.1) for bar in figure.bars[::2])
@@ -85,19 +85,19 @@ def test_calibration_of_several_labels_is_of_decisions() -> None:
     truth = np.array([[1, 0], [0, 0]])
     figure = calibration_figure("multi", truth, np.array([[0.9, 0.2], [0.21, 0.22]]))
     check_within(figure)
-    assert figure.rows == [("0.210", "0.000", "3"), ("0.900", "1.000", "1")] and figure.columns[2] == "decisions"
+    assert figure.rows == [("0.2100", "0.0000", "3"), ("0.9000", "1.0000", "1")] and figure.columns[2] == "decisions"
 
 
 def test_one_row_can_be_drawn() -> None:
     check_within(calibration_figure("single", np.array([0]), np.array([[1.0, 0.0]])))
     check_within(scatter_figure(np.array([2.0]), np.array([2.0])))
     check_within(residual_figure(np.array([2.0]), np.array([2.0])))
-    for figure in learning_figures("single", [Round(30, 0.0, 1.0, 0.0)], 0):
+    for figure in learning_figures("single", [Validation(30, 0.0, 1.0, 0.0)], 0):
         check_within(figure)
 
 
 def test_learning() -> None:
-    history = [Round(10, 2.0, -0.5, 0.1), Round(20, 1.0, -0.3, 0.1), Round(30, 1.5, -0.35, 0.1)]
+    history = [Validation(10, 2.0, -0.5, 0.1), Validation(20, 1.0, -0.3, 0.1), Validation(30, 1.5, -0.35, 0.1)]
     score, loss = learning_figures("ordinal", history, 1)
     for figure in (score, loss):
         check_within(figure)
@@ -105,7 +105,7 @@ def test_learning() -> None:
         assert figure.marks[0][1] == figure.dots[1][0] and [row[3] for row in figure.rows] == ["", "chosen", ""]
     assert score.title == "Validation mean absolute error" and score.rows[0] == ("10", "0.5000", "0.1000", "")
     assert score.dots[0][1] < score.dots[1][1], "an error that falls is drawn so"
-    assert "chosen was step 20 with 1.0000" in loss.summary
+    assert "Step 20 was chosen with 1.0000" in loss.summary
     assert sum(name == "error" for name, _ in score.lines) == 3 and len(loss.lines) == 1
 
 

@@ -47,13 +47,13 @@ def test_table(standings: Standings) -> None:
     assert re.search(rf" ~ [+-]{number} \([+-]{number} to [+-]{number}\) ", logistic)
     assert "400 test rows" in text and "2 seeds" in text
     assert "lora was left out: the package 'peft' is <not> installed" in text
-    assert "no test file" not in text
+    assert "no test set" not in text
 
 
 def test_table_of_validation_rows_says_so_first() -> None:
     work = work_of(test=False)
     text = printed(standings_of(comparison_of(work, [fake_run("ytuning", work, 0)])))
-    assert text.startswith("There is no test file: these figures are of the validation rows")
+    assert text.startswith("There is no test set, so these scores are from the validation set")
     assert "60 validation rows" in text and re.search(r"1 seed *\n", text)
 
 
@@ -104,7 +104,7 @@ def test_page_is_whole_and_loads_nothing(standings: Standings, tmp_path: Path) -
 
 
 def test_a_folder_that_cannot_be_written(standings: Standings, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^cannot write .*nowhere.*Choose another with --out$"):
+    with pytest.raises(InputError, match=r"^cannot write .*nowhere.*Choose another path with --out\.$"):
         write_standings(standings, tmp_path / "nowhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +24,7 @@ from ytuning.reports import html as html_report
 from ytuning.reports.html import render_report
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.task import Task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -99,8 +100,7 @@ def task_of(target: Target, encoder: Encoder, **options: Any) -> Task:
     config = options.pop("config", PooledConfig(width=16))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        paired = options.get("pair") == "separate"
-        head = build_head(config, labels=target.outputs, layers=2, width=32, paired=paired).eval()
+        head = build_head(config, labels=target.outputs, layers=2, width=32, pair_mode=options.get("pair_mode")).eval()
     training = {"store": "int8", "rows": {"train": 10}, "steps": 30, "refitted": True}
     return Task("toy", target, encoder.identity, config, head, training=training, **options)
 
@@ -119,8 +119,8 @@ KINDS: dict[str, tuple[Target, dict[str, Any]]] = {
     "ordinal": (Names(ABC, "ordinal"), {}),
     "multi": (Names(ABC, "multi"), {"calibration": Calibration(1.2, thresholds=(0.3, 0.5, 0.6))}),
     "regression": (Scale(0, 5, bounded=True), {}),
-    "joint": (Names(ABC), {"pair": "joint"}),
-    "separate": (Names(ABC), {"pair": "separate"}),
+    "joint": (Names(ABC), {"pair_mode": "joint"}),
+    "separate": (Names(ABC), {"pair_mode": "separate"}),
 }
 
 
@@ -148,14 +148,14 @@ def test_a_page_of_every_kind(kind: str, rows: Dataset, encoder: Encoder) -> Non
     assert page.classes["text"] == 20 * (2 if data.text_pairs else 1)
     assert ("matrix" in page.classes) == (kind not in ("multi", "regression"))
     assert ("labels" in page.classes) == (kind != "regression")
-    assert ("given from" in html) == (kind == "multi")
+    assert (">threshold<" in html) == (kind == "multi")
     assert "toy on the rows" in page.text["bdi"]
     assert page.classes["first"] == 2 and " to " in page.text["span"]
 
 
 def test_a_page_of_a_training(rows: Dataset, encoder: Encoder) -> None:
     recipe, store = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30)), FeatureStore()
-    trained = train_task(rows, encoder, store, recipe, name="toy")
+    trained = train_task(rows, encoder, store, recipe, options=TrainOptions(name="toy"))
     judged = trained.judged["validation"]
     assert judged.data.texts == [rows.texts[number - 1] for number in judged.data.rows or []]
     again = evaluate(trained.task.target, trained.task.calibration, judged.truth, judged.logits)
@@ -172,7 +172,7 @@ def test_a_page_of_a_training(rows: Dataset, encoder: Encoder) -> None:
 
 def test_the_chosen_head_gave_the_logits_that_are_judged(rows: Dataset, encoder: Encoder) -> None:
     recipe, store = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30)), FeatureStore()
-    trained = train_task(rows, encoder, store, recipe, codec="fp16")
+    trained = train_task(rows, encoder, store, recipe, options=TrainOptions(codec="fp16"))
     judged = trained.judged["validation"]
     task = replace(trained.task, head=judged.head)
     logits = evaluate_task(task, judged.data, encoder, store).judged.logits
@@ -210,33 +210,39 @@ def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
     data = Dataset(["my card"], ["card"])
     answer = evaluate_task(task, data, encoder, FeatureStore()).judged.logits.argmax()
     page, html = page_of(task, replace(data, labels=[ABC.names[answer]]), encoder)
-    assert "None: every answer is right." in html and "mark" not in page.counts
-    assert "1 labelled row." in html
-    assert "0.2065 to 1.0000" in page.text["span"] and "all of them are right or all wrong: Wilson's, of the" in html
+    assert "There are no mistakes: every answer is right." in html and "mark" not in page.counts
+    assert "labels 1 row whose labels are known." in html
+    assert "0.2065 to 1.0000" in page.text["span"] and "it is Wilson's interval of the accuracy" in html
 
 
 def test_a_page_of_one_number(encoder: Encoder) -> None:
     page, html = page_of(
         task_of(Scale(0, 5, bounded=True), encoder), Dataset(["my card"], [4.5], kind="regression"), encoder
     )
-    assert page.counts["svg"] == 2 and "1 row, from the largest error on" in html
+    assert page.counts["svg"] == 2 and "The list has 1 row. It starts with the largest error." in html
 
 
 def test_a_page_of_a_task_that_abstains(rows: Dataset, encoder: Encoder) -> None:
     never = task_of(Names(ABC), encoder, calibration=Calibration(abstain_below=1.0))
     page, html = page_of(never, rows, encoder)
-    assert "no answer" in page.text["span"] and "None of the rows that were answered" in html
+    assert "no answer" in page.text["span"] and "There are no mistakes among the rows that were answered" in html
     assert "no answer below" in page.text["dt"]
 
 
-def test_without_places_of_tokens_nothing_is_marked(
-    rows: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spans = Encoder.spans
-    monkeypatch.setattr(Encoder, "spans", lambda self, inputs: [[(0, 0, 0)] * len(row) for row in spans(self, inputs)])
-    page, _ = page_of(task_of(Names(ABC), encoder), rows, encoder)
+class WithoutPlaces(Encoder):
+    """An encoder whose tokenizer does not tell where tokens stand."""
+
+    def spans(self, inputs: Any) -> Any:
+        """No place for any token."""
+        return [[(0, 0, 0)] * len(row) for row in super().spans(inputs)]
+
+
+def test_without_places_of_tokens_nothing_is_marked(rows: Dataset, encoder: Encoder) -> None:
+    blind = copy.copy(encoder)
+    blind.__class__ = WithoutPlaces
+    page, _ = page_of(task_of(Names(ABC), encoder), rows, blind)
     assert page.counts["mark"] == 2 and page.classes["text"] == 20  # those of the legend
-    assert "nothing stands out" in page.text["p"]
+    assert "Strongest for the prediction: no word." in page.text["p"]
 
 
 def test_of_a_long_text_the_beginning_is_shown(encoder: Encoder) -> None:

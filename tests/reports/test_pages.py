@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -98,10 +97,9 @@ def pages(
                 patch.setenv("YTUNING_CACHE", str(folder / "store"))
                 patch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), QUICK))
                 patch.setattr("ytuning.compare.compare.in_own_process", start.get(name))
-                patch.setattr(sys, "argv", ["ytuning", *commands[name]])
                 said = io.StringIO()
                 with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as stop:
-                    cli.main()
+                    cli.main(commands[name])
                 assert stop.value.code == 0, said.getvalue()
         return file
 
@@ -136,7 +134,7 @@ def test_a_page_opens_and_is_no_wider_than_its_window(
 def test_a_training_report(size: tuple[int, int], browser: Browser, pages: Callable[[str], Path]) -> None:
     with browser.open(pages("train"), size) as page:
         assert page.title() == "toy, test" == page.locator("h1").inner_text()
-        for name in ("Figures", "Labels", "Confusion", "Calibration", "Training", "Worst mistakes"):
+        for name in ("Metrics", "Labels", "Confusion", "Calibration", "Training", "Worst mistakes"):
             assert page.get_by_role("heading", name=name, exact=True).is_visible()
         assert page.locator("dt", has_text="accuracy").first.is_visible()
         matrix = page.get_by_role("table", name="Confusion matrix")
@@ -177,7 +175,7 @@ def check_mistakes(page: Page) -> None:
 
 def test_a_report_of_several_labels_and_one_of_numbers(browser: Browser, pages: Callable[[str], Path]) -> None:
     with browser.open(pages("multi")) as page:
-        assert page.get_by_role("columnheader", name="given from").is_visible()
+        assert page.get_by_role("columnheader", name="threshold").is_visible()
         assert page.locator("th[scope=row]").all_inner_texts() == ["card", "refund"]
     with browser.open(pages("regression")) as page:
         for drawing in ("Predicted by true numbers", "Errors"):
@@ -208,7 +206,7 @@ def test_a_comparison(browser: Browser, pages: Callable[[str], Path]) -> None:
         width = page.get_by_role("region", name="Methods").evaluate("region => region.scrollWidth - region.clientWidth")
         assert width == 0, "on a desktop the table is seen as a whole"
     with browser.open(pages("failing")) as page:
-        assert page.get_by_text("There is no test file").is_visible()
+        assert page.get_by_text("There is no test set").is_visible()
         assert page.get_by_text(f"full was left out: ValueError: {EVIL[0]}").is_visible()
 
 
@@ -285,7 +283,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(
 def test_the_keyboard_skips_opens_and_scrolls(browser: Browser, pages: Callable[[str], Path]) -> None:
     with browser.open(pages("many"), PHONE) as page:
         page.keyboard.press("Tab")
-        skip = page.get_by_role("link", name="To the figures")
+        skip = page.get_by_role("link", name="Skip to the metrics")
         box = skip.bounding_box()
         assert box is not None and box["x"] >= 0 and skip.evaluate("link => link == document.activeElement")
         page.keyboard.press("Enter")

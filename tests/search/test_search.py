@@ -19,12 +19,13 @@ from ytuning.data.kinds import Objective
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, MissingExtraError
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.progress import Progress
 from ytuning.reports.search import plot_search
 from ytuning.search import log as module
 from ytuning.search.log import Trial, importances
-from ytuning.search.search import Searched, propose, search
+from ytuning.search.search import Searched, SearchOptions, propose, search
 from ytuning.search.space import SHARED, Space, head_size
 from ytuning.tasks import layers as layer_choice
 from ytuning.tasks.task import load_task
@@ -66,7 +67,8 @@ def trial(number: int, loss: float, /, **choices: Any) -> Trial:
 
 
 def found(toy: Dataset, encoder: Encoder, folder: Path, **options: Any) -> Searched:
-    return search(toy, encoder, FeatureStore(), folder, **{"trials": 6, **options})
+    parts = {name: options.pop(name) for name in ("validation", "test", "progress") if name in options}
+    return search(toy, encoder, FeatureStore(), folder, options=SearchOptions(**{"trials": 6, **options}), **parts)
 
 
 def without_seconds(folder: Path) -> Any:
@@ -110,7 +112,7 @@ def test_choices_make_a_recipe() -> None:
 
 def test_heads_of_few_labels_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real presets
-    pair_head = head_size(PooledConfig(), labels=8, layers=2, width=384, paired=True)
+    pair_head = head_size(PooledConfig(), labels=8, layers=2, width=384, pair_mode="separate")
     assert 0.019 * 22_700_000 < pair_head <= 0.02 * 22_700_000
     for outputs, within in ((2, True), (8, True), (9, False)):
         space = space_of(outputs=outputs, presets=("default",))
@@ -122,13 +124,13 @@ def test_heads_of_few_labels_stay_within_the_budget(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("config", [PooledConfig(), CrossAttentionConfig()])
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("mode", [None, "separate"])
 def test_the_size_of_a_head_is_that_of_one_that_is_built(
-    config: PooledConfig | CrossAttentionConfig, paired: bool
+    config: PooledConfig | CrossAttentionConfig, mode: PairMode | None
 ) -> None:
     shape = {"labels": 5, "layers": 2, "width": 24}
-    head = build_head(config, **shape, paired=paired)
-    assert head_size(config, **shape, paired=paired) == sum(each.numel() for each in head.parameters())
+    head = build_head(config, **shape, pair_mode=mode)
+    assert head_size(config, **shape, pair_mode=mode) == sum(each.numel() for each in head.parameters())
 
 
 # --- proposals ------------------------------------------------------------------------------------------------------
@@ -290,8 +292,8 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, tmp_path: Path, kind
     }[kind]()
     result = found(data, encoder, tmp_path / "out", trials=5)
     assert load_task(tmp_path / "out" / "task").kind == data.kind
-    assert result.trained.task.pair == result.best.pair
-    assert (result.best.pair is None) == (kind != "pairs")
+    assert result.trained.task.pair_mode == result.best.pair_mode
+    assert (result.best.pair_mode is None) == (kind != "pairs")
 
 
 def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
@@ -312,7 +314,7 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()
     file.write_text(json.dumps({"schema": 2}))
-    message = f"{file} has schema 2, and this version of ytuning reads schema 1. Choose another folder with --out"
+    message = f"{file} has schema 2, but this version of ytuning reads schema 1. Choose another folder with --out"
     with pytest.raises(InputError, match=f"^{re.escape(message)}, or remove the file$"):
         found(toy, encoder, tmp_path / "out")
     file.write_text(content[:-40])
@@ -394,7 +396,7 @@ def test_the_command(run: Callable[..., tuple[int, str, str]], tiny_encoder: Pat
     assert set(content["metrics"]) == {"validation", "test"}
     assert content["plot"] == "out/search.html" and "<svg" in (tmp_path / content["plot"]).read_text()
     status, out, _ = run(*options, "--quiet")
-    assert status == 0 and "the best 5 of 5 trials, on " in out and "the winner is saved in out/task" in out
+    assert status == 0 and "Best 5 of 5 trials on " in out and "The best task is in out/task." in out
     # The recipe trains another task.
     status, out, _ = run(
         "train", "train.csv", "--encoder", tiny_encoder, "--out", "again", "--recipe", content["recipe"], "--json"
@@ -436,7 +438,7 @@ def test_a_mistake_is_one_line(
         ),
         (("--layers", "9"), "layers must be from 0 to 3 for the encoder "),
         (("--recipe", "none.json"), "cannot read the recipe none.json: No such file or directory. Check --recipe"),
-        (("--recipe", "x", "--preset", "paper"), "give either --preset or --recipe, which states what a preset does, "),
+        (("--recipe", "x", "--preset", "paper"), "--recipe replaces a preset, so it cannot be used together with "),
     ],
 )
 def test_mistakes_of_train_are_one_line(

@@ -232,9 +232,13 @@ def test_stop_answers_what_was_accepted(catalog: Catalog, held: Held) -> None:
         asked.append(asyncio.create_task(made.explain(("my card", None), task)))  # type: ignore[arg-type]
         await when(lambda: held.calls)
         stopping = asyncio.create_task(asyncio.to_thread(made.stop))
-        await when(lambda: made._stopping)
-        with pytest.raises(Stopped):
-            await made.answer(texts("late"), [task])
+        while True:  # until it has begun to stop, it accepts texts
+            late = asyncio.create_task(made.answer(texts("late"), [task]))
+            await asyncio.sleep(0.01)
+            if late.done():
+                break
+            asked.append(late)
+        assert isinstance(late.exception(), Stopped)
         with pytest.raises(Stopped):
             await made.explain(("late", None), task)
         held.go.set()
@@ -247,11 +251,11 @@ def test_stop_answers_what_was_accepted(catalog: Catalog, held: Held) -> None:
 @pytest.mark.parametrize("name", ["single", "multi", "number", "joint", "apart"])
 def test_explanations_are_those_of_the_head(name: str, served_tasks: Path, catalog: Catalog) -> None:
     served = catalog.tasks[name]
-    given = ["my card", "your login"] if served.task.pair else ["my card"]
-    content: TextInput = (given[0], given[1] if served.task.pair else None)
-    separate = served.task.pair == "separate"
-    features = served.encoder.view(served.encoder.read([content], separate=separate), served.task.encoder.layers)
-    effects = explain_one(served.task.head, content, served.encoder.encoder, features, separate=separate)
+    given = ["my card", "your login"] if served.task.pair_mode else ["my card"]
+    content: TextInput = (given[0], given[1] if served.task.pair_mode else None)
+    mode = served.task.pair_mode
+    features = served.encoder.view(served.encoder.read([content], pair_mode=mode), served.task.encoder.layers)
+    effects = explain_one(served.task.head, content, served.encoder.encoder, features, pair_mode=mode)
     with live(settings(served_tasks), catalog) as server:
         reply = explained(server, name, given)
     assert [(each["side"], each["start"], each["end"]) for each in reply["tokens"]] == effects.spans

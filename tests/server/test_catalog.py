@@ -20,7 +20,7 @@ from ytuning.heads.pooled import PooledConfig
 from ytuning.server.catalog import Catalog
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import load_task, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 
@@ -92,7 +92,9 @@ def test_a_task_that_reads_another_hidden_state(
 ) -> None:
     encoder = load_encoder(tiny_encoder, precision="fp32", layers=[1])
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20))
-    task = train_task(from_lists(*toy_rows), encoder, FeatureStore(tmp_path / "store"), recipe, name="early").task
+    task = train_task(
+        from_lists(*toy_rows), encoder, FeatureStore(tmp_path / "store"), recipe, options=TrainOptions(name="early")
+    ).task
     with live(settings(root)) as server:
         assert server.client.post("/admin/reload").json()["tasks"] == 1
         save_task(task, root / "early")

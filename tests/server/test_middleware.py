@@ -94,12 +94,12 @@ def test_reading_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"# nothing\n", "holds no key: write one a line"),
+        (b"# nothing\n", "has no key. Write one per line"),
         (b"k" * 15, "at least 16 ASCII characters"),
         (b"k" * 16 + b" k", "without spaces"),
         ("é".encode() * 16, "at least 16 ASCII characters"),
-        (b"\xff" * 16, r"cannot read the keys in .*keys: .*Check --keys$"),
-        (None, r"cannot read the keys in .*keys: .*Check --keys$"),
+        (b"\xff" * 16, r"cannot read the keys in .*keys: .*Check --keys\.$"),
+        (None, r"cannot read the keys in .*keys: .*Check --keys\.$"),
     ],
 )
 def test_keys_that_cannot_be_used(content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_large_bodies(path: str, chunked: bool, locked: Live) -> None:
     headers = {**bearer(USE), "content-type": "application/json"}
     reply = locked.client.post(path, content=content, headers=headers)
     assert reply.status_code == 413
-    message = "a request may have 1,000 bytes. Send fewer texts at a time"
+    message = "a request may have 1,000 bytes. Send fewer texts at a time."
     openai = {"message": message, "type": "too_large", "param": None, "code": "too_large"}
     assert reply.json()["error"] == (openai if path.startswith("/v1") else message)
     assert locked.post("/predict", BODY, **bearer(USE)).status_code == 200

@@ -55,12 +55,12 @@ def marks(page: Page) -> list[tuple[str, str]]:
 
 def write(page: Page, text: str, second: str = "") -> None:
     """Types texts and waits for the answers."""
-    page.locator("#latency", has_text="there and back").or_(page.locator("#latency:empty")).wait_for(state="attached")
+    page.locator("#latency", has_text="The answer took").or_(page.locator("#latency:empty")).wait_for(state="attached")
     page.evaluate("document.getElementById('latency').textContent = ''")
     if second:
         page.get_by_role("textbox", name="Second text").fill(second)
     page.get_by_role("textbox", name="Text", exact=True).fill(text)
-    page.get_by_text("there and back").wait_for()
+    page.get_by_text("The answer took").wait_for()
 
 
 # --- a text ---------------------------------------------------------------------------------------------------------
@@ -70,16 +70,16 @@ def test_typing_shows_each_task_s_answer_and_bars(browser: Browser, stub: Served
     with browser.open(stub.address) as page:
         page.get_by_text("The server has 5 tasks on 1 encoder. Version 0.1.0.").wait_for()
         page.get_by_role("textbox", name="Text", exact=True).press_sequentially("food and a joke", delay=5)
-        page.get_by_text("there and back; 20 ms on the server, 75 % of it in the encoder; 7 tokens.").wait_for()
+        page.get_by_text("ms: 20 ms on the server (75 % of that in the encoder). The encoder read 7 tokens.").wait_for()
         assert stub.classified() == [{"input": ["food and a joke"], "tasks": None}], "once, when typing stops"
         assert card(page, "topic").locator(".answer").inner_text() == "food"
-        assert rows(page, "topic") == ["food 0.500", "sport 0.250", "money 0.125", "travel 0.063", "music 0.031"]
+        assert rows(page, "topic") == ["food 0.5000", "sport 0.2500", "money 0.1250", "travel 0.0625", "music 0.0313"]
         widths = card(page, "topic").locator(".track span").evaluate_all("all => all.map(bar => bar.offsetWidth)")
         assert widths == sorted(widths, reverse=True) and widths[0] == pytest.approx(2 * widths[1], abs=1)
         assert card(page, "tags").locator(".answer").inner_text() == "joke"
-        assert rows(page, "tags")[0] == "✓ joke 0.500"
+        assert rows(page, "tags")[0] == "✓ joke 0.5000"
         assert card(page, "length").locator(".answer").inner_text() == "-1.875"
-        assert "Needs a second text" in card(page, "same").inner_text()
+        assert "This task needs a second text." in card(page, "same").inner_text()
         assert page.get_by_role("status").inner_text().startswith("topic: food; stars: 1; tags: joke; length: -1.875")
         page.get_by_role("textbox", name="Text", exact=True).fill("  ")
         page.locator(".row").first.wait_for(state="detached")
@@ -88,13 +88,13 @@ def test_typing_shows_each_task_s_answer_and_bars(browser: Browser, stub: Served
 
 def test_answers_come_on_a_button_or_a_key(browser: Browser, stub: Served) -> None:
     with browser.open(stub.address) as page:
-        page.get_by_label("while typing").uncheck()
+        page.get_by_label("Classify while typing").uncheck()
         text = page.get_by_role("textbox", name="Text", exact=True)
         text.fill("one")
         page.wait_for_timeout(500)
         assert not stub.classified()
         page.get_by_role("button", name="Classify", exact=True).click()
-        page.get_by_text("there and back").wait_for()
+        page.get_by_text("The answer took").wait_for()
         text.fill("two")
         text.press("Control+Enter")
         page.wait_for_timeout(300)
@@ -110,7 +110,7 @@ def test_a_late_reply_does_not_replace_a_newer_one(browser: Browser, stub: Serve
         text.press("Control+Enter")
         text.fill("food")
         text.press("Control+Enter")
-        card(page, "topic").get_by_text("food 0.500").or_(card(page, "topic").locator(".given")).first.wait_for()
+        card(page, "topic").get_by_text("food 0.5000").or_(card(page, "topic").locator(".given")).first.wait_for()
         page.wait_for_timeout(1200)
         assert card(page, "topic").locator(".answer").inner_text() == "food"
         assert browser.complaints == [f"failed: {stub.address}classify_many"], "the first request was taken back"
@@ -127,11 +127,11 @@ def test_abstained_several_truncated_and_in_order(browser: Browser, stub: Served
     stub.results = results
     with browser.open(stub.address) as page:
         write(page, "x")
-        assert card(page, "topic").locator(".answer").inner_text() == "No answer: the task abstains"
+        assert card(page, "topic").locator(".answer").inner_text() == "No answer, because the confidence is too low."
         assert card(page, "tags").locator(".answer").inner_text() == "rude, joke"
-        assert rows(page, "tags") == ["✓ joke 0.300", "spam 0.300", "✓ rude 0.300"]
+        assert rows(page, "tags") == ["✓ joke 0.3000", "spam 0.3000", "✓ rude 0.3000"]
         assert [row.split()[0] for row in rows(page, "stars")] == ["1", "2", "3"], "a scale keeps its order"
-        assert "The task reads 256 tokens; what comes after them was not seen." in card(page, "stars").inner_text()
+        assert "The text is too long. The task reads only its first 256 tokens." in card(page, "stars").inner_text()
         stub.results = lambda task, content: None
         write(page, "y")
         assert "No label is above its threshold" in card(page, "tags").inner_text()
@@ -142,7 +142,7 @@ def test_pairs(browser: Browser, stub: Served) -> None:
         write(page, "good one", second="a yes good")
         assert {len(body["input"][0]) for body in stub.classified()} == {2, len("good one")}
         assert [["good one", "a yes good"]] in [body["input"] for body in stub.classified()]
-        assert rows(page, "same") == ["yes 0.500", "no 0.250"]
+        assert rows(page, "same") == ["yes 0.5000", "no 0.2500"]
         card(page, "same").get_by_role("button", name="yes").click()
         assert marks(page) == [("good", "towards"), ("good", "towards")]
         assert page.locator("#why .text").all_inner_texts() == ["good one", "a yes good"]
@@ -164,9 +164,9 @@ def test_hovering_shows_what_speaks_for_a_label(browser: Browser, stub: Served) 
         label.hover()
         assert marks(page) == [("good", "towards"), ("bad", "against")]
         assert page.locator("#why .text").evaluate("text => text.textContent") == text
-        assert page.get_by_role("heading", name="What speaks for sport").is_visible()
+        assert page.get_by_role("heading", name="Evidence for sport").is_visible()
         said = page.locator("#why-said").inner_text()
-        assert "\u201c\u2068good\u2069\u201d. Against it: \u201c\u2068bad\u2069\u201d." in said
+        assert "\u201c\u2068good\u2069\u201d. Strongest against it: \u201c\u2068bad\u2069\u201d." in said
         assert page.get_by_role("status").inner_text().endswith(said)
         shares = page.locator("#why-texts mark").evaluate_all(
             "all => all.map(mark => mark.style.getPropertyValue('--share'))"
@@ -174,12 +174,12 @@ def test_hovering_shows_what_speaks_for_a_label(browser: Browser, stub: Served) 
         assert shares == ["1.00", "0.50"], "intensity by size"
         assert label.get_attribute("aria-pressed") == "true"
         card(page, "topic").get_by_role("button", name="money").hover()
-        page.get_by_role("heading", name="What speaks for money").wait_for()
+        page.get_by_role("heading", name="Evidence for money").wait_for()
         card(page, "length").locator(".row").hover()
-        page.get_by_role("heading", name="What speaks for a higher value").wait_for()
+        page.get_by_role("heading", name="Evidence for a higher value").wait_for()
         assert marks(page) == [("good", "towards"), ("bad", "against")]
         label.hover()
-        page.get_by_role("heading", name="What speaks for sport").wait_for()
+        page.get_by_role("heading", name="Evidence for sport").wait_for()
         asked = [body for path, body in stub.asked if path == "/explain"]
         assert asked == [{"task": name, "input": text} for name in ("topic", "length")], "a text is explained once"
         write(page, "another")
@@ -197,14 +197,14 @@ def test_the_keyboard_explains_and_takes_away(browser: Browser, stub: Served) ->
         assert page.evaluate(focused).startswith("sport"), "a task is one stop"
         assert marks(page) == [("good", "towards"), ("bad", "against")]
         page.keyboard.press("ArrowDown")
-        page.get_by_role("heading", name="What speaks for money").wait_for()
+        page.get_by_role("heading", name="Evidence for money").wait_for()
         assert marks(page) == [("good", "against"), ("bad", "towards")]
         page.keyboard.press("Escape")
         assert not page.locator("#why").is_visible()
         page.keyboard.press("End")
         assert page.evaluate(focused).startswith("music")
         page.keyboard.press("Enter")
-        page.get_by_role("heading", name="What speaks for music").wait_for()
+        page.get_by_role("heading", name="Evidence for music").wait_for()
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
 
@@ -231,7 +231,7 @@ def test_sixty_tasks_and_three_hundred_labels(size: tuple[int, int], browser: Br
     with served(tasks) as stub, browser.open(stub.address, size) as page:
         write(page, "x")
         assert page.get_by_role("article").count() == 60 and overflow(page) == []
-        page.get_by_label("Only tasks with this in their name").fill("INT")
+        page.get_by_label("Show only tasks whose name contains").fill("INT")
         assert page.locator("article:visible h3").all_inner_texts() == ["intents"]
         assert page.get_by_text("1 of 60 tasks", exact=True).first.is_visible()
         assert len(rows(page, "intents")) == 5
@@ -241,7 +241,7 @@ def test_sixty_tasks_and_three_hundred_labels(size: tuple[int, int], browser: Br
         assert card(page, "intents").evaluate("card => card.offsetHeight") < 700, "they scroll"
         page.get_by_role("button", name="Fewer labels").click()
         assert len(rows(page, "intents")) == 5
-        page.get_by_label("Only tasks with this in their name").fill("")
+        page.get_by_label("Show only tasks whose name contains").fill("")
         assert page.locator("article:visible").count() == 60
 
 
@@ -264,10 +264,10 @@ def test_hostile_names_and_texts_are_shown_and_run_nothing(browser: Browser) -> 
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, stub: Served) -> None:
     stub.key = "s3cret"
     with browser.open(stub.address, forgive=REFUSED) as page:
-        key = page.get_by_label("The server asks for a key.")
+        key = page.get_by_label("This server needs an API key.")
         key.fill("wrong")
         key.press("Enter")
-        page.get_by_label("The server does not take this key.").fill("s3cret")
+        page.get_by_label("The server does not accept this key.").fill("s3cret")
         page.get_by_role("button", name="Use the key").click()
         page.get_by_text("The server has 5 tasks").wait_for()
         assert not page.locator("#access").is_visible()
@@ -277,13 +277,13 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, stub: Served)
         page.get_by_text("The server has 5 tasks").wait_for()
         stub.key = "changed"
         page.get_by_role("textbox", name="Text", exact=True).fill("money")
-        field = page.get_by_label("The server does not take this key.")
+        field = page.get_by_label("The server does not accept this key.")
         field.fill("schl\u00fcssel")
         field.press("Enter")
-        page.get_by_text("A key has only letters, digits and signs of ASCII.").wait_for()
+        page.get_by_text("A key contains only ASCII letters, digits and punctuation.").wait_for()
         page.locator("#key").fill("changed")
         page.locator("#key").press("Enter")
-        page.get_by_text("there and back").wait_for()
+        page.get_by_text("The answer took").wait_for()
 
 
 def test_a_busy_server_is_asked_again_later(browser: Browser, stub: Served) -> None:
@@ -292,7 +292,7 @@ def test_a_busy_server_is_asked_again_later(browser: Browser, stub: Served) -> N
         stub.busy = 1
         page.get_by_role("textbox", name="Text", exact=True).fill("food")
         page.get_by_text("The server is busy. Trying again in 1 s.").wait_for()
-        page.get_by_text("there and back").wait_for()
+        page.get_by_text("The answer took").wait_for()
         assert card(page, "topic").locator(".answer").inner_text() == "food"
 
 
@@ -312,7 +312,7 @@ def test_a_failure_is_told_in_words(failure: tuple[int, bytes], message: str, br
         page.get_by_role("alert").get_by_text(message, exact=True).wait_for()
         stub.failure = None
         page.get_by_role("button", name="Classify", exact=True).click()
-        page.get_by_text("there and back").wait_for()
+        page.get_by_text("The answer took").wait_for()
         assert page.locator("#problem").inner_text() == ""
 
 
@@ -325,7 +325,7 @@ def test_a_server_that_is_down(browser: Browser) -> None:
         assert page.locator(".busy").count() == 0
         page.unroute("**/classify_many")
         page.get_by_role("button", name="Classify", exact=True).click()
-        page.get_by_text("there and back").wait_for()
+        page.get_by_text("The answer took").wait_for()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_other_separators_and_another_column(separator: str, browser: Browser, s
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\na,b\nc,d,e\n", "Line 3 has 3 cells, the first row has 2. A text with a separator in it must be"),
+        ("text,label\na,b\nc,d,e\n", "Line 3 has 3 cells, the first row has 2. Put cells that contain a separator in"),
         ('text\n"a\nb\n', "The quote that opens in line 2 is not closed."),
         ("text\n\n", "rows.csv has no rows below the names of its columns."),
         (b"", "rows.csv has no rows below the names of its columns."),
@@ -449,7 +449,7 @@ def test_a_file_can_be_dropped_and_asks_the_tasks_that_the_filter_leaves(browser
         for (const kind of ["dragover", "drop"])
             target.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true})) }"""
     with browser.open(stub.address) as page:
-        page.get_by_label("Only tasks with this in their name").fill("other")
+        page.get_by_label("Show only tasks whose name contains").fill("other")
         page.locator("#drop").evaluate(drop)
         page.get_by_role("button", name="Classify with 2 tasks that the filter leaves").click()
         page.locator("#far", has_text="1 row in").wait_for()

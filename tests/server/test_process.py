@@ -96,11 +96,10 @@ def test_any_free_port_is_told(served_tasks: Path) -> None:
         process.ready()
 
 
-def test_a_port_that_is_taken(served_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "log_to_stderr", lambda: None)
+def test_a_port_that_is_taken(served_tasks: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = rf"^cannot listen on 127\.0\.0\.1, port {port}: Address already in use\. Choose others with --host"
+        message = rf"^cannot listen on 127\.0\.0\.1, port {port}: Address already in use\. Choose another --host or"
         with pytest.raises(InputError, match=message):
             launch.serve(settings(served_tasks / "single", port=port))
 
@@ -121,10 +120,7 @@ def test_a_folder_that_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_cannot_be_served_is_told_before_it_listens(
-    served_tasks: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "log_to_stderr", lambda: None)
+def test_what_cannot_be_served_is_told_before_it_listens(served_tasks: Path, tmp_path: Path, workers: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
     shutil.copytree(served_tasks / "single", tmp_path / "some" / "single")
     (tmp_path / "empty").mkdir()
@@ -133,7 +129,7 @@ def test_what_cannot_be_served_is_told_before_it_listens(
         (settings(tmp_path / "empty"), InputError, "there is no task folder in"),
         (settings(tmp_path / "nothing"), InputError, "there is no task folder"),
         (settings(served_tasks, encoder=str(tmp_path / "nothing")), EncoderError, "there is no encoder folder"),
-        (settings(served_tasks, host="0.0.0.0"), InputError, "on 0.0.0.0 other machines reach the server"),
+        (settings(served_tasks, host="0.0.0.0"), InputError, "other machines can reach the server on 0.0.0.0"),
     ]
     for given, error, message in cases:
         with pytest.raises(error, match=message):

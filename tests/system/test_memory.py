@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -31,17 +28,6 @@ print(held - before, held - resident())
 """
 
 
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    """Neither the library nor that it was asked is remembered from one test to the next."""
-    forget = (memory._glibc.cache_clear, memory.keep_freed_memory.cache_clear)
-    for clear in forget:
-        clear()
-    yield
-    for clear in forget:
-        clear()
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_given_back() -> None:
     command = [sys.executable, "-c", KEPT_AND_GIVEN_BACK]
@@ -51,31 +37,48 @@ def test_freed_memory_is_kept_and_given_back() -> None:
     assert given_back > 15 << 20
 
 
-def test_the_library_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
+ASKED = """
+import ctypes
 
-    class Library:
-        gnu_get_libc_version = None
+asked = []
 
-        def mallopt(self, option: int, value: int) -> int:
-            asked.append((option, value))
-            return 1
+class Library:
+    gnu_get_libc_version = None
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
-    memory.keep_freed_memory()
-    memory.keep_freed_memory()
-    assert asked == [(-1, 2**31 - 1), (-2, 64 << 20), (-3, 32 << 20)]
+    def mallopt(self, option, value):
+        asked.append((option, value))
 
+ctypes.CDLL = lambda _: Library()
 
-def no_library(_: Any) -> Any:
+from ytuning.system.machine import keep_freed_memory
+
+keep_freed_memory()
+keep_freed_memory()
+print(asked == [(-1, 2**31 - 1), (-2, 64 << 20), (-3, 32 << 20)])
+"""
+
+WITHOUT_GLIBC = """
+import ctypes
+
+def no_library(_):
     raise OSError("not found")
 
+ctypes.CDLL = {}
 
-@pytest.mark.parametrize("library", [no_library, lambda _: object()])
-def test_without_glibc_nothing_happens(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", library)
-    memory.keep_freed_memory()
-    memory.give_back_freed_memory()
+from ytuning.system.machine import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+give_back_freed_memory()
+print(True)
+"""
+
+
+@pytest.mark.parametrize(
+    "script", [ASKED, WITHOUT_GLIBC.format("no_library"), WITHOUT_GLIBC.format("lambda _: object()")]
+)
+def test_glibc_is_asked_once_and_nothing_happens_without_it(script: str) -> None:
+    # In a process of its own: what was asked of the library is remembered in a process.
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True\n"
 
 
 # --- the most that was held -----------------------------------------------------------------------------------------

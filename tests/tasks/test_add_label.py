@@ -23,7 +23,7 @@ from ytuning.tasks import add_label as new_label
 from ytuning.tasks.evaluate import evaluate_task, grow_task
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import Task, load_task, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 RECIPE = Recipe(PooledConfig(width=8), TrainingConfig(fewest_steps=120, most_steps=120))
@@ -50,7 +50,9 @@ def task(encoder: Encoder, parts: tuple[Dataset, Dataset, Dataset], tmp_path_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YTUNING_CACHE", str(tmp_path_factory.mktemp("grown")))
         half = [parts[0].select(range(first, len(parts[0]), 2)) for first in (0, 1)]
-        return train_task(half[0], encoder, FeatureStore(), RECIPE, validation=half[1], name="toy").task
+        return train_task(
+            half[0], encoder, FeatureStore(), RECIPE, validation=half[1], options=TrainOptions(name="toy")
+        ).task
 
 
 def test_the_new_label_is_given_and_old_answers_change_only_to_it(
@@ -98,7 +100,12 @@ def test_an_old_label_without_validation_rows_keeps_its_texts(
     rows = {name: [row for row, each in enumerate(parts[0].names) if each == name] for name in ("card", "login")}
     train, held = rows["card"][::2] + rows["login"], rows["card"][1::2]
     told = train_task(
-        parts[0].select(train), encoder, FeatureStore(), RECIPE, validation=parts[0].select(held), name="toy"
+        parts[0].select(train),
+        encoder,
+        FeatureStore(),
+        RECIPE,
+        validation=parts[0].select(held),
+        options=TrainOptions(name="toy"),
     ).task
     added = grow_task(told, "refund", parts[1], encoder, FeatureStore())
     for task in (told, added.task):

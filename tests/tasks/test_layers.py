@@ -20,15 +20,15 @@ from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
 from ytuning.features.codecs import Half
-from ytuning.features.features import Features, live_features
+from ytuning.features.features import TextFeatures, live_features
 from ytuning.features.store import FeatureStore, StoredRows
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.progress import Progress
 from ytuning.tasks import layers as module
 from ytuning.tasks import layers as samples
-from ytuning.tasks.layers import LayerRanking, Ranked, choose_layers, layer_sets, rank_layers, sample_rows
-from ytuning.tasks.task import PairMode
-from ytuning.tasks.train import Trained, train_task
+from ytuning.tasks.layers import LayerRanking, Ranked, layer_sets, rank_layers, sample_rows
+from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, recipe_from_json
 
 RECIPE = Recipe(PooledConfig(width=16, token_width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -100,8 +100,8 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
     measurement = module._Measurement(
-        Features(stored, torch.float32), fit_target("single", [str(label) for label in truth]), truth,
-        np.arange(160), np.arange(160, 240), (2, 4, 6), RECIPE, 0, Progress(),
+        TextFeatures(stored, torch.float32), fit_target("single", [str(label) for label in truth]), truth,
+        (np.arange(160), np.arange(160, 240)), (2, 4, 6), RECIPE, 0, Progress(),
     )  # fmt: skip
     losses, mix, mix_loss = measurement.compare([(2,), (4,), (6,), (2, 6)], two=True)
     means = {layers: float(found.mean()) for layers, found in losses.items()}
@@ -183,22 +183,13 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, kind: str) -> None:
 
 def test_where_no_row_can_be_held_out_the_default_is_taken(encoder: Encoder) -> None:
     data = from_lists(["my card", "a login", "the refund"], ["card", "login", "refund"])
-    found = choose_layers(
-        data,
-        encoder,
-        FeatureStore(),
-        RECIPE,
-        codec="int8",
-        modes=[None],
-        seed=0,
-        progress=Progress(),
-        target=target_of(data),
-    )
-    assert (found.layers, found.written) == ((2, 3), 3)
+    found = rank(data, encoder)
+    assert (found.ranked, found.cheapest) == ((), (2, 3))
+    assert found.keep(encoder.with_layers(found.cheapest), FeatureStore(), Progress(), "int8") == 3
 
 
 def train(data: Dataset, encoder: Encoder, progress: Progress | None = None) -> Trained:
-    return train_task(data, encoder, FeatureStore(), RECIPE, layers="auto", progress=progress)
+    return train_task(data, encoder, FeatureStore(), RECIPE, options=TrainOptions(layers="auto"), progress=progress)
 
 
 def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
@@ -252,7 +243,7 @@ def test_pairs_are_measured_as_they_will_be_read(toy_rows: tuple[list[str], list
     found = rank(data, encoder, modes=("joint", "separate"))
     assert set(found.features) == {"joint", "separate"} and found.ranked
     trained = train(data, encoder)
-    assert trained.task.pair in ("joint", "separate") and trained.cache.hits == 0
+    assert trained.task.pair_mode in ("joint", "separate") and trained.cache.hits == 0
 
 
 def test_layers_of_the_estimator(toy_rows: tuple[list[str], list[str]], tiny_encoder: Path) -> None:
@@ -271,7 +262,8 @@ def test_layers_of_the_estimator(toy_rows: tuple[list[str], list[str]], tiny_enc
 
 def test_an_unknown_choice_of_layers_is_refused_before_encoding(toy: Dataset, encoder: Encoder) -> None:
     with pytest.raises(InputError, match=r"^layers must be one of None, 'auto'\. Got 'last' instead\.$"):
-        train_task(toy, encoder, FeatureStore(), RECIPE, layers="last")  # type: ignore[arg-type]
+        options = TrainOptions(layers="last")  # type: ignore[arg-type]
+        train_task(toy, encoder, FeatureStore(), RECIPE, options=options)
     assert FeatureStore().spaces() == []
 
 
@@ -291,7 +283,7 @@ def test_joint_reading_ranks_only_where_it_is_clearly_better(
     separate = torch.full((100,), 2.0, dtype=torch.float64)
 
     def compare(self: module._Measurement, sets: Sequence[tuple[int, ...]], *, two: bool) -> Any:
-        losses = separate if self.features.paired else separate + noise - lead
+        losses = separate if self.features.pair_mode else separate + noise - lead
         return dict.fromkeys(sets, losses), {1: 1.0}, 0.5
 
     monkeypatch.setattr(module._Measurement, "compare", compare)

@@ -24,7 +24,7 @@ from ytuning.tasks import predictor
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
-from ytuning.tasks.train import train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -56,7 +56,7 @@ def tasks(
     }
     for name, (data, encoder) in jobs.items():
         loaded = load_encoder(encoder, precision="fp32")
-        save_task(train_task(data, loaded, store, RECIPE, name=name).task, root / name)
+        save_task(train_task(data, loaded, store, RECIPE, options=TrainOptions(name=name)).task, root / name)
     return root
 
 
@@ -158,7 +158,9 @@ def test_same_probabilities_as_in_evaluation(
     monkeypatch.setattr(task_use, "evaluate", watched)
     data = from_lists(*toy_rows)
     encoder = load_encoder(tiny_encoder, precision="fp32")
-    save_task(train_task(data, encoder, FeatureStore(), RECIPE, codec=codec).task, tmp_path / "toy")
+    save_task(
+        train_task(data, encoder, FeatureStore(), RECIPE, options=TrainOptions(codec=codec)).task, tmp_path / "toy"
+    )
     evaluated = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
     assert evaluated.cache.misses == 0
     found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))
@@ -212,7 +214,7 @@ def moved(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: P
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(tiny_encoder, old)
     data: Dataset = from_lists(*toy_rows)
-    task = train_task(data, load_encoder(old, precision="fp32"), FeatureStore(), RECIPE, name="task").task
+    task = train_task(data, load_encoder(old, precision="fp32"), FeatureStore(), RECIPE).task
     save_task(task, tmp_path / "task")
     old.rename(new)
     return tmp_path / "task", new

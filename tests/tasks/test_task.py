@@ -48,15 +48,15 @@ def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "n
         head,
         metrics={"validation": {"accuracy": 0.5}},
         training={"seed": 3, "rows": {"train": 9}},
-        pair="joint",
+        pair_mode="joint",
     )
 
 
 def regression_task() -> Task:
     """Of pairs that are encoded one by one, so with a wider head."""
     torch.manual_seed(0)
-    head = build_head(POOLED, labels=2, layers=2, width=8, paired=True).eval()
-    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair="separate")
+    head = build_head(POOLED, labels=2, layers=2, width=8, pair_mode="separate").eval()
+    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair_mode="separate")
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_round_trip(config: HeadConfig, tmp_path: Path) -> None:
         assert torch.equal(loaded.head(features, mask), task.head(features, mask))
     assert not loaded.head.training
     assert loaded.name == "folder"
-    same = ("target", "encoder", "config", "metrics", "training", "pair", "kind", "calibration")
+    same = ("target", "encoder", "config", "metrics", "training", "pair_mode", "kind", "calibration")
     assert {name: getattr(loaded, name) for name in same} == {name: getattr(task, name) for name in same}
     assert loaded.head_parameters == sum(weights.numel() for weights in task.head.state_dict().values())
 
@@ -97,7 +97,7 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     task = regression_task()
     save_task(task, tmp_path / "stars")
     loaded = load_task(tmp_path / "stars")
-    assert (loaded.target, loaded.pair, loaded.kind, loaded.calibration) == (
+    assert (loaded.target, loaded.pair_mode, loaded.kind, loaded.calibration) == (
         task.target,
         "separate",
         "regression",
@@ -272,13 +272,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
     "another schema": (
         edit(schema=6),
-        "task.json has schema 6, and this version of ytuning reads schema 1. Train the task again: ytuning train DATA",
+        "task.json has schema 6, but this version of ytuning reads schema 1. Train the task again: ytuning train DATA",
     ),
     "no pair": (edit(pair=None), "task.json is damaged (KeyError: 'pair')"),
     "pair as a truth value": (edit(pair=True), "pair must be null or one of joint, separate"),
     "no calibration": (edit(calibration=None), "task.json is damaged (KeyError: 'calibration')"),
     "no labels": (edit(labels=None), "task.json is damaged (KeyError: 'labels')"),
-    "a label twice": (edit(labels=["a", "b", "a"]), "task.json is damaged (InputError: label names must differ"),
+    "a label twice": (edit(labels=["a", "b", "a"]), "task.json is damaged (InputError: all label names must be"),
     "no metrics": (edit(metrics=None), "task.json is damaged (KeyError: 'metrics')"),
     "encoder is text": (edit(encoder="some/encoder"), "task.json is damaged (TypeError"),
     "encoder changed": (edit_encoder(max_length=64), "the encoder's fingerprint does not match its fields"),
@@ -385,7 +385,7 @@ def test_what_a_killed_save_left_is_removed(folder: Path) -> None:
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "Free some space and run again"), (errno.EIO, "Check the disk")]
+    ("number", "remedy"), [(errno.ENOSPC, "Free some space and run the command again"), (errno.EIO, "Check the disk")]
 )
 def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
     written: int, number: int, remedy: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -401,7 +401,7 @@ def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
     with pytest.raises(WriteError) as stop:
         save_task(make_task(labels=("x", "y")), folder)
     assert str(stop.value) == (
-        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out"
+        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out."
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert load_task(folder).target.names == ("card", "naïve", "10")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import scipy.special
 import torch
+from torch import Tensor
 
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.kinds import Names, Objective, fit_target
@@ -19,20 +20,20 @@ from ytuning.data.splits import split_holdout, task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.evaluation.metrics import single_label_metrics
-from ytuning.features.features import CacheUse, stored_features
+from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks import layers as layer_choice
 from ytuning.tasks import layers as samples
-from ytuning.tasks import train as pipeline
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.layers import sample_rows
-from ytuning.tasks.task import PairMode, load_task, save_task
-from ytuning.tasks.train import Stopwatch, Trained, train_task
+from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
+from ytuning.tasks.task import load_task, save_task
+from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
 from ytuning.training.calibration import Calibration, calibrate, calibrated
-from ytuning.training.fit import Job, fit_heads, logits_of
-from ytuning.training.losses import clearly_lower, row_losses
+from ytuning.training.fit import HeadJob, fit_heads, logits_of
+from ytuning.training.losses import row_losses
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -49,25 +50,28 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
-def train(data: Dataset, encoder: Encoder, **options: Any) -> Trained:
-    return train_task(data, encoder, FeatureStore(), RECIPE, **options)
+def train(
+    data: Dataset, encoder: Encoder, recipe: Recipe = RECIPE, store: FeatureStore | None = None, **given: Any
+) -> Trained:
+    """Train with the data sets and the options of the main job side by side."""
+    parts = {name: given.pop(name) for name in ("validation", "test", "progress") if name in given}
+    return train_task(data, encoder, store or FeatureStore(), recipe, options=TrainOptions(**given), **parts)
 
 
 def test_without_validation_rows_are_held_out(toy: Dataset, encoder: Encoder) -> None:
-    watch = Stopwatch()
-    trained = train(toy, encoder, name="toy", seed=3, watch=watch)
+    trained = train(toy, encoder, name="toy", seed=3)
     assert trained.rows["train"] + trained.rows["validation"] == 120
     assert trained.rows["validation"] > 0 and trained.rows["test"] == 0
     assert trained.fit.refitted
     assert set(trained.reports) == {"validation"} and set(trained.reports["validation"].metrics) == METRICS
     assert trained.reports["validation"].rows == trained.rows["validation"]
     assert trained.shared == {"validation": 0}
-    assert (trained.task.name, trained.task.pair, trained.task.kind) == ("toy", None, "single")
+    assert (trained.task.name, trained.task.pair_mode, trained.task.kind) == ("toy", None, "single")
     assert trained.task.target.names == ("card", "login", "refund")
     assert trained.task.encoder == encoder.identity
     assert trained.task.metrics == {"validation": trained.reports["validation"].metrics}
     assert trained.task.training["seed"] == 3 and trained.task.training["rows"] == trained.rows
-    assert set(watch.seconds) == {"encode", "train", "evaluate"} and min(watch.seconds.values()) > 0
+    assert set(trained.seconds) == {"encode", "train", "evaluate"} and min(trained.seconds.values()) > 0
 
 
 @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_cut_texts_are_counted(toy: Dataset, encoder: Encoder) -> None:
 def test_pairs(toy: Dataset, encoder: Encoder) -> None:
     pairs = Dataset(texts=toy.texts, labels=toy.labels, text_pairs=toy.texts[::-1])
     trained = train(pairs, encoder)
-    assert trained.task.pair
+    assert trained.task.pair_mode
     assert evaluate_task(trained.task, pairs, encoder, FeatureStore()).report.rows == 120
     with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text column"):
         evaluate_task(trained.task, toy, encoder, FeatureStore())
@@ -233,17 +237,16 @@ def test_evaluation_against_figures_from_logits(
         ("test", r"the rows, row 2, column 'label': the label 'cart' does not occur .*1 test row.*Did you mean 'card'"),
     ],
 )
-def test_unknown_labels_are_refused_before_encoding(
-    role: str, message: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "stored_inputs", None)
+def test_unknown_labels_are_refused_before_encoding(role: str, message: str, toy: Dataset, encoder: Encoder) -> None:
     with pytest.raises(DataError, match=message):
-        train(toy, encoder, **{role: from_lists(["a card", "a cart"], ["card", "cart"])})
+        rows: Any = {role: from_lists(["a card", "a cart"], ["card", "cart"])}
+        train(toy, encoder, **rows)
+    assert FeatureStore().spaces() == []
 
 
 def test_unknown_label_in_evaluation(toy: Dataset, encoder: Encoder) -> None:
     task = train(toy, encoder).task
-    with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training data"):
+    with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training set"):
         evaluate_task(task, from_lists(["a card"], ["x"]), encoder, FeatureStore())
     with pytest.raises(DataError, match="single texts: give rows without a second text"):
         evaluate_task(task, from_lists(["a card"], ["card"], ["b"]), encoder, FeatureStore())
@@ -260,7 +263,7 @@ def test_single_texts_and_pairs_do_not_mix(toy: Dataset, encoder: Encoder) -> No
     [
         (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
         (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
-        (["a", "b"], None, "the rows have no labels"),
+        (["a", "b"], None, "the rows have no labels. Give a label for each row."),
     ],
 )
 def test_rows_that_cannot_be_trained_on(
@@ -284,6 +287,8 @@ def test_stopwatch_adds_up() -> None:
     with pytest.raises(KeyError), watch.stage("a"):
         raise KeyError
     assert watch.seconds["a"] > first > 0
+    watch.add({"a": 1.0, "b": 2.0})
+    assert watch.seconds["a"] > 1 and watch.seconds["b"] == 2
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ def test_every_kind_goes_the_whole_way(
     data = of_kind[kind]
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=150, most_steps=150))
     store = FeatureStore()
-    trained = train_task(data.select(range(90)), encoder, store, recipe, test=data.select(range(90, 120)), seeds=2)
+    trained = train(data.select(range(90)), encoder, recipe, store, test=data.select(range(90, 120)), seeds=2)
     assert trained.task.kind == kind and set(trained.reports["test"].metrics) == KIND_METRICS[kind]
     for name, (low, high) in trained.reports["test"].intervals.items():
         assert low <= trained.reports["test"].metrics[name] <= high
@@ -335,7 +340,7 @@ def test_every_kind_goes_the_whole_way(
 def test_pairs_are_read_as_told(mode: Any, toy: Dataset, encoder: Encoder) -> None:
     data = replace(toy, text_pairs=toy.texts[::-1])
     trained = train(data.select(range(90)), encoder, test=data.select(range(90, 120)), pairs=mode)
-    assert trained.task.pair == mode
+    assert trained.task.pair_mode == mode
     assert trained.cache.misses == (120 if mode == "joint" else len(set(toy.texts)))
     found = evaluate_task(trained.task, data.select(range(90, 120)), encoder, FeatureStore())
     assert found.cache.misses == 0 and found.report.metrics == pytest.approx(trained.reports["test"].metrics)
@@ -358,7 +363,7 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
         mode: float(row_losses("single", torch.from_numpy(each), torch.from_numpy(truth)).mean())
         for mode, each in logits.items()
     }
-    assert losses["separate"] < losses["joint"] and trained.task.pair == "separate"
+    assert losses["separate"] < losses["joint"] and trained.task.pair_mode == "separate"
     assert trained.fit.history == both["separate"].history
     (message,) = said
     assert message.startswith(
@@ -368,26 +373,19 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
 
 
 @pytest.mark.parametrize(
-    ("lead", "taken"), [(0.0, "separate"), (0.15, "separate"), (0.25, "joint"), (-0.25, "separate")]
+    ("lead", "taken"),
+    [(0.0, "separate"), (0.15, "separate"), (0.25, "joint"), (-0.25, "separate"), (math.nan, "separate")],
 )
-def test_pairs_are_read_as_one_only_where_that_is_clearly_better(
-    lead: float, taken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "calibrated", lambda _, logits, __, **___: logits)
-    truth = np.arange(100) % 2
-    noise = np.where(np.arange(100) % 4 < 2, 1.0, -1.0)  # of the difference of the losses: a standard error of 0.1
+def test_pairs_are_read_as_one_only_where_that_is_clearly_better(lead: float, taken: str) -> None:
+    separate = np.full(100, 2.0)
+    noise = np.where(np.arange(100) % 2, 1.0, -1.0)  # of the difference: a standard error of 0.1
+    assert choose_pair_mode(separate + noise - lead, separate) == taken
 
-    def attempt(mode: PairMode | None) -> pipeline._Attempt:
-        losses = 2 + noise - lead if mode == "joint" else np.full(100, 2.0)
-        right = -np.log(np.expm1(losses))  # the right label's logit, the other's being 0
-        logits = np.zeros((100, 2), np.float32)
-        logits[np.arange(100), truth] = right
-        fit = SimpleNamespace(interrupted=False, validation_logits=logits)
-        return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
 
-    target = fit_target("single", ["a", "b"])
-    found, use, complete = pipeline._better(attempt, ("joint", "separate"), target, truth, 0.0, Progress())
-    assert (found.pair, use, complete) == (taken, CacheUse(2, 4, 6), True)
+def test_ways_of_reading_pairs_to_try() -> None:
+    assert pair_modes("auto", has_pairs=True) == ("separate", "joint")
+    assert pair_modes("joint", has_pairs=True) == ("joint",)
+    assert pair_modes("auto", has_pairs=False) == (None,)
 
 
 def test_a_surer_head_is_not_a_worse_one() -> None:
@@ -396,22 +394,20 @@ def test_a_surer_head_is_not_a_worse_one() -> None:
     knows = np.eye(2)[truth] + 0.8 * generator.normal(size=(200, 2))
     guesses = np.eye(2)[truth] + 1.5 * generator.normal(size=(200, 2))
     logits = {"joint": guesses.astype(np.float32), "separate": (20 * knows).astype(np.float32)}
-    raw = {mode: row_losses("single", torch.from_numpy(each), torch.from_numpy(truth)) for mode, each in logits.items()}
-    assert clearly_lower(raw["joint"], raw["separate"])
-
-    def attempt(mode: PairMode | None) -> pipeline._Attempt:
-        fit = SimpleNamespace(interrupted=False, validation_logits=logits[mode or ""])
-        return pipeline._Attempt(mode, cast("Any", None), CacheUse(1, 2, 3), [cast("Any", fit)])
-
     target = fit_target("single", ["a", "b"])
-    assert pipeline._better(attempt, ("separate", "joint"), target, truth, 0.0, Progress())[0].pair == "separate"
-    logits = {"joint": logits["separate"], "separate": logits["joint"]}
-    assert pipeline._better(attempt, ("separate", "joint"), target, truth, 0.0, Progress())[0].pair == "joint"
+
+    def losses(mode: str, *, fitted: bool) -> Tensor:
+        values = calibrated(target, logits[mode], truth) if fitted else logits[mode]
+        return row_losses("single", torch.from_numpy(values), torch.from_numpy(truth))
+
+    assert choose_pair_mode(losses("joint", fitted=False), losses("separate", fitted=False)) == "joint"
+    assert choose_pair_mode(losses("joint", fitted=True), losses("separate", fitted=True)) == "separate"
+    assert choose_pair_mode(losses("separate", fitted=True), losses("joint", fitted=True)) == "joint"
 
 
 def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
-    trained = train_task(toy, encoder, FeatureStore(), recipe, validation=toy.select(range(60)), abstain_at=0.9)
+    trained = train(toy, encoder, recipe, validation=toy.select(range(60)), abstain_at=0.9)
     metrics = trained.reports["validation"].metrics
     assert trained.task.calibration.abstain_below is not None
     assert metrics["precision_answered"] >= 0.9 and 0 < metrics["coverage"] <= 1
@@ -420,7 +416,7 @@ def test_a_task_may_abstain(toy: Dataset, encoder: Encoder) -> None:
 def test_a_precision_is_refused_before_any_work(of_kind: dict[str, Dataset], encoder: Encoder) -> None:
     store = FeatureStore()
     with pytest.raises(InputError, match="abstain_at is for single-label and ordinal tasks"):
-        train_task(of_kind["multi"], encoder, store, RECIPE, abstain_at=0.9)
+        train(of_kind["multi"], encoder, store=store, abstain_at=0.9)
     assert store.spaces() == []
 
 
@@ -434,7 +430,7 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
     features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress())
     heads = fit_heads(
         stored_features(data.inputs, encoder, FeatureStore(), Progress())[0],
-        [Job(LabelSet.from_labels(data.names).encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
+        [HeadJob(LabelSet.from_labels(data.names).encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
         train=split_holdout(data, 2, most=2000)[0],
         validation=split_holdout(data, 2, most=2000)[1],
         seed=2,
@@ -446,43 +442,40 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
     for options in ({"seeds": 1}, {"seeds": 2, "recipe": Recipe(CrossAttentionConfig(width=16), RECIPE.training)}):
         recipe = options.pop("recipe", RECIPE)
         with pytest.raises(InputError, match="an ensemble is of several seeds' heads of the default preset"):
-            train_task(data, encoder, FeatureStore(), recipe, ensemble=True, **options)  # type: ignore[arg-type]
+            train(data, encoder, recipe, ensemble=True, **options)  # type: ignore[arg-type]
 
 
 def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
     weighed = Recipe(RECIPE.head, replace(RECIPE.training, label_weights="balanced"))
     for data, recipe, options, message in (
-        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Give --kind ordinal or leave out --label-order"),
+        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Add --kind ordinal or leave out --label-order"),
         (toy, RECIPE, {"pairs": "joint"}, "pairs is for two texts a row"),
         (of_kind["regression"], weighed, {}, "Leave out --label-weights"),
         (toy.select(range(30)), RECIPE, {"abstain_at": 0.9}, "abstain_at needs at least 10 validation rows. Got 3"),
     ):
         store = FeatureStore()
         with pytest.raises(InputError, match=message):
-            train_task(data, encoder, store, recipe, **options)
+            train(data, encoder, recipe, store, **options)
         assert store.spaces() == []
 
 
-def test_only_the_best_head_has_to_reach_a_precision(
-    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[float | None] = []
+def test_only_the_best_head_has_to_reach_a_precision(toy: Dataset, encoder: Encoder) -> None:
+    data, held = toy.select(range(60)), toy.select(range(60, 120))
+    # Every second held-out row has another row's label, so that only some heads are right often enough.
+    held = replace(held, labels=[held.names[number if number % 2 else -number] for number in range(len(held))])
 
-    def calibrated(*_: Any, abstain_at: float | None = None, **__: Any) -> Calibration:
-        asked.append(abstain_at)
-        if abstain_at is not None and len(asked) in failing:
-            raise InputError("not reached")
-        return Calibration()
+    def reaches(seed: int, **options: Any) -> bool:
+        try:
+            train(data, encoder, validation=held, seed=seed, abstain_at=0.75, **options)
+        except InputError as error:
+            assert "precision" in str(error)
+            return False
+        return True
 
-    monkeypatch.setattr(pipeline, "calibrate", calibrated)
-    monkeypatch.setattr(pipeline, "max", lambda *arguments, **options: 1, raising=False)  # the second seed is the best
-    failing = {1}
-    train(toy, encoder, seeds=2, validation=toy.select(range(40)), abstain_at=0.5)
-    assert asked == [0.5, None, 0.5]
-    asked.clear()
-    failing = {2}
-    with pytest.raises(InputError, match="not reached"):
-        train(toy, encoder, seeds=2, validation=toy.select(range(40)), abstain_at=0.5)
+    alone = [reaches(seed) for seed in range(8)]
+    assert any(alone) and not all(alone), alone
+    several = train(data, encoder, validation=held, seeds=8)
+    assert reaches(0, seeds=8) == alone[several.task.training["seed"]]
 
 
 @pytest.mark.parametrize("stage", ["encode", "train"])
@@ -502,23 +495,26 @@ def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
                 raise KeyboardInterrupt
 
     trained = train(data, encoder, progress=Second())
-    assert trained.task.pair == "separate" and trained.fit.interrupted
+    assert trained.task.pair_mode == "separate" and trained.fit.interrupted
     alone = train(data, encoder, pairs="separate")
     assert trained.fit.history == alone.fit.history
 
 
 def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = layer_choice.choose_layers
+    class Second(Progress):
+        """Ctrl-C in the training on the second way of reading, of which the sample has stored texts, too."""
 
-    def more_than_is_read(*given: Any, **options: Any) -> layer_choice.LayerChoice:
-        return replace(choose(*given, **options), written=10**6)  # as after Ctrl-C in the second way of reading
+        trainings = 0
+
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            self.trainings += (stage, done) == ("train", 1)
+            if self.trainings == 2:
+                raise KeyboardInterrupt
 
     monkeypatch.setattr(layer_choice, "STEPS", 8)
-    first = train(toy, encoder, layers="auto")
-    monkeypatch.setattr(pipeline, "choose_layers", more_than_is_read)
-    again = train(toy, encoder, layers="auto")
-    assert first.cache.misses + first.cache.hits == again.cache.misses + again.cache.hits
-    assert again.cache.hits == 0
+    trained = train(replace(toy, text_pairs=toy.texts[::-1]), encoder, layers="auto", progress=Second())
+    assert trained.fit.interrupted and trained.task.pair_mode == "separate"
+    assert (trained.cache.hits, trained.cache.misses) == (0, len(toy))
 
 
 def test_an_unknown_codec_is_refused_before_encoding(toy: Dataset, encoder: Encoder) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ytuning.features import features as features_module
 from ytuning.features.codecs import Half
-from ytuning.features.features import Features
+from ytuning.features.features import TextFeatures
 from ytuning.features.store import StoredRows
 from ytuning.training import batches as sampling
 from ytuning.training.batches import shuffled_batches
 
 
-def stored(lengths: Tensor, arrays: int = 1) -> Features:
-    """Features of width 8 that lie in the order of the rows, in arrays of equally many rows."""
+def stored(lengths: Tensor, arrays: int = 1) -> TextFeatures:
+    """TextFeatures of width 8 that lie in the order of the rows, in arrays of equally many rows."""
     count = len(lengths)
     array = np.arange(count) * arrays // count
     starts = np.zeros(count, np.int64)
@@ -29,7 +29,7 @@ def stored(lengths: Tensor, arrays: int = 1) -> Features:
         starts[rows] = np.cumsum(sizes) - sizes
         parts.append(np.zeros((int(sizes.sum()), 16), np.uint8))
     truncated = np.zeros(count, bool)
-    return Features(StoredRows(parts, array, starts, lengths.numpy(), truncated, Half(1, 8)), torch.float32)
+    return TextFeatures(StoredRows(parts, array, starts, lengths.numpy(), truncated, Half(1, 8)), torch.float32)
 
 
 def random_lengths(count: int, most: int) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ from ytuning.data.kinds import Objective
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
-from ytuning.features.features import Features, live_features
-from ytuning.heads.pooled import CrossAttentionConfig, LabelHead, PooledConfig
+from ytuning.features.features import Features, TextFeatures, live_features
+from ytuning.heads.pooled import CrossAttentionConfig, LabelHead, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
 from ytuning.training import fit as training
-from ytuning.training.fit import FitResult, Job, fit_heads, logits_of
+from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
 from ytuning.training.joint import Learner, stack_logits, stack_step
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
@@ -47,7 +48,7 @@ def fit(toy: tuple[Features, np.ndarray]) -> Callable[..., FitResult]:
 
     def fit(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> FitResult:
         features, targets = toy
-        job = Job(targets, recipe, seed)
+        job = HeadJob(targets, recipe, seed)
         return fit_heads(features, [job], train=TRAIN, validation=VALIDATION, seed=seed, **options)[0]
 
     return fit
@@ -98,7 +99,7 @@ def test_a_training_that_diverges_is_told_of_any_kind(objective: Objective, toy:
     targets = np.eye(3, dtype=np.float32)[ids] if objective == "multi" else (ids / 2).astype(np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
     with pytest.raises(InputError, match="the training diverged"):
-        fit_heads(features, [Job(targets, recipe, objective=objective)], train=TRAIN, validation=VALIDATION)
+        fit_heads(features, [HeadJob(targets, recipe, objective=objective)], train=TRAIN, validation=VALIDATION)
 
 
 def test_a_later_round_that_diverged_is_left_out(
@@ -118,7 +119,7 @@ def test_a_later_round_that_diverged_is_left_out(
 
 def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
     features, ids = toy
-    job = Job(ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))), outputs=4)
+    job = HeadJob(ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))), outputs=4)
     with pytest.raises(InputError, match=r"^label_weights must be above 0 for a label that a train row has\. Got "):
         fit_heads(features, [job], train=TRAIN, validation=VALIDATION)
 
@@ -446,11 +447,11 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
     features, goal = toy
     slow = replace(SHORT, learning_rate=1e-4, rounds=3)
     jobs = [
-        Job(goal, RECIPE, seed=0),
-        Job(goal, RECIPE, seed=1),
-        Job(goal, replace(RECIPE, training=replace(SHORT, loss="triplet"))),
-        Job(goal, replace(RECIPE, training=replace(slow, fewest_steps=12, most_steps=12))),
-        Job(goal % 2, replace(RECIPE, head=replace(RECIPE.head, members=2))),  # type: ignore[arg-type]
+        HeadJob(goal, RECIPE, seed=0),
+        HeadJob(goal, RECIPE, seed=1),
+        HeadJob(goal, replace(RECIPE, training=replace(SHORT, loss="triplet"))),
+        HeadJob(goal, replace(RECIPE, training=replace(slow, fewest_steps=12, most_steps=12))),
+        HeadJob(goal % 2, replace(RECIPE, head=replace(RECIPE.head, members=2))),  # type: ignore[arg-type]
     ]
     together = fit_heads(features, jobs, train=TRAIN, validation=VALIDATION, seed=3)
     assert len({entry.history[-1].step for entry in together}) == 2
@@ -462,7 +463,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
 
 
 def test_one_head_is_a_stack_of_one(toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult]) -> None:
-    stack = fit_heads(toy[0], [Job(toy[1], RECIPE, 7)], train=TRAIN, validation=VALIDATION, seed=7)
+    stack = fit_heads(toy[0], [HeadJob(toy[1], RECIPE, 7)], train=TRAIN, validation=VALIDATION, seed=7)
     assert weights(stack[0].head) == weights(fit(seed=7).head)
 
 
@@ -488,13 +489,13 @@ def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitRe
 def test_heads_that_cannot_share_batches_are_refused(
     toy: tuple[Features, np.ndarray], other: Recipe, what: str
 ) -> None:
-    jobs = [Job(toy[1], RECIPE), Job(toy[1], other)]
+    jobs = [HeadJob(toy[1], RECIPE), HeadJob(toy[1], other)]
     with pytest.raises(InputError, match=rf"^heads that are trained together .* so their {what} must be the same\. "):
         fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION)
 
 
 def test_an_interrupted_stack_gives_each_head_a_round(toy: tuple[Features, np.ndarray]) -> None:
-    jobs = [Job(toy[1], RECIPE, seed) for seed in (0, 1)]
+    jobs = [HeadJob(toy[1], RECIPE, seed) for seed in (0, 1)]
     results = fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION, progress=Interrupt("train", 3))
     assert [[entry.step for entry in result.history] for result in results] == [[3], [3]]
     assert all(result.interrupted and not result.refitted for result in results)
@@ -506,7 +507,7 @@ def test_a_failing_read_is_raised_and_leaves_no_thread(
     def broken(self: Features, indices: Tensor) -> tuple[Tensor, Tensor]:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Features, "batch", broken)
+    monkeypatch.setattr(TextFeatures, "batch", broken)
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
         fit()
@@ -529,20 +530,24 @@ def test_interrupted_while_a_round_is_kept(fit: Callable[..., FitResult], monkey
     assert [entry.step for entry in result.history] == [6]
 
 
-def test_only_rounds_that_may_be_chosen_are_kept(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+def test_only_heads_that_may_be_chosen_are_kept(
+    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]]
 ) -> None:
-    runs: list[Any] = []
-    start = training._Run.__init__
+    def heads_in_memory() -> int:
+        gc.collect()
+        return sum(type(value) is PooledHead for value in gc.get_objects())
 
-    def recorded(self: Any, *arguments: Any) -> None:
-        runs.append(self)
-        start(self, *arguments)
+    class Counting(Progress):
+        heads: ClassVar[list[int]] = []
 
-    monkeypatch.setattr(training._Run, "__init__", recorded)
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            if note:  # a validation has ended
+                self.heads.append(heads_in_memory() - before)
+
+    before = heads_in_memory()
     scripted(10, 25, 20, 22, 16)
-    fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False)
-    assert list(runs[0]._rounds[1]) == [1, 3, 4]
+    fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False, progress=Counting())
+    assert Counting.heads == [2, 2, 3, 3, 4]  # the one that learns, and those that no later one has reached
 
 
 def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Features, np.ndarray]) -> None:
@@ -550,6 +555,7 @@ def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Fea
     recipe = replace(preset("few-shot"), training=SHORT)  # of a form that is trained on the features themselves anyway
     resident = features.resident(torch.arange(120), torch.device("cpu"))
     one, other = (
-        fit_heads(part, [Job(targets, recipe)], train=TRAIN, validation=VALIDATION)[0] for part in (features, resident)
+        fit_heads(part, [HeadJob(targets, recipe)], train=TRAIN, validation=VALIDATION)[0]
+        for part in (features, resident)
     )
     assert weights(one.head) == weights(other.head)

@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
 from ytuning.training import joint as stack
 from ytuning.training.joint import Learner
+from ytuning.training.recipes import TrainingConfig
 
 CONFIGS: list[HeadConfig] = [
     PooledConfig(members=2, width=8, dropout=0.0, token_dropout=0.0),
@@ -31,9 +33,8 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
     values, mask, goal = torch.randn(8, 6, 2, 12), torch.rand(8, 6) < 0.8, torch.arange(8) % 5
     mask[:, 0] = True
     loss = torch.nn.functional.cross_entropy
-    learner = Learner(
-        head, goal, loss, total=9, learning_rate=0.01, weight_decay=0.1, warmup=0.0, clip_norm=0.5, seed=0
-    )
+    rates = TrainingConfig(learning_rate=0.01, weight_decay=0.1, warmup=0.0, clip_norm=0.5)
+    learner = Learner(head, goal, loss, config=rates, total=9, seed=0)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, fused=False, foreach=False)
     for _ in range(3):
         chunks = torch.arange(8).chunk(parts)
@@ -52,9 +53,11 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
         assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5), name
 
 
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("mode", [None, "separate"])
 @pytest.mark.parametrize("tokens", [0, 10**6])
-def test_heads_computed_as_one_give_what_each_gives(tokens: int, paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_computed_as_one_give_what_each_gives(
+    tokens: int, mode: PairMode | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stack, "JOINED_TOKENS", tokens)
     torch.manual_seed(2)
     forms: list[tuple[HeadConfig, int]] = [
@@ -64,7 +67,7 @@ def test_heads_computed_as_one_give_what_each_gives(tokens: int, paired: bool, m
         (LabelTuningConfig(), 2),
         (PooledConfig(members=2, width=6), 2),
     ]
-    heads = [build_head(config, labels=labels, layers=2, width=12, paired=paired).eval() for config, labels in forms]
+    heads = [build_head(config, labels=labels, layers=2, width=12, pair_mode=mode).eval() for config, labels in forms]
     values, mask = torch.randn(4, 6, 2, 12), torch.arange(6) < torch.tensor([6, 2, 1, 4])[:, None]
     with torch.no_grad():
         for head, found in zip(heads, stack.JointHeads(heads)(values, mask), strict=True):

@@ -60,7 +60,7 @@ def test_a_recipe_goes_through_json(name: str) -> None:
             None,
             "schema",
             2,
-            "the recipe has schema 2, and this version of ytuning reads schema 1. Write one with ytuning search",
+            "the recipe has schema 2, but this version of ytuning reads schema 1. Write one with ytuning search",
         ),
         (None, "more", 2, "a recipe has the fields head, layers, schema, training. Write one with ytuning search"),
         (None, "head", 3, "the recipe's fields 'head' and 'training' must be mappings. Write one with ytuning search"),

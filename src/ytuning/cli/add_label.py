@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ytuning.cli.console import Json, Quiet, print_json, shown_progress, tell_alike, tell_columns
-from ytuning.cli.options import Label, Text, TextPair
+from ytuning.cli.console import print_json, shown_progress, tell_alike, tell_columns, tell_cut
+from ytuning.cli.options import DATA, OUTPUT, Json, Label, MovedEncoder, Quiet, Test, Text, TextPair
 from ytuning.errors import counted
 
 if TYPE_CHECKING:
@@ -22,18 +21,21 @@ __all__ = ["add_label"]
 
 def add_label(
     task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR", help="Folder of a trained task.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new label.")],
-    examples: Annotated[Path, typer.Option("--examples", help="Texts of the new label; a label column is ignored.")],
-    test: Annotated[Path | None, typer.Option("--test", help="Labelled rows to report on, before and after.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Task folder to write. Default: TASK_DIR.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new label.")],
+    examples: Annotated[Path, DATA("--examples", "FILE", "Texts of the new label. A label column is ignored.")],
+    test: Test = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="Folder or name, if it has moved.")] = None,
+    encoder: MovedEncoder = None,
+    out: Annotated[Path | None, OUTPUT("--out", "FOLDER", "Task folder to write.", "TASK_DIR")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a label to a trained task, without training it again; tells what that does to the old labels."""
+    """Add a label to a trained task without training it again.
+
+    The command reports how many texts of the old labels get another label than before.
+    """
     from ytuning.data.dataset import read_dataset
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
@@ -68,8 +70,7 @@ def add_label(
         if judged is not None:
             found = evaluate_task(added.task, judged, loaded, store, progress=progress)
             metrics["after"] = found.report.metrics
-            if found.truncated:
-                progress.say(f"cut {counted(found.truncated, 'test text')} longer than the encoder reads")
+            tell_cut(progress, found.truncated)
             old = [number for number, row in enumerate(judged.labels or []) if name not in _names(row)]
             if old:
                 report = evaluate_task(task, judged.select(old), loaded, store, progress=progress).report
@@ -99,15 +100,15 @@ def _names(row: Any) -> tuple[Any, ...]:
 
 
 def _print_added(added: AddedLabel, result: dict[str, Any]) -> None:
-    lines = [
-        f"{result['label']}: label {result['labels']} of {result['task_dir']}, from {result['examples']:,} examples in "
-        f"{result['seconds']:.1f} s; {added.found:.1%} of them are now given it",
-        f"texts of the old labels that are given theirs: {added.before:.1%} before, {added.after:.1%} after",
-    ]
-    worst = sorted(added.lost.items(), key=lambda item: -item[1])[:5]
-    if worst:
-        lines.append("most taken from: " + ", ".join(f"{name} {share:.1%}" for name, share in worst))
+    examples = counted(result["examples"], "example")
+    print(f"Added the label {result['label']} from {examples} in {result['seconds']:.1f} s.")
+    print(f"Saved in {result['task_dir']}, which now has {result['labels']} labels.")
+    print(f"The task gives the new label to {added.found:.1%} of its examples.")
+    print(
+        f"It labels {added.before:.1%} of the kept texts of the old labels correctly before, {added.after:.1%} after."
+    )
+    if worst := sorted(added.lost.items(), key=lambda item: -item[1])[:5]:
+        print("Labels that lose the most texts: " + ", ".join(f"{name} {share:.1%}" for name, share in worst) + ".")
     for when, metrics in result["test"].items():
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        lines.append(f"test, {when.replace('_', ' ')}: {shown}")
-    Console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+        print(f"Test set, {when.replace('_', ' ')}: {shown}.")

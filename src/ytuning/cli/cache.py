@@ -1,4 +1,4 @@
-"""``ytuning cache``: list, verify and remove stored features."""
+"""``ytuning cache``: list, check and remove stored features."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ytuning.cli.console import Json, Quiet, print_json, shown_progress
+from ytuning.cli.console import print_json, shown_progress
+from ytuning.cli.options import Json, Quiet
 from ytuning.errors import InputError, StoreError, counted
 
 __all__ = ["cache"]
 
-cache = typer.Typer(help="Look after the feature store ($YTUNING_CACHE).", no_args_is_help=True)
+cache = typer.Typer(
+    rich_markup_mode="markdown", help="Manage the feature cache in the folder $YTUNING_CACHE.", no_args_is_help=True
+)
 
 
 @cache.command("list", epilog="Example: ytuning cache list")
 def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Show what is stored for each encoder and in which codec (see `train --store`)."""
+    """List the stored features of each encoder and the format they are stored in."""
     from ytuning.features.store import FeatureStore
 
     store = FeatureStore()
@@ -47,25 +49,19 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
-    console = Console()
-    console.print(f"feature store: {root}", soft_wrap=True, markup=False, highlight=False)
+    print(f"Feature cache: {root}" if rows else f"Feature cache: {root}. It is empty.")
     for row in rows:
         layers = ", ".join(map(str, row["layers"]))
-        console.print(
+        print(
             f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, "
             f"{row['max_length']} tokens, stored as {row['codec']}: "
             f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB in "
-            f"{counted(row['shards'], 'shard')}",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+            f"{counted(row['shards'], 'shard')}"
         )
-    if not rows:
-        console.print("it holds no features")
 
 
 def _tell_unreadable(problems: list[StoreError]) -> None:
-    """Name the spaces that were passed over, and end with the status of a failure if there are any."""
+    """Name the features that could not be read; if there are any, the command has failed."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
@@ -74,7 +70,10 @@ def _tell_unreadable(problems: list[StoreError]) -> None:
 
 @cache.command("verify", epilog="Example: ytuning cache verify")
 def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Compare every shard with its checksum; damaged ones are set aside, and their texts encoded again when needed."""
+    """Compare every stored file with its checksum.
+
+    Damaged files are set aside, and their texts are encoded again when they are needed.
+    """
     from ytuning.features.store import FeatureStore
 
     checked, damages = 0, []
@@ -93,7 +92,7 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
         found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
         print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
     else:
-        print(f"{counted(checked, 'shard')} checked, {len(damages)} damaged")
+        print(f"Checked {counted(checked, 'shard')}; {len(damages)} {'is' if len(damages) == 1 else 'are'} damaged.")
     _tell_unreadable(unreadable)
     if damages:
         raise typer.Exit(1)
@@ -102,19 +101,19 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
 @cache.command("remove", epilog="Example: ytuning cache remove 3f2a")
 def cache_remove(
     fingerprint: Annotated[
-        str | None, typer.Argument(help="Beginning of a name that `cache list` shows, or all of it.")
+        str | None, typer.Argument(help="Name that `cache list` shows, or the beginning of it.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything that is stored.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all stored features.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Delete stored features; they are computed again when they are needed."""
+    """Delete stored features. They are computed again when they are needed."""
     from ytuning.features.store import FeatureStore
 
     if (fingerprint is None) == (not everything):
-        raise InputError("give the beginning of one fingerprint (ytuning cache list shows them), or --all")
+        raise InputError("give either the beginning of a fingerprint (see ytuning cache list) or --all.")
     removed = FeatureStore().remove(fingerprint)
     if as_json:
         print_json({"removed": removed})
     else:
-        print(f"removed {counted(len(removed), 'feature space')}")
+        print(f"Removed {counted(len(removed), 'feature space')}.")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ytuning.cli.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.cli.options import Group, KindOption, Label, LabelOrder, Test, Text, TextPair, TrainedEncoder, in_order
+from ytuning.cli import options
+from ytuning.cli.console import print_json, read_parts, shown_progress
+from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 
 __all__ = ["compare"]
@@ -18,46 +19,55 @@ __all__ = ["compare"]
 
 def compare(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Train rows: CSV, TSV, JSON lines or Parquet, also .gz.")
+        Path, typer.Argument(metavar="DATA", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for results; a comparison that was ended goes on from it.")
-    ],
-    validation: Annotated[
-        Path | None, typer.Option("--validation", help="Rows that choose. Default: a part of DATA for each seed.")
-    ] = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
+    *,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
         str,
-        typer.Option(
+        HEAD(
             "--methods",
-            help="With commas: ytuning, paper (its head and loss), few-shot (the preset of train), logistic (or ridge) "
-            "regression, full fine-tuning, lora (extra peft), setfit (extra benchmark).",
+            "NAMES",
+            "Methods, separated by commas: ytuning, paper (its head and loss), few-shot (the preset), logistic "
+            "(or ridge) regression, full (fine-tuning), lora (extra peft), setfit (extra benchmark).",
         ),
     ] = "ytuning,paper,logistic,full,lora",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=256, help="Of split, weights and row order, from 0.")] = 3,
+    seeds: Annotated[
+        int,
+        HEAD(
+            "--seeds",
+            "N",
+            "Number of seeds. A seed sets the split, the initial weights and the row order.",
+            min=1,
+            max=256,
+        ),
+    ] = 3,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="At most, of full and lora.", show_default="5, of few rows more"),
+        HEAD("--epochs", "N", "Maximum number of epochs of full and lora.", "5, or more for few rows", min=1),
     ] = None,
     search_rates: Annotated[
         bool,
-        typer.Option("--search-rates", help="Let full and lora try three learning rates, for three times as long."),
+        HEAD("--search-rates", None, "Try three learning rates for full and lora, which takes three times as long."),
     ] = False,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Take so many of DATA's rows at random.", show_default="all")
+        int | None, DATA("--rows", "N", "Number of rows of DATA to use, drawn at random.", "all", min=1)
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Annotated[
+        Path, OUTPUT("--out", "FOLDER", "Folder for the results. An interrupted comparison in it is resumed.")
+    ],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Compare methods on the same rows, splits, seeds and encoder: score, and what it costs."""
+    """Compare the scores and the costs of methods on the same rows, splits, seeds and encoder."""
     from ytuning.compare.compare import compare, some_rows
     from ytuning.compare.methods import check_methods, work_on
     from ytuning.compare.summary import standings_of
@@ -84,8 +94,8 @@ def compare(
         print_json(standings.to_json())
     else:
         print_standings(Console(), standings)
-        print(f"written to {out}: comparison.json and comparison.html")
+        print(f"The results are in {out / 'comparison.html'} and {out / 'comparison.json'}.")
     if found.interrupted:
-        told = f"{len(found.runs)} of {seeds * len(names)} runs are finished; the same command goes on from there"
-        print(f"interrupted: {told}", file=sys.stderr)
+        told = f"{len(found.runs)} of {seeds * len(names)} runs are finished"
+        print(f"Interrupted. {told}; run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What the commands share: the options that all of them have, progress and messages, and where results go."""
+"""What the commands share: progress and messages, reading the data sets, and where results go."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ytuning.errors import InputError, cannot_write, counted
 from ytuning.progress import Messages, Progress, ProgressBar
@@ -21,12 +19,9 @@ if TYPE_CHECKING:
     from ytuning.data.dataset import Dataset
 
 __all__ = [
-    "Json", "Quiet", "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "tell_alike",
+    "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "tell_alike",
     "tell_columns", "tell_cut", "write_page",
 ]  # fmt: skip
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 
 
 @contextmanager
@@ -92,13 +87,13 @@ def read_parts(
         tell_columns(progress, part)
     if empty := (train.groups or []).count(None):
         rows = f"{counted(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
-        progress.say(f"{train.source}: {rows}. Each such row is a group of its own")
+        progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
     # Once: the other files were split to fit the train rows, whose labels they may well have.
     if whole := unsplit_names(train):
         progress.say(
-            f"{train.source}: the labels of a row are separated by {train.separator!r}, so each of these is one label: "
-            f"{listed(whole)}. If it is meant as several, write {train.separator!r} between them"
+            f"{train.source}: {train.separator!r} separates the labels of a row, so each of these is one label: "
+            f"{listed(whole)}. If it should be several labels, write {train.separator!r} between them."
         )
     return train, validation, test
 
@@ -109,7 +104,10 @@ def tell_alike(progress: Progress, names: Iterable[str]) -> None:
 
     if groups := alike_but_for_case(names):
         alike = listed([name for group in groups for name in group])
-        progress.say(f"labels that differ only in case are different labels: {alike}. Write them alike if they are one")
+        progress.say(
+            f"These labels differ only in case and are different labels: {alike}. Give labels that mean the same one "
+            "spelling."
+        )
 
 
 @contextmanager
@@ -123,16 +121,16 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    with _written(path, option):
+    with _as_write_error(path, option):
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with _written(path, option):  # here, as other errors of the work that writes are not the file's
+        with _as_write_error(path, option):  # here, as other errors of the work that writes are not the file's
             new.stream.write(text.encode())
 
     try:
         yield write
-        with _written(path, option):
+        with _as_write_error(path, option):
             new.finish()
             new.place()
     finally:
@@ -154,10 +152,10 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     target = _target(path)
     for read in inputs:
         if read is not None and Path(os.path.realpath(read)) == target:
-            problem = "must not replace a file that is read, or of a task"
-            raise InputError(f"{option} {problem}. Got {path}. Give another name")
+            problem = f"{option} {path} would replace a file that the command reads or that belongs to a task"
+            raise InputError(f"{problem}. Choose another name.")
     folder = None if made is None else Path(os.path.realpath(made))
-    with _written(path, option):
+    with _as_write_error(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
@@ -173,7 +171,7 @@ def _target(path: Path) -> Path:
 
 
 @contextmanager
-def _written(path: Path, option: str) -> Iterator[None]:
+def _as_write_error(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -194,4 +192,5 @@ def write_page(path: Path, page: str) -> None:
 def tell_cut(progress: Progress, count: int) -> None:
     """Tell of texts that were cut, if there are any."""
     if count:
-        progress.say(f"cut {counted(count, 'text')} longer than the encoder reads")
+        were = "was" if count == 1 else "were"
+        progress.say(f"{counted(count, 'text')} {were} too long for the encoder and {were} cut.")

@@ -12,21 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ytuning.cli.console import Json, Quiet, print_json, read_parts, shown_progress
-from ytuning.cli.options import (
-    Group,
-    KindOption,
-    Label,
-    LabelOrder,
-    LongTextOption,
-    PairsOption,
-    PrecisionOption,
-    Test,
-    Text,
-    TextPair,
-    TrainedEncoder,
-    in_order,
-)
+from ytuning.cli import options
+from ytuning.cli.console import print_json, read_parts, shown_progress
+from ytuning.cli.options import HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import cannot_write
 
@@ -41,49 +29,56 @@ SHOWN = 10  # of the best trials
 PLOT_FILE = "search.html"
 
 
-def search(  # one parameter for each option
-    train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a search in it goes on.")],
-    validation: Annotated[
-        Path | None, typer.Option("--validation", help="Rows that choose. Default: a part of TRAIN.")
-    ] = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
-    pairs: PairsOption = "auto",
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: LongTextOption = "truncate",
-    precision: PrecisionOption = "auto",
+def search(
+    train_file: Annotated[
+        Path, typer.Argument(metavar="TRAIN", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
+    ],
+    *,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["all", "default", "few-shot", "paper"],
-        typer.Option("--preset", help="Forms of the head; that of paper is slow with many labels."),
+        HEAD(
+            "--preset",
+            "NAME",
+            "Head and training to start from: default, few-shot, paper (slow with many labels) or all three.",
+        ),
     ] = "all",
-    trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="Recipes to try in all.")] = 30,
+    trials: Annotated[int, HEAD("--trials", "N", "Number of recipes to try in total.", min=1, max=10_000)] = 30,
     minutes: Annotated[
         float | None,
-        typer.Option(
+        HEAD(
             "--minutes",
+            "N",
+            "Start no trial after this time. The first few trials of a new search always run.",
+            "no limit",
             min=0,
-            help="Begin no more trials after this time; of a new search the first few run in any case.",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, the proposals, weights and row order.")
-    ] = 0,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
+    pairs: options.PairsOption = "auto",
+    long_text: options.LongTextOption = "truncate",
+    precision: options.PrecisionOption = "auto",
+    out: Annotated[Path, OUTPUT("--out", "FOLDER", "Folder for the results. A search in it is resumed.")],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Search over presets, hidden states, losses, rates and sizes, and train the recipe that validation prefers.
+    """Search for the best recipe and train it.
 
-    Needs the extra `search`. The results are drawn in `search.html`. Ctrl-C ends the search, and the best so
-    far is trained; the same command goes on from there.
+    The search tries presets, hidden states, losses, learning rates and sizes; the validation set chooses. It needs
+    the extra `search` and draws its results in `search.html`. Ctrl-C stops it and trains the best recipe so far; run
+    the same command again to resume.
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
+    from ytuning.search.search import SearchOptions
     from ytuning.search.search import search as run
     from ytuning.tasks.train import Stopwatch
     from ytuning.training.recipes import PRESETS
@@ -102,18 +97,20 @@ def search(  # one parameter for each option
             out,
             validation=held,
             test=judged,
-            presets=tuple(PRESETS) if preset == "all" else (preset,),
-            pairs=pairs,
-            order=in_order(label_order),
-            trials=trials,
-            minutes=minutes,
-            seed=seed,
+            options=SearchOptions(
+                presets=tuple(PRESETS) if preset == "all" else (preset,),
+                pairs=pairs,
+                label_order=in_order(label_order),
+                trials=trials,
+                minutes=minutes,
+                seed=seed,
+            ),
             progress=progress,
-            watch=watch,
         )
+        watch.add(found.seconds)
         plot = _plot(found, out)
         if found.interrupted:
-            progress.say(f"interrupted after {len(found.trials)} of {trials} trials; the best is saved in {out}")
+            progress.say(f"Interrupted after {len(found.trials)} of {trials} trials. The best task so far is in {out}.")
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
         print_json(_to_json(found, out, plot, watch))
@@ -124,7 +121,7 @@ def search(  # one parameter for each option
 
 
 def _plot(found: Searched, out: Path) -> Path:
-    """Write the page with drawings."""
+    """Write the page with charts."""
     from ytuning.reports.search import plot_search
     from ytuning.system.files import commit
 
@@ -166,17 +163,14 @@ def _print(found: Searched, out: Path, watch: Stopwatch) -> None:
     reports = found.trained.reports
     split = "test" if "test" in reports else "validation"
     print_report(console, reports[split], f"trial {found.best.number}, {split}", watch.seconds)
-    saved = f"the winner is saved in {out / TASK_FOLDER}, every trial in {out}"
-    console.print(saved, soft_wrap=True, markup=False, highlight=False)
+    print(f"The best task is in {out / TASK_FOLDER}. All trials are in {out}; {PLOT_FILE} draws them.")
 
 
 def _table(found: Searched) -> Table:
     """The best trials."""
     target = found.trained.task.target
     best = sorted(found.trials, key=lambda trial: (trial.loss, trial.number))[:SHOWN]
-    title = (
-        f"the best {len(best)} of {len(found.trials)} trials, on {found.trained.rows['validation']:,} validation rows"
-    )
+    title = f"Best {len(best)} of {len(found.trials)} trials on {found.trained.rows['validation']:,} validation rows"
     table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
     for heading in ("trial", "loss", target.score_name, "parameters", "seconds"):
         table.add_column(heading, justify="right")

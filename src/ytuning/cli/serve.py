@@ -7,51 +7,77 @@ from typing import Annotated
 
 import typer
 
+from ytuning.cli.options import MovedEncoder, help_group
 from ytuning.system.versions import require
 
 __all__ = ["serve"]
 
+LISTEN, ACCESS, LIMITS = map(help_group, ("Server", "Access", "Limits"))
+
 
 def serve(
     folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="TASK_DIR [TASK_DIR ...]", help="Task folders, or a folder that holds task folders."),
+        list[Path], typer.Argument(metavar="TASK_DIR...", help="Task folders, or folders that contain task folders.")
     ],
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than loopback need keys.")
+        str, LISTEN("--host", "ADDRESS", "Address to listen on. An address that other machines reach needs keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[int, LISTEN("--port", "N", "Port to listen on. 0 takes any free port.", min=0, max=65535)] = 8000,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, max=64, help="Processes, each with an encoder of its own.")
+        int, LISTEN("--workers", "N", "Number of processes. Each loads the encoder.", min=1, max=64)
     ] = 1,
+    watch: Annotated[
+        float,
+        LISTEN(
+            "--watch",
+            "SECONDS",
+            "Time between checks for changed task folders. With 0 only POST /admin/reload checks them.",
+            min=0,
+        ),
+    ] = 2.0,
+    encoder: MovedEncoder = None,
     keys: Annotated[
-        Path | None, typer.Option("--keys", help="File of clients' keys, one a line; also $YTUNING_API_KEYS.")
+        Path | None,
+        ACCESS(
+            "--keys", "FILE", "File of client keys, one per line. Keys in $YTUNING_API_KEYS are accepted, too.", "none"
+        ),
     ] = None,
     admin_keys: Annotated[
-        Path | None, typer.Option("--admin-keys", help="File of administrators' keys; also $YTUNING_ADMIN_KEYS.")
+        Path | None,
+        ACCESS(
+            "--admin-keys",
+            "FILE",
+            "File of administrator keys, one per line. Keys in $YTUNING_ADMIN_KEYS are accepted, too.",
+            "none",
+        ),
     ] = None,
     cors: Annotated[
         list[str] | None,
-        typer.Option("--cors", metavar="ORIGIN", help="Pages of this origin may read replies; again for more."),
+        ACCESS("--cors", "ORIGIN", "Origin whose web pages may read replies. Repeat the option for more.", "none"),
     ] = None,
-    watch: Annotated[
-        float,
-        typer.Option("--watch", min=0, help="Seconds between looks at the task folders; 0: only POST /admin/reload."),
-    ] = 2.0,
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Of a batch, at most.")] = 16_384,
+    batch_tokens: Annotated[int, LIMITS("--batch-tokens", "N", "Maximum number of tokens in a batch.", min=1)] = 16_384,
     queue_tokens: Annotated[
-        int, typer.Option("--queue-tokens", min=1, help="That wait, at most; requests beyond are refused (429).")
+        int,
+        LIMITS(
+            "--queue-tokens",
+            "N",
+            "Maximum number of waiting tokens. Requests beyond it are refused with status 429.",
+            min=1,
+        ),
     ] = 65_536,
     most_requests: Annotated[
-        int, typer.Option("--most-requests", min=1, help="Being answered at a time; requests beyond are refused (429).")
+        int,
+        LIMITS(
+            "--most-requests",
+            "N",
+            "Maximum number of requests at a time. Requests beyond it are refused with status 429.",
+            min=1,
+        ),
     ] = 512,
-    most_texts: Annotated[int, typer.Option("--most-texts", min=1, help="Of a request.")] = 1_000,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a request may take.")] = 30.0,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="Folder or name of the encoder, if it has moved since the training.")
-    ] = None,
+    most_texts: Annotated[int, LIMITS("--most-texts", "N", "Maximum number of texts in a request.", min=1)] = 1_000,
+    timeout: Annotated[float, LIMITS("--timeout", "SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,
 ) -> None:
-    """Answer for many tasks over HTTP, at the price of one encoder pass for each distinct text; a page is at /."""
+    """Serve many tasks over HTTP and on a web page. Each distinct text is encoded once for all tasks."""
     for package in ("fastapi", "prometheus_client", "pydantic", "uvicorn"):
         require(package, "server")
     from ytuning.server.launch import serve as start

@@ -12,31 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from ytuning.cli.console import (
-    Json,
-    Quiet,
-    check_result_file,
-    print_json,
-    read_parts,
-    shown_progress,
-    tell_cut,
-    write_page,
-)
-from ytuning.cli.options import (
-    Group,
-    KindOption,
-    Label,
-    LabelOrder,
-    LongTextOption,
-    PairsOption,
-    PrecisionOption,
-    ReportFile,
-    Test,
-    Text,
-    TextPair,
-    TrainedEncoder,
-    in_order,
-)
+from ytuning.cli import options
+from ytuning.cli.console import check_result_file, print_json, read_parts, shown_progress, tell_cut, write_page
+from ytuning.cli.options import ENCODER, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, counted
 from ytuning.progress import Progress
@@ -48,97 +26,127 @@ __all__ = ["train"]
 
 
 def train(
-    train_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="CSV, TSV, JSON lines or Parquet, also .gz.")],
-    out: Annotated[Path, typer.Option("--out", help="Task folder to write.")],
-    validation: Annotated[
-        Path | None, typer.Option("--validation", help="Rows that choose the head. Default: a part of TRAIN.")
-    ] = None,
-    test: Test = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    group: Group = None,
-    kind: KindOption = "auto",
-    label_order: LabelOrder = None,
-    abstain_at: Annotated[
-        float | None,
-        typer.Option(
-            "--abstain-at",
-            metavar="PRECISION",
-            help="Give no label where it is not sure enough: this share of its answers on validation rows is right.",
-        ),
-    ] = None,
-    pairs: PairsOption = "auto",
-    encoder: TrainedEncoder = DEFAULT_ENCODER,
-    long_text: LongTextOption = "truncate",
-    precision: PrecisionOption = "auto",
+    train_file: Annotated[
+        Path, typer.Argument(metavar="TRAIN", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
+    ],
+    *,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    kind: options.KindOption = "auto",
+    label_order: options.LabelOrder = None,
     preset: Annotated[
-        Literal["default", "few-shot", "paper"], typer.Option("--preset", help="Form of the head and its training.")
+        Literal["default", "few-shot", "paper"],
+        HEAD("--preset", "NAME", "Form of the head and its training: default, few-shot or paper."),
     ] = "default",
+    recipe_file: Annotated[
+        Path | None,
+        HEAD("--recipe", "FILE", "JSON recipe to use instead of a preset, as ytuning search writes it.", "none"),
+    ] = None,
     loss: Annotated[
         Literal["cross_entropy", "triplet", "focal"] | None,
-        typer.Option("--loss", help="focal: what is predicted well already weighs less.", show_default="the preset's"),
-    ] = None,
-    recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="JSON recipe in place of a preset, as search writes it.")
-    ] = None,
-    layers: Annotated[
-        str,
-        typer.Option(
-            "--layers",
-            metavar="auto|default|last|N,N",
-            help="Hidden states of the encoder to read; auto chooses them on a sample before the whole is encoded.",
+        HEAD(
+            "--loss",
+            "NAME",
+            "Training loss: cross_entropy, triplet or focal. focal gives less weight to rows that are already "
+            "predicted well.",
+            "the loss of the preset",
         ),
-    ] = "default",
+    ] = None,
     label_texts: Annotated[
         str | None,
-        typer.Option(
+        HEAD(
             "--label-texts",
-            metavar="FILE|names|none",
-            help="What the labels mean: JSON from label to text, or rows with text and label; names: their names.",
-            show_default="names for --preset few-shot, else none",
+            "FILE|names|none",
+            "Descriptions of the labels: a JSON file that maps labels to texts, a table with the columns text and "
+            "label, or names to use the label names.",
+            "names with --preset few-shot, else none",
         ),
     ] = None,
     label_weights: Annotated[
         Literal["none", "balanced"],
-        typer.Option("--label-weights", help="balanced: rows of a rare label weigh more in the loss."),
-    ] = "none",
-    store: Annotated[
-        Literal["fp16", "int8", "compact"],
-        typer.Option(
-            "--store",
-            help="How features are stored: int8 takes half the bytes of fp16, compact a quarter.",
+        HEAD(
+            "--label-weights",
+            "MODE",
+            "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight.",
         ),
-    ] = "int8",
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the hold-out, weights and row order.")
-    ] = 0,
+    ] = "none",
+    abstain_at: Annotated[
+        float | None,
+        HEAD(
+            "--abstain-at",
+            "PRECISION",
+            "Give no label when the confidence is low. The threshold is set so that this share of the answers on "
+            "the validation set is correct.",
+            "always give a label",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, max=256, help="Heads to train together; the best on validation is saved.")
+        int,
+        HEAD(
+            "--seeds",
+            "N",
+            "Number of heads to train. The head that is best on the validation set is saved.",
+            min=1,
+            max=256,
+        ),
     ] = 1,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Save the mean of all the seeds' heads instead of the best one.")
+        bool, HEAD("--ensemble", None, "Save the mean of all trained heads instead of the best one.")
     ] = False,
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Go on on held-out rows too, once they have chosen.")
+        bool,
+        HEAD(
+            "--refit/--no-refit",
+            None,
+            "After early stopping, train a few more steps on all rows, including the validation set.",
+        ),
     ] = True,
-    report: ReportFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
+    layers: Annotated[
+        str,
+        ENCODER(
+            "--layers",
+            "LAYERS",
+            "Hidden states of the encoder to read: default, last, numbers separated by commas, or auto, which "
+            "chooses them on a sample of the rows.",
+        ),
+    ] = "default",
+    pairs: options.PairsOption = "auto",
+    long_text: options.LongTextOption = "truncate",
+    precision: options.PrecisionOption = "auto",
+    store: Annotated[
+        Literal["fp16", "int8", "compact"],
+        ENCODER(
+            "--store",
+            "FORMAT",
+            "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size).",
+        ),
+    ] = "int8",
+    out: Annotated[Path, OUTPUT("--out", "FOLDER", "Task folder to write.")],
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Train a label head on labelled texts and save it as a task folder."""
+    """Train a classifier on labelled texts and save it as a task folder."""
     from ytuning.data.label_texts import read_label_texts
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.task import check_target, save_task, task_files
-    from ytuning.tasks.train import Stopwatch, train_task
+    from ytuning.tasks.train import Stopwatch, TrainOptions, train_task
     from ytuning.training.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.training.recipes import preset as recipe_of
 
     start = time.perf_counter()
     watch = Stopwatch()
     if recipe_file is not None and preset != "default":
-        raise InputError("give either --preset or --recipe, which states what a preset does, not both")
+        raise InputError(
+            "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
+        )
     recipe = reading_layers(recipe_of(preset) if recipe_file is None else read_recipe(recipe_file), layers)
     if loss is not None:
         recipe = replace(recipe, training=replace(recipe.training, loss=loss))
@@ -155,9 +163,7 @@ def train(
             columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
             parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
             if loss is not None and parts[0].kind == "regression":
-                raise InputError(
-                    "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
-                )
+                raise InputError("--loss is for tasks with labels, and these rows have numbers. Leave out --loss.")
         with watch.stage("encode"):
             loaded = load_encoder(
                 encoder,
@@ -173,28 +179,30 @@ def train(
             recipe,
             validation=parts[1],
             test=parts[2],
-            name=out.resolve().name,
-            seed=seed,
-            seeds=seeds,
-            ensemble=ensemble,
-            refit=refit,
-            codec=store,
-            label_order=in_order(label_order),
-            abstain_at=abstain_at,
-            pairs=pairs,
-            layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
-            label_texts=None if label_texts is None else read_label_texts(label_texts),
+            options=TrainOptions(
+                name=out.resolve().name,
+                seed=seed,
+                seeds=seeds,
+                ensemble=ensemble,
+                refit=refit,
+                codec=store,
+                label_order=in_order(label_order),
+                abstain_at=abstain_at,
+                pairs=pairs,
+                layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
+                label_texts=None if label_texts is None else read_label_texts(label_texts),
+            ),
             progress=progress,
-            watch=watch,
         )
+        watch.add(trained.seconds)
         if trained.fit.interrupted:
-            out, report = _kept_apart(out, report)
+            out, report = _place_beside_finished(out, report)
         save_task(trained.task, out)
         _tell_training(progress, trained, out)
         if report is not None:
             from ytuning.reports.html import render_report
 
-            split = _reported(trained)
+            split = _split_of_report(trained)
             page = render_report(
                 trained.task,
                 trained.reports[split],
@@ -216,20 +224,20 @@ def train(
         raise typer.Exit(1)
 
 
-def _kept_apart(out: Path, report: Path | None) -> tuple[Path, Path | None]:
+def _place_beside_finished(out: Path, report: Path | None) -> tuple[Path, Path | None]:
     """Where to save a task whose training was interrupted, and its report: not over those of a finished one."""
     from ytuning.tasks.task import place_beside
 
     place = place_beside(out)
     if place != out:
-        print(f"the finished task in {out} is kept", file=sys.stderr)
+        print(f"The finished task in {out} is kept.", file=sys.stderr)
         if report is not None:
             inside = report.resolve().parent == out.resolve()
             report = place / report.name if inside else report.with_stem(f"{report.stem}-interrupted")
     return place, report
 
 
-def _reported(trained: Trained) -> str:
+def _split_of_report(trained: Trained) -> str:
     """Which rows a report is about."""
     return "test" if "test" in trained.reports else "validation"
 
@@ -238,16 +246,16 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     tell_cut(progress, trained.truncated)
     for split, rows in trained.shared.items():
         if rows:
-            other = "validation" if split == "test_and_validation" else "train"
+            other = "validation" if split == "test_and_validation" else "training"
             copies = counted(rows, f"{split.partition('_')[0]} row")
-            progress.say(f"{copies} with exactly the text of a {other} row")
+            progress.say(f"{copies} {'has' if rows == 1 else 'have'} exactly the text of a {other} row.")
     if trained.fit.interrupted:
         best = trained.fit.history[trained.fit.chosen]
         target = trained.task.target
         score = target.shown_score(best.score)
         figures = f"step {best.step}, validation {target.score_name} {score}"
-        saved = f"interrupted: the best head so far ({figures}) is saved in {out}"
-        print(saved, file=sys.stderr)  # not progress, so --quiet does not hide it
+        # Not progress, so --quiet does not hide it.
+        print(f"Interrupted. The best head so far ({figures}) is saved in {out}.", file=sys.stderr)
 
 
 def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
@@ -297,26 +305,22 @@ def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.reports.console import print_report
 
-    split = _reported(trained)
-    console = Console()
-    print_report(console, trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    split = _split_of_report(trained)
+    print_report(Console(), trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
     if len(trained.by_seed) > 1:
-        of = ", ".join(
-            f"{name} {figures['mean']:.4f} (deviation {figures['deviation']:.4f})"
-            for name, figures in _spread(trained, split).items()
+        figures = ", ".join(
+            f"{name} {values['mean']:.4f} (deviation {values['deviation']:.4f})"
+            for name, values in _spread(trained, split).items()
         )
         best = trained.task.training["seed"]
-        saved = "the mean of their heads" if best is None else f"seed {best}"
-        text = f"{len(trained.by_seed)} seeds, {split}: {of}; saved is {saved}"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        saved = "The mean of their heads" if best is None else f"The head of seed {best}"
+        print(f"Mean over {len(trained.by_seed)} seeds, {split} set: {figures}. {saved} is saved.")
     if before := trained.zero_shot.get(split):
         figures = ", ".join(f"{name} {before[name]:.4f}" for name in trained.task.target.headlines)
-        text = f"before any training, from the labels' texts alone, {split}: {figures}"
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        print(f"Before training, from the label texts alone, {split} set: {figures}.")
     share = trained.task.head_parameters / trained.task.encoder.parameters
-    console.print(
-        f"head: {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's; saved in {out}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    print(f"The head has {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
+    if split == "validation":
+        print(
+            "Without --test, these scores are from the validation set, which also chose the head; they are optimistic."
+        )

@@ -257,15 +257,19 @@ def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes that are started within do not hear Ctrl-C, which is for the one that waits for them."""
-    if threading.current_thread() is not threading.main_thread():
+    """Processes that are started within do not hear Ctrl-C, which is for the one that waits for them.
+
+    The signal is held back, not ignored, so that one that comes meanwhile is heard at the end.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A child inherits the mask, and keeps it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reason(error: Exception) -> str:

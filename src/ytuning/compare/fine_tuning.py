@@ -26,12 +26,14 @@ from ytuning.system.versions import require
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import rate_share
 
-__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "full_fine_tuning", "lora"]
+__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "TuningRows", "full_fine_tuning", "lora"]
 
 EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
 FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
+# PEFT's usual factor: a change of rank r is multiplied by 16 / r.
+LORA_ALPHA = 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,25 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
+class TuningRows:
+    """What an encoder is trained on.
+
+    Attributes:
+        inputs: texts, or pairs as one text, of all rows.
+        target: kind of the task.
+        targets: of all rows, as ``target`` encodes them.
+        train: positions of rows to train on.
+        validation: positions of rows that choose the epoch and, of several, the learning rate.
+    """
+
+    inputs: Sequence[TextInput]
+    target: TaskKind
+    targets: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
 class TunedEncoder:
     """An encoder that was trained for one task, a classifier on it.
 
@@ -72,7 +93,7 @@ class TunedEncoder:
         planned_steps: of all epochs.
         step_seconds: of each step that was taken.
         validation_seconds: of each validation.
-        validation_scores: mean of `losses.row_scores` at each validation (of a single-label task
+        validation_scores: mean of the kind's `row_scores` at each validation (of a single-label task
             accuracy); the model is that of the best.
         validation_logits: (validation rows, C) float32 of the best.
         learning_rate: of the training that was taken.
@@ -97,11 +118,7 @@ class TunedEncoder:
 
 def full_fine_tuning(
     encoder: Encoder,
-    inputs: Sequence[TextInput],
-    target: TaskKind,
-    targets: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
+    rows: TuningRows,
     *,
     config: TuningConfig | None = None,
     rates: Sequence[float] | None = None,
@@ -114,11 +131,7 @@ def full_fine_tuning(
 
     Args:
         encoder: gives the weights to start from, the tokenizer, maximum length, arithmetic and device; not changed.
-        inputs: texts, or pairs as one text, of all rows.
-        target: kind of the task; the loss is that of a head, without label smoothing.
-        targets: of all rows, as ``target`` encodes them.
-        train: positions of rows to train on.
-        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        rows: that it is trained on; the loss is that of a head, without label smoothing.
         config: default: the first of ``FULL_RATES``.
         rates: learning rates to try instead of the config's, each in a whole training.
         seed: of the classifier's weights, the order of rows and dropout.
@@ -128,29 +141,23 @@ def full_fine_tuning(
         EncoderError: transformers has no classifier for the encoder's architecture.
     """
     config = config or TuningConfig(FULL_RATES[0])
-    rows = _Rows(encoder, inputs, target, targets, train, validation)
+    data = _Data(encoder, rows)
 
     def attempt(config: TuningConfig) -> TunedEncoder:
         with _seeded(encoder, seed):
-            return _tuned(
-                _classifier(encoder, rows.target.outputs, torch.float32), rows, config, progress or Progress(), seed
-            )
+            model = _classifier(encoder, data.target.outputs, torch.float32)
+            return _tuned(model, data, config, progress or Progress(), seed)
 
     return _best(attempt, config, rates)
 
 
-def lora(  # noqa: PLR0913  # every choice of a whole training
+def lora(
     encoder: Encoder,
-    inputs: Sequence[TextInput],
-    target: TaskKind,
-    targets: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
+    rows: TuningRows,
     *,
     config: TuningConfig | None = None,
     rates: Sequence[float] | None = None,
     rank: int = 8,
-    alpha: int = 16,
     modules: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -161,15 +168,10 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
 
     Args:
         encoder: as for :func:`full_fine_tuning`, and so the other arguments that it has.
-        inputs: texts, or pairs as one text, of all rows.
-        target: kind of the task.
-        targets: of all rows.
-        train: positions of rows to train on.
-        validation: positions of rows that choose the epoch and, of several, the learning rate.
+        rows: that it is trained on.
         config: default: the first of ``LORA_RATES``.
         rates: learning rates to try instead of the config's, each in a whole training.
-        rank: of a change.
-        alpha: a change is multiplied by ``alpha / rank``.
+        rank: of a change, which is multiplied by ``LORA_ALPHA / rank``.
         modules: names of the changed linear layers; default: PEFT's for the architecture, query and value.
         seed: of new weights, the order of rows and dropout.
         progress: is told every step.
@@ -183,15 +185,15 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
     form = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=LORA_ALPHA,
         lora_dropout=0.1,
         target_modules=None if modules is None else list(modules),
     )
-    rows = _Rows(encoder, inputs, target, targets, train, validation)
+    data = _Data(encoder, rows)
 
     def attempt(config: TuningConfig) -> TunedEncoder:
         with _seeded(encoder, seed):
-            model = _classifier(encoder, rows.target.outputs, _arithmetic(encoder))
+            model = _classifier(encoder, data.target.outputs, _arithmetic(encoder))
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
@@ -204,7 +206,7 @@ def lora(  # noqa: PLR0913  # every choice of a whole training
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-            return _tuned(model, rows, config, progress or Progress(), seed)
+            return _tuned(model, data, config, progress or Progress(), seed)
 
     return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
 
@@ -224,7 +226,7 @@ def _best(
     return replace(best, rates=scores)
 
 
-class _Rows:
+class _Data:
     """What a model is trained on.
 
     Attributes:
@@ -235,20 +237,12 @@ class _Rows:
         loss: of a batch.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        inputs: Sequence[TextInput],
-        target: TaskKind,
-        targets: np.ndarray,
-        train: np.ndarray,
-        validation: np.ndarray,
-    ) -> None:
-        self.encoder, self.train, self.validation, self.target = encoder, train, validation, target
-        self.tokens = encoder.tokenize(inputs)
-        goal = torch.from_numpy(np.asarray(targets, target.dtype))
+    def __init__(self, encoder: Encoder, rows: TuningRows) -> None:
+        self.encoder, self.train, self.validation, self.target = encoder, rows.train, rows.validation, rows.target
+        self.tokens = encoder.tokenize(rows.inputs)
+        goal = torch.from_numpy(np.asarray(rows.targets, rows.target.dtype))
         self.goal = goal.to(encoder.device)
-        self.loss: Loss = target.loss("cross_entropy", goal[torch.from_numpy(train)])
+        self.loss: Loss = rows.target.loss("cross_entropy", goal[torch.from_numpy(rows.train)])
 
     def validated(self, model: Any) -> tuple[np.ndarray, float]:
         """Logits (N, C) of the validation rows and their mean score, minus infinity for a model that has diverged."""
@@ -296,7 +290,7 @@ def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
     return model.to(encoder.device)
 
 
-def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
+def _tuned(model: Any, rows: _Data, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
     """Train what requires a gradient, epoch by epoch, and take the weights of the epoch that validates best."""
     if config.checkpointing:
         # The second name is that of transformers before 5.
@@ -342,7 +336,7 @@ def _tuned(model: Any, rows: _Rows, config: TuningConfig, progress: Progress, se
 
 
 def _step(
-    model: Any, rows: _Rows, batch: np.ndarray, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float
+    model: Any, rows: _Data, batch: np.ndarray, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ytuning.data.kinds import TaskKind
 from ytuning.features.features import Features, ordered_batches
-from ytuning.features.pairs import PairedFeatures
+from ytuning.features.pairs import PairFeatures
 
 __all__ = ["Probe", "mean_pooled", "tuned_probe"]
 
@@ -33,7 +33,7 @@ def mean_pooled(features: Features) -> np.ndarray:
     Of pairs that were encoded one by one (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
     Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
     """
-    if isinstance(features, PairedFeatures):
+    if isinstance(features, PairFeatures):
         texts = mean_pooled(features.texts)
         u, v = texts[features.first.numpy()], texts[features.second.numpy()]
         return np.concatenate((u, v, np.abs(u - v), u * v), axis=1)

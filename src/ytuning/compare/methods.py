@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.compare.fine_tuning import FULL_RATES, LORA_RATES, TunedEncoder, TuningConfig, full_fine_tuning, lora
+from ytuning.compare.fine_tuning import (
+    FULL_RATES,
+    LORA_RATES,
+    TunedEncoder,
+    TuningConfig,
+    TuningRows,
+    full_fine_tuning,
+    lora,
+)
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset, TextInput, labels_of
@@ -23,11 +31,11 @@ from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.progress import Progress
 from ytuning.system.machine import peak_bytes
 from ytuning.system.versions import require
-from ytuning.tasks.task import PAIR_MODES, PairMode
-from ytuning.tasks.train import Stopwatch, train_task
+from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import preset
@@ -164,22 +172,22 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
         MissingExtraError: a package that it needs is not installed.
         InputError: it cannot do this kind of task.
     """
-    found = METHODS[name](work, seed, store, progress)
+    outcome = METHODS[name](work, seed, store, progress)
     truth = work.judged(seed)
     rows = dict(zip(("train", "validation"), map(len, work.split(seed)), strict=True))
-    identity = found.encoder.identity
+    identity = outcome.encoder.identity
     return Run(
         method=name,
         seed=seed,
-        metrics=evaluate(work.target, found.calibration, truth, found.logits).metrics,
-        predicted=work.target.answers_to_json(found.calibration.answers(work.target, found.logits).values),
-        seconds=found.seconds,
-        seconds_with_stored_features=found.seconds_with_stored_features,
-        parameters=found.parameters,
+        metrics=evaluate(work.target, outcome.calibration, truth, outcome.logits).metrics,
+        predicted=work.target.answers_to_json(outcome.calibration.answers(work.target, outcome.logits).values),
+        seconds=outcome.seconds,
+        seconds_with_stored_features=outcome.seconds_with_stored_features,
+        parameters=outcome.parameters,
         peak_bytes=peak_bytes(),
         rows={**rows, "judged": len(truth)},
         encoder={"name": identity.name, "fingerprint": identity.fingerprint, "parameters": identity.parameters},
-        details=found.details,
+        details=outcome.details,
     )
 
 
@@ -201,7 +209,7 @@ class _Outcome:
 
 def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: str) -> _Outcome:
     """Ours, with a preset: the main job as ``ytuning train`` does it."""
-    recipe, watch = preset(preset_name), Stopwatch()
+    recipe = preset(preset_name)
     start = time.perf_counter()
     pairs = work.train.text_pairs is not None
     encoder, features = load_encoder(work.encoder, layers=recipe.layers, pairs=pairs), FeatureStore(store)
@@ -211,10 +219,8 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
         features,
         recipe,
         validation=work.validation,
-        seed=seed,
-        label_order=work.target.names if work.target.kind == "ordinal" else None,
+        options=TrainOptions(seed=seed, label_order=work.target.names if work.target.kind == "ordinal" else None),
         progress=progress,
-        watch=watch,
     )
     seconds = time.perf_counter() - start
     if trained.fit.interrupted:
@@ -222,7 +228,7 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
     task = trained.task
     logits = trained.fit.validation_logits
     if work.test is not None:
-        logits = logits_of(task.head, _encoded(work.test.inputs, encoder, features, progress, task.pair))
+        logits = logits_of(task.head, _encoded(work.test.inputs, encoder, features, progress, task.pair_mode))
     reading = _reading_seconds(work, encoder, features)
     return _Outcome(
         encoder,
@@ -230,8 +236,8 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
         task.calibration,
         seconds,
         task.head_parameters,
-        seconds - watch.seconds["encode"] + reading,
-        {"steps": trained.fit.history[trained.fit.chosen].step, "pairs": task.pair},
+        seconds - trained.seconds["encode"] + reading,
+        {"steps": trained.fit.history[trained.fit.chosen].step, "pairs": task.pair_mode},
     )
 
 
@@ -241,14 +247,14 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     encoder = load_encoder(work.encoder, pairs=work.train.text_pairs is not None)
     features = FeatureStore(store)
     inputs, targets, split = work.inputs, work.targets, work.split(seed)
-    encode, found = 0.0, []
+    encode, probes = 0.0, []
     for mode in _modes(work):
         begun = time.perf_counter()
         encoded = _encoded(inputs, encoder, features, progress, mode)
         encode += time.perf_counter() - begun
         probe = tuned_probe(work.target, mean_pooled(encoded), targets, *split, refit=work.validation is None)
-        found.append((probe, mode))
-    probe, mode = min(found, key=lambda each: each[0].validation_loss)
+        probes.append((probe, mode))
+    probe, mode = min(probes, key=lambda tried: tried[0].validation_loss)
     calibration = work.calibrated(split[1], probe.validation_logits)
     seconds = time.perf_counter() - start
     logits = probe.validation_logits
@@ -266,7 +272,7 @@ def _modes(work: Work) -> Sequence[PairMode | None]:
 def _encoded(
     inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress, mode: PairMode | None
 ) -> Features:
-    return stored_inputs(inputs, encoder, store, progress, separate=mode == "separate")[0]
+    return stored_inputs(inputs, encoder, store, progress, pair_mode=mode)[0]
 
 
 def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore) -> float:
@@ -299,10 +305,7 @@ def _tuned(
     encoder.release()  # the model that is trained is another, and this one would count as its memory
     found = train(
         encoder,
-        work.inputs,
-        work.target,
-        targets,
-        *split,
+        TuningRows(work.inputs, work.target, targets, *split),
         config=_config(work, rates[0], len(split[0])),
         rates=rates if work.search_rates else None,
         seed=seed,

@@ -88,7 +88,7 @@ def choose_columns(
     used = [name for names in chosen.values() for name in names]
     if len(set(used)) < len(used):
         uses = ", ".join(f"{role}={shown(','.join(names))}" for role, names in chosen.items())
-        raise InputError(f"each column can be used once. Got {uses}")
+        raise InputError(f"each column can have only one use. Got {uses}.")
     for role in named:
         if role in chosen or (role == "label" and not labelled):
             continue
@@ -111,8 +111,8 @@ def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataE
     for other, names in chosen.items():
         if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
             option = f"{other}= (--{other.replace('_', '-')})"
-            problem = f"the column {shown(taken[0])} is used as the {other}, by {option}, and no other is {looked_for}"
-    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {listed(table.names)}"
+            problem = f"{option} uses the column {shown(taken[0])} already, and there is no other column {looked_for}"
+    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {listed(table.names)}."
     return DataError(f"{problem}. {remedy}", source=table.source)
 
 
@@ -122,7 +122,7 @@ def _label_names(table: Table, label: str | Sequence[str] | None) -> list[str] |
         return None
     if not isinstance(label, str):
         if not label:
-            raise InputError("label= names no column. Give at least one, or leave it out")
+            raise InputError("label= names no column. Give at least one or leave it out.")
         return list(label)
     if label in table.names or "," not in label:
         return [label]
@@ -133,7 +133,7 @@ def _existing(table: Table, role: Role, name: str) -> str:
     if name not in table.names:
         option = f"{role}= (--{role.replace('_', '-')})"
         problem = f"{option} names the column {shown(name)}, which is not there.{did_you_mean(name, table.names)} "
-        raise DataError(f"{problem}The columns are {listed(table.names)}", source=table.source)
+        raise DataError(f"{problem}The columns are {listed(table.names)}.", source=table.source)
     return name
 
 
@@ -150,7 +150,7 @@ def label_sets(columns: Sequence[Column]) -> list[tuple[str, ...]]:
     names = [column.name.strip() for column in columns]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         same = " and ".join(shown(column.name) for column in columns if column.name.strip() == twice)
-        problem = f"the label columns {same} have one name but for white space. Rename one of them or leave it out"
+        problem = f"the names of the label columns {same} differ only in white space. Rename or leave out one of them."
         raise DataError(problem, source=columns[0].source)
     return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
 
@@ -160,10 +160,8 @@ def _flags(column: Column) -> list[bool]:
     found = [FLAGS.get(str(cell).strip().lower()) for cell in column.cells]
     for row, (cell, flag) in enumerate(zip(column.cells, found, strict=True), 1):
         if flag is None:
-            problem = (
-                f"where a column is one label, each cell must be 0 or 1 (or false, true). Got {shown(cell)} instead. "
-            )
-            raise column.error(row, f"{problem}Correct it or remove the row")
+            problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "
+            raise column.error(row, f"{problem}Correct it or remove the row.")
     return [bool(flag) for flag in found]
 
 
@@ -209,14 +207,16 @@ def _number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
     text = str(cell) if infinite else _label_name(column, row, cell)
     number = float(text) if NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(number):
-        remedy = "Write it as 3 or 3.5"
+        remedy = "Write it as 3 or 3.5."
         if guessed:
-            remedy = f"The labels are taken for numbers, as nearly all are. {remedy}, remove the row, or say that the "
-            remedy += "labels are names: kind='single' (--kind single)"
-        raise column.error(row, f"the label {shown(text)} is not a number that is finite. {remedy}")
+            remedy = (
+                "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names with "
+            )
+            remedy += "kind='single' (--kind single)."
+        raise column.error(row, f"the label {shown(text)} is not a finite number. {remedy}")
     if abs(number) > LARGEST_NUMBER:
-        problem = f"the number {shown(cell)} is too large: up to {LARGEST_NUMBER:g} can be reckoned with. "
-        raise column.error(row, f"{problem}Correct it or remove the row")
+        problem = f"{shown(cell)} is too large; the limit is 1e150. Correct it or remove the row."
+        raise column.error(row, problem)
     return number
 
 
@@ -249,15 +249,17 @@ def _several(column: Column, row: int, cell: object, separator: str | None) -> l
     if isinstance(cell, LISTS):
         return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
     if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
-        text = "the labels are missing. Write an empty list, or an empty text, if the row has none"
+        text = "the labels are missing. If the row has no label, write an empty list or an empty text."
         number = isinstance(cell, int | float | np.number) and math.isfinite(cell)
         return [_label_name(column, row, cell)] if number else _refuse(column, row, text)
     if cell.lstrip().startswith("["):
         try:
             found = json.loads(cell)
         except (ValueError, RecursionError) as error:
-            reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
-            raise column.error(row, f'the labels {shown(cell)} are no list ({reason}). Write ["a", "b"]') from error
+            reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
+            raise column.error(
+                row, f'the labels {shown(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
+            ) from error
         return list(found)
     return list(_split(cell, separator))
 
@@ -276,6 +278,6 @@ def _label_name(column: Column, row: int, cell: object) -> str:
     if isinstance(cell, float) and math.isfinite(cell):
         return str(int(cell)) if cell.is_integer() else repr(cell)
     if isinstance(cell, LISTS):
-        problem = f"the label is a list, {shown(cell)}, where one label is wanted. "
-        raise column.error(row, f"{problem}Give each row one label, or use kind='multi' (--kind multi)")
+        problem = f"the label {shown(cell)} is a list, but a row of this kind has one label. "
+        raise column.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
     return column.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it

@@ -68,11 +68,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.texts:
-            raise DataError("there are no rows", source=self.source)
+            raise DataError("there are no rows. Give at least one.", source=self.source)
         for name in ("labels", "text_pairs", "rows", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.texts):
-                raise DataError(f"{len(self.texts)} texts but {len(values)} {name}", source=self.source)
+                raise DataError(
+                    f"there are {len(self.texts)} texts but {len(values)} {name}. Give one for each text.",
+                    source=self.source,
+                )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -91,7 +94,7 @@ class Dataset:
             DataError: there are no labels, or they are of another kind.
         """
         if self.kind not in ("single", "ordinal"):
-            raise DataError(f"each row must have one label, but the kind is {self.kind!r}", source=self.source)
+            raise DataError(f"each row must have one label, but the kind is {self.kind!r}.", source=self.source)
         return [str(label) for label in labels_of(self)]
 
     def select(self, indices: Iterable[int] | np.ndarray) -> Dataset:
@@ -172,8 +175,8 @@ def read_dataset(
     split: str | None = None
     if isinstance(columns.label, tuple):
         if kind not in ("auto", "multi"):
-            problem = f"several label columns are labels of kind 'multi', and the kind is {kind!r}. "
-            raise InputError(f"{problem}Name one column with label= (--label)")
+            problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
+            raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
         labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
     elif columns.label is not None:
         several = kind == "auto" and label is None and columns.label == "labels"
@@ -255,14 +258,16 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     labels = labels_of(dataset)
     different = set(labels)
     if dataset.kind == "multi" and different == {()}:
-        raise dataset.error(0, "label", f"none of the {len(labels)} rows has a label. Training needs one or more")
+        raise dataset.error(
+            0, "label", f"none of the {len(labels)} rows has a label. Training needs at least one label."
+        )
     columns = dataset.columns.label if dataset.columns else None
     used = names_in(dataset)
     if isinstance(columns, tuple) and (idle := {name for name in columns if name.strip() not in used}):
-        problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label"
+        problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label."
         raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
     if dataset.kind != "multi" and len(different) == 1:
-        problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs two labels or more"
+        problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
         raise dataset.error(0, "label", problem)
     if not holdout or dataset.kind in ("multi", "regression"):
         return
@@ -270,7 +275,7 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     for index, label in enumerate(labels):
         if counts[label] == 1:
             problem = f"the label {shown(label)} occurs once. Add a second row with it, remove this row, "
-            raise dataset.error(index, "label", f"{problem}or give a validation file (--validation)")
+            raise dataset.error(index, "label", f"{problem}or give a validation set (--validation).")
 
 
 def check_groups(*, grouped: bool, validation: bool) -> None:
@@ -281,8 +286,8 @@ def check_groups(*, grouped: bool, validation: bool) -> None:
     """
     if grouped and validation:
         raise InputError(
-            "--group (groups=) has no effect together with --validation: it keeps rows together when validation rows "
-            "are taken from the train rows. Leave out one of the two"
+            "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of "
+            "the training set are held out. Leave out one of the two."
         )
 
 
@@ -295,8 +300,8 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
     """
     labels = labels_of(dataset)
     if dataset.kind != target.kind:
-        problem = f"the labels are for a task of kind {dataset.kind!r}, those of the training data are "
-        raise DataError(f"{problem}{target.kind!r}. State the same --kind for both", source=dataset.source)
+        problem = f"the labels are of the kind {dataset.kind!r}, but those of the training set are of the kind "
+        raise DataError(f"{problem}{target.kind!r}. Use the same --kind for both.", source=dataset.source)
     known = target.labels
     if known is None:
         return
@@ -304,11 +309,11 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
     unknown = [(index, name) for index, row in enumerate(rows) for name in row if name not in known]
     if unknown:
         index, label = unknown[0]
-        such = f"{len(unknown)} {role} row{'s have such labels' if len(unknown) > 1 else ' has such a label'}"
+        such = f"{len(unknown)} {role} {'rows have unknown labels' if len(unknown) > 1 else 'row has an unknown label'}"
         hint = did_you_mean(label, known.names)
         if not hint or all(name not in known for row in rows for name in row):  # of another task, or the wrong column
-            hint += f" The {len(known)} labels are {listed(known.names)}"
-        problem = f"the label {shown(label)} does not occur in the training data ({such}).{hint}"
+            hint += f" The {len(known)} labels are {listed(known.names)}."
+        problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
         raise dataset.error(index, "label", problem)
 
 
@@ -325,7 +330,7 @@ def labels_of(dataset: Dataset) -> Labels:
         DataError: they are not.
     """
     if dataset.labels is None:
-        raise DataError("the rows have no labels", source=dataset.source)
+        raise DataError("the rows have no labels. Give a label for each row.", source=dataset.source)
     return dataset.labels
 
 

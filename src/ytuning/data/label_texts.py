@@ -56,10 +56,10 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        problem = f"cannot read the label texts: {error.strerror or error}. Check --label-texts"
+        problem = f"cannot read the label texts: {error.strerror or error}. Check --label-texts."
         raise DataError(problem, source=str(path)) from error
     except ValueError as error:  # of the encoding, too
-        raise DataError(f"the label texts are not JSON ({error})", source=str(path)) from error
+        raise DataError(f"the label texts are not valid JSON ({error}).", source=str(path)) from error
     if not isinstance(value, dict) or not all(_is_text(each) for each in value.values()):
         wrong = (
             next((f"{shown(each)} for {shown(name)}" for name, each in value.items() if not _is_text(each)), "")
@@ -84,9 +84,11 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
     if given is None or given == NO_TEXTS:
         return None
     if target.labels is None:
-        raise InputError("label texts are for tasks with labels, and these are numbers. Leave out --label-texts")
+        raise InputError("a task with numbers has no labels to describe. Leave out --label-texts (label_texts=).")
     if pairs:
-        raise InputError("label texts are for single texts, and these rows are pairs. Leave out --label-texts")
+        raise InputError(
+            "label texts work with single texts only, and these rows are pairs. Leave out --label-texts (label_texts=)."
+        )
     if isinstance(given, str):
         if given != LABEL_NAMES:
             raise InputError(allowed("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts")))
@@ -97,13 +99,13 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
     for spelt, each in given.items():
         name = spelt.strip()  # as the labels of rows are
         if name not in target.labels:
-            has = f"The task's labels are {listed(target.names)}"
+            has = f"The task's labels are {listed(target.names)}."
             raise InputError(
                 f"label_texts names a label that no row has: {shown(name)}.{did_you_mean(name, target.names)} {has}"
             )
         if name in own:
-            problem = f"label_texts names {shown(name)} more than once but for white space. "
-            raise InputError(f"{problem}Put its texts into one list")
+            problem = f"label_texts names {shown(name)} twice, with different white space. "
+            raise InputError(f"{problem}Put all its texts into one list.")
         own[name] = each
     for name, words in zip(target.names, target.labels.texts, strict=True):
         given_texts = own.get(name, words)

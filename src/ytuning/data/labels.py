@@ -64,13 +64,13 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise InputError("a label set needs at least one label name. Got none")
+            raise InputError("a label set needs at least one label name. Got none.")
         if not all(isinstance(name, str) and name for name in self.names):
             wrong = next(name for name in self.names if not (isinstance(name, str) and name))
-            raise InputError(f"a label name must be text that is not empty. Got {shown(wrong)}")
+            raise InputError(f"a label name must be text that is not empty. Got {shown(wrong)} instead.")
         if len(self._ids) < len(self.names):
             twice = next(name for i, name in enumerate(self.names) if self._ids[name] != i)
-            raise InputError(f"label names must differ from each other. {shown(twice)} was given more than once")
+            raise InputError(f"all label names must be different, but {shown(twice)} was given more than once.")
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> LabelSet:
@@ -115,7 +115,7 @@ class LabelSet:
             return np.array([self._ids[label] for label in labels], np.int64)
         except KeyError as error:
             name = error.args[0]
-        known = f"The {len(self)} known labels are {listed(self.names)}"
+        known = f"The {len(self)} known labels are {listed(self.names)}."
         raise InputError(f"unknown label {shown(name)}.{did_you_mean(name, self.names)} {known}")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -130,5 +130,5 @@ class LabelSet:
         numbers = [int(i) for i in ids]
         for i in numbers:
             if not 0 <= i < len(self):
-                raise InputError(f"a label id must be from 0 to {len(self) - 1}. Got {i} instead")
+                raise InputError(f"a label id must be from 0 to {len(self) - 1}. Got {i} instead.")
         return [self.names[i] for i in numbers]

@@ -59,7 +59,7 @@ def split_holdout(
     if most is not None and most < 1:
         raise InputError(f"most must be 1 or more. Got {most!r} instead.")
     ids = KINDS[dataset.kind].strata(labels_of(dataset))
-    parts = _kept_together(dataset)
+    parts = _linked_rows(dataset)
     _check_several(dataset, parts)
     most = most or len(ids)
     target = min(max(1, round(fraction * len(ids))), most)
@@ -70,12 +70,12 @@ def split_holdout(
         held = _hold_out(parts, ids, seed, 1, len(ids), also, fill=False)
     if not held:
         other = "a row of another group" if grouped else "another, different row"
-        problem = f"no row can be held out for validation, as each label needs {other} to train on. "
-        raise DataError(f"{problem}Add rows or give a validation file (--validation)", source=dataset.source)
+        problem = f"no row can be held out for validation, because each label needs {other} for training. "
+        raise DataError(f"{problem}Add rows or give a validation set (--validation).", source=dataset.source)
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
 
 
-def _kept_together(dataset: Dataset) -> list[list[int]]:
+def _linked_rows(dataset: Dataset) -> list[list[int]]:
     """Rows that have to be on one side: those with exactly the same input, and those of one group."""
     first: dict[object, int] = {}
     leader = list(range(len(dataset)))
@@ -109,8 +109,9 @@ def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
     names = sorted({name for name in dataset.groups if name is not None})
     which = f"the value {shown(names[0])}" if len(names) == 1 else "linked values"
     raise DataError(
-        f"all {len(dataset)} rows have {which} in {values}: they are one group, which cannot be split into train and "
-        "validation rows. Name another column with --group (groups=) or give a validation file (--validation)",
+        f"all {len(dataset)} rows have {which} in {values}, so they are one group, which cannot be split into a "
+        "training and a validation set. Use another column for --group (groups=) or give a validation set "
+        "(--validation).",
         source=dataset.source,
     )
 
@@ -165,7 +166,7 @@ def _hold_out(
     first_held = set(held)
     for group in sorted(order, key=len):
         if fill:
-            helps = group[0] not in first_held and _wanted(group, ids, quotas, taken) > len(group) / 2
+            helps = group[0] not in first_held and _count_wanted(group, ids, quotas, taken) > len(group) / 2
         else:
             helps = any(quotas[ids[row]] and not taken[ids[row]] for row in group)
         if helps or not held:
@@ -173,7 +174,7 @@ def _hold_out(
     return held
 
 
-def _wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
+def _count_wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
     """How many rows of a group the quotas of their labels have room for."""
     counts = Counter(ids[row] for row in group)
     return sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
@@ -284,8 +285,8 @@ def target_of(
     check_trainable(train, holdout=validation is None)
     if label_order is not None and train.kind != "ordinal":
         raise InputError(
-            f"a label order is for tasks of kind 'ordinal', and this one is {train.kind!r}. "
-            "Give --kind ordinal or leave out --label-order"
+            f"--label-order (label_order=) needs labels of the kind 'ordinal'. Got {train.kind!r} instead. "
+            "Add --kind ordinal or leave out --label-order."
         )
     try:
         target = fit_kind(train.kind, labels_of(train), label_order)
@@ -321,6 +322,6 @@ def _check_same_form(train: Dataset, other: Dataset) -> None:
     if (train.text_pairs is None) != (other.text_pairs is None):
         paired, single = (train, other) if train.text_pairs is not None else (other, train)
         raise DataError(
-            f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns in both",
+            f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns for both.",
             source=single.source,
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ytuning.data.labels import listed, shown
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, counted
 from ytuning.system.versions import require
 
 __all__ = ["Column", "Table", "as_cells", "read_table"]
@@ -64,14 +64,15 @@ class Column:
     def text(self, row: int, cell: object, what: str) -> str:
         """One cell, as :meth:`texts` does it."""
         if _is_missing(cell):
-            raise self.error(row, f"the {what} is missing. Fill it in or remove the row")
+            raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
         if not isinstance(cell, str):
-            raise self.error(row, f"the {what} is not text but {shown(cell)} ({type(cell).__name__}). Write it as text")
+            raise self.error(row, f"the {what} is {shown(cell)} ({type(cell).__name__}), not text. Write it as text.")
         if not cell or cell.isspace():
-            state = f"only white space, {shown(cell)}" if cell else "empty"
-            raise self.error(row, f"the {what} is {state}. Fill it in or remove the row")
+            state = f"{shown(cell)} has only white space" if cell else "is empty"
+            raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
         if not _is_unicode(cell):
-            raise self.error(row, f"the {what} {shown(cell)} holds half a surrogate pair. Write whole characters")
+            problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
+            raise self.error(row, f"the {what} {shown(cell)} {problem}")
         return str(cell)  # numpy.str_ becomes str
 
     @property
@@ -121,10 +122,10 @@ def read_table(source: object) -> Table:
         table = _from_datasets(source)
     elif _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
-        problem = f"a {type(source).__name__} holds several splits. Pass one of them, data[...], of {listed(splits)}"
+        problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {listed(splits)}."
         raise InputError(problem)
     elif _is_a(source, "datasets", "IterableDataset"):
-        raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False")
+        raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
     elif isinstance(source, Mapping):
         table = _from_columns(source)
     elif isinstance(source, list | tuple):
@@ -135,10 +136,10 @@ def read_table(source: object) -> Table:
             f"lists. Got {type(source).__name__} instead."
         )
     if not table.rows:
-        raise DataError("there are no rows", source=table.source)
+        raise DataError("there are no rows. Give at least one.", source=table.source)
     twice = [name for name, count in Counter(table.names).items() if count > 1]
     if twice:
-        raise DataError(f"more than one column is named {shown(twice[0])}. Rename one of them", source=table.source)
+        raise DataError(f"more than one column is named {shown(twice[0])}. Rename one of them.", source=table.source)
     return table
 
 
@@ -208,7 +209,7 @@ def _from_columns(columns: Mapping[Any, Any]) -> Table:
     if len(set(sizes.values())) > 1:
         least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
         counts = f"{shown(least)} has {sizes[least]} and {shown(most)} has {sizes[most]}"
-        raise DataError(f"every column must have as many rows as the others, but {counts}", source=COLUMNS)
+        raise DataError(f"all columns must have the same number of rows, but {counts}.", source=COLUMNS)
     return Table(COLUMNS, max(sizes.values(), default=0), list(cells), cells.__getitem__)
 
 
@@ -228,17 +229,17 @@ def _from_rows(rows: Sequence[object], source: str) -> Table:
 def _read_file(path: Path) -> Table:
     """A file by its suffix; what the system says about one that cannot be read becomes a :class:`DataError`."""
     if os.path.isdir(path):  # never raises, unlike Path
-        raise DataError("this is a folder. Give the name of a file in it", source=path)
+        raise DataError("this is a folder. Give the name of a file in it.", source=path)
     packed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
     reader = READERS.get(suffix.lower())
     if reader is None or (packed and reader is _read_parquet):
-        problem = f"the file name must end in one of {', '.join(READERS)}; .gz may follow, except after Parquet's. "
+        problem = f"the file name must end in one of {', '.join(READERS)}; .gz may follow, except for Parquet. "
         raise DataError(f"{problem}Got {suffix + path.suffix * packed!r} instead.", source=path)
     try:
         return reader(path)
     except FileNotFoundError:
-        raise DataError("there is no such file", source=path) from None
+        raise DataError("there is no such file. Check its name.", source=path) from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the file cannot be read: {reason}", source=path) from error
@@ -251,8 +252,8 @@ def _open(path: Path) -> IO[bytes]:
 def _not_utf8(start: bytes) -> str:
     """What is wrong with a file that is not UTF-8, by its first bytes, and what to do."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "the file is UTF-16. Save it as UTF-8"
-    return "the text is not UTF-8. Save the file as UTF-8"
+        return "the file is UTF-16. Save it as UTF-8."
+    return "the text is not UTF-8. Save the file as UTF-8."
 
 
 def _read_delimited(path: Path, delimiter: str) -> Table:
@@ -270,16 +271,18 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                     records.append(record)
                 line = reader.line_num
         except csv.Error:
-            problem = f"a double quote that opens in this row (line {line + 1}) is never closed, or text follows where "
-            problem += "it closes. Inside a quoted cell write each quote twice"
+            problem = (
+                f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing quote. "
+            )
+            problem += "Inside a quoted cell write each quote twice."
             raise DataError(problem, source=path, row=len(records) or None) from None
         except UnicodeDecodeError:
             raise _undecodable(path, delimiter) from None
     if not records:
-        raise DataError("the file is empty", source=path)
+        raise DataError("the file is empty. Give one with rows.", source=path)
     header, *rows = records
     if len(header) == 1 and ";" in header[0]:
-        problem = f"cells must be separated by a {SEPARATORS[delimiter]}. The header is {shown(header[0])}"
+        problem = f"a {SEPARATORS[delimiter]} must separate the cells. The header is {shown(header[0])}."
         raise DataError(problem, source=path)
 
     def cells(name: str) -> list[object]:
@@ -290,8 +293,8 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
 
 
 def _uneven(path: Path, row: int, found: int, expected: int, delimiter: str) -> DataError:
-    cells = f"{found} cell{'s' * (found != 1)}, the header has {expected}"
-    problem = f"the row has {cells}. Put a cell that holds a {SEPARATORS[delimiter]} in double quotes"
+    cells = f"{counted(found, 'cell')}, but the header has {expected}"
+    problem = f"the row has {cells}. Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
     return DataError(problem, source=path, row=row)
 
 
@@ -323,7 +326,7 @@ def _read_json(path: Path) -> Table:
             if content.strip():
                 rows.append(_parse_json(content.rstrip(), path, len(rows) + 1))
     if not rows:
-        raise DataError("the file is empty", source=path)
+        raise DataError("the file is empty. Give one with rows.", source=path)
     return _from_rows(rows, str(path))
 
 
@@ -334,7 +337,9 @@ def _parse_json(content: bytes, path: Path, row: int | None) -> object:
         raise DataError(_not_utf8(content), source=path, row=row) from None
     except json.JSONDecodeError as error:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
-        raise DataError(f"this is not JSON: {error.msg.removesuffix(' at')} ({place})", source=path, row=row) from None
+        raise DataError(
+            f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place}).", source=path, row=row
+        ) from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise DataError(f"this JSON cannot be read: {error}", source=path, row=row) from None
 
@@ -363,7 +368,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"this is not a Parquet file, or a damaged one: {reason}", source=path) from error
+        raise DataError(f"the file is not a Parquet file or is damaged: {reason}", source=path) from error
 
 
 def _is_text(cell: Any) -> bool:

@@ -264,7 +264,7 @@ def load_encoder(
     Args:
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
         layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those of
-            `pretrained.default_layers`, the best on held-out rows (benchmarks/RESULTS.md). Higher layers
+            `pretrained.default_layers`, the best on held-out rows (benchmarks/LOG.md). Higher layers
             are not computed.
         pairs: the default hidden states are those for pairs of texts.
         precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.

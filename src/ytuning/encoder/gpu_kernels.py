@@ -46,16 +46,14 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     has_keys: tl.constexpr,
     has_queries: tl.constexpr,
 ):
-    block = tl.program_id(0)
     head = tl.program_id(1)
-    text = tl.load(block_text + block)
-    first = tl.load(block_first + block)
+    text = tl.load(block_text + tl.program_id(0))
+    first = tl.load(block_first + tl.program_id(0))
     begin = tl.load(offsets + text)
     length = tl.load(offsets + text + 1) - begin
     lane = head * size + tl.arange(0, size)
-    own = first + tl.arange(0, side)  # queries, counted in the text
-    there = own < length
-    start = (begin + own).to(tl.int64)
+    there = first + tl.arange(0, side) < length
+    start = (begin + first + tl.arange(0, side)).to(tl.int64)
     query = tl.load(projected + start[:, None] * 3 * width + lane[None, :], mask=there[:, None], other=0.0)
     span = tl.arange(0, 2 * side)
     # Query i and key j of a tile take number i - j + side - 1 of the tile's distances.
@@ -65,10 +63,8 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
     total = tl.zeros([side], tl.float32)
     mixed = tl.zeros([side, size], tl.float32)
     for low in range(0, length, side):
-        other = low + tl.arange(0, side)
-        seen = other < length
-        place = (begin + other).to(tl.int64)
-        row = projected + place[:, None] * 3 * width + lane[None, :]
+        seen = low + tl.arange(0, side) < length
+        row = projected + (begin + low + tl.arange(0, side)).to(tl.int64)[:, None] * 3 * width + lane[None, :]
         key = tl.load(row + width, mask=seen[:, None], other=0.0)
         value = tl.load(row + 2 * width, mask=seen[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
@@ -89,8 +85,8 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
         total = total * shrink + tl.sum(weights, 1)
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         highest = above
-    mixed = mixed / total[:, None]
-    tl.store(found + start[:, None] * width + lane[None, :], mixed.to(query.dtype), mask=there[:, None])
+    result = (mixed / total[:, None]).to(query.dtype)
+    tl.store(found + start[:, None] * width + lane[None, :], result, mask=there[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
 from ytuning.encoder.torch_backend import FEWEST_TOKENS, half
 
@@ -40,6 +40,7 @@ TOKEN_STEP = 32  # rows of a product are a multiple of it: oneDNN compiles, and 
 PACKED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Model types that are laid out like BERT."""
 
+TRIED_ROWS = (FEWEST_TOKENS, 96, 128, 192, 256, 384, 512, 768, 1024)
 FEW_PRODUCTS = 4096  # multiplications up to which torch's batched products do not go to oneDNN
 MATERIALISED = 512  # tokens up to which bf16 attention keeps all weights (heads, T, T) of a text
 
@@ -205,7 +206,7 @@ def _product(weight: Tensor, bias: Tensor, *, fused: bool, active: bool = False)
         return lambda x: gelu(linear(x, weight, bias)) if active else linear(x, weight, bias)
     laid_out, kind = _laid_out(weight), ("gelu" if active else "none")
     operation = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: operation(x, laid_out, bias, kind, [], "none" if active else "")
+    return _steady(lambda x: operation(x, laid_out, bias, kind, [], "none" if active else ""), weight)
 
 
 def _residual_product(dense: Any, *, fused: bool) -> ResidualProduct:
@@ -214,7 +215,35 @@ def _residual_product(dense: Any, *, fused: bool) -> ResidualProduct:
     if not fused:
         return lambda x, residual: linear(x, weight, bias).add_(residual)
     laid_out, operation = _laid_out(weight), torch.ops.mkldnn._linear_pointwise.binary
-    return lambda x, residual: operation(x, residual, laid_out, bias, "add")
+    return _steady(lambda x, residual: operation(x, residual, laid_out, bias, "add"), weight, residual=True)
+
+
+def _steady(product: Callable[..., Tensor], weight: Tensor, *, residual: bool = False) -> Callable[..., Tensor]:
+    """The product, with zeros below its rows where fewer rows would give other bits.
+
+    In bf16 on AMX, oneDNN adds up the terms of a long product in another order where there are few rows: below 384 for
+    1,536 numbers times 384. How few depends on the widths and on the processor, so it is tried here on random rows.
+    """
+    if weight.dtype != torch.bfloat16:
+        return product
+    generator = torch.Generator().manual_seed(0)
+    # (R, D) each: what is multiplied, and the residual.
+    widths = [weight.shape[1], weight.shape[0]] if residual else [weight.shape[1]]
+    given = [torch.randn(TRIED_ROWS[-1], width, generator=generator).bfloat16() for width in widths]
+    whole = product(*given)
+    fewest = TRIED_ROWS[-1]
+    for rows in reversed(TRIED_ROWS[:-1]):
+        if not torch.equal(product(*(each[:rows].contiguous() for each in given)), whole[:rows]):
+            break
+        fewest = rows
+
+    def steady(*rows: Tensor) -> Tensor:
+        count = len(rows[0])
+        if count >= fewest:
+            return product(*rows)
+        return product(*(pad(each, (0, 0, 0, fewest - count)) for each in rows))[:count]
+
+    return steady
 
 
 def _laid_out(weight: Tensor) -> Tensor:

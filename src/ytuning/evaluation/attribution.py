@@ -13,6 +13,7 @@ from ytuning.encoder.encoder import Encoder, Span
 from ytuning.features.features import Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead
 from ytuning.progress import Progress
 
@@ -71,7 +72,7 @@ def explain(
     encoder: Encoder,
     store: FeatureStore,
     *,
-    separate: bool,
+    pair_mode: PairMode | None,
     codec: str,
     progress: Progress,
 ) -> list[Effects]:
@@ -82,14 +83,14 @@ def explain(
         inputs: texts or pairs.
         encoder: reads what is not stored.
         store: where features are kept.
-        separate: whether pairs are encoded one by one.
+        pair_mode: how the encoder reads pairs.
         codec: in which the features are kept.
         progress: is told every row.
     """
     if not inputs:
         return []
-    features, _ = stored_inputs(inputs, encoder, store, progress, separate=separate, codec=codec)
-    spans = _spans_apart(inputs, encoder) if separate else encoder.spans(inputs)
+    features, _ = stored_inputs(inputs, encoder, store, progress, pair_mode=pair_mode, codec=codec)
+    spans = _spans_apart(inputs, encoder) if pair_mode == "separate" else encoder.spans(inputs)
     found = []
     for row, places in enumerate(spans):
         found.append(Effects(places, token_effects(head, features, row)))
@@ -98,10 +99,10 @@ def explain(
 
 
 def explain_one(
-    head: LabelHead, content: TextInput, encoder: Encoder, features: Features, *, separate: bool
+    head: LabelHead, content: TextInput, encoder: Encoder, features: Features, *, pair_mode: PairMode | None
 ) -> Effects:
     """Effects of the tokens of one text or pair, the only row of ``features``; arguments as of :func:`explain`."""
-    (spans,) = _spans_apart([content], encoder) if separate else encoder.spans([content])
+    (spans,) = _spans_apart([content], encoder) if pair_mode == "separate" else encoder.spans([content])
     return Effects(spans, token_effects(head, features, 0))
 
 

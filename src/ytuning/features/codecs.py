@@ -45,8 +45,10 @@ __all__ = [
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
 HIGHEST = 127
-PART = 128  # rows decoded at a time, so that what is between the passes stays in the cache
-BLOCK = 512  # rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it
+# Rows decoded at a time, so that what is between the passes stays in the cache.
+PART = 128
+# Rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it.
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,11 @@ class Int8:
         """
         import torch
 
+        # A GPU has no use for parts: its operations take as long for few tokens as for many.
         if features.is_cuda:
             return _quantised(features.float())
-        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])  # which stay in the cache
+        # In parts that stay in the cache: the whole would pass through memory once for each operation.
+        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
@@ -158,8 +162,10 @@ class Compact:
         layers, width = features.shape[1:]
         size, kept = layers * width, _directions(layers, width)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the same sums, and so the same basis, on any number of cores
+        # The same sums, and so the same basis, on any number of cores.
+        torch.set_num_threads(1)
         try:
+            # (L * D, L * D): sums of products in float64, since those of float32 would drown the weakest components.
             moments = torch.zeros(size, size, dtype=torch.float64)
             for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
                 whole = part.float()
@@ -168,6 +174,7 @@ class Compact:
         finally:
             torch.set_num_threads(threads)
         energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
+        # An eigenvector's sign is arbitrary; this choice makes the basis the same on every run.
         largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
         # Tokens that are not here have some energy in directions that those here lack.
         unseen = float(moments.trace()) / len(features) / size * kept / len(features)
@@ -204,6 +211,7 @@ class Compact:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
         import torch
 
+        # (N, L * D): the states of a token side by side.
         rows = features.flatten(1)
         matrix = self._matrix("encode", rows.device)
         block = torch.zeros(BLOCK, rows.shape[1], device=rows.device)
@@ -346,7 +354,8 @@ def _quantised(values: torch.Tensor) -> torch.Tensor:
     """(N, S, W) float32 -> (N, S * (2 + W)) uint8: the scale of each of S groups in float16, then all int8 numbers."""
     import torch
 
-    peaks = values.abs().amax(2)  # (N, S)
+    # (N, S)
+    peaks = values.abs().amax(2)
     scales = (peaks / HIGHEST).half()
     # Up to the next float16 where rounding went down, or the largest number would not fit; a scale that rounds to 0 is
     # so the smallest float16. The bits of positive numbers are in the order of the numbers.
@@ -366,7 +375,8 @@ def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tenso
     values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype, device=rows.device)
     size = max(1, len(rows)) if rows.is_cuda else PART
     for part, out in zip(rows.split(size), values.split(size), strict=True):
-        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]  # (P, S, 1)
+        # (P, S, 1)
+        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]
         numbers = part[:, head:].view(torch.int8).unflatten(1, (groups, -1))
         if dtype == torch.float32:
             torch.mul(numbers, scales, out=out.unflatten(1, (groups, -1)))

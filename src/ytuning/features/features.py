@@ -6,6 +6,7 @@ import copy
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,26 +17,48 @@ from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, Compact, Coordinates, Half, Projected, Reader, Selected
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
-__all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
+__all__ = [
+    "CacheUse",
+    "Features",
+    "TextFeatures",
+    "keep_features",
+    "live_features",
+    "ordered_batches",
+    "stored_features",
+]
 
-SHARD_BYTES = 256 << 20  # what a killed run loses at most...
-FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
-WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
-COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
-CHUNK_TOKENS = 65_536  # copied to a GPU at a time, where they have to be gathered first...
-FEWEST_RUN_TOKENS = 2048  # ...because on average fewer follow each other in the store
+# A shard is written when it holds this many bytes, so a killed run loses no more than them.
+SHARD_BYTES = 256 << 20
+# The first shard of a run is small and the next ones double, so a short run that is killed loses about half.
+FIRST_SHARD_BYTES = 4 << 20
+# So many texts are tokenised and sorted by length at a time. Memory then does not grow with the data.
+WINDOW_TEXTS = 16_384
+# Tokens of a batch when stored features are written again in another codec.
+COPIED_TOKENS = 4096
+# Tokens that are copied to a GPU at a time, where they have to be gathered first.
+CHUNK_TOKENS = 65_536
+# They are gathered where runs of neighbours in the store are shorter than this on average: many small copies
+# would take longer than one gather.
+FEWEST_RUN_TOKENS = 2048
 CPU = torch.device("cpu")
-RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
+# After so many gathered bytes the store's pages are let go of, because a page brings in its neighbours and
+# resident memory would grow to the size of the store.
+RESIDENT_BYTES = 48 << 20
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
-FIT_TOKENS = 50_000  # that a basis is fitted on: a space's from texts spread evenly over the first ones...
-FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
-BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
+# A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
+FIT_TOKENS = 50_000
+# With fewer tokens for each component than this, the basis may fit other texts badly, and a warning says so.
+FEWEST_FIT_TOKENS = 10
+# Bytes that are read at once from a store larger than the memory: one seek for many rows.
+BLOCK_BYTES = 256 << 10
 WAITING = "waiting for another process that encodes with this encoder"
-ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
+# What was just written is read back so many times before the disk is called bad.
+ATTEMPTS = 3
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 Source = Callable[[np.ndarray, Codec | None], tuple[np.ndarray, np.ndarray, Batches]]
@@ -58,22 +81,72 @@ class CacheUse:
     bytes: int
 
 
-class Features:
-    """Frozen token features of the rows of a data set, gathered batch by batch from where they lie.
+class Features(Protocol):
+    """Frozen token features of the rows of a data set: what training and answering read, batch by batch.
+
+    :class:`TextFeatures` has a text, or a pair that was encoded as one text, in each row; `pairs.PairFeatures` has two
+    texts.
 
     Attributes:
         lengths: (rows,) int64 tensor; tokens of each row.
         truncated_rows: (rows,) bool array; whether the row's text was cut at the encoder's maximum length.
         layers: L, hidden states kept of each token.
         width: D, size of a hidden state.
-        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
-        codec: what they are decoded with.
         device: where batches are.
         is_resident: whether they are those of :meth:`resident`.
-        paired: whether a row is a pair of texts that were encoded one by one (`features/pairs.py`).
+        pair_mode: ``"separate"`` if a row is a pair of texts that were encoded separately, else None.
     """
 
-    paired = False
+    lengths: torch.Tensor
+    truncated_rows: np.ndarray
+    layers: int
+    width: int
+    device: torch.device
+    is_resident: bool
+    pair_mode: PairMode | None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def bytes_of(self, rows: torch.Tensor) -> int:
+        """What rows (N,) take where they lie."""
+        ...
+
+    def with_layers(self, places: Sequence[int]) -> Features:
+        """The same rows, of each token only the hidden states at these places among the L."""
+        ...
+
+    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
+        """The same features in a device's memory, of rows (N,) only."""
+        ...
+
+    def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Rows (N,) in runs of neighbours in the store."""
+        ...
+
+    def prefetch(self, block: torch.Tensor) -> None:
+        """Ask the system to read a block of rows (N,) at once; only a hint."""
+        ...
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, T, L, D) and mask (B, T) of rows (B,), or of separate pairs (2 * B, T, L, D) and (2 * B, T)."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the pages of the store that reading has brought into memory."""
+        ...
+
+
+class TextFeatures:
+    """Features with one encoded text in each row, gathered from where they lie.
+
+    Attributes:
+        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
+        codec: what they are decoded with.
+    """
+
+    pair_mode: PairMode | None = None
     device = CPU
     is_resident = False
 
@@ -93,13 +166,13 @@ class Features:
         """What rows (N,) take where they lie."""
         return int(self.lengths[rows].sum()) * self._arrays[0].shape[1]
 
-    def seen_as(self, reader: Reader) -> Features:
+    def seen_as(self, reader: Reader) -> TextFeatures:
         """The same rows, decoded by another reader."""
         view = copy.copy(self)
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
 
-    def with_layers(self, places: Sequence[int]) -> Features:
+    def with_layers(self, places: Sequence[int]) -> TextFeatures:
         """The same rows, of each token only the hidden states at these places among the L (from 0, rising)."""
         chosen = tuple(places)
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
@@ -108,10 +181,11 @@ class Features:
             return self
         if isinstance(self.codec, Selected):
             return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
-        assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
+        # Readers of coordinates hold a single state, of which there is nothing to select.
+        assert not isinstance(self.codec, Coordinates | Projected)
         return self.seen_as(Selected(self.codec, chosen))
 
-    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
+    def resident(self, rows: torch.Tensor, device: torch.device) -> TextFeatures:
         """The same features in a device's memory, of rows (N,) only: as many bytes as in the store."""
         ordered = self.in_order(rows)
         lengths = self.lengths[ordered]
@@ -171,7 +245,8 @@ class Features:
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
         starts, lengths = self._start[indices].numpy(), self.lengths[indices].numpy()
-        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))  # (B, T) each
+        # Both are (B, T): the place of each token in its array, and True where the row has a token.
+        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))
         if self.is_resident:
             there = tokens.flatten().to(self.device, non_blocking=True)
             stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
@@ -187,7 +262,8 @@ class Features:
     def _stored_tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, row bytes) uint8: the tokens of some rows (B,) as they are stored, one row after the other."""
         lengths = self.lengths[indices]
-        places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
+        # (B,), less where a row's tokens come to lie.
+        places = self._start[indices] - (lengths.cumsum(0) - lengths)
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         return self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
 
@@ -233,7 +309,7 @@ def stored_features(
     progress: Progress,
     *,
     codec: str = DEFAULT_CODEC,
-) -> tuple[Features, CacheUse]:
+) -> tuple[TextFeatures, CacheUse]:
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
     A killed run keeps every finished shard; calling again goes on from there. A damaged shard is named, set aside and
@@ -267,7 +343,7 @@ def stored_features(
         if rows is not None:
             stored = dict(zip(keys, rows.length.tolist(), strict=True))
             use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * space.row_bytes)
-            return Features(rows, _dtype(encoder)), use
+            return TextFeatures(rows, _dtype(encoder)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
@@ -275,7 +351,7 @@ def stored_features(
 
 def keep_features(
     inputs: Sequence[TextInput],
-    features: Features,
+    features: TextFeatures,
     encoder: Encoder,
     store: FeatureStore,
     progress: Progress,
@@ -306,7 +382,7 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
     return len(space.damages)
 
 
-def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> Features:
+def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> TextFeatures:
     """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
 
     ``padded``: of a few texts, in the shortest time; see `Encoder.encode_padded`.
@@ -323,7 +399,7 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)
-    return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
+    return TextFeatures(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
 def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
@@ -336,7 +412,7 @@ def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
     return source
 
 
-def _copying(features: Features, rows: np.ndarray) -> Source:
+def _copying(features: TextFeatures, rows: np.ndarray) -> Source:
     """Features that are there already as a source; position i is their row ``rows[i]``."""
 
     def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:

@@ -1,4 +1,4 @@
-"""Pairs of texts which the encoder reads one by one: one that many pairs share is read once."""
+"""Features of single texts and of pairs; of pairs that are read separately, a text that many share is encoded once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
-from ytuning.features.codecs import DEFAULT_CODEC, Reader
-from ytuning.features.features import BLOCK_BYTES, CacheUse, Features, keep_features, live_features, stored_features
+from ytuning.features.codecs import DEFAULT_CODEC
+from ytuning.features.features import (
+    BLOCK_BYTES,
+    CacheUse,
+    Features,
+    TextFeatures,
+    keep_features,
+    live_features,
+    stored_features,
+)
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
-__all__ = ["PairedFeatures", "keep_pairs", "live_inputs", "live_pairs", "stored_inputs", "stored_pairs"]
+__all__ = ["PairFeatures", "keep_inputs", "live_inputs", "stored_inputs"]
 
 
-class PairedFeatures(Features):
+class PairFeatures:
     """Features of pairs of rows of other features; a batch holds the first texts of its pairs, then the second ones.
 
     Attributes:
@@ -24,18 +33,22 @@ class PairedFeatures(Features):
         first, second: (rows,) int64, positions in ``texts`` of the texts of each pair.
     """
 
-    paired = True
+    pair_mode: PairMode | None = "separate"
 
-    def __init__(self, texts: Features, first: torch.Tensor, second: torch.Tensor) -> None:
+    def __init__(self, texts: TextFeatures, first: torch.Tensor, second: torch.Tensor) -> None:
         self.texts, self.first, self.second = texts, first, second
+        # (rows,): a batch pads both sides to the longer text of its pairs, so that is what a row costs.
         self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
         self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
-        self.layers, self.width, self.dtype, self.codec = texts.layers, texts.width, texts.dtype, texts.codec
+        self.layers, self.width = texts.layers, texts.width
         self.device, self.is_resident = texts.device, texts.is_resident
 
-    def of(self, texts: Features) -> PairedFeatures:
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def with_texts(self, texts: TextFeatures) -> PairFeatures:
         """The same pairs of other features of the same texts."""
-        return PairedFeatures(texts, self.first, self.second)
+        return PairFeatures(texts, self.first, self.second)
 
     def texts_of(self, rows: torch.Tensor) -> torch.Tensor:
         """Positions in ``texts`` of all texts of rows (N,), sorted, each once."""
@@ -45,25 +58,23 @@ class PairedFeatures(Features):
         """What the texts of rows (N,) take where they lie."""
         return self.texts.bytes_of(self.texts_of(rows))
 
-    def seen_as(self, reader: Reader) -> PairedFeatures:
-        """The same rows, decoded by another reader."""
-        return self.of(self.texts.seen_as(reader))
+    def with_layers(self, places: Sequence[int]) -> PairFeatures:
+        """The same pairs, of each token only the hidden states at these places among the L."""
+        return self.with_texts(self.texts.with_layers(places))
 
-    def resident(self, rows: torch.Tensor, device: torch.device) -> PairedFeatures:
-        """The same pairs with their texts in a device's memory; see `Features.resident`."""
-        return self.of(self.texts.resident(self.texts_of(rows), device))
-
-    def in_order(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (N,) in the order in which their first texts are stored."""
-        places = torch.empty(len(self.texts), dtype=torch.int64)
-        places[self.texts.in_order(torch.arange(len(self.texts)))] = torch.arange(len(self.texts))
-        return rows[torch.argsort(places[self.first[rows]], stable=True)]
+    def resident(self, rows: torch.Tensor, device: torch.device) -> PairFeatures:
+        """The same pairs with the texts of rows (N,) in a device's memory."""
+        return self.with_texts(self.texts.resident(self.texts_of(rows), device))
 
     def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Rows (N,) in runs whose first texts are neighbours; the second ones may lie anywhere."""
-        ordered = self.in_order(rows)
-        size = self.bytes_of(rows) // len(rows)
-        return list(ordered.split(max(1, BLOCK_BYTES // max(1, size))))
+        # (texts,): where each text comes in the store, so that pairs are ordered by their first text.
+        rank = torch.empty(len(self.texts), dtype=torch.int64)
+        rank[self.texts.in_order(torch.arange(len(self.texts)))] = torch.arange(len(self.texts))
+        ordered = rows[torch.argsort(rank[self.first[rows]], stable=True)]
+        # Second texts may lie anywhere, so a block is only as many pairs as fit into it on average.
+        bytes_each = self.bytes_of(rows) // len(rows)
+        return list(ordered.split(max(1, BLOCK_BYTES // max(1, bytes_each))))
 
     def prefetch(self, block: torch.Tensor) -> None:
         """Ask the system to read the first texts of a block of rows (N,) at once; only a hint."""
@@ -73,27 +84,9 @@ class PairedFeatures(Features):
         """Features (2 * B, T, L, D) and mask (2 * B, T) of rows (B,): B first texts, then B second ones."""
         return self.texts.batch(torch.cat((self.first[indices], self.second[indices])))
 
-    def tokens(self, indices: torch.Tensor) -> torch.Tensor:
-        """(tokens, L, D) float32: the tokens of both texts of rows (B,), first texts first."""
-        return self.texts.tokens(torch.cat((self.first[indices], self.second[indices])))
-
     def release(self) -> None:
         """Let go of the pages of the store that reading has brought into memory."""
         self.texts.release()
-
-
-def stored_pairs(
-    inputs: Sequence[TextInput],
-    encoder: Encoder,
-    store: FeatureStore,
-    progress: Progress,
-    *,
-    codec: str = DEFAULT_CODEC,
-) -> tuple[PairedFeatures, CacheUse]:
-    """Features of pairs, each text by itself, through the store; see `features.stored_features`."""
-    texts, first, second = _apart(inputs)
-    features, use = stored_features(texts, encoder, store, progress, codec=codec)
-    return PairedFeatures(features, first, second), use
 
 
 def stored_inputs(
@@ -102,19 +95,28 @@ def stored_inputs(
     store: FeatureStore,
     progress: Progress,
     *,
-    separate: bool,
+    pair_mode: PairMode | None,
     codec: str = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
-    """Features through the store of texts or of pairs as one text, or, ``separate``, of each of a pair's texts."""
-    return (stored_pairs if separate else stored_features)(inputs, encoder, store, progress, codec=codec)
+    """Features through the store of single texts (``pair_mode`` None) or of pairs; see `features.stored_features`."""
+    if pair_mode != "separate":
+        return stored_features(inputs, encoder, store, progress, codec=codec)
+    texts, first, second = _distinct_texts(inputs)
+    features, use = stored_features(texts, encoder, store, progress, codec=codec)
+    return PairFeatures(features, first, second), use
 
 
-def live_inputs(inputs: Sequence[TextInput], encoder: Encoder, *, separate: bool, padded: bool = False) -> Features:
-    """The same in memory, see `features.live_features`."""
-    return (live_pairs if separate else live_features)(inputs, encoder, padded=padded)
+def live_inputs(
+    inputs: Sequence[TextInput], encoder: Encoder, *, pair_mode: PairMode | None, padded: bool = False
+) -> Features:
+    """The same in memory, with the store left alone; see `features.live_features`."""
+    if pair_mode != "separate":
+        return live_features(inputs, encoder, padded=padded)
+    texts, first, second = _distinct_texts(inputs)
+    return PairFeatures(live_features(texts, encoder, padded=padded), first, second)
 
 
-def keep_pairs(
+def keep_inputs(
     inputs: Sequence[TextInput],
     features: Features,
     encoder: Encoder,
@@ -123,18 +125,14 @@ def keep_pairs(
     *,
     codec: str = DEFAULT_CODEC,
 ) -> int:
-    """Write features of :func:`live_pairs` or :func:`stored_pairs`; see `features.keep_features`."""
-    assert isinstance(features, PairedFeatures)
-    return keep_features(_apart(inputs)[0], features.texts, encoder, store, progress, codec=codec)
+    """Write features of :func:`live_inputs` or :func:`stored_inputs` into the store; see `features.keep_features`."""
+    if isinstance(features, PairFeatures):
+        inputs, features = _distinct_texts(inputs)[0], features.texts
+    assert isinstance(features, TextFeatures)
+    return keep_features(inputs, features, encoder, store, progress, codec=codec)
 
 
-def live_pairs(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> PairedFeatures:
-    """Features of pairs, each text by itself, in memory; see `features.live_features`."""
-    texts, first, second = _apart(inputs)
-    return PairedFeatures(live_features(texts, encoder, padded=padded), first, second)
-
-
-def _apart(inputs: Sequence[TextInput]) -> tuple[list[TextInput], torch.Tensor, torch.Tensor]:
+def _distinct_texts(inputs: Sequence[TextInput]) -> tuple[list[TextInput], torch.Tensor, torch.Tensor]:
     """The distinct texts of pairs, and the places among them of each pair's first and second text."""
     places: dict[str, int] = {}
     sides = [[places.setdefault(text or "", len(places)) for text in column] for column in zip(*inputs, strict=True)]

@@ -43,7 +43,8 @@ __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
-BASIS_FILE = "basis.{}.safetensors"  # its checksum
+# Its checksum.
+BASIS_FILE = "basis.{}.safetensors"
 OTHER_BASIS = "the basis it was written with is missing or damaged"
 
 
@@ -166,7 +167,8 @@ class FeatureStore:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER):
                             shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
-                        (folder / SPACE_FILE).unlink()  # last, so that what is left of a killed removal is still listed
+                        # Last, so that what is left of a killed removal is still listed.
+                        (folder / SPACE_FILE).unlink()
                 except filelock.Timeout:
                     raise StoreError(
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
@@ -201,7 +203,8 @@ class FeatureSpace:
             problem = allowed("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
-        self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
+        # None until the space has the basis it needs.
+        self.codec = build_codec(self.codec_name, *self.row_shape)
         self.damages: list[Damage] = []
         self._basis: str | None = None
         self._shards: dict[str, _Shard] = {}
@@ -244,7 +247,8 @@ class FeatureSpace:
             try:
                 shard = self._read_manifest(name)
             except FileNotFoundError:
-                continue  # another process has just set it aside
+                # Another process has just set it aside.
+                continue
             except OSError as error:
                 if error.errno != errno.EIO:
                     with explained(self.folder, 0):
@@ -270,12 +274,14 @@ class FeatureSpace:
         """
         lock = filelock.FileLock(self.folder / LOCK_FILE)
         with explained(self.folder, 0):
+            # First without waiting, so that a user is told why nothing happens.
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:
                 on_wait()
                 lock.acquire()
         try:
+            # Whoever holds the lock is the only writer, so what is unfinished was left by a killed one.
             for file in (*(self.folder / SHARD_FOLDER).iterdir(), *self.folder.glob(f"{BASIS_FILE.format('*')}.*")):
                 unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
                 if unfinished or file.suffix == PARTIAL_SUFFIX:
@@ -317,6 +323,7 @@ class FeatureSpace:
             )
         data = np.ascontiguousarray(features).data.cast("B")
         sha256 = hashlib.sha256(data).hexdigest()
+        # Named by its content, so that writing the same shard twice is harmless.
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
         content = {
             "sha256": sha256,
@@ -325,6 +332,7 @@ class FeatureSpace:
             "truncated": np.flatnonzero(truncated).tolist(),
             **({} if self._basis is None else {"basis": self._basis}),
         }
+        # The manifest comes last: without it the shard does not exist for anyone.
         with explained(self.folder, len(data)):
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
@@ -405,11 +413,13 @@ class FeatureSpace:
                 try:
                     data = file.read_bytes()
                 except FileNotFoundError:
-                    continue  # another process has just set it aside
+                    # Another process has just set it aside.
+                    continue
                 except OSError as error:
                     if error.errno != errno.EIO:
                         raise
-                    data = b""  # a bad sector: no better than a wrong byte
+                    # A bad sector: no better than a wrong byte.
+                    data = b""
                 checksum = hashlib.sha256(data).hexdigest()
                 try:
                     if file.name != BASIS_FILE.format(checksum):

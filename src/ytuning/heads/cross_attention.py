@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ytuning.errors import InputError
 from ytuning.heads.dropout import dropped
+from ytuning.heads.pairs import PairMode
 
 __all__ = ["CrossAttentionConfig", "CrossAttentionHead"]
 
@@ -43,12 +44,12 @@ class CrossAttentionHead(nn.Module):
     """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
 
     def __init__(
-        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, paired: bool = False
+        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None = None
     ) -> None:
         super().__init__()
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
-        self.labels, self.paired = labels, paired
+        self.labels, self.pair_mode = labels, pair_mode
         self.rows = nn.Parameter(
             torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
         )
@@ -57,15 +58,19 @@ class CrossAttentionHead(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
-        tokens = features[:, :, -1]  # (B, T, D)
-        if self.paired:
-            tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)  # (B, 2 * T, D)
-        rows = self.rows  # (R, H) until a block has seen the text, then (B, R, H)
+        # (B, T, D)
+        tokens = features[:, :, -1]
+        if self.pair_mode == "separate":
+            # (B, 2 * T, D)
+            tokens, mask = torch.cat(tokens.chunk(2), 1), torch.cat(mask.chunk(2), 1)
+        # (R, H) until a block has seen the text, then (B, R, H)
+        rows = self.rows
         for block in self.blocks:
             rows = block(rows, tokens, mask, generator)
         rows = self.final_norm(rows)
         task, labels = rows[:, :1], rows[:, 1:]
-        scores = (labels @ task.transpose(1, 2))[..., 0] / math.sqrt(rows.shape[-1])  # (B, C * M)
+        # (B, C * M)
+        scores = (labels @ task.transpose(1, 2))[..., 0] / math.sqrt(rows.shape[-1])
         return scores.unflatten(1, (self.labels, -1)).logsumexp(-1)
 
 
@@ -107,14 +112,16 @@ class _CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.size = config.heads, config.width // config.heads
         self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(width, config.width, bias=False)  # a bias would shift all scores of a query alike
+        # A bias would shift all scores of a query alike.
+        self.key = nn.Linear(width, config.width, bias=False)
         self.value = nn.Linear(width, config.width)
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
         queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
+        # (B, T)
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
         if queries.dim() == 3 and self._cheaper_folded(len(rows), tokens.shape[-1]):
             mixed = self._folded(queries, tokens, hidden)
         else:
@@ -129,12 +136,17 @@ class _CrossAttention(nn.Module):
 
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
-        keys = self.key.weight.unflatten(0, (self.heads, self.size))  # (h, d, D)
-        folded = (queries @ keys).flatten(0, 1).to(tokens.dtype)  # (h * R, D)
-        scores = functional.linear(tokens, folded).float().transpose(1, 2)  # (B, h * R, T)
+        # (h, d, D)
+        keys = self.key.weight.unflatten(0, (self.heads, self.size))
+        # (h * R, D)
+        folded = (queries @ keys).flatten(0, 1).to(tokens.dtype)
+        # (B, h * R, T)
+        scores = functional.linear(tokens, folded).float().transpose(1, 2)
         attention = (scores + hidden[:, None]).softmax(-1)
-        pooled = (attention.to(tokens.dtype) @ tokens).float().unflatten(1, (self.heads, -1))  # (B, h, R, D)
-        values = self.value.weight.unflatten(0, (self.heads, self.size)).transpose(1, 2)  # (h, D, d)
+        # (B, h, R, D)
+        pooled = (attention.to(tokens.dtype) @ tokens).float().unflatten(1, (self.heads, -1))
+        # (h, D, d)
+        values = self.value.weight.unflatten(0, (self.heads, self.size)).transpose(1, 2)
         return pooled @ values + self.value.bias.view(self.heads, 1, self.size)
 
     def _projected(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ytuning.heads.dropout import dropped
+from ytuning.heads.pairs import PairMode
 
 __all__ = ["LabelTuningConfig", "LabelTuningHead", "means_of_labels"]
 
@@ -49,15 +50,15 @@ class LabelTuningHead(nn.Module):
     center: Tensor
 
     def __init__(
-        self, config: LabelTuningConfig, *, labels: int, layers: int, width: int, paired: bool = False
+        self, config: LabelTuningConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None = None
     ) -> None:
         """For C labels on L hidden states of width D; all rows are 0 until they are started or learned.
 
         ``center`` (L, D), what texts have in common, is 0 until it is set.
         """
         super().__init__()
-        self.config, self.paired = config, paired
-        self.label_rows = nn.Parameter(torch.zeros(1, labels, layers * width * (4 if paired else 1)))
+        self.config, self.pair_mode = config, pair_mode
+        self.label_rows = nn.Parameter(torch.zeros(1, labels, layers * width * (4 if pair_mode == "separate" else 1)))
         self.bias = nn.Parameter(torch.zeros(1, labels))
         self.register_buffer("center", torch.zeros(layers, width))
 
@@ -84,10 +85,12 @@ class LabelTuningHead(nn.Module):
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(1, B, H): what label rows are multiplied with, of length ``scale``."""
         text = functional.normalize(self.mean_states(features, mask) - self.center, dim=-1)
-        text = text.flatten(1) / math.sqrt(features.shape[2])  # (B, L * D)
-        if self.paired:
+        # (B, L * D)
+        text = text.flatten(1) / math.sqrt(features.shape[2])
+        if self.pair_mode == "separate":
             first, second = text.chunk(2)
-            product = first * second * math.sqrt(text.shape[1])  # about as long as the others
+            # About as long as the others.
+            product = first * second * math.sqrt(text.shape[1])
             text = torch.cat((first, second, (first - second).abs(), product), 1)
         share = self.config.dropout if self.training else 0.0
         return self.config.scale * dropped(text, share, generator)[None]
@@ -95,7 +98,8 @@ class LabelTuningHead(nn.Module):
     @staticmethod
     def mean_states(features: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D): each hidden state's mean over the tokens."""
-        shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)  # (B, T)
+        # (B, T)
+        shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)
         return torch.bmm(shares[:, None], features.flatten(2)).float().unflatten(2, features.shape[2:])[:, 0]
 
     def match(self, text: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class LabelTuningHead(nn.Module):
         """The head with a label more, after the others: its row (1, H) and bias (1,)."""
         rows = torch.cat((self.label_rows.detach(), row[:, None]), 1)
         layers, width = self.center.shape
-        grown = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, paired=self.paired)
+        grown = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, pair_mode=self.pair_mode)
         grown.label_rows, grown.center = nn.Parameter(rows), self.center.clone()
         grown.bias = nn.Parameter(torch.cat((self.bias.detach(), bias[:, None] / self.config.scale), 1))
         return grown.train(self.training)

@@ -38,6 +38,7 @@ from ytuning.errors import InputError, allowed
 from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHead
 from ytuning.heads.dropout import dropped
 from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
+from ytuning.heads.pairs import PairMode
 
 __all__ = [
     "CrossAttentionConfig",
@@ -83,10 +84,14 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-SIDES = ("difference", "distance", "product")  # of a pair; the first one knows which text is which
-HIDDEN = -1e4  # added to an attention score, leaves a share of exactly 0
-ALIKE = 1.5  # factor of a pair's first queries, which are also its keys: else training rarely finds what is alike
-SCORES_AT_ONCE = 2**24  # of the attention between the texts of pairs
+# Of a pair; the first one knows which text is which.
+SIDES = ("difference", "distance", "product")
+# Added to an attention score, leaves a share of exactly 0.
+HIDDEN = -1e4
+# Factor of a pair's first queries, which are also its keys: else training rarely finds what is alike.
+ALIKE = 1.5
+# Of the attention between the texts of pairs.
+SCORES_AT_ONCE = 2**24
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
@@ -105,21 +110,28 @@ class PooledHead(nn.Module):
     """
 
     def __init__(
-        self, config: PooledConfig, *, labels: int, layers: int, width: int, paired: bool = False, energy: float = 1.0
+        self,
+        config: PooledConfig,
+        *,
+        labels: int,
+        layers: int,
+        width: int,
+        pair_mode: PairMode | None = None,
+        energy: float = 1.0,
     ) -> None:
-        """For C labels on L hidden states of width D; ``paired``: of pairs encoded one by one.
+        """For C labels on L hidden states of width D; ``pair_mode``: how the encoder reads pairs of texts.
 
         Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
         """
         super().__init__()
-        self.config, self.paired = config, paired
+        self.config, self.pair_mode = config, pair_mode
         members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
-        pooled *= len(SIDES) if paired else 1
+        pooled *= len(SIDES) if pair_mode == "separate" else 1
         self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
-        if paired:
+        if pair_mode == "separate":
             with torch.no_grad():
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
@@ -160,15 +172,18 @@ class PooledHead(nn.Module):
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
-            kept[:, 0] = True  # never a text without tokens
+            # Never a text without tokens.
+            kept[:, 0] = True
             mask = mask & kept
         pooled = _normalised(self._pool(features.flatten(2), mask))
-        if self.paired:
+        if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
-            pooled = torch.cat((difference, difference.abs(), first * second), 2)  # as in SIDES
+            # As in SIDES.
+            pooled = torch.cat((difference, difference.abs(), first * second), 2)
         pooled = dropped(pooled, share, generator)
-        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)  # (E, B, H)
+        # (E, B, H)
+        text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         return dropped(_normalised(text), share, generator)
@@ -203,7 +218,7 @@ class PooledHead(nn.Module):
         """A head of this form whose weights are yet to come."""
         config = replace(self.config, members=members)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
-            return PooledHead(config, labels=labels, layers=1, width=self.token_map.shape[1], paired=self.paired)
+            return PooledHead(config, labels=labels, layers=1, width=self.token_map.shape[1], pair_mode=self.pair_mode)
 
     @staticmethod
     def joined(heads: Sequence[PooledHead]) -> PooledHead:
@@ -224,26 +239,30 @@ class PooledHead(nn.Module):
         grown.load_state_dict(state)
         return grown.train(self.training)
 
-    def on_directions(self, directions: Tensor, *, layers: int, width: int) -> PooledHead:
-        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = directions (R, L * D) f.
+    def fold_projection(self, components: Tensor, *, layers: int, width: int) -> PooledHead:
+        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = components (R, L * D) f.
 
-        Only the two maps that touch a token change, both of them linear, so nothing is left of the directions.
+        Only the two maps that touch a token change, both of them linear, so nothing is left of the components.
         """
         labels = self.label_rows.shape[1]
-        wide = PooledHead(self.config, labels=labels, layers=layers, width=width, paired=self.paired)
-        maps = {"token_map": self.token_map @ directions, "queries": self.queries @ directions}
+        wide = PooledHead(self.config, labels=labels, layers=layers, width=width, pair_mode=self.pair_mode)
+        maps = {"token_map": self.token_map @ components, "queries": self.queries @ components}
         wide.load_state_dict({**self.state_dict(), **maps})
         return wide.train(self.training)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
         members, count, dtype = self.config.members, len(tokens), tokens.dtype
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)  # (B, T)
-        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]  # (B, T, E * Q)
-        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)  # (E, B, Q, T)
+        # (B, T)
+        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        # (B, T, E * Q)
+        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]
+        # (E, B, Q, T)
+        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)
         mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
-        meet = self._crossed if self.paired else self._mixed
-        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)  # (E, B, T, K)
+        meet = self._crossed if self.pair_mode == "separate" else self._mixed
+        # (E, B, T, K)
+        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
@@ -278,7 +297,8 @@ class PooledHead(nn.Module):
         parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
         parts = parts.view(members, 2, -1, tokens, parts.shape[-1])
         own, there = mapped.unflatten(1, (2, -1)), hidden.clamp_min(HIDDEN).to(mapped.dtype).unflatten(0, (2, 1, -1))
-        used = (hidden == 0).unflatten(0, (2, -1)).any(1)  # (2, T)
+        # (2, T)
+        used = (hidden == 0).unflatten(0, (2, -1)).any(1)
         longest = (used * torch.arange(1, tokens + 1, device=used.device)).amax(1).tolist()
         sides = []
         for side, other in ((0, 1), (1, 0)):
@@ -340,16 +360,24 @@ MatchingHead = PooledHead | LabelTuningHead
 LabelHead = MatchingHead | CrossAttentionHead
 
 
-def build_head(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool = False) -> LabelHead:
+def build_head(
+    config: HeadConfig,
+    *,
+    labels: int,
+    layers: int,
+    width: int,
+    pair_mode: PairMode | None = None,
+    energy: float = 1.0,
+) -> LabelHead:
     """A head with fresh weights (from torch's random state) for C labels on features of L hidden states of width D.
 
-    ``paired``: of pairs of texts that are encoded one by one.
+    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` is for a :class:`PooledHead`.
     """
     if isinstance(config, PooledConfig):
-        return PooledHead(config, labels=labels, layers=layers, width=width, paired=paired)
+        return PooledHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode, energy=energy)
     if isinstance(config, LabelTuningConfig):
-        return LabelTuningHead(config, labels=labels, layers=layers, width=width, paired=paired)
-    return CrossAttentionHead(config, labels=labels, layers=layers, width=width, paired=paired)
+        return LabelTuningHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
+    return CrossAttentionHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
 
 
 def config_to_json(config: HeadConfig) -> dict[str, Any]:

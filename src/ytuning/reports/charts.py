@@ -11,7 +11,7 @@ import numpy as np
 from ytuning.data.kinds import TaskKind
 from ytuning.data.kinds.metrics import CALIBRATION_BINS, reliability
 from ytuning.errors import counted
-from ytuning.training.fit import Round
+from ytuning.training.fit import Validation
 
 __all__ = [
     "Axis",
@@ -154,23 +154,23 @@ def calibration_figure(truth: np.ndarray, probabilities: np.ndarray) -> Chart:
         start, end, top = x.place(left), x.place(left + 1 / CALIBRATION_BINS), y.place(0.4 * height)
         bars.append((start + 1, top, round(end - start - 2, 1), round(BOTTOM - top, 1), f"{count:,} {what}"))
     return Chart(
-        "Reliability of its probabilities",
-        f"Of {what} with a probability, the share that is {measured}: "
+        "Reliability of the probabilities",
+        f"Share of {what} that is {measured} at each probability: "
         + "; ".join(f"{share:.0%} at {confidence:.0%}" for confidence, share, _ in points),
         x,
         y,
         lines,
         bars,
         [
-            (x.place(confidence), y.place(share), "main", f"{confidence:.3f}: {share:.3f} of {count:,} {what}")
+            (x.place(confidence), y.place(share), "main", f"{confidence:.4f}: {share:.4f} of {count:,} {what}")
             for confidence, share, count in points
         ],
         columns=("mean probability", f"share that is {measured}", what),
-        rows=[(f"{confidence:.3f}", f"{share:.3f}", f"{count:,}") for confidence, share, count in points],
+        rows=[(f"{confidence:.4f}", f"{share:.4f}", f"{count:,}") for confidence, share, count in points],
     )
 
 
-def learning_figures(target: TaskKind, history: Sequence[Round], chosen: int) -> list[Chart]:
+def learning_figures(target: TaskKind, history: Sequence[Validation], chosen: int) -> list[Chart]:
     """Validation score and validation loss by step.
 
     Args:
@@ -202,8 +202,8 @@ def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], ta
     ]
     return Chart(
         title,
-        f"From {points[0][1]:.4f} at step {points[0][0]} to {points[-1][1]:.4f} at step {points[-1][0]}; "
-        f"chosen was step {taken} with {at:.4f}",
+        f"The curve goes from {points[0][1]:.4f} (step {points[0][0]}) to {points[-1][1]:.4f} (step {points[-1][0]}). "
+        f"Step {taken} was chosen with {at:.4f}",
         x,
         y,
         [*errors, ("main", [(x.place(step), y.place(value)) for step, value, _ in points])],
@@ -228,7 +228,7 @@ def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
     parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
     return Chart(
         "Predicted by true numbers",
-        f"{counted(len(truth), 'row')}; a point on the diagonal is right",
+        f"{counted(len(truth), 'row')}. Points on the diagonal are right",
         x,
         y,
         [("ideal", [(x.place(x.low), y.place(y.low)), (x.place(x.high), y.place(y.high))])],
@@ -260,7 +260,7 @@ def residual_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
         bars.append((left + 0.5, top, round(right - left - 1, 1), round(BOTTOM - top, 1), meaning))
     return Chart(
         "Errors",
-        f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less; the mean error is "
+        f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less. The mean error is "
         f"{gap.mean():.4g}",
         x,
         y,

@@ -1,4 +1,4 @@
-"""A comparison as a table, and as files: JSON, and a page with a chart that needs nothing else."""
+"""Reports of a comparison: a table, a JSON file, and a self-contained page with a chart."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_st
 
 HEADINGS = ("method", "score (95 % interval)", f"to {OURS}", "parameters", "seconds", "stored", "peak memory")
 FOOTNOTES = (
-    "Intervals are bootstraps over rows and seeds; a difference is on the same rows and seeds. One marked ~ has 0 in "
-    "its interval: these rows and seeds do not tell the two apart.",
-    "Seconds run from the rows to the trained model, the encoder pass included; stored: for a further task on the same "
-    "texts, whose features are stored. Peak memory is that of a process of its own, Python and packages included.",
-    "What trains the encoder or a linear model uses the same rows and, to choose epochs, strengths and rates, the same "
-    "validation rows. Where these are held out of the train rows, stored-feature methods are fitted on them too in the "
-    "end; full and lora are not, as that would take a second training.",
+    "Intervals are bootstraps over rows and seeds. A difference compares the same rows and seeds; ~ means that its "
+    "interval includes 0, so the two methods cannot be told apart.",
+    "Seconds are the time from the rows to the trained model, including the encoder. The column stored is the time for "
+    "another task on the same texts, whose features are stored already. Peak memory includes Python and its packages.",
+    "All methods use the same training and validation set. Methods on stored features are finally fitted on held-out "
+    "validation rows, too. full and lora are not, because that would need a second training.",
 )
 ON_VALIDATION = (
-    "There is no test file: these figures are of the validation rows, which have also chosen strengths, epochs and "
-    "heads, and so flatter every method. Give --test for figures to report."
+    "There is no test set, so these scores are from the validation set, which also chose between heads and epochs. "
+    "They are too optimistic. Use --test to get scores that you can report."
 )
 
 
@@ -72,7 +71,7 @@ def _title(standings: Standings) -> str:
     seeds = len(standings.comparison.seeds)
     return (
         f"{Path(standings.comparison.work.train.source).name}: {metric} on {first.rows['judged']:,} {standings.split} "
-        f"rows, {first.rows['train']:,} train rows, {seeds} seed{'' if seeds == 1 else 's'}"
+        f"rows, {first.rows['train']:,} training rows, {seeds} seed{'' if seeds == 1 else 's'}"
     )
 
 
@@ -82,7 +81,7 @@ def _cells(standing: Standing) -> list[str]:
     return [
         standing.method,
         f"{standing.score.mean:.4f} ({standing.score.low:.4f} to {standing.score.high:.4f})",
-        "" if standing.difference is None else _signed(standing.difference, standing.told_apart),
+        "" if standing.difference is None else _difference_text(standing.difference, standing.told_apart),
         f"{standing.parameters:,}",
         f"{standing.seconds:,.1f}",
         "" if stored is None else f"{stored:,.1f}",
@@ -90,7 +89,7 @@ def _cells(standing: Standing) -> list[str]:
     ]
 
 
-def _signed(difference: Figure, told_apart: bool) -> str:
+def _difference_text(difference: Figure, told_apart: bool) -> str:
     mark = "" if told_apart else "~ "
     return f"{mark}{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
 
@@ -140,7 +139,7 @@ def _settings(standings: Standings) -> dict[str, str]:
         "kind of task": found["kind"] + (f", {found['labels']} labels" if found["labels"] else ""),
         "encoder": f"{found['encoder']['name']} ({found['encoder']['parameters']:,} parameters)",
         "seeds": ", ".join(map(str, found["seeds"])),
-        "epochs of full and lora": f"at most {found['settings']['epochs'] or '5, or as many as make 300 steps'}",
+        "epochs of full and lora": f"at most {found['settings']['epochs'] or '5, or more to reach 300 steps'}",
         "learning rates of full and lora": "searched" if found["settings"]["search_rates"] else "one each",
         "machine": f"{found['machine']['system']}, {found['machine']['processors']} processors",
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
@@ -175,7 +174,7 @@ def score_against_cost(standings: Standings) -> Chart:
     low, high = min(score.low for score in scores), max(score.high for score in scores)
     room = 0.05 * (high - low) or 0.05
     # The seconds leave room for names at both ends.
-    about = "seconds of training, encoder pass included (hollow: with stored features)"
+    about = "seconds of training with the encoder (hollow: with stored features)"
     x = Axis(about, min(seconds) / 1.8, max(seconds) * 2.2, LEFT, RIGHT, logarithmic=True)
     metric = standings.metric.replace("_", " ")
     y = Axis(f"{metric} ({standings.split}), 95 % interval", low - room, high + room, BOTTOM, TOP)
@@ -193,7 +192,7 @@ def score_against_cost(standings: Standings) -> Chart:
         dots.append((place, middle, name, f"{each.method}: {score.mean:.4f} in {each.seconds:,.1f} s"))
     return Chart(
         "Score against cost",
-        f"{metric} of each method over its seconds; the figures are in the table below",
+        f"{metric} of each method and the seconds that it takes. The table below has the numbers.",
         x,
         y,
         lines,

@@ -18,8 +18,8 @@ __all__ = ["print_report", "report_to_json", "seconds_table"]
 SHOWN_LABELS = 20
 SHOWN_METRICS = {
     "accuracy": "accuracy",
-    "coverage": "answered",
-    "precision_answered": "right of those",
+    "coverage": "share answered",
+    "precision_answered": "precision of answers",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "matthews": "Matthews",
@@ -49,7 +49,7 @@ def print_report(console: Console, report: Report, title: str, seconds: dict[str
 
 def seconds_table(seconds: dict[str, float]) -> Table:
     """Seconds of each stage, side by side."""
-    table = Table(title="seconds", box=box.SIMPLE, title_justify="left", pad_edge=False)
+    table = Table(title="Seconds", box=box.SIMPLE, title_justify="left", pad_edge=False)
     for stage in seconds:
         table.add_column(stage, justify="right")
     table.add_row(*(f"{value:.2f}" for value in seconds.values()))
@@ -69,10 +69,10 @@ def _headline(report: Report, title: str) -> str:
 def _labels_table(report: Report) -> Table:
     """The labels in order; of many labels the ones with the lowest F1."""
     chosen = list(report.labels.items())
-    heading = "labels"
+    heading = "Labels"
     if len(chosen) > SHOWN_LABELS:
         chosen = sorted(chosen, key=lambda item: item[1]["f1"])[:SHOWN_LABELS]
-        heading = f"the {SHOWN_LABELS} of {len(report.labels)} labels with the lowest F1"
+        heading = f"The {SHOWN_LABELS} of {len(report.labels)} labels with the lowest F1"
     table = Table(title=heading, box=box.SIMPLE, title_justify="left", pad_edge=False)
     table.add_column("label", overflow="fold")
     for name in ("precision", "recall", "f1", "rows"):
@@ -84,7 +84,7 @@ def _labels_table(report: Report) -> Table:
 
 
 def _confusions_table(report: Report) -> Table:
-    table = Table(title="worst confusions", box=box.SIMPLE, title_justify="left", pad_edge=False)
+    table = Table(title="Most frequent mistakes", box=box.SIMPLE, title_justify="left", pad_edge=False)
     table.add_column("true label", overflow="fold")
     table.add_column("predicted", overflow="fold")
     table.add_column("rows", justify="right")

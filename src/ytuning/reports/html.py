@@ -48,7 +48,7 @@ class _Metric:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _ShownMistake:
     """A mistake with its texts, the pieces that speak the most for either answer, and its row in the source."""
 
     mistake: Mistake
@@ -71,7 +71,7 @@ def render_report(
     seconds: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """A page with figures, drawings and the worst mistakes, in which the tokens that speak for an answer are marked.
+    """A page with metrics, charts and the worst mistakes, in which words that support an answer are marked.
 
     Args:
         task: that was judged.
@@ -87,15 +87,14 @@ def render_report(
     Returns:
         HTML.
     """
-    target = task.target
     page = {
         "title": title or f"{task.name} on {judged.data.source}",
         "task": task,
         "report": report,
         "facts": _facts(task, report, judged),
-        "metrics": _metrics(target, report),
+        "metrics": _metrics(task.target, report),
         "seconds": seconds or {},
-        "learning": learning_figures(target, fit.history, fit.chosen) if fit else [],
+        "learning": learning_figures(task.target, fit.history, fit.chosen) if fit else [],
         "mistakes": _mistakes(task, judged, encoder, store, progress or Progress()),
         "width": WIDTH,
         "height": HEIGHT,
@@ -138,18 +137,20 @@ def _metrics(target: TaskKind, report: Report) -> list[_Metric]:
 def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
     """What the figures depend on, by name."""
     target, training = task.target, task.training
-    found = {"rows judged": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind}
+    found = {"rows": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind}
     found |= target.facts
     if target.labels is not None:
         found["temperature"] = f"{task.calibration.temperature:.3g}"
         if task.calibration.smoothing:
-            found["temperature"] += f", after label smoothing of {task.calibration.smoothing:g} is undone"
+            found["temperature"] += f" after undoing label smoothing of {task.calibration.smoothing:g}"
     if task.calibration.abstain_below is not None:
-        found["no answer below"] = f"a probability of {task.calibration.abstain_below:.3f}"
-    if task.pair:
-        found["pairs"] = {"joint": "read as one text", "separate": "read one by one"}[task.pair]
+        found["no answer below"] = f"a probability of {task.calibration.abstain_below:.4f}"
+    if task.pair_mode:
+        found["pairs"] = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}[
+            task.pair_mode
+        ]
     if rows := training.get("rows"):
-        found["rows trained on"] = f"{rows['train']:,}" + (", then all" if training.get("refitted") else "")
+        found["rows trained on"] = f"{rows['train']:,}" + (", then on all rows" if training.get("refitted") else "")
     if steps := training.get("steps"):
         found["steps"] = f"{steps:,}"
     share = task.head_parameters / task.encoder.parameters
@@ -169,27 +170,27 @@ def _labels(report: Report) -> tuple[list[tuple[str, LabelFigures]], list[tuple[
 
 def _mistakes(
     task: Task, judged: EvaluatedRows, encoder: Encoder, store: FeatureStore, progress: Progress
-) -> list[_Shown]:
+) -> list[_ShownMistake]:
     truth, answers = task.target.decode(judged.truth), task.calibration.answers(task.target, judged.logits)
     found = task.target.mistakes(truth, answers, SHOWN_MISTAKES)
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
-        judged.head, inputs, encoder, store, separate=task.pair == "separate", codec=task.codec, progress=progress
+        judged.head, inputs, encoder, store, pair_mode=task.pair_mode, codec=task.codec, progress=progress
     )
     return [
-        _shown(task, judged, mistake, content, effect)
+        _describe_mistake(task, judged, mistake, content, effect)
         for mistake, content, effect in zip(found, inputs, effects, strict=True)
     ]
 
 
-def _shown(
+def _describe_mistake(
     task: Task, judged: EvaluatedRows, mistake: Mistake, content: tuple[str, str | None], effects: Effects
-) -> _Shown:
+) -> _ShownMistake:
     texts = marked(task.target, mistake, content, effects)
     lengths = [len(text) for text in content if text is not None]
     left_out = [
         length - sum(len(piece.text) for piece in pieces) for length, pieces in zip(lengths, texts, strict=True)
     ]
     number = mistake.row + 1 if judged.data.rows is None else judged.data.rows[mistake.row]
-    return _Shown(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))
+    return _ShownMistake(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))

@@ -1,4 +1,4 @@
-"""What a search has found, as a page with drawings: validation loss by trial, and by what mattered most."""
+"""The page of a search: charts of the validation loss by trial and by the parameters that mattered most."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _by_trial(losses: list[float], y: Axis) -> Chart:
         corners.append((x.place(number), y.place(loss)))
     return Chart(
         "By trial",
-        f"The line is the best so far, {best[-1]:.4f} in the end",
+        f"The line shows the best loss so far, which ends at {best[-1]:.4f}",
         x,
         y,
         [("best", corners)],
@@ -73,7 +73,7 @@ def _by_value(name: str, share: float, trials: Sequence[Trial], y: Axis) -> Char
     shown = [value if isinstance(value, str) else f"{value:.3g}" for value in values]
     return Chart(
         f"By {name.replace('_', ' ')}",
-        f"{share:.0%} of the variance of the losses",
+        f"This parameter explains {share:.0%} of the variance of the losses",
         x,
         y,
         dots=[

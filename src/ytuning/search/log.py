@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ytuning.errors import InputError, cannot_write, wrong_schema
+from ytuning.heads.pairs import PairMode
 from ytuning.search.space import Choices
 from ytuning.system.files import PARTIAL_SUFFIX, commit
-from ytuning.tasks.task import PairMode, check_target
+from ytuning.tasks.task import check_target
 from ytuning.training.recipes import Recipe, recipe_from_json, recipe_to_json
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Log", "Trial", "best_of", "importances"]
@@ -32,9 +33,9 @@ class Trial:
         number: counted from 0.
         choices: what was proposed.
         recipe: made of it.
-        pair: how pairs were read; ``None``: single texts.
-        loss: calibrated, on validation rows, see `losses.row_losses`; the less the better.
-        score: as of `fit.Round`, with its standard error ``error``.
+        pair_mode: how pairs were read; ``None``: single texts.
+        loss: calibrated, on validation rows, see `kinds.TaskKind.row_losses`; the less the better.
+        score: as of `fit.Validation`, with its standard error ``error``.
         steps: of the chosen round.
         parameters: of the head.
         seconds: its share of the time that training its batch took.
@@ -43,7 +44,7 @@ class Trial:
     number: int
     choices: Choices
     recipe: Recipe
-    pair: PairMode | None
+    pair_mode: PairMode | None
     loss: float
     score: float
     error: float
@@ -53,12 +54,15 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
-        return {**asdict(self), "recipe": recipe_to_json(self.recipe)}
+        fields = asdict(self) | {"recipe": recipe_to_json(self.recipe)}
+        fields["pair"] = fields.pop("pair_mode")
+        return fields
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
         """The inverse of :meth:`to_json`; raises ``TypeError``, ``KeyError`` or ``InputError`` on anything else."""
-        return cls(**{**value, "recipe": recipe_from_json(value["recipe"])})
+        fields = {name: field for name, field in value.items() if name != "pair"}
+        return cls(**{**fields, "recipe": recipe_from_json(value["recipe"]), "pair_mode": value["pair"]})
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,25 +29,51 @@ from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, allowed
-from ytuning.features.features import Features, keep_features
-from ytuning.features.pairs import keep_pairs, stored_inputs
+from ytuning.features.features import Features
+from ytuning.features.pairs import keep_inputs, stored_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.progress import Progress
 from ytuning.search.log import RECIPE_FILE, TASK_FOLDER, Log, Trial, best_of
 from ytuning.search.space import SHARED, Choices, Interval, Options, Space
 from ytuning.system.versions import require, versions
 from ytuning.tasks.layers import rank_layers
-from ytuning.tasks.task import PAIR_MODES, PairMode, holds_finished_task, save_task
-from ytuning.tasks.train import Stopwatch, Trained, pair_modes, train_task
+from ytuning.tasks.pair_modes import pair_modes
+from ytuning.tasks.task import holds_finished_task, save_task
+from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
 from ytuning.training.calibration import calibrated_logits
-from ytuning.training.fit import FitResult, Job, fit_heads
+from ytuning.training.fit import FitResult, HeadJob, fit_heads
 from ytuning.training.recipes import PRESETS, Recipe, default_label_texts, preset, recipe_to_json
 
-__all__ = ["Searched", "propose", "search"]
+__all__ = ["SearchOptions", "Searched", "propose", "search"]
 
-TOGETHER = 4  # trials proposed, and trained, at a time
-AT_RANDOM = 8  # trials before Optuna's sampler follows those that did well
-SETS = 3  # of hidden states: the default one and the best of a sample
+# Trials that are proposed, and trained, at a time.
+TOGETHER = 4
+# Trials before Optuna's sampler follows those that did well.
+AT_RANDOM = 8
+# Sets of hidden states that are searched over: the default one and the best of a sample.
+SETS = 3
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a user chooses for one search, beside the data and the encoder.
+
+    Attributes:
+        presets: to start from; the first one's own recipe is the first trial.
+        pairs: how the encoder reads two texts; ``"auto"`` is searched over.
+        label_order: of an ordinal task's labels, from the lowest.
+        trials: to make in all.
+        minutes: after which no more are begun; of a new search the first batch is, even with 0.
+        seed: of the hold-out, the proposals, weights and the order of rows.
+    """
+
+    presets: Sequence[str] = tuple(PRESETS)
+    pairs: PairChoice = "auto"
+    label_order: Sequence[str] | None = None
+    trials: int = 30
+    minutes: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,11 +84,13 @@ class Searched:
         trials: in order.
         trained: the winner, saved in the folder ``task`` unless it was interrupted and a finished one is there.
         interrupted: whether Ctrl-C ended the search or the winner's training.
+        seconds: of each stage, those of training the winner included.
     """
 
     trials: list[Trial]
     trained: Trained
     interrupted: bool
+    seconds: dict[str, float]
 
     @property
     def best(self) -> Trial:
@@ -70,7 +98,7 @@ class Searched:
         return best_of(self.trials)
 
 
-def search(  # noqa: PLR0913  # every choice of the whole job
+def search(
     train: Dataset,
     encoder: Encoder,
     store: FeatureStore,
@@ -78,14 +106,8 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     *,
     validation: Dataset | None = None,
     test: Dataset | None = None,
-    presets: Sequence[str] = tuple(PRESETS),
-    pairs: PairMode | Literal["auto"] = "auto",
-    order: Sequence[str] | None = None,
-    trials: int = 30,
-    minutes: float | None = None,
-    seed: int = 0,
+    options: SearchOptions | None = None,
     progress: Progress | None = None,
-    watch: Stopwatch | None = None,
 ) -> Searched:
     """Search for a recipe and train it; the same for the same rows, seed and versions, in one go or in several.
 
@@ -96,14 +118,8 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         folder: for the results; a search of the same rows and options in it goes on.
         validation: rows that choose.
         test: rows that the winner, once chosen, is reported on.
-        presets: to start from; the first one's own recipe is the first trial.
-        pairs: how the encoder reads two texts; ``"auto"`` is searched over.
-        order: of an ordinal task's labels, from the lowest.
-        trials: to make in all.
-        minutes: after which no more are begun; of a new search the first batch is, even with 0.
-        seed: of the hold-out, the proposals, weights and the order of rows.
+        options: everything else that can be chosen.
         progress: is told every step; Ctrl-C ends the search, and the best so far, if there is one, is trained.
-        watch: takes the seconds of each stage.
 
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -111,52 +127,31 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         DataError: rows that cannot be trained on.
         StoreError, WriteError: the disk is full or broken.
     """
-    progress, watch = progress or Progress(), watch or Stopwatch()
+    options, progress, watch = options or SearchOptions(), progress or Progress(), Stopwatch()
     require("optuna", "search")
-    if pairs not in ("auto", *PAIR_MODES):
-        raise InputError(allowed("pairs", pairs, ("auto", *PAIR_MODES)))
-    bases = {name: preset(name) for name in presets}
-    rows = task_rows(train, validation, None, seed=seed, order=order)
-    if test is not None:
-        task_rows(train, validation, test, seed=seed, order=order)  # its mistakes should not wait for the end
-    modes: tuple[PairMode | None, ...] = (None,)
-    if train.text_pairs is not None:
-        modes = pair_modes(pairs)  # the first is where the search starts
-    for recipe in bases.values():
-        if texts := default_label_texts(recipe.head, rows.target, pairs=train.text_pairs is not None):
-            rows = rows.with_label_texts(describe_labels(texts, rows.target))
-            break
-    about = {
-        "versions": versions("optuna"),
-        "rows": _digest(train, validation),
-        "encoder": replace(encoder.identity, layers=()).fingerprint,
-        "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
-        "pairs": list(modes),
-        "order": None if order is None else list(order),
-        "seed": seed,
-    }
-    log = Log(folder, about)
+    if options.pairs not in ("auto", *PAIR_MODES):
+        raise InputError(allowed("pairs", options.pairs, ("auto", *PAIR_MODES)))
+    bases = {name: preset(name) for name in options.presets}
+    rows = _checked_rows(train, validation, test, options, bases)
+    modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
+    log = Log(folder, _description(train, validation, encoder, options, bases))
     with watch.stage("encode"):
         if not log.layers:
-            learned = train.select(rows.train)
-            log.layers = _layer_sets(learned, encoder, next(iter(bases.values())), modes, seed, rows.target, progress)
+            learned, base = train.select(rows.train), next(iter(bases.values()))
+            log.layers = _layer_sets(learned, encoder, base, modes, options.seed, rows.target, progress)
         states = sorted({layer for layers in log.layers for layer in layers})
         reading = encoder.with_layers(states)
-        features = {
-            mode: stored_inputs(rows.inputs, reading, store, progress, separate=mode == "separate")[0] for mode in modes
-        }
-    space = Space(
-        bases, log.layers, modes, rows.target,
-        encoder.identity.width, encoder.identity.parameters,
-    )  # fmt: skip
+        features = {mode: stored_inputs(rows.inputs, reading, store, progress, pair_mode=mode)[0] for mode in modes}
+    identity = encoder.identity
+    space = Space(bases, log.layers, modes, rows.target, identity.width, identity.parameters)
     with watch.stage("search"):
-        done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, encoder.device, progress)
-    best = best_of(done)
+        runner = _TrialRunner(space, features, states, rows, options.seed, encoder.device, progress)
+        interrupted = _run_trials(runner, log, options)
+    best = best_of(log.trials)
     with watch.stage("encode"):
         chosen = reading.with_layers(best.recipe.layers or states)
-        keep = keep_pairs if best.pair == "separate" else keep_features
         places = [states.index(layer) for layer in chosen.identity.layers]
-        keep(rows.inputs, features[best.pair].with_layers(places), chosen, store, progress)
+        keep_inputs(rows.inputs, features[best.pair_mode].with_layers(places), chosen, store, progress)
     trained = train_task(
         train,
         chosen,
@@ -164,20 +159,62 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         best.recipe,
         validation=validation,
         test=test,
-        name=TASK_FOLDER,
-        seed=seed,
-        label_order=order,
-        pairs=best.pair or "auto",
+        options=TrainOptions(
+            name=TASK_FOLDER, seed=options.seed, label_order=options.label_order, pairs=best.pair_mode or "auto"
+        ),
         progress=progress,
-        watch=watch,
     )
-    place = folder / TASK_FOLDER
-    if trained.fit.interrupted and holds_finished_task(place):
-        progress.say(f"the finished task in {place} is kept; the same command trains the best of these trials")
-    else:
-        save_task(trained.task, place)
-        log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
-    return Searched(done, trained, interrupted or trained.fit.interrupted)
+    watch.add(trained.seconds)
+    _save(trained, best, log, progress)
+    return Searched(log.trials, trained, interrupted or trained.fit.interrupted, watch.seconds)
+
+
+def _checked_rows(
+    train: Dataset,
+    validation: Dataset | None,
+    test: Dataset | None,
+    options: SearchOptions,
+    bases: dict[str, Recipe],
+) -> TaskRows:
+    """The rows that trials learn and are chosen by, and the labels' texts if the head of a preset reads them."""
+    rows = task_rows(train, validation, None, seed=options.seed, order=options.label_order)
+    if test is not None:
+        # Mistakes in the test rows should not wait for the end.
+        task_rows(train, validation, test, seed=options.seed, order=options.label_order)
+    for recipe in bases.values():
+        if texts := default_label_texts(recipe.head, rows.target, pairs=train.text_pairs is not None):
+            return rows.with_label_texts(describe_labels(texts, rows.target))
+    return rows
+
+
+def _description(
+    train: Dataset,
+    validation: Dataset | None,
+    encoder: Encoder,
+    options: SearchOptions,
+    bases: dict[str, Recipe],
+) -> dict[str, Any]:
+    """What a search must have in common with an earlier one to go on from there."""
+    order = options.label_order
+    return {
+        "versions": versions("optuna"),
+        "rows": _digest(train, validation),
+        "encoder": replace(encoder.identity, layers=()).fingerprint,
+        "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
+        "pairs": list(pair_modes(options.pairs, has_pairs=train.text_pairs is not None)),
+        "order": None if order is None else list(order),
+        "seed": options.seed,
+    }
+
+
+def _save(trained: Trained, best: Trial, log: Log, progress: Progress) -> None:
+    """Write the winner and its recipe; an interrupted one does not replace a finished one."""
+    task_folder = log.folder / TASK_FOLDER
+    if trained.fit.interrupted and holds_finished_task(task_folder):
+        progress.say(f"the finished task in {task_folder} is kept; the same command trains the best of these trials")
+        return
+    save_task(trained.task, task_folder)
+    log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
 
 
 def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[Choices]:
@@ -191,98 +228,133 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        number = int(np.random.SeedSequence([seed, len(done)]).generate_state(1)[0])
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=number, n_startup_trials=AT_RANDOM))
+        # Each batch has random numbers of its own, whichever call proposes it.
+        sampler_seed = int(np.random.SeedSequence([seed, len(done)]).generate_state(1)[0])
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=AT_RANDOM))
         for trial in done:
             known = space.parameters_of(trial.choices["preset"])
             distributions = {name: _distribution(known[name]) for name in trial.choices}
             study.add_trial(
                 optuna.trial.create_trial(params=trial.choices, distributions=distributions, value=trial.loss)
             )
-        untried = [each for each in space.openings if not any(each.items() <= trial.choices.items() for trial in done)]
-        found: list[Choices] = []
+        untried = [
+            opening for opening in space.openings if not any(opening.items() <= trial.choices.items() for trial in done)
+        ]
+        proposed: list[Choices] = []
         for _ in range(count):
-            if found:
-                study.enqueue_trial({name: value for name, value in found[0].items() if name in SHARED})
+            if proposed:
+                study.enqueue_trial({name: value for name, value in proposed[0].items() if name in SHARED})
             elif not done:
                 study.enqueue_trial(space.start)
             elif untried:
                 study.enqueue_trial(untried[0])
-            found.append(_suggested(space, study.ask()))
-        return found
+            proposed.append(_suggested(space, study.ask()))
+        return proposed
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _run(
-    space: Space,
-    features: dict[PairMode | None, Features],
-    states: list[int],
-    rows: TaskRows,
-    log: Log,
-    trials: int,
-    minutes: float | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[list[Trial], bool]:
-    """All trials, and whether Ctrl-C ended the search."""
-    begun = time.monotonic()
+@dataclass(frozen=True)
+class _TrialRunner:
+    """What all trials of a search share.
 
-    def train(proposed: list[Choices], first: int) -> list[Trial]:
-        recipes = [space.recipe(choices) for choices in proposed]
-        mode, layers = space.mode(proposed[0]), recipes[0].layers or ()
-        view = features[mode].with_layers([states.index(layer) for layer in layers])
+    Attributes:
+        space: that proposals come from.
+        features: of all rows, with every state that is searched over, by how pairs are read.
+        states: numbers of these hidden states, rising.
+        rows: of the task.
+        seed: of weights and of the order of rows.
+        device: that heads are trained on.
+        progress: is told every step.
+    """
+
+    space: Space
+    features: dict[PairMode | None, Features]
+    states: list[int]
+    rows: TaskRows
+    seed: int
+    device: torch.device
+    progress: Progress
+
+    def train(self, proposed: list[Choices], first: int) -> list[Trial]:
+        """Trials of proposals that share a read of the features, numbered from ``first``.
+
+        Raises:
+            KeyboardInterrupt: also where Ctrl-C ended the training early: heads that were trained for a part of their
+                steps say little of their recipes.
+        """
+        recipes = [self.space.recipe(choices) for choices in proposed]
+        mode, layers = self.space.mode(proposed[0]), recipes[0].layers or ()
         start = time.monotonic()
-        # Those that share a batch are of one preset. Others learn nothing of the labels' texts, as in training.
-        texts = rows.label_texts
-        if default_label_texts(recipes[0].head, rows.target, pairs=mode is not None) is None:
-            texts = texts[:0]
-        jobs = [Job(rows.target, rows.truth, recipe, seed, texts) for recipe in recipes]
-        fits = fit_heads(
-            view,
-            jobs,
-            train=np.concatenate((rows.train, texts)),
-            validation=rows.validation,
-            seed=seed,
-            refit=False,
-            device=device,
-            progress=progress,
-        )
-        if fits[0].interrupted:  # heads that were trained for a part of their steps say little of their recipes
+        fits = self._fit(recipes, mode, layers)
+        if fits[0].interrupted:
             raise KeyboardInterrupt
         seconds = (time.monotonic() - start) / len(fits)
-        found = []
+        trials = []
         for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
-            taken, size = fit.history[fit.chosen], space.size(recipe.head, len(layers), mode)
-            loss = _calibrated_loss(rows, fit, recipe.training.smoothing_of(rows.target))
-            found.append(
-                Trial(number, choices, recipe, mode, loss, taken.score, taken.error, taken.step, size, seconds)
+            chosen = fit.history[fit.chosen]
+            trials.append(
+                Trial(
+                    number=number,
+                    choices=choices,
+                    recipe=recipe,
+                    pair_mode=mode,
+                    loss=self._calibrated_loss(fit, recipe),
+                    score=chosen.score,
+                    error=chosen.error,
+                    steps=chosen.step,
+                    parameters=self.space.size(recipe.head, len(layers), mode),
+                    seconds=seconds,
+                )
             )
-        return found
+        return trials
 
-    while len(log.trials) < trials:
-        if minutes is not None and log.trials and time.monotonic() - begun > 60 * minutes:
+    def _fit(self, recipes: list[Recipe], mode: PairMode | None, layers: tuple[int, ...]) -> list[FitResult]:
+        """One head for each recipe, trained together; they share their preset, their states and how pairs are read."""
+        rows, target = self.rows, self.rows.target
+        # Heads of some presets learn nothing of the labels' texts, as in training.
+        texts = rows.label_texts
+        if default_label_texts(recipes[0].head, target, pairs=mode is not None) is None:
+            texts = texts[:0]
+        return fit_heads(
+            self.features[mode].with_layers([self.states.index(layer) for layer in layers]),
+            [HeadJob(target, rows.truth, recipe, self.seed, texts) for recipe in recipes],
+            train=np.concatenate((rows.train, texts)),
+            validation=rows.validation,
+            seed=self.seed,
+            refit=False,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def _calibrated_loss(self, fit: FitResult, recipe: Recipe) -> float:
+        """The mean loss of the validation rows after calibration."""
+        target, truth = self.rows.target, self.rows.truth[self.rows.validation]
+        smoothing = recipe.training.smoothing_of(target)
+        logits = torch.from_numpy(calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing))
+        return float(target.row_losses(logits, torch.from_numpy(truth)).mean())
+
+
+def _run_trials(runner: _TrialRunner, log: Log, options: SearchOptions) -> bool:
+    """Add trials to the log until there are enough of them; returns whether Ctrl-C ended the search."""
+    begun = time.monotonic()
+    while len(log.trials) < options.trials:
+        if options.minutes is not None and log.trials and time.monotonic() - begun > 60 * options.minutes:
             break
         try:
             # A batch that an earlier call had no trials for the rest of is proposed again, and its rest is trained.
             done = len(log.trials)
             before = done - done % TOGETHER
-            proposed = propose(space, log.trials[:before], TOGETHER, seed)
-            log.add(train(proposed[done - before : trials - before], done))
+            proposed = propose(runner.space, log.trials[:before], TOGETHER, options.seed)
+            log.add(runner.train(proposed[done - before : options.trials - before], done))
         except KeyboardInterrupt:
             if not log.trials:
                 raise
-            return log.trials, True
+            return True
         best = best_of(log.trials)
-        progress.step("search", len(log.trials), trials, f"best: trial {best.number}, validation loss {best.loss:.4f}")
-    return log.trials, False
-
-
-def _calibrated_loss(rows: TaskRows, fit: FitResult, smoothing: float) -> float:
-    truth = rows.truth[rows.validation]
-    logits = torch.from_numpy(calibrated_logits(rows.target, fit.validation_logits, truth, smoothing=smoothing))
-    return float(rows.target.row_losses(logits, torch.from_numpy(truth)).mean())
+        note = f"best: trial {best.number}, validation loss {best.loss:.4f}"
+        runner.progress.step("search", len(log.trials), options.trials, note)
+    return False
 
 
 def _layer_sets(
@@ -296,10 +368,10 @@ def _layer_sets(
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""
     ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
-    found = list(dict.fromkeys([ranking.default, *(each.layers for each in ranking.ranked)]))[:SETS]
-    sets = "; ".join(", ".join(map(str, layers)) for layers in found)
-    progress.say(f"layers to search over: {sets}: the default and the best of {len(ranking.ranked)} sets on a sample")
-    return found
+    sets = list(dict.fromkeys([ranking.default, *(ranked.layers for ranked in ranking.ranked)]))[:SETS]
+    shown = "; ".join(", ".join(map(str, layers)) for layers in sets)
+    progress.say(f"layers to search over: {shown}: the default and the best of {len(ranking.ranked)} sets on a sample")
+    return sets
 
 
 def _digest(*parts: Dataset | None) -> str:

@@ -10,8 +10,8 @@ import torch
 
 from ytuning.data.kinds import TaskKind
 from ytuning.data.kinds.losses import LOSSES
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
-from ytuning.tasks.task import PairMode
 from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
@@ -148,7 +148,7 @@ class Space:
 
     def size(self, config: HeadConfig, layers: int, mode: PairMode | None) -> int:
         """Parameters of a head of this task on so many hidden states."""
-        return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, paired=mode == "separate")
+        return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, pair_mode=mode)
 
     @property
     def _single(self) -> list[int]:
@@ -175,10 +175,10 @@ class Space:
         return head
 
 
-def head_size(config: HeadConfig, *, labels: int, layers: int, width: int, paired: bool) -> int:
+def head_size(config: HeadConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None) -> int:
     """Parameters of a head, arguments as of `pooled.build_head`."""
     with torch.device("meta"):
-        head = build_head(config, labels=labels, layers=layers, width=width, paired=paired)
+        head = build_head(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
     return sum(parameter.numel() for parameter in head.parameters())
 
 

@@ -1,4 +1,4 @@
-"""The application: tasks are loaded, warmed up and watched, requests gated and answered, refusals put into words."""
+"""The application: it loads, warms up and watches the tasks, answers requests and words its refusals."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def _start(service: Service, *, opened: bool) -> None:
 async def _warm(service: Service) -> None:
     tasks = list(service.catalog.tasks.values())
     for pairs in (False, True):
-        some = [served for served in tasks if bool(served.task.pair) == pairs]
+        some = [served for served in tasks if bool(served.task.pair_mode) == pairs]
         if some:
             await service.batcher.answer([(WARM_TEXT, WARM_TEXT if pairs else None)], some)
 
@@ -143,7 +143,7 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
         if name not in content:  # the names are known beforehand: no path reaches the file system
-            raise HTTPException(404, "there is no such part of the page")
+            raise HTTPException(404, "there is no such file. The page is at /.")
         return Response(content[name], media_type=PAGE[name])
 
 
@@ -155,7 +155,7 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ValidationError)
     async def invalid(request: Request, error: Any) -> JSONResponse:
         status = 400 if request.url.path.startswith("/v2") else 422
-        return reply(request, status, "validation", _in_words(error.errors(), request.url.path))
+        return reply(request, status, "validation", _describe_errors(error.errors(), request.url.path))
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> JSONResponse:
@@ -176,11 +176,13 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(NotReady)
     async def not_ready(request: Request, error: NotReady) -> JSONResponse:
-        return reply(request, 503, "unavailable", "the tasks are being loaded. Try again in a moment")
+        return reply(request, 503, "unavailable", "the tasks are still loading. Try again in a moment.")
 
     @app.exception_handler(Stopped)
     async def stopped(request: Request, error: Stopped) -> JSONResponse:
-        return reply(request, 503, "unavailable", "the server is going down")
+        return reply(
+            request, 503, "unavailable", "the server is stopping. Send the request to another one or try again later."
+        )
 
     @app.exception_handler(Unanswered)
     async def unanswered(request: Request, error: Unanswered) -> JSONResponse:
@@ -188,22 +190,27 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> JSONResponse:
-        return reply(request, 499, "client_gone", "the client has closed the connection")
+        return reply(request, 499, "client_gone", "the client closed the connection.")
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
-        return reply(request, 500, "internal", "the server has made a mistake; its log names it by x-request-id")
+        return reply(
+            request,
+            500,
+            "internal",
+            "the server failed. Its log has the error under the value of the header x-request-id.",
+        )
 
 
-def _in_words(errors: list[Any], path: str) -> str:
-    """The first of pydantic's complaints, without the value: it may be a text of somebody's."""
+def _describe_errors(errors: list[Any], path: str) -> str:
+    """The first error that pydantic found, without the value, which may be a private text."""
     if not errors:
-        return f"the body does not fit {path}"
+        return f"the body is not valid for {path}. See /openapi.json."
     first = errors[0]
     if first.get("type") == "json_invalid":
-        return f"the body is no JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})"
+        return f"the body is not valid JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})."
     place = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path"))
-    return f"{place or 'the body'}: {first.get('msg', 'is not valid')}. See /openapi.json for what {path} takes"
+    return f"{place or 'the body'}: {first.get('msg', 'is not valid')}. See /openapi.json for the fields of {path}."
 
 
 def _add_infer_schema(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ import torch
 from ytuning.data.dataset import TextInput
 from ytuning.errors import YTuningError
 from ytuning.evaluation.attribution import Effects, explain_one
+from ytuning.heads.pairs import PairMode
 from ytuning.server.catalog import Served
 from ytuning.server.telemetry import Telemetry
 from ytuning.tasks.predictor import Answer, answers_of
@@ -106,7 +107,7 @@ class _Unit:
         return any(not ticket.cancelled for _, waiting in self.wanted.values() for ticket, _ in waiting)
 
 
-Key = tuple[SharedEncoder, bool, bool]
+Key = tuple[SharedEncoder, PairMode | None, bool]
 """What the units of a batch share: encoder, whether it reads a pair's texts one by one, whether they are pairs."""
 
 
@@ -167,11 +168,11 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[object] = loop.create_future()
-        task, shared, separate = served.task, served.encoder, served.task.pair == "separate"
+        task, shared = served.task, served.encoder
 
         def compute() -> Effects:
-            features = shared.view(shared.read([content], separate=separate), task.encoder.layers)
-            return explain_one(task.head, content, shared.encoder, features, separate=separate)
+            features = shared.view(shared.read([content], pair_mode=task.pair_mode), task.encoder.layers)
+            return explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode)
 
         with self._lock:
             if self._stopping:
@@ -191,13 +192,13 @@ class Batcher:
         with self._lock:
             if self._stopping:
                 raise Stopped
-            new = sum(sizes.values()) * len({(served.encoder, served.task.pair == "separate") for served in tasks})
+            new = sum(sizes.values()) * len({(served.encoder, served.task.pair_mode) for served in tasks})
             if self._waiting and self._waiting + new > self._queue_tokens:
                 self._telemetry.rejected.labels(reason="queue").inc()
                 raise Overloaded(max(1.0, self._waiting / self._speed))
             for served in tasks:
                 for content, number in distinct.items():
-                    key = (served.encoder, served.task.pair == "separate", content[1] is not None)
+                    key = (served.encoder, served.task.pair_mode, content[1] is not None)
                     queue = self._queues.setdefault(key, {})
                     if content not in queue:
                         queue[content] = _Unit(content, sizes[content])
@@ -248,14 +249,14 @@ class Batcher:
         self._telemetry.queue_tokens.set(self._waiting)
         return key, units
 
-    def _compute(self, encoder: SharedEncoder, separate: bool, units: list[_Unit]) -> None:
+    def _compute(self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]) -> None:
         start = time.perf_counter()
         try:
-            found = self._answers(encoder, separate, units)
+            found = self._answers(encoder, pair_mode, units)
         except Exception as error:  # whatever it is, the server goes on
             if len(units) > 1:  # one text may be to blame, and the others are not
                 for unit in units:
-                    self._compute(encoder, separate, [unit])
+                    self._compute(encoder, pair_mode, [unit])
                 return
             self._telemetry.failed(error)
             why = str(error) if isinstance(error, YTuningError) else "the text could not be computed"
@@ -266,10 +267,10 @@ class Batcher:
         _deliver([], found)
 
     def _answers(
-        self, encoder: SharedEncoder, separate: bool, units: list[_Unit]
+        self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]
     ) -> list[tuple[_Ticket, int, str, Answered]]:
         start = time.perf_counter()
-        features = encoder.read([unit.content for unit in units], separate=separate, padded=len(units) <= FEW_TEXTS)
+        features = encoder.read([unit.content for unit in units], pair_mode=pair_mode, padded=len(units) <= FEW_TEXTS)
         encoded = time.perf_counter()
         batch = Batch(encoded - start)
         # Tasks that are asked about the same texts are answered together.

@@ -34,7 +34,6 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         TaskFolderError, EncoderError: a task or its encoder cannot be loaded.
     """
     check_exposure(settings)
-    log_to_stderr()
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
@@ -46,9 +45,10 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         "timeout_keep_alive": 30,
     }
     catalog = Catalog(settings.folders, encoder=settings.encoder)
-    with _ended_by_signals():
+    with _exit_on_signals():
         catalog.open()  # before it listens, so that a mistake is told and not logged
-        with _listening(settings) as listening:
+        with _open_socket(settings) as listening:
+            log_to_stderr()
             log("listening", host=settings.host, port=listening.getsockname()[1], workers=workers)
             if workers == 1:
                 config = uvicorn.Config(create_app(settings, catalog), **options)
@@ -61,7 +61,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """SIGTERM and Ctrl-C end the process with status 0; uvicorn raises them once more when all is answered."""
 
     def leave(*_: object) -> None:
@@ -75,14 +75,14 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _open_socket(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         why = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
-        message = f"cannot listen on {settings.host}, port {settings.port}: {why}. Choose others with --host and --port"
-        raise InputError(message) from error
+        where = f"{settings.host}, port {settings.port}"
+        raise InputError(f"cannot listen on {where}: {why}. Choose another --host or --port.") from error
 
 
 def check_exposure(settings: Settings) -> None:
@@ -93,6 +93,6 @@ def check_exposure(settings: Settings) -> None:
     """
     if not settings.keys and not is_loopback(settings.host):
         raise InputError(
-            f"on {settings.host} other machines reach the server, so it needs keys: give --keys FILE or set "
-            f"{USE_KEYS}, and for reloading --admin-keys FILE or {ADMIN_KEYS}. On 127.0.0.1 it needs none"
+            f"other machines can reach the server on {settings.host}, so it needs keys. Use --keys FILE or {USE_KEYS}, "
+            f"and --admin-keys FILE or {ADMIN_KEYS} for reloading. On 127.0.0.1 it needs no keys."
         )

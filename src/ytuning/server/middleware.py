@@ -1,4 +1,4 @@
-"""What every request passes before it is answered: keys, sizes, time, and a line in the log afterwards."""
+"""Checks of every request before it is answered (keys, size, time) and its line in the log afterwards."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Gate:
 
     def __init__(self, app: App, settings: Settings, telemetry: Telemetry) -> None:
         self._app, self._settings, self._telemetry = app, settings, telemetry
-        self._keys = _hashed(settings.keys)
-        self._admin = _hashed(settings.admin_keys)
+        self._keys = _hash_keys(settings.keys)
+        self._admin = _hash_keys(settings.admin_keys)
         self._running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -105,7 +105,7 @@ class Gate:
         refusal = self._refusal(path, headers)
         if refusal is None and counted and self._running > self._settings.requests:
             self._telemetry.rejected.labels(reason="requests").inc()
-            refusal = 429, "overloaded", "too many requests are being answered. Try again in a second"
+            refusal = 429, "overloaded", "the server is answering too many requests. Try again in a second."
         if refusal is None and _length(headers) > self._settings.body_bytes:
             refusal = self._too_large()
         if refusal is not None:
@@ -138,12 +138,16 @@ class Gate:
             self._telemetry.rejected.labels(reason="time").inc()
             if not status():
                 await _reply(
-                    send, path, 504, "timeout", f"no answer within {self._settings.seconds:g} s. Send fewer texts"
+                    send,
+                    path,
+                    504,
+                    "timeout",
+                    f"the answer took longer than {self._settings.seconds:g} s. Send fewer texts.",
                 )
 
     def _too_large(self) -> tuple[int, str, str]:
         self._telemetry.rejected.labels(reason="size").inc()
-        return 413, "too_large", f"a request may have {self._settings.body_bytes:,} bytes. Send fewer texts at a time"
+        return 413, "too_large", f"a request may have {self._settings.body_bytes:,} bytes. Send fewer texts at a time."
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         """Status, type and message of a request without the key that it needs."""
@@ -157,10 +161,10 @@ class Gate:
                 return None
             known = _among(key, self._keys)
             if known:
-                return 403, "forbidden", "this needs a key of an administrator"
+                return 403, "forbidden", "this request needs an administrator's key."
         elif admin or not self._keys or _among(key, self._keys):
             return None
-        return 401, "unauthorized", "a valid key is needed: send the header 'Authorization: Bearer KEY'"
+        return 401, "unauthorized", "this request needs a valid key. Send the header 'Authorization: Bearer KEY'."
 
 
 async def _drain(receive: Receive) -> None:
@@ -175,7 +179,7 @@ async def _drain(receive: Receive) -> None:
                     return
 
 
-def _hashed(keys: Iterable[str]) -> list[bytes]:
+def _hash_keys(keys: Iterable[str]) -> list[bytes]:
     return [hashlib.sha256(key.encode()).digest() for key in keys]
 
 

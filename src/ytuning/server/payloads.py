@@ -59,7 +59,9 @@ def many_inputs(given: str | list[str] | list[list[str]]) -> list[TextInput]:
 
 def _one_or_two(texts: list[str], what: str) -> TextInput:
     if not 1 <= len(texts) <= 2:
-        message = f"{what} must be a text or a pair of texts. Got a list of {len(texts)}; a batch is a list of lists"
+        message = (
+            f"{what} must be a text or a pair of texts. Got a list of {len(texts)} instead. A batch is a list of lists."
+        )
         raise Refused(422, "validation", message)
     return texts[0], texts[1] if len(texts) == 2 else None
 
@@ -120,7 +122,7 @@ def info_of(service: Service) -> schemas.Info:
                 name=served.task.name,
                 kind=served.task.kind,
                 labels=labels_of_task(served),
-                pair=served.task.pair,
+                pair=served.task.pair_mode,
                 encoder=served.task.encoder.name,
                 max_input_length=served.task.encoder.max_length,
             )
@@ -139,7 +141,7 @@ class BadTensor(Exception):  # noqa: N818
 def metadata_of(served: Served) -> ModelMetadata:
     """A task's inputs and outputs."""
     inputs = [
-        TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in INPUTS[: 2 if served.task.pair else 1]
+        TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in INPUTS[: 2 if served.task.pair_mode else 1]
     ]
     outputs = [
         TensorMetadata(name=name, datatype=datatype, shape=[-1, *([] if flat else [len(served.task.target.names)])])
@@ -164,21 +166,21 @@ def read_infer(body: bytes, header_length: str | None, served: Served) -> tuple[
     if header_length is not None:
         digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= 12
         if not digits or int(header_length) > len(body):
-            raise BadTensor("the header inference-header-content-length must be the number of bytes of the JSON")
+            raise BadTensor("the header inference-header-content-length must be the number of bytes of the JSON.")
         header, values = body[: int(header_length)], body[int(header_length) :]
     asked = InferRequest.model_validate_json(header)
-    wanted = INPUTS[: 2 if served.task.pair else 1]
+    wanted = INPUTS[: 2 if served.task.pair_mode else 1]
     columns: dict[str, list[str]] = {}
     for tensor in asked.inputs:
         if tensor.name not in wanted or tensor.name in columns:
-            raise BadTensor(f"the task {served.task.name!r} takes the inputs {', '.join(wanted)}, each once")
+            raise BadTensor(f"the task {served.task.name!r} takes the inputs {', '.join(wanted)}, each once.")
         column, values = _texts(tensor, values)
         columns[tensor.name] = column
     if len(columns) < len(wanted) or len({len(column) for column in columns.values()}) != 1:
-        raise BadTensor(f"the task {served.task.name!r} needs the inputs {', '.join(wanted)}, of one length")
+        raise BadTensor(f"the task {served.task.name!r} needs the inputs {', '.join(wanted)}, all of the same length.")
     unknown = [output.name for output in asked.outputs or [] if output.name not in _outputs(served)]
     if unknown:
-        raise BadTensor(f"the task {served.task.name!r} has the outputs {', '.join(_outputs(served))}, and no other")
+        raise BadTensor(f"the task {served.task.name!r} has only the outputs {', '.join(_outputs(served))}.")
     pairs: Sequence[str | None] = columns.get("text_pair") or [None] * len(columns["text"])
     return asked, list(zip(columns["text"], pairs, strict=True))
 
@@ -217,15 +219,15 @@ def _texts(tensor: InferTensor, values: bytes) -> tuple[list[str], bytes]:
     """Texts of an input, and what is left of the binary values."""
     count = math.prod(tensor.shape)
     if tensor.datatype != "BYTES":
-        raise BadTensor(f"the input {tensor.name!r} must have the datatype BYTES")
+        raise BadTensor(f"the input {tensor.name!r} must have the datatype BYTES.")
     size = (tensor.parameters or {}).get("binary_data_size")
     if size is None:
         texts = tensor.data or []
         if not all(isinstance(text, str) for text in texts) or len(texts) != count:
-            raise BadTensor(f"the input {tensor.name!r} must have as many texts in data as its shape says ({count})")
+            raise BadTensor(f"the input {tensor.name!r} must have as many texts in data as its shape says ({count}).")
         return [str(text) for text in texts], values
     if type(size) is not int or not 0 <= size <= len(values):
-        raise BadTensor(f"the input {tensor.name!r} has another number of bytes than its binary_data_size says")
+        raise BadTensor(f"the input {tensor.name!r} does not have the number of bytes in its binary_data_size.")
     part, rest = values[:size], values[size:]
     found: list[str] = []
     place = 0
@@ -238,7 +240,9 @@ def _texts(tensor: InferTensor, values: bytes) -> tuple[list[str], bytes]:
             found.append(text.decode())
             place += 4 + length
     except (struct.error, ValueError) as error:  # of UTF-8, too
-        raise BadTensor(f"the bytes of the input {tensor.name!r} are no lengths and UTF-8 texts") from error
+        raise BadTensor(
+            f"the bytes of the input {tensor.name!r} must be lengths, each followed by a UTF-8 text."
+        ) from error
     if len(found) != count:
-        raise BadTensor(f"the input {tensor.name!r} must have as many texts as its shape says ({count})")
+        raise BadTensor(f"the input {tensor.name!r} must have as many texts as its shape says ({count}).")
     return found, rest

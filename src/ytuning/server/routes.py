@@ -53,7 +53,7 @@ def _add_state(router: APIRouter, service: Service) -> None:
     @router.head("/health", include_in_schema=False)
     @router.get("/health", responses={200: {"content": {"application/json": {"schema": {}}}}})
     async def health() -> dict[str, str]:
-        """200 once all tasks are loaded and have computed once, 503 before."""
+        """Status 200 once all tasks are loaded and warmed up, 503 before."""
         if not service.ready:
             raise NotReady
         return {"status": "ok"}
@@ -93,15 +93,15 @@ def _add_predict(router: APIRouter, service: Service) -> None:
 
     @router.post("/predict", response_model=reply)
     async def of_any(request: Request, body: schemas.PredictRequest) -> JSONResponse:
-        """Labels and scores in the form of text-embeddings-inference, the most probable first.
+        """Labels and scores in the format of text-embeddings-inference, the most probable first.
 
-        The header ``x-truncated-inputs`` numbers the inputs, from 0, of which the encoder has read the beginning only.
+        The header ``x-truncated-inputs`` lists the inputs, counted from 0, that were too long and were cut.
         """
         return await predict(request, body, None)
 
     @router.post("/predict/{task}", response_model=reply)
     async def of_one(request: Request, task: str, body: schemas.PredictRequest) -> JSONResponse:
-        """The same for clients that can give a URL, but no further field."""
+        """The same as /predict, for clients that cannot add a field to the request."""
         return await predict(request, body, task)
 
 
@@ -109,7 +109,7 @@ def _add_classify(router: APIRouter, service: Service) -> None:
     @router.post("/classify", response_model=schemas.ClassifyReply)
     @router.post("/v1/classify", response_model=schemas.ClassifyReply, include_in_schema=False)
     async def classify(request: Request, body: schemas.ClassifyRequest) -> JSONResponse:
-        """Labels and scores of one task in the form of vLLM and infinity; ``model`` is its name."""
+        """Labels and scores of one task in the format of vLLM and infinity; ``model`` is the task's name."""
         served = service.task(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
         found = await service.answers(request, [(text, None) for text in texts], [served])
@@ -118,20 +118,24 @@ def _add_classify(router: APIRouter, service: Service) -> None:
 
     @router.post("/classify_many", response_model=schemas.ClassifyManyReply)
     async def classify_many(request: Request, body: schemas.ClassifyManyRequest) -> JSONResponse:
-        """Answers of several tasks at once, or of all that take such inputs."""
+        """Answers of several tasks, or of all tasks that take such inputs."""
         start = time.perf_counter()
         inputs = many_inputs(body.input)
         pairs = bool(inputs) and inputs[0][1] is not None
         if body.tasks is None:
             if not service.ready:
                 raise NotReady
-            tasks = [each for each in service.catalog.tasks.values() if bool(each.task.pair) == pairs]
+            tasks = [each for each in service.catalog.tasks.values() if bool(each.task.pair_mode) == pairs]
             if not tasks:
-                raise Refused(422, "validation", f"no task takes {'pairs of texts' if pairs else 'single texts'}")
+                raise Refused(
+                    422,
+                    "validation",
+                    f"no task takes {'pairs of texts' if pairs else 'single texts'}. GET /info lists the tasks.",
+                )
         else:
             tasks = [service.task(name) for name in dict.fromkeys(body.tasks)]
             if not tasks:
-                raise Refused(422, "validation", "tasks names no task: give names, or null for all")
+                raise Refused(422, "validation", "tasks is empty. Give the names of tasks, or null for all tasks.")
         found = await service.answers(request, inputs, tasks)
         data = [
             {
@@ -153,11 +157,11 @@ def _add_classify(router: APIRouter, service: Service) -> None:
 def _add_explain(router: APIRouter, service: Service) -> None:
     @router.post("/explain", response_model=schemas.ExplainReply)
     async def explain(request: Request, body: schemas.ExplainRequest) -> JSONResponse:
-        """How much each label's logit falls when a token is hidden from the head."""
+        """How much the logit of each label falls when the head does not see a token."""
         served = service.task(body.task)
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not 1 <= len(texts) <= 2:
-            raise Refused(422, "validation", "input must be a text, or a pair of texts")
+            raise Refused(422, "validation", "input must be a text or a pair of texts.")
         content = (texts[0], texts[1] if len(texts) == 2 else None)
         service.check([content], [served])
         effects = await unless_gone(request, service.batcher.explain(content, served))
@@ -173,11 +177,12 @@ def _add_explain(router: APIRouter, service: Service) -> None:
 def _add_moderations(router: APIRouter, service: Service) -> None:
     @router.post("/v1/moderations", response_model=schemas.ModerationReply, responses=_refusals(schemas.V1Error))
     async def moderations(request: Request, body: schemas.ModerationRequest) -> JSONResponse:
-        """A multi-label task's answers in the form of OpenAI's moderations."""
+        """Answers of a multi-label task in the format of OpenAI's moderations."""
         served = service.task(body.model, None if body.model is not None else "multi")
         if served.task.kind != "multi":
             message = (
-                f"moderations are of multi-label tasks, and {served.task.name!r} is {served.task.kind}: use /classify"
+                f"moderations need a multi-label task, but {served.task.name!r} is of the kind {served.task.kind!r}. "
+                "Use /classify."
             )
             raise Refused(422, "validation", message)
         texts = [body.input] if isinstance(body.input, str) else body.input
@@ -253,7 +258,7 @@ def _add_v2(router: APIRouter, service: Service) -> None:
 def _add_admin(router: APIRouter, service: Service) -> None:
     @router.post("/admin/reload", responses={403: {"model": schemas.Error}})
     async def reload() -> schemas.AdminReply:
-        """Look at the task folders now; needs a key of an administrator where there are any keys."""
+        """Check the task folders for changes now. If the server has keys, this needs an administrator's key."""
         if not service.ready:
             raise NotReady
         changes = await asyncio.to_thread(service.catalog.reload)

@@ -1,10 +1,12 @@
-"""What requests hold and replies look like; the OpenAPI document is made from here."""
+"""The fields of requests and replies, from which the OpenAPI document is made."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ytuning.heads.pairs import PairMode
 
 __all__ = [
     "AdminReply",
@@ -48,14 +50,14 @@ class _Request(BaseModel):
 
 
 class Error(BaseModel):
-    """Every refusal, but under /v1 and /v2."""
+    """Every refusal except under /v1 and /v2."""
 
     error: str = Field(examples=["there is no task 'ticket'. Did you mean 'tickets'?"])
     error_type: str = Field(examples=["not_found"])
 
 
 class V1ErrorDetail(BaseModel):
-    """OpenAI's: ``code`` is the same as ``type``, and ``param`` is never given."""
+    """The format of OpenAI: ``code`` is the same as ``type``, and ``param`` is always null."""
 
     message: str = Field(examples=["there is no task 'topic'. Did you mean 'topics'?"])
     type: str = Field(examples=["not_found"])
@@ -76,14 +78,14 @@ class V2Error(BaseModel):
 
 
 class Score(BaseModel):
-    """A label and its calibrated probability; of a regression ``value`` and the number."""
+    """A label and its calibrated probability, or ``value`` and the number of a regression."""
 
     label: str = Field(examples=["refund"])
     score: float = Field(examples=[0.93])
 
 
 class Usage(BaseModel):
-    """Tokens that the encoder has read for the reply, and the inputs of which it has read the beginning only."""
+    """Number of tokens that the encoder read for the reply, and number of inputs that were too long and were cut."""
 
     prompt_tokens: int
     total_tokens: int
@@ -97,9 +99,13 @@ class PredictRequest(_Request):
     """``inputs``: a text, a pair ``["a", "b"]``, or a batch of either ``[["a"], ["b"]]``, ``[["a", "b"], ...]``."""
 
     inputs: Inputs = Field(examples=["I was charged twice"])
-    truncate: bool = Field(True, description="false: a text that the encoder would not read to its end is refused.")
-    raw_scores: bool = Field(False, description="Logits of the head instead of calibrated probabilities.")
-    task: str | None = Field(None, description="Name of the task, where several are served.", examples=["tickets"])
+    truncate: bool = Field(
+        True, description="With false, a text that is too long for the encoder is refused instead of cut."
+    )
+    raw_scores: bool = Field(False, description="Return logits instead of calibrated probabilities.")
+    task: str | None = Field(
+        None, description="Name of the task. Needed if the server has several.", examples=["tickets"]
+    )
 
 
 class TaskInfo(BaseModel):
@@ -108,13 +114,13 @@ class TaskInfo(BaseModel):
     name: str
     kind: Literal["single", "ordinal", "multi", "regression"]
     labels: list[str]
-    pair: Literal["joint", "separate"] | None
+    pair: PairMode | None
     encoder: str
     max_input_length: int
 
 
 class Info(BaseModel):
-    """What is served, and the limits."""
+    """The tasks and the limits of the server."""
 
     model_id: str | None
     model_sha: str | None
@@ -170,11 +176,13 @@ class ClassifyManyRequest(_Request):
     """Texts, or pairs, for several tasks."""
 
     input: Inputs = Field(examples=[["I was charged twice"]], description="A text, texts, or pairs [[a, b], ...].")
-    tasks: list[str] | None = Field(None, description="Names; null: every task that takes such inputs.")
+    tasks: list[str] | None = Field(
+        None, description="Names of tasks; null stands for every task that takes such inputs."
+    )
 
 
 class Result(BaseModel):
-    """``answer``: a label or, where the task abstains, null; of a multi-label task labels; of a regression a number."""
+    """``answer`` is a label, null if the task abstains, a list of labels (multi-label) or a number (regression)."""
 
     answer: str | list[str] | float | None
     scores: list[Score]
@@ -190,7 +198,7 @@ class TaskResults(BaseModel):
 
 
 class Timing(BaseModel):
-    """Seconds from the request to the reply, and those of its texts' batches in the encoder and in heads."""
+    """Seconds from the request to the reply, and the seconds that its batches took in the encoder and in heads."""
 
     total: float
     encoder: float
@@ -217,7 +225,7 @@ class ExplainRequest(_Request):
 
 
 class TokenSpan(BaseModel):
-    """Where a token stands: in the first or second text, between characters; special tokens nowhere, from 0 to 0."""
+    """The text (0 or 1) and the characters of a token; a special token has the characters 0 to 0."""
 
     side: int
     start: int
@@ -225,7 +233,7 @@ class TokenSpan(BaseModel):
 
 
 class ExplainReply(BaseModel):
-    """``effects``: for each token how much each label's logit falls when the head does not see it."""
+    """``effects`` says, for each token, how much the logit of each label falls when the head does not see it."""
 
     task: str
     labels: list[str]
@@ -240,11 +248,11 @@ class ModerationRequest(_Request):
     """Texts for a multi-label task."""
 
     input: str | list[str] = Field(examples=["you are all idiots"])
-    model: str | None = Field(None, description="Name of the task; needed where several multi-label tasks are served.")
+    model: str | None = Field(None, description="Name of the task. Needed if the server has several multi-label tasks.")
 
 
 class Moderation(BaseModel):
-    """``categories``: whether each label's score is above its threshold."""
+    """``categories`` says whether the score of each label is above its threshold."""
 
     flagged: bool
     categories: dict[str, bool]
@@ -272,7 +280,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that a model takes or gives; -1: any number."""
+    """An input or output tensor of a model; -1 in its shape stands for any number."""
 
     name: str
     datatype: str
@@ -302,14 +310,14 @@ class InferTensor(BaseModel):
 
 
 class RequestedOutput(_Request):
-    """An output that is wanted."""
+    """An output that the client wants."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
 class InferRequest(_Request):
-    """Inputs ``text`` and, of pairs, ``text_pair``, BYTES of shape [n]."""
+    """The inputs are ``text`` and, for pairs, ``text_pair``: BYTES of shape [n]."""
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
@@ -332,7 +340,7 @@ class InferReply(BaseModel):
 
 
 class AdminReply(BaseModel):
-    """What has changed; ``refused``: folder -> why, and the task that was served from it still is."""
+    """What has changed. ``refused`` maps folders to reasons; a task served from such a folder is kept."""
 
     added: list[str]
     changed: list[str]

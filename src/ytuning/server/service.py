@@ -61,13 +61,13 @@ class Service:
             some = [served for served in tasks.values() if kind in (None, served.task.kind)]
             if len(some) == 1:
                 return some[0]
-            what = f"there are {len(some)} {'multi-label ' if kind else ''}tasks: name one"
-            raise Refused(422, "validation", f"{what}. They are {listed([served.task.name for served in some])}")
+            what = f"name one of the {len(some)} {'multi-label ' if kind else ''}tasks"
+            raise Refused(422, "validation", f"{what}: {listed([served.task.name for served in some])}.")
         if name not in tasks:
             raise Refused(
                 404,
                 "not_found",
-                f"there is no task {name[:80]!r}.{did_you_mean(name, tasks)} There are {listed(list(tasks))}",
+                f"there is no task {name[:80]!r}.{did_you_mean(name, tasks)} The tasks are {listed(list(tasks))}.",
             )
         return tasks[name]
 
@@ -87,7 +87,7 @@ class Service:
         if not truncate and (cut := [number for number, row in enumerate(found) if row[0].truncated]):
             most = tasks[0].task.encoder.max_length
             message = (
-                f"input {cut[0] + 1} has more tokens than the encoder reads ({most}). Allow truncate, or shorten it"
+                f"input {cut[0] + 1} has more tokens than the encoder reads ({most}). Shorten it or allow truncate."
             )
             raise Refused(413, "validation", message)
         return found
@@ -108,26 +108,32 @@ class Service:
             Refused: too many or too long inputs, none, an empty one, or a form that a task does not take.
         """
         if not inputs:
-            raise Refused(422, "validation", "there is no input: give at least one text")
+            raise Refused(422, "validation", "there is no input. Give at least one text.")
         if len(inputs) > self.settings.texts:
-            message = f"a request may have {self.settings.texts:,} inputs. Got {len(inputs):,}: send fewer at a time"
+            message = (
+                f"a request may have {self.settings.texts:,} inputs. Got {len(inputs):,} instead. Send fewer at a time."
+            )
             raise Refused(413, "too_large", message)
         for number, content in enumerate(inputs, 1):
             for text in content:
                 if text is None:
                     continue
                 if not text.strip():
-                    raise Refused(422, "validation", f"input {number} is empty")
+                    raise Refused(422, "validation", f"input {number} is empty. Give a text.")
                 if len(text) > self.settings.characters:
-                    message = f"input {number} has more than {self.settings.characters:,} characters. Send it in parts"
+                    message = f"input {number} has more than {self.settings.characters:,} characters. Send it in parts."
                     raise Refused(413, "too_large", message)
                 if not text.isprintable() and _unreadable(text):
-                    raise Refused(422, "validation", f"input {number} is no text: it holds half of a surrogate pair")
-            for served in tasks:
-                if bool(served.task.pair) != (content[1] is not None):
-                    wanted = "pairs of texts" if served.task.pair else "single texts"
                     raise Refused(
-                        422, "validation", f"the task {served.task.name!r} takes {wanted}; see input {number}"
+                        422,
+                        "validation",
+                        f"input {number} contains an invalid Unicode character (an unpaired surrogate).",
+                    )
+            for served in tasks:
+                if bool(served.task.pair_mode) != (content[1] is not None):
+                    form = "a pair of texts" if served.task.pair_mode else "a single text"
+                    raise Refused(
+                        422, "validation", f"input {number} must be {form} for the task {served.task.name!r}."
                     )
 
 
@@ -138,7 +144,7 @@ async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
         ClientGone: so it was.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -149,7 +155,7 @@ async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
         leaving.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

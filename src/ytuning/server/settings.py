@@ -1,4 +1,4 @@
-"""What a server is told at its start, and the numbers that bound what it takes on."""
+"""Settings of a server and the limits of what it accepts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FEWEST_CHARACTERS = 16  # of a key
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one server.
+    """Settings of one server.
 
     Attributes:
         folders: task folders, and folders that hold task folders.
         encoder: name or folder in place of the one named in the tasks, when it has moved.
         host, port: to listen on.
-        keys: of clients; none: everybody may use it.
-        admin_keys: of those who may also reload tasks.
-        origins: of pages that browsers let read the replies (CORS).
-        watch: seconds between looks at the task folders; 0: they are read again only when asked.
-        batch_tokens: of a batch, at most.
-        queue_tokens: that wait, at most; a request that finds more is refused.
-        requests: that are being answered, at most.
-        body_bytes: of a request, at most.
-        texts: of a request, at most; a pair counts once.
-        characters: of a text, at most.
-        seconds: that a request may take.
+        keys: keys of clients; without any, everybody may use the server.
+        admin_keys: keys of those who may also reload tasks.
+        origins: origins of web pages that may read the replies (CORS).
+        watch: seconds between checks of the task folders; 0 means that only a request checks them.
+        batch_tokens: maximum number of tokens in a batch.
+        queue_tokens: maximum number of waiting tokens; requests beyond it are refused.
+        requests: maximum number of requests at a time.
+        body_bytes: maximum size of a request.
+        texts: maximum number of texts in a request; a pair counts once.
+        characters: maximum length of a text.
+        seconds: maximum time that a request may take.
     """
 
     folders: tuple[str, ...]
@@ -69,7 +69,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
+    """Whether only this machine can reach a host."""
     if host == "localhost":
         return True
     try:
@@ -89,15 +89,15 @@ def read_keys(file: Path | None, variable: str, option: str) -> tuple[str, ...]:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the keys in {file}: {error}. Check {option}") from error
+            raise InputError(f"cannot read the keys in {file}: {error}. Check {option}.") from error
         keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not keys:
-            raise InputError(f"{file} holds no key: write one a line, or leave out {option}")
+            raise InputError(f"{file} has no key. Write one per line or leave out {option}.")
         found += keys
     for key in found:
         if len(key) < FEWEST_CHARACTERS or not key.isascii() or " " in key:
             raise InputError(
-                f"a key must be at least {FEWEST_CHARACTERS} ASCII characters without spaces; one of {option} or "
-                f"{variable} is not. Make one: python -c 'import secrets; print(secrets.token_urlsafe())'"
+                f"a key must be at least {FEWEST_CHARACTERS} ASCII characters without spaces, but one in {option} or "
+                f"{variable} is not. Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
             )
     return tuple(dict.fromkeys(found))

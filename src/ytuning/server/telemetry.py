@@ -25,20 +25,24 @@ class Telemetry:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry, "namespace": "ytuning"}
         self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **made)
-        self.seconds = Histogram("request_seconds", "From a request to its reply.", ["route"], buckets=SECONDS, **made)
+        self.seconds = Histogram(
+            "request_seconds", "Seconds from a request to its reply.", ["route"], buckets=SECONDS, **made
+        )
         self.in_flight = Gauge("requests_in_flight", "Requests that are being answered.", **made)
-        self.queue_tokens = Gauge("queue_tokens", "Tokens that wait, about.", **made)
-        self.batch_tokens = Histogram("batch_tokens", "Tokens of a batch.", buckets=TOKENS, **made)
-        self.batch_texts = Histogram("batch_texts", "Distinct texts of a batch.", buckets=TEXTS, **made)
-        self.encoder_seconds = Counter("encoder_seconds", "Spent in the encoder.", **made)
-        self.head_seconds = Counter("head_seconds", "Spent in heads and their calibration.", **made)
-        self.answers = Counter("answers", "Texts answered, by task; of equal texts in a batch one.", ["task"], **made)
-        self.truncated = Counter("truncated_texts", "Texts of which only the beginning was read.", **made)
+        self.queue_tokens = Gauge("queue_tokens", "Approximate number of waiting tokens.", **made)
+        self.batch_tokens = Histogram("batch_tokens", "Tokens in a batch.", buckets=TOKENS, **made)
+        self.batch_texts = Histogram("batch_texts", "Distinct texts in a batch.", buckets=TEXTS, **made)
+        self.encoder_seconds = Counter("encoder_seconds", "Seconds spent in the encoder.", **made)
+        self.head_seconds = Counter("head_seconds", "Seconds spent in heads and their calibration.", **made)
+        self.answers = Counter(
+            "answers", "Texts answered, by task. Equal texts in a batch count once.", ["task"], **made
+        )
+        self.truncated = Counter("truncated_texts", "Texts that were too long and were cut.", **made)
         self.rejected = Counter("rejected_requests", "Requests refused, by reason.", ["reason"], **made)
-        self.dropped = Counter("dropped_texts", "Texts not computed, as nobody waited for them any more.", **made)
+        self.dropped = Counter("dropped_texts", "Texts that were not computed because their clients had gone.", **made)
         self.failures = Counter("failures", "Texts that could not be computed, by kind of error.", ["kind"], **made)
         self.tasks = Gauge("tasks", "Tasks that are served.", **made)
-        self.reloads = Counter("task_changes", "Tasks that came, changed, went or were refused.", ["what"], **made)
+        self.reloads = Counter("task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **made)
         self.started = time.time()
 
     def batch(self, *, texts: int, tokens: int, encoder: float, heads: float, truncated: int) -> None:

@@ -2,7 +2,7 @@
 
 A step of training, or a batch of the encoder, frees buffers of megabytes and asks for the same ones again. glibc gives
 them back to the system each time, and the system clears every page anew: a quarter of head training and up to a tenth
-of the encoder pass (benchmarks/RESULTS.md). So freed memory is kept from the first such work on, and given back each
+of the encoder pass (benchmarks/LOG.md). So freed memory is kept from the first such work on, and given back each
 time that heads have been trained.
 """
 
@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
-
-import torch
 
 __all__ = ["Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "workers"]
 
@@ -99,6 +97,9 @@ class Workers:
 @contextmanager
 def workers() -> Iterator[Workers]:
     """As many workers as torch has threads; within, the caller's operations run on one thread too."""
+    # Loaded here: what only asks for memory should not take torch's.
+    import torch
+
     keep_freed_memory()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))

@@ -86,15 +86,16 @@ def _features(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, progress: Progress | None
 ) -> tuple[Features, CacheUse]:
     """Features of rows, read as the task reads them."""
-    separate = task.pair == "separate"
-    return stored_inputs(dataset.inputs, encoder, store, progress or Progress(), separate=separate, codec=task.codec)
+    return stored_inputs(
+        dataset.inputs, encoder, store, progress or Progress(), pair_mode=task.pair_mode, codec=task.codec
+    )
 
 
 def _check_pairs(task: Task, dataset: Dataset) -> None:
-    if bool(task.pair) != (dataset.text_pairs is not None):
+    if bool(task.pair_mode) != (dataset.text_pairs is not None):
         wanted = (
             "pairs of texts: give a second text column"
-            if task.pair
+            if task.pair_mode
             else "single texts: give rows without a second text"
         )
         raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)

@@ -25,25 +25,24 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import default_layers
 from ytuning.errors import DataError
 from ytuning.features.codecs import row_bytes
-from ytuning.features.features import Features, keep_features
-from ytuning.features.pairs import keep_pairs, live_inputs
+from ytuning.features.features import Features
+from ytuning.features.pairs import keep_inputs, live_inputs
 from ytuning.features.store import FeatureStore
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.tasks.task import PairMode
+from ytuning.tasks.pair_modes import choose_pair_mode
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step
-from ytuning.training.losses import clearly_lower, standard_error
+from ytuning.training.losses import standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [
     "HELD_OUT",
-    "LayerChoice",
     "LayerRanking",
     "Ranked",
     "SampleProgress",
-    "choose_layers",
     "layer_sets",
     "rank_layers",
     "sample_rows",
@@ -65,7 +64,7 @@ class Ranked:
 
     Attributes:
         layers: rising.
-        loss: mean over the held-out rows, see `losses.row_losses`.
+        loss: mean over the held-out rows, see `kinds.TaskKind.row_losses`.
         behind: mean difference to the best set's, row by row.
         error: standard error of ``behind``.
     """
@@ -127,54 +126,10 @@ class LayerRanking:
         """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new."""
         places = [self.states.index(layer) for layer in encoder.identity.layers]
         written = 0
-        for mode, features in self.features.items():
-            keep = keep_pairs if mode == "separate" else keep_features
+        for features in self.features.values():
             chosen = features.with_layers(places)
-            written += keep(self.sample.inputs, chosen, encoder, store, progress, codec=codec)
+            written += keep_inputs(self.sample.inputs, chosen, encoder, store, progress, codec=codec)
         return written
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """Hidden states and how they were chosen.
-
-    Attributes:
-        encoder: that keeps these only.
-        layers: of it.
-        written: texts of the sample that were new to the store, and are there now.
-        message: what was measured, for the user.
-    """
-
-    encoder: Encoder
-    layers: Layers
-    written: int
-    message: str
-
-
-def choose_layers(
-    train: Dataset,
-    encoder: Encoder,
-    store: FeatureStore,
-    recipe: Recipe,
-    *,
-    codec: str,
-    modes: Sequence[PairMode | None],
-    seed: int,
-    progress: Progress,
-    target: TaskKind,
-) -> LayerChoice:
-    """Choose a task's hidden states by experiment, the same for the same rows and seed; see :func:`rank_layers`.
-
-    Of the sets that are hardly behind the best the cheapest is taken. What was computed of it is stored in ``codec``.
-
-    Raises:
-        EncoderError, InputError, StoreError: as loading, training and storing.
-    """
-    ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
-    layers = ranking.cheapest
-    chosen = encoder.with_layers(layers)
-    written = ranking.keep(chosen, store, progress, codec)
-    return LayerChoice(chosen, layers, written, ranking.message(layers))
 
 
 def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Layers]:
@@ -226,14 +181,14 @@ def rank_layers(
     reading = encoder.with_layers(states)
     sample = sample_rows(train, seed, reading)
     features: dict[PairMode | None, Features] = {
-        mode: live_inputs(sample.inputs, reading, separate=mode == "separate") for mode in modes
+        mode: live_inputs(sample.inputs, reading, pair_mode=mode) for mode in modes
     }
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
     except DataError:
         return LayerRanking(default, (), {}, math.nan, 0, sample, states, features)
     found = [
-        _Measurement(each, target, target.encode(labels_of(sample)), rows, held, states, recipe, seed, progress)
+        _Measurement(each, target, target.encode(labels_of(sample)), (rows, held), states, recipe, seed, progress)
         for each in features.values()
     ]
     results = [each.compare(sets, two=not single) for each in found]
@@ -241,7 +196,7 @@ def rank_layers(
     by_set, mix, mix_loss = next(iter(by_mode.values()))
     if len(by_mode) > 1:  # the way in which the task will probably read pairs
         joint, separate = by_mode["joint"], by_mode["separate"]
-        by_set, mix, mix_loss = joint if clearly_lower(joint[0][default], separate[0][default]) else separate
+        by_set, mix, mix_loss = by_mode[choose_pair_mode(joint[0][default], separate[0][default])]
     best = min(by_set.values(), key=lambda losses: float(losses.mean()))
     ranked = [
         Ranked(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))
@@ -296,16 +251,16 @@ class _Measurement:
         features: Features,
         target: TaskKind,
         truth: np.ndarray,
-        rows: np.ndarray,
-        held: np.ndarray,
+        split: tuple[np.ndarray, np.ndarray],
         states: Layers,
         recipe: Recipe,
         seed: int,
         progress: Progress,
     ) -> None:
+        """``split`` has the positions of the rows to learn and of those held out."""
         self.features, self.target, self.states = features, target, states
         self.goal = torch.from_numpy(truth)
-        self.rows, self.held = torch.from_numpy(rows), torch.from_numpy(held)
+        self.rows, self.held = map(torch.from_numpy, split)
         self.recipe, self.seed, self.progress = recipe, seed, SampleProgress(progress)
 
     def compare(self, sets: Sequence[Layers], *, two: bool) -> tuple[dict[Layers, Tensor], dict[int, float], float]:
@@ -327,7 +282,7 @@ class _Measurement:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             shape = {"labels": self.target.outputs, "layers": layers, "width": self.features.width}
-            return build_head(_small(self.recipe.head), **shape, paired=self.features.paired)
+            return build_head(_small(self.recipe.head), **shape, pair_mode=self.features.pair_mode)
 
     def _losses(self, heads: Sequence[nn.Module]) -> list[Tensor]:
         """(held rows,) each: train the heads together; each one's losses at the best of its rounds.
@@ -363,17 +318,7 @@ class _Measurement:
         config = self.recipe.training
         # The sets are compared by cross-entropy, whatever the recipe's loss.
         loss = self.target.loss("cross_entropy", self.goal[self.rows], smoothing=config.label_smoothing)
-        return Learner(
-            head.train(),
-            self.goal,
-            loss,
-            total=STEPS,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            warmup=config.warmup,
-            clip_norm=config.clip_norm,
-            seed=self.seed,
-        )
+        return Learner(head.train(), self.goal, loss, config=config, total=STEPS, seed=self.seed)
 
 
 def _small(config: HeadConfig) -> HeadConfig:

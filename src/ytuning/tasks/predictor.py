@@ -14,6 +14,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.kinds import KINDS, Answer
 from ytuning.data.labels import Kind
 from ytuning.errors import InputError
+from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, load_task
 
@@ -105,12 +106,12 @@ class Predictor:
 
     def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
         """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
-        together: dict[tuple[SharedEncoder, bool], list[int]] = {}
+        together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
-            together.setdefault((encoder, task.pair == "separate"), []).append(number)
+            together.setdefault((encoder, task.pair_mode), []).append(number)
         found: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
-        for (encoder, separate), numbers in together.items():
-            features = encoder.read(inputs, separate=separate)
+        for (encoder, pair_mode), numbers in together.items():
+            features = encoder.read(inputs, pair_mode=pair_mode)
             tasks = [self.tasks[number] for number in numbers]
             for number, task, logits in zip(numbers, tasks, encoder.logits(features, tasks), strict=True):
                 found[number] = (*answers_of(task, logits), features.truncated_rows)
@@ -119,8 +120,8 @@ class Predictor:
     def _check_form(self, window: list[TextInput], position: int) -> None:
         for row, (_, pair) in enumerate(window, position + 1):
             for task in self.tasks:
-                if bool(task.pair) != (pair is not None):
-                    wanted = "pairs of texts (give a column text_pair)" if task.pair else "single texts, not pairs"
+                if bool(task.pair_mode) != (pair is not None):
+                    wanted = "pairs of texts (give a column text_pair)" if task.pair_mode else "single texts, not pairs"
                     raise InputError(f"input {row}: the task {task.name!r} was trained on {wanted}")
 
 

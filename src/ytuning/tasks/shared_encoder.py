@@ -12,7 +12,8 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.features.features import Features
-from ytuning.features.pairs import PairedFeatures, live_inputs
+from ytuning.features.pairs import live_inputs
+from ytuning.heads.pairs import PairMode
 from ytuning.tasks.task import Task, check_encoder
 from ytuning.training.joint import JointHeads
 
@@ -30,12 +31,12 @@ class SharedEncoder:
         self.encoder = encoder
         self._joint: dict[tuple[int, ...], JointHeads] = {}  # they hold the heads, whose ids so stay theirs
 
-    def read(self, inputs: Sequence[TextInput], *, separate: bool, padded: bool = False) -> Features:
-        """Features of single texts or of pairs, in memory; ``separate``: of each of a pair's texts by itself.
+    def read(self, inputs: Sequence[TextInput], *, pair_mode: PairMode | None, padded: bool = False) -> Features:
+        """Features of single texts or of pairs, in memory; ``pair_mode``: how pairs are read.
 
         ``padded``: see `features.live_features`.
         """
-        return live_inputs(inputs, self.encoder, separate=separate, padded=padded)
+        return live_inputs(inputs, self.encoder, pair_mode=pair_mode, padded=padded)
 
     def logits(self, features: Features, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
         """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.
@@ -67,8 +68,6 @@ class SharedEncoder:
     def view(self, features: Features, states: tuple[int, ...]) -> Features:
         """Features of :meth:`read` with some of the hidden states only, as a task reads them."""
         places = [self.encoder.identity.layers.index(state) for state in states]
-        if isinstance(features, PairedFeatures):
-            return features.of(features.texts.with_layers(places))
         return features.with_layers(places)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -26,14 +26,13 @@ from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC
+from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all
 from ytuning.training.calibration import Calibration
 
 __all__ = [
-    "PAIR_MODES",
     "Exemplars",
-    "PairMode",
     "Task",
     "check_encoder",
     "check_target",
@@ -46,8 +45,6 @@ __all__ = [
 
 MOST_BESIDE = 100  # names that are tried for what was interrupted
 SCHEMA = 1
-PairMode = Literal["joint", "separate"]
-PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"  # in the weights' file
 
@@ -78,7 +75,7 @@ class Task:
         calibration: what makes probabilities and decisions of its logits, fitted on validation rows.
         metrics: of ``validation`` and, if there was one, ``test``.
         training: seed, codec of the stored features, rows and steps, for the record.
-        pair: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
+        pair_mode: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
         exemplars: that a label can be added to the task with.
     """
 
@@ -90,7 +87,7 @@ class Task:
     calibration: Calibration = field(default_factory=Calibration)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    pair: PairMode | None = None
+    pair_mode: PairMode | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
 
     @property
@@ -126,7 +123,7 @@ def save_task(task: Task, folder: str | Path) -> None:
     content = {
         "schema": SCHEMA,
         **task.target.to_json(),
-        "pair": task.pair,
+        "pair": task.pair_mode,
         "encoder": task.encoder.to_json(),
         "head": config_to_json(task.config),
         "head_sha256": hashlib.sha256(weights).hexdigest(),
@@ -227,7 +224,7 @@ def load_task(folder: str | Path) -> Task:
     content = _read_json(path)
     try:
         target = kind_from_json(content)
-        pair = _pair_mode(content["pair"])
+        pair_mode = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         config = _head_config(content["head"], path / TASK_FILE)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
@@ -236,7 +233,7 @@ def load_task(folder: str | Path) -> Task:
                 labels=target.outputs,
                 layers=len(encoder.layers),
                 width=encoder.width,
-                paired=pair == "separate",
+                pair_mode=pair_mode,
             )
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
@@ -260,7 +257,15 @@ def load_task(folder: str | Path) -> Task:
         ) from error
     exemplars = _fill(head, path / HEAD_FILE, expected)
     return Task(
-        path.resolve().name, target, encoder, config, head.eval(), calibration, pair=pair, exemplars=exemplars, **record
+        path.resolve().name,
+        target,
+        encoder,
+        config,
+        head.eval(),
+        calibration,
+        pair_mode=pair_mode,
+        exemplars=exemplars,
+        **record,
     )
 
 
@@ -370,7 +375,9 @@ def _card(task: Task) -> str:
         for name, value in values.items()
     )
     share = task.head_parameters / task.encoder.parameters
-    inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[task.pair]
+    inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[
+        task.pair_mode
+    ]
     interrupted = (
         " Its training was interrupted: this is the best head up to then, and a whole training may give a better one."
         if task.training.get("interrupted")

@@ -1,19 +1,18 @@
-"""The main job end to end: data sets -> features -> head -> task and reports. The CLI and the estimator call it."""
+"""The main job: split -> choose -> encode -> fit -> calibrate -> report. The CLI and the estimator call it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from ytuning.data.dataset import Dataset
-from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
@@ -23,20 +22,23 @@ from ytuning.features.codecs import CODECS, DEFAULT_CODEC
 from ytuning.features.features import CacheUse, Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pooled import PooledConfig, PooledHead
+from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
+from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_label import keep_exemplars
-from ytuning.tasks.layers import choose_layers
-from ytuning.tasks.task import PAIR_MODES, Exemplars, PairMode, Task
-from ytuning.tasks.zero_shot import zero_shot
+from ytuning.tasks.layers import rank_layers
+from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
+from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
-from ytuning.training.fit import FitResult, Job, fit_heads, logits_of
-from ytuning.training.losses import clearly_lower, standard_error
+from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
+from ytuning.training.joint import start_label_rows
+from ytuning.training.losses import standard_error
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
 
-__all__ = ["Stopwatch", "Trained", "pair_modes", "train_task"]
+__all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]
 
-FEW_ROWS = 16  # of a label
+# With so few rows of a label, the label's name or description often helps.
+FEW_ROWS = 16
 
 
 class Stopwatch:
@@ -52,7 +54,48 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.add({name: time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add the seconds of stages that another stopwatch has measured."""
+        for name, more in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + more
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user chooses for one training, beside the data, the encoder and the recipe.
+
+    Attributes:
+        name: of the task.
+        seed: of the hold-out, the head's weights and the order of rows.
+        seeds: heads to train together on the same hold-out, of this seed and those after it; the first of those with
+            the best validation score is taken.
+        ensemble: take one head whose logits are the mean of theirs instead.
+        refit: go on for some steps on all of the train rows once the held-out ones have chosen the head.
+        codec: how the features are stored, see `features/codecs.py`.
+        label_order: of an ordinal task's labels, from the lowest.
+        abstain_at: the precision below which a task of one label a row gives none.
+        pairs: how the encoder reads pairs of texts; ``"auto"`` tries both ways, and takes ``"joint"`` only where its
+            calibrated validation loss is clearly lower (`pair_modes.choose_pair_mode`).
+        layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/layers.py`), and the task's encoder is
+            loaded to keep only these; else the encoder says which they are.
+        label_texts: what the labels mean, see `data/label_texts.py`. The encoder reads them like any text; label rows
+            start from them, they are train rows of their labels, and how the labels' texts alone do is reported.
+            Default: the names of the labels in words for a head of label tuning (unless they are numbers), else none.
+    """
+
+    name: str = "task"
+    seed: int = 0
+    seeds: int = 1
+    ensemble: bool = False
+    refit: bool = True
+    codec: str = DEFAULT_CODEC
+    label_order: Sequence[str] | None = None
+    abstain_at: float | None = None
+    pairs: PairChoice = "auto"
+    layers: Literal["auto"] | None = None
+    label_texts: LabelTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +114,7 @@ class Trained:
         cache: use of the feature store.
         truncated: rows whose text was cut.
         encoder: that the task reads texts with.
+        seconds: of the stages ``encode``, ``train`` and ``evaluate``.
     """
 
     task: Task
@@ -84,9 +128,10 @@ class Trained:
     cache: CacheUse
     truncated: int
     encoder: Encoder
+    seconds: dict[str, float]
 
 
-def train_task(  # noqa: PLR0913  # every choice of the whole job
+def train_task(
     train: Dataset,
     encoder: Encoder,
     store: FeatureStore,
@@ -94,260 +139,253 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     *,
     validation: Dataset | None = None,
     test: Dataset | None = None,
-    name: str = "task",
-    seed: int = 0,
-    seeds: int = 1,
-    ensemble: bool = False,
-    refit: bool = True,
-    codec: str = DEFAULT_CODEC,
-    label_order: Sequence[str] | None = None,
-    abstain_at: float | None = None,
-    pairs: PairMode | Literal["auto"] = "auto",
-    layers: Literal["auto"] | None = None,
-    label_texts: LabelTexts | None = None,
+    options: TrainOptions | None = None,
     progress: Progress | None = None,
-    watch: Stopwatch | None = None,
 ) -> Trained:
     """Train a task on labelled rows.
 
-    Without ``validation`` a stratified part of ``train`` is held out (`splits.split_holdout`), where the
-    rows of a group (``train.groups``) stay together. The head goes on for some steps on all of ``train`` once these
-    rows have chosen it, unless ``refit`` is off. With several ``seeds``, heads of this seed and those after it are
-    trained together on the same hold-out, and the first of those with the best validation score is taken, or with
-    ``ensemble`` one whose logits are the mean of theirs. The features are stored in ``codec`` (`features/codecs.py`).
+    Without ``validation`` a stratified part of ``train`` is held out (`splits.split_holdout`), where the rows of a
+    group (``train.groups``) stay together. The validation rows choose the head and fit what makes probabilities and
+    decisions of its logits (`training/calibration.py`); the test rows only report.
 
-    The validation rows also fit what makes probabilities and decisions of the logits (`training/calibration.py`), of
-    the head before it went on on all rows: ``abstain_at`` is the precision below which a task of one label a row gives
-    none. ``label_order`` is that of an ordinal task's labels, from the lowest.
-
-    ``pairs`` of texts are read by the encoder as one text (``"joint"``) or one by one (``"separate"``); ``"auto"``
-    tries both, and takes the first only where its calibrated validation loss is clearly lower
-    (`losses.clearly_lower`): the second reads a text once that many pairs share.
-
-    With ``layers="auto"`` the hidden states are chosen on a sample (`layers.choose_layers`), and
-    the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
-
-    ``label_texts`` say what labels mean, see `data/label_texts.py`. The encoder reads them like any text; label
-    rows start from them, they are train rows of their labels, and how the labels' texts alone do is reported. Default:
-    the names of the labels in words for a head of label tuning (unless they are numbers), none for others.
+    Args:
+        train: labelled rows.
+        encoder: reads the texts.
+        store: where features are kept.
+        recipe: form of the head and its training.
+        validation: rows that choose.
+        test: rows that the task is reported on.
+        options: everything else that can be chosen.
+        progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
     Raises:
-        InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec; the
-            labels' order is not known; no confidence gives the precision of ``abstain_at``.
+        InputError: the encoder does not give the hidden states that the recipe reads; an option that is not allowed;
+            no confidence gives the precision of ``abstain_at``.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
-    progress, watch = progress or Progress(), watch or Stopwatch()
-    for option, given, choices in (
-        ("store", codec, CODECS),
-        ("pairs", pairs, ("auto", *PAIR_MODES)),
-        ("layers", layers, (None, AUTO_LAYERS)),
-    ):
-        if given not in choices:
-            raise InputError(allowed(option, given, choices))
-    if ensemble and not (seeds > 1 and isinstance(recipe.head, PooledConfig)):
-        problem = "an ensemble is of several seeds' heads of the default preset. "
-        raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
-    if layers is None:
-        encoder.check_layers(recipe.layers)
-    rows = task_rows(train, validation, test, seed=seed, order=label_order)
-    target = rows.target
-    check_abstain_at(target, abstain_at, len(rows.validation))
-    if pairs != "auto" and train.text_pairs is None:
-        raise InputError(f"pairs is for two texts a row, and these are single texts. Got {pairs!r}. Leave it out")
-    if "label_weights" not in target.training_options and recipe.training.label_weights is not None:
-        raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
-    rows = _with_label_texts(rows, label_texts, recipe, progress, pairs=train.text_pairs is not None)
-    truth = rows.truth
-    modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else pair_modes(pairs)
-    with watch.stage("encode"):
-        encoder, recipe, written = _resolve_layers(
-            layers,
-            # Validation rows report on the choice of hidden states, so they must not take part in it.
-            train.select(rows.train),
-            encoder,
-            store,
-            recipe,
-            codec=codec,
-            modes=modes,
-            seed=seed,
-            progress=progress,
-            target=target,
-        )
-    jobs = [Job(target, truth, recipe, number, rows.label_texts) for number in range(seed, seed + seeds)]
-
-    def attempt(mode: PairMode | None) -> _Attempt:
-        with watch.stage("encode"):
-            features, cache = stored_inputs(
-                rows.inputs, encoder, store, progress, separate=mode == "separate", codec=codec
-            )
-        with watch.stage("train"):
-            fits = fit_heads(
-                features,
-                jobs,
-                train=np.concatenate((rows.train, rows.label_texts)),
-                validation=rows.validation,
-                seed=seed,
-                refit=refit and validation is None,
-                device=encoder.device,
-                progress=progress,
-            )
-        return _Attempt(mode, features, cache, fits)
-
-    smoothing = recipe.training.smoothing_of(target)
-    taken, cache, complete = _better(attempt, modes, target, truth[rows.validation], smoothing, progress)
-    fits, features = taken.fits, taken.features
-    written = min(written, cache.hits)  # Ctrl-C may have come before all of the sample was read again
-    cache = replace(cache, hits=cache.hits - written, misses=cache.misses + written)
-    best = max(range(seeds), key=lambda number: fits[number].history[fits[number].chosen].score)
-    if ensemble:
-        best, fits = seeds, [*fits, _together(fits, fits[best])]
-    fit = fits[best] if complete else replace(fits[best], interrupted=True)
-    with watch.stage("evaluate"):
-        calibrations, found, logits = _judged(target, fits, best, rows, features, smoothing, abstain_at)
-        before = zero_shot(features, rows)
-        held = train.select(rows.validation) if validation is None else validation
-        judged = {"validation": EvaluatedRows(held, truth[rows.validation], fit.validation_logits, fit.chosen_head)}
-        if test is not None and len(logits) > best:
-            judged["test"] = EvaluatedRows(test, truth[rows.test], logits[best], fit.head)
-        if test is not None and len(logits) < len(fits):
-            fit = replace(fit, interrupted=True)
-    reports = found[best]
-    by_seed = {
-        seed + number: {split: report.metrics for split, report in each.items()}
-        for number, each in enumerate(found[:seeds])
-    }
-    task = Task(
-        name,
-        target,
-        encoder.identity,
-        fit.head.config if isinstance(fit.head, PooledHead) else recipe.head,
-        fit.head,
-        calibrations[best],
-        metrics={split: report.metrics for split, report in reports.items()},
-        training={
-            "seed": None if ensemble else seed + best,
-            "seeds": [seed, seeds],
-            "store": codec,
-            "label_weights": recipe.training.label_weights,
-            "recipe": recipe_to_json(recipe),
-            "rows": rows.counts,
-            "steps": fit.history[fit.chosen].step,
-            "label_texts": len(rows.label_texts),
-            "zero_shot": before,
-            "refitted": fit.refitted,
-            "interrupted": fit.interrupted,
-        },
-        pair=taken.pair,
-        exemplars=_exemplars(fit, features, rows),
-    )
-    judged = {split: judged[split] for split in reports}
-    cut = int(features.truncated_rows.sum())
-    return Trained(task, fit, reports, judged, before, by_seed, rows.counts, rows.shared, cache, cut, encoder)
-
-
-def _with_label_texts(
-    rows: TaskRows, label_texts: LabelTexts | None, recipe: Recipe, progress: Progress, *, pairs: bool
-) -> TaskRows:
-    """The rows with the labels' texts, or with those that stand for none being given."""
-    if label_texts is None:
-        label_texts = default_label_texts(recipe.head, rows.target, pairs=pairs)
-        may_help = label_texts is None and not pairs and meaningful_names(rows.target)
-        if may_help and rows.median_of_labels <= FEW_ROWS:
-            progress.say(
-                "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
-            )
-    return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=pairs))
-
-
-def _resolve_layers(
-    layers: str | None,
-    train: Dataset,
-    encoder: Encoder,
-    store: FeatureStore,
-    recipe: Recipe,
-    *,
-    codec: str,
-    modes: Sequence[PairMode | None],
-    seed: int,
-    progress: Progress,
-    target: TaskKind,
-) -> tuple[Encoder, Recipe, int]:
-    """The encoder and the recipe with the hidden states that ``auto`` chooses, and how many texts it has stored."""
-    if layers != AUTO_LAYERS:
-        return encoder, recipe, 0
-    choice = choose_layers(
-        train, encoder, store, recipe, codec=codec, modes=modes, seed=seed, progress=progress, target=target
-    )
-    progress.say(choice.message)
-    return choice.encoder, replace(recipe, layers=choice.layers), choice.written
-
-
-def _exemplars(fit: FitResult, features: Features, rows: TaskRows) -> Exemplars | None:
-    """For labels that are added later; the task is not lost for them."""
-    with suppress(KeyboardInterrupt):
-        return keep_exemplars(fit.head, features, rows.truth, rows.validation, rows.train)
-    return None
+    options, progress = options or TrainOptions(), progress or Progress()
+    context = TrainContext(train, validation, test, encoder, store, recipe, options, progress)
+    _check_options(context)
+    rows = _split(context)
+    modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
+    context, sampled = _resolve_auto(context, rows, modes)
+    runs, complete = _run_pair_modes(context, rows, modes)
+    run = _choose_pair_mode(context, rows, runs)
+    heads = _pick_head(context, run, complete)
+    with context.watch.stage("evaluate"):
+        calibrations = _calibrate(context, rows, heads)
+        evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
+        before = zero_shot(run.features, rows)
+    return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """Heads on features that pairs were read in one way for."""
+class TrainContext:
+    """What the steps of one training share: the arguments of :func:`train_task`, and a stopwatch."""
 
-    pair: PairMode | None
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    encoder: Encoder
+    store: FeatureStore
+    recipe: Recipe
+    options: TrainOptions
+    progress: Progress
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the rows are pairs of texts."""
+        return self.train.text_pairs is not None
+
+
+# --- split and choose -----------------------------------------------------------------------------------------------
+
+
+def _check_options(context: TrainContext) -> None:
+    """Refuse options that are not allowed or would do nothing, before any work is done."""
+    options, recipe = context.options, context.recipe
+    for name, given, choices in (
+        ("store", options.codec, CODECS),
+        ("pairs", options.pairs, ("auto", *PAIR_MODES)),
+        ("layers", options.layers, (None, AUTO_LAYERS)),
+    ):
+        if given not in choices:
+            raise InputError(allowed(name, given, choices))
+    if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
+        problem = "an ensemble is of several seeds' heads of the default preset. "
+        raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
+    if options.layers is None:
+        context.encoder.check_layers(recipe.layers)
+
+
+def _split(context: TrainContext) -> TaskRows:
+    """The rows of all parts, checked, and after them the labels' texts."""
+    options = context.options
+    rows = task_rows(context.train, context.validation, context.test, seed=options.seed, order=options.label_order)
+    check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
+    if options.pairs != "auto" and not context.has_pairs:
+        raise InputError(
+            f"pairs is for two texts a row, and these are single texts. Got {options.pairs!r}. Leave it out"
+        )
+    if "label_weights" not in rows.target.training_options and context.recipe.training.label_weights is not None:
+        raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
+    label_texts = options.label_texts
+    if label_texts is None:
+        label_texts = default_label_texts(context.recipe.head, rows.target, pairs=context.has_pairs)
+        may_help = label_texts is None and not context.has_pairs and meaningful_names(rows.target)
+        if may_help and rows.median_of_labels <= FEW_ROWS:
+            context.progress.say(
+                "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
+            )
+    return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=context.has_pairs))
+
+
+def _resolve_auto(context: TrainContext, rows: TaskRows, modes: Sequence[PairMode | None]) -> tuple[TrainContext, int]:
+    """The context with the hidden states that ``layers="auto"`` chooses, and how many texts that has stored."""
+    options, recipe, progress = context.options, context.recipe, context.progress
+    if options.layers != AUTO_LAYERS:
+        return context, 0
+    with context.watch.stage("encode"):
+        # Validation rows report on the choice of hidden states, so they must not take part in it.
+        learned = context.train.select(rows.train)
+        ranking = rank_layers(
+            learned, context.encoder, recipe, modes=modes, seed=options.seed, progress=progress, target=rows.target
+        )
+        layers = ranking.cheapest
+        encoder = context.encoder.with_layers(layers)
+        written = ranking.keep(encoder, context.store, progress, options.codec)
+        progress.say(ranking.message(layers))
+    return replace(context, encoder=encoder, recipe=replace(recipe, layers=layers)), written
+
+
+# --- encode and fit, for each way of reading pairs ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _PairModeRun:
+    """Heads, one for each seed, on features for which pairs were read in one way."""
+
+    pair_mode: PairMode | None
     features: Features
     cache: CacheUse
     fits: list[FitResult]
 
-    def losses(self, target: TaskKind, truth: np.ndarray, smoothing: float) -> torch.Tensor:
-        """(validation rows,) float64: the chosen heads' mean calibrated loss; a score of a few rows is noisier."""
-        logits = [calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing) for fit in self.fits]
-        found = [target.row_losses(torch.from_numpy(each), torch.from_numpy(truth)) for each in logits]
-        return torch.stack(found).mean(0)
 
+def _run_pair_modes(
+    context: TrainContext, rows: TaskRows, modes: Sequence[PairMode | None]
+) -> tuple[list[_PairModeRun], bool]:
+    """A run for each way of reading pairs, and whether all came to their end.
 
-def _judged(
-    target: TaskKind,
-    fits: list[FitResult],
-    best: int,
-    rows: TaskRows,
-    features: Features,
-    smoothing: float,
-    abstain_at: float | None,
-) -> tuple[list[Calibration], list[dict[str, Report]], list[np.ndarray]]:
-    """Each head's calibration and reports, and its logits of the test rows; Ctrl-C leaves out those of later heads.
-
-    Only the best head has to reach the precision of ``abstain_at``.
+    Ctrl-C leaves out later runs, and a later run that it has ended early is not compared.
     """
-    truth, held, test = rows.truth, rows.validation, rows.test
-    calibrations = [_calibrated(target, fit, rows, smoothing, abstain_at, must=fit is fits[best]) for fit in fits]
-    found = [
-        {"validation": evaluate(target, calibration, truth[held], fit.validation_logits)}
-        for fit, calibration in zip(fits, calibrations, strict=True)
+    runs: list[_PairModeRun] = []
+    for mode in modes:
+        try:
+            features, cache = _encode(context, rows, mode)
+            run = _PairModeRun(mode, features, cache, _fit(context, rows, features))
+        except KeyboardInterrupt:
+            if not runs:
+                raise
+            return runs, False
+        interrupted = run.fits[0].interrupted
+        if not (interrupted and runs):
+            runs.append(run)
+        if interrupted:
+            return runs, False
+    return runs, True
+
+
+def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tuple[Features, CacheUse]:
+    """Features of all rows through the store."""
+    with context.watch.stage("encode"):
+        return stored_inputs(
+            rows.inputs,
+            context.encoder,
+            context.store,
+            context.progress,
+            pair_mode=mode,
+            codec=context.options.codec,
+        )
+
+
+def _fit(context: TrainContext, rows: TaskRows, features: Features) -> list[FitResult]:
+    """One head for each seed, trained together."""
+    options = context.options
+    jobs = [
+        HeadJob(rows.target, rows.truth, context.recipe, seed, rows.label_texts)
+        for seed in range(options.seed, options.seed + options.seeds)
     ]
-    logits: list[np.ndarray] = []
-    with suppress(KeyboardInterrupt):  # the heads are trained, and should not be lost for their reports
-        for fit, calibration, reports in zip(fits, calibrations, found, strict=True) if len(test) else ():
-            each = logits_of(fit.head, features, torch.from_numpy(test))
-            reports["test"] = evaluate(target, calibration, truth[test], each)
-            logits.append(each)
-    return calibrations, found, logits
+    with context.watch.stage("train"):
+        return fit_heads(
+            features,
+            jobs,
+            train=np.concatenate((rows.train, rows.label_texts)),
+            validation=rows.validation,
+            seed=options.seed,
+            # Validation rows that were given stay validation rows.
+            refit=options.refit and context.validation is None,
+            device=context.encoder.device,
+            progress=context.progress,
+        )
 
 
-def _calibrated(
-    target: TaskKind, fit: FitResult, rows: TaskRows, smoothing: float, abstain_at: float | None, *, must: bool
-) -> Calibration:
-    truth = rows.truth[rows.validation]
-    fitted = partial(fit_calibration, target, fit.validation_logits, truth, smoothing=smoothing)
-    try:
-        return fitted(abstain_at=abstain_at)
-    except InputError:
-        if must:
-            raise
-        return fitted()
+def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[_PairModeRun]) -> _PairModeRun:
+    """The run to take: of two, the joint one where its calibrated validation loss is clearly lower."""
+    if len(runs) == 1:
+        return runs[0]
+    losses = {run.pair_mode: _calibrated_losses(context, rows, run.fits) for run in runs}
+    joint, separate = losses["joint"], losses["separate"]
+    chosen = choose_pair_mode(joint, separate)
+    context.progress.say(
+        f"pairs: {chosen}, as the calibrated validation loss is {float(joint.mean()):.4f} joint and "
+        f"{float(separate.mean()):.4f} separate; the standard error of the difference is "
+        f"{standard_error(separate - joint):.4f}"
+    )
+    return next(run for run in runs if run.pair_mode == chosen)
 
 
-def _together(fits: list[FitResult], best: FitResult) -> FitResult:
+def _calibrated_losses(context: TrainContext, rows: TaskRows, fits: Sequence[FitResult]) -> torch.Tensor:
+    """(validation rows,) float64: the heads' mean loss after calibration, or a surer head would look like a worse one.
+
+    The loss tells two ways of reading apart on fewer rows than a score does.
+    """
+    target, truth = rows.target, rows.truth[rows.validation]
+    smoothing = context.recipe.training.smoothing_of(target)
+    losses = []
+    for fit in fits:
+        logits = calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing)
+        losses.append(target.row_losses(torch.from_numpy(logits), torch.from_numpy(truth)))
+    return torch.stack(losses).mean(0)
+
+
+# --- calibrate and report -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The trained heads, seed by seed, with an ensemble after them, and which of them becomes the task."""
+
+    fits: list[FitResult]
+    best: int
+
+    @property
+    def fit(self) -> FitResult:
+        """How the head that becomes the task was trained."""
+        return self.fits[self.best]
+
+
+def _pick_head(context: TrainContext, run: _PairModeRun, complete: bool) -> _Heads:
+    """The first head with the best validation score, or the mean of all heads."""
+    fits = run.fits if complete else [replace(fit, interrupted=True) for fit in run.fits]
+    best = max(range(len(fits)), key=lambda position: fits[position].history[fits[position].chosen].score)
+    if context.options.ensemble:
+        return _Heads([*fits, _ensemble(fits, fits[best])], len(fits))
+    return _Heads(fits, best)
+
+
+def _ensemble(fits: Sequence[FitResult], best: FitResult) -> FitResult:
     """The heads of several fits as one, with the history of the best of them."""
     heads = cast("list[PooledHead]", [fit.head for fit in fits])
     chosen = cast("list[PooledHead]", [fit.chosen_head for fit in fits])
@@ -355,47 +393,170 @@ def _together(fits: list[FitResult], best: FitResult) -> FitResult:
     return replace(best, head=PooledHead.joined(heads), chosen_head=PooledHead.joined(chosen), validation_logits=logits)
 
 
-def pair_modes(pairs: PairMode | Literal["auto"]) -> tuple[PairMode, ...]:
-    """Ways of reading pairs to try, the one first that is taken where the other is not clearly better."""
-    return ("separate", "joint") if pairs == "auto" else (pairs,)
-
-
-def _better(
-    attempt: Callable[[PairMode | None], _Attempt],
-    modes: Sequence[PairMode | None],
-    target: TaskKind,
-    truth: np.ndarray,
-    smoothing: float,
-    progress: Progress,
-) -> tuple[_Attempt, CacheUse, bool]:
-    """The attempt to take, the use of the store by all, and whether all came to their end.
-
-    Of two ways of reading pairs the joint one is taken where its calibrated loss on the validation rows, of targets
-    ``truth``, is clearly lower.
-
-    Ctrl-C leaves out later ones, and one that it has ended early is not compared.
-    """
-    attempts = [attempt(modes[0])]
-    complete = not attempts[0].fits[0].interrupted
-    for mode in modes[1:] if complete else ():
+def _calibrate(context: TrainContext, rows: TaskRows, heads: _Heads) -> list[Calibration]:
+    """Each head's calibration; only the best head has to reach the precision of ``abstain_at``."""
+    truth = rows.truth[rows.validation]
+    smoothing = context.recipe.training.smoothing_of(rows.target)
+    calibrations = []
+    for position, fit in enumerate(heads.fits):
+        fitted = partial(fit_calibration, rows.target, fit.validation_logits, truth, smoothing=smoothing)
         try:
-            found = attempt(mode)
-        except KeyboardInterrupt:
-            complete = False
-            break
-        if found.fits[0].interrupted:
-            complete = False
-            break
-        attempts.append(found)
-    best = attempts[0]
-    if len(attempts) > 1:
-        losses = {each.pair: each.losses(target, truth, smoothing) for each in attempts}
-        taken = "joint" if clearly_lower(losses["joint"], losses["separate"]) else "separate"
-        best = next(each for each in attempts if each.pair == taken)
-        progress.say(
-            f"pairs: {taken}, as the calibrated validation loss is {float(losses['joint'].mean()):.4f} joint and "
-            f"{float(losses['separate'].mean()):.4f} separate; the standard error of the difference is "
-            f"{standard_error(losses['separate'] - losses['joint']):.4f}"
-        )
-    use = CacheUse(*(sum(getattr(each.cache, name) for each in attempts) for name in ("hits", "misses", "bytes")))
-    return best, use, complete
+            calibrations.append(fitted(abstain_at=context.options.abstain_at))
+        except InputError:
+            if position == heads.best:
+                raise
+            calibrations.append(fitted())
+    return calibrations
+
+
+@dataclass(frozen=True)
+class _EvaluatedHead:
+    """A head's calibration, its reports by split, and its logits of the test rows once they are known."""
+
+    calibration: Calibration
+    reports: dict[str, Report]
+    test_logits: np.ndarray | None = None
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of each report."""
+        return {split: report.metrics for split, report in self.reports.items()}
+
+
+def _evaluate_seeds(
+    context: TrainContext, rows: TaskRows, features: Features, heads: _Heads, calibrations: Sequence[Calibration]
+) -> list[_EvaluatedHead]:
+    """Each head's reports; Ctrl-C leaves out the test reports of later heads."""
+    held = rows.truth[rows.validation]
+    evaluated = [
+        _EvaluatedHead(calibration, {"validation": evaluate(rows.target, calibration, held, fit.validation_logits)})
+        for fit, calibration in zip(heads.fits, calibrations, strict=True)
+    ]
+    if context.test is None:
+        return evaluated
+    # The heads are trained, and should not be lost for their reports.
+    with suppress(KeyboardInterrupt):
+        for position, fit in enumerate(heads.fits):
+            logits = logits_of(fit.head, features, torch.from_numpy(rows.test))
+            head = evaluated[position]
+            report = evaluate(rows.target, head.calibration, rows.truth[rows.test], logits)
+            evaluated[position] = replace(head, reports={**head.reports, "test": report}, test_logits=logits)
+    return evaluated
+
+
+def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]:
+    """Metrics of ``validation`` and ``test`` rows from label rows that are the labels' texts; none without such texts.
+
+    Validation rows fit the temperature and, of a multi-label task, the thresholds, as they do for a trained head.
+
+    Args:
+        features: of all rows.
+        rows: of the task.
+    """
+    metrics: dict[str, dict[str, float]] = {}
+    if not len(rows.label_texts):
+        return metrics
+    head = LabelTuningHead(
+        LabelTuningConfig(), labels=rows.target.outputs, layers=features.layers, width=features.width
+    ).eval()
+    start_label_rows(head, features, rows.train, rows.label_texts, rows.truth)
+    # The heads are trained, and should not be lost for this.
+    with suppress(KeyboardInterrupt):
+        held_logits = logits_of(head, features, torch.from_numpy(rows.validation))
+        calibration = fit_calibration(rows.target, held_logits, rows.truth[rows.validation])
+        for split, positions in (("validation", rows.validation), ("test", rows.test)):
+            if len(positions):
+                logits = (
+                    held_logits if split == "validation" else logits_of(head, features, torch.from_numpy(positions))
+                )
+                metrics[split] = evaluate(rows.target, calibration, rows.truth[positions], logits).metrics
+    return metrics
+
+
+def _report(
+    context: TrainContext,
+    rows: TaskRows,
+    run: _PairModeRun,
+    heads: _Heads,
+    evaluated: Sequence[_EvaluatedHead],
+    before: dict[str, dict[str, float]],
+) -> Trained:
+    """The task and everything that is known about it."""
+    best, fit = evaluated[heads.best], heads.fit
+    if context.test is not None and any(head.test_logits is None for head in evaluated):
+        fit = replace(fit, interrupted=True)
+    held = context.train.select(rows.validation) if context.validation is None else context.validation
+    judged = {"validation": EvaluatedRows(held, rows.truth[rows.validation], fit.validation_logits, fit.chosen_head)}
+    if context.test is not None and best.test_logits is not None:
+        judged["test"] = EvaluatedRows(context.test, rows.truth[rows.test], best.test_logits, fit.head)
+    first, seeds = context.options.seed, context.options.seeds
+    return Trained(
+        task=_task(context, rows, run, fit, best, training=_record(context, rows, heads, fit, before)),
+        fit=fit,
+        reports=best.reports,
+        judged=judged,
+        zero_shot=before,
+        by_seed={first + position: head.metrics for position, head in enumerate(evaluated[:seeds])},
+        rows=rows.counts,
+        shared=rows.shared,
+        cache=run.cache,
+        truncated=int(run.features.truncated_rows.sum()),
+        encoder=context.encoder,
+        seconds=context.watch.seconds,
+    )
+
+
+def _task(
+    context: TrainContext,
+    rows: TaskRows,
+    run: _PairModeRun,
+    fit: FitResult,
+    evaluated: _EvaluatedHead,
+    training: dict[str, Any],
+) -> Task:
+    """The task, with the texts that a label can be added with later."""
+    exemplars: Exemplars | None = None
+    # The task should not be lost for its exemplars.
+    with suppress(KeyboardInterrupt):
+        exemplars = keep_exemplars(fit.head, run.features, rows.truth, rows.validation, rows.train)
+    return Task(
+        context.options.name,
+        rows.target,
+        context.encoder.identity,
+        # An ensemble has more members than the recipe says.
+        fit.head.config if isinstance(fit.head, PooledHead) else context.recipe.head,
+        fit.head,
+        evaluated.calibration,
+        metrics=evaluated.metrics,
+        training=training,
+        pair_mode=run.pair_mode,
+        exemplars=exemplars,
+    )
+
+
+def _record(
+    context: TrainContext, rows: TaskRows, heads: _Heads, fit: FitResult, before: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """What a task's JSON says of its training."""
+    options, recipe = context.options, context.recipe
+    return {
+        "seed": None if options.ensemble else options.seed + heads.best,
+        "seeds": [options.seed, options.seeds],
+        "store": options.codec,
+        "label_weights": recipe.training.label_weights,
+        "recipe": recipe_to_json(recipe),
+        "rows": rows.counts,
+        "steps": fit.history[fit.chosen].step,
+        "label_texts": len(rows.label_texts),
+        "zero_shot": before,
+        "refitted": fit.refitted,
+        "interrupted": fit.interrupted,
+    }
+
+
+def _cache_use(runs: Sequence[_PairModeRun], sampled: int) -> CacheUse:
+    """The use of the store by all runs; texts that choosing hidden states has stored are no hits."""
+    hits, misses, size = (sum(getattr(run.cache, name) for run in runs) for name in ("hits", "misses", "bytes"))
+    # Ctrl-C may have come before all of the sample was read again.
+    sampled = min(sampled, hits)
+    return CacheUse(hits - sampled, misses + sampled, size)

@@ -16,9 +16,12 @@ from ytuning.features.features import Features
 
 __all__ = ["shuffled_batches"]
 
-SORTED_BATCHES = 32  # shuffled rows are sorted by length within so many batches, which saves most of the padding
-FEWEST_BLOCKS = 64  # drawn at a time: few blocks would mix few rows
-IN_MEMORY = 1 << 30  # bytes of features that the system's cache is taken to hold; more are read in blocks
+# Shuffled rows are sorted by length within so many batches, which saves most of the padding.
+SORTED_BATCHES = 32
+# Blocks drawn at a time: few blocks would mix few rows.
+FEWEST_BLOCKS = 64
+# Bytes of features that the system's cache is taken to hold; more are read in blocks.
+IN_MEMORY = 1 << 30
 
 
 def shuffled_batches(
@@ -39,30 +42,34 @@ def shuffled_batches(
         if stored is None or blocks is None:
             pools = rows[torch.randperm(len(rows), generator=generator)].split(size * SORTED_BATCHES)
             # Batches of all pools are mixed: those of one would follow each other.
-            groups = iter([[batch for pool in pools for batch in _sorted(lengths, pool, size)]])
+            groups = iter([[batch for pool in pools for batch in _by_length(lengths, pool, size)]])
         else:
-            groups = (_sorted(lengths, pool, size) for pool in _pools(stored, blocks, size, generator))
+            # Batches of one pool follow each other, for their rows are in memory now.
+            groups = (_by_length(lengths, pool, size) for pool in _pools(stored, blocks, size, generator))
         for batches in groups:
-            yield from (batches[number] for number in torch.randperm(len(batches), generator=generator).tolist())
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            yield from (batches[position] for position in order)
 
 
-def _sorted(lengths: Tensor, pool: Tensor, size: int) -> list[Tensor]:
+def _by_length(lengths: Tensor, pool: Tensor, size: int) -> list[Tensor]:
+    """Batches (B,) of rows of similar length."""
     return list(pool[torch.argsort(lengths[pool], stable=True)].split(size))
 
 
 def _pools(features: Features, blocks: list[Tensor], size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """An epoch's blocks in random order, some at a time as one shuffled pool of rows."""
     drawn: list[Tensor] = []
-    for number in torch.randperm(len(blocks), generator=generator).tolist():
-        drawn.append(blocks[number])
+    for position in torch.randperm(len(blocks), generator=generator).tolist():
+        drawn.append(blocks[position])
         if len(drawn) >= FEWEST_BLOCKS and sum(map(len, drawn)) >= size * SORTED_BATCHES:
-            yield _pool(features, drawn, generator)
+            yield _shuffled_rows(features, drawn, generator)
             drawn = []
     if drawn:
-        yield _pool(features, drawn, generator)
+        yield _shuffled_rows(features, drawn, generator)
 
 
-def _pool(features: Features, drawn: list[Tensor], generator: torch.Generator) -> Tensor:
+def _shuffled_rows(features: Features, drawn: list[Tensor], generator: torch.Generator) -> Tensor:
+    """The rows of the drawn blocks, mixed; all blocks are asked for first, so that the disk reads them together."""
     for block in drawn:
         features.prefetch(block)
     pool = torch.cat(drawn)

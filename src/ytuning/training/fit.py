@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,24 +22,25 @@ from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
 from ytuning.training.losses import standard_error
-from ytuning.training.projection import Reduced, reduced_features
+from ytuning.training.projection import Projection, project_features
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 __all__ = [
     "FitResult",
-    "Job",
-    "Round",
+    "HeadJob",
+    "Validation",
     "fit_heads",
     "logits_of",
 ]
 
 
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that features may take
+# Share of a GPU's free memory that features may take.
+RESIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Round:
-    """One validation, after ``step`` optimiser steps.
+class Validation:
+    """One validation of a head, after ``step`` optimiser steps.
 
     Attributes:
         step: counted from the start.
@@ -59,8 +61,8 @@ class FitResult:
 
     Attributes:
         head: in evaluation mode.
-        history: every validation round.
-        chosen: position in ``history`` of the round whose steps were taken.
+        history: every validation.
+        chosen: position in ``history`` of the validation whose head was taken.
         validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit, on what it
             was trained on: the pooled head on coordinates, so they differ a little from those on the features.
         chosen_head: that head, in evaluation mode; ``head`` itself unless it was refitted.
@@ -69,7 +71,7 @@ class FitResult:
     """
 
     head: LabelHead
-    history: list[Round]
+    history: list[Validation]
     chosen: int
     validation_logits: np.ndarray
     chosen_head: LabelHead
@@ -78,7 +80,7 @@ class FitResult:
 
 
 @dataclass(frozen=True)
-class Job:
+class HeadJob:
     """What one head of several learns from the same rows.
 
     Attributes:
@@ -95,10 +97,15 @@ class Job:
     seed: int = 0
     label_texts: np.ndarray | None = None
 
+    @property
+    def goal(self) -> Tensor:
+        """(rows,) int64 or float32, or (rows, C) float32: the targets as the loss takes them."""
+        return torch.from_numpy(np.asarray(self.targets, self.target.dtype))
+
 
 def fit_heads(
     features: Features,
-    jobs: Sequence[Job],
+    jobs: Sequence[HeadJob],
     *,
     train: np.ndarray,
     validation: np.ndarray,
@@ -110,9 +117,9 @@ def fit_heads(
     """Train heads together, in one read of the features; each stops by its own validation.
 
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
-    its validation rounds the last one within half a standard error of the best is chosen: on a few rows a score is
-    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled
-    head is trained on half as many directions (`training/projection.py`), which is faster.
+    its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
+    noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled head is
+    trained on half as many components (`training/projection.py`), which is faster.
 
     Args:
         features: of all rows.
@@ -129,63 +136,32 @@ def fit_heads(
             that diverges.
     """
     progress = progress or Progress()
-    size = _batch_size(jobs, len(train))
-    everything = np.union1d(train, validation)
-    with torch.random.fork_rng(devices=[]), workers() as pool, _given_back():
-        goals = [torch.from_numpy(np.asarray(job.targets, job.target.dtype)) for job in jobs]
-        totals = [_steps(job.recipe.training, len(train), size, job.target.outputs) for job in jobs]
-        if device.type == "cuda" and _fit_there(features, torch.from_numpy(everything), device):
-            features = features.resident(torch.from_numpy(everything), device)
-        space = None
+    batch_size = _batch_size(jobs, len(train))
+    rows = torch.from_numpy(np.union1d(train, validation))
+    with torch.random.fork_rng(devices=[]), workers() as pool, _returning_memory():
+        if device.type == "cuda" and _fits_in_memory_of(device, features, rows):
+            features = features.resident(rows, device)
+        projection = None
         if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
-            space = reduced_features(features, everything, pool, progress)
-        view = features if space is None else space.features
-        runs = []
-        for job, goal, total in zip(jobs, goals, totals, strict=True):
-            head = _fresh_head(job, view, space, train)
-            runs.append(_Run(job, goal, _learner(job, head, goal, train, total), total))
-        batches = shuffled_batches(
-            view.lengths, torch.from_numpy(train), size, seed, stored=None if view.is_resident else view
-        )
-        interrupted = _search(runs, view, batches, torch.from_numpy(validation), pool, progress)
+            projection = project_features(features, rows, pool, progress)
+        view = features if projection is None else projection.features
+        shared = _Shared(view, torch.from_numpy(train), torch.from_numpy(validation), batch_size, seed, pool, progress)
+        runs = [_HeadRun(job, _fresh_head(job, shared, projection), shared) for job in jobs]
+        interrupted = _train_until_stopped(runs, shared)
         for run in runs:
             run.choose()
-        heads = [run.best for run in runs]
-        refitted = False
+        refitted_heads: Sequence[LabelHead | None] = [None] * len(runs)
         if refit and not interrupted:
             try:
-                heads = _refitted(runs, view, everything, len(everything) - len(train), size, seed, pool, progress)
-                refitted = True
+                refitted_heads = _refit(runs, shared, rows)
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
-        heads = [_widened(head, space, features).to(CPU).eval() for head in heads]
+        fold = partial(_fold_projection, projection=projection, features=features)
         return [
-            FitResult(
-                head=head,
-                history=run.history,
-                chosen=run.chosen,
-                validation_logits=run.logits.cpu().numpy(),
-                chosen_head=_widened(run.best, space, features).to(CPU).eval() if refitted else head,
-                refitted=refitted,
-                interrupted=interrupted,
-            )
-            for run, head in zip(runs, heads, strict=True)
+            run.result(fold(run.best), None if refitted is None else fold(refitted), interrupted)
+            for run, refitted in zip(runs, refitted_heads, strict=True)
         ]
-
-
-def _fit_there(features: Features, rows: Tensor, device: torch.device) -> bool:
-    """Whether the features of some rows fit into a GPU's memory, with room for what training needs."""
-    return features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-
-
-@contextmanager
-def _given_back() -> Iterator[None]:
-    """Freed memory goes back to the system in the end, however that comes."""
-    try:
-        yield
-    finally:
-        give_back_freed_memory()
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
@@ -194,161 +170,186 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
     if not len(rows):
         raise ValueError("there are no rows")
     with workers() as pool:
-        found: np.ndarray = stack_logits([head], features, rows, pool)[0].numpy()
-    return found
+        logits: np.ndarray = stack_logits([head], features, rows, pool)[0].numpy()
+    return logits
 
 
-class _Run:
-    """One head's search: its learner and, for each validation round, what was found and the head of then."""
+@dataclass(frozen=True)
+class _Shared:
+    """What all heads of one training have in common.
 
-    def __init__(self, job: Job, goal: Tensor, learner: Learner, total: int) -> None:
-        self.job, self.goal, self.learner = job, goal, learner
-        count = job.recipe.training.rounds
-        self.ends = {round(total * number / count) for number in range(1, count + 1)}
+    Attributes:
+        features: that training reads: coordinates where the heads are pooled and train on the CPU.
+        train, validation: (N,) int64 positions of rows.
+        batch_size: B.
+        seed: of the order of rows.
+        pool: threads.
+        progress: is told every step.
+    """
+
+    features: Features
+    train: Tensor
+    validation: Tensor
+    batch_size: int
+    seed: int
+    pool: Workers
+    progress: Progress
+
+    def batches(self, rows: Tensor) -> Iterator[Tensor]:
+        """Endless shuffled batches (B,) of positions among rows (N,)."""
+        # Features in a GPU's memory are no store on a disk, which would be read block by block.
+        stored = None if self.features.is_resident else self.features
+        return shuffled_batches(self.features.lengths, rows, self.batch_size, self.seed, stored=stored)
+
+
+class _HeadRun:
+    """The training of one head: its learner, its validations, and the heads that may still be chosen."""
+
+    def __init__(self, job: HeadJob, head: LabelHead, shared: _Shared) -> None:
+        config = job.recipe.training
+        total = _steps(config, len(shared.train), shared.batch_size, job.target.outputs)
+        self.job, self.goal = job, job.goal
+        self.learner = _learner(job, config, head, shared.train, total)
+        # Steps after which the head is validated, at equal distances; the last one is the end.
+        self.validation_steps = {round(total * part / config.rounds) for part in range(1, config.rounds + 1)}
         self.chosen = 0
-        # Every round, and of those that may still be chosen the head and the logits: one value, so that Ctrl-C never
-        # finds a round without its head.
-        self._rounds: tuple[list[Round], dict[int, tuple[LabelHead, Tensor]]] = ([], {})
+        # Every validation, and of those that may still be chosen the head and the logits (N, C): one value, so that
+        # Ctrl-C never finds a validation without its head.
+        self._validations: tuple[list[Validation], dict[int, tuple[LabelHead, Tensor]]] = ([], {})
         self.finished = False
 
-    def validated(self, logits: Tensor, goal: Tensor) -> None:
-        """Keep a round: logits (N, C) and targets (N,) of the validation rows; one that has diverged ends the run.
+    @property
+    def history(self) -> list[Validation]:
+        """Every validation so far."""
+        return self._validations[0]
+
+    @property
+    def best(self) -> LabelHead:
+        """The head of the chosen validation."""
+        return self._validations[1][self.chosen][0]
+
+    def validate(self, logits: Tensor, goal: Tensor) -> None:
+        """Keep a validation: logits (N, C) and targets (N,) of its rows; a head that has diverged ends the run.
 
         Raises:
-            InputError: it is the first.
+            InputError: it has diverged before its first validation.
         """
-        target = self.job.target
+        target, config = self.job.target, self.job.recipe.training
         if not logits.isfinite().all():
             if not self.history:
                 raise InputError(
                     f"the training diverged: after {self.learner.step} steps the head's logits are no numbers. Give a "
-                    f"lower learning_rate in the recipe (--recipe). Got {self.job.recipe.training.learning_rate:g}."
+                    f"lower learning_rate in the recipe (--recipe). Got {config.learning_rate:g}."
                 )
             self.finished = True
             return
         scores = target.row_scores(logits, goal)
-        error = standard_error(scores)
-        entry = Round(self.learner.step, target.mean_loss(logits, goal), float(scores.mean()), error)
-        history, kept = self._rounds
-        # Only a round that no later one equals can still be chosen.
-        kept = {place: found for place, found in kept.items() if history[place].score > entry.score}
-        kept[len(history)] = copy.deepcopy(self.learner.head), logits
-        self._rounds = ([*history, entry], kept)
-        hopeless = _hopeless(self.history, self.job.recipe.training.patience)
-        self.finished = hopeless or self.learner.step == self.learner.total
+        mean = float(scores.mean())
+        now = Validation(self.learner.step, target.mean_loss(logits, goal), mean, standard_error(scores))
+        history, heads = self._validations
+        # A head is worth its memory only while no later one has reached its score.
+        heads = {position: kept for position, kept in heads.items() if history[position].score > now.score}
+        heads[len(history)] = copy.deepcopy(self.learner.head), logits
+        self._validations = ([*history, now], heads)
+        is_last = self.learner.step == self.learner.total
+        self.finished = is_last or _should_stop_early(self.history, config.patience)
 
     def choose(self) -> None:
-        """Choose the last round within half a standard error of the best one."""
-        best = max(self.history, key=lambda entry: entry.score)
+        """Choose the last validation within half a standard error of the best one."""
+        best = max(self.history, key=lambda validation: validation.score)
         floor = best.score - 0.5 * best.error
-        self.chosen = max(place for place, entry in enumerate(self.history) if entry.score >= floor)
+        self.chosen = max(position for position, validation in enumerate(self.history) if validation.score >= floor)
 
-    @property
-    def history(self) -> list[Round]:
-        """Every round so far."""
-        return self._rounds[0]
-
-    @property
-    def best(self) -> LabelHead:
-        """The chosen round's head."""
-        return self._rounds[1][self.chosen][0]
-
-    @property
-    def logits(self) -> Tensor:
-        """(N, C): the chosen round's, of the validation rows."""
-        return self._rounds[1][self.chosen][1]
+    def result(self, chosen_head: LabelHead, refitted_head: LabelHead | None, interrupted: bool) -> FitResult:
+        """What the training gives; the heads are on the features themselves."""
+        return FitResult(
+            head=chosen_head if refitted_head is None else refitted_head,
+            history=self.history,
+            chosen=self.chosen,
+            validation_logits=self._validations[1][self.chosen][1].cpu().numpy(),
+            chosen_head=chosen_head,
+            refitted=refitted_head is not None,
+            interrupted=interrupted,
+        )
 
 
-def _search(
-    runs: list[_Run], features: Features, batches: Iterator[Tensor], validation: Tensor, pool: Workers,
-    progress: Progress,
-) -> bool:  # fmt: skip
-    """Train until every run has finished; returns whether Ctrl-C ended it early. Every run has a round then."""
+def _train_until_stopped(runs: list[_HeadRun], shared: _Shared) -> bool:
+    """Train until every run has finished; returns whether Ctrl-C ended it early. Every run has a validation then."""
     longest = max(run.learner.total for run in runs)
-
-    def validate(chosen: list[_Run]) -> None:
-        found = stack_logits([run.learner.head for run in chosen], features, validation, pool)
-        for run, logits in zip(chosen, found, strict=True):
-            run.validated(logits, run.goal[validation])
-            run.learner.head.train()
-        target = chosen[0].job.target
-        found_now = sorted({target.shown_score(run.history[-1].score) for run in chosen})
-        scores = found_now[0] if len(found_now) == 1 else f"{found_now[0]} to {found_now[-1]}"
-        progress.step("train", chosen[0].learner.step, longest, f"validation {target.score_name} {scores}")
-
+    batches = shared.batches(shared.train)
     try:
         for step in range(1, longest + 1):
             active = [run for run in runs if not run.finished]
             if not active:
                 break
-            stack_step([run.learner for run in active], features, next(batches), pool)
-            progress.step("train", step, longest)
-            if due := [run for run in active if step in run.ends]:
-                validate(due)
-                features.release()
+            stack_step([run.learner for run in active], shared.features, next(batches), shared.pool)
+            shared.progress.step("train", step, longest)
+            if due := [run for run in active if step in run.validation_steps]:
+                _validate(due, shared, longest)
+                # The pages that these rows brought in are not needed until the next validation.
+                shared.features.release()
     except KeyboardInterrupt:
         if unseen := [run for run in runs if not run.history]:
-            validate(unseen)
+            _validate(unseen, shared, longest)
         return True
     return False
 
 
-def _refitted(
-    runs: list[_Run],
-    features: Features,
-    rows: np.ndarray,
-    new: int,
-    size: int,
-    seed: int,
-    pool: Workers,
-    progress: Progress,
-) -> list[LabelHead]:
-    """Copies of the chosen heads after a few more steps on all rows, of which so many are ``new`` to them.
+def _validate(runs: list[_HeadRun], shared: _Shared, longest: int) -> None:
+    """Validate the heads of some runs, all at the same step of ``longest``."""
+    all_logits = stack_logits([run.learner.head for run in runs], shared.features, shared.validation, shared.pool)
+    for run, logits in zip(runs, all_logits, strict=True):
+        run.validate(logits, run.goal[shared.validation])
+        run.learner.head.train()
+    target = runs[0].job.target
+    shown = sorted({target.shown_score(run.history[-1].score) for run in runs})
+    scores = shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
+    note = f"validation {target.score_name} {scores}"
+    shared.progress.step("train", runs[0].learner.step, longest, note)
+
+
+def _should_stop_early(history: list[Validation], patience: int) -> bool:
+    """Whether the last ``patience`` validations are all worse than the best by more than a standard error."""
+    best = max(history, key=lambda validation: validation.score)
+    floor = best.score - best.error
+    return len(history) > patience and all(validation.score < floor for validation in history[-patience:])
+
+
+def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHead]:
+    """Copies of the chosen heads after a few more steps on all rows (N,), validation rows included.
 
     So the validation rows count for the head too. A tenth of the rows held out and a fifth of the steps gave the same
-    cross-entropy on unseen rows as a second training on all of them (benchmarks/RESULTS.md).
+    cross-entropy on unseen rows as a second training on all of them (benchmarks/LOG.md).
     """
+    new_share = (len(rows) - len(shared.train)) / len(rows)
     learners = []
     for run in runs:
         config = run.job.recipe.training
-        total = max(1, round(config.refit_factor * new / len(rows) * run.history[run.chosen].step))
-        gentle = replace(
-            run.job.recipe, training=replace(config, learning_rate=config.refit_rate * config.learning_rate)
-        )
-        learners.append(_learner(replace(run.job, recipe=gentle), copy.deepcopy(run.best), run.goal, rows, total))
+        total = max(1, round(config.refit_factor * new_share * run.history[run.chosen].step))
+        gentler = replace(config, learning_rate=config.refit_rate * config.learning_rate)
+        learners.append(_learner(run.job, gentler, copy.deepcopy(run.best), rows, total))
     longest = max(learner.total for learner in learners)
-    batches = shuffled_batches(
-        features.lengths, torch.from_numpy(rows), size, seed, stored=None if features.is_resident else features
-    )
+    batches = shared.batches(rows)
     for step in range(1, longest + 1):
-        stack_step([learner for learner in learners if learner.step < learner.total], features, next(batches), pool)
-        progress.step("refit", step, longest)
+        active = [learner for learner in learners if learner.step < learner.total]
+        stack_step(active, shared.features, next(batches), shared.pool)
+        shared.progress.step("refit", step, longest)
     return [learner.head for learner in learners]
 
 
-def _learner(job: Job, head: LabelHead, goal: Tensor, rows: np.ndarray, total: int) -> Learner:
-    config = job.recipe.training
+def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
+    """A learner of rows (N,) for ``total`` steps; their shares of the labels give the weights of a balanced loss."""
     loss = job.target.loss(
         config.loss,
-        goal[torch.from_numpy(rows)],
+        job.goal[rows],
         margin=config.margin,
         smoothing=config.label_smoothing,
         weights=config.label_weights,
     )
-    return Learner(
-        head.train(),
-        goal,
-        loss,
-        total=total,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        clip_norm=config.clip_norm,
-        seed=job.seed,
-    )
+    return Learner(head.train(), job.goal, loss, config=config, total=total, seed=job.seed)
 
 
-def _batch_size(jobs: Sequence[Job], rows: int) -> int:
+def _batch_size(jobs: Sequence[HeadJob], rows: int) -> int:
     """Rows of a batch, at most a sixteenth of the train rows (but 16)."""
     sizes = {job.recipe.training.batch_size for job in jobs}
     forms = {type(job.recipe.head) for job in jobs}
@@ -361,38 +362,45 @@ def _batch_size(jobs: Sequence[Job], rows: int) -> int:
     return max(16, min(sizes.pop(), rows // 16))
 
 
-def _steps(config: TrainingConfig, rows: int, size: int, labels: int) -> int:
-    wanted = max(config.epochs * math.ceil(rows / size), config.label_steps * labels)
+def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> int:
+    """Steps in all: for small sets and for many labels more than the wanted epochs."""
+    wanted = max(config.epochs * math.ceil(rows / batch_size), config.label_steps * labels)
     return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
-def _fresh_head(job: Job, view: Features, space: Reduced | None, train: np.ndarray) -> LabelHead:
+def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     torch.manual_seed(job.seed)
-    config, labels = job.recipe.head, job.target.outputs
-    head: LabelHead
-    if space is not None and isinstance(config, PooledConfig):
-        # The same energy on fewer directions.
-        energy = space.directions.shape[1] / space.directions.shape[0]
-        head = PooledHead(
-            config, labels=labels, layers=view.layers, width=view.width, paired=view.paired, energy=energy
-        )
-    else:
-        head = build_head(config, labels=labels, layers=view.layers, width=view.width, paired=view.paired)
+    config, view = job.recipe.head, shared.features
+    energy = 1.0
+    if projection is not None:
+        # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
+        energy = projection.components.shape[1] / projection.components.shape[0]
+    head = build_head(
+        config, labels=job.target.outputs, layers=view.layers, width=view.width, pair_mode=view.pair_mode, energy=energy
+    )
     texts = np.arange(0) if job.label_texts is None else job.label_texts
     head = head.to(view.device)
-    start_label_rows(head, view, train, texts, job.targets)
+    start_label_rows(head, view, shared.train.numpy(), texts, job.targets)
     return head
 
 
-def _widened(head: LabelHead, space: Reduced | None, features: Features) -> LabelHead:
-    """The head on the features themselves that gives the logits of ``head`` on their coordinates."""
-    if space is None or not isinstance(head, PooledHead):
-        return head
-    return head.on_directions(space.directions, layers=features.layers, width=features.width)
+def _fold_projection(head: LabelHead, projection: Projection | None, features: Features) -> LabelHead:
+    """The head on the features themselves that gives the logits of ``head`` on their coordinates, ready for use."""
+    if projection is not None and isinstance(head, PooledHead):
+        head = head.fold_projection(projection.components, layers=features.layers, width=features.width)
+    return head.to(CPU).eval()
 
 
-def _hopeless(history: list[Round], patience: int) -> bool:
-    best = max(history, key=lambda entry: entry.score)
-    floor = best.score - best.error
-    return len(history) > patience and all(entry.score < floor for entry in history[-patience:])
+def _fits_in_memory_of(device: torch.device, features: Features, rows: Tensor) -> bool:
+    """Whether the features of rows (N,) fit into a GPU's memory, with room for what training needs."""
+    return features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+@contextmanager
+def _returning_memory() -> Iterator[None]:
+    """Freed memory goes back to the system in the end, however that comes."""
+    try:
+        yield
+    finally:
+        give_back_freed_memory()

@@ -16,14 +16,20 @@ from torch import Tensor
 
 from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
+from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
 from ytuning.system.machine import Workers, workers
+from ytuning.training.recipes import TrainingConfig
 
 __all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits", "stack_step", "start_label_rows"]
 
-JOINED_TOKENS = 192  # of a batch whose heads are computed as one, at most: 50 heads took 0.5 x at 16, 1.1 x at 256
-CENTER_ROWS = 2000  # train rows whose mean is the center of a head of label tuning
-GPU_TOKENS = 65_536  # of a batch that a GPU answers at once
+# Most tokens in a batch whose heads are computed as one: 50 heads took 0.5 times as long at 16, 1.1 times at 256.
+JOINED_TOKENS = 192
+# Train rows whose mean is the center of a head of label tuning.
+CENTER_ROWS = 2000
+# Tokens in a batch that a GPU answers at once.
+GPU_TOKENS = 65_536
+# Parts of a batch that are computed side by side; a head learns the same on any number of cores.
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
@@ -57,28 +63,29 @@ class Learner:
         goal: Tensor,
         loss: Loss,
         *,
+        config: TrainingConfig,
         total: int,
-        learning_rate: float,
-        weight_decay: float,
-        warmup: float,
-        clip_norm: float,
         seed: int,
     ) -> None:
-        """``learning_rate`` is the highest; ``warmup`` a share of the steps; ``seed`` is that of dropout."""
+        """``config`` gives the rates, the decay and the largest norm; ``seed`` is that of dropout."""
         self.head, self.goal, self.loss = head, goal, loss
         self.total, self.step = total, 0
-        self.learning_rate, self.clip_norm = learning_rate, clip_norm
-        self._warmup = warmup
+        self._config = config
         self._parameters = list(head.parameters())
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         device = self._parameters[0].device
+        # Each part of a batch draws its dropout from its own generator, so that the order of threads does not matter.
         self._generators = [torch.Generator(device).manual_seed(seed * PARTS + number) for number in range(PARTS)]
 
     def gradients(self, number: int, part: Part, share: float) -> tuple[Tensor, ...]:
         """Of the loss of part ``number`` times its share of the batch, for each of the head's parameters."""
         rows, values, mask = part
-        logits = self.head(values, mask, self._generators[number]).flatten(0, -2)  # (b, C), or (E * b, C)
+        # (b, C), or of a head with E members (E * b, C): each member learns by itself.
+        logits = self.head(values, mask, self._generators[number]).flatten(0, -2)
         goal = self.goal[rows].to(logits.device, non_blocking=True)
+        # The goal (b,) or (b, C) is repeated for each member.
         loss = share * self.loss(logits, torch.cat([goal] * (len(logits) // len(rows))))
         return torch.autograd.grad(loss, self._parameters)
 
@@ -87,9 +94,9 @@ class Learner:
         for parameter, *gradients in zip(self._parameters, *parts, strict=True):
             # The fused AdamW reads memory in order, whatever the strides, and those of a transposed product differ.
             parameter.grad = (gradients[0] if len(gradients) == 1 else torch.add(*gradients)).contiguous()
-        torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_share(self.step, self.total, self._warmup)
+            group["lr"] = self._config.learning_rate * rate_share(self.step, self.total, self._config.warmup)
         self._optimizer.step()
         self.step += 1
 
@@ -97,21 +104,25 @@ class Learner:
 def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, pool: Workers) -> None:
     """One step of each learner on one batch of rows (B,), which is gathered once."""
     on_gpu = features.device.type == "cuda"
-    numbered = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))  # a GPU is not kept busy by halves
+    # A GPU is not kept busy by halves of a batch.
+    numbered = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))
     shares = [len(rows) / len(batch) for _, rows in numbered]
 
     def gather(rows: Tensor) -> Part:
         return rows, *features.batch(rows)
 
-    if on_gpu:  # one stream of work; threads would only wait for each other
+    if on_gpu:
+        # There is one stream of work, so threads would only wait for each other.
         parts = [(number, gather(rows)) for number, rows in numbered]
         for learner in learners:
             learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
         return
     if len(learners) == 1:
+        # The parts of the batch are gathered and computed side by side.
         (learner,) = learners
         learner.take(pool.map(lambda it: learner.gradients(it[0], gather(it[1]), shares[it[0]]), numbered))
         return
+    # The heads are computed side by side, each one part after part: the same sums in the same order.
     parts = list(enumerate(pool.map(lambda it: gather(it[1]), numbered)))
 
     def learn(learner: Learner) -> None:
@@ -129,17 +140,19 @@ def start_label_rows(
         head: is changed, unless its form starts from nothing.
         features: that it reads.
         train: positions of train rows.
-        texts: positions of rows that are labels' texts, each of one label; none is fine.
+        texts: positions of rows that are labels' texts, each of one label; there may be none.
         targets: of all rows, label ids (rows,) or (rows, C) 0 and 1.
     """
     if isinstance(head, LabelTuningHead):
-        some = train[:: -(-len(train) // CENTER_ROWS)]
-        head.center.copy_(_common_states(features, torch.from_numpy(some)))
+        # Every n-th row, so that the sample is spread over the data set.
+        sample = train[:: -(-len(train) // CENTER_ROWS)]
+        head.center.copy_(_common_states(features, torch.from_numpy(sample)))
     if len(texts) and isinstance(head, MatchingHead):
         goal = torch.from_numpy(targets[texts])
         ids = goal if goal.ndim == 1 else goal.argmax(1)
-        found, device = label_space(head, features, torch.from_numpy(texts)), head.label_rows.device
-        head.start_rows(found.to(device), ids.to(device))
+        # (N, E, H): where the labels' texts lie in the label space of each member.
+        vectors, device = label_space(head, features, torch.from_numpy(texts)), head.label_rows.device
+        head.start_rows(vectors.to(device), ids.to(device))
 
 
 def _common_states(features: Features, rows: Tensor) -> Tensor:
@@ -154,11 +167,12 @@ def _common_states(features: Features, rows: Tensor) -> Tensor:
 
 def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
     """(N, E, H): what the label rows of each of E members are matched with, of rows (N,)."""
-    found = torch.empty(len(rows), head.members, head.match_width)
+    vectors = torch.empty(len(rows), head.members, head.match_width)
     with torch.inference_mode():
         for batch in ordered_batches(features.lengths[rows]):
-            found[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1).to(found.device)
-    return found
+            # (E, B, H) -> (B, E, H)
+            vectors[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1).to(vectors.device)
+    return vectors
 
 
 def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:
@@ -173,12 +187,13 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
 
     if features.device.type == "cuda":
         batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS))
-        found = [compute(batch) for batch in batches]
+        by_batch = [compute(batch) for batch in batches]
     else:
         batches = list(ordered_batches(features.lengths[rows]))
-        found = pool.map(compute, batches)
+        by_batch = pool.map(compute, batches)
+    # Batches are ordered by length; this puts their rows back into the order in which they were asked for.
     order = torch.cat(batches).argsort()
-    return [torch.cat(logits).cpu()[order] for logits in zip(*found, strict=True)]
+    return [torch.cat(logits).cpu()[order] for logits in zip(*by_batch, strict=True)]
 
 
 class JointHeads:
@@ -193,32 +208,34 @@ class JointHeads:
         self.heads = [head.eval() for head in heads]
         self._alone: list[int] = []
         self._joined: list[tuple[PooledHead, list[int]]] = []
-        forms: dict[tuple[PooledConfig, bool], list[int]] = {}
-        for number, head in enumerate(self.heads):
+        forms: dict[tuple[PooledConfig, PairMode | None], list[int]] = {}
+        for index, head in enumerate(self.heads):
             if isinstance(head, PooledHead):
-                forms.setdefault((replace(head.config, members=1), head.paired), []).append(number)
+                # The number of members may differ; everything else has to be the same.
+                forms.setdefault((replace(head.config, members=1), head.pair_mode), []).append(index)
             else:
-                self._alone.append(number)
-        for numbers in forms.values():
-            some = [head for number in numbers if isinstance(head := self.heads[number], PooledHead)]
-            if len(some) == 1:
-                self._alone += numbers
+                self._alone.append(index)
+        for indices in forms.values():
+            alike = [head for index in indices if isinstance(head := self.heads[index], PooledHead)]
+            if len(alike) == 1:
+                self._alone += indices
             else:
-                self._joined.append((PooledHead.joined_texts(some), numbers))
+                self._joined.append((PooledHead.joined_texts(alike), indices))
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
         if mask.numel() > JOINED_TOKENS:
             return [head(values, mask) for head in self.heads]
-        found: dict[int, Tensor] = {number: self.heads[number](values, mask) for number in self._alone}
-        for joined, numbers in self._joined:
+        logits: dict[int, Tensor] = {index: self.heads[index](values, mask) for index in self._alone}
+        for joined, indices in self._joined:
+            # (sum of E, B, H): the texts in the label spaces of all members of these heads, one head after the other.
             text, first = joined.text(values, mask), 0
-            for number in numbers:
-                head = self.heads[number]
+            for index in indices:
+                head = self.heads[index]
                 assert isinstance(head, PooledHead)
-                found[number] = head.match(text[first : first + head.members]).mean(0)
+                logits[index] = head.match(text[first : first + head.members]).mean(0)
                 first += head.members
-        return [found[number] for number in range(len(self.heads))]
+        return [logits[index] for index in range(len(self.heads))]
 
     def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
         """Each head's logits (N, C) of rows (N,), in their order."""
@@ -228,17 +245,16 @@ class JointHeads:
             with torch.inference_mode():
                 return self(*features.batch(rows[batch]))
 
-        if (
-            len(batches) == 1
-        ):  # not worth a thread, and a second one inside of small operations costs more than it gives
+        if len(batches) == 1:
+            # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                found = [compute(batches[0])]
+                by_batch = [compute(batches[0])]
             finally:
                 torch.set_num_threads(threads)
         else:
             with workers() as pool:
-                found = pool.map(compute, batches)
+                by_batch = pool.map(compute, batches)
         order = torch.cat(batches).argsort()
-        return [torch.cat(logits)[order] for logits in zip(*found, strict=True)]
+        return [torch.cat(logits)[order] for logits in zip(*by_batch, strict=True)]

@@ -1,8 +1,8 @@
-"""Features in the coordinates of their strongest directions, which training reads in place of the features.
+"""Features in the coordinates of their principal components, which training reads in place of the features.
 
 Half as many numbers a token as the hidden states have hold nearly all of their energy: a head's token map then costs
 half, and a token that training visits again and again comes from memory. The head that is trained so is turned into one
-on the features themselves (`PooledHead.on_directions`), and no more is heard of the directions.
+on the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ import torch
 from torch import Tensor
 
 from ytuning.features.codecs import Compact, Coordinates, Projected
-from ytuning.features.features import FIT_TOKENS, Features
-from ytuning.features.pairs import PairedFeatures
+from ytuning.features.features import FIT_TOKENS, Features, TextFeatures
+from ytuning.features.pairs import PairFeatures
 from ytuning.features.store import StoredRows
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
 
-__all__ = ["Reduced", "reduced_features"]
+__all__ = ["Projection", "project_features"]
 
-COPY_BYTES = 1 << 29  # largest copy: 1.4 million tokens of the default encoder
-CHUNK_TOKENS = 8192  # read and written at a time
+# Largest copy: 1.4 million tokens of the default encoder.
+COPY_BYTES = 1 << 29
+# Tokens that are read and written at a time.
+CHUNK_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class Reduced:
+class Projection:
     """What training reads.
 
     Attributes:
         features: of the same rows, one state of width R: the coordinates.
-        directions: (R, L * D) float32, orthonormal rows.
+        components: (R, L * D) float32, orthonormal rows.
     """
 
     features: Features
-    directions: Tensor
+    components: Tensor
 
 
-def reduced_features(features: Features, rows: np.ndarray, pool: Workers, progress: Progress) -> Reduced:
+def project_features(features: Features, rows: Tensor, pool: Workers, progress: Progress) -> Projection:
     """Coordinates of some rows' features; those of other rows are not to be read.
 
     A compact store holds coordinates already. Else they are fitted on these rows and copied into memory, or, where
@@ -47,33 +49,39 @@ def reduced_features(features: Features, rows: np.ndarray, pool: Workers, progre
 
     Args:
         features: of all rows.
-        rows: positions of the rows that training reads.
+        rows: (N,) int64 positions of the rows that training reads.
         pool: computes the copy.
         progress: is told how far the copy is.
     """
-    if isinstance(features, PairedFeatures):
-        found = reduced_features(features.texts, features.texts_of(torch.from_numpy(rows)).numpy(), pool, progress)
-        return Reduced(features.of(found.features), found.directions)
+    if isinstance(features, PairFeatures):
+        # The distinct texts of the pairs are projected, each of them once.
+        texts = project_features(features.texts, features.texts_of(rows), pool, progress)
+        assert isinstance(texts.features, TextFeatures)
+        return Projection(features.with_texts(texts.features), texts.components)
+    assert isinstance(features, TextFeatures)
     if isinstance(features.codec, Compact):
-        return Reduced(features.seen_as(Coordinates(features.codec)), torch.from_numpy(features.codec.directions))
-    compact = _fitted(features, rows)
-    directions = torch.from_numpy(compact.directions)
-    tokens = int(features.lengths[torch.from_numpy(rows)].sum())
-    if tokens * compact.row_bytes > COPY_BYTES:
-        return Reduced(features.seen_as(Projected(features.codec, directions)), directions)
-    return Reduced(_copied(features, rows, compact, pool, progress), directions)
+        components = torch.from_numpy(features.codec.directions)
+        return Projection(features.seen_as(Coordinates(features.codec)), components)
+    compact = _fit_components(features, rows)
+    components = torch.from_numpy(compact.directions)
+    if int(features.lengths[rows].sum()) * compact.row_bytes > COPY_BYTES:
+        return Projection(features.seen_as(Projected(features.codec, components)), components)
+    return Projection(_copy_coordinates(features, rows, compact, pool, progress), components)
 
 
-def _fitted(features: Features, rows: np.ndarray) -> Compact:
-    """Directions of a sample that is spread evenly over the rows."""
-    total = int(features.lengths[torch.from_numpy(rows)].sum())
-    sample = torch.from_numpy(rows[:: max(1, -(-total // FIT_TOKENS))])
+def _fit_components(features: TextFeatures, rows: Tensor) -> Compact:
+    """Components of a sample that is spread evenly over rows (N,)."""
+    total = int(features.lengths[rows].sum())
+    sample = rows[:: max(1, -(-total // FIT_TOKENS))]
+    # (tokens, L, D)
     return Compact.fitted(features.tokens(sample).numpy())
 
 
-def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Workers, progress: Progress) -> Features:
-    """The rows' coordinates in memory, in the order in which the store holds them."""
-    ordered = features.in_order(torch.from_numpy(rows))
+def _copy_coordinates(
+    features: TextFeatures, rows: Tensor, compact: Compact, pool: Workers, progress: Progress
+) -> TextFeatures:
+    """The coordinates of rows (N,) in memory, in the order in which the store holds them."""
+    ordered = features.in_order(rows)
     lengths = features.lengths[ordered]
     ends = lengths.cumsum(0)
     array = np.empty((int(ends[-1]), compact.row_bytes), np.uint8)
@@ -83,12 +91,16 @@ def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Worker
     def copy(number: int) -> None:
         array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number])).numpy()
 
-    for first in range(0, len(chunks), 8):  # parts, so that Ctrl-C is heard between them
+    # Eight chunks at a time, so that Ctrl-C is heard between them.
+    for first in range(0, len(chunks), 8):
         pool.map(copy, range(first, min(first + 8, len(chunks))))
         progress.step("prepare", min(first + 8, len(chunks)), len(chunks))
     features.release()
-    start = np.full(len(features), len(array))  # of other rows: out of bounds
+    # Rows that were not copied start out of bounds, so that reading one by mistake fails.
+    start = np.full(len(features), len(array))
     start[ordered.numpy()] = (ends - lengths).numpy()
-    place = np.zeros(len(features), np.int64)
-    stored = StoredRows([array], place, start, features.lengths.numpy(), features.truncated_rows, Coordinates(compact))
-    return Features(stored, features.dtype)
+    array_of_row = np.zeros(len(features), np.int64)
+    stored = StoredRows(
+        [array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, Coordinates(compact)
+    )
+    return TextFeatures(stored, features.dtype)

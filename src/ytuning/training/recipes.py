@@ -38,7 +38,8 @@ __all__ = [
 
 AUTO_LAYERS: Final = "auto"
 RECIPE_SCHEMA = 1
-SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")  # from 0 to less than 1
+# From 0 to less than 1.
+SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
 FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
 """Numbers that may be 0; other whole numbers are at least 1, others above 0."""
 
@@ -107,7 +108,7 @@ class Recipe:
 
 
 def default_recipe() -> Recipe:
-    """Pool first, then match: chosen by experiment on validation rows (benchmarks/RESULTS.md)."""
+    """Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md)."""
     return Recipe(PooledConfig(), TrainingConfig())
 
 

@@ -15,7 +15,7 @@ const KEY = "ytuning-key";
 const byId = (id) => document.getElementById(id);
 const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-/** Something that is told to the user in these words. */
+/** An error whose message is shown to the user. */
 class Problem extends Error {}
 
 function element(tag, properties = {}, ...children) {
@@ -109,7 +109,7 @@ const pause = (seconds, signal) => until((done) => setTimeout(done, 1000 * secon
 async function anotherKey(used, signal) {
   if (key !== used) return; // it was entered while the request was on its way
   const asked = byId("access").hidden;
-  byId("key-note").textContent = used ? "The server does not take this key." : "The server asks for a key.";
+  byId("key-note").textContent = used ? "The server does not accept this key." : "This server needs an API key.";
   byId("access").hidden = false;
   if (asked && document.activeElement === document.body) byId("key").focus();
   await until((done) => byId("key-form").addEventListener("submit", () => key !== used && done(), { signal }), signal);
@@ -119,7 +119,7 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const entered = byId("key").value.trim();
   if ([...entered].some((character) => character < "!" || character > "~")) {
-    byId("key-note").textContent = "A key has only letters, digits and signs of ASCII.";
+    byId("key-note").textContent = "A key contains only ASCII letters, digits and punctuation.";
     return;
   }
   if (!entered || entered === key) return;
@@ -179,7 +179,7 @@ async function begin() {
     if (tasks.length && byId("first").value.trim()) await answer();
   } catch (error) {
     tell("problem", error);
-    byId("about").textContent = "The tasks of the server are not known.";
+    byId("about").textContent = "The tasks could not be loaded.";
   }
 }
 
@@ -233,8 +233,8 @@ function show(item, found, milliseconds) {
     fill(card);
   }
   const share = found.total ? Math.round((100 * found.encoder) / found.total) : 0;
-  const server = `${Math.round(1000 * found.total)} ms on the server, ${share} % of it in the encoder`;
-  const times = `${Math.round(milliseconds)} ms there and back; ${server}; ${many(found.tokens, "token")}.`;
+  const server = `${Math.round(1000 * found.total)} ms on the server (${share} % of that in the encoder)`;
+  const times = `The answer took ${Math.round(milliseconds)} ms: ${server}. The encoder read ${many(found.tokens, "token")}.`;
   byId("latency").textContent = found.answers.size ? times : "";
   const first = cards.filter((card) => card.result && !card.article.hidden).slice(0, SHOWN);
   byId("live").textContent = first.map((card) => `${card.task.name}: ${inWords(card.result.answer)}`).join("; ");
@@ -300,12 +300,12 @@ function fill(card) {
   card.more.hidden = !result || task.labels.length <= SHOWN;
   card.more.textContent = card.whole ? "Fewer labels" : `All ${task.labels.length} labels`;
   card.more.setAttribute("aria-expanded", String(card.whole));
-  const none = task.kind === "multi" ? "No label is above its threshold" : "No answer: the task abstains";
+  const none = task.kind === "multi" ? "No label is above its threshold." : "No answer, because the confidence is too low.";
   const empty = result && (result.answer === null || result.answer.length === 0);
   card.answer.classList.toggle("none", !result || empty);
-  const missing = task.pair && byId("first").value.trim() ? "Needs a second text" : "–";
+  const missing = task.pair && byId("first").value.trim() ? "This task needs a second text." : "–";
   card.answer.replaceChildren(...(result ? (empty ? [none] : given(result.answer)) : [missing]));
-  const read = `The task reads ${many(task.max_input_length, "token")}; what comes after them was not seen.`;
+  const read = `The text is too long. The task reads only its first ${many(task.max_input_length, "token")}.`;
   card.note.textContent = result?.truncated ? read : "";
 }
 
@@ -332,7 +332,7 @@ function rowOf(card, { label, score, given: chosen }) {
   if (score === null) track.style.visibility = "hidden";
   const shownName = score === null ? isolated("What raises it?") : joined(label); // a number has no labels
   const name = element("span", { className: "label" }, chosen && card.task.kind === "multi" ? "✓ " : "", shownName);
-  const value = element("span", { className: "score" }, score === null ? "" : score.toFixed(3));
+  const value = element("span", { className: "score" }, score === null ? "" : score.toFixed(4));
   const button = element("button", { type: "button", className: chosen ? "row given" : "row", title: label, tabIndex: -1 });
   button.append(name, " ", track, " ", value);
   // Not when it is entered: a pointer that lies still enters the new labels of every answer.
@@ -466,7 +466,7 @@ function showEffects(texts, effects) {
   const drawn = texts.map((text, side) => marked(text, strong.filter((mark) => mark.side === side)));
   byId("why-texts").replaceChildren(...drawn);
   const words = strong.map((mark) => ({ ...mark, word: [...texts[mark.side]].slice(mark.start, mark.end).join("").trim() }));
-  const said = `Strongest for it: ${quoted(words, 1)}. Against it: ${quoted(words, -1)}.`;
+  const said = `Strongest for it: ${quoted(words, 1)}. Strongest against it: ${quoted(words, -1)}.`;
   byId("why-said").textContent = said;
   byId("live").textContent = `${byId("why-label").textContent}. ${said}`;
 }
@@ -491,7 +491,7 @@ function quoted(words, sign) {
   const found = words.filter((mark) => mark.word && Math.sign(mark.share) === sign);
   found.sort((one, other) => Math.abs(other.share) - Math.abs(one.share));
   const first = [...new Set(found.map((mark) => mark.word))].slice(0, 3);
-  return first.map((word) => `“\u2068${word}\u2069”`).join(", ") || "nothing stands out"; // isolated, like bdi
+  return first.map((word) => `“\u2068${word}\u2069”`).join(", ") || "no word"; // isolated, like bdi
 }
 
 byId("close").addEventListener("click", forget);
@@ -552,7 +552,7 @@ function separatorOf(text) {
 }
 
 async function read(file) {
-  if (file.size > LARGEST) throw new Problem(`${file.name} is larger than ${LARGEST / 1e6} MB. Classify it with the command line.`);
+  if (file.size > LARGEST) throw new Problem(`${file.name} is larger than ${LARGEST / 1e6} MB. Use the command line for it.`);
   let text;
   try {
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(await file.arrayBuffer());
@@ -568,7 +568,7 @@ async function read(file) {
   const wrong = rows.findIndex((row) => row.length !== header.length);
   if (wrong >= 0) {
     const counts = `Line ${lines[wrong + 1]} has ${many(rows[wrong].length, "cell")}, the first row has ${header.length}`;
-    throw new Problem(`${counts}. A text with a separator in it must be in quotes.`);
+    throw new Problem(`${counts}. Put cells that contain a separator in double quotes.`);
   }
   return { name: file.name, header, rows, separator, mark };
 }
