@@ -110,7 +110,7 @@ def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStor
     rows = task_rows(train, None, test, seed=seed)
     features, _ = stored_features(rows.inputs, encoder, store, Progress())
     pooled = mean_pooled(features)
-    probe = tuned_probe(pooled, rows.truth, rows.train, rows.validation)
+    probe = tuned_probe(rows.target, pooled, rows.truth, rows.train, rows.validation)
     return float((probe.logits(pooled[rows.test]).argmax(1) == rows.truth[rows.test]).mean())
 
 

@@ -94,7 +94,7 @@ def one_training(arguments: argparse.Namespace, name: str, rows: int | None, see
     start = time.perf_counter()
     found = full_fine_tuning(
         encoder,
-        TuningRows(work.inputs, targets, *split, work.target.objective),
+        TuningRows(work.target, work.inputs, targets, *split),
         config=TuningConfig(rate, epochs=arguments.epochs),
         seed=seed,
         progress=Progress(),

@@ -42,6 +42,7 @@ from benchmarks.limits import copy_rate, matrix_rate, multiply_adds, share
 from benchmarks.machine import machine, record
 from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
 from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import SingleLabel
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import live_features, stored_features
 from ytuning.features.store import FeatureStore
@@ -227,7 +228,10 @@ def check(arguments: argparse.Namespace) -> None:
                 again, use_again = stored_features(inputs, encoder, FeatureStore(root), Progress())
                 assert (use.misses, use_again.misses) == (len(inputs), 0)
                 fit = partial(fit_heads, train=rows[0], validation=rows[1], device=encoder.device)
-                fits = [fit(part, [HeadJob(labels, short())])[0] for part in (stored, again)]
+                fits = [
+                    fit(part, [HeadJob(SingleLabel.fit(labels.tolist(), None), labels, short())])[0]
+                    for part in (stored, again)
+                ]
                 first, second = (logits_of(fit.head, stored) for fit in fits)
                 chosen = logits_of(fits[0].chosen_head, stored)[rows[1]]
             figures[shape] = {
@@ -371,7 +375,7 @@ def y_tuning(
         start = time.perf_counter()
         features = stored_features(inputs, encoder, FeatureStore(root), Progress())[0]
         encode = time.perf_counter() - start
-        job = HeadJob(targets, recipe)
+        job = HeadJob(SingleLabel.fit(targets.tolist(), None), targets, recipe)
         fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
         total = time.perf_counter() - start
     return cost(total, encoder, arguments) | {"seconds_encode": encode, "seconds_head": total - encode}
@@ -398,7 +402,9 @@ def encoder_training(
         )
         reset_peak(encoder)
         try:
-            result = train(encoder, TuningRows(inputs, targets, *rows), config=config)
+            result = train(
+                encoder, TuningRows(SingleLabel.fit(targets.tolist(), None), inputs, targets, *rows), config=config
+            )
         except torch.OutOfMemoryError:
             continue  # beyond the handler, whose traceback would keep the memory
         planned = planned_seconds(result, config.epochs)

@@ -20,6 +20,7 @@ from benchmarks.harness import bar, head_option, in_turn, medians, parser, recip
 from benchmarks.machine import record
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.data.dataset import Dataset
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -82,11 +83,12 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
 
         def logistic() -> float:
             features = stored_features(train.inputs, encoder, current, Progress())[0]
-            targets = LabelSet.from_labels(train.names).encode(train.names)
+            target = SingleLabel(LabelSet.from_labels(train.names))
+            targets = target.encode(train.names)
             held = split_holdout(train, len(logistic_accuracy), most=MOST_HELD_OUT)
 
             def fit() -> None:
-                result = tuned_probe(mean_pooled(features), targets, *held)
+                result = tuned_probe(target, mean_pooled(features), targets, *held)
                 logistic_accuracy.append(result.validation_score)
 
             return seconds(fit)

@@ -34,6 +34,7 @@ from benchmarks import synthetic
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.limits import forget
 from benchmarks.machine import record
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import load_encoder
@@ -107,7 +108,12 @@ def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         chosen = replace(chosen, training=replace(chosen.training, epochs=1, most_steps=1 << 30))
     own, before = process_read_bytes(), disk_reads(root)
     start = time.perf_counter()
-    (result,) = fit_heads(features, [HeadJob(made.targets, chosen)], train=train, validation=held)
+    (result,) = fit_heads(
+        features,
+        [HeadJob(SingleLabel.fit(made.targets.tolist(), None), made.targets, chosen)],
+        train=train,
+        validation=held,
+    )
     elapsed = time.perf_counter() - start
     own_after, mean = process_read_bytes(), mean_read(before, disk_reads(root))
     return {
@@ -195,7 +201,7 @@ def one_fit(
     arguments: argparse.Namespace,
 ) -> float:
     """Accuracy on the rows after the train rows."""
-    job = HeadJob(targets, recipe(arguments), seed)
+    job = HeadJob(SingleLabel.fit(targets.tolist(), None), targets, recipe(arguments), seed)
     (result,) = fit_heads(features, [job], train=train, validation=held, seed=seed)
     test = np.arange(len(train) + len(held), len(targets))
     return float((logits_of(result.head, features, torch.from_numpy(test)).argmax(1) == targets[test]).mean())

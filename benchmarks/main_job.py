@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.machine import record
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.data.dataset import Dataset, read_dataset
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -91,13 +92,13 @@ def one_run(
 
 def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, seeds: list[int]) -> dict[str, Any]:
     """Tuned logistic regression on mean-pooled features of the same store, with the same held-out rows."""
-    labels = LabelSet.from_labels(train.names)
-    truth = np.concatenate([labels.encode(part.names) for part in (train, test)])
+    target = SingleLabel(LabelSet.from_labels(train.names))
+    truth = np.concatenate([target.encode(part.names) for part in (train, test)])
     pooled = mean_pooled(stored_features([*train.inputs, *test.inputs], encoder, store, Progress())[0])
     start = time.perf_counter()
     runs = []
     for seed in seeds:
-        result = tuned_probe(pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
+        result = tuned_probe(target, pooled, truth, *split_holdout(train, seed, most=MOST_HELD_OUT))
         rows = np.arange(len(train), len(truth))
         runs.append(
             {

@@ -34,7 +34,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES
 from ytuning.progress import Progress
 from ytuning.tasks.train import TrainOptions, train_task
-from ytuning.training.calibration import calibrate
+from ytuning.training.calibration import fit_calibration
 
 FULL = Path(__file__).with_name("full_tuning.json")
 
@@ -168,14 +168,14 @@ def logistic(
     for mode in (None,) if train.text_pairs is None else PAIR_MODES:
         pooled = mean_pooled(stored_inputs(rows.inputs, encoder, store, Progress(), pair_mode=mode)[0])
         probe = tuned_probe(
+            rows.target,
             pooled,
             rows.truth,
             rows.train,
             rows.validation,
-            objective=rows.target.objective,
             refit=validation is None,
         )
-        calibration = calibrate(rows.target, probe.validation_logits, rows.truth[rows.validation])
+        calibration = fit_calibration(rows.target, probe.validation_logits, rows.truth[rows.validation])
         report = evaluate(rows.target, calibration, rows.truth[rows.test], probe.logits(pooled[rows.test]))
         found.append((probe.validation_loss, report.metrics[SETS[name]]))
     return min(found)[1]

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import load_encoder
@@ -53,13 +54,14 @@ def one_set(name: str, form: str, made: Recipe, arguments: Any) -> dict[str, Any
     """Seconds of one head and of many, in turn."""
     train = rows_of(arguments.data / name, "train", arguments.rows)
     encoder = load_encoder(arguments.encoder, layers=made.layers)
-    truth = LabelSet.from_labels(train.names).encode(train.names)
+    target = SingleLabel(LabelSet.from_labels(train.names))
+    truth = target.encode(train.names)
     rows, held = split_holdout(train, 0, most=MOST_HELD_OUT)
     with tempfile.TemporaryDirectory() as root:
         features = stored_features(train.inputs, encoder, FeatureStore(root), Progress())[0]
 
         def fit(count: int) -> float:
-            jobs = [HeadJob(truth, made, seed) for seed in range(count)]
+            jobs = [HeadJob(target, truth, made, seed) for seed in range(count)]
             return seconds(lambda: fit_heads(features, jobs, train=rows, validation=held))
 
         times = in_turn(arguments.rounds, {"one": lambda: fit(1), "many": lambda: fit(arguments.heads)})

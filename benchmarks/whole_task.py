@@ -35,6 +35,7 @@ from ytuning.compare.fine_tuning import (
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -56,6 +57,7 @@ class Work:
     """What everybody gets: rows, the rows that choose, and the encoder.
 
     Attributes:
+        target: kind of the task.
         targets: label ids of train rows.
         test_targets: label ids of test rows.
         split: positions of rows to train on and of rows that choose, among the train rows.
@@ -63,6 +65,7 @@ class Work:
 
     train: Dataset
     test: Dataset
+    target: SingleLabel
     targets: np.ndarray
     test_targets: np.ndarray
     split: tuple[np.ndarray, np.ndarray]
@@ -94,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds and test scores of everybody on one set, in turn."""
     train, test = rows_of(arguments.data / name, "train", arguments.rows), rows_of(arguments.data / name, "test")
-    labels = LabelSet.from_labels(train.names)
-    targets, test_targets = labels.encode(train.names), labels.encode(test.names)
+    target = SingleLabel(LabelSet.from_labels(train.names))
+    targets, test_targets = target.encode(train.names), target.encode(test.names)
     encoder = load_encoder(arguments.encoder)
     runs: dict[str, list[dict[str, Any]]] = {who: [] for who in ("ytuning", *arguments.opponents)}
     limits: list[float] = []
@@ -104,7 +107,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         def run() -> float:
             seed = len(runs[who])
             split = split_holdout(train, seed, most=MOST_HELD_OUT)
-            work = Work(train, test, targets, test_targets, split, encoder, seed, arguments)
+            work = Work(train, test, target, targets, test_targets, split, encoder, seed, arguments)
             runs[who].append(COMPETITORS[who](work))
             return 0.0
 
@@ -180,7 +183,7 @@ def logistic(work: Work) -> dict[str, Any]:
         start = time.perf_counter()
         encoder, store = _encoder(work), FeatureStore(root)
         pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress())[0])
-        result = tuned_probe(pooled, work.targets, *work.split)
+        result = tuned_probe(work.target, pooled, work.targets, *work.split)
         elapsed = time.perf_counter() - start
         tested = mean_pooled(stored_features(work.test.inputs, encoder, store, Progress())[0])
     return run_of(elapsed, work.score(result.logits(tested).argmax(1)))
@@ -190,7 +193,7 @@ def tuned(work: Work, train: Callable[..., TunedEncoder], rate: float) -> dict[s
     """One that trains the encoder by ytuning.compare.fine_tuning."""
     config = TuningConfig(rate, epochs=work.arguments.epochs, most_steps=work.arguments.max_steps)
     start = time.perf_counter()
-    rows = TuningRows(work.train.inputs, work.targets, *work.split)
+    rows = TuningRows(work.target, work.train.inputs, work.targets, *work.split)
     result = train(work.encoder, rows, config=config, seed=work.seed)
     elapsed = time.perf_counter() - start
     steps = {"steps": len(result.step_seconds), "planned_steps": result.planned_steps, "rate": rate}

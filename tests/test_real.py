@@ -11,7 +11,6 @@ import transformers
 
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.data.dataset import read_dataset
-from ytuning.data.labels import LabelSet
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.download import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -110,11 +109,11 @@ def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
 ) -> None:
     train = read_dataset(shared_data / "trec6" / "train.jsonl")
     trained = train_task(train, encoder, store, preset("default"))
-    labels = LabelSet.from_labels(train.names)
+    target = trained.task.target
     features, use = stored_features(train.inputs, encoder, store, Progress())
     assert use.misses == 0
     rows = split_holdout(train, 0)
-    opponent = tuned_probe(mean_pooled(features), labels.encode(train.names), *rows)
+    opponent = tuned_probe(target, mean_pooled(features), target.encode(train.names), *rows)
     accuracy = trained.reports["validation"].metrics["accuracy"]
     error = np.sqrt(accuracy * (1 - accuracy) / len(rows[1]))
     assert accuracy > opponent.validation_score - error

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.kinds import KindName, kind_of
 from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
-from ytuning.data.kinds import Objective
 from ytuning.encoder.download import find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import EncoderError, InputError, MissingExtraError
 from ytuning.features.features import live_features
 from ytuning.progress import Progress
-from ytuning.training.losses import row_scores
 
+SINGLE = kind_of("single")
 Rows = tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -40,7 +40,7 @@ def rows(toy_rows: tuple[list[str], list[str]]) -> Rows:
 @pytest.mark.parametrize(("train", "rate"), [(full_fine_tuning, 2e-3), (lora, 2e-2)], ids=["full_fine_tuning", "lora"])
 def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encoder, rows: Rows) -> None:
     config = TuningConfig(rate, epochs=16, batch_size=8, patience=16)
-    result: TunedEncoder = train(encoder, TuningRows(*rows), config=config)
+    result: TunedEncoder = train(encoder, TuningRows(SINGLE, *rows), config=config)
     inputs, targets, _, held = rows
     accuracy = (result.logits(inputs).argmax(1) == targets)[held].mean()
     assert accuracy == pytest.approx(max(result.validation_scores))
@@ -50,7 +50,7 @@ def test_learns_and_gives_the_best_epoch(train: Any, rate: float, encoder: Encod
 
 
 def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, rows: Rows) -> None:
-    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=2))
+    result = full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-3, most_steps=2))
     inputs = [*rows[0][:7], ("card " * 60, None), ("a", "refund late")]
     alone = []
     for text, pair in inputs:
@@ -65,7 +65,9 @@ def test_a_padded_batch_gives_the_logits_of_each_text_alone(encoder: Encoder, ro
 def test_same_seed_same_logits_and_the_callers_random_numbers_stay(encoder: Encoder, rows: Rows) -> None:
     state = torch.get_rng_state()
     config = TuningConfig(1e-3, most_steps=3)
-    first, again, other = (full_fine_tuning(encoder, TuningRows(*rows), config=config, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=config, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(first.logits(rows[0]), again.logits(rows[0]))
     assert not np.array_equal(first.logits(rows[0]), other.logits(rows[0]))
@@ -79,7 +81,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_encoder: Path, rows: Rows) -> None:
     before, inputs = weights_of(tiny_encoder), rows[0][:9]
     features = live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy()
-    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(1e-2, most_steps=3))
+    result = full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-2, most_steps=3))
     assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     after = result.model.bert.state_dict()
     for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
@@ -91,7 +93,7 @@ def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_e
 def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
     encoder: Encoder, tiny_encoder: Path, rows: Rows
 ) -> None:
-    result = lora(encoder, TuningRows(*rows), config=TuningConfig(1e-2, most_steps=3), rank=4)
+    result = lora(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-2, most_steps=3), rank=4)
     trained = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
     kinds = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained if "lora_" in name}
     assert kinds == {"query", "value"}
@@ -105,7 +107,7 @@ def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(
 def test_bf16_keeps_trained_numbers_in_fp32(tiny_encoder: Path, rows: Rows) -> None:
     encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
     for train in (full_fine_tuning, lora):
-        result = train(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=1))
+        result = train(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-3, most_steps=1))
         kinds = {parameter.dtype for parameter in result.model.parameters() if parameter.requires_grad}
         assert kinds == {torch.float32}
         assert np.isfinite(result.logits(rows[0])).all()
@@ -114,7 +116,7 @@ def test_bf16_keeps_trained_numbers_in_fp32(tiny_encoder: Path, rows: Rows) -> N
 def test_checkpointing_changes_nothing_but_memory(encoder: Encoder, rows: Rows) -> None:
     plain, checkpointed = (
         full_fine_tuning(
-            encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=3, checkpointing=checkpointing)
+            encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-3, most_steps=3, checkpointing=checkpointing)
         )
         for checkpointing in (False, True)
     )
@@ -122,7 +124,7 @@ def test_checkpointing_changes_nothing_but_memory(encoder: Encoder, rows: Rows) 
 
 
 def test_stops_when_validation_gets_no_better(encoder: Encoder, rows: Rows) -> None:
-    result = full_fine_tuning(encoder, TuningRows(*rows), config=TuningConfig(0.0, epochs=9, patience=2))
+    result = full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(0.0, epochs=9, patience=2))
     assert result.validation_scores == [result.validation_scores[0]] * 3
     assert len(result.step_seconds) == result.planned_steps // 3
 
@@ -134,7 +136,7 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             told.append((stage, done, total, note))
 
-    result = lora(encoder, TuningRows(*rows), config=TuningConfig(1e-3, most_steps=2), progress=Listening())
+    result = lora(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-3, most_steps=2), progress=Listening())
     note = f"validation accuracy {result.validation_scores[0]:.4f}"
     assert told == [("tune", 1, 2, ""), ("tune", 2, 2, ""), ("tune", 2, 2, note)]
 
@@ -142,12 +144,12 @@ def test_tells_its_progress(encoder: Encoder, rows: Rows) -> None:
 def test_without_peft(encoder: Encoder, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"^the package 'peft' is not installed\. Install it with: pip install"):
-        lora(encoder, TuningRows(*rows))
+        lora(encoder, TuningRows(SINGLE, *rows))
 
 
 def test_lora_of_modules_that_are_not_there(encoder: Encoder, rows: Rows) -> None:
     with pytest.raises(InputError, match=r"^PEFT cannot change \['nothing'\] of .*Name linear layers of the encoder"):
-        lora(encoder, TuningRows(*rows), modules=["nothing"])
+        lora(encoder, TuningRows(SINGLE, *rows), modules=["nothing"])
 
 
 def test_an_architecture_without_a_classifier(
@@ -161,47 +163,48 @@ def test_an_architecture_without_a_classifier(
     with pytest.raises(
         EncoderError, match=r"^transformers has no classifier for .*: Unrecognized configuration class\. "
     ):
-        full_fine_tuning(encoder, TuningRows(*rows))
+        full_fine_tuning(encoder, TuningRows(SINGLE, *rows))
 
 
 # --- kinds of task --------------------------------------------------------------------------------------------------
 
 
-def targets_of(rows: Rows, objective: Objective) -> np.ndarray:
+def targets_of(rows: Rows, kind: KindName) -> np.ndarray:
     """Targets of another kind that the labels say."""
     ids = rows[1]
-    if objective == "multi":
+    if kind == "multi":
         return np.stack([ids == 0, ids < 2], 1).astype(np.float32)
-    return (ids / 2).astype(np.float32) if objective in ("bounded", "unbounded") else ids
+    return (ids / 2).astype(np.float32) if kind in ("bounded", "unbounded") else ids
 
 
-@pytest.mark.parametrize("objective", ["ordinal", "multi", "bounded", "unbounded"])
+@pytest.mark.parametrize("kind", ["ordinal", "multi", "bounded", "unbounded"])
 @pytest.mark.parametrize(("train", "rate"), [(full_fine_tuning, 2e-3), (lora, 2e-2)], ids=["full_fine_tuning", "lora"])
-def test_learns_every_kind_of_task(train: Any, rate: float, objective: Objective, encoder: Encoder, rows: Rows) -> None:
+def test_learns_every_kind_of_task(train: Any, rate: float, kind: KindName, encoder: Encoder, rows: Rows) -> None:
     inputs, _, fit, held = rows
-    targets = targets_of(rows, objective)
+    target, targets = kind_of(kind, 2 if kind == "multi" else 3), targets_of(rows, kind)
     config = TuningConfig(rate, epochs=12, batch_size=8, patience=12)
-    result: TunedEncoder = train(encoder, TuningRows(inputs, targets, fit, held, objective), config=config)
+    result: TunedEncoder = train(encoder, TuningRows(target, inputs, targets, fit, held), config=config)
     logits = result.logits([inputs[row] for row in held])
-    assert logits.shape == (30, 3 if objective == "ordinal" else 2)
+    assert logits.shape == (30, 3 if kind == "ordinal" else 2)
     np.testing.assert_allclose(logits, result.validation_logits, atol=1e-5)
     goal = torch.from_numpy(targets[held])
-    score = float(row_scores(objective, torch.from_numpy(logits), goal).mean())
+    score = float(target.row_scores(torch.from_numpy(logits), goal).mean())
     assert score == pytest.approx(max(result.validation_scores), abs=1e-5)
     shares = torch.from_numpy(targets[fit]).float().mean(0)
-    constant = shares.logit().expand(30, 2) if objective == "multi" else torch.zeros(30, 3)
-    if objective in ("bounded", "unbounded"):
-        position = shares.logit() if objective == "bounded" else shares
+    constant = shares.logit().expand(30, 2) if kind == "multi" else torch.zeros(30, 3)
+    if kind in ("bounded", "unbounded"):
+        position = shares.logit() if kind == "bounded" else shares
         constant = torch.stack((torch.zeros(30), position.expand(30)), 1)
-    assert score > float(row_scores(objective, constant, goal).mean())  # than one answer for every row
+    assert score > float(target.row_scores(constant, goal).mean())  # than one answer for every row
 
 
 def test_validation_chooses_the_learning_rate(encoder: Encoder, rows: Rows) -> None:
     rates = [1e-6, 3e-3]
     config = TuningConfig(9.0, epochs=6, batch_size=8, patience=6)
-    result = full_fine_tuning(encoder, TuningRows(*rows), config=config, rates=rates)
+    result = full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=config, rates=rates)
     alone = {
-        rate: full_fine_tuning(encoder, TuningRows(*rows), config=replace(config, learning_rate=rate)) for rate in rates
+        rate: full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=replace(config, learning_rate=rate))
+        for rate in rates
     }
     assert result.rates == {rate: max(found.validation_scores) for rate, found in alone.items()}
     assert result.learning_rate == 3e-3
@@ -212,7 +215,7 @@ def test_a_training_that_diverges_is_not_chosen(encoder: Encoder, rows: Rows) ->
     targets = targets_of(rows, "unbounded")
     config = TuningConfig(1e-3, epochs=2, clip_norm=1e30)
     result = full_fine_tuning(
-        encoder, TuningRows(rows[0], targets, *rows[2:], "unbounded"), config=config, rates=[1e30, 1e-3]
+        encoder, TuningRows(kind_of("unbounded"), rows[0], targets, *rows[2:]), config=config, rates=[1e30, 1e-3]
     )
     assert result.rates[1e30] == -math.inf
     assert result.learning_rate == 1e-3 and np.isfinite(result.logits(rows[0])).all()

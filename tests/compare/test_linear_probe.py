@@ -14,12 +14,11 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.kinds import KIND_NAMES, KindName, kind_of
 from ytuning.compare.linear_probe import NEVER, mean_pooled, tuned_probe
-from ytuning.data.kinds import Objective
 from ytuning.encoder.encoder import load_encoder
 from ytuning.features.features import live_features
 from ytuning.features.pairs import live_inputs
-from ytuning.training.losses import mean_loss, row_scores
 
 TRAIN, HELD, TEST = np.arange(120), np.arange(120, 160), np.arange(160, 220)
 
@@ -32,22 +31,22 @@ def pooled() -> np.ndarray:
     return values.astype(np.float32)
 
 
-def labels_from(pooled: np.ndarray, objective: Objective) -> np.ndarray:
+def labels_from(pooled: np.ndarray, kind: KindName) -> np.ndarray:
     """Targets that depend on the features, with noise."""
     noise = np.random.default_rng(1).normal(size=(len(pooled), 4))
     signal = (pooled[:, :4] - 3) / np.linspace(0.1, 5, 12)[:4] + noise
-    if objective == "multi":
+    if kind == "multi":
         return (signal > 0.5).astype(np.float32)
-    if objective in ("bounded", "unbounded"):
-        position = scipy.special.expit(signal[:, 0]) if objective == "bounded" else signal[:, 0]
+    if kind in ("bounded", "unbounded"):
+        position = scipy.special.expit(signal[:, 0]) if kind == "bounded" else signal[:, 0]
         return position.astype(np.float32)
-    return np.digitize(signal[:, 0], [-1, 0.5]) if objective == "ordinal" else signal.argmax(1)
+    return np.digitize(signal[:, 0], [-1, 0.5]) if kind == "ordinal" else signal.argmax(1)
 
 
-@pytest.mark.parametrize("objective", ["single", "ordinal"])
-def test_logistic_regression_is_scikit_learns(pooled: np.ndarray, objective: Objective) -> None:
-    targets = labels_from(pooled, objective)
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, objective=objective, strengths=[0.1])
+@pytest.mark.parametrize("kind", ["single", "ordinal"])
+def test_logistic_regression_is_scikit_learns(pooled: np.ndarray, kind: KindName) -> None:
+    targets = labels_from(pooled, kind)
+    probe = tuned_probe(kind_of(kind, 4), pooled, targets, TRAIN, HELD, strengths=[0.1])
     naive = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
     naive.fit(pooled[:160], targets[:160])
     found = scipy.special.softmax(probe.logits(pooled[TEST]).astype(np.float64), axis=1)
@@ -56,13 +55,13 @@ def test_logistic_regression_is_scikit_learns(pooled: np.ndarray, objective: Obj
     naive.fit(pooled[TRAIN], targets[TRAIN])
     held = scipy.special.softmax(probe.validation_logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(held, naive.predict_proba(pooled[HELD]), atol=2e-3)
-    if objective == "single":
+    if kind == "single":
         assert probe.validation_score == pytest.approx(naive.score(pooled[HELD], targets[HELD]))
 
 
 def test_two_labels_take_one_column(pooled: np.ndarray) -> None:
     targets = (labels_from(pooled, "single") > 1).astype(np.int64)
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, strengths=[0.1], refit=False)
+    probe = tuned_probe(kind_of("single", 2), pooled, targets, TRAIN, HELD, strengths=[0.1], refit=False)
     naive = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(pooled[TRAIN], targets[TRAIN])
     logits = probe.logits(pooled[TEST])
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], naive.decision_function(pooled[TEST]), atol=1e-2)
@@ -72,7 +71,7 @@ def test_two_labels_take_one_column(pooled: np.ndarray) -> None:
 def test_several_labels_are_one_against_the_rest(pooled: np.ndarray) -> None:
     targets = labels_from(pooled, "multi")
     targets[:, 2], targets[:, 3] = 0, 1  # labels that no row has, and every row
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, objective="multi", strengths=[0.1])
+    probe = tuned_probe(kind_of("multi", 4), pooled, targets, TRAIN, HELD, strengths=[0.1])
     naive = make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression(C=0.1, max_iter=300)))
     naive.fit(pooled[:160], targets[:160, :2].astype(int))
     found = scipy.special.expit(probe.logits(pooled[TEST]).astype(np.float64))
@@ -80,38 +79,37 @@ def test_several_labels_are_one_against_the_rest(pooled: np.ndarray) -> None:
     np.testing.assert_allclose(found[:, 2:], np.tile([0.5 / 161, 160.5 / 161], (60, 1)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["bounded", "unbounded"])
-def test_ridge_regression_is_scikit_learns(pooled: np.ndarray, objective: Objective) -> None:
-    targets = labels_from(pooled, objective)
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, objective=objective, strengths=[0.01])
+@pytest.mark.parametrize("kind", ["bounded", "unbounded"])
+def test_ridge_regression_is_scikit_learns(pooled: np.ndarray, kind: KindName) -> None:
+    targets = labels_from(pooled, kind)
+    probe = tuned_probe(kind_of(kind, 4), pooled, targets, TRAIN, HELD, strengths=[0.01])
     naive = make_pipeline(StandardScaler(), Ridge(alpha=100)).fit(pooled[:160], targets[:160])
     logits = probe.logits(pooled[TEST])
     position = logits[:, 1] - logits[:, 0]
     expected = naive.predict(pooled[TEST])
-    if objective == "bounded":
+    if kind == "bounded":
         position, expected = scipy.special.expit(position), expected.clip(0, 1)
     np.testing.assert_allclose(position, expected, atol=1e-4)
     assert probe.parameters == 13
 
 
-@pytest.mark.parametrize("objective", ["single", "ordinal", "multi", "bounded", "unbounded"])
-def test_validation_chooses_the_strength(pooled: np.ndarray, objective: Objective) -> None:
-    targets = labels_from(pooled, objective)
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_validation_chooses_the_strength(pooled: np.ndarray, kind: KindName) -> None:
+    targets = labels_from(pooled, kind)
     strengths = [1e-4, 3e-3, 1.0]
-    each = [tuned_probe(pooled, targets, TRAIN, HELD, objective=objective, strengths=[s]) for s in strengths]
-    chosen = tuned_probe(pooled, targets, TRAIN, HELD, objective=objective, strengths=strengths[::-1])
+    each = [tuned_probe(kind_of(kind, 4), pooled, targets, TRAIN, HELD, strengths=[s]) for s in strengths]
+    chosen = tuned_probe(kind_of(kind, 4), pooled, targets, TRAIN, HELD, strengths=strengths[::-1])
     best = max(each, key=lambda probe: probe.validation_score)
     assert chosen.strength == best.strength
     np.testing.assert_allclose(chosen.validation_logits, best.validation_logits, atol=0.05)  # warm starts
-    kind = np.int64 if objective in ("single", "ordinal") else np.float32
-    logits, goal = torch.from_numpy(chosen.validation_logits), torch.from_numpy(targets[HELD].astype(kind))
-    assert chosen.validation_score == pytest.approx(float(row_scores(objective, logits, goal).mean()))
-    assert chosen.validation_loss == pytest.approx(mean_loss(objective, logits, goal))
+    logits, goal = torch.from_numpy(chosen.validation_logits), torch.from_numpy(targets[HELD])
+    assert chosen.validation_score == pytest.approx(float(kind_of(kind, 4).row_scores(logits, goal).mean()))
+    assert chosen.validation_loss == pytest.approx(kind_of(kind, 4).mean_loss(logits, goal))
 
 
 def test_without_refit_validation_rows_are_not_fitted_on(pooled: np.ndarray) -> None:
     targets = labels_from(pooled, "single")
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, strengths=[0.1], refit=False)
+    probe = tuned_probe(kind_of("single", 4), pooled, targets, TRAIN, HELD, strengths=[0.1], refit=False)
     np.testing.assert_allclose(probe.logits(pooled[HELD]), probe.validation_logits, atol=1e-5)
 
 
@@ -119,14 +117,14 @@ def test_a_label_that_no_train_row_has_is_never_given(pooled: np.ndarray) -> Non
     targets = labels_from(pooled, "single")
     targets[TRAIN] = np.where(targets[TRAIN] == 1, 0, targets[TRAIN])
     targets[HELD] = np.where(targets[HELD] == 1, 0, targets[HELD])
-    probe = tuned_probe(pooled, targets, TRAIN, HELD, strengths=[0.1])
+    probe = tuned_probe(kind_of("single", 4), pooled, targets, TRAIN, HELD, strengths=[0.1])
     logits = probe.logits(pooled[TEST])
     assert (logits[:, 1] == NEVER).all() and (logits.argmax(1) != 1).all()
 
 
 def test_what_has_not_converged_is_no_warning(pooled: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ytuning.compare.linear_probe.MOST_ITERATIONS", 1)
-    tuned_probe(pooled, labels_from(pooled, "single"), TRAIN, HELD)
+    tuned_probe(kind_of("single", 4), pooled, labels_from(pooled, "single"), TRAIN, HELD)
 
 
 def test_pairs_that_are_read_one_by_one_are_set_beside_each_other(tiny_encoder: Path) -> None:

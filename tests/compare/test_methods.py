@@ -18,11 +18,10 @@ from ytuning.compare import methods as contestants
 from ytuning.compare.fine_tuning import TunedEncoder, full_fine_tuning
 from ytuning.compare.methods import METHODS, Run, Work, check_methods, run_method, work_on
 from ytuning.data.dataset import Dataset
+from ytuning.data.kinds import Answers
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError, InputError, MissingExtraError
-from ytuning.evaluation.evaluate import HEADLINES
-from ytuning.evaluation.metrics import multi_label_metrics
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.training import recipes
@@ -78,7 +77,7 @@ def run(tiny_encoder: Path, tmp_path: Path) -> Callable[..., tuple[Run, Work]]:
 @pytest.mark.parametrize("method", ["ytuning", "logistic", "full", "lora"])
 def test_every_method_learns_every_kind(method: str, kind: str, kinds: Kinds, run: Any) -> None:
     found, work = run(method, *kinds[kind])
-    metric = HEADLINES[work.target.kind][0]
+    metric = work.target.headlines[0]
     assert found.metrics[metric] > (0.3 if kind == "regression" else 0.45)  # of chance level 0, and about a third
     assert found.rows["judged"] == len(found.predicted) == 40
     assert found.rows["train"] + found.rows["validation"] == 110
@@ -91,9 +90,9 @@ def test_every_method_learns_every_kind(method: str, kind: str, kinds: Kinds, ru
         predicted = np.zeros((40, 2), bool)
         for row, ids in enumerate(found.predicted):
             predicted[row, ids] = True
-        expected = multi_label_metrics(truth > 0, predicted, predicted.astype(float))[metric]
+        expected = work.target.metrics(truth > 0, Answers(predicted, predicted.astype(float)))[metric]
     elif kind == "regression":
-        expected = np.corrcoef(work.target.numbers(truth), found.predicted)[0, 1]
+        expected = np.corrcoef(work.target.decode(truth), found.predicted)[0, 1]
     else:
         expected = np.mean(np.array(found.predicted) == truth)
     assert found.metrics[metric] == pytest.approx(expected)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from tests.compare.test_compare import fake_run
+from tests.kinds import KindName, kind_of
 from ytuning.compare.compare import Comparison
 from ytuning.compare.methods import Run, Work, work_on
 from ytuning.compare.summary import standings_of
 from ytuning.data.dataset import Dataset
-from ytuning.data.labels import Kind
-from ytuning.evaluation.intervals import multi_intervals, number_intervals, resampled_figures, single_intervals
 
 
 def work_of(rows: int = 400, *, test: bool = True) -> Work:
@@ -104,23 +103,24 @@ def test_differences_are_over_the_seeds_that_both_have() -> None:
     assert not alone[0].told_apart
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
-def test_resampled_figures_have_the_ends_of_intervals(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ["single", "multi", "unbounded"])
+def test_resampled_figures_have_the_ends_of_intervals(kind: KindName) -> None:
     chooser = np.random.default_rng(0)
     truth: Any = chooser.integers(3, size=300)
     predicted: Any = np.where(chooser.random(300) < 0.7, truth, 0)
-    intervals: Any = single_intervals
     if kind == "multi":
-        truth, predicted, intervals = (truth[:, None] > [0, 1]), (predicted[:, None] > [0, 1]), multi_intervals
-    elif kind == "regression":
-        truth, predicted, intervals = truth.astype(float), predicted + chooser.normal(size=300), number_intervals
-    found = resampled_figures(kind, truth, predicted)
-    ends = intervals(truth, predicted)
+        truth, predicted = (truth[:, None] > [0, 1]), (predicted[:, None] > [0, 1])
+    elif kind == "unbounded":
+        truth, predicted = truth.astype(float), predicted + chooser.normal(size=300)
+    target = kind_of(kind)
+    found = target.resampled_metrics(truth, predicted, resamples=1000, seed=0)
+    ends = target.intervals(truth, predicted)
     assert set(found) == set(ends)
     for name, (low, high) in ends.items():
         assert np.percentile(found[name], (2.5, 97.5)) == pytest.approx((low, high), abs=0.15 * (high - low))
     # The same rows are drawn whatever was predicted, so where all is right each figure is the highest there is.
-    np.testing.assert_allclose(resampled_figures(kind, truth, truth)[next(iter(ends))], 1.0)
+    right = target.resampled_metrics(truth, truth, resamples=1000, seed=0)
+    np.testing.assert_allclose(right[next(iter(ends))], 1.0)
 
 
 def test_several_labels_and_numbers(tmp_path: Path) -> None:

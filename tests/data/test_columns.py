@@ -19,7 +19,7 @@ from tests.compare.test_compare import Starts
 from tests.data.test_data import complaint
 from ytuning.data.columns import Columns
 from ytuning.data.dataset import Dataset, check_trainable, read_dataset
-from ytuning.data.kinds import Names
+from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
 from ytuning.tasks.task import load_task
 
@@ -212,7 +212,7 @@ def test_train_evaluate_and_add_a_label(run: Run, jigsaw: Path, tiny_encoder: Pa
     )
     assert (done.status, done.json["kind"], done.json["labels"]) == (0, "multi", 3)
     assert "columns text = 'comment_text', label = 'card,refund,any'; kind = 'multi'" in done.err
-    assert load_task(jigsaw / "t").target == Names(LabelSet(("any", "card", "refund")), "multi")
+    assert load_task(jigsaw / "t").target == MultiLabel(LabelSet(("any", "card", "refund")))
     judged = run("evaluate", "t", "more.parquet", *COLUMNS, "--json")
     assert judged.status == 0 and set(judged.json["labels"]) == {"any", "card", "refund"}
     assert run("evaluate", "t", "more.parquet", "--text", "comment_text", "--label", "card,rfund").mistake() == (

@@ -23,7 +23,7 @@ from ytuning.data.dataset import (
     read_dataset,
     unsplit_names,
 )
-from ytuning.data.kinds import Names, Scale, fit_target
+from ytuning.data.kinds import MultiLabel, Regression, SingleLabel, fit_kind
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
 
@@ -405,8 +405,8 @@ def test_a_number_whose_square_overflows_is_refused(kind: Any) -> None:
         assert complaint(read_dataset, labelled(0.5, cell), kind=kind) == (
             f"the rows, row 2, column 'label': {cell!r} is too large; the limit is 1e150. Correct it or remove the row."
         )
-    target = fit_target("regression", labels_of(read_dataset(labelled(0.5, 1e150, -1e150), kind=kind)))
-    assert isinstance(target, Scale) and np.isfinite(target.encode([0.5, 1e150])).all()
+    target = fit_kind("regression", labels_of(read_dataset(labelled(0.5, 1e150, -1e150), kind=kind)))
+    assert isinstance(target, Regression) and np.isfinite(target.encode([0.5, 1e150])).all()
 
 
 def test_whole_numbers_without_end_are_names() -> None:
@@ -508,7 +508,7 @@ def test_what_other_kinds_need_to_be_trained() -> None:
 
 def test_labels_must_be_for_the_kind_of_task() -> None:
     several = from_lists(["a"], [["x", "z"]])
-    known = Names(LabelSet(("x", "y")), "multi")
+    known = MultiLabel(LabelSet(("x", "y")))
     assert complaint(check_labels_known, several, known, "test").startswith(
         "the rows, row 1, column 'label': the label 'z' does not occur in the training set (1 test row has an"
     )
@@ -517,7 +517,7 @@ def test_labels_must_be_for_the_kind_of_task() -> None:
         "the rows: the labels are of the kind 'single', but those of the training set are of the kind 'multi'. "
         "Use the same --kind for both."
     )
-    check_labels_known(from_lists(["a"], [9.5]), Scale(0, 1, bounded=True), "test")
+    check_labels_known(from_lists(["a"], [9.5]), Regression(0, 1, bounded=True), "test")
 
 
 def test_a_hold_out_needs_two_rows_of_each_label() -> None:
@@ -531,7 +531,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
 
 
 def test_labels_that_were_not_trained_on() -> None:
-    label_set = Names(LabelSet(("billing", "login")))
+    label_set = SingleLabel(LabelSet(("billing", "login")))
     check_labels_known(from_lists(["a"], ["login"]), label_set, "test")
     dataset = from_lists(list("abcd"), ["login", "biling", "shipping", "login"])
     assert complaint(check_labels_known, dataset, label_set, "test") == (

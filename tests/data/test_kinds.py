@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ytuning.data.kinds import Names, Scale, fit_target, target_from_json
+from ytuning.data.kinds import MultiLabel, Ordinal, Regression, SingleLabel, TaskKind, fit_kind, kind_from_json
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
 
 
 def test_single_labels_are_ids_in_the_order_of_their_names() -> None:
-    target = fit_target("single", ["b", "a", "b"])
-    assert (target.names, target.outputs, target.objective) == (("a", "b"), 2, "single")
+    target = fit_kind("single", ["b", "a", "b"])
+    assert (target.names, target.outputs, target.kind) == (("a", "b"), 2, "single")
     assert target.encode(["b", "a"]).tolist() == [1, 0]
 
 
 def test_several_labels_are_a_row_of_0_and_1() -> None:
-    target = fit_target("multi", [("b", "a"), (), ("c",)])
-    assert (target.names, target.outputs, target.objective) == (("a", "b", "c"), 3, "multi")
+    target = fit_kind("multi", [("b", "a"), (), ("c",)])
+    assert (target.names, target.outputs, target.kind) == (("a", "b", "c"), 3, "multi")
     found = target.encode([("c", "a"), (), ("b",)])
     assert found.dtype == np.float32
     assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
@@ -33,14 +33,14 @@ def test_several_labels_are_a_row_of_0_and_1() -> None:
 
 def test_probabilities_are_a_softmax_or_independent_sigmoids() -> None:
     logits = np.log([[1.0, 3.0]])
-    for kind, expected in (("single", [0.25, 0.75]), ("ordinal", [0.25, 0.75]), ("multi", [0.5, 0.75])):
-        assert Names(LabelSet(("1", "2")), kind).probabilities(logits)[0].tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+    for kind, expected in ((SingleLabel, [0.25, 0.75]), (Ordinal, [0.25, 0.75]), (MultiLabel, [0.5, 0.75])):
+        assert kind(LabelSet(("1", "2"))).answers(logits).probabilities[0].tolist() == pytest.approx(expected)
 
 
 def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() -> None:
-    assert fit_target("ordinal", ["10", "9", "0.5", "-3"]).names == ("-3", "0.5", "9", "10")
-    assert fit_target("ordinal", ["high", "low"], ["low", "high"]).names == ("low", "high")
-    assert fit_target("ordinal", ["high", "low"], ["low ", " high"]).names == ("low", "high")
+    assert fit_kind("ordinal", ["10", "9", "0.5", "-3"]).names == ("-3", "0.5", "9", "10")
+    assert fit_kind("ordinal", ["high", "low"], ["low", "high"]).names == ("low", "high")
+    assert fit_kind("ordinal", ["high", "low"], ["low ", " high"]).names == ("low", "high")
 
 
 @pytest.mark.parametrize(
@@ -63,64 +63,64 @@ def test_an_order_that_is_not_that_of_the_labels_is_refused(
     labels: list[str], order: Sequence[str] | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        fit_target("ordinal", labels, order)
+        fit_kind("ordinal", labels, order)
 
 
 def test_a_scale_whose_ends_are_common_is_bounded() -> None:
-    target = fit_target("regression", [0.0, 5.0, 2.5, 0.0, 5.0])
-    assert isinstance(target, Scale)
-    assert target == Scale(0.0, 5.0, bounded=True)
-    assert (target.names, target.outputs, target.objective) == ((), 2, "bounded")
+    target = fit_kind("regression", [0.0, 5.0, 2.5, 0.0, 5.0])
+    assert isinstance(target, Regression)
+    assert target == Regression(0.0, 5.0, bounded=True)
+    assert (target.names, target.outputs, target.labels) == ((), 2, None)
     assert target.encode([0, 5, 1]).tolist() == pytest.approx([0, 1, 0.2])
     # The position is the sigmoid of the anchors' difference, and never leaves the scale.
     logits = np.array([[0.0, math.log(3)], [50.0, -50.0], [-900.0, 900.0]])
-    assert target.values(logits).tolist() == pytest.approx([5 * 0.75, 0.0, 5.0])
+    assert target.answers(logits).values.tolist() == pytest.approx([5 * 0.75, 0.0, 5.0])
 
 
 def test_a_scale_whose_ends_are_rare_is_not_bounded() -> None:
     numbers = [1.0, 2.0, 2.0, 3.0, 3.0, 4.0]
-    target = fit_target("regression", numbers)
-    assert isinstance(target, Scale) and (target.bounded, target.objective) == (False, "unbounded")
+    target = fit_kind("regression", numbers)
+    assert isinstance(target, Regression) and not target.bounded
     assert (target.low, target.high) == pytest.approx((2.5, 2.5 + float(np.std(numbers))))
     positions = target.encode(numbers)
     assert (positions.mean(), positions.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, rel=1e-6))
     logits = np.stack([np.zeros(6), positions], 1)
-    assert target.values(logits).tolist() == pytest.approx(numbers, rel=1e-5)
-    assert target.numbers(positions).tolist() == pytest.approx(numbers, rel=1e-5)
+    assert target.answers(logits).values.tolist() == pytest.approx(numbers, rel=1e-5)
+    assert target.decode(positions).tolist() == pytest.approx(numbers, rel=1e-5)
 
 
 def test_absurd_numbers_stay_finite() -> None:
-    assert np.isfinite(Scale(0.0, 1.0, bounded=False).encode([1e300, -1e300])).all()
+    assert np.isfinite(Regression(0.0, 1.0, bounded=False).encode([1e300, -1e300])).all()
 
 
 def test_both_ends_must_be_common() -> None:
     prices = [0.0] * 50 + [float(price) for price in range(1, 200)]
-    assert not fit_target("regression", prices).bounded  # type: ignore[union-attr]
+    assert not Regression.fit(prices, None).bounded
 
 
 def test_numbers_that_are_all_equal_are_refused() -> None:
     with pytest.raises(InputError, match=r"^all 3 rows have the number 2\.5\. Training needs different ones$"):
-        fit_target("regression", [2.5] * 3)
+        fit_kind("regression", [2.5] * 3)
 
 
 @pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.inf)])
 def test_a_scale_has_two_ends(ends: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="a scale goes from a number to a larger one"):
-        Scale(*ends, bounded=True)
+        Regression(*ends, bounded=True)
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        Names(LabelSet(("a", "b"))),
-        Names(LabelSet(("low", "high")), "ordinal"),
-        Names(LabelSet(("a",)), "multi"),
-        Scale(-1.5, 2.0, bounded=True),
-        Scale(0.1, 0.7, bounded=False),
+        SingleLabel(LabelSet(("a", "b"))),
+        Ordinal(LabelSet(("low", "high"))),
+        MultiLabel(LabelSet(("a",))),
+        Regression(-1.5, 2.0, bounded=True),
+        Regression(0.1, 0.7, bounded=False),
     ],
 )
-def test_json_and_back(target: Names | Scale) -> None:
-    assert target_from_json(json.loads(json.dumps(target.to_json()))) == target
+def test_json_and_back(target: TaskKind) -> None:
+    assert kind_from_json(json.loads(json.dumps(target.to_json()))) == target
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_json_and_back(target: Names | Scale) -> None:
 )
 def test_other_json_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises((InputError, KeyError, ValueError)):
-        target_from_json(content)
+        kind_from_json(content)

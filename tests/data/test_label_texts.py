@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Names, Scale
+from ytuning.data.kinds import Regression, SingleLabel
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names, read_label_texts
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import split_holdout
@@ -24,7 +24,7 @@ from ytuning.progress import Progress
 from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
-TARGET = Names(LabelSet(("card_arrival", "login", "refund")))
+TARGET = SingleLabel(LabelSet(("card_arrival", "login", "refund")))
 SHORT = TrainingConfig(fewest_steps=40, most_steps=40)
 FEW = Recipe(LabelTuningConfig(), SHORT, (-1,))
 TEXTS: LabelTexts = {"card": "the card has not arrived", "login": ["cannot log in", "password"], "refund": "money back"}
@@ -104,7 +104,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ({"login": "x", " login": "y"}, TARGET, {}, r"'login' twice, with different white space\. Put all its"),
         ({"login": ""}, TARGET, {}, r"must be text that is not empty\. Got '' for 'login'"),
         ("texts", TARGET, {}, r"label_texts must be one of 'names', 'none'"),
-        ("names", Scale(0, 1, bounded=True), {}, "a task with numbers has no labels to describe. Leave out "),
+        ("names", Regression(0, 1, bounded=True), {}, "a task with numbers has no labels to describe. Leave out "),
         ("names", TARGET, {"pairs": True}, "these rows are pairs. Leave out --label-texts"),
     ],
 )  # fmt: skip
@@ -114,8 +114,10 @@ def test_what_cannot_be_described(texts: Any, target: Any, options: dict[str, An
 
 
 def test_numbers_say_nothing() -> None:
-    assert meaningful_names(TARGET) and meaningful_names(Names(LabelSet(("1", "two"))))
-    assert not meaningful_names(Names(LabelSet(("1", "-2", "0.5")))) and not meaningful_names(Scale(0, 1, bounded=True))
+    assert meaningful_names(TARGET) and meaningful_names(SingleLabel(LabelSet(("1", "two"))))
+    assert not meaningful_names(SingleLabel(LabelSet(("1", "-2", "0.5")))) and not meaningful_names(
+        Regression(0, 1, bounded=True)
+    )
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ytuning.data.dataset import Dataset
-from ytuning.data.kinds import Names, Scale, Target
+from ytuning.data.kinds import Mistake, MultiLabel, Ordinal, Regression, SingleLabel, TaskKind
 from ytuning.data.labels import LabelSet
 from ytuning.evaluation.attribution import Effects
-from ytuning.evaluation.evaluate import Judged
-from ytuning.evaluation.mistakes import SHOWN_CHARACTERS, Mistake, Piece, marked, strongest, worst_mistakes
+from ytuning.evaluation.mistakes import SHOWN_CHARACTERS, Piece, marked, strongest
 from ytuning.training.calibration import Calibration
 
 ABC = LabelSet(("a", "b", "c"))
-SINGLE, ORDINAL, MULTI = Names(ABC), Names(ABC, "ordinal"), Names(ABC, "multi")
-NUMBERS = Scale(0.0, 10.0, bounded=False)
+SINGLE, ORDINAL, MULTI = SingleLabel(ABC), Ordinal(ABC), MultiLabel(ABC)
+NUMBERS = Regression(0.0, 10.0, bounded=False)
 
 
-def judged(truth: Any, logits: Any) -> Judged:
-    rows = Dataset([f"text {number}" for number in range(len(truth))])
-    return Judged(rows, np.array(truth), np.array(logits, np.float32), cast("Any", None))
-
-
-def worst(target: Target, truth: Any, logits: Any, most: int = 20, **options: Any) -> list[Mistake]:
-    return worst_mistakes(target, Calibration(**options), judged(truth, logits), most)
+def worst(target: TaskKind, truth: Any, logits: Any, most: int = 20, **options: Any) -> list[Mistake]:
+    answers = Calibration(**options).answers(target, np.array(logits, np.float32))
+    return target.mistakes(target.decode(np.array(truth)), answers, most)
 
 
 def test_single_label_mistakes_come_from_the_surest_on() -> None:
@@ -105,7 +99,7 @@ def test_what_makes_a_number_wrong_is_for_the_answer() -> None:
 
 def test_tokens_that_share_a_character_are_marked_as_one() -> None:
     effects = Effects([(0, 0, 1), (0, 0, 1), (0, 0, 3)], np.array([[1, 0], [1, 0], [2, 0]], np.float32))
-    assert marked(Names(LabelSet(("a", "b")), "multi"), mistake(), ("\U0001f600ab", None), effects) == [
+    assert marked(MultiLabel(LabelSet(("a", "b"))), mistake(), ("\U0001f600ab", None), effects) == [
         [Piece("\U0001f600ab", 1.0)]
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.kinds import kind_of
 from ytuning.reports.charts import (
     BOTTOM,
     LEFT,
@@ -71,9 +72,7 @@ def test_ticks_of_words() -> None:
 
 
 def test_calibration() -> None:
-    figure = calibration_figure(
-        "single", np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0, 1]])
-    )
+    figure = calibration_figure(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0, 1]]))
     check_within(figure)
     assert figure.rows == [("0.6000", "1.0000", "1"), ("0.9000", "0.5000", "2"), ("1.0000", "1.0000", "1")]
     assert figure.columns[2] == "rows" and "50% at 90%" in figure.summary
@@ -83,22 +82,22 @@ def test_calibration() -> None:
 
 def test_calibration_of_several_labels_is_of_decisions() -> None:
     truth = np.array([[1, 0], [0, 0]])
-    figure = calibration_figure("multi", truth, np.array([[0.9, 0.2], [0.21, 0.22]]))
+    figure = calibration_figure(truth, np.array([[0.9, 0.2], [0.21, 0.22]]))
     check_within(figure)
     assert figure.rows == [("0.2100", "0.0000", "3"), ("0.9000", "1.0000", "1")] and figure.columns[2] == "decisions"
 
 
 def test_one_row_can_be_drawn() -> None:
-    check_within(calibration_figure("single", np.array([0]), np.array([[1.0, 0.0]])))
+    check_within(calibration_figure(np.array([0]), np.array([[1.0, 0.0]])))
     check_within(scatter_figure(np.array([2.0]), np.array([2.0])))
     check_within(residual_figure(np.array([2.0]), np.array([2.0])))
-    for figure in learning_figures("single", [Validation(30, 0.0, 1.0, 0.0)], 0):
+    for figure in learning_figures(kind_of("single"), [Validation(30, 0.0, 1.0, 0.0)], 0):
         check_within(figure)
 
 
 def test_learning() -> None:
     history = [Validation(10, 2.0, -0.5, 0.1), Validation(20, 1.0, -0.3, 0.1), Validation(30, 1.5, -0.35, 0.1)]
-    score, loss = learning_figures("ordinal", history, 1)
+    score, loss = learning_figures(kind_of("ordinal"), history, 1)
     for figure in (score, loss):
         check_within(figure)
         assert [dot[2] for dot in figure.dots] == ["main", "chosen", "main"]

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import WORDS
 from ytuning.data.dataset import Dataset
-from ytuning.data.kinds import Names, Scale, Target
+from ytuning.data.kinds import MultiLabel, Ordinal, Regression, SingleLabel, TaskKind
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import evaluate
@@ -95,7 +95,7 @@ def encoder(tiny_encoder: Path) -> Encoder:
     return load_encoder(tiny_encoder, precision="fp32")
 
 
-def task_of(target: Target, encoder: Encoder, **options: Any) -> Task:
+def task_of(target: TaskKind, encoder: Encoder, **options: Any) -> Task:
     """A task whose head has random weights."""
     config = options.pop("config", PooledConfig(width=16))
     with torch.random.fork_rng(devices=[]):
@@ -113,14 +113,14 @@ def page_of(task: Task, data: Dataset, encoder: Encoder, **options: Any) -> tupl
 
 
 ABC = LabelSet(("card", "login", "refund"))
-KINDS: dict[str, tuple[Target, dict[str, Any]]] = {
-    "single": (Names(ABC), {}),
-    "paper": (Names(ABC), {"config": CrossAttentionConfig(width=16)}),
-    "ordinal": (Names(ABC, "ordinal"), {}),
-    "multi": (Names(ABC, "multi"), {"calibration": Calibration(1.2, thresholds=(0.3, 0.5, 0.6))}),
-    "regression": (Scale(0, 5, bounded=True), {}),
-    "joint": (Names(ABC), {"pair_mode": "joint"}),
-    "separate": (Names(ABC), {"pair_mode": "separate"}),
+KINDS: dict[str, tuple[TaskKind, dict[str, Any]]] = {
+    "single": (SingleLabel(ABC), {}),
+    "paper": (SingleLabel(ABC), {"config": CrossAttentionConfig(width=16)}),
+    "ordinal": (Ordinal(ABC), {}),
+    "multi": (MultiLabel(ABC), {"calibration": Calibration(1.2, thresholds=(0.3, 0.5, 0.6))}),
+    "regression": (Regression(0, 5, bounded=True), {}),
+    "joint": (SingleLabel(ABC), {"pair_mode": "joint"}),
+    "separate": (SingleLabel(ABC), {"pair_mode": "separate"}),
 }
 
 
@@ -183,7 +183,7 @@ def test_the_chosen_head_gave_the_logits_that_are_judged(rows: Dataset, encoder:
 def test_hostile_texts_and_labels_are_shown_as_they_are(encoder: Encoder) -> None:
     names = LabelSet(tuple(sorted({*HOSTILE, "card"})))
     data = Dataset(HOSTILE * 4, [*HOSTILE[1:], "card"] * 4, source="<b>rows</b>.csv")
-    page, html = page_of(task_of(Names(names), encoder), data, encoder)
+    page, html = page_of(task_of(SingleLabel(names), encoder), data, encoder)
     assert "\x00" not in html and "\x07" not in html and "\r" not in html
     html.encode("utf-8")
     shown = page.text["mark"] + page.text["p"] + page.text["bdi"]
@@ -197,16 +197,16 @@ def test_a_page_of_hundreds_of_labels(encoder: Encoder) -> None:
     names = LabelSet(tuple(f"label_{number:03}" for number in range(300)))
     texts = [" ".join(WORDS[number % 40 : number % 40 + 4]) for number in range(60)]
     data = Dataset(texts, [names.names[number * 3] for number in range(60)])
-    page, html = page_of(task_of(Names(names), encoder), data, encoder)
+    page, html = page_of(task_of(SingleLabel(names), encoder), data, encoder)
     assert "The 30 of 300 labels with the lowest F1" in html and "The other 270 labels" in html
-    few, html = page_of(task_of(Names(names), encoder), data.select(range(5)), encoder)
+    few, html = page_of(task_of(SingleLabel(names), encoder), data.select(range(5)), encoder)
     assert "The 5 of 300 labels with the lowest F1" in html and few.classes["f1"] == 300
     assert page.classes["f1"] == 300 and page.classes["up"] <= 32 and page.counts["wbr"] >= 300
     assert "labels that are confused most often" in html
 
 
 def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
-    task = task_of(Names(ABC), encoder)
+    task = task_of(SingleLabel(ABC), encoder)
     data = Dataset(["my card"], ["card"])
     answer = evaluate_task(task, data, encoder, FeatureStore()).judged.logits.argmax()
     page, html = page_of(task, replace(data, labels=[ABC.names[answer]]), encoder)
@@ -217,13 +217,13 @@ def test_a_page_of_one_row_that_is_right(encoder: Encoder) -> None:
 
 def test_a_page_of_one_number(encoder: Encoder) -> None:
     page, html = page_of(
-        task_of(Scale(0, 5, bounded=True), encoder), Dataset(["my card"], [4.5], kind="regression"), encoder
+        task_of(Regression(0, 5, bounded=True), encoder), Dataset(["my card"], [4.5], kind="regression"), encoder
     )
     assert page.counts["svg"] == 2 and "The list has 1 row. It starts with the largest error." in html
 
 
 def test_a_page_of_a_task_that_abstains(rows: Dataset, encoder: Encoder) -> None:
-    never = task_of(Names(ABC), encoder, calibration=Calibration(abstain_below=1.0))
+    never = task_of(SingleLabel(ABC), encoder, calibration=Calibration(abstain_below=1.0))
     page, html = page_of(never, rows, encoder)
     assert "no answer" in page.text["span"] and "There are no mistakes among the rows that were answered" in html
     assert "no answer below" in page.text["dt"]
@@ -240,13 +240,13 @@ class WithoutPlaces(Encoder):
 def test_without_places_of_tokens_nothing_is_marked(rows: Dataset, encoder: Encoder) -> None:
     blind = copy.copy(encoder)
     blind.__class__ = WithoutPlaces
-    page, _ = page_of(task_of(Names(ABC), encoder), rows, blind)
+    page, _ = page_of(task_of(SingleLabel(ABC), encoder), rows, blind)
     assert page.counts["mark"] == 2 and page.classes["text"] == 20  # those of the legend
     assert "Strongest for the prediction: no word." in page.text["p"]
 
 
 def test_of_a_long_text_the_beginning_is_shown(encoder: Encoder) -> None:
-    task = task_of(Names(ABC), encoder)
+    task = task_of(SingleLabel(ABC), encoder)
     data = Dataset(["my card " * 2000], ["card"])
     answer = int(evaluate_task(task, data, encoder, FeatureStore()).judged.logits.argmax())
     page, html = page_of(task, replace(data, labels=[ABC.names[answer - 1]]), encoder)

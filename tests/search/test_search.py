@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kinds import KindName, kind_of
 from ytuning.cli import main as cli
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Objective
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, MissingExtraError
 from ytuning.features.store import FeatureStore
@@ -30,8 +30,7 @@ from ytuning.search.space import SHARED, Space, head_size
 from ytuning.tasks import layers as layer_choice
 from ytuning.tasks.task import load_task
 from ytuning.training import recipes
-from ytuning.training.calibration import calibrated
-from ytuning.training.losses import row_losses
+from ytuning.training.calibration import calibrated_logits
 from ytuning.training.recipes import Recipe, TrainingConfig, preset, read_recipe
 
 QUICK = TrainingConfig(fewest_steps=20, most_steps=20, epochs=1, label_steps=1)
@@ -55,11 +54,9 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
-def space_of(
-    objective: Objective = "single", outputs: int = 3, presets: tuple[str, ...] = ("default", "paper")
-) -> Space:
+def space_of(kind: KindName = "single", outputs: int = 3, presets: tuple[str, ...] = ("default", "paper")) -> Space:
     bases = {name: preset(name) for name in presets}
-    return Space(bases, [(4, 5), (3,), (4, 6)], (None,), objective, outputs, 384, 22_700_000)
+    return Space(bases, [(4, 5), (3,), (4, 6)], (None,), kind_of(kind, outputs), 384, 22_700_000)
 
 
 def trial(number: int, loss: float, /, **choices: Any) -> Trial:
@@ -82,15 +79,15 @@ def without_seconds(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["default", "paper"])
-@pytest.mark.parametrize("objective", ["single", "ordinal", "multi", "bounded"])
-def test_the_first_trial_is_the_preset_itself(name: str, objective: Objective) -> None:
-    space = space_of(objective, presets=(name,))
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi", "bounded"])
+def test_the_first_trial_is_the_preset_itself(name: str, kind: KindName) -> None:
+    space = space_of(kind, presets=(name,))
     layers = (4, 5) if name == "default" else (5,)
     assert space.recipe(space.start) == replace(preset(name), layers=layers)
     assert list(space.start) == list(space.parameters_of(name))
-    regression = objective == "bounded"
+    regression = kind == "bounded"
     assert ("loss" in space.start, "label_weights" in space.start) == (not regression, not regression)
-    assert ("label_smoothing" in space.start) == (objective in ("single", "ordinal"))
+    assert ("label_smoothing" in space.start) == (kind in ("single", "ordinal"))
 
 
 def test_choices_make_a_recipe() -> None:
@@ -203,8 +200,8 @@ def test_the_winner_is_what_was_tried_of_label_tuning_too(toy: Dataset, encoder:
     assert result.best.steps == task.training["steps"]
     assert result.best.score == pytest.approx(task.metrics["validation"]["accuracy"])
     judged = result.trained.judged["validation"]
-    logits = torch.from_numpy(calibrated(task.target, judged.logits, judged.truth))
-    loss = row_losses("single", logits, torch.from_numpy(judged.truth)).mean()
+    logits = torch.from_numpy(calibrated_logits(task.target, judged.logits, judged.truth))
+    loss = task.target.row_losses(logits, torch.from_numpy(judged.truth)).mean()
     assert float(loss) == pytest.approx(result.best.loss, rel=1e-6)
 
 

@@ -13,7 +13,7 @@ import scipy.optimize
 import torch
 
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Names
+from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, InputError
@@ -204,7 +204,7 @@ def test_tasks_that_cannot_grow(task: Task, encoder: Encoder, toy_rows: tuple[li
         "trained with the paper preset": train_task(from_lists(texts, labels), encoder, FeatureStore(), paper).task,
         "is regression": train_task(numbers, encoder, FeatureStore(), RECIPE).task,
         "keeps no texts of its labels": replace(task, exemplars=None),
-        "has the label 'new' already": replace(task, target=Names(LabelSet(("new", "b")))),
+        "has the label 'new' already": replace(task, target=SingleLabel(LabelSet(("new", "b")))),
     }
     for message, grown in refused.items():
         with pytest.raises(InputError, match=message):

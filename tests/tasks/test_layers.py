@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ytuning.data.dataset import Dataset, from_lists, labels_of
-from ytuning.data.kinds import Target, fit_target
+from ytuning.data.kinds import TaskKind, fit_kind
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import default_layers
 from ytuning.encoder.tokens import TokenizedTexts
@@ -59,8 +59,8 @@ def toy(toy_rows: tuple[list[str], list[str]]) -> Dataset:
     return from_lists(*toy_rows)
 
 
-def target_of(data: Dataset) -> Target:
-    return fit_target(data.kind, labels_of(data))
+def target_of(data: Dataset) -> TaskKind:
+    return fit_kind(data.kind, labels_of(data))
 
 
 def rank(
@@ -100,7 +100,7 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
     measurement = module._Measurement(
-        TextFeatures(stored, torch.float32), fit_target("single", [str(label) for label in truth]), truth,
+        TextFeatures(stored, torch.float32), fit_kind("single", [str(label) for label in truth]), truth,
         (np.arange(160), np.arange(160, 240)), (2, 4, 6), RECIPE, 0, Progress(),
     )  # fmt: skip
     losses, mix, mix_loss = measurement.compare([(2,), (4,), (6,), (2, 6)], two=True)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import build_tiny_encoder
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Names
+from ytuning.data.kinds import TaskKind
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import EncoderError, InputError, TaskFolderError
@@ -151,8 +151,8 @@ def test_same_probabilities_as_in_evaluation(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def watched(target: Names, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
-        seen.append(calibration.probabilities(target, logits))
+    def watched(target: TaskKind, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
+        seen.append(calibration.answers(target, logits).probabilities)
         return evaluate(target, calibration, truth, logits)
 
     monkeypatch.setattr(task_use, "evaluate", watched)

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ytuning.data.kinds import Names, Scale
+from ytuning.data.kinds import MultiLabel, Regression, SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, WriteError
@@ -42,7 +42,7 @@ def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "n
     head = build_head(config, labels=len(labels), layers=2, width=8).eval()
     return Task(
         "tickets",
-        Names(LabelSet(labels)),
+        SingleLabel(LabelSet(labels)),
         IDENTITY,
         config,
         head,
@@ -56,7 +56,7 @@ def regression_task() -> Task:
     """Of pairs that are encoded one by one, so with a wider head."""
     torch.manual_seed(0)
     head = build_head(POOLED, labels=2, layers=2, width=8, pair_mode="separate").eval()
-    return Task("stars", Scale(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair_mode="separate")
+    return Task("stars", Regression(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair_mode="separate")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     assert "It answers with a number from 1 to 5." in (tmp_path / "stars" / "README.md").read_text()
     several = replace(
         make_task(),
-        target=Names(LabelSet(("card", "naïve", "10")), "multi"),
+        target=MultiLabel(LabelSet(("card", "naïve", "10"))),
         calibration=Calibration(1.5, (0.1, 0.2, 0.3)),
     )
     save_task(several, tmp_path / "tags")

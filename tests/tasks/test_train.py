@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-import scipy.special
 import torch
 from torch import Tensor
 
+from tests.kinds import KIND_NAMES, kind_of
 from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import Names, Objective, fit_target
-from ytuning.data.labels import LabelSet
+from ytuning.data.kinds import fit_kind
 from ytuning.data.splits import split_holdout, task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
-from ytuning.evaluation.metrics import single_label_metrics
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
@@ -31,9 +29,8 @@ from ytuning.tasks.layers import sample_rows
 from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
-from ytuning.training.calibration import Calibration, calibrate, calibrated
+from ytuning.training.calibration import Calibration, calibrated_logits, fit_calibration
 from ytuning.training.fit import HeadJob, fit_heads, logits_of
-from ytuning.training.losses import row_losses
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
@@ -87,18 +84,17 @@ def test_smoothing_that_was_learned_is_undone(
     assert trained.task.calibration.smoothing in (0.0, undone)
     rows = task_rows(*parts, None, seed=0)
     truth = rows.truth[rows.validation]
-    fitted = calibrate(rows.target, trained.fit.validation_logits, truth, smoothing=undone)
+    fitted = fit_calibration(rows.target, trained.fit.validation_logits, truth, smoothing=undone)
     assert trained.task.calibration == fitted
-    probabilities = fitted.probabilities(cast("Names", rows.target), trained.fit.validation_logits)
-    found = single_label_metrics(truth, probabilities)
+    found = rows.target.metrics(truth, fitted.answers(rows.target, trained.fit.validation_logits))
     assert trained.reports["validation"].metrics == pytest.approx(found)
 
 
 def test_only_single_labels_have_smoothing_to_undo() -> None:
-    others: tuple[Objective, ...] = ("ordinal", "multi", "bounded", "unbounded")
-    assert [TrainingConfig().smoothing_of(objective) for objective in others] == [0.0] * 4
-    assert TrainingConfig().smoothing_of("single") == TrainingConfig().label_smoothing == 0.1
-    assert TrainingConfig(loss="focal").smoothing_of("single") == 0
+    others = [kind_of(name) for name in KIND_NAMES[1:]]
+    assert [TrainingConfig().smoothing_of(kind) for kind in others] == [0.0] * 4
+    assert TrainingConfig().smoothing_of(kind_of("single")) == TrainingConfig().label_smoothing == 0.1
+    assert TrainingConfig(loss="focal").smoothing_of(kind_of("single")) == 0
 
 
 def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
@@ -221,9 +217,8 @@ def test_evaluation_against_figures_from_logits(
     found = evaluate_task(task, some, encoder, FeatureStore())
     features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
     logits = logits_of(task.head, features).astype(np.float64) / 1.7
-    probabilities = scipy.special.softmax(logits, axis=1)
     truth = np.array([task.target.names.index(label) for label in some.names])
-    assert found.report.metrics == pytest.approx(single_label_metrics(truth, probabilities))
+    assert found.report.metrics == pytest.approx(task.target.metrics(truth, task.target.answers(logits)))
     assert (found.report.rows, found.cache.hits, found.cache.misses, found.truncated) == (4, 3, 0, 0)  # distinct texts
 
 
@@ -358,9 +353,9 @@ def test_validation_chooses_how_pairs_are_read(toy: Dataset, encoder: Encoder) -
     both = {mode: train(data, encoder, pairs=mode).fit for mode in ("joint", "separate")}
     rows = task_rows(data, None, None, seed=0)
     truth = rows.truth[rows.validation]
-    logits = {mode: calibrated(rows.target, fit.validation_logits, truth) for mode, fit in both.items()}
+    logits = {mode: calibrated_logits(rows.target, fit.validation_logits, truth) for mode, fit in both.items()}
     losses = {
-        mode: float(row_losses("single", torch.from_numpy(each), torch.from_numpy(truth)).mean())
+        mode: float(rows.target.row_losses(torch.from_numpy(each), torch.from_numpy(truth)).mean())
         for mode, each in logits.items()
     }
     assert losses["separate"] < losses["joint"] and trained.task.pair_mode == "separate"
@@ -394,11 +389,11 @@ def test_a_surer_head_is_not_a_worse_one() -> None:
     knows = np.eye(2)[truth] + 0.8 * generator.normal(size=(200, 2))
     guesses = np.eye(2)[truth] + 1.5 * generator.normal(size=(200, 2))
     logits = {"joint": guesses.astype(np.float32), "separate": (20 * knows).astype(np.float32)}
-    target = fit_target("single", ["a", "b"])
+    target = fit_kind("single", ["a", "b"])
 
     def losses(mode: str, *, fitted: bool) -> Tensor:
-        values = calibrated(target, logits[mode], truth) if fitted else logits[mode]
-        return row_losses("single", torch.from_numpy(values), torch.from_numpy(truth))
+        values = calibrated_logits(target, logits[mode], truth) if fitted else logits[mode]
+        return target.row_losses(torch.from_numpy(values), torch.from_numpy(truth))
 
     assert choose_pair_mode(losses("joint", fitted=False), losses("separate", fitted=False)) == "joint"
     assert choose_pair_mode(losses("joint", fitted=True), losses("separate", fitted=True)) == "separate"
@@ -430,7 +425,7 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
     features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress())
     heads = fit_heads(
         stored_features(data.inputs, encoder, FeatureStore(), Progress())[0],
-        [HeadJob(LabelSet.from_labels(data.names).encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
+        [HeadJob(together.task.target, together.task.target.encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
         train=split_holdout(data, 2, most=2000)[0],
         validation=split_holdout(data, 2, most=2000)[1],
         seed=2,

@@ -14,18 +14,24 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
-from ytuning.data.kinds import Names, Scale, fit_target
+from tests.kinds import kind_of as names
+from ytuning.data.kinds import Ordinal, Regression, fit_kind
+from ytuning.data.kinds.metrics import expected_calibration_error
+from ytuning.data.kinds.thresholds import threshold_sweep
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
-from ytuning.evaluation.metrics import expected_calibration_error, multi_label_metrics
-from ytuning.training.calibration import Calibration, _cuts, calibrate, calibrated, unsmoothed
-from ytuning.training.losses import mean_loss, median_label
+from ytuning.training.calibration import Calibration, calibrated_logits, fit_calibration, undo_label_smoothing
 
 Kind = Literal["single", "ordinal", "multi"]
 
 
-def names(kind: Kind, labels: int = 3) -> Names:
-    return Names(LabelSet(tuple(f"label-{number}" for number in range(labels))), kind)
+ABC = LabelSet(("a", "b", "c"))
+
+
+def logits_of(probabilities: Any) -> np.ndarray:
+    """Logits that a softmax makes these probabilities of."""
+    found: np.ndarray = np.log(np.maximum(probabilities, 1e-30))
+    return found
 
 
 def example(kind: Kind, rows: int = 400, labels: int = 3, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -45,38 +51,39 @@ def example(kind: Kind, rows: int = 400, labels: int = 3, sharpness: float = 1.0
 def test_default_changes_nothing() -> None:
     for kind in ("single", "ordinal", "multi"):
         target, (logits, _) = names(kind), example(kind)
-        found = Calibration().probabilities(target, logits)
+        found = Calibration().answers(target, logits).probabilities
         assert found.dtype == np.float64
-        assert (found == target.probabilities(logits)).all()
+        assert (found == target.answers(logits).probabilities).all()
 
 
 def test_temperature_divides_logits() -> None:
     logits = np.array([[2.0, 0.0, 0.0]], np.float32)
     each = np.exp([1.0, 0.0, 0.0])
-    assert Calibration(2.0).probabilities(names("single"), logits)[0] == pytest.approx(each / each.sum())
-    assert Calibration(2.0).probabilities(names("multi"), logits)[0] == pytest.approx([expit(1), 0.5, 0.5])
+    assert Calibration(2.0).answers(names("single"), logits).probabilities[0] == pytest.approx(each / each.sum())
+    assert Calibration(2.0).answers(names("multi"), logits).probabilities[0] == pytest.approx([expit(1), 0.5, 0.5])
 
 
 def test_decisions_of_single_labels() -> None:
-    values = np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [0.3, 0.4, 0.3]])
-    assert Calibration().decide(names("single"), values).tolist() == [2, 0, 1]
-    found = Calibration(abstain_below=0.5).decide(names("single"), values)
+    logits = logits_of([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [0.3, 0.4, 0.3]])
+    assert Calibration().answers(names("single"), logits).values.tolist() == [2, 0, 1]
+    found = Calibration(abstain_below=0.49).answers(names("single"), logits).values
     assert found.tolist() == [2, 0, -1]
     assert found.dtype == np.int64
 
 
 def test_decisions_of_ordered_labels_are_medians() -> None:
     values = np.array([[0.45, 0.15, 0.4], [0.5, 0.1, 0.4], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3], [0.2, 0.2, 0.05]])
-    found = Calibration().decide(names("ordinal"), values)
-    assert found.tolist() == median_label(torch.from_numpy(values)).tolist() == [1, 0, 2, 1, 2]
+    found = Ordinal(ABC).decide(values)
+    assert found.tolist() == [1, 0, 2, 1, 2]
     assert found.dtype == np.int64
-    assert Calibration(abstain_below=0.45).decide(names("ordinal"), values).tolist() == [1, 0, 2, -1, -1]
+    logits = logits_of(values[:4])
+    assert Calibration(abstain_below=0.44).answers(Ordinal(ABC), logits).values.tolist() == [1, 0, 2, -1]
 
 
 def test_decisions_of_several_labels() -> None:
-    values = np.array([[0.5, 0.49, 0.9], [0.1, 0.2, 0.3]])
-    assert Calibration().decide(names("multi"), values).tolist() == [[True, False, True], [False, False, False]]
-    found = Calibration(thresholds=(0.6, 0.2, 0.3)).decide(names("multi"), values)
+    logits = logit([[0.5, 0.49, 0.9], [0.1, 0.21, 0.31]])
+    assert Calibration().answers(names("multi"), logits).values.tolist() == [[True, False, True], [False, False, False]]
+    found = Calibration(thresholds=(0.6, 0.2, 0.3)).answers(names("multi"), logits).values
     assert found.tolist() == [[False, True, True], [False, True, True]]
     assert found.dtype == bool
 
@@ -150,9 +157,9 @@ def test_temperature_has_the_least_loss(kind: Kind) -> None:
     goal = goal.double() if kind == "multi" else goal
 
     def loss(temperature: float) -> float:
-        return mean_loss(kind, values / temperature, goal)
+        return names(kind).mean_loss(values / temperature, goal)
 
-    found = calibrate(names(kind), logits, truth).temperature
+    found = fit_calibration(names(kind), logits, truth).temperature
     assert loss(found) < min(loss(found * 1.02), loss(found / 1.02))
     assert loss(found) <= min(loss(math.exp(log)) for log in np.linspace(math.log(0.2), math.log(20), 40))
 
@@ -160,7 +167,7 @@ def test_temperature_has_the_least_loss(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
 def test_larger_logits_have_a_higher_temperature(kind: Kind) -> None:
     logits, truth = example(kind)
-    one, three = (calibrate(names(kind), factor * logits, truth) for factor in (1, 3))
+    one, three = (fit_calibration(names(kind), factor * logits, truth) for factor in (1, 3))
     assert three.temperature == pytest.approx(3 * one.temperature, rel=1e-3)
     assert one.temperature == pytest.approx(1, abs=0.15)  # as the truth was drawn by them
 
@@ -176,58 +183,62 @@ def smoothed(logits: np.ndarray, smoothing: float) -> np.ndarray:
 def test_smoothing_is_undone(labels: int, smoothing: float) -> None:
     logits, _ = example("single", labels=labels)
     target = names("single", labels)
-    found = Calibration(smoothing=smoothing).probabilities(target, smoothed(logits, smoothing))
+    found = Calibration(smoothing=smoothing).answers(target, smoothed(logits, smoothing)).probabilities
     # Softly: a probability of 0 becomes a little more, at most softness * ln 2 of what smoothing had given it.
     error = 0.1 * math.log(2) * smoothing / (1 - smoothing)
-    assert np.abs(found - target.probabilities(logits)).max() < error
-    high = target.probabilities(logits) > smoothing / labels
-    assert found[high] == pytest.approx(target.probabilities(logits)[high], rel=1.5 * error)
+    assert np.abs(found - target.answers(logits).probabilities).max() < error
+    high = target.answers(logits).probabilities > smoothing / labels
+    assert found[high] == pytest.approx(target.answers(logits).probabilities[high], rel=1.5 * error)
 
 
 def test_undoing_smoothing_keeps_every_order() -> None:
     logits, _ = example("single", labels=5)
     for sharpness in (0.5, 3.0):
-        found = unsmoothed(sharpness * logits, 0.1)
+        found = undo_label_smoothing(sharpness * logits, 0.1)
         assert (found.argsort(1) == logits.argsort(1)).all() and np.isfinite(found).all()
     two, _ = example("single", labels=2)
     before, after = (
-        each.probabilities(names("single", 2), two)[:, 0] for each in (Calibration(), Calibration(2, None, None, 0.1))
+        each.answers(names("single", 2), two).probabilities[:, 0]
+        for each in (Calibration(), Calibration(2, None, None, 0.1))
     )
     assert (before.argsort() == after.argsort()).all()
-    assert (unsmoothed(logits, 0.0) == logits).all()
-    assert Calibration(smoothing=0.1).probabilities(names("single", 1), np.zeros((2, 1))).tolist() == [[1.0], [1.0]]
+    assert (undo_label_smoothing(logits, 0.0) == logits).all()
+    assert Calibration(smoothing=0.1).answers(names("single", 1), np.zeros((2, 1))).probabilities.tolist() == [
+        [1.0],
+        [1.0],
+    ]
     extreme = np.array([[800.0, -800.0], [0.0, 1e-9]])
-    assert np.isfinite(unsmoothed(extreme, 0.1)).all()
+    assert np.isfinite(undo_label_smoothing(extreme, 0.1)).all()
 
 
 def test_smoothed_scores_get_their_certainty_back() -> None:
     logits, truth = example("single", rows=20_000, labels=2)
     seen = smoothed(logits, 0.1)
     target, half = names("single", 2), slice(10_000)
-    undone, plain = (calibrate(target, seen[half], truth[half], smoothing=share) for share in (0.1, 0.0))
+    undone, plain = (fit_calibration(target, seen[half], truth[half], smoothing=share) for share in (0.1, 0.0))
     assert undone.smoothing == 0.1 and undone.temperature == pytest.approx(1, abs=0.05)
     assert plain.temperature < 0.9
     errors = [
-        expected_calibration_error(truth[10_000:], each.probabilities(target, seen[10_000:]))
+        expected_calibration_error(truth[10_000:], each.answers(target, seen[10_000:]).probabilities)
         for each in (undone, plain)
     ]
     assert errors[0] < errors[1] / 2
     logits = seen.astype(np.float32)
-    assert calibrated(target, logits, truth, smoothing=0.1) == pytest.approx(
-        unsmoothed(logits, 0.1) / calibrate(target, logits, truth, smoothing=0.1).temperature, rel=1e-5
+    assert calibrated_logits(target, logits, truth, smoothing=0.1) == pytest.approx(
+        undo_label_smoothing(logits, 0.1) / fit_calibration(target, logits, truth, smoothing=0.1).temperature, rel=1e-5
     )
-    assert calibrate(target, seen[:19], truth[:19], smoothing=0.1) == Calibration()
+    assert fit_calibration(target, seen[:19], truth[:19], smoothing=0.1) == Calibration()
 
 
 def test_smoothing_is_undone_where_that_makes_the_loss_less() -> None:
     logits, truth = example("single", rows=2000)
     target, goal = names("single"), torch.from_numpy(truth)
     for seen, undone in ((smoothed(logits, 0.2), 0.2), (logits, 0.0), (5 * logits, 0.0)):
-        found = calibrate(target, seen, truth, smoothing=0.2)
-        other = replace(calibrate(target, seen, truth), smoothing=0.2 - undone)
+        found = fit_calibration(target, seen, truth, smoothing=0.2)
+        other = replace(fit_calibration(target, seen, truth), smoothing=0.2 - undone)
         assert found.smoothing == undone
         losses = [
-            mean_loss("single", torch.from_numpy(replace(each, temperature=temperature).scaled(seen)), goal)
+            target.mean_loss(torch.from_numpy(replace(each, temperature=temperature).scale(seen)), goal)
             for each in (found, other)
             for temperature in (found.temperature, *np.geomspace(0.2, 20, 40))
         ]
@@ -237,9 +248,9 @@ def test_smoothing_is_undone_where_that_makes_the_loss_less() -> None:
 def test_over_confidence_falls() -> None:
     logits, truth = example("single", sharpness=4)
     target = names("single")
-    found = calibrate(target, logits[:200], truth[:200])
+    found = fit_calibration(target, logits[:200], truth[:200])
     before, after = (
-        expected_calibration_error(truth[200:], each.probabilities(target, logits[200:]))
+        expected_calibration_error(truth[200:], each.answers(target, logits[200:]).probabilities)
         for each in (Calibration(), found)
     )
     assert after < before / 2
@@ -248,9 +259,9 @@ def test_over_confidence_falls() -> None:
 def test_over_confidence_of_several_labels_falls() -> None:
     logits, truth = example("multi", sharpness=4)
     target = names("multi")
-    found = calibrate(target, logits[:200], truth[:200])
+    found = fit_calibration(target, logits[:200], truth[:200])
     before, after = (
-        multi_label_metrics(truth[200:] > 0, truth[200:] > 0, each.probabilities(target, logits[200:]))["ece"]
+        expected_calibration_error(truth[200:] > 0, each.answers(target, logits[200:]).probabilities)
         for each in (Calibration(), found)
     )
     assert after < before / 2
@@ -259,16 +270,16 @@ def test_over_confidence_of_several_labels_falls() -> None:
 def test_temperature_stays_in_its_range() -> None:
     truth = np.arange(30) % 3
     right = np.eye(3)[truth]
-    assert calibrate(names("single"), right, truth).temperature == pytest.approx(0.2, rel=1e-3)
-    assert calibrate(names("single"), -right, truth).temperature == pytest.approx(20, rel=1e-3)
+    assert fit_calibration(names("single"), right, truth).temperature == pytest.approx(0.2, rel=1e-3)
+    assert fit_calibration(names("single"), -right, truth).temperature == pytest.approx(20, rel=1e-3)
 
 
 def test_temperature_needs_rows_and_more_than_one_label() -> None:
     logits, truth = example("single", rows=20, sharpness=5)
-    assert calibrate(names("single"), logits[:19], truth[:19]).temperature == 1.0
-    assert calibrate(names("single"), logits, truth).temperature != 1.0
-    assert calibrate(names("single", 1), logits[:, :1], np.zeros(20, int)).temperature == 1.0
-    assert calibrate(names("single"), np.zeros((20, 3)), truth).temperature == 1.0
+    assert fit_calibration(names("single"), logits[:19], truth[:19]).temperature == 1.0
+    assert fit_calibration(names("single"), logits, truth).temperature != 1.0
+    assert fit_calibration(names("single", 1), logits[:, :1], np.zeros(20, int)).temperature == 1.0
+    assert fit_calibration(names("single"), np.zeros((20, 3)), truth).temperature == 1.0
 
 
 # --- thresholds -----------------------------------------------------------------------------------------------------
@@ -293,9 +304,9 @@ def test_thresholds_against_a_loop(rows: int) -> None:
     logits, truth = example("multi", rows=rows, labels=5, sharpness=1.3)
     logits = np.round(logits, 1)  # many are equal
     truth *= np.random.default_rng(0).random(truth.shape) < [1, 0.5, 0.1, 0.02, 0]
-    found = calibrate(target, logits, truth)
+    found = fit_calibration(target, logits, truth)
     assert found.abstain_below is None and found.thresholds is not None
-    values = found.probabilities(target, logits)
+    values = found.answers(target, logits).probabilities
     shared = min(0.95, max(0.05, naive_threshold(values.ravel(), truth.ravel())))
     for label, threshold in enumerate(found.thresholds):
         assert type(threshold) is float
@@ -310,11 +321,10 @@ def test_thresholds_raise_f1_of_rare_labels() -> None:
     truth = (chooser.random((2000, 4)) < 0.1).astype(np.float32)
     logits = 2 * truth - 3 + chooser.normal(size=truth.shape)  # rarely above 0
     target = names("multi", 4)
-    found = calibrate(target, logits[:1000], truth[:1000])
+    found = fit_calibration(target, logits[:1000], truth[:1000])
     before, after = (
-        multi_label_metrics(truth[1000:] > 0, each.decide(target, values), values)["macro_f1"]
+        target.metrics(truth[1000:] > 0, each.answers(target, logits[1000:]))["macro_f1"]
         for each in (Calibration(), found)
-        for values in [each.probabilities(target, logits[1000:])]
     )
     assert after > before + 0.1
 
@@ -322,11 +332,11 @@ def test_thresholds_raise_f1_of_rare_labels() -> None:
 def test_thresholds_of_labels_without_rows() -> None:
     logits, truth = example("multi")
     target = names("multi")
-    assert calibrate(target, logits, np.zeros_like(truth)).thresholds == pytest.approx((0.5, 0.5, 0.5))
+    assert fit_calibration(target, logits, np.zeros_like(truth)).thresholds == pytest.approx((0.5, 0.5, 0.5))
     truth[:, 1] = 0
-    found = calibrate(target, logits, truth)
+    found = fit_calibration(target, logits, truth)
     assert found.thresholds is not None
-    shared = naive_threshold(found.probabilities(target, logits).ravel(), truth.ravel())
+    shared = naive_threshold(found.answers(target, logits).probabilities.ravel(), truth.ravel())
     assert found.thresholds[1] == pytest.approx(shared)
 
 
@@ -334,20 +344,20 @@ def test_shared_threshold_keeps_away_from_the_ends() -> None:
     logits = np.array([[9.0, -9.0, -9.0]] * 10)
     everything, first = np.ones((10, 3)), np.array([[1, 0, 0]] * 10)
     target = names("multi")
-    low = calibrate(target, logits - 20, everything).thresholds
+    low = fit_calibration(target, logits - 20, everything).thresholds
     assert low is not None
     own = [naive_threshold([expit(value - 20)], [1.0]) for value in (9, -9, -9)]
     assert low == pytest.approx([expit((logit(0.05) + logit(max(value, 1e-9))) / 2) for value in own])
-    high = calibrate(target, logits + 20, first).thresholds
+    high = fit_calibration(target, logits + 20, first).thresholds
     assert high is not None
     assert high[1:] == pytest.approx((0.95, 0.95))
 
 
 def test_thresholds_of_probabilities_that_are_0_or_1() -> None:
     logits = np.array([[1e4, -1e4], [-1e4, 1e4]] * 15)
-    found = calibrate(names("multi", 2), logits, (logits > 0).astype(np.float32))
+    found = fit_calibration(names("multi", 2), logits, (logits > 0).astype(np.float32))
     assert found.thresholds == pytest.approx((0.5, 0.5))
-    wrong = calibrate(names("multi", 2), logits, (logits < 0).astype(np.float32))
+    wrong = fit_calibration(names("multi", 2), logits, (logits < 0).astype(np.float32))
     assert wrong.thresholds is not None
     assert all(0 < threshold < 0.5 for threshold in wrong.thresholds)
 
@@ -356,7 +366,7 @@ def test_thresholds_between_neighbouring_numbers() -> None:
     scores = [0.3]
     while len(scores) < 9:
         scores.append(float(np.nextafter(scores[-1], 0)))  # halfway, half of them round to the lower one
-    thresholds, given, _ = _cuts(np.array(scores), np.ones(9, bool))
+    thresholds, given, _ = threshold_sweep(np.array(scores), np.ones(9, bool))
     assert (
         given.tolist() == [sum(score >= threshold for score in scores) for threshold in thresholds] == [*range(1, 10)]
     )
@@ -385,34 +395,34 @@ def test_abstaining_against_a_loop(kind: Kind, share: float) -> None:
     target = names(kind)
     logits, truth = example(kind)
     logits = np.round(logits)  # many are equal
-    found = calibrate(target, logits, truth, abstain_at=share)
-    values = found.probabilities(target, logits)
-    always = Calibration().decide(target, values)
+    found = fit_calibration(target, logits, truth, abstain_at=share)
+    values = found.answers(target, logits).probabilities
+    always = replace(found, abstain_below=None).answers(target, logits).values
     assert found.abstain_below == naive_abstaining(values, always == truth, share)
-    predicted = found.decide(target, values)
+    predicted = found.answers(target, logits).values
     answered = predicted >= 0
     assert (predicted[answered] == always[answered]).all()
     assert (predicted[answered] == truth[answered]).mean() >= share
     assert answered.all() == (share == 0.3)
-    assert found.temperature == calibrate(target, logits, truth).temperature
+    assert found.temperature == fit_calibration(target, logits, truth).temperature
 
 
 def test_abstaining_is_off_by_default() -> None:
-    assert calibrate(names("single"), *example("single")).abstain_below is None
+    assert fit_calibration(names("single"), *example("single")).abstain_below is None
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.5, math.nan])
 def test_abstaining_at_no_share(share: float) -> None:
     with pytest.raises(InputError, match=rf"^abstain_at must be a share above 0 and at most 1\. Got {share!r} instead"):
-        calibrate(names("single"), *example("single"), abstain_at=share)
+        fit_calibration(names("single"), *example("single"), abstain_at=share)
 
 
 def test_abstaining_is_not_for_other_kinds() -> None:
     problem = "^abstain_at is for single-label and ordinal tasks, and this one is {}. Leave it out$"
     with pytest.raises(InputError, match=problem.format("multi")):
-        calibrate(names("multi"), *example("multi"), abstain_at=0.9)
+        fit_calibration(names("multi"), *example("multi"), abstain_at=0.9)
     with pytest.raises(InputError, match=problem.format("regression")):
-        calibrate(Scale(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30), abstain_at=0.9)
+        fit_calibration(Regression(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30), abstain_at=0.9)
 
 
 def confident(right: list[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -425,19 +435,19 @@ def confident(right: list[bool]) -> tuple[np.ndarray, np.ndarray]:
 def test_abstaining_that_validation_does_not_reach() -> None:
     rows = confident([True] * 9 + [False] + [True] * 9 + [False] * 11)
     with pytest.raises(InputError) as caught:
-        calibrate(names("single", 2), *rows, abstain_at=0.99)
+        fit_calibration(names("single", 2), *rows, abstain_at=0.99)
     assert str(caught.value) == (
         "abstain_at 0.99 is not reached on the 30 validation rows by any 10 or more of them that are answered with the "
         "highest confidence. The best precision is 0.9473, of 63.3% of the rows. Ask for no more than that"
     )
-    found = calibrate(names("single", 2), *rows, abstain_at=0.9473)
-    assert (found.decide(names("single", 2), found.probabilities(names("single", 2), rows[0])) >= 0).sum() == 19
+    found = fit_calibration(names("single", 2), *rows, abstain_at=0.9473)
+    assert (found.answers(names("single", 2), rows[0]).values >= 0).sum() == 19
 
 
 def test_best_precision_is_that_of_the_most_rows() -> None:
     half = [False] + [True] * 9
     with pytest.raises(InputError, match=r"The best precision is 0\.9, of 66\.7% of the rows\."):
-        calibrate(names("single", 2), *confident([*half, *half, *([False] * 10)]), abstain_at=0.95)
+        fit_calibration(names("single", 2), *confident([*half, *half, *([False] * 10)]), abstain_at=0.95)
 
 
 @pytest.mark.parametrize(("rows", "fewest"), [(1000, 10), (1100, 11), (1101, 12)])
@@ -447,28 +457,28 @@ def test_abstaining_needs_one_row_in_a_hundred(rows: int, fewest: int) -> None:
         example = confident([True] * right + [False] * (rows - right))
         if right < fewest:
             with pytest.raises(InputError, match=f" by any {fewest} or more of them "):
-                calibrate(target, *example, abstain_at=1)
+                fit_calibration(target, *example, abstain_at=1)
         else:
-            found = calibrate(target, *example, abstain_at=1)
-            assert (found.decide(target, found.probabilities(target, example[0])) >= 0).sum() == fewest
+            found = fit_calibration(target, *example, abstain_at=1)
+            assert (found.answers(target, example[0]).values >= 0).sum() == fewest
 
 
 def test_abstaining_with_few_rows() -> None:
     message = r"^abstain_at needs at least 10 validation rows\. Got 9 instead\. Give more rows or a validation file$"
     with pytest.raises(InputError, match=message):
-        calibrate(names("single", 2), *confident([True] * 9), abstain_at=0.5)
-    assert calibrate(names("single", 2), *confident([True] * 10), abstain_at=1).abstain_below == 0.0
+        fit_calibration(names("single", 2), *confident([True] * 9), abstain_at=0.5)
+    assert fit_calibration(names("single", 2), *confident([True] * 10), abstain_at=1).abstain_below == 0.0
 
 
 def test_numbers_have_nothing_to_calibrate() -> None:
-    assert calibrate(Scale(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30)) == Calibration()
+    assert fit_calibration(Regression(0, 1, bounded=True), np.zeros((30, 2)), np.zeros(30)) == Calibration()
 
 
 def test_calibrated_logits_are_comparable_whatever_their_scale() -> None:
     generator = np.random.default_rng(0)
     truth = generator.integers(3, size=400)
     logits = (generator.normal(size=(400, 3)) / 2 + np.eye(3)[truth] / 2).astype(np.float32)
-    target = fit_target("single", ["a", "b", "c"])
-    found, sure = calibrated(target, logits, truth), calibrated(target, 4 * logits, truth)
+    target = fit_kind("single", ["a", "b", "c"])
+    found, sure = calibrated_logits(target, logits, truth), calibrated_logits(target, 4 * logits, truth)
     assert sure.dtype == np.float32
     np.testing.assert_allclose(sure, found, rtol=1e-3)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ytuning.data.kinds import Objective
+from tests.kinds import KindName, kind_of
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
@@ -29,6 +29,7 @@ from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
 from ytuning.training.joint import Learner, stack_logits, stack_step
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
+SINGLE = kind_of("single")
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
 RECIPE = Recipe(PooledConfig(width=16, queries=1), SHORT)
 TRAIN, VALIDATION = np.arange(90), np.arange(90, 120)
@@ -48,7 +49,7 @@ def fit(toy: tuple[Features, np.ndarray]) -> Callable[..., FitResult]:
 
     def fit(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> FitResult:
         features, targets = toy
-        job = HeadJob(targets, recipe, seed)
+        job = HeadJob(SINGLE, targets, recipe, seed)
         return fit_heads(features, [job], train=TRAIN, validation=VALIDATION, seed=seed, **options)[0]
 
     return fit
@@ -93,13 +94,13 @@ def test_wrong_training_values_are_refused(fit: Callable[..., FitResult], change
         fit(replace(RECIPE, training=replace(SHORT, **change)))
 
 
-@pytest.mark.parametrize("objective", ["multi", "bounded", "unbounded"])
-def test_a_training_that_diverges_is_told_of_any_kind(objective: Objective, toy: tuple[Features, np.ndarray]) -> None:
+@pytest.mark.parametrize("kind", ["multi", "bounded", "unbounded"])
+def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: tuple[Features, np.ndarray]) -> None:
     features, ids = toy
-    targets = np.eye(3, dtype=np.float32)[ids] if objective == "multi" else (ids / 2).astype(np.float32)
+    targets = np.eye(3, dtype=np.float32)[ids] if kind == "multi" else (ids / 2).astype(np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
     with pytest.raises(InputError, match="the training diverged"):
-        fit_heads(features, [HeadJob(targets, recipe, objective=objective)], train=TRAIN, validation=VALIDATION)
+        fit_heads(features, [HeadJob(kind_of(kind), targets, recipe)], train=TRAIN, validation=VALIDATION)
 
 
 def test_a_later_round_that_diverged_is_left_out(
@@ -119,7 +120,9 @@ def test_a_later_round_that_diverged_is_left_out(
 
 def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
     features, ids = toy
-    job = HeadJob(ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0))), outputs=4)
+    job = HeadJob(
+        kind_of("single", 4), ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0)))
+    )
     with pytest.raises(InputError, match=r"^label_weights must be above 0 for a label that a train row has\. Got "):
         fit_heads(features, [job], train=TRAIN, validation=VALIDATION)
 
@@ -447,11 +450,11 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
     features, goal = toy
     slow = replace(SHORT, learning_rate=1e-4, rounds=3)
     jobs = [
-        HeadJob(goal, RECIPE, seed=0),
-        HeadJob(goal, RECIPE, seed=1),
-        HeadJob(goal, replace(RECIPE, training=replace(SHORT, loss="triplet"))),
-        HeadJob(goal, replace(RECIPE, training=replace(slow, fewest_steps=12, most_steps=12))),
-        HeadJob(goal % 2, replace(RECIPE, head=replace(RECIPE.head, members=2))),  # type: ignore[arg-type]
+        HeadJob(SINGLE, goal, RECIPE, seed=0),
+        HeadJob(SINGLE, goal, RECIPE, seed=1),
+        HeadJob(SINGLE, goal, replace(RECIPE, training=replace(SHORT, loss="triplet"))),
+        HeadJob(SINGLE, goal, replace(RECIPE, training=replace(slow, fewest_steps=12, most_steps=12))),
+        HeadJob(kind_of("single", 2), goal % 2, replace(RECIPE, head=replace(RECIPE.head, members=2))),  # type: ignore[arg-type]
     ]
     together = fit_heads(features, jobs, train=TRAIN, validation=VALIDATION, seed=3)
     assert len({entry.history[-1].step for entry in together}) == 2
@@ -463,7 +466,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
 
 
 def test_one_head_is_a_stack_of_one(toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult]) -> None:
-    stack = fit_heads(toy[0], [HeadJob(toy[1], RECIPE, 7)], train=TRAIN, validation=VALIDATION, seed=7)
+    stack = fit_heads(toy[0], [HeadJob(SINGLE, toy[1], RECIPE, 7)], train=TRAIN, validation=VALIDATION, seed=7)
     assert weights(stack[0].head) == weights(fit(seed=7).head)
 
 
@@ -489,13 +492,13 @@ def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitRe
 def test_heads_that_cannot_share_batches_are_refused(
     toy: tuple[Features, np.ndarray], other: Recipe, what: str
 ) -> None:
-    jobs = [HeadJob(toy[1], RECIPE), HeadJob(toy[1], other)]
+    jobs = [HeadJob(SINGLE, toy[1], RECIPE), HeadJob(SINGLE, toy[1], other)]
     with pytest.raises(InputError, match=rf"^heads that are trained together .* so their {what} must be the same\. "):
         fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION)
 
 
 def test_an_interrupted_stack_gives_each_head_a_round(toy: tuple[Features, np.ndarray]) -> None:
-    jobs = [HeadJob(toy[1], RECIPE, seed) for seed in (0, 1)]
+    jobs = [HeadJob(SINGLE, toy[1], RECIPE, seed) for seed in (0, 1)]
     results = fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION, progress=Interrupt("train", 3))
     assert [[entry.step for entry in result.history] for result in results] == [[3], [3]]
     assert all(result.interrupted and not result.refitted for result in results)
@@ -555,7 +558,7 @@ def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Fea
     recipe = replace(preset("few-shot"), training=SHORT)  # of a form that is trained on the features themselves anyway
     resident = features.resident(torch.arange(120), torch.device("cpu"))
     one, other = (
-        fit_heads(part, [HeadJob(targets, recipe)], train=TRAIN, validation=VALIDATION)[0]
+        fit_heads(part, [HeadJob(SINGLE, targets, recipe)], train=TRAIN, validation=VALIDATION)[0]
         for part in (features, resident)
     )
     assert weights(one.head) == weights(other.head)

@@ -68,15 +68,15 @@ class TuningRows:
     """What an encoder is trained on.
 
     Attributes:
-        inputs: texts, or pairs as one text, of all rows.
         target: kind of the task.
+        inputs: texts, or pairs as one text, of all rows.
         targets: of all rows, as ``target`` encodes them.
         train: positions of rows to train on.
         validation: positions of rows that choose the epoch and, of several, the learning rate.
     """
 
-    inputs: Sequence[TextInput]
     target: TaskKind
+    inputs: Sequence[TextInput]
     targets: np.ndarray
     train: np.ndarray
     validation: np.ndarray

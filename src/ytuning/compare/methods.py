@@ -305,7 +305,7 @@ def _tuned(
     encoder.release()  # the model that is trained is another, and this one would count as its memory
     found = train(
         encoder,
-        TuningRows(work.inputs, work.target, targets, *split),
+        TuningRows(work.target, work.inputs, targets, *split),
         config=_config(work, rates[0], len(split[0])),
         rates=rates if work.search_rates else None,
         seed=seed,

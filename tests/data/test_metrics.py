@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from rich.console import Console
 
-from ytuning.data.kinds import Names
-from ytuning.data.labels import LabelSet
-from ytuning.evaluation.evaluate import Confusion, evaluate
-from ytuning.evaluation.metrics import (
-    expected_calibration_error,
-    label_figures,
-    multi_label_figures,
-    multi_label_metrics,
-    ordinal_metrics,
-    regression_metrics,
-    reliability,
-    single_label_metrics,
-    worst_confusions,
-)
-from ytuning.reports.console import SHOWN_LABELS, print_report, report_to_json
-from ytuning.training.calibration import Calibration
+from tests.kinds import kind_of
+from ytuning.data.kinds import Answers
+from ytuning.data.kinds.metrics import LabelFigures, expected_calibration_error, reliability
 
 # true     0 0 0 1 1 2      right: 4 of 6
 # predict  0 0 1 1 0 2
@@ -41,6 +26,40 @@ def probabilities(predicted: np.ndarray, labels: int, confidence: float = 0.8) -
     return values
 
 
+def single_label_metrics(
+    truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None
+) -> dict[str, float]:
+    values = probabilities.argmax(1) if predicted is None else predicted
+    return kind_of("single", probabilities.shape[1]).metrics(truth, Answers(values, probabilities))
+
+
+def ordinal_metrics(truth: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    return kind_of("ordinal", probabilities.shape[1]).metrics(truth, Answers(predicted, probabilities))
+
+
+def multi_label_metrics(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    return kind_of("multi", probabilities.shape[1]).metrics(truth, Answers(predicted, probabilities))
+
+
+def regression_metrics(truth: np.ndarray, values: np.ndarray) -> dict[str, float]:
+    return kind_of("unbounded").metrics(truth, Answers(values, np.empty((len(values), 0))))
+
+
+def label_figures(truth: np.ndarray, predicted: np.ndarray, labels: int) -> list[LabelFigures]:
+    return kind_of("single", labels).label_figures(truth, predicted)
+
+
+def multi_label_figures(truth: np.ndarray, predicted: np.ndarray) -> list[LabelFigures]:
+    return kind_of("multi", truth.shape[1]).label_figures(truth, predicted)
+
+
+def worst_confusions(
+    truth: np.ndarray, predicted: np.ndarray, labels: int, most: int = 5
+) -> list[tuple[int, int, int]]:
+    confusions = kind_of("single", labels).confusions(truth, predicted, most)
+    return [(int(each.true[-1]), int(each.predicted[-1]), each.rows) for each in confusions]
+
+
 def test_single_label_metrics() -> None:
     found = single_label_metrics(TRUTH, probabilities(PREDICTED, 3))
     assert set(found) == {"accuracy", "macro_f1", "micro_f1", "matthews", "ece"}
@@ -53,6 +72,24 @@ def test_single_label_metrics() -> None:
     # (right * n - sum(t * p)) / sqrt((n^2 - sum(p^2)) * (n^2 - sum(t^2)))
     assert found["matthews"] == pytest.approx((4 * 6 - 14) / math.sqrt((36 - 14) * (36 - 14)))
     assert found["ece"] == pytest.approx(0.8 - 4 / 6)
+
+
+@pytest.mark.parametrize("abstained", [0.0, 0.3])
+def test_single_label_metrics_are_scikit_learns(abstained: float) -> None:
+    chooser = np.random.default_rng(0)
+    truth = np.minimum(chooser.geometric(0.2, 300) - 1, 20)
+    predicted = np.where(chooser.random(300) < 0.6, truth, chooser.integers(25, size=300))
+    predicted[chooser.random(300) < abstained] = -1
+    found = single_label_metrics(truth, probabilities(truth, 30), predicted)
+    labels = np.union1d(truth, predicted[predicted >= 0])
+    for average in ("macro", "micro"):
+        expected = sklearn.metrics.f1_score(truth, predicted, labels=labels, average=average, zero_division=0)
+        assert found[f"{average}_f1"] == expected
+    assert found["accuracy"] == sklearn.metrics.accuracy_score(truth, predicted)
+    assert found["matthews"] == sklearn.metrics.matthews_corrcoef(truth, predicted)
+    columns = sklearn.metrics.precision_recall_fscore_support(truth, predicted, labels=np.arange(30), zero_division=0)
+    for name, column in zip(("precision", "recall", "f1", "rows"), columns, strict=True):
+        assert [figures[name] for figures in label_figures(truth, predicted, 30)] == column.tolist()
 
 
 def test_macro_f1_leaves_out_labels_that_occur_nowhere() -> None:
@@ -198,7 +235,6 @@ def test_multi_label_figures_against_scikit_learn() -> None:
     expected = sklearn.metrics.precision_recall_fscore_support(truth, predicted, zero_division=0)
     for name, column in zip(("precision", "recall", "f1", "rows"), expected, strict=True):
         assert [figures[name] for figures in multi_label_figures(truth, predicted)] == pytest.approx(column)
-    assert multi_label_figures(truth.astype(np.float32), predicted) == multi_label_figures(truth, predicted)
 
 
 def test_regression_metrics_against_scipy() -> None:
@@ -280,57 +316,3 @@ def test_worst_confusions() -> None:
     assert worst_confusions(truth, predicted, 3) == [(2, 0, 3), (1, 2, 2), (0, 1, 1)]
     assert worst_confusions(truth, predicted, 3, most=1) == [(2, 0, 3)]
     assert worst_confusions(truth, truth, 3) == []
-
-
-def names(*labels: str) -> Names:
-    return Names(LabelSet(labels))
-
-
-def logits(predicted: np.ndarray, labels: int) -> np.ndarray:
-    """Those that :func:`probabilities` are the softmax of."""
-    values: np.ndarray = np.log(probabilities(predicted, labels))
-    return values
-
-
-def test_report_names_labels() -> None:
-    report = evaluate(names("card", "login", "refund"), Calibration(), TRUTH, logits(PREDICTED, 3))
-    assert (report.kind, report.rows) == ("single", 6)
-    assert report.metrics == pytest.approx(single_label_metrics(TRUTH, probabilities(PREDICTED, 3)))
-    assert list(report.labels) == ["card", "login", "refund"]
-    assert report.labels["login"]["f1"] == pytest.approx(0.5)
-    assert report.confusions[0] == Confusion("card", "login", 1)
-    assert report_to_json(report)["confusions"][0] == {"true": "card", "predicted": "login", "rows": 1}
-
-
-def printed(
-    labels: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray, title: str = "tickets", **options: object
-) -> str:
-    report = evaluate(names(*labels), Calibration(), truth, logits(predicted, len(labels)))
-    console = Console(file=io.StringIO(), width=120)
-    print_report(console, report, title, **options)  # type: ignore[arg-type]
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-def test_printed_report_shows_figures_confusions_and_seconds() -> None:
-    text = printed(("card", "login", "refund"), TRUTH, PREDICTED, seconds={"train": 1.234})
-    for shown in ("tickets", "6 rows", "0.6667", "precision", "Most frequent mistakes", "train", "1.23"):
-        assert shown in text
-    assert "Most frequent mistakes" not in printed(("a", "b", "c"), TRUTH, TRUTH)
-
-
-def test_printed_report_shows_names_exactly() -> None:
-    labels = ("[bold]", "a [/x] b", "[link=file]c")
-    text = printed(labels, TRUTH, PREDICTED, title="[red] on data[1].csv")
-    for shown in (*labels, "[red] on data[1].csv"):
-        assert shown in text
-
-
-def test_printed_report_of_many_labels_shows_the_worst() -> None:
-    count = SHOWN_LABELS + 5
-    truth = np.arange(count)
-    predicted = np.where(truth == 7, 8, truth)
-    text = printed(tuple(f"label-{number:02}" for number in range(count)), truth, predicted)
-    assert f"The {SHOWN_LABELS} of {count} labels with the lowest F1" in text
-    assert text.index("label-07") < text.index("label-08") < text.index("label-00")
-    assert f"label-{count - 1:02}" not in text

@@ -9,9 +9,11 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from ytuning.evaluation import intervals
-from ytuning.evaluation.intervals import multi_intervals, number_intervals, resample_counts, single_intervals
+from tests.kinds import kind_of
+from ytuning.data.kinds import resampling
+from ytuning.data.kinds.resampling import resample_counts
 
+SINGLE, MULTI, NUMBERS = kind_of("single"), kind_of("multi"), kind_of("unbounded")
 RESAMPLES = 60
 
 
@@ -78,7 +80,7 @@ def test_single_label_against_a_loop(rows: int, labels: int, abstained: float) -
     expected = loop(pairs[:, 0], pairs[:, 1], sizes, single_figures)
     if abstained == 1:  # every resample is wrong
         expected = {"accuracy": wilson(0, rows)}
-    assert single_intervals(truth, predicted, resamples=RESAMPLES, seed=3) == expected
+    assert SINGLE.intervals(truth, predicted, resamples=RESAMPLES, seed=3) == expected
 
 
 def test_several_labels_against_a_loop() -> None:
@@ -87,8 +89,7 @@ def test_several_labels_against_a_loop() -> None:
     predicted = truth ^ (chooser.random((30, 6)) < 0.1)
     predicted[:, 5] = False  # a label that occurs nowhere
     expected = loop(truth, predicted, np.ones(30, int), multi_figures)
-    assert multi_intervals(truth, predicted, resamples=RESAMPLES, seed=3) == expected
-    assert multi_intervals(truth.astype(np.float32), predicted, resamples=RESAMPLES, seed=3) == expected
+    assert MULTI.intervals(truth, predicted, resamples=RESAMPLES, seed=3) == expected
 
 
 @pytest.mark.parametrize("rows", [3, 50])  # resamples of 3 rows are often of one row only
@@ -98,7 +99,7 @@ def test_numbers_against_a_loop(rows: int, offset: float) -> None:
     truth = chooser.normal(size=rows)
     values = np.round(truth + chooser.normal(size=rows), 1) + offset
     ones = np.ones(rows, int)
-    found = number_intervals(truth, values, resamples=RESAMPLES, seed=3)
+    found = NUMBERS.intervals(truth, values, resamples=RESAMPLES, seed=3)
     assert found["pearson"] == loop(truth, values, ones, lambda one, other: {"r": correlation(one, other)})["r"]
     ranks = scipy.stats.rankdata(truth), scipy.stats.rankdata(values)
     assert found["spearman"] == loop(*ranks, ones, lambda one, other: {"r": correlation(one, other)})["r"]
@@ -108,8 +109,8 @@ def test_resamples_that_are_constant_are_0() -> None:
     truth = np.array([0.1] * 9 + [0.2])  # a third of the resamples lacks the last row
     values = np.random.default_rng(10).random(10).round(2)
     expected = loop(truth, values, np.ones(10, int), lambda one, other: {"r": correlation(one, other)})
-    assert number_intervals(truth, values, resamples=RESAMPLES, seed=3)["pearson"] == expected["r"]
-    low, high = number_intervals(truth, values)["pearson"]
+    assert NUMBERS.intervals(truth, values, resamples=RESAMPLES, seed=3)["pearson"] == expected["r"]
+    low, high = NUMBERS.intervals(truth, values)["pearson"]
     assert low == 0.0 < high  # exactly, though the squares are rounded
 
 
@@ -125,11 +126,11 @@ def test_draws_have_the_moments_of_a_multinomial(sizes: np.ndarray) -> None:
 
 def test_draws_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, predicted = choices(40, 12, 0.1)
-    found = single_intervals(truth, predicted)
+    found = SINGLE.intervals(truth, predicted)
     grouped = np.array([900, 90, 10])
     whole = list(resample_counts(grouped, 100, 0))
-    monkeypatch.setattr(intervals, "MEMORY", 20_000)
-    assert single_intervals(truth, predicted) == found
+    monkeypatch.setattr(resampling, "MEMORY", 20_000)
+    assert SINGLE.intervals(truth, predicted) == found
     parts = list(resample_counts(grouped, 100, 0, columns=9))
     assert len(whole) == 1 < len(parts)
     assert max(part.nbytes for part in parts) < 20_000
@@ -138,14 +139,14 @@ def test_draws_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seed_decides() -> None:
     truth, predicted = choices(40, 12, 0.1)
-    assert single_intervals(truth, predicted, seed=1) == single_intervals(truth, predicted, seed=1)
-    assert single_intervals(truth, predicted, seed=1) != single_intervals(truth, predicted, seed=2)
+    assert SINGLE.intervals(truth, predicted, seed=1) == SINGLE.intervals(truth, predicted, seed=1)
+    assert SINGLE.intervals(truth, predicted, seed=1) != SINGLE.intervals(truth, predicted, seed=2)
 
 
 def test_accuracy_has_the_width_of_a_binomial() -> None:
     truth = np.zeros(2500, int)
     predicted = (np.arange(2500) % 5 == 0).astype(int)  # 80 % right, with a deviation of 0.8 %
-    low, high = single_intervals(truth, predicted, resamples=4000)["accuracy"]
+    low, high = SINGLE.intervals(truth, predicted, resamples=4000)["accuracy"]
     assert (low, high) == pytest.approx((0.8 - 1.96 * 0.008, 0.8 + 1.96 * 0.008), abs=0.001)
 
 
@@ -153,33 +154,33 @@ def test_accuracy_has_the_width_of_a_binomial() -> None:
 def test_rows_that_are_all_alike_show_no_certainty(rows: int) -> None:
     right, wrong = {"accuracy": wilson(rows, rows)}, {"accuracy": wilson(0, rows)}
     ids = np.zeros(rows, int)
-    assert single_intervals(ids, ids) == right
-    assert single_intervals(ids, ids + 1) == wrong
+    assert SINGLE.intervals(ids, ids) == right
+    assert SINGLE.intervals(ids, ids + 1) == wrong
     flags = np.ones((rows, 2), bool)
-    assert multi_intervals(flags, flags) == right
-    assert multi_intervals(flags, ~flags) == wrong
-    assert multi_intervals(~flags, ~flags) == right
+    assert MULTI.intervals(flags, flags) == right
+    assert MULTI.intervals(flags, ~flags) == wrong
+    assert MULTI.intervals(~flags, ~flags) == right
     constant, rising = np.full(rows, 0.1), np.arange(rows) + 0.6
     for truth, values in ((constant, rising), (rising, constant), (constant, constant)):
-        assert number_intervals(truth, values) == {}
+        assert NUMBERS.intervals(truth, values) == {}
 
 
 def test_rows_that_are_all_right_show_no_certainty() -> None:
     ids = np.arange(12) % 2  # a few resamples have one label only, whose Matthews is 0, but none of the ends is theirs
-    found = single_intervals(ids, ids)
+    found = SINGLE.intervals(ids, ids)
     assert found == {"accuracy": wilson(12, 12)}
     assert found["accuracy"][1] == 1.0  # exactly, though the formula is rounded
-    assert number_intervals(np.arange(20.0), np.arange(20.0) * 0.3) == {}  # correlations of 1, but for rounding
+    assert NUMBERS.intervals(np.arange(20.0), np.arange(20.0) * 0.3) == {}  # correlations of 1, but for rounding
 
 
 def test_a_rare_label_shows_no_more_where_all_rows_are_right() -> None:
     for ids in (np.arange(20) // 19, np.arange(2), np.arange(4) % 2):  # of whose resamples many have one label only
-        assert single_intervals(ids, ids) == {"accuracy": wilson(len(ids), len(ids))}
+        assert SINGLE.intervals(ids, ids) == {"accuracy": wilson(len(ids), len(ids))}
     flags = np.eye(2, dtype=bool)[[0] * 19 + [1]]
-    assert multi_intervals(flags, flags) == {"accuracy": wilson(20, 20)}
+    assert MULTI.intervals(flags, flags) == {"accuracy": wilson(20, 20)}
 
 
 def test_one_wrong_row_is_enough_for_resamples() -> None:
     truth, predicted = np.arange(12) % 2, np.arange(12) % 2
     predicted[0] = 1
-    assert single_intervals(truth, predicted)["accuracy"] == (0.75, 1.0)
+    assert SINGLE.intervals(truth, predicted)["accuracy"] == (0.75, 1.0)
