@@ -40,7 +40,7 @@ def labels_from(pooled: np.ndarray, kind: KindName) -> np.ndarray:
     if kind in ("bounded", "unbounded"):
         position = scipy.special.expit(signal[:, 0]) if kind == "bounded" else signal[:, 0]
         return position.astype(np.float32)
-    return np.digitize(signal[:, 0], [-1, 0.5]) if kind == "ordinal" else signal.argmax(1)
+    return np.digitize(signal[:, 0], [-1, 0, 0.5]) if kind == "ordinal" else signal.argmax(1)
 
 
 @pytest.mark.parametrize("kind", ["single", "ordinal"])
