@@ -12,7 +12,7 @@ import numpy as np
 from ytuning.data.columns import SEPARATORS, UNKNOWN, Columns, Role, choose_columns, label_sets, read_labels
 from ytuning.data.kinds import KINDS, Labels, TaskKind
 from ytuning.data.labels import Kind, did_you_mean, listed, shown
-from ytuning.data.tables import Column, as_cells, read_table
+from ytuning.data.tables import Column, Table, as_cells, read_table
 from ytuning.errors import DataError, InputError, allowed
 
 __all__ = [
@@ -152,8 +152,7 @@ def read_dataset(
             commas between them, unless a column has that text as its name.
         kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
             and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
-            refused); else "single". "single" takes
-            numbers for label names, "ordinal" says that the labels have an order.
+            refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
             most rows with these only, or at none...
@@ -170,18 +169,9 @@ def read_dataset(
         raise InputError(allowed("kind", kind, kinds))
     table = read_table(source)
     columns = choose_columns(table, text, text_pair, label, labelled=labelled, group=group)
-    labels: Labels | None = None
-    found: Kind = "single"
-    split: str | None = None
-    if isinstance(columns.label, tuple):
-        if kind not in ("auto", "multi"):
-            problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
-            raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
-        labels, found = label_sets([table.column(name) for name in columns.label]), "multi"
-    elif columns.label is not None:
-        several = kind == "auto" and label is None and columns.label == "labels"
-        column = table.column(columns.label)
-        labels, found, split = read_labels(column, "multi" if several else kind, known, separator)
+    # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
+    several = kind == "auto" and label is None and columns.label == "labels"
+    labels, found, split = _read_label_columns(table, columns, "multi" if several else kind, known, separator)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
@@ -192,6 +182,24 @@ def read_dataset(
         separator=split,
         groups=None if columns.group is None else table.column(columns.group).groups,
     )
+
+
+def _read_label_columns(
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str], separator: str | None
+) -> tuple[Labels | None, Kind, str | None]:
+    """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
+
+    Raises:
+        InputError: several columns for a kind of task that has one label a row.
+    """
+    if columns.label is None:
+        return None, "single", None
+    if not isinstance(columns.label, tuple):
+        return read_labels(table.column(columns.label), kind, known, separator)
+    if kind not in ("auto", "multi"):
+        problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
+        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
+    return label_sets([table.column(name) for name in columns.label]), "multi", None
 
 
 def from_lists(

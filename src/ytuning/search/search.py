@@ -129,8 +129,6 @@ def search(
     """
     options, progress, watch = options or SearchOptions(), progress or Progress(), Stopwatch()
     require("optuna", "search")
-    if options.pairs not in ("auto", *PAIR_MODES):
-        raise InputError(allowed("pairs", options.pairs, ("auto", *PAIR_MODES)))
     bases = {name: preset(name) for name in options.presets}
     rows = _checked_rows(train, validation, test, options, bases)
     modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
@@ -152,21 +150,19 @@ def search(
         chosen = reading.with_layers(best.recipe.layers or states)
         places = [states.index(layer) for layer in chosen.identity.layers]
         keep_inputs(rows.inputs, features[best.pair_mode].with_layers(places), chosen, store, progress)
+    winner = _training_of(options, best)
     trained = train_task(
-        train,
-        chosen,
-        store,
-        best.recipe,
-        validation=validation,
-        test=test,
-        options=TrainOptions(
-            name=TASK_FOLDER, seed=options.seed, label_order=options.label_order, pairs=best.pair_mode or "auto"
-        ),
-        progress=progress,
+        train, chosen, store, best.recipe, validation=validation, test=test, options=winner, progress=progress
     )
     watch.add(trained.seconds)
     _save(trained, best, log, progress)
     return Searched(log.trials, trained, interrupted or trained.fit.interrupted, watch.seconds)
+
+
+def _training_of(options: SearchOptions, best: Trial) -> TrainOptions:
+    """How the best trial's recipe is trained."""
+    pairs = best.pair_mode or "auto"
+    return TrainOptions(name=TASK_FOLDER, seed=options.seed, label_order=options.label_order, pairs=pairs)
 
 
 def _checked_rows(
@@ -177,6 +173,8 @@ def _checked_rows(
     bases: dict[str, Recipe],
 ) -> TaskRows:
     """The rows that trials learn and are chosen by, and the labels' texts if the head of a preset reads them."""
+    if options.pairs not in ("auto", *PAIR_MODES):
+        raise InputError(allowed("pairs", options.pairs, ("auto", *PAIR_MODES)))
     rows = task_rows(train, validation, None, seed=options.seed, order=options.label_order)
     if test is not None:
         # Mistakes in the test rows should not wait for the end.
