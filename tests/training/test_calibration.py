@@ -16,8 +16,7 @@ from scipy.special import expit, logit
 
 from tests.kinds import kind_of as names
 from ytuning.data.kinds import Ordinal, Regression, fit_kind
-from ytuning.data.kinds.metrics import expected_calibration_error
-from ytuning.data.kinds.thresholds import threshold_sweep
+from ytuning.data.kinds.metrics import expected_calibration_error, threshold_sweep
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
 from ytuning.training.calibration import Calibration, calibrated_logits, fit_calibration, undo_label_smoothing

@@ -1,4 +1,4 @@
-"""Metrics that several kinds of task share: pure functions on arrays."""
+"""What the metrics and thresholds of several kinds of task share: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "rank_correlation",
     "reliability",
     "share",
+    "threshold_sweep",
 ]
 
 CALIBRATION_BINS = 15
@@ -91,6 +92,24 @@ def reliability(
         for total, good, count in zip(totals, hits, rows, strict=True)
         if count
     ]
+
+
+def threshold_sweep(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ways to split scores (N,) >= 0, N > 0, by a threshold, from the highest threshold down.
+
+    Returns:
+        Thresholds (splits,) halfway to the next lower score (the last one to 0), how many scores reach them, and how
+        many of these have a flag.
+    """
+    order = np.argsort(-scores)
+    ordered, hits = scores[order], flags[order].cumsum()
+    below = np.append(ordered[1:], 0.0)
+    # The last one of equal scores.
+    last = np.append(ordered[1:] < ordered[:-1], True)
+    halfway = (ordered + below) / 2
+    # Between neighbouring numbers, rounding may give the lower one.
+    thresholds = np.where(halfway > below, halfway, ordered)
+    return thresholds[last], np.flatnonzero(last) + 1, hits[last]
 
 
 def _confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,15 @@ import scipy.special
 
 from ytuning.data.kinds.base import Answer, Answers, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
-from ytuning.data.kinds.metrics import LabelFigures, expected_calibration_error, figures_of_counts, macro_f1, share
+from ytuning.data.kinds.metrics import (
+    LabelFigures,
+    expected_calibration_error,
+    figures_of_counts,
+    macro_f1,
+    share,
+    threshold_sweep,
+)
 from ytuning.data.kinds.resampling import Sums, ratio, resampled_macro_f1
-from ytuning.data.kinds.thresholds import threshold_sweep
 from ytuning.data.labels import LabelSet
 
 if TYPE_CHECKING:

@@ -12,9 +12,14 @@ import scipy.special
 
 from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
-from ytuning.data.kinds.metrics import LabelFigures, expected_calibration_error, figures_of_counts, macro_f1
+from ytuning.data.kinds.metrics import (
+    LabelFigures,
+    expected_calibration_error,
+    figures_of_counts,
+    macro_f1,
+    threshold_sweep,
+)
 from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, ratio, resampled_macro_f1, resampled_sums
-from ytuning.data.kinds.thresholds import threshold_sweep
 from ytuning.data.labels import Kind, LabelSet
 from ytuning.errors import InputError
 
