@@ -1,1 +1,1 @@
-"""What a head is worth: metrics, intervals, attributions and mistakes."""
+"""What a head is worth on labelled rows: reports, attributions and mistakes."""

@@ -1,1 +1,1 @@
-"""From features to a fitted head: recipes, losses, batches, joint training and calibration."""
+"""From features to a fitted head: recipes, batches, joint training and calibration."""
