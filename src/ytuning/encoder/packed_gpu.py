@@ -90,8 +90,6 @@ class _Parts:
 class PackedGpu:
     """Hidden states of the chosen layers of an encoder that :meth:`fits`."""
 
-    packed = True
-
     def __init__(self, model: Any, layers: Sequence[int], kernels: Kernels | None = None) -> None:
         """``model`` is transformers' encoder on its device; ``layers``: hidden states to keep, rising.
 
@@ -104,7 +102,7 @@ class PackedGpu:
         config = model.config
         self.layers = tuple(layers)
         self.device = model.device
-        self._kernels, self._embeddings = kernels, model.embeddings
+        self._embeddings = model.embeddings
         self._project_embeddings = getattr(model, "embeddings_project", None)  # ELECTRA's small ones
         self._typed = config.model_type != "mpnet"
         counted = config.model_type in COUNTED_FROM_PADDING
@@ -115,7 +113,7 @@ class PackedGpu:
             for number, layer in enumerate(model.encoder.layer):
                 if number < self.layers[-1]:
                     parts = _Parts.of(layer, config.model_type)
-                    self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels, model))
+                    self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels))
                 layer.to("meta")
         products = any(layer.distances is not None and layer.distances.bias is None for layer in self._layers)
         self._block = PRODUCT_BLOCK if products else BLOCK
@@ -167,7 +165,7 @@ class PackedGpu:
 class _Layer:
     """One layer on tokens end to end."""
 
-    def __init__(self, parts: _Parts, heads: int, distances: Distances | None, kernels: Kernels, model: Any) -> None:
+    def __init__(self, parts: _Parts, heads: int, distances: Distances | None, kernels: Kernels) -> None:
         self.heads, self.distances, self.kernels = heads, distances, kernels
         products = 1 if distances is None else 1 + (distances.keys is not None) + (distances.queries is not None)
         self.scale = (parts.query.out_features // heads * products) ** -0.5
