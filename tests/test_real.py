@@ -16,7 +16,7 @@ from ytuning.data.splits import split_holdout
 from ytuning.encoder.download import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.torch_backend import Precision
-from ytuning.features.codecs import Compact, build_codec
+from ytuning.features.codecs import PcaInt8Codec, build_codec
 from ytuning.features.features import live_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
@@ -83,7 +83,7 @@ def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, 
         half = len(features) // 2
         exact = features[half:].astype(np.float32)
         for codec_name, (share, bound) in bounds.items():
-            codec = build_codec(codec_name, *features.shape[1:]) or Compact.fitted(features[:half])
+            codec = build_codec(codec_name, *features.shape[1:]) or PcaInt8Codec.fitted(features[:half])
             rows = codec.encode(torch.from_numpy(features[half:])).numpy()
             assert rows.nbytes <= share * features[half:].nbytes
             found = codec.decode(torch.from_numpy(rows), torch.float32).numpy().reshape(exact.shape)

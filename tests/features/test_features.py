@@ -27,7 +27,7 @@ from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import StoreError
 from ytuning.features import features as module
-from ytuning.features.codecs import CODECS, Compact, Half, Int8, row_bytes
+from ytuning.features.codecs import CODECS, Float16Codec, Int8Codec, PcaInt8Codec, row_bytes
 from ytuning.features.features import Features, keep_features, live_features, ordered_batches, stored_features
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
 from ytuning.progress import Progress
@@ -276,7 +276,7 @@ def test_a_batch_is_what_a_loop_gathers(
 
 def test_bfloat16_batches_have_few_lengths() -> None:
     array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
-    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Half(1, 2))
+    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Float16Codec(1, 2))
     features = Features(rows, torch.bfloat16)
     assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
 
@@ -310,9 +310,9 @@ def test_a_batch_is_what_a_loop_decodes(
                     data[:4].view(np.float16)[:, None].astype(float) * data[4:].view(np.int8).reshape(2, 32)
                 ).ravel()
             else:
-                assert isinstance(space.codec, Compact)
+                assert isinstance(space.codec, PcaInt8Codec)
                 numbers = float(data[:2].view(np.float16)[0]) * data[2:].view(np.int8).astype(float)
-                expected = (numbers * space.codec.weights) @ space.codec.directions.astype(float)
+                expected = (numbers * space.codec.weights) @ space.codec.components.astype(float)
             exact = torch.from_numpy(expected).to(features.dtype).view(2, 32)
             tolerance = 0 if codec != "compact" else 1e-5 if precision == "fp32" else 0.1
             assert torch.allclose(values[token], exact, rtol=0, atol=tolerance)
@@ -322,13 +322,13 @@ def test_a_basis_stands_for_texts_of_every_length_and_warns_where_it_is_fitted_o
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[np.ndarray] = []
-    fit = Compact.fitted
+    fit = PcaInt8Codec.fitted
 
-    def watched(features: np.ndarray) -> Compact:
+    def watched(features: np.ndarray) -> PcaInt8Codec:
         fitted.append(features)
         return fit(features)
 
-    monkeypatch.setattr(Compact, "fitted", watched)
+    monkeypatch.setattr(PcaInt8Codec, "fitted", watched)
     monkeypatch.setattr(module, "FIT_TOKENS", 250)
     progress = Recorder()
     features, _ = stored_features(inputs, encoder, store, progress, codec="compact")
@@ -369,7 +369,7 @@ def test_the_default_codec_takes_about_half_the_bytes(
 ) -> None:
     features, use = stored_features(inputs, encoder, store, Progress())
     assert [space.codec_name for space in store.spaces()] == ["int8"]
-    assert isinstance(features.codec, Int8)
+    assert isinstance(features.codec, Int8Codec)
     assert use.bytes == int(features.lengths.sum()) * 2 * (32 + 2)
 
 

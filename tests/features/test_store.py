@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ytuning.errors import InputError, StoreError
-from ytuning.features.codecs import CODECS, Compact
+from ytuning.features.codecs import CODECS, PcaInt8Codec
 from ytuning.features.store import FeatureSpace, FeatureStore, text_key
 
 
@@ -38,7 +38,7 @@ def write(space: FeatureSpace, texts: dict[str, int], seed: int = 0) -> dict[str
     """Write one shard of random features; ``texts`` maps a text to its token count. Returns each text's bytes."""
     lengths = np.array(list(texts.values()), np.int64)
     if space.codec is None:
-        space.establish(Compact.fitted(normal(20, seed)))
+        space.establish(PcaInt8Codec.fitted(normal(20, seed)))
     assert space.codec is not None
     rows = space.codec.encode(torch.from_numpy(normal(lengths.sum(), seed))).numpy()
     space.write([text_key(text) for text in texts], lengths, lengths % 2 == 0, rows)
@@ -302,7 +302,7 @@ def test_the_basis_is_written_once_and_belongs_to_the_space(store: FeatureStore)
     assert basis_file(space).read_bytes() == content
     for shard in (space.folder / "shards").glob("*.json"):
         assert json.loads(shard.read_text())["basis"] == hashlib.sha256(content).hexdigest()
-    assert isinstance(again.codec, Compact) and again.codec.to_bytes() == content
+    assert isinstance(again.codec, PcaInt8Codec) and again.codec.to_bytes() == content
 
 
 @pytest.mark.parametrize("harm", [flip, lambda file: os.truncate(file, 0), lambda file: file.unlink()])

@@ -19,7 +19,7 @@ from ytuning.encoder.pretrained import default_layers
 from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
-from ytuning.features.codecs import Half
+from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import Features, live_features
 from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
@@ -95,7 +95,7 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     truth = generator.integers(2, size=count)
     values = generator.normal(size=(count, tokens, 3, width))
     values[:, :, 1, 5] += 4 * (truth[:, None] - 0.5)  # of the three states only the second tells
-    codec = Half(3, width)
+    codec = Float16Codec(3, width)
     array = codec.encode(torch.from_numpy(values.reshape(-1, 3, width).astype(np.float16))).numpy()
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)

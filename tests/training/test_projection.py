@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ytuning.encoder.encoder import load_encoder
-from ytuning.features.codecs import Compact, Coordinates, Projected
+from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
 from ytuning.features.features import Features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledConfig, PooledHead
@@ -39,7 +39,7 @@ def reduced(features: Features) -> reduction.Reduced:
 @pytest.mark.parametrize("stored", ["fp16", "int8"], indirect=True)
 def test_a_copy_holds_the_projection_of_every_row(stored: Features) -> None:
     found = reduced(stored)
-    assert isinstance(found.features.codec, Coordinates)
+    assert isinstance(found.features.codec, PcaCoordinates)
     size = stored.layers * stored.width
     torch.testing.assert_close(found.directions @ found.directions.T, torch.eye(size // 2), atol=1e-5, rtol=0)
     for row in map(int, ROWS):
@@ -56,7 +56,7 @@ def test_rows_too_many_for_a_copy_are_projected_as_they_come(stored: Features, m
     copied = reduced(stored)
     monkeypatch.setattr(reduction, "COPY_BYTES", 1000)
     projected = reduced(stored)
-    assert isinstance(projected.features.codec, Projected)
+    assert isinstance(projected.features.codec, ProjectedReader)
     assert torch.equal(copied.directions, projected.directions)
     batch = torch.from_numpy(ROWS[:30])
     first, second = copied.features.batch(batch)[0], projected.features.batch(batch)[0]
@@ -65,7 +65,7 @@ def test_rows_too_many_for_a_copy_are_projected_as_they_come(stored: Features, m
 
 @pytest.mark.parametrize("stored", ["compact"], indirect=True)
 def test_a_compact_store_is_read_as_it_is(stored: Features) -> None:
-    assert isinstance(stored.codec, Compact)
+    assert isinstance(stored.codec, PcaInt8Codec)
     found = reduced(stored)
     batch = torch.from_numpy(ROWS[:20])
     values, _ = stored.batch(batch)

@@ -1,4 +1,4 @@
-"""How token features become bytes in the store, and back: half precision, int8, or int8 on half as many directions.
+"""How token features become bytes in the store, and back: half precision, int8, or int8 on half as many components.
 
 A codec turns features (N, L, D) float16 into rows of bytes (N, row_bytes), a row for each token, and decodes rows that
 were gathered for a batch. N tokens, L hidden states, D encoder width; the L states of a token lie side by side.
@@ -6,7 +6,7 @@ were gathered for a batch. N tokens, L hidden states, D encoder width; the L sta
 =========  =======================  ====================================================================================
 fp16       2 L D bytes a token      the features themselves
 int8       L (D + 2)                for each hidden state a float16 scale and D numbers from -127 to 127
-compact    L D / 2 + 2              the coordinates along the L D / 2 strongest directions, with one float16 scale
+compact    L D / 2 + 2              the coordinates along the L D / 2 principal components, with one float16 scale
 =========  =======================  ====================================================================================
 """
 
@@ -31,12 +31,12 @@ __all__ = [
     "CODECS",
     "DEFAULT_CODEC",
     "Codec",
-    "Compact",
-    "Coordinates",
-    "Half",
-    "Int8",
-    "Projected",
-    "Reader",
+    "Decoder",
+    "Float16Codec",
+    "Int8Codec",
+    "PcaCoordinates",
+    "PcaInt8Codec",
+    "ProjectedReader",
     "Selected",
     "build_codec",
     "row_bytes",
@@ -50,7 +50,7 @@ BLOCK = 512  # rows multiplied at a time, always so many: then a row's bytes do 
 
 
 @dataclass(frozen=True)
-class Half:
+class Float16Codec:
     """The features themselves, float16."""
 
     layers: int
@@ -82,11 +82,11 @@ class Half:
     def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
         states = rows.unflatten(1, (self.layers, -1))[:, list(places)]
-        return Half(len(places), self.width).decode(states.flatten(1), dtype)
+        return Float16Codec(len(places), self.width).decode(states.flatten(1), dtype)
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8Codec:
     """A float16 scale for each hidden state of a token, all of them first, then the numbers that it multiplies.
 
     A scale is the state's largest size / 127, rounded up so that no number saturates; what comes back is within half a
@@ -122,20 +122,20 @@ class Int8:
 
 
 @dataclass(frozen=True, eq=False)
-class Compact:
-    """Coordinates along the directions that hold most of the features' energy, as int8 with one float16 scale a token.
+class PcaInt8Codec:
+    """Coordinates along the components that hold most of the features' energy, as int8 with one float16 scale a token.
 
     Sizes of coordinates differ by orders of magnitude; each is divided by a weight of its own first, the square root of
     its direction's deviation, so that one scale serves them all (see :meth:`fitted`).
 
     Attributes:
-        directions: (R, L * D) float32, orthonormal rows.
+        components: (R, L * D) float32, orthonormal rows.
         weights: (R,) float32, positive.
     """
 
     layers: int
     width: int
-    directions: np.ndarray
+    components: np.ndarray
     weights: np.ndarray
     _matrices: dict[tuple[torch.dtype | str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
     name: ClassVar[str] = "compact"
@@ -143,10 +143,10 @@ class Compact:
     @property
     def row_bytes(self) -> int:
         """Bytes of a token."""
-        return len(self.directions) + 2
+        return len(self.components) + 2
 
     @classmethod
-    def fitted(cls, features: np.ndarray) -> Compact:
+    def fitted(cls, features: np.ndarray) -> PcaInt8Codec:
         """The basis for features like these (N, L, D) float16: eigenvectors of their second moments, strongest first.
 
         With fewer tokens than directions the directions left over are an orthonormal completion. Of the weights' powers
@@ -156,7 +156,7 @@ class Compact:
         import torch
 
         layers, width = features.shape[1:]
-        size, kept = layers * width, _directions(layers, width)
+        size, kept = layers * width, _component_count(layers, width)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the same sums, and so the same basis, on any number of cores
         try:
@@ -180,7 +180,7 @@ class Compact:
         )
 
     @classmethod
-    def from_bytes(cls, layers: int, width: int, data: bytes) -> Compact:
+    def from_bytes(cls, layers: int, width: int, data: bytes) -> PcaInt8Codec:
         """The inverse of :meth:`to_bytes`.
 
         Raises:
@@ -188,17 +188,17 @@ class Compact:
         """
         try:
             tensors = safetensors.numpy.load(data)
-            basis = cls(layers, width, tensors["directions"], tensors["weights"])
+            basis = cls(layers, width, tensors["components"], tensors["weights"])
         except (safetensors.SafetensorError, KeyError) as error:
             raise ValueError(f"not a basis ({type(error).__name__})") from error
-        kept = _directions(layers, width)
-        if basis.directions.shape != (kept, layers * width) or basis.weights.shape != (kept,):
-            raise ValueError(f"a basis of {basis.directions.shape}, where {(kept, layers * width)} is needed")
+        kept = _component_count(layers, width)
+        if basis.components.shape != (kept, layers * width) or basis.weights.shape != (kept,):
+            raise ValueError(f"a basis of {basis.components.shape}, where {(kept, layers * width)} is needed")
         return basis
 
     def to_bytes(self) -> bytes:
         """Safetensors, the same bytes for the same basis."""
-        return safetensors.numpy.save({"directions": self.directions, "weights": self.weights})
+        return safetensors.numpy.save({"components": self.components, "weights": self.weights})
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
@@ -224,9 +224,9 @@ class Compact:
         key = (use, device)
         if key not in self._matrices:
             if isinstance(use, torch.dtype):
-                made = torch.from_numpy(self.directions * self.weights[:, None]).to(use)
+                made = torch.from_numpy(self.components * self.weights[:, None]).to(use)
             else:
-                made = torch.from_numpy(self.directions / self.weights[:, None]).T.contiguous()
+                made = torch.from_numpy(self.components / self.weights[:, None]).T.contiguous()
             self._matrices[key] = made.to(device)
         return self._matrices[key]
 
@@ -236,16 +236,16 @@ class Compact:
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """Reads compact rows as they are: coordinates along the directions, a single state of width R."""
+class PcaCoordinates:
+    """Reads compact rows as they are: coordinates along the components, which are a single state of width R."""
 
-    compact: Compact
+    compact: PcaInt8Codec
     layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
         """R."""
-        return len(self.compact.directions)
+        return len(self.compact.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, R)."""
@@ -256,21 +256,21 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
-class Projected:
-    """Reads rows of another codec in coordinates along directions (R, L * D): a single state of width R."""
+class ProjectedReader:
+    """Reads rows of another codec as coordinates along components (R, L * D): a single state of width R."""
 
-    codec: Reader
-    directions: torch.Tensor
+    codec: Decoder
+    components: torch.Tensor
     layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
         """R."""
-        return len(self.directions)
+        return len(self.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, R)."""
-        return self.codec.decode(rows, dtype) @ self.directions.to(rows.device, dtype).T
+        return self.codec.decode(rows, dtype) @ self.components.to(rows.device, dtype).T
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,8 @@ class Selected:
         return self.codec.decode_states(rows, self.places, dtype)
 
 
-Codec = Half | Int8 | Compact
-Reader = Codec | Coordinates | Projected | Selected
+Codec = Float16Codec | Int8Codec | PcaInt8Codec
+Decoder = Codec | PcaCoordinates | ProjectedReader | Selected
 """What decodes rows; a codec writes them too."""
 
 
@@ -318,7 +318,7 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     if name == "int8":
         return layers * (width + 2)
     if name == "compact":
-        return _directions(layers, width) + 2
+        return _component_count(layers, width) + 2
     raise InputError(allowed("store", name, CODECS))
 
 
@@ -327,18 +327,18 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
 
     Raises:
         InputError: unknown name.
-        ValueError: see :meth:`Compact.from_bytes`.
+        ValueError: see :meth:`PcaInt8Codec.from_bytes`.
     """
     if name == "fp16":
-        return Half(layers, width)
+        return Float16Codec(layers, width)
     if name == "int8":
-        return Int8(layers, width)
+        return Int8Codec(layers, width)
     if name == "compact":
-        return None if basis is None else Compact.from_bytes(layers, width, basis)
+        return None if basis is None else PcaInt8Codec.from_bytes(layers, width, basis)
     raise InputError(allowed("store", name, CODECS))
 
 
-def _directions(layers: int, width: int) -> int:
+def _component_count(layers: int, width: int) -> int:
     return max(1, layers * width // 2)
 
 

@@ -14,7 +14,16 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
-from ytuning.features.codecs import DEFAULT_CODEC, Codec, Compact, Coordinates, Half, Projected, Reader, Selected
+from ytuning.features.codecs import (
+    DEFAULT_CODEC,
+    Codec,
+    Decoder,
+    Float16Codec,
+    PcaCoordinates,
+    PcaInt8Codec,
+    ProjectedReader,
+    Selected,
+)
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
 from ytuning.progress import Progress
 
@@ -93,7 +102,7 @@ class Features:
         """What rows (N,) take where they lie."""
         return int(self.lengths[rows].sum()) * self._arrays[0].shape[1]
 
-    def seen_as(self, reader: Reader) -> Features:
+    def seen_as(self, reader: Decoder) -> Features:
         """The same rows, decoded by another reader."""
         view = copy.copy(self)
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
@@ -108,7 +117,7 @@ class Features:
             return self
         if isinstance(self.codec, Selected):
             return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
-        assert not isinstance(self.codec, Coordinates | Projected)  # they hold a single state
+        assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)  # they hold a single state
         return self.seen_as(Selected(self.codec, chosen))
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
@@ -315,7 +324,7 @@ def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool
     """
     tokens = encoder.tokenize(inputs)
     count = len(inputs)
-    codec = Half(len(encoder.identity.layers), encoder.identity.width)
+    codec = Float16Codec(len(encoder.identity.layers), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     read = encoder.encode_padded if padded else encoder.encode
@@ -393,10 +402,10 @@ def _encoded(features: torch.Tensor, codec: Codec | None) -> np.ndarray:
     return (features if codec is None else codec.encode(features)).numpy()
 
 
-def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> Compact:
+def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> PcaInt8Codec:
     """The basis fitted on batches (tokens, L, D)."""
     tokens = np.concatenate(batches)
-    basis = Compact.fitted(tokens)
+    basis = PcaInt8Codec.fitted(tokens)
     if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
         progress.say(
             f"the store's compact basis is fitted on {len(tokens):,} tokens only and may fit other texts badly: before "

@@ -8,7 +8,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
-from ytuning.features.codecs import DEFAULT_CODEC, Reader
+from ytuning.features.codecs import DEFAULT_CODEC, Decoder
 from ytuning.features.features import BLOCK_BYTES, CacheUse, Features, keep_features, live_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
@@ -45,7 +45,7 @@ class PairedFeatures(Features):
         """What the texts of rows (N,) take where they lie."""
         return self.texts.bytes_of(self.texts_of(rows))
 
-    def seen_as(self, reader: Reader) -> PairedFeatures:
+    def seen_as(self, reader: Decoder) -> PairedFeatures:
         """The same rows, decoded by another reader."""
         return self.of(self.texts.seen_as(reader))
 

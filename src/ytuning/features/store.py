@@ -35,7 +35,7 @@ import numpy as np
 import platformdirs
 
 from ytuning.errors import InputError, StoreError, allowed, wrong_schema
-from ytuning.features.codecs import CODECS, Compact, Reader, build_codec, row_bytes
+from ytuning.features.codecs import CODECS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, explained
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
@@ -85,7 +85,7 @@ class StoredRows:
     start: np.ndarray
     length: np.ndarray
     truncated: np.ndarray
-    codec: Reader
+    codec: Decoder
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
@@ -287,7 +287,7 @@ class FeatureSpace:
         finally:
             lock.release()
 
-    def establish(self, codec: Compact) -> None:
+    def establish(self, codec: PcaInt8Codec) -> None:
         """Give the space its basis, once; called under the lock while ``codec`` is None.
 
         Raises:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.features.codecs import Compact, Coordinates, Projected
+from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
 from ytuning.features.features import FIT_TOKENS, Features
 from ytuning.features.pairs import PairedFeatures
 from ytuning.features.store import StoredRows
@@ -54,24 +54,24 @@ def reduced_features(features: Features, rows: np.ndarray, pool: Workers, progre
     if isinstance(features, PairedFeatures):
         found = reduced_features(features.texts, features.texts_of(torch.from_numpy(rows)).numpy(), pool, progress)
         return Reduced(features.of(found.features), found.directions)
-    if isinstance(features.codec, Compact):
-        return Reduced(features.seen_as(Coordinates(features.codec)), torch.from_numpy(features.codec.directions))
+    if isinstance(features.codec, PcaInt8Codec):
+        return Reduced(features.seen_as(PcaCoordinates(features.codec)), torch.from_numpy(features.codec.components))
     compact = _fitted(features, rows)
-    directions = torch.from_numpy(compact.directions)
+    directions = torch.from_numpy(compact.components)
     tokens = int(features.lengths[torch.from_numpy(rows)].sum())
     if tokens * compact.row_bytes > COPY_BYTES:
-        return Reduced(features.seen_as(Projected(features.codec, directions)), directions)
+        return Reduced(features.seen_as(ProjectedReader(features.codec, directions)), directions)
     return Reduced(_copied(features, rows, compact, pool, progress), directions)
 
 
-def _fitted(features: Features, rows: np.ndarray) -> Compact:
+def _fitted(features: Features, rows: np.ndarray) -> PcaInt8Codec:
     """Directions of a sample that is spread evenly over the rows."""
     total = int(features.lengths[torch.from_numpy(rows)].sum())
     sample = torch.from_numpy(rows[:: max(1, -(-total // FIT_TOKENS))])
-    return Compact.fitted(features.tokens(sample).numpy())
+    return PcaInt8Codec.fitted(features.tokens(sample).numpy())
 
 
-def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Workers, progress: Progress) -> Features:
+def _copied(features: Features, rows: np.ndarray, compact: PcaInt8Codec, pool: Workers, progress: Progress) -> Features:
     """The rows' coordinates in memory, in the order in which the store holds them."""
     ordered = features.in_order(torch.from_numpy(rows))
     lengths = features.lengths[ordered]
@@ -90,5 +90,7 @@ def _copied(features: Features, rows: np.ndarray, compact: Compact, pool: Worker
     start = np.full(len(features), len(array))  # of other rows: out of bounds
     start[ordered.numpy()] = (ends - lengths).numpy()
     place = np.zeros(len(features), np.int64)
-    stored = StoredRows([array], place, start, features.lengths.numpy(), features.truncated_rows, Coordinates(compact))
+    stored = StoredRows(
+        [array], place, start, features.lengths.numpy(), features.truncated_rows, PcaCoordinates(compact)
+    )
     return Features(stored, features.dtype)
