@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks import full_tuning, gpu, harness, limits, quality, run, synthetic, whole_task
+from tests.conftest import STATES
 from ytuning.compare.fine_tuning import TunedEncoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
@@ -224,7 +225,7 @@ def test_bars() -> None:
 
 def test_synthetic_store_holds_its_texts_and_copies_keep_every_row(encoder: Encoder, tmp_path: Path) -> None:
     made = synthetic.write(FeatureStore(tmp_path / "a"), encoder, 200_000)
-    features, use = stored_features(made.inputs, encoder, FeatureStore(tmp_path / "a"), Progress())
+    features, use = stored_features(made.inputs, encoder, FeatureStore(tmp_path / "a"), Progress(), states=STATES)
     assert use.misses == 0
     assert int(features.lengths.sum()) == made.tokens
     assert made.bytes == pytest.approx(200_000, rel=0.2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from tests.conftest import STATES
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
 from ytuning.data.dataset import read_dataset
 from ytuning.data.labels import LabelSet
@@ -47,7 +48,7 @@ def test_default_encoder_is_the_published_one(encoder: Encoder) -> None:
 def test_features_equal_a_plain_forward_pass_of_each_text(shared_data: Path) -> None:
     encoder = load_encoder(precision="fp32")
     inputs = read_dataset(shared_data / "banking77" / "test.jsonl").inputs[:40]
-    features = live_features(inputs, encoder)
+    features = live_features(inputs, encoder, states=STATES)
     model = transformers.AutoModel.from_pretrained(find_encoder(DEFAULT_ENCODER)).eval()
     for row, (text, _) in enumerate(inputs):
         tokens = encoder.tokenizer(text, return_tensors="pt")
@@ -63,9 +64,9 @@ def test_features_equal_a_plain_forward_pass_of_each_text(shared_data: Path) -> 
 def test_features_do_not_depend_on_the_batch(precision: Precision, shared_data: Path) -> None:
     encoder = load_encoder(precision=precision)
     inputs = read_dataset(shared_data / "sst2" / "train.jsonl").inputs[:1500]
-    together = live_features(inputs, encoder)
+    together = live_features(inputs, encoder, states=STATES)
     for size in (1, 2, 7, 60):
-        apart = live_features(inputs[:size], encoder)
+        apart = live_features(inputs[:size], encoder, states=STATES)
         rows = torch.arange(size)
         assert torch.equal(apart.batch(rows)[0], together.batch(rows)[0])
 
@@ -79,7 +80,7 @@ def test_codecs_keep_what_they_promise(layers: tuple[int, ...], compact: float, 
     bounds = {"int8": (0.52, 0.025), "compact": (0.26, compact)}
     for name in ("trec6", "sst2", "ag_news"):
         inputs = read_dataset(shared_data / name / "train.jsonl").inputs[:600]
-        features = live_features(inputs, encoder).tokens(torch.arange(len(inputs))).half().numpy()
+        features = live_features(inputs, encoder, states=STATES).tokens(torch.arange(len(inputs))).half().numpy()
         half = len(features) // 2
         exact = features[half:].astype(np.float32)
         for codec_name, (share, bound) in bounds.items():
@@ -96,10 +97,10 @@ def test_stored_and_live_logits_are_close(
     train = read_dataset(shared_data / "trec6" / "train.jsonl").select(range(1500))
     trained = train_task(train, encoder, store, preset("default"))
     assert trained.task.codec == "int8"
-    features, use = stored_features(train.inputs, encoder, store, Progress())
+    features, use = stored_features(train.inputs, encoder, store, Progress(), states=STATES)
     assert use.misses == 0
     stored = logits_of(trained.task.head, features)
-    live = logits_of(trained.task.head, live_features(train.inputs, encoder))
+    live = logits_of(trained.task.head, live_features(train.inputs, encoder, states=STATES))
     assert np.abs(stored - live).max() < 0.2  # measured 0.055
     assert np.abs(stored - live).mean() < 0.01  # measured 0.003
     assert (stored.argmax(1) == live.argmax(1)).mean() > 0.995
@@ -111,7 +112,7 @@ def test_trec_is_learned_better_than_by_logistic_regression_on_validation(
     train = read_dataset(shared_data / "trec6" / "train.jsonl")
     trained = train_task(train, encoder, store, preset("default"))
     labels = LabelSet.from_labels(train.names)
-    features, use = stored_features(train.inputs, encoder, store, Progress())
+    features, use = stored_features(train.inputs, encoder, store, Progress(), states=STATES)
     assert use.misses == 0
     rows = split_holdout(train, 0)
     opponent = tuned_probe(mean_pooled(features), labels.encode(train.names), *rows)

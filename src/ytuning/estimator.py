@@ -56,13 +56,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
             recipe = replace(recipe, layers=_numbers(self.layers))
-        encoder = load_encoder(
-            self.encoder,
-            layers=recipe.layers,
-            pairs=data.text_pairs is not None,
-            precision=self.precision,
-            long_text=self.long_text,
-        )
+        encoder = load_encoder(self.encoder, precision=self.precision, long_text=self.long_text)
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(
                 data,
@@ -79,7 +73,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             )
         if trained.fit.interrupted:
             raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
-        self.task_, self._encoder = trained.task, trained.encoder
+        self.task_, self._encoder = trained.task, encoder
         self.validation_metrics_ = trained.reports["validation"].metrics
         self.truncated_ = trained.truncated
         _warn_cut(trained.truncated)
@@ -91,8 +85,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             wanted = "pairs of texts" if self.task_.pair else "single texts"
             raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
         store = FeatureStore(self.cache)
-        separate, codec = self.task_.pair == "separate", self.task_.codec
-        features, _ = stored_inputs(data.inputs, self._encoder, store, Progress(), separate=separate, codec=codec)
+        task, separate = self.task_, self.task_.pair == "separate"
+        features, _ = stored_inputs(
+            data.inputs, self._encoder, store, Progress(), states=task.states, separate=separate, codec=task.codec
+        )
         _warn_cut(int(features.truncated_rows.sum()))
         return logits_of(self.task_.head, features)
 

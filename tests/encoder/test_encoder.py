@@ -146,7 +146,7 @@ def test_huge_activations_saturate(tiny_encoder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    encoder = load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
+    encoder = load_encoder(folder, precision="fp32", device="cpu")
     features = all_features(encoder, INPUTS[:1])[0]
     assert np.isfinite(features).all()
     assert np.abs(features[:, 1]).max() == np.finfo(np.float16).max
@@ -179,7 +179,7 @@ def test_long_texts_are_cut_and_counted(tiny_encoder: Path) -> None:
 
 
 def test_the_longest_text_fills_every_position(tiny_encoder: Path) -> None:
-    encoder = load_encoder(tiny_encoder, layers=[2, 3], device="cpu")
+    encoder = load_encoder(tiny_encoder, device="cpu")
     assert encoder.identity.max_length == 32
     assert all_features(encoder, [("card " * 99, None)])[0].shape == (32, 2, 32)
 
@@ -275,7 +275,7 @@ def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_p
 
     copy = Path(shutil.copytree(tiny_encoder, tmp_path / "elsewhere"))
     first = fingerprint(tiny_encoder)
-    encoder = load_encoder(copy, layers=[2, 3], precision="fp32")
+    encoder = load_encoder(copy, precision="fp32")
     encoder.tokenize(INPUTS)  # sets truncation in the tokenizer, which is no part of the identity
     assert encoder.identity.fingerprint == fingerprint(copy) == fingerprint(copy, layers=[3, 2, 2]) == first
     assert fingerprint(copy, layers=[-1]) == fingerprint(copy, layers=[3])

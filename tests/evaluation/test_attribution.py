@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import STATES
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation import attribution
@@ -59,7 +60,7 @@ def naive_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
 
 @pytest.mark.parametrize("config", FORMS, ids=["pooled", "cross_attention"])
 def test_effects_against_taking_tokens_out(config: HeadConfig, encoder: Encoder) -> None:
-    features, head = live_features(SINGLE, encoder), head_of(config)
+    features, head = live_features(SINGLE, encoder, states=STATES), head_of(config)
     for row, length in enumerate(features.lengths.tolist()):
         found = token_effects(head, features, row)
         assert found.shape == (length, 4) and found.dtype == np.float32
@@ -69,7 +70,7 @@ def test_effects_against_taking_tokens_out(config: HeadConfig, encoder: Encoder)
 
 @pytest.mark.parametrize("config", FORMS, ids=["pooled", "cross_attention"])
 def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encoder: Encoder) -> None:
-    features, head = live_pairs(PAIRS, encoder), head_of(config, paired=True)
+    features, head = live_pairs(PAIRS, encoder, states=STATES), head_of(config, paired=True)
     for row, (first, second) in enumerate(zip(features.first.tolist(), features.second.tolist(), strict=True)):
         found = token_effects(head, features, row)
         assert len(found) == features.texts.lengths[first] + features.texts.lengths[second]
@@ -77,7 +78,7 @@ def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encod
 
 
 def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    features, head = live_features([("card " * 28, None)], encoder), head_of(FORMS[0])
+    features, head = live_features([("card " * 28, None)], encoder, states=STATES), head_of(FORMS[0])
     expected = token_effects(head, features, 0)
     monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", 70)  # two copies of 30 tokens
     sizes = []
@@ -89,7 +90,7 @@ def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder, monkey
 
 
 def test_the_only_token_of_a_text_has_no_effect(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = live_features([("help", None)], encoder)
+    features = live_features([("help", None)], encoder, states=STATES)
     whole = features.batch
 
     def first_token(indices: Tensor) -> tuple[Tensor, Tensor]:

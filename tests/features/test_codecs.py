@@ -190,7 +190,7 @@ def test_bytes_that_are_no_basis(data: bytes) -> None:
 
 
 def test_a_basis_of_another_encoder() -> None:
-    with pytest.raises(ValueError, match=r"a basis of \(6, 12\), where \(9, 18\) is needed"):
+    with pytest.raises(ValueError, match=r"a basis of .*\(6, 12\).*, where .*\(9, 18\).* is needed"):
         PcaInt8Codec.from_bytes(3, 6, PcaInt8Codec.fitted(normal(50)).to_bytes())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import STATES
 from ytuning.data.dataset import Dataset, from_lists, labels_of
 from ytuning.data.kinds import Target, fit_target
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -279,7 +280,7 @@ def test_an_encoder_with_other_layers_is_the_same_otherwise(encoder: Encoder) ->
     other = encoder.with_layers([1])
     assert encoder.depth == other.depth == 3
     assert other.identity.layers == (1,) and other.identity.parameters == encoder.identity.parameters
-    found = live_features([("my card", None)], other).batch(torch.tensor([0]))[0]
+    found = live_features([("my card", None)], other, states=STATES).batch(torch.tensor([0]))[0]
     assert re.fullmatch(r"[0-9a-f]{32}", other.identity.fingerprint) and found.shape[2] == 1
 
 

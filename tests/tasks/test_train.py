@@ -12,6 +12,7 @@ import pytest
 import scipy.special
 import torch
 
+from tests.conftest import STATES
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.kinds import Names, Objective, fit_target
 from ytuning.data.labels import LabelSet
@@ -215,7 +216,7 @@ def test_evaluation_against_figures_from_logits(
     task = replace(train(toy, encoder).task, calibration=Calibration(temperature=1.7))
     some = toy.select([100, 5, 7, 5])
     found = evaluate_task(task, some, encoder, FeatureStore())
-    features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
+    features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress(), states=STATES)
     logits = logits_of(task.head, features).astype(np.float64) / 1.7
     probabilities = scipy.special.softmax(logits, axis=1)
     truth = np.array([task.target.names.index(label) for label in some.names])
@@ -431,9 +432,9 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
     assert list(together.by_seed) == [2, 3, 4] and together.task.training["seed"] is None
     single = train(data, encoder, seed=2, seeds=3)
     assert together.by_seed[2]["validation"] == alone[0].by_seed[2]["validation"] == single.by_seed[2]["validation"]
-    features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress())
+    features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress(), states=STATES)
     heads = fit_heads(
-        stored_features(data.inputs, encoder, FeatureStore(), Progress())[0],
+        stored_features(data.inputs, encoder, FeatureStore(), Progress(), states=STATES)[0],
         [Job(LabelSet.from_labels(data.names).encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
         train=split_holdout(data, 2, most=2000)[0],
         validation=split_holdout(data, 2, most=2000)[1],

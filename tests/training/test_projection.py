@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import STATES
 from ytuning.encoder.encoder import load_encoder
 from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
 from ytuning.features.features import Features, stored_features
@@ -28,7 +29,7 @@ def stored(
     """The toy rows in a store of the codec that a test names."""
     encoder = load_encoder(tiny_encoder, precision="fp32")
     inputs = [(text, None) for text in toy_rows[0]]
-    return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param)[0]
+    return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param, states=STATES)[0]
 
 
 def reduced(features: Features) -> reduction.Reduced:

@@ -159,13 +159,7 @@ def train(
                     "--loss is for labels, and these are numbers, which have a loss of their own. Leave it out"
                 )
         with watch.stage("encode"):
-            loaded = load_encoder(
-                encoder,
-                layers=recipe.layers,
-                pairs=parts[0].text_pairs is not None,
-                precision=precision,
-                long_text=long_text,
-            )
+            loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         trained = train_task(
             parts[0],
             loaded,
@@ -199,7 +193,7 @@ def train(
                 trained.task,
                 trained.reports[split],
                 trained.judged[split],
-                trained.encoder,
+                loaded,
                 features,
                 title=f"{trained.task.name}, {split}",
                 fit=trained.fit,
@@ -272,7 +266,7 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
         "cache": asdict(trained.cache),
-        "store": task.codec,
+        "store": task.codec.name,
         "truncated": trained.truncated,
         "shared": trained.shared,
         "seeds": {

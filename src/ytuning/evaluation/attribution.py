@@ -10,6 +10,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, Span
+from ytuning.features.codecs import Codec
 from ytuning.features.features import Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
@@ -71,8 +72,9 @@ def explain(
     encoder: Encoder,
     store: FeatureStore,
     *,
+    states: Sequence[int],
     separate: bool,
-    codec: str,
+    codec: str | Codec,
     progress: Progress,
 ) -> list[Effects]:
     """Effects of the tokens of texts or pairs, on features as `pairs.stored_inputs` gives them.
@@ -82,13 +84,14 @@ def explain(
         inputs: texts or pairs.
         encoder: reads what is not stored.
         store: where features are kept.
+        states: numbers of the hidden states that the head reads.
         separate: whether pairs are encoded one by one.
         codec: in which the features are kept.
         progress: is told every row.
     """
     if not inputs:
         return []
-    features, _ = stored_inputs(inputs, encoder, store, progress, separate=separate, codec=codec)
+    features, _ = stored_inputs(inputs, encoder, store, progress, states=states, separate=separate, codec=codec)
     spans = _spans_apart(inputs, encoder) if separate else encoder.spans(inputs)
     found = []
     for row, places in enumerate(spans):

@@ -12,7 +12,7 @@ compact    L D / 2 + 2              the coordinates along the L D / 2 principal 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -79,10 +79,11 @@ class Float16Codec:
             converted.copy_(part.float())
         return values
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
-        states = rows.unflatten(1, (self.layers, -1))[:, list(places)]
-        return Float16Codec(len(places), self.width).decode(states.flatten(1), dtype)
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
+        # (N, L, 2 * D) -> (N, S, 2 * D)
+        chosen = rows.unflatten(1, (self.layers, -1))[:, list(positions)]
+        return Float16Codec(len(positions), self.width).decode(chosen.flatten(1), dtype)
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ class Int8Codec:
         """(N, row_bytes) uint8 -> (N, L * D)."""
         return _numbers(rows, self.layers, dtype)
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
         import torch
 
+        # (N, 2 * L) and (N, L * D), of which S of L groups are taken
         scales, numbers = rows.split((2 * self.layers, self.layers * self.width), 1)
-        chosen = [part.unflatten(1, (self.layers, -1))[:, list(places)].flatten(1) for part in (scales, numbers)]
-        return _numbers(torch.cat(chosen, 1), len(places), dtype)
+        chosen = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in (scales, numbers)]
+        return _numbers(torch.cat(chosen, 1), len(positions), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +182,20 @@ class PcaInt8Codec:
         )
 
     @classmethod
+    def from_tensors(cls, layers: int, width: int, tensors: Mapping[str, np.ndarray]) -> PcaInt8Codec:
+        """The inverse of :attr:`tensors`.
+
+        Raises:
+            ValueError: not the tensors of a basis for L hidden states of width D.
+        """
+        kept = _component_count(layers, width)
+        wanted = {"components": (kept, layers * width), "weights": (kept,)}
+        shapes = {name: values.shape for name, values in tensors.items()}
+        if shapes != wanted or any(values.dtype != np.float32 for values in tensors.values()):
+            raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
+        return cls(layers, width, tensors["components"], tensors["weights"])
+
+    @classmethod
     def from_bytes(cls, layers: int, width: int, data: bytes) -> PcaInt8Codec:
         """The inverse of :meth:`to_bytes`.
 
@@ -187,18 +203,24 @@ class PcaInt8Codec:
             ValueError: not the bytes of a basis for L hidden states of width D.
         """
         try:
-            tensors = safetensors.numpy.load(data)
-            basis = cls(layers, width, tensors["components"], tensors["weights"])
-        except (safetensors.SafetensorError, KeyError) as error:
+            return cls.from_tensors(layers, width, safetensors.numpy.load(data))
+        except safetensors.SafetensorError as error:
             raise ValueError(f"not a basis ({type(error).__name__})") from error
-        kept = _component_count(layers, width)
-        if basis.components.shape != (kept, layers * width) or basis.weights.shape != (kept,):
-            raise ValueError(f"a basis of {basis.components.shape}, where {(kept, layers * width)} is needed")
-        return basis
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a file keeps of the basis."""
+        return {"components": self.components, "weights": self.weights}
 
     def to_bytes(self) -> bytes:
         """Safetensors, the same bytes for the same basis."""
-        return safetensors.numpy.save({"components": self.components, "weights": self.weights})
+        return safetensors.numpy.save(self.tensors)
+
+    def has_basis_of(self, other: object) -> bool:
+        """Whether another codec gives, and reads, the same bytes."""
+        return isinstance(other, PcaInt8Codec) and all(
+            np.array_equal(mine, other.tensors[name]) for name, mine in self.tensors.items()
+        )
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
@@ -230,9 +252,9 @@ class PcaInt8Codec:
             self._matrices[key] = made.to(device)
         return self._matrices[key]
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places, all of which every coordinate is needed for."""
-        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(places)].flatten(1)
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions, for each of which every number is needed."""
+        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1)
 
 
 @dataclass(frozen=True)
@@ -281,16 +303,16 @@ class Selected:
 
     Attributes:
         codec: of the rows.
-        places: of the states among those of the codec, counted from 0.
+        positions: of the states among those of the codec, counted from 0.
     """
 
     codec: Codec
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
     @property
     def layers(self) -> int:
         """S."""
-        return len(self.places)
+        return len(self.positions)
 
     @property
     def width(self) -> int:
@@ -299,7 +321,7 @@ class Selected:
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D)."""
-        return self.codec.decode_states(rows, self.places, dtype)
+        return self.codec.decode_states(rows, self.positions, dtype)
 
 
 Codec = Float16Codec | Int8Codec | PcaInt8Codec

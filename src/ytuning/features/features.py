@@ -44,6 +44,9 @@ FIT_TOKENS = 50_000  # that a basis is fitted on: a space's from texts spread ev
 FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
 BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
 WAITING = "waiting for another process that encodes with this encoder"
+OTHER_BASIS = (
+    "the store's compact features have another basis than the task's, so these texts are read again and not stored"
+)
 ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -108,17 +111,27 @@ class Features:
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
 
-    def with_layers(self, places: Sequence[int]) -> Features:
-        """The same rows, of each token only the hidden states at these places among the L (from 0, rising)."""
-        chosen = tuple(places)
+    def at_positions(self, positions: Sequence[int]) -> Features:
+        """The same rows, of each token only the hidden states at these positions among the L (from 0, rising)."""
+        chosen = tuple(positions)
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
-            raise ValueError(f"places must be different ones from 0 to {self.layers - 1}, rising. Got {list(chosen)}")
+            raise ValueError(f"positions must differ, rise and be from 0 to {self.layers - 1}. Got {list(chosen)}")
         if len(chosen) == self.layers:
             return self
         if isinstance(self.codec, Selected):
-            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
+            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.positions[each] for each in chosen)))
         assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)  # they hold a single state
         return self.seen_as(Selected(self.codec, chosen))
+
+    def recoded(self, codec: Codec) -> Features:
+        """The same rows in memory in another codec: what a store in that codec would hold of them."""
+        arrays = []
+        for array in self._arrays:
+            # (tokens, L, D), exactly what was stored: a codec gives the same bytes for float32 as for float16
+            values = self.codec.decode(array, torch.float32).unflatten(1, (self.layers, self.width))
+            arrays.append(codec.encode(values).numpy())
+        where = (self._array.numpy(), self._start.numpy(), self.lengths.numpy(), self.truncated_rows)
+        return Features(StoredRows(arrays, *where, codec), self.dtype)
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
         """The same features in a device's memory, of rows (N,) only: as many bytes as in the store."""
@@ -241,7 +254,8 @@ def stored_features(
     store: FeatureStore,
     progress: Progress,
     *,
-    codec: str = DEFAULT_CODEC,
+    states: Sequence[int],
+    codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
@@ -253,13 +267,19 @@ def stored_features(
         encoder: reads what is not stored.
         store: where features are kept.
         progress: is told every batch, and what is damaged.
-        codec: in which the features are kept; each has a space of its own. See `features/codecs.py`.
+        states: numbers of the hidden states to keep, see `Encoder.resolve_states`.
+        codec: in which the features are kept; each has a space of its own. See `features/codecs.py`. Of compact
+            features, a codec instead of a name says in which basis: a space without one gets it, and where the space
+            has another, the features are computed in memory and not stored.
 
     Raises:
         InputError: there is no such codec.
+        EncoderError: the encoder has no such hidden state.
         StoreError: the disk is full or cannot be written or read back.
     """
-    space = store.space(encoder.identity.to_json(), codec)
+    states = encoder.resolve_states(states)
+    space = store.space(encoder.identity.to_json(), states, codec if isinstance(codec, str) else codec.name)
+    basis = codec if isinstance(codec, PcaInt8Codec) else None
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
@@ -268,9 +288,17 @@ def stored_features(
         if space.codec is None or any(key not in space for key in distinct):
             with space.locked(lambda: progress.say(WAITING)):
                 said = _say_damages(space, said, progress)
-                missing = [key for key in distinct if key not in space]
-                misses.update(missing)
-                _write_into(space, missing, _encoding([distinct[key] for key in missing], encoder), progress)
+                if basis is not None and space.codec is None:
+                    space.establish(basis)
+                if basis is None or basis.has_basis_of(space.codec):
+                    missing = [key for key in distinct if key not in space]
+                    misses.update(missing)
+                    source = _encoding([distinct[key] for key in missing], encoder, states)
+                    _write_into(space, missing, source, progress)
+        if basis is not None and not basis.has_basis_of(space.codec):
+            progress.say(OTHER_BASIS)
+            features = live_features(inputs, encoder, states=states, codec=basis)
+            return features, CacheUse(0, len(distinct), 0)
         rows = space.rows(keys)
         said = _say_damages(space, said, progress)
         if rows is not None:
@@ -289,13 +317,16 @@ def keep_features(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     codec: str = DEFAULT_CODEC,
 ) -> int:
     """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
 
+    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
+
     Raises: as :func:`stored_features`.
     """
-    space = store.space(encoder.identity.to_json(), codec)
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
     rows = {text_key(*pair): row for row, pair in enumerate(inputs)}
     with space.locked(lambda: progress.say(WAITING)):
         _say_damages(space, 0, progress)
@@ -315,32 +346,43 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
     return len(space.damages)
 
 
-def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> Features:
-    """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
+def live_features(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    codec: Codec | None = None,
+    padded: bool = False,
+) -> Features:
+    """Features of texts or pairs in memory, the store left alone.
 
-    ``padded``: of a few texts, in the shortest time; see `Encoder.encode_padded`.
-
-    They are those that the store keeps as fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+    Args:
+        inputs: texts or pairs.
+        encoder: reads them.
+        states: numbers of hidden states, see `Encoder.resolve_states`.
+        codec: that they go through. By default they are as the encoder gives them, which is what the store keeps as
+            fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+        padded: whether a few texts are read in the shortest time; see `Encoder.encode_padded`.
     """
     tokens = encoder.tokenize(inputs)
-    count = len(inputs)
-    codec = Float16Codec(len(encoder.identity.layers), encoder.identity.width)
+    count, states = len(inputs), encoder.resolve_states(states)
+    codec = codec or Float16Codec(len(states), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     read = encoder.encode_padded if padded else encoder.encode
-    for indices, rows in read(tokens, codec.encode):
+    for indices, rows in read(tokens, states, codec.encode):
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)
     return Features(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
-def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
+def _encoding(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[int]) -> Source:
     """The encoder as a source of features."""
 
     def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
         tokens = encoder.tokenize([inputs[position] for position in positions])
-        return tokens.lengths, tokens.truncated, encoder.encode(tokens, codec.encode if codec else None)
+        return tokens.lengths, tokens.truncated, encoder.encode(tokens, states, codec.encode if codec else None)
 
     return source
 

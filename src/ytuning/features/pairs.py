@@ -8,7 +8,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
-from ytuning.features.codecs import DEFAULT_CODEC, Decoder
+from ytuning.features.codecs import DEFAULT_CODEC, Codec, Decoder
 from ytuning.features.features import BLOCK_BYTES, CacheUse, Features, keep_features, live_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
@@ -49,6 +49,10 @@ class PairedFeatures(Features):
         """The same rows, decoded by another reader."""
         return self.of(self.texts.seen_as(reader))
 
+    def recoded(self, codec: Codec) -> PairedFeatures:
+        """The same pairs with their texts in another codec; see `Features.recoded`."""
+        return self.of(self.texts.recoded(codec))
+
     def resident(self, rows: torch.Tensor, device: torch.device) -> PairedFeatures:
         """The same pairs with their texts in a device's memory; see `Features.resident`."""
         return self.of(self.texts.resident(self.texts_of(rows), device))
@@ -88,11 +92,12 @@ def stored_pairs(
     store: FeatureStore,
     progress: Progress,
     *,
-    codec: str = DEFAULT_CODEC,
+    states: Sequence[int],
+    codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[PairedFeatures, CacheUse]:
     """Features of pairs, each text by itself, through the store; see `features.stored_features`."""
     texts, first, second = _apart(inputs)
-    features, use = stored_features(texts, encoder, store, progress, codec=codec)
+    features, use = stored_features(texts, encoder, store, progress, states=states, codec=codec)
     return PairedFeatures(features, first, second), use
 
 
@@ -102,16 +107,26 @@ def stored_inputs(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     separate: bool,
-    codec: str = DEFAULT_CODEC,
+    codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
     """Features through the store of texts or of pairs as one text, or, ``separate``, of each of a pair's texts."""
-    return (stored_pairs if separate else stored_features)(inputs, encoder, store, progress, codec=codec)
+    read = stored_pairs if separate else stored_features
+    return read(inputs, encoder, store, progress, states=states, codec=codec)
 
 
-def live_inputs(inputs: Sequence[TextInput], encoder: Encoder, *, separate: bool, padded: bool = False) -> Features:
+def live_inputs(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    separate: bool,
+    codec: Codec | None = None,
+    padded: bool = False,
+) -> Features:
     """The same in memory, see `features.live_features`."""
-    return (live_pairs if separate else live_features)(inputs, encoder, padded=padded)
+    return (live_pairs if separate else live_features)(inputs, encoder, states=states, codec=codec, padded=padded)
 
 
 def keep_pairs(
@@ -121,17 +136,25 @@ def keep_pairs(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     codec: str = DEFAULT_CODEC,
 ) -> int:
     """Write features of :func:`live_pairs` or :func:`stored_pairs`; see `features.keep_features`."""
     assert isinstance(features, PairedFeatures)
-    return keep_features(_apart(inputs)[0], features.texts, encoder, store, progress, codec=codec)
+    return keep_features(_apart(inputs)[0], features.texts, encoder, store, progress, states=states, codec=codec)
 
 
-def live_pairs(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> PairedFeatures:
+def live_pairs(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    codec: Codec | None = None,
+    padded: bool = False,
+) -> PairedFeatures:
     """Features of pairs, each text by itself, in memory; see `features.live_features`."""
     texts, first, second = _apart(inputs)
-    return PairedFeatures(live_features(texts, encoder, padded=padded), first, second)
+    return PairedFeatures(live_features(texts, encoder, states=states, codec=codec, padded=padded), first, second)
 
 
 def _apart(inputs: Sequence[TextInput]) -> tuple[list[TextInput], torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Token features on disk: append-only shards with checksums, shared by every task on one encoder.
 
     <root>/                       $YTUNING_CACHE, else the platform's cache folder
-      <fingerprint>[-<codec>]/    one space for each encoder identity and codec; no codec in the name is fp16
-        space.json                the identity and the codec
+      <hash>/                     one space for each encoder identity, set of hidden states and codec, whose hash it is
+        space.json                these three
         lock                      held by the process that is encoding
         basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
@@ -43,6 +43,7 @@ __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
+FOLDER_DIGITS = 32
 BASIS_FILE = "basis.{}.safetensors"  # its checksum
 OTHER_BASIS = "the basis it was written with is missing or damaged"
 
@@ -110,8 +111,13 @@ class FeatureStore:
         default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
         self.root = Path(default if root is None else root)
 
-    def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
-        """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.
+    def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:
+        """The space for an encoder, some of its hidden states and a codec, made if it is not there.
+
+        Args:
+            identity: of the encoder, as ``EncoderIdentity.to_json()`` gives it.
+            states: numbers of hidden states, rising.
+            codec: name of a codec.
 
         Raises:
             InputError: there is no such codec.
@@ -119,11 +125,11 @@ class FeatureStore:
         """
         if codec not in CODECS:
             raise InputError(allowed("store", codec, CODECS))
-        folder = self.root / (str(identity["fingerprint"]) + ("" if codec == "fp16" else f"-{codec}"))
+        folder = self.root / _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
         with explained(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
-                content = {"schema": SCHEMA, "codec": codec, "identity": dict(identity)}
+                content = {"schema": SCHEMA, "identity": dict(identity), "states": list(states), "codec": codec}
                 commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         return FeatureSpace(folder)
 
@@ -176,7 +182,14 @@ class FeatureStore:
 
 
 class FeatureSpace:
-    """The shards of one encoder identity in one codec. Reading needs no lock: what is there does not change."""
+    """The shards of one encoder's hidden states in one codec. Reading needs no lock: what is there does not change.
+
+    Attributes:
+        identity: of the encoder.
+        states: numbers of the hidden states that are kept.
+        codec_name: name of the codec.
+        codec: decodes the rows; None until the space has the basis that it needs.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -185,7 +198,8 @@ class FeatureSpace:
             schema = content["schema"]
             if schema == SCHEMA:
                 self.identity, self.codec_name = content["identity"], content["codec"]
-                self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+                self.states = tuple(int(state) for state in content["states"])
+                self.row_shape = (len(self.states), int(self.identity["width"]))  # (L, D)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
@@ -201,7 +215,7 @@ class FeatureSpace:
             problem = allowed("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
-        self.codec = build_codec(self.codec_name, *self.row_shape)  # None until the space has the basis it needs
+        self.codec = build_codec(self.codec_name, *self.row_shape)
         self.damages: list[Damage] = []
         self._basis: str | None = None
         self._shards: dict[str, _Shard] = {}
@@ -455,5 +469,6 @@ class FeatureSpace:
                 os.replace(file, target / name)
 
 
-def _check(content: Mapping[str, Any]) -> str:
+def _check(content: Any) -> str:
+    """SHA-256 of what can be written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -168,7 +168,14 @@ def _mistakes(task: Task, judged: Judged, encoder: Encoder, store: FeatureStore,
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
-        judged.head, inputs, encoder, store, separate=task.pair == "separate", codec=task.codec, progress=progress
+        judged.head,
+        inputs,
+        encoder,
+        store,
+        states=task.states,
+        separate=task.pair == "separate",
+        codec=task.codec,
+        progress=progress,
     )
     return [
         _shown(task, judged, mistake, content, effect)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
 
     Args:
         train: labelled rows; without ``validation`` a part is held out, as in training.
-        encoder: which hidden states it keeps does not matter.
+        encoder: reads the texts.
         store: where features are kept.
         folder: for the results; a search of the same rows and options in it goes on.
         validation: rows that choose.
@@ -130,7 +130,7 @@ def search(  # noqa: PLR0913  # every choice of the whole job
     about = {
         "versions": versions("optuna"),
         "rows": _digest(train, validation),
-        "encoder": replace(encoder.identity, layers=()).fingerprint,
+        "encoder": encoder.identity.fingerprint,
         "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
         "pairs": list(modes),
         "order": None if order is None else list(order),
@@ -142,9 +142,9 @@ def search(  # noqa: PLR0913  # every choice of the whole job
             learned = train.select(rows.train)
             log.layers = _layer_sets(learned, encoder, next(iter(bases.values())), modes, seed, rows.target, progress)
         states = sorted({layer for layers in log.layers for layer in layers})
-        reading = encoder.with_layers(states)
         features = {
-            mode: stored_inputs(rows.inputs, reading, store, progress, separate=mode == "separate")[0] for mode in modes
+            mode: stored_inputs(rows.inputs, encoder, store, progress, states=states, separate=mode == "separate")[0]
+            for mode in modes
         }
     space = Space(
         bases, log.layers, modes, rows.target.objective, rows.target.outputs,
@@ -154,13 +154,13 @@ def search(  # noqa: PLR0913  # every choice of the whole job
         done, interrupted = _run(space, features, states, rows, log, trials, minutes, seed, encoder.device, progress)
     best = best_of(done)
     with watch.stage("encode"):
-        chosen = reading.with_layers(best.recipe.layers or states)
+        chosen = encoder.resolve_states(best.recipe.layers or states)
         keep = keep_pairs if best.pair == "separate" else keep_features
-        places = [states.index(layer) for layer in chosen.identity.layers]
-        keep(rows.inputs, features[best.pair].with_layers(places), chosen, store, progress)
+        view = features[best.pair].at_positions([states.index(state) for state in chosen])
+        keep(rows.inputs, view, encoder, store, progress, states=chosen)
     trained = train_task(
         train,
-        chosen,
+        encoder,
         store,
         best.recipe,
         validation=validation,
@@ -233,7 +233,7 @@ def _run(
     def train(proposed: list[Choices], first: int) -> list[Trial]:
         recipes = [space.recipe(choices) for choices in proposed]
         mode, layers = space.mode(proposed[0]), recipes[0].layers or ()
-        view = features[mode].with_layers([states.index(layer) for layer in layers])
+        view = features[mode].at_positions([states.index(layer) for layer in layers])
         start = time.monotonic()
         # Those that share a batch are of one preset. Others learn nothing of the labels' texts, as in training.
         texts = rows.label_texts
@@ -297,7 +297,7 @@ def _layer_sets(
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""
     ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
-    found = list(dict.fromkeys([ranking.default, *(each.layers for each in ranking.ranked)]))[:SETS]
+    found = list(dict.fromkeys([ranking.default, *(each.states for each in ranking.ranked)]))[:SETS]
     sets = "; ".join(", ".join(map(str, layers)) for layers in found)
     progress.say(f"layers to search over: {sets}: the default and the best of {len(ranking.ranked)} sets on a sample")
     return found

@@ -170,7 +170,7 @@ class Batcher:
         task, shared, separate = served.task, served.encoder, served.task.pair == "separate"
 
         def compute() -> Effects:
-            features = shared.view(shared.read([content], separate=separate), task.encoder.layers)
+            features = shared.read([content], [task], separate=separate).seen_by(task)
             return explain_one(task.head, content, shared.encoder, features, separate=separate)
 
         with self._lock:
@@ -269,7 +269,10 @@ class Batcher:
         self, encoder: SharedEncoder, separate: bool, units: list[_Unit]
     ) -> list[tuple[_Ticket, int, str, Answered]]:
         start = time.perf_counter()
-        features = encoder.read([unit.content for unit in units], separate=separate, padded=len(units) <= FEW_TEXTS)
+        wanted = {id(served): served.task for unit in units for served, _ in unit.wanted.values()}
+        inputs, padded = [unit.content for unit in units], len(units) <= FEW_TEXTS
+        texts = encoder.read(inputs, list(wanted.values()), separate=separate, padded=padded)
+        features = texts.features
         encoded = time.perf_counter()
         batch = Batch(encoded - start)
         # Tasks that are asked about the same texts are answered together.
@@ -284,7 +287,7 @@ class Batcher:
         found: list[tuple[_Ticket, int, str, Answered]] = []
         for places, some in together.items():
             tasks = [served.task for served in some]
-            for served, logits in zip(some, encoder.logits(features, tasks, torch.tensor(places)), strict=True):
+            for served, logits in zip(some, encoder.logits(texts, tasks, torch.tensor(places)), strict=True):
                 answers, scores = answers_of(served.task, logits)
                 name = served.task.name
                 self._telemetry.answers.labels(task=name).inc(len(places))

@@ -48,7 +48,6 @@ def evaluate_task(
     The features are those of the codec that the task was trained in.
 
     Raises:
-        InputError: the task names a codec that does not exist.
         DataError: rows that do not fit the task.
     """
     _check_pairs(task, dataset)
@@ -87,7 +86,15 @@ def _features(
 ) -> tuple[Features, CacheUse]:
     """Features of rows, read as the task reads them."""
     separate = task.pair == "separate"
-    return stored_inputs(dataset.inputs, encoder, store, progress or Progress(), separate=separate, codec=task.codec)
+    return stored_inputs(
+        dataset.inputs,
+        encoder,
+        store,
+        progress or Progress(),
+        states=task.states,
+        separate=separate,
+        codec=task.codec,
+    )
 
 
 def _check_pairs(task: Task, dataset: Dataset) -> None:

@@ -17,9 +17,10 @@ from ytuning.data.kinds import Target
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation.evaluate import Judged, Report, evaluate
-from ytuning.features.codecs import CODECS, DEFAULT_CODEC
+from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
@@ -70,7 +71,6 @@ class Trained:
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
         cache: use of the feature store.
         truncated: rows whose text was cut.
-        encoder: that the task reads texts with.
     """
 
     task: Task
@@ -83,7 +83,6 @@ class Trained:
     shared: dict[str, int]
     cache: CacheUse
     truncated: int
-    encoder: Encoder
 
 
 def train_task(  # noqa: PLR0913  # every choice of the whole job
@@ -124,16 +123,17 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     tries both, and takes the first only where its calibrated validation loss is clearly lower
     (`losses.clearly_lower`): the second reads a text once that many pairs share.
 
-    With ``layers="auto"`` the hidden states are chosen on a sample (`layers.choose_layers`), and
-    the task's encoder is loaded to keep only these; else ``encoder`` says which they are.
+    With ``layers="auto"`` the hidden states are chosen on a sample (`layers.choose_layers`); else they are those of
+    the recipe, or the encoder's default ones for such rows.
 
     ``label_texts`` say what labels mean, see `data/label_texts.py`. The encoder reads them like any text; label
     rows start from them, they are train rows of their labels, and how the labels' texts alone do is reported. Default:
     the names of the labels in words for a head of label tuning (unless they are numbers), none for others.
 
     Raises:
-        InputError: the encoder does not give the hidden states that the recipe reads; there is no such codec; the
-            labels' order is not known; no confidence gives the precision of ``abstain_at``.
+        InputError: there is no such codec; the labels' order is not known; no confidence gives the precision of
+            ``abstain_at``.
+        EncoderError: the encoder does not have the hidden states that the recipe reads.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
@@ -148,8 +148,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     if ensemble and not (seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
-    if layers is None:
-        encoder.check_layers(recipe.layers)
+    states = encoder.resolve_states(recipe.layers, pairs=train.text_pairs is not None)
     rows = task_rows(train, validation, test, seed=seed, order=label_order)
     target = rows.target
     check_abstain_at(target, abstain_at, len(rows.validation))
@@ -161,8 +160,9 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     truth = rows.truth
     modes: Sequence[PairMode | None] = [None] if train.text_pairs is None else pair_modes(pairs)
     with watch.stage("encode"):
-        encoder, recipe, written = _resolve_layers(
+        states, recipe, written = _resolve_layers(
             layers,
+            states,
             # Validation rows report on the choice of hidden states, so they must not take part in it.
             train.select(rows.train),
             encoder,
@@ -182,7 +182,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
     def attempt(mode: PairMode | None) -> _Attempt:
         with watch.stage("encode"):
             features, cache = stored_inputs(
-                rows.inputs, encoder, store, progress, separate=mode == "separate", codec=codec
+                rows.inputs, encoder, store, progress, states=states, separate=mode == "separate", codec=codec
             )
         with watch.stage("train"):
             fits = fit_heads(
@@ -224,6 +224,7 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         name,
         target,
         encoder.identity,
+        states,
         fit.head.config if isinstance(fit.head, PooledHead) else recipe.head,
         fit.head,
         calibrations[best],
@@ -243,10 +244,11 @@ def train_task(  # noqa: PLR0913  # every choice of the whole job
         },
         pair=taken.pair,
         exemplars=_exemplars(fit, features, rows),
+        basis=features.codec if isinstance(features.codec, PcaInt8Codec) else None,
     )
     judged = {split: judged[split] for split in reports}
     cut = int(features.truncated_rows.sum())
-    return Trained(task, fit, reports, judged, before, by_seed, rows.counts, rows.shared, cache, cut, encoder)
+    return Trained(task, fit, reports, judged, before, by_seed, rows.counts, rows.shared, cache, cut)
 
 
 def _with_label_texts(
@@ -265,6 +267,7 @@ def _with_label_texts(
 
 def _resolve_layers(
     layers: str | None,
+    states: States,
     train: Dataset,
     encoder: Encoder,
     store: FeatureStore,
@@ -275,15 +278,15 @@ def _resolve_layers(
     seed: int,
     progress: Progress,
     target: Target,
-) -> tuple[Encoder, Recipe, int]:
-    """The encoder and the recipe with the hidden states that ``auto`` chooses, and how many texts it has stored."""
+) -> tuple[States, Recipe, int]:
+    """The hidden states, which ``auto`` chooses, the recipe with them, and how many texts the choice has stored."""
     if layers != AUTO_LAYERS:
-        return encoder, recipe, 0
+        return states, recipe, 0
     choice = choose_layers(
         train, encoder, store, recipe, codec=codec, modes=modes, seed=seed, progress=progress, target=target
     )
     progress.say(choice.message)
-    return choice.encoder, replace(recipe, layers=choice.layers), choice.written
+    return choice.states, replace(recipe, layers=choice.states), choice.written
 
 
 def _exemplars(fit: FitResult, features: Features, rows: TaskRows) -> Exemplars | None:
