@@ -62,7 +62,7 @@ def naive(encoder: Encoder, folder: Path, text: str) -> np.ndarray:
         given = torch.tensor([[ids[place] for place in window.tokens]])
         with torch.no_grad():
             states = model(given, output_hidden_states=True).hidden_states
-        parts.append(torch.stack([states[layer][0] for layer in encoder.identity.layers], 1)[window.kept])
+        parts.append(torch.stack([states[state][0] for state in STATES], 1)[window.kept])
     return torch.cat(parts).numpy()
 
 
@@ -72,7 +72,7 @@ def test_a_long_text_is_read_whole(windowed: Encoder, tiny_encoder: Path) -> Non
     assert tokens.lengths.tolist() == [4, 152, 6, 153] and not tokens.truncated.any()
     found = {
         int(row): part
-        for rows, values in windowed.encode(tokens)
+        for rows, values in windowed.encode(tokens, STATES)
         for row, part in zip(rows, np.split(values, np.cumsum(tokens.lengths[rows])[:-1]), strict=True)
     }
     assert [len(found[row]) for row in range(4)] == [4, 152, 6, 153]
@@ -80,7 +80,7 @@ def test_a_long_text_is_read_whole(windowed: Encoder, tiny_encoder: Path) -> Non
     # What fits is read as ever.
     cut = load_encoder(tiny_encoder, precision="fp32")
     assert cut.tokenize(inputs).truncated.tolist() == [False, True, False, True]
-    (_, same), *_ = cut.encode(cut.tokenize(inputs[:1]))
+    (_, same), *_ = cut.encode(cut.tokenize(inputs[:1]), STATES)
     assert (same == found[0]).all()
 
 

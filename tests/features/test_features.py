@@ -88,9 +88,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     compute = Encoder._features
 
-    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray, states: Any) -> torch.Tensor:
         seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
-        return compute(self, tokens, batch)
+        return compute(self, tokens, batch, states)
 
     monkeypatch.setattr(Encoder, "_features", recording)
     monkeypatch.setitem(encoder_module.TOKENS_PER_BATCH, "cpu", 64)
@@ -778,10 +778,8 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
         ({}, [(text, "your money please") for text in words]),
     ):
         encoder = load_encoder(tiny_encoder, precision="fp32", **options)  # type: ignore[arg-type]
-        exact, padded = (
-            live_features(rows, encoder, states=STATES),
-            live_features(rows, encoder, padded=True, states=STATES),
-        )
+        exact = live_features(rows, encoder, states=STATES)
+        padded = live_features(rows, encoder, states=STATES, padded=True)
         assert padded.lengths.tolist() == exact.lengths.tolist()
         assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
         for row in range(len(rows)):

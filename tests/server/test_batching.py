@@ -36,12 +36,12 @@ class Held:
         self.poison: int | None = None
         encode = Encoder.encode_padded
 
-        def held(encoder: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        def held(encoder: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
             self.calls.append(len(tokens.lengths))
             assert self.go.wait(60)
             if self.poison in tokens.lengths.tolist():
                 raise RuntimeError("poison")
-            return encode(encoder, tokens, finish)
+            return encode(encoder, tokens, states, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", held)
 

@@ -100,9 +100,9 @@ def test_a_task_that_reads_another_hidden_state(
         calls: list[int] = []
         encode = Encoder.encode_padded
 
-        def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
             calls.append(len(tokens.lengths))
-            return encode(self, tokens, finish)
+            return encode(self, tokens, states, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", counted)
         reply = server.post("/classify_many", {"input": "my card", "tasks": ["one", "early"]}).json()

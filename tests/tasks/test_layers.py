@@ -209,9 +209,9 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
     encoded: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
         encoded.append(len(tokens.lengths))
-        return encode(self, tokens, finish)
+        return encode(self, tokens, states, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     progress = Recorder()

@@ -66,9 +66,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
         calls.append(len(tokens.lengths))
-        return encode(self, tokens, finish)
+        return encode(self, tokens, states, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     return calls
