@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import STATES
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.kinds import Names, Scale
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names, read_label_texts
@@ -124,7 +123,7 @@ def test_numbers_say_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path) -> Encoder:
-    return load_encoder(tiny_encoder, layers=(-1,), precision="fp32")
+    return load_encoder(tiny_encoder, precision="fp32")
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def test_zero_shot_takes_the_label_whose_text_is_nearest(toy: Dataset, encoder: 
     assert described is not None
 
     def means(texts: list[str]) -> torch.Tensor:
-        features = live_features([(text, None) for text in texts], encoder, states=STATES)
+        features = live_features([(text, None) for text in texts], encoder, states=[-1])
         return torch.stack([features.tokens(torch.tensor([row]))[:, 0].mean(0) for row in range(len(texts))])
 
     center = means([toy.texts[row] for row in split_holdout(toy, 0)[0]]).mean(0)

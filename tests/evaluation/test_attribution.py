@@ -111,17 +111,17 @@ def test_effects_come_with_their_places(separate: bool, encoder: Encoder) -> Non
 
     store, head = FeatureStore(), head_of(FORMS[0], paired=separate)
     options: dict[str, Any] = {"separate": separate, "codec": "fp16"}
-    found = explain(head, PAIRS, encoder, store, progress=Telling(), **options)
+    found = explain(head, PAIRS, encoder, store, states=STATES, progress=Telling(), **options)
     assert told[-2:] == [("explain", 1, 2), ("explain", 2, 2)]
     for pair, effects in zip(PAIRS, found, strict=True):
         words = [(pair[side] or "")[start:end] for side, start, end in effects.spans]
         assert [word for word in words if word] == " ".join(map(str, pair)).split()
         assert words.count("") == 3 + separate and len(words) == len(effects.values)  # [CLS] and [SEP]
-    features = (live_pairs if separate else live_features)(PAIRS, encoder)
+    features = (live_pairs if separate else live_features)(PAIRS, encoder, states=STATES)
     np.testing.assert_allclose(found[1].values, token_effects(head, features, 1), atol=1e-6)
 
 
 def test_nothing_to_explain(encoder: Encoder) -> None:
     head, store = head_of(FORMS[0]), FeatureStore()
-    assert explain(head, [], encoder, store, separate=False, codec="int8", progress=Progress()) == []
+    assert explain(head, [], encoder, store, states=STATES, separate=False, codec="int8", progress=Progress()) == []
     assert store.spaces() == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import WORDS
+from tests.conftest import STATES, WORDS
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import Names, Scale, Target
 from ytuning.data.labels import LabelSet
@@ -102,7 +102,7 @@ def task_of(target: Target, encoder: Encoder, **options: Any) -> Task:
         paired = options.get("pair") == "separate"
         head = build_head(config, labels=target.outputs, layers=2, width=32, paired=paired).eval()
     training = {"store": "int8", "rows": {"train": 10}, "steps": 30, "refitted": True}
-    return Task("toy", target, encoder.identity, config, head, training=training, **options)
+    return Task("toy", target, encoder.identity, STATES, config, head, training=training, **options)
 
 
 def page_of(task: Task, data: Dataset, encoder: Encoder, **options: Any) -> tuple[Page, str]:

@@ -250,7 +250,7 @@ def test_explanations_are_those_of_the_head(name: str, served_tasks: Path, catal
     given = ["my card", "your login"] if served.task.pair else ["my card"]
     content: TextInput = (given[0], given[1] if served.task.pair else None)
     separate = served.task.pair == "separate"
-    features = served.encoder.view(served.encoder.read([content], separate=separate), served.task.encoder.layers)
+    features = served.encoder.read([content], [served.task], separate=separate).seen_by(served.task)
     effects = explain_one(served.task.head, content, served.encoder.encoder, features, separate=separate)
     with live(settings(served_tasks), catalog) as server:
         reply = explained(server, name, given)

@@ -90,8 +90,8 @@ def test_a_task_that_reads_another_hidden_state(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoder = load_encoder(tiny_encoder, precision="fp32", layers=[1])
-    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20))
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20), layers=(1,))
     task = train_task(from_lists(*toy_rows), encoder, FeatureStore(tmp_path / "store"), recipe, name="early").task
     with live(settings(root)) as server:
         assert server.client.post("/admin/reload").json()["tasks"] == 1

@@ -169,10 +169,10 @@ def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
 
 
 def test_a_recipe_gets_the_hidden_states_that_it_reads(toy: Dataset, encoder: Encoder) -> None:
-    message = r"was loaded with layers \[2, 3\], the recipe reads \[-1\] \(-1 is the last\)\. Load it with load_encoder"
-    with pytest.raises(EncoderError, match=message):
-        train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(-1,)))
-    assert train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(2, -1))).task.encoder.layers == (2, 3)
+    for layers, states in (((-1,), (3,)), ((1, -1), (1, 3)), (None, STATES)):
+        assert train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=layers)).task.states == states
+    with pytest.raises(EncoderError, match=r"^layers must be from 0 to 3 for the encoder .* Got \[4\] instead\."):
+        train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(4,)))
 
 
 def test_threads_and_random_state_are_left_alone(toy: Dataset, encoder: Encoder) -> None:
