@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
     """Encoder pass into an empty store, head training and logistic regression on it, in turn."""
-    train = rows_of(arguments.data / name, "train", arguments.rows)
+    train, states = rows_of(arguments.data / name, "train", arguments.rows), encoder.resolve_states(None)
     steps: list[int] = []
     accuracy: list[float] = []
     logistic_accuracy: list[float] = []
@@ -71,7 +71,7 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
         def encode() -> float:
             nonlocal current
             current = next(stores)
-            return seconds(lambda: stored_features(train.inputs, encoder, current, Progress()))
+            return seconds(lambda: stored_features(train.inputs, encoder, current, Progress(), states=states))
 
         def head() -> float:
             watch = Stopwatch()
@@ -81,7 +81,7 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
             return watch.seconds["train"]
 
         def logistic() -> float:
-            features = stored_features(train.inputs, encoder, current, Progress())[0]
+            features = stored_features(train.inputs, encoder, current, Progress(), states=states)[0]
             targets = LabelSet.from_labels(train.names).encode(train.names)
             held = split_holdout(train, len(logistic_accuracy), most=MOST_HELD_OUT)
 

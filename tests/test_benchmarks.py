@@ -168,7 +168,7 @@ def test_multiply_adds_are_those_of_the_matrix_products(encoder: Encoder, tiny_e
         counted += inputs[0].numel() * module.out_features
 
     model = transformers.AutoModel.from_pretrained(tiny_encoder).eval()
-    layers = model.encoder.layer[: max(encoder.identity.layers)]
+    layers = model.encoder.layer[: max(STATES)]
     hooks = [module.register_forward_hook(count) for module in layers.modules() if isinstance(module, torch.nn.Linear)]
     for row in range(3):
         ids = torch.from_numpy(tokens.rows(np.array([row]), tokens.ids)).long()

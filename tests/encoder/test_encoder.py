@@ -221,7 +221,7 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
     back = EncoderIdentity.from_json(json.loads(json.dumps(identity.to_json())))
     assert back == identity
     assert back.fingerprint == identity.to_json()["fingerprint"]
-    for wrong in ({}, "text"):
+    for wrong in (dict[str, Any](), "text"):
         with pytest.raises((KeyError, TypeError)):
             EncoderIdentity.from_json(wrong)  # type: ignore[arg-type]
 
@@ -250,7 +250,8 @@ def test_states_are_resolved_and_checked(tiny_encoder: Path) -> None:
     assert encoder.resolve_states([3, 2, -1, 3]) == (2, 3)
     assert encoder.resolve_states(None) == encoder.resolve_states(None, pairs=True) == STATES
     tokens = encoder.tokenize(INPUTS)
-    for wrong in ([1, 4], [-5], []):
+    refused: list[list[int]] = [[1, 4], [-5], []]
+    for wrong in refused:
         expected = f"layers must be from 0 to 3 for the encoder {str(tiny_encoder)!r}, or -1 for the last. Got {wrong} "
         for call in (encoder.resolve_states, lambda states: next(encoder.encode(tokens, states))):
             with pytest.raises(EncoderError) as caught:

@@ -260,7 +260,7 @@ def test_a_changed_manifest_fails_its_own_check(store: FeatureStore) -> None:
 
 
 def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: FeatureStore) -> None:
-    keys = [("f", (1, 2), codec) for codec in CODECS]
+    keys: list[tuple[str, tuple[int, ...], str]] = [("f", (1, 2), codec) for codec in CODECS]
     keys += [("f", (1, 3), "fp16"), ("f", (2,), "fp16"), ("e", (1, 2), "fp16")]
     spaces = [store.space(identity(name), states, codec) for name, states, codec in keys]
     assert len({space.folder for space in spaces}) == len(keys)

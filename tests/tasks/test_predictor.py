@@ -149,7 +149,7 @@ FORMS: dict[str, HeadConfig] = {
 def answers(predictor: Predictor, inputs: Iterable[TextInput]) -> np.ndarray:
     """(inputs, C) probabilities, or (inputs, 1) numbers."""
     found = list(predictor.predict(inputs))
-    return np.array([list(each.scores.values()) or [each.answer] for each in found], np.float64)
+    return np.array([list(each.scores.values()) or each.answer for each in found], np.float64).reshape(len(found), -1)
 
 
 def evaluated(folder: Path, data: Dataset, encoder: Encoder, store: FeatureStore) -> np.ndarray:
