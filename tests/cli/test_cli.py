@@ -941,7 +941,7 @@ def test_without_arguments_it_shows_help(run: Run) -> None:
 
 
 def test_interrupt_while_encoding(run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Encoder, tokens: object, finish: Any = None) -> Iterator[Any]:
+    def interrupted(self: Encoder, tokens: object, states: Any, finish: Any = None) -> Iterator[Any]:
         yield from ()
         raise KeyboardInterrupt
 
