@@ -45,8 +45,10 @@ __all__ = [
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
 HIGHEST = 127
-PART = 128  # rows decoded at a time, so that what is between the passes stays in the cache
-BLOCK = 512  # rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it
+# Rows are decoded so many at a time, so that what is between the passes stays in the cache.
+PART = 128
+# Rows are multiplied in blocks that are always so long: then a row's bytes do not depend on the rows beside it.
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Int8Codec:
 
         if features.is_cuda:
             return _quantised(features.float())
-        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])  # which stay in the cache
+        # Parts stay in the cache.
+        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
@@ -160,16 +163,20 @@ class PcaInt8Codec:
         layers, width = features.shape[1:]
         size, kept = layers * width, _component_count(layers, width)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the same sums, and so the same basis, on any number of cores
+        # One thread gives the same sums, and so the same basis, on any number of cores.
+        torch.set_num_threads(1)
         try:
             moments = torch.zeros(size, size, dtype=torch.float64)
             for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
+                # (P, L * D) -> (L * D, L * D)
                 whole = part.float()
                 moments += whole.T @ whole
             energy, vectors = (found.numpy() for found in torch.linalg.eigh(moments / len(features)))
         finally:
             torch.set_num_threads(threads)
+        # (R,) and (L * D, R), the strongest first
         energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
+        # A component's sign is free; its largest number is made positive, so that the same tokens give the same basis.
         largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
         # Tokens that are not here have some energy in directions that those here lack.
         unseen = float(moments.trace()) / len(features) / size * kept / len(features)
@@ -226,17 +233,20 @@ class PcaInt8Codec:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
         import torch
 
+        # (N, L * D) and (L * D, R)
         rows = features.flatten(1)
         matrix = self._matrix("encode", rows.device)
         block = torch.zeros(BLOCK, rows.shape[1], device=rows.device)
         parts = []
         for part in rows.split(BLOCK):
             block[: len(part)] = part
+            # (P, R), which are one group with one scale
             parts.append(_quantised((block @ matrix)[: len(part), None]))
         return torch.cat(parts)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
+        # (N, R) @ (R, L * D)
         return _numbers(rows, 1, dtype) @ self._matrix(dtype, rows.device)
 
     def _matrix(self, use: torch.dtype | str, device: torch.device) -> torch.Tensor:
@@ -368,7 +378,8 @@ def _quantised(values: torch.Tensor) -> torch.Tensor:
     """(N, S, W) float32 -> (N, S * (2 + W)) uint8: the scale of each of S groups in float16, then all int8 numbers."""
     import torch
 
-    peaks = values.abs().amax(2)  # (N, S)
+    # (N, S)
+    peaks = values.abs().amax(2)
     scales = (peaks / HIGHEST).half()
     # Up to the next float16 where rounding went down, or the largest number would not fit; a scale that rounds to 0 is
     # so the smallest float16. The bits of positive numbers are in the order of the numbers.
@@ -376,6 +387,7 @@ def _quantised(values: torch.Tensor) -> torch.Tensor:
     # Coordinates can be far from what a basis was fitted on: those beyond the largest scale saturate.
     scales = scales.clamp_max(torch.finfo(torch.float16).max)
     numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
+    # (N, S, W) -> (N, S * W)
     rows = numbers.round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8).flatten(1)
     return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1)
 
@@ -388,7 +400,8 @@ def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tenso
     values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype, device=rows.device)
     size = max(1, len(rows)) if rows.is_cuda else PART
     for part, out in zip(rows.split(size), values.split(size), strict=True):
-        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]  # (P, S, 1)
+        # (P, S, 1) and (P, S, W)
+        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]
         numbers = part[:, head:].view(torch.int8).unflatten(1, (groups, -1))
         if dtype == torch.float32:
             torch.mul(numbers, scales, out=out.unflatten(1, (groups, -1)))

@@ -29,25 +29,33 @@ from ytuning.progress import Progress
 
 __all__ = ["CacheUse", "Features", "keep_features", "live_features", "ordered_batches", "stored_features"]
 
-SHARD_BYTES = 256 << 20  # what a killed run loses at most...
-FIRST_SHARD_BYTES = 4 << 20  # ...and of a short one about half, as its shards begin small and double
-WINDOW_TEXTS = 16_384  # tokenised and sorted by length at a time, so that memory does not grow with the data
-COPIED_TOKENS = 4096  # in a batch, when features that are there are written in another codec
-CHUNK_TOKENS = 65_536  # copied to a GPU at a time, where they have to be gathered first...
-FEWEST_RUN_TOKENS = 2048  # ...because on average fewer follow each other in the store
+# A killed run loses at most one shard. Shards begin small and double, so that a short run loses about half of its work.
+SHARD_BYTES = 256 << 20
+FIRST_SHARD_BYTES = 4 << 20
+# So many texts are tokenised and sorted by length at a time, so that memory does not grow with the data.
+WINDOW_TEXTS = 16_384
+# Tokens of a batch in which stored features are written in another codec.
+COPIED_TOKENS = 4096
+# Features are gathered before they are copied to a GPU where fewer tokens than a run follow each other in the store.
+CHUNK_TOKENS = 65_536
+FEWEST_RUN_TOKENS = 2048
 CPU = torch.device("cpu")
-RESIDENT_BYTES = 48 << 20  # gathered from the store before its pages are let go of; a page brings in its neighbours
+# Gathered from the store before its pages are let go of; a page brings in its neighbours.
+RESIDENT_BYTES = 48 << 20
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
-FIT_TOKENS = 50_000  # that a basis is fitted on: a space's from texts spread evenly over the first ones...
-FEWEST_FIT_TOKENS = 10  # ...and so many for each direction are wanted
-BLOCK_BYTES = 256 << 10  # read at once from a store that is larger than the memory
+# A basis is fitted on so many tokens, a space's on texts spread evenly over the first ones; a component wants ten.
+FIT_TOKENS = 50_000
+FEWEST_FIT_TOKENS = 10
+# Read at once from a store that is larger than the memory.
+BLOCK_BYTES = 256 << 10
 WAITING = "waiting for another process that encodes with this encoder"
 OTHER_BASIS = (
     "the store's compact features have another basis than the task's, so these texts are read again and not stored"
 )
-ATTEMPTS = 3  # at reading back what was just written, before the disk is called bad
+# What was just written is read back so often before the disk is called bad.
+ATTEMPTS = 3
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 Source = Callable[[np.ndarray, Codec | None], tuple[np.ndarray, np.ndarray, Batches]]
@@ -120,7 +128,8 @@ class Features:
             return self
         if isinstance(self.codec, Selected):
             return self.seen_as(Selected(self.codec.codec, tuple(self.codec.positions[each] for each in chosen)))
-        assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)  # they hold a single state
+        # Readers of coordinates hold a single state, which has been returned above.
+        assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)
         return self.seen_as(Selected(self.codec, chosen))
 
     def recoded(self, codec: Codec) -> Features:
@@ -193,12 +202,14 @@ class Features:
             the row's last token: a head must mask, and finite values keep a forgotten mask from making NaN.
         """
         starts, lengths = self._start[indices].numpy(), self.lengths[indices].numpy()
-        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))  # (B, T) each
+        # (B, T) each
+        tokens, mask = map(torch.from_numpy, padded_places(starts, lengths, LENGTH_STEP[self.dtype]))
         if self.is_resident:
             there = tokens.flatten().to(self.device, non_blocking=True)
             stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
         else:
             stored = self._gather(tokens, self._array[indices])
+        # (B * T, row bytes) -> (B * T, L * D)
         values = self.codec.decode(stored, self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), mask
 
@@ -209,7 +220,8 @@ class Features:
     def _stored_tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, row bytes) uint8: the tokens of some rows (B,) as they are stored, one row after the other."""
         lengths = self.lengths[indices]
-        places = self._start[indices] - (lengths.cumsum(0) - lengths)  # (B,), less where a row's tokens come to lie
+        # (B,): where a row's tokens lie, less where they come to lie
+        places = self._start[indices] - (lengths.cumsum(0) - lengths)
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         return self._gather(tokens[:, None], self._array[indices].repeat_interleave(lengths))
 
@@ -222,6 +234,7 @@ class Features:
             stored = torch.empty(*tokens.shape, self._arrays[0].shape[1], dtype=torch.uint8)
             for number in numbers:
                 rows = (array == number).nonzero()[:, 0]
+                # (tokens of the rows, row bytes)
                 found = self._arrays[number].index_select(0, tokens[rows].flatten())
                 stored.index_copy_(0, rows, found.view(len(rows), *stored.shape[1:]))
             stored = stored.flatten(0, 1)
@@ -288,6 +301,7 @@ def stored_features(
         if space.codec is None or any(key not in space for key in distinct):
             with space.locked(lambda: progress.say(WAITING)):
                 said = _say_damages(space, said, progress)
+                # A task's basis comes first: these texts alone would give another one.
                 if basis is not None and space.codec is None:
                     space.establish(basis)
                 if basis is None or basis.has_basis_of(space.codec):
@@ -295,6 +309,7 @@ def stored_features(
                     misses.update(missing)
                     source = _encoding([distinct[key] for key in missing], encoder, states)
                     _write_into(space, missing, source, progress)
+        # Only a task's own basis gives the numbers that its head was trained on.
         if basis is not None and not basis.has_basis_of(space.codec):
             progress.say(OTHER_BASIS)
             features = live_features(inputs, encoder, states=states, codec=basis)
@@ -371,6 +386,7 @@ def live_features(
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     read = encoder.encode_padded if padded else encoder.encode
     for indices, rows in read(tokens, states, codec.encode):
+        # rows (tokens of the batch, row bytes), a text's after those of the text before it
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)

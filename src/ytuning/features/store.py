@@ -44,7 +44,8 @@ SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
 FOLDER_DIGITS = 32
-BASIS_FILE = "basis.{}.safetensors"  # its checksum
+# The braces stand for the file's checksum.
+BASIS_FILE = "basis.{}.safetensors"
 OTHER_BASIS = "the basis it was written with is missing or damaged"
 
 
@@ -125,6 +126,7 @@ class FeatureStore:
         """
         if codec not in CODECS:
             raise InputError(allowed("store", codec, CODECS))
+        # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
         with explained(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -172,7 +174,8 @@ class FeatureStore:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER):
                             shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
-                        (folder / SPACE_FILE).unlink()  # last, so that what is left of a killed removal is still listed
+                        # This comes last, so that what is left of a killed removal is still listed.
+                        (folder / SPACE_FILE).unlink()
                 except filelock.Timeout:
                     raise StoreError(
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
@@ -199,7 +202,8 @@ class FeatureSpace:
             if schema == SCHEMA:
                 self.identity, self.codec_name = content["identity"], content["codec"]
                 self.states = tuple(int(state) for state in content["states"])
-                self.row_shape = (len(self.states), int(self.identity["width"]))  # (L, D)
+                # (L, D)
+                self.row_shape = (len(self.states), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
@@ -258,7 +262,8 @@ class FeatureSpace:
             try:
                 shard = self._read_manifest(name)
             except FileNotFoundError:
-                continue  # another process has just set it aside
+                # Another process has just set it aside.
+                continue
             except OSError as error:
                 if error.errno != errno.EIO:
                     with explained(self.folder, 0):
@@ -268,7 +273,8 @@ class FeatureSpace:
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
                 continue
-            if shard.basis != self._basis:  # another process may have begun the space anew
+            # Another process may have begun the space anew.
+            if shard.basis != self._basis:
                 self._read_basis()
             if shard.basis != self._basis:
                 self._set_aside(name, OTHER_BASIS)
@@ -294,7 +300,8 @@ class FeatureSpace:
                 unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
                 if unfinished or file.suffix == PARTIAL_SUFFIX:
                     file.unlink(missing_ok=True)
-            if self.codec_name == "compact":  # nothing may be written with a basis that is no longer there
+            # Nothing may be written with a basis that is no longer there.
+            if self.codec_name == "compact":
                 self._read_basis()
             self.refresh()
             yield
@@ -331,6 +338,7 @@ class FeatureSpace:
             )
         data = np.ascontiguousarray(features).data.cast("B")
         sha256 = hashlib.sha256(data).hexdigest()
+        # The same texts with the same features give the same shard, whoever writes it.
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
         content = {
             "sha256": sha256,
@@ -340,6 +348,7 @@ class FeatureSpace:
             **({} if self._basis is None else {"basis": self._basis}),
         }
         with explained(self.folder, len(data)):
+            # The manifest comes last: with it the shard exists.
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
         length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
@@ -375,11 +384,13 @@ class FeatureSpace:
             return None
         number = {name: index for index, name in enumerate(names)}
         shards = [self._shards[name] for name in names]
+        # For each shard (texts + 1,), the first token of each text and, last, the number of all tokens
         starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
         places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
         try:
             maps = [self._map(name) for name in names]
-        except FileNotFoundError:  # another process has set a shard aside since the check
+        # Another process has set a shard aside since the check.
+        except FileNotFoundError:
             self.refresh()
             return None
         return StoredRows(
@@ -397,6 +408,7 @@ class FeatureSpace:
 
     def _add(self, shard: _Shard) -> None:
         self._shards[shard.name] = shard
+        # A text that two processes have stored is read from the first of the two shards.
         for row, key in enumerate(shard.keys):
             self._place.setdefault(key, (shard.name, row))
 
@@ -419,11 +431,13 @@ class FeatureSpace:
                 try:
                     data = file.read_bytes()
                 except FileNotFoundError:
-                    continue  # another process has just set it aside
+                    # Another process has just set it aside.
+                    continue
                 except OSError as error:
                     if error.errno != errno.EIO:
                         raise
-                    data = b""  # a bad sector: no better than a wrong byte
+                    # A bad sector is no better than a wrong byte.
+                    data = b""
                 checksum = hashlib.sha256(data).hexdigest()
                 try:
                     if file.name != BASIS_FILE.format(checksum):
@@ -442,7 +456,8 @@ class FeatureSpace:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
+            # This is a bad sector; any other error says nothing about the shard.
+            if error.errno == errno.EIO:
                 return "unreadable"
             with explained(self.folder, 0):
                 raise
@@ -465,7 +480,8 @@ class FeatureSpace:
         target = self.folder / DAMAGED_FOLDER
         with explained(target, 0):
             target.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):  # another process may have been faster
+            # Another process may have been faster.
+            with suppress(FileNotFoundError):
                 os.replace(file, target / name)
 
 
