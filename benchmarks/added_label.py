@@ -49,7 +49,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     encoder = load_encoder(arguments.encoder)
     with tempfile.TemporaryDirectory() as root:
         store = FeatureStore(root)
-        stored_features([*train.inputs, *test.inputs], encoder, store, Progress())
+        stored_features([*train.inputs, *test.inputs], encoder, store, Progress(), states=encoder.resolve_states(None))
         start = time.perf_counter()
         whole = train_task(train, encoder, store, recipe(arguments)).task
         elapsed = time.perf_counter() - start

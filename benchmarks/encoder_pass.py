@@ -87,7 +87,7 @@ def stored_pass(inputs: list[TextInput], encoder: Encoder) -> float:
     """Seconds to tokenise, encode, write, sync and read back the features in an empty store."""
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
-        stored_features(inputs, encoder, FeatureStore(root), Progress())
+        stored_features(inputs, encoder, FeatureStore(root), Progress(), states=encoder.resolve_states(None))
         return time.perf_counter() - start
 
 

@@ -66,7 +66,7 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
     test = rows_of(arguments.data / name, "test", arguments.test_rows)
     found: dict[str, list[float]] = {variant: [] for variant in (*arguments.variants, "logistic", "zero-shot")}
     seconds: dict[str, list[float]] = {variant: [] for variant in arguments.variants}
-    last = load_encoder(arguments.encoder, layers=(-1,))
+    encoder = load_encoder(arguments.encoder)
     for draw in range(arguments.draws):
         train = drawn(everything, arguments.each, draw)
         for variant in arguments.variants:
@@ -76,7 +76,7 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
                 recipe = shortened(recipe, arguments.head_steps)
             trained = train_task(
                 train,
-                load_encoder(arguments.encoder, layers=recipe.layers, pairs=train.text_pairs is not None),
+                encoder,
                 store,
                 recipe,
                 test=test,
@@ -86,7 +86,7 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
             seconds[variant].append(trained.seconds["train"])
             if variant == "few-shot":
                 found["zero-shot"].append(100 * trained.zero_shot["test"]["accuracy"])
-        found["logistic"].append(100 * logistic(train, test, last, store, draw))
+        found["logistic"].append(100 * logistic(train, test, encoder, store, draw))
     return {
         "set": name,
         "rows_of_a_label": arguments.each,
@@ -106,9 +106,9 @@ def drawn(rows: Dataset, each: int, draw: int) -> Dataset:
 
 
 def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, seed: int) -> float:
-    """Accuracy on test of tuned logistic regression on the mean of the encoder's hidden state."""
+    """Accuracy on test of tuned logistic regression on the mean of the encoder's last hidden state."""
     rows = task_rows(train, None, test, seed=seed)
-    features, _ = stored_features(rows.inputs, encoder, store, Progress())
+    features, _ = stored_features(rows.inputs, encoder, store, Progress(), states=[-1])
     pooled = mean_pooled(features)
     probe = tuned_probe(rows.target, pooled, rows.truth, rows.train, rows.validation)
     return float((probe.logits(pooled[rows.test]).argmax(1) == rows.truth[rows.test]).mean())

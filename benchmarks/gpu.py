@@ -44,7 +44,7 @@ from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, 
 from ytuning.data.dataset import TextInput
 from ytuning.data.kinds import SingleLabel
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.features.features import live_features, stored_features
+from ytuning.features.features import CacheUse, Features, live_features, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.training.fit import HeadJob, fit_heads, logits_of
@@ -221,11 +221,11 @@ def check(arguments: argparse.Namespace) -> None:
                 found[f"error_{precision}"] = error = float((features - wanted).norm() / wanted.norm())
                 alone = torch.cat([all_tokens(encoder, [text]) for text in inputs[:20]])
                 found[f"alone_{precision}"] = float((alone - features[: len(alone)]).abs().max())
-                figures[shape] = {**found, "states": type(encoder.states).__name__}
+                figures[shape] = {**found, "states": type(encoder.backend).__name__}
                 assert error < tolerance, f"{shape}: {precision} differs by {error} of the norm"
             with tempfile.TemporaryDirectory() as root:
-                stored, use = stored_features(inputs, encoder, FeatureStore(root), Progress())
-                again, use_again = stored_features(inputs, encoder, FeatureStore(root), Progress())
+                stored, use = into_store(inputs, encoder, root)
+                again, use_again = into_store(inputs, encoder, root)
                 assert (use.misses, use_again.misses) == (len(inputs), 0)
                 fit = partial(fit_heads, train=rows[0], validation=rows[1], device=encoder.device)
                 fits = [
@@ -244,9 +244,14 @@ def check(arguments: argparse.Namespace) -> None:
             assert fits[0].history[-1].score > 0.9
 
 
+def into_store(inputs: list[TextInput], encoder: Encoder, root: str) -> tuple[Features, CacheUse]:
+    """Features of the default hidden states through a store."""
+    return stored_features(inputs, encoder, FeatureStore(root), Progress(), states=encoder.resolve_states(None))
+
+
 def all_tokens(encoder: Encoder, inputs: list[TextInput]) -> torch.Tensor:
     """(tokens, L, D) float32 of all texts, in order."""
-    features = live_features(inputs, encoder)
+    features = live_features(inputs, encoder, states=encoder.resolve_states(None))
     return features.tokens(torch.arange(len(features)))
 
 
@@ -301,9 +306,9 @@ def passes(arguments: argparse.Namespace) -> None:
             encoder = loaded(folder, arguments)
             figures[shape] = {
                 "parameters": encoder.identity.parameters,
-                "layers_computed": max(encoder.identity.layers),
+                "layers_computed": max(encoder.resolve_states(None)),
                 "precision": encoder.identity.precision,
-                "states": type(encoder.states).__name__,
+                "states": type(encoder.backend).__name__,
                 "texts": arguments.texts,
                 "tokens_in_text": arguments.tokens,
                 **encoder_pass(encoder, inputs, arguments.rounds),
@@ -315,11 +320,11 @@ def encoder_pass(encoder: Encoder, inputs: list[TextInput], rounds: int) -> dict
     tokens = encoder.tokenize(inputs)
 
     def compute() -> float:
-        return seconds(lambda: [None for _ in encoder.encode(tokens)])
+        return seconds(lambda: [None for _ in encoder.encode(tokens, encoder.resolve_states(None))])
 
     def store() -> float:
         with tempfile.TemporaryDirectory() as root:
-            return seconds(lambda: stored_features(inputs, encoder, FeatureStore(root), Progress()))
+            return seconds(lambda: into_store(inputs, encoder, root))
 
     limits: list[float] = []
 
@@ -373,7 +378,7 @@ def y_tuning(
     with tempfile.TemporaryDirectory() as root:
         reset_peak(encoder)
         start = time.perf_counter()
-        features = stored_features(inputs, encoder, FeatureStore(root), Progress())[0]
+        features = into_store(inputs, encoder, root)[0]
         encode = time.perf_counter() - start
         job = HeadJob(SingleLabel.fit(targets.tolist(), None), targets, recipe)
         fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
@@ -463,21 +468,21 @@ def beside_sentence_transformers(
 
     def store() -> float:
         with tempfile.TemporaryDirectory() as root:
-            return seconds(lambda: stored_features(inputs, encoder, FeatureStore(root), Progress()))
+            return seconds(lambda: into_store(inputs, encoder, root))
 
     def theirs(size: int, value: str) -> float:
         return seconds(lambda: opponent.encode(texts, batch_size=size, output_value=value, show_progress_bar=False))
 
     sizes = {size: theirs(size, "sentence_embedding") for size in (32, 128, 512)}
     best = min(sizes, key=lambda size: sizes[size])
-    seconds(lambda: live_features(inputs, encoder))
+    seconds(lambda: live_features(inputs, encoder, states=encoder.resolve_states(None)))
     tokens = encoder.tokenize(inputs)
     found = in_turn(
         arguments.rounds,
         {
             "tokenize": lambda: seconds(lambda: encoder.tokenize(inputs)),
-            "compute": lambda: seconds(lambda: [None for _ in encoder.encode(tokens)]),
-            "memory": lambda: seconds(lambda: live_features(inputs, encoder)),
+            "compute": lambda: seconds(lambda: [None for _ in encoder.encode(tokens, encoder.resolve_states(None))]),
+            "memory": lambda: seconds(lambda: live_features(inputs, encoder, states=encoder.resolve_states(None))),
             "store": store,
             "sentence_embeddings": lambda: theirs(best, "sentence_embedding"),
             "token_embeddings": lambda: theirs(best, "token_embeddings"),
@@ -488,7 +493,7 @@ def beside_sentence_transformers(
     return {
         "texts": len(texts),
         "tokens": int(tokens.lengths.sum()),
-        "states": type(encoder.states).__name__,
+        "states": type(encoder.backend).__name__,
         "their_batch_size": best,
         "their_seconds_by_batch_size": sizes,
         "texts_per_second": {name: len(texts) / took for name, took in middle.items()},

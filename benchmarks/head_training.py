@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
     """Encoder pass into an empty store, head training and logistic regression on it, in turn."""
-    train = rows_of(arguments.data / name, "train", arguments.rows)
+    train, states = rows_of(arguments.data / name, "train", arguments.rows), encoder.resolve_states(None)
     steps: list[int] = []
     accuracy: list[float] = []
     logistic_accuracy: list[float] = []
@@ -72,7 +72,7 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
         def encode() -> float:
             nonlocal current
             current = next(stores)
-            return seconds(lambda: stored_features(train.inputs, encoder, current, Progress()))
+            return seconds(lambda: stored_features(train.inputs, encoder, current, Progress(), states=states))
 
         def head() -> float:
             options = TrainOptions(seed=len(steps))
@@ -82,7 +82,7 @@ def one_set(name: str, encoder: Encoder, arguments: argparse.Namespace) -> dict[
             return trained.seconds["train"]
 
         def logistic() -> float:
-            features = stored_features(train.inputs, encoder, current, Progress())[0]
+            features = stored_features(train.inputs, encoder, current, Progress(), states=states)[0]
             target = SingleLabel(LabelSet.from_labels(train.names))
             targets = target.encode(train.names)
             held = split_holdout(train, len(logistic_accuracy), most=MOST_HELD_OUT)

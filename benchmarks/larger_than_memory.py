@@ -95,9 +95,10 @@ def in_bounded_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train on the made-up features stored in ``root``; the process's peak memory and the disk's reads."""
     encoder = load_encoder(arguments.encoder)
+    states = encoder.resolve_states(None)
     made = synthetic.plan(encoder, round(arguments.gigabytes * 1e9))[0]
     before = disk_reads(root)
-    features, use = stored_features(made.inputs, encoder, FeatureStore(root), Progress())
+    features, use = stored_features(made.inputs, encoder, FeatureStore(root), Progress(), states=states)
     in_order = mean_read(before, disk_reads(root))
     peak_before = peak_bytes()
     forget(root)  # the check of the checksums has read everything
@@ -172,11 +173,12 @@ def accuracy_by_order(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.data / arguments.set
     train, test = rows_of(folder, "train", arguments.rows), rows_of(folder, "test", arguments.rows)
     encoder = load_encoder(arguments.encoder)
+    states = encoder.resolve_states(None)
     inputs = [*train.inputs, *test.inputs]
     targets = LabelSet.from_labels(train.names).encode([*(train.names), *(test.names)])
     shuffled = np.random.default_rng(0).permutation(len(inputs))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
-        written = stored_features(inputs, encoder, FeatureStore(f"{root}/as_written"), Progress())[0]
+        written = stored_features(inputs, encoder, FeatureStore(f"{root}/as_written"), Progress(), states=states)[0]
         found: dict[str, Features] = {"as_written": written}
         for name, order in (("shuffled", shuffled), ("by_label", np.argsort(targets, kind="stable"))):
             store = FeatureStore(f"{root}/{name}")

@@ -79,11 +79,11 @@ def multiply_adds(encoder: Encoder, lengths: np.ndarray) -> int:
     gates) are not counted, so that a share of the machine's rate is never too high.
 
     Args:
-        encoder: BERT-like; its layers above the last kept hidden state are not computed and not counted.
+        encoder: BERT-like; the layers above the last default hidden state are not computed and not counted.
         lengths: (texts,) tokens in each text, as cut.
     """
     width, inner = widths(encoder)
-    layers = max(encoder.identity.layers)
+    layers = max(encoder.resolve_states(None))
     tokens, pairs = int(lengths.sum()), int((lengths**2).sum())
     return layers * (tokens * layer_products(width, inner) + pairs * 2 * width)
 

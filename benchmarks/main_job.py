@@ -52,11 +52,12 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}}
     for name in arguments.presets:
-        encoder = load_encoder(layers=preset(name).layers, pairs=train.text_pairs is not None)
+        encoder = load_encoder()
+        states = encoder.resolve_states(preset(name).layers, pairs=train.text_pairs is not None)
         with tempfile.TemporaryDirectory() as root:
             store = FeatureStore(root)
             start = time.perf_counter()
-            stored_features(train.inputs, encoder, store, Progress())
+            stored_features(train.inputs, encoder, store, Progress(), states=states)
             encode = time.perf_counter() - start
             if name == "default" and not arguments.no_logistic:
                 result["logistic"] = logistic(train, test, encoder, store, arguments.seeds)
@@ -94,7 +95,9 @@ def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStor
     """Tuned logistic regression on mean-pooled features of the same store, with the same held-out rows."""
     target = SingleLabel(LabelSet.from_labels(train.names))
     truth = np.concatenate([target.encode(part.names) for part in (train, test)])
-    pooled = mean_pooled(stored_features([*train.inputs, *test.inputs], encoder, store, Progress())[0])
+    states = encoder.resolve_states(None, pairs=train.text_pairs is not None)
+    inputs = [*train.inputs, *test.inputs]
+    pooled = mean_pooled(stored_features(inputs, encoder, store, Progress(), states=states)[0])
     start = time.perf_counter()
     runs = []
     for seed in seeds:

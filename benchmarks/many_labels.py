@@ -55,8 +55,9 @@ def one_set(name: str, chosen: str, arguments: argparse.Namespace) -> dict[str, 
     order = np.random.default_rng(0).permutation(len(rows))
     held = max(1, len(rows) // 50)
     with tempfile.TemporaryDirectory() as root:
-        encoder = load_encoder(arguments.encoder, layers=form.layers)
-        features, _ = stored_features(rows.inputs, encoder, FeatureStore(root), Progress())
+        encoder = load_encoder(arguments.encoder)
+        states, store = encoder.resolve_states(form.layers), FeatureStore(root)
+        features, _ = stored_features(rows.inputs, encoder, store, Progress(), states=states)
 
         def train_with(labels: int) -> Callable[[], float]:
             targets = np.random.default_rng(1).integers(labels, size=len(rows))

@@ -108,8 +108,8 @@ def parts_of(folder: Path, rows: int | None) -> tuple[Dataset, Dataset | None, D
 def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All seeds on one set, their heads trained one by one on hold-outs of their own."""
     train, validation, test = parts_of(arguments.data / name, arguments.rows)
-    encoder = load_encoder(arguments.encoder, pairs=train.text_pairs is not None, long_text=arguments.long_text)
-    runs, encoders = [], []
+    encoder = load_encoder(arguments.encoder, long_text=arguments.long_text)
+    runs, tasks = [], []
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.store or temporary
         for seed in range(arguments.seeds):
@@ -122,7 +122,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 test=test,
                 options=TrainOptions(seed=seed, layers="auto" if arguments.layers == "auto" else None),
             )
-            encoders.append(trained.encoder)
+            tasks.append(trained.task)
             runs.append(
                 {
                     "seed": seed,
@@ -130,16 +130,15 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                     "validation": trained.reports["validation"].metrics,
                     "intervals": trained.reports["test"].intervals,
                     "pair": trained.task.pair_mode,
-                    "layers": trained.encoder.identity.layers,
+                    "layers": trained.task.states,
                     "steps": trained.task.training["steps"],
                     "parameters": trained.task.head_parameters,
                     "share_of_encoder": trained.task.head_parameters / encoder.identity.parameters,
                     "seconds": trained.seconds,
                 }
             )
-        probe = (
-            None if arguments.no_logistic else logistic(name, train, validation, test, encoders[0], FeatureStore(root))
-        )
+        parts, states = (train, validation, test), tasks[0].states
+        probe = None if arguments.no_logistic else logistic(name, parts, encoder, FeatureStore(root), states)
     full = full_score(name, arguments)
     metric = SETS[name]
     tests = [run["test"] for run in runs]
@@ -160,13 +159,18 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def logistic(
-    name: str, train: Dataset, validation: Dataset | None, test: Dataset, encoder: Encoder, store: FeatureStore
+    name: str,
+    parts: tuple[Dataset, Dataset | None, Dataset],
+    encoder: Encoder,
+    store: FeatureStore,
+    states: Sequence[int],
 ) -> float:
     """Score of tuned logistic (of numbers: ridge) regression; of pairs, validation takes the way of reading them."""
+    train, validation, test = parts
     rows = task_rows(train, validation, test, seed=0)
     found = []
     for mode in (None,) if train.text_pairs is None else PAIR_MODES:
-        pooled = mean_pooled(stored_inputs(rows.inputs, encoder, store, Progress(), pair_mode=mode)[0])
+        pooled = mean_pooled(stored_inputs(rows.inputs, encoder, store, Progress(), states=states, pair_mode=mode)[0])
         probe = tuned_probe(
             rows.target,
             pooled,

@@ -53,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_set(name: str, form: str, made: Recipe, arguments: Any) -> dict[str, Any]:
     """Seconds of one head and of many, in turn."""
     train = rows_of(arguments.data / name, "train", arguments.rows)
-    encoder = load_encoder(arguments.encoder, layers=made.layers)
+    encoder = load_encoder(arguments.encoder)
     target = SingleLabel(LabelSet.from_labels(train.names))
     truth = target.encode(train.names)
     rows, held = split_holdout(train, 0, most=MOST_HELD_OUT)
     with tempfile.TemporaryDirectory() as root:
-        features = stored_features(train.inputs, encoder, FeatureStore(root), Progress())[0]
+        states, store = encoder.resolve_states(made.layers), FeatureStore(root)
+        features = stored_features(train.inputs, encoder, store, Progress(), states=states)[0]
 
         def fit(count: int) -> float:
             jobs = [HeadJob(target, truth, made, seed) for seed in range(count)]

@@ -60,19 +60,21 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of every codec on one data set, from one encoder pass."""
     train, test = rows_of(folder, "train", arguments.rows), rows_of(folder, "test", arguments.rows)
     encoder = load_encoder(arguments.encoder)
+    states = encoder.resolve_states(None)
     inputs = [*train.inputs, *test.inputs]
     result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}, "codecs": {}}
     with tempfile.TemporaryDirectory() as root:
         store = FeatureStore(root)
-        full, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+        full, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=states)
         # The basis of a store comes from its first texts; test texts should have no part in it.
-        ours, _ = stored_features(train.inputs, encoder, store, Progress(), codec="fp16")
+        ours, _ = stored_features(train.inputs, encoder, store, Progress(), codec="fp16", states=states)
         for codec in CODECS:
-            keep_features(train.inputs, ours, encoder, store, Progress(), codec=codec)
-            keep_features(inputs, full, encoder, store, Progress(), codec=codec)
+            keep_features(train.inputs, ours, encoder, store, Progress(), codec=codec, states=states)
+            keep_features(inputs, full, encoder, store, Progress(), codec=codec, states=states)
             result["codecs"][codec] = one_codec(train, test, encoder, store, codec, arguments)
             if codec != "fp16":
-                store.remove(f"{encoder.identity.fingerprint}-{codec}")
+                (space,) = (each for each in store.spaces() if each.codec_name == codec)
+                store.remove(space.folder.name)
     for metric in METRICS:
         reference = np.array(result["codecs"]["fp16"][metric]["runs"])
         for figures in result["codecs"].values():
@@ -84,7 +86,7 @@ def one_codec(
     train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStore, codec: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Test scores of every seed from features in one codec, and what these take."""
-    layers, width = len(encoder.identity.layers), encoder.identity.width
+    layers, width = len(encoder.resolve_states(None)), encoder.identity.width
     runs = []
     for seed in arguments.seeds:
         options = TrainOptions(seed=seed, codec=codec)

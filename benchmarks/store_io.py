@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     arguments = options.parse_args(argv)
     encoder, size = load_encoder(arguments.encoder), arguments.megabytes << 20
+    states = encoder.resolve_states(None)
     made = synthetic.plan(encoder, size)[0]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         stores = [FeatureStore(f"{root}/{number}") for number in range(arguments.rounds)]
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         features: list[Features] = []
 
         def reopen() -> None:
-            features[:] = [stored_features(made.inputs, encoder, next(opened), Progress())[0]]
+            store = next(opened)
+            features[:] = [stored_features(made.inputs, encoder, store, Progress(), states=states)[0]]
 
         def cold(read: Callable[[], None]) -> float:
             features[0].release()  # or the mapped pages would stay
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "texts": len(made.inputs),
         "tokens": made.tokens,
         "bytes": made.bytes,
-        "bytes_per_token_and_layer_on_disk": on_disk / made.tokens / len(encoder.identity.layers),
+        "bytes_per_token_and_layer_on_disk": on_disk / made.tokens / len(encoder.resolve_states(None)),
         "seconds": found,
         "bytes_per_second": {name: made.bytes / elapsed for name, elapsed in middle.items()},
         "tokens_per_second": {name: made.tokens / elapsed for name, elapsed in middle.items()},

@@ -43,7 +43,7 @@ class Synthetic:
 def plan(encoder: Encoder, size: int, seed: int = 0) -> tuple[Synthetic, np.ndarray]:
     """Texts whose features take about ``size`` bytes, and the (texts,) token count of each."""
     generator = np.random.default_rng(seed)
-    token_bytes = row_bytes(DEFAULT_CODEC, len(encoder.identity.layers), encoder.identity.width)
+    token_bytes = row_bytes(DEFAULT_CODEC, len(encoder.resolve_states(None)), encoder.identity.width)
     count = max(64, round(size / token_bytes / MEAN_LENGTH))
     spread = 0.6
     drawn = generator.lognormal(np.log(MEAN_LENGTH) - spread**2 / 2, spread, count)
@@ -57,10 +57,10 @@ def plan(encoder: Encoder, size: int, seed: int = 0) -> tuple[Synthetic, np.ndar
 def write(store: FeatureStore, encoder: Encoder, size: int, seed: int = 0) -> Synthetic:
     """Store about ``size`` bytes of features, a shard at a time: noise, and a direction that tells the label."""
     made, lengths = plan(encoder, size, seed)
-    space = store.space(encoder.identity.to_json(), DEFAULT_CODEC)
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(None), DEFAULT_CODEC)
     assert space.codec is not None
     generator = np.random.default_rng(seed + 1)
-    shape = (len(encoder.identity.layers), encoder.identity.width)
+    shape = (len(encoder.resolve_states(None)), encoder.identity.width)
     directions = generator.standard_normal((LABELS, *shape), np.float32) * SIGNAL
     per_shard = max(1, SHARD_BYTES // (made.bytes // made.tokens))
     shard = np.cumsum(lengths) // per_shard
@@ -81,7 +81,7 @@ def copy_in_order(
     inputs: list[TextInput], order: np.ndarray, features: Features, encoder: Encoder, store: FeatureStore
 ) -> Features:
     """The same features in another store, where the texts lie in the order given (positions in ``inputs``)."""
-    space = store.space(encoder.identity.to_json(), DEFAULT_CODEC)
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(None), DEFAULT_CODEC)
     codec = space.codec
     assert codec is not None
     known: set[bytes] = set()
@@ -107,4 +107,4 @@ def copy_in_order(
             size = 0
     if waiting:
         flush()
-    return stored_features(inputs, encoder, store, Progress())[0]
+    return stored_features(inputs, encoder, store, Progress(), states=encoder.resolve_states(None))[0]

@@ -161,15 +161,11 @@ def bars(entry: dict[str, Any]) -> list[dict[str, Any]]:
 # --- competitors ----------------------------------------------------------------------------------------------------
 
 
-def _encoder(work: Work) -> Encoder:
-    return load_encoder(work.arguments.encoder, pairs=work.train.text_pairs is not None)
-
-
 def ytuning(work: Work) -> dict[str, Any]:
     """The main job, its encoder's loading included."""
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
-        encoder, store = _encoder(work), FeatureStore(f"{root}/store")
+        encoder, store = load_encoder(work.arguments.encoder), FeatureStore(f"{root}/store")
         trained = train_task(work.train, encoder, store, recipe(work.arguments), options=TrainOptions(seed=work.seed))
         save_task(trained.task, f"{root}/task")
         elapsed = time.perf_counter() - start
@@ -181,11 +177,12 @@ def logistic(work: Work) -> dict[str, Any]:
     """Encoder pass, pooling, and a strength chosen on the held-out rows."""
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
-        encoder, store = _encoder(work), FeatureStore(root)
-        pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress())[0])
+        encoder, store = load_encoder(work.arguments.encoder), FeatureStore(root)
+        states = encoder.resolve_states(None, pairs=work.train.text_pairs is not None)
+        pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress(), states=states)[0])
         result = tuned_probe(work.target, pooled, work.targets, *work.split)
         elapsed = time.perf_counter() - start
-        tested = mean_pooled(stored_features(work.test.inputs, encoder, store, Progress())[0])
+        tested = mean_pooled(stored_features(work.test.inputs, encoder, store, Progress(), states=states)[0])
     return run_of(elapsed, work.score(result.logits(tested).argmax(1)))
 
 

@@ -13,6 +13,9 @@ import pytest
 
 from tests.browser import Browser, launched
 
+STATES = (2, 3)
+"""The hidden states that a task on the tiny encoder reads by default."""
+
 SERVED_TEXTS = ["my card", "login please", "my card", "refund my money late", "password", "card " * 100]
 """What the tests ask the served tasks about."""
 

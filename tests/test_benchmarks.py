@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks import full_tuning, gpu, harness, limits, quality, run, synthetic, whole_task
+from tests.conftest import STATES
 from ytuning.compare.fine_tuning import TunedEncoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
@@ -167,7 +168,7 @@ def test_multiply_adds_are_those_of_the_matrix_products(encoder: Encoder, tiny_e
         counted += inputs[0].numel() * module.out_features
 
     model = transformers.AutoModel.from_pretrained(tiny_encoder).eval()
-    layers = model.encoder.layer[: max(encoder.identity.layers)]
+    layers = model.encoder.layer[: max(STATES)]
     hooks = [module.register_forward_hook(count) for module in layers.modules() if isinstance(module, torch.nn.Linear)]
     for row in range(3):
         ids = torch.from_numpy(tokens.rows(np.array([row]), tokens.ids)).long()
@@ -224,7 +225,7 @@ def test_bars() -> None:
 
 def test_synthetic_store_holds_its_texts_and_copies_keep_every_row(encoder: Encoder, tmp_path: Path) -> None:
     made = synthetic.write(FeatureStore(tmp_path / "a"), encoder, 200_000)
-    features, use = stored_features(made.inputs, encoder, FeatureStore(tmp_path / "a"), Progress())
+    features, use = stored_features(made.inputs, encoder, FeatureStore(tmp_path / "a"), Progress(), states=STATES)
     assert use.misses == 0
     assert int(features.lengths.sum()) == made.tokens
     assert made.bytes == pytest.approx(200_000, rel=0.2)

@@ -243,8 +243,8 @@ def test_second_fit_makes_no_encoder_call(
 
 
 def test_a_preset_reads_its_own_hidden_states(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
-    assert make().fit(*toy_rows).task_.encoder.layers == (2, 3)
-    assert make(preset="paper").fit(*toy_rows).task_.encoder.layers == (3,)
+    assert make().fit(*toy_rows).task_.states == (2, 3)
+    assert make(preset="paper").fit(*toy_rows).task_.states == (3,)
 
 
 def test_cache_is_a_folder_of_its_own(make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_store_is_the_codec_of_fit_and_predict(
     make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make(cache=tmp_path, store=store).fit(*toy_rows)
-    assert [space.codec_name for space in FeatureStore(tmp_path).spaces()] == [model.task_.codec] == [store]
+    assert [space.codec_name for space in FeatureStore(tmp_path).spaces()] == [model.task_.codec.name] == [store]
     monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
     assert model.score(*toy_rows) > 0.4
 

@@ -56,13 +56,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
             recipe = replace(recipe, layers=_numbers(self.layers))
-        encoder = load_encoder(
-            self.encoder,
-            layers=recipe.layers,
-            pairs=data.text_pairs is not None,
-            precision=self.precision,
-            long_text=self.long_text,
-        )
+        encoder = load_encoder(self.encoder, precision=self.precision, long_text=self.long_text)
         options = TrainOptions(
             seed=self.seed,
             refit=self.refit,
@@ -75,7 +69,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
         if trained.fit.interrupted:
             raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
-        self.task_, self._encoder = trained.task, trained.encoder
+        self.task_, self._encoder = trained.task, encoder
         self.validation_metrics_ = trained.reports["validation"].metrics
         self.truncated_ = trained.truncated
         _warn_cut(trained.truncated)
@@ -89,7 +83,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         store = FeatureStore(self.cache)
         task = self.task_
         features, _ = stored_inputs(
-            data.inputs, self._encoder, store, Progress(), pair_mode=task.pair_mode, codec=task.codec
+            data.inputs,
+            self._encoder,
+            store,
+            Progress(),
+            states=task.states,
+            pair_mode=task.pair_mode,
+            codec=task.codec,
         )
         _warn_cut(int(features.truncated_rows.sum()))
         return logits_of(task.head, features)

@@ -356,7 +356,7 @@ def test_train_with_validation_file_named_columns_and_paper_preset(run: Run, fil
     assert found.json["rows"] == {"train": 100, "validation": 20, "test": 0}
     task = load_task(files / "toy")
     assert isinstance(task.config, CrossAttentionConfig) and task.training["seed"] == 3
-    assert task.encoder.layers == (3,)  # the last hidden state of the tiny encoder
+    assert task.states == (3,)  # the last hidden state of the tiny encoder
     assert "columns text = 'body', label = 'topic'" in found.err
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import STATES
 from tests.kinds import KindName, kind_of
 from ytuning.compare.fine_tuning import TunedEncoder, TuningConfig, TuningRows, full_fine_tuning, lora
 from ytuning.encoder.download import find_encoder
@@ -80,14 +81,19 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_full_fine_tuning_changes_every_layer_of_a_copy(encoder: Encoder, tiny_encoder: Path, rows: Rows) -> None:
     before, inputs = weights_of(tiny_encoder), rows[0][:9]
-    features = live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy()
+
+    def features() -> np.ndarray:
+        found: np.ndarray = live_features(inputs, encoder, states=STATES).tokens(torch.arange(9)).half().numpy()
+        return found
+
+    before_training = features()
     result = full_fine_tuning(encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-2, most_steps=3))
     assert result.parameters == sum(parameter.numel() for parameter in result.model.parameters())
     after = result.model.bert.state_dict()
-    for layer in range(2):  # the frozen encoder stops at its deepest kept hidden state
+    for layer in range(2):
         name = f"encoder.layer.{layer}.attention.self.query.weight"
         assert not torch.equal(after[name], before[name])
-    np.testing.assert_array_equal(live_features(inputs, encoder).tokens(torch.arange(9)).half().numpy(), features)
+    np.testing.assert_array_equal(features(), before_training)
 
 
 def test_lora_trains_low_rank_changes_of_query_and_value_and_the_classifier(

@@ -14,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.conftest import STATES
 from tests.kinds import KIND_NAMES, KindName, kind_of
 from ytuning.compare.linear_probe import NEVER, mean_pooled, tuned_probe
 from ytuning.encoder.encoder import load_encoder
@@ -130,7 +131,7 @@ def test_what_has_not_converged_is_no_warning(pooled: np.ndarray, monkeypatch: p
 def test_pairs_that_are_read_one_by_one_are_set_beside_each_other(tiny_encoder: Path) -> None:
     encoder = load_encoder(tiny_encoder, device="cpu")
     pairs: list[Any] = [("my card", "where is it"), ("refund", "my card"), ("where is it", "refund late money")]
-    found = mean_pooled(live_inputs(pairs, encoder, pair_mode="separate"))
+    found = mean_pooled(live_inputs(pairs, encoder, states=STATES, pair_mode="separate"))
     for row, (first, second) in zip(found, pairs, strict=True):
-        u, v = (mean_pooled(live_features([(text, None)], encoder))[0] for text in (first, second))
+        u, v = (mean_pooled(live_features([(text, None)], encoder, states=STATES))[0] for text in (first, second))
         np.testing.assert_allclose(row, np.concatenate((u, v, abs(u - v), u * v)), atol=1e-3)

@@ -129,9 +129,9 @@ def test_with_stored_features_there_is_no_encoder_pass(
 ) -> None:
     encode = Encoder.encode
 
-    def slow(self: Encoder, tokens: Any, finish: Any = None) -> Any:
+    def slow(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> Any:
         time.sleep(3)
-        yield from encode(self, tokens, finish)
+        yield from encode(self, tokens, states, finish)
 
     monkeypatch.setattr(Encoder, "encode", slow)
     for kind, passes in (("single", 1), ("pairs", 2)):

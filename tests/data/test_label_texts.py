@@ -125,7 +125,7 @@ def test_numbers_say_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder: Path) -> Encoder:
-    return load_encoder(tiny_encoder, layers=(-1,), precision="fp32")
+    return load_encoder(tiny_encoder, precision="fp32")
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_zero_shot_takes_the_label_whose_text_is_nearest(toy: Dataset, encoder: 
     assert described is not None
 
     def means(texts: list[str]) -> torch.Tensor:
-        features = live_features([(text, None) for text in texts], encoder)
+        features = live_features([(text, None) for text in texts], encoder, states=[-1])
         return torch.stack([features.tokens(torch.tensor([row]))[:, 0].mean(0) for row in range(len(texts))])
 
     center = means([toy.texts[row] for row in split_holdout(toy, 0)[0]]).mean(0)

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import WORDS, build_tiny_encoder
+from tests.conftest import STATES, WORDS, build_tiny_encoder
 from ytuning.data.dataset import TextInput
 from ytuning.encoder import download as sources
 from ytuning.encoder import encoder as module
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.pretrained import EncoderIdentity, kept_layers
+from ytuning.encoder.pretrained import EncoderIdentity, default_states
 from ytuning.encoder.tokens import plan_batches
 from ytuning.errors import EncoderError, MissingExtraError
 
@@ -44,17 +44,19 @@ def apart(features: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return np.split(features, np.cumsum(lengths)[:-1])
 
 
-def all_features(encoder: Encoder, inputs: Sequence[TextInput]) -> list[np.ndarray]:
+def all_features(encoder: Encoder, inputs: Sequence[TextInput], states: Sequence[int] = STATES) -> list[np.ndarray]:
     """(T, L, D) of each input, in order."""
     found: dict[int, np.ndarray] = {}
     tokens = encoder.tokenize(inputs)
-    for indices, features in encoder.encode(tokens):
+    for indices, features in encoder.encode(tokens, states):
         assert features.dtype == np.float16
         found.update(zip(indices.tolist(), apart(features, tokens.lengths[indices]), strict=True))
     return [found[row] for row in range(len(inputs))]
 
 
-def naive_features(encoder: Encoder, folder: Path, inputs: Sequence[TextInput], *, types: bool) -> list[np.ndarray]:
+def naive_features(
+    encoder: Encoder, folder: Path, inputs: Sequence[TextInput], states: Sequence[int] = STATES, *, types: bool
+) -> list[np.ndarray]:
     """The same with transformers alone: one text at a time, an attention mask, and a model of its own."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).float().eval()
@@ -73,8 +75,8 @@ def naive_features(encoder: Encoder, folder: Path, inputs: Sequence[TextInput], 
         if not types:
             tokens.pop("token_type_ids")
         with torch.no_grad():
-            states = model(**tokens, output_hidden_states=True).hidden_states
-        features.append(torch.stack([states[layer][0] for layer in encoder.identity.layers], dim=1).numpy())
+            hidden = model(**tokens, output_hidden_states=True).hidden_states
+        features.append(torch.stack([hidden[state][0] for state in states], dim=1).numpy())
     return features
 
 
@@ -109,8 +111,9 @@ def assert_close(given: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 
 def test_features_equal_a_naive_forward(tiny_encoder: Path) -> None:
-    encoder = load_encoder(tiny_encoder, layers=[0, 1, 3], precision="fp32", device="cpu")
-    assert_close(all_features(encoder, INPUTS), naive_features(encoder, tiny_encoder, INPUTS, types=True))
+    encoder = load_encoder(tiny_encoder, precision="fp32", device="cpu")
+    naive = naive_features(encoder, tiny_encoder, INPUTS, [0, 1, 3], types=True)
+    assert_close(all_features(encoder, INPUTS, [0, 1, 3]), naive)
 
 
 def test_the_second_text_of_a_pair_is_told_by_its_token_types(tiny_encoder: Path) -> None:
@@ -138,7 +141,7 @@ def test_nothing_is_encoded_from_no_texts(tiny_encoder: Path) -> None:
     encoder = load_encoder(tiny_encoder, device="cpu")
     tokens = encoder.tokenize([])
     assert tokens.offsets.tolist() == [0]
-    assert list(encoder.encode(tokens)) == []
+    assert list(encoder.encode(tokens, STATES)) == []
 
 
 def test_huge_activations_saturate(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_huge_activations_saturate(tiny_encoder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    encoder = load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
+    encoder = load_encoder(folder, precision="fp32", device="cpu")
     features = all_features(encoder, INPUTS[:1])[0]
     assert np.isfinite(features).all()
     assert np.abs(features[:, 1]).max() == np.finfo(np.float16).max
@@ -179,7 +182,7 @@ def test_long_texts_are_cut_and_counted(tiny_encoder: Path) -> None:
 
 
 def test_the_longest_text_fills_every_position(tiny_encoder: Path) -> None:
-    encoder = load_encoder(tiny_encoder, layers=[2, 3], device="cpu")
+    encoder = load_encoder(tiny_encoder, device="cpu")
     assert encoder.identity.max_length == 32
     assert all_features(encoder, [("card " * 99, None)])[0].shape == (32, 2, 32)
 
@@ -210,22 +213,21 @@ def test_batches_part_the_texts_by_length_within_the_budget(lengths: list[int], 
 
 
 def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) -> None:
-    identity = load_encoder(tiny_encoder, layers=[3, 2, 3], precision="fp32").identity
+    identity = load_encoder(tiny_encoder, precision="fp32").identity
     model = transformers.AutoModel.from_pretrained(tiny_encoder)
     assert identity.width == 32
-    assert identity.layers == (2, 3)
     assert identity.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert identity.weights == hashlib.sha256((tiny_encoder / "model.safetensors").read_bytes()).hexdigest()
     back = EncoderIdentity.from_json(json.loads(json.dumps(identity.to_json())))
     assert back == identity
     assert back.fingerprint == identity.to_json()["fingerprint"]
-    for wrong in ({}, {**identity.to_json(), "layers": None}, "text"):
+    for wrong in (dict[str, Any](), "text"):
         with pytest.raises((KeyError, TypeError)):
             EncoderIdentity.from_json(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("count", "layers", "of_pairs"),
+    ("depth", "states", "of_pairs"),
     [
         (12, (6, 10), (8, 12)),
         (6, (3, 5), (4, 6)),
@@ -235,17 +237,32 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
         (1, (1,), (1,)),
     ],
 )
-def test_the_default_layers_are_half_and_five_sixths_up(
-    count: int, layers: tuple[int, ...], of_pairs: tuple[int, ...]
+def test_the_default_states_are_half_and_five_sixths_up(
+    depth: int, states: tuple[int, ...], of_pairs: tuple[int, ...]
 ) -> None:
-    assert kept_layers(None, count, "name") == layers
-    assert kept_layers(None, count, "name", pairs=True) == of_pairs
+    assert default_states(depth) == states
+    assert default_states(depth, pairs=True) == of_pairs
+
+
+def test_states_are_resolved_and_checked(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder)
+    assert encoder.depth == 3
+    assert encoder.resolve_states([3, 2, -1, 3]) == (2, 3)
+    assert encoder.resolve_states(None) == encoder.resolve_states(None, pairs=True) == STATES
+    tokens = encoder.tokenize(INPUTS)
+    refused: list[list[int]] = [[1, 4], [-5], []]
+    for wrong in refused:
+        expected = f"layers must be from 0 to 3 for the encoder {str(tiny_encoder)!r}, or -1 for the last. Got {wrong} "
+        for call in (encoder.resolve_states, lambda states: next(encoder.encode(tokens, states))):
+            with pytest.raises(EncoderError) as caught:
+                call(wrong)
+            assert str(caught.value) == expected + "instead."
 
 
 def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> None:
     identity = load_encoder(tiny_encoder, precision="fp32").identity
     changed = {
-        "weights": "x", "tokenizer": "x", "config": "x", "layers": (3,), "precision": "bf16",
+        "weights": "x", "tokenizer": "x", "config": "x", "precision": "bf16",
         "max_length": 9, "width": 9, "parameters": 9, "long_text": "window",
     }  # fmt: skip
     assert set(changed) | {"name"} == set(EncoderIdentity.__dataclass_fields__)
@@ -255,30 +272,24 @@ def test_the_fingerprint_covers_everything_but_the_name(tiny_encoder: Path) -> N
 
 
 def test_an_identity_comes_back_from_json_and_says_how_to_load_the_encoder() -> None:
-    identity = EncoderIdentity("n", "w", "t", "c", (4, 5), "fp32", 256, 384, 22_713_216)
+    identity = EncoderIdentity("n", "w", "t", "c", "fp32", 256, 384, 22_713_216)
     content = json.loads(json.dumps(identity.to_json()))
     assert EncoderIdentity.from_json(content) == identity
     del content["precision"]
     with pytest.raises(KeyError):
         EncoderIdentity.from_json(content)
-    assert identity.options == {
-        "layers": (4, 5),
-        "precision": "fp32",
-        "max_length": 256,
-        "long_text": "truncate",
-    }
+    assert identity.options == {"precision": "fp32", "max_length": 256, "long_text": "truncate"}
 
 
 def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_path: Path) -> None:
     def fingerprint(folder: Path, **options: Any) -> str:
-        return load_encoder(folder, **{"precision": "fp32", "layers": [2, 3], **options}).identity.fingerprint
+        return load_encoder(folder, **{"precision": "fp32", **options}).identity.fingerprint
 
     copy = Path(shutil.copytree(tiny_encoder, tmp_path / "elsewhere"))
     first = fingerprint(tiny_encoder)
-    encoder = load_encoder(copy, layers=[2, 3], precision="fp32")
+    encoder = load_encoder(copy, precision="fp32")
     encoder.tokenize(INPUTS)  # sets truncation in the tokenizer, which is no part of the identity
-    assert encoder.identity.fingerprint == fingerprint(copy) == fingerprint(copy, layers=[3, 2, 2]) == first
-    assert fingerprint(copy, layers=[-1]) == fingerprint(copy, layers=[3])
+    assert encoder.identity.fingerprint == fingerprint(copy) == first
 
     rules = json.loads((copy / "tokenizer.json").read_text())
     rules["normalizer"]["lowercase"] = False
@@ -286,11 +297,10 @@ def test_what_changes_features_changes_the_fingerprint(tiny_encoder: Path, tmp_p
     others = [
         fingerprint(copy),
         fingerprint(build_tiny_encoder(tmp_path / "other", seed=1)),
-        fingerprint(tiny_encoder, layers=[3]),
         fingerprint(tiny_encoder, precision="bf16"),
         fingerprint(tiny_encoder, max_length=16),
     ]
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 5
 
 
 def test_sharded_weights_are_read_and_hashed(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -380,15 +390,6 @@ def test_only_the_published_default_encoder_is_accepted(copied: Path, monkeypatc
         ({"precision": "fp8"}, "precision must be one of 'auto', 'fp32', 'bf16'. Got 'fp8' instead."),
         ({"max_length": 3}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 3 instead."),
         ({"max_length": 33}, "max_length must be from 4 to 32 for the encoder {name!r}. Got 33 instead."),
-        (
-            {"layers": [1, 4]},
-            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [1, 4] instead.",
-        ),
-        (
-            {"layers": [-5]},
-            "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [-5] instead.",
-        ),
-        ({"layers": []}, "layers must be from 0 to 3 for the encoder {name!r}, or -1 for the last. Got [] instead."),
     ],
 )
 def test_an_option_outside_its_range_is_refused(tiny_encoder: Path, options: dict[str, Any], message: str) -> None:
@@ -542,22 +543,24 @@ def build(architecture: str, tokenizer: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_equals_its_naive_forward(architecture: str, tiny_encoder: Path, tmp_path: Path) -> None:
     folder = build(architecture, tiny_encoder, tmp_path / "model")
-    encoder = load_encoder(folder, layers=[0, 2, 3], precision="fp32", device="cpu")
+    encoder = load_encoder(folder, precision="fp32", device="cpu")
     inputs = [*INPUTS, (" ".join(WORDS) + " card" * 20, None)]
-    features = all_features(encoder, inputs)
+    features = all_features(encoder, inputs, [0, 2, 3])
     most = 512 if architecture.startswith("t5") else 32
     assert encoder.identity.max_length == most
     lengths = [6, 12, 3, 6, 31, 8, len(features[6]), min(most, len(WORDS) + 22)]
     assert [array.shape for array in features] == [(length, 3, 32) for length in lengths]
     types = architecture in {"bert", "electra", "megatron-bert"}
-    assert_close(features, naive_features(encoder, folder, inputs, types=types))
-    for row, features_alone in enumerate(all_features(encoder, [text])[0] for text in inputs):
+    assert_close(features, naive_features(encoder, folder, inputs, [0, 2, 3], types=types))
+    for row, features_alone in enumerate(all_features(encoder, [text], [0, 2, 3])[0] for text in inputs):
         assert np.array_equal(features_alone, features[row])
-    for layers in ([0, 2], [0]):  # the layers above may be dropped
-        lower = load_encoder(folder, layers=layers, precision="fp32", device="cpu")
-        assert lower.identity.parameters == encoder.identity.parameters
-        for some, all_of_them in zip(all_features(lower, inputs), features, strict=True):
-            assert np.array_equal(some, all_of_them[:, : len(layers)])
+    # The layers above need not be computed, by this encoder or by one that is not asked for more.
+    for states in ([0, 2], [0]):
+        for other in (encoder, load_encoder(folder, precision="fp32", device="cpu")):
+            for some, all_of_them in zip(all_features(other, inputs, states), features, strict=True):
+                assert np.array_equal(some, all_of_them[:, : len(states)])
+    for whole, again in zip(features, all_features(encoder, inputs, [0, 2, 3]), strict=True):
+        assert np.array_equal(whole, again)
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "llama"])

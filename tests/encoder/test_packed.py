@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,12 @@ def load(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         *,
         fused: bool = True,
         precision: Precision = "fp32",
-        layers: Sequence[int] = (0, 2, 3),
     ) -> Encoder:
         if precision == "bf16" and NO_BF16:
             pytest.skip("this processor has no bf16 products")
         monkeypatch.setattr(module, "_fused", lambda _: fused)
-        encoder = load_encoder(folder, layers=layers, precision=precision, device="cpu")
-        assert isinstance(encoder.states, PackedStates)
+        encoder = load_encoder(folder, precision=precision, device="cpu")
+        assert isinstance(encoder.backend, PackedStates)
         return encoder
 
     return loaded
@@ -59,8 +57,8 @@ def test_equals_transformers(architecture: str, fused: bool, load: Any, tiny_enc
         *MANY,
         ("a [PAD] in the [UNK] text", None),
     ]  # RoBERTa's positions leave out its padding, which is [UNK] here
-    naive = naive_features(encoder, folder, inputs, types=architecture == "bert")
-    assert_close(all_features(encoder, inputs), naive)
+    naive = naive_features(encoder, folder, inputs, (0, 2, 3), types=architecture == "bert")
+    assert_close(all_features(encoder, inputs, (0, 2, 3)), naive)
 
 
 @pytest.mark.parametrize("most", [512, 5])  # tokens up to which attention keeps its weights
@@ -120,14 +118,16 @@ def test_a_model_without_some_of_its_heads_is_not_taken(tiny_encoder: Path) -> N
 
 def test_bf16_without_onednn_goes_through_transformers(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_fused", lambda _: False)
-    assert isinstance(load_encoder(tiny_encoder, precision="bf16", device="cpu").states, TorchStates)
+    assert isinstance(load_encoder(tiny_encoder, precision="bf16", device="cpu").backend, TorchStates)
 
 
-def test_fewer_layers_give_the_same_bits(load: Any) -> None:
-    whole = all_features(load(), MANY)
-    for layers, places in (((0,), [0]), ((2,), [1]), ((0, 2), [0, 1])):
-        for found, expected in zip(all_features(load(layers=layers), MANY), whole, strict=True):
-            assert np.array_equal(found, expected[:, places])
+@BOTH
+def test_fewer_layers_give_the_same_bits(fused: bool, load: Any) -> None:
+    encoder = load(fused=fused)
+    whole = all_features(encoder, MANY, range(4))
+    for states in ((0,), (2,), (0, 2)):
+        for found, expected in zip(all_features(encoder, MANY, states), whole, strict=True):
+            assert np.array_equal(found, expected[:, states])
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"is_decoder": True}])
@@ -139,7 +139,7 @@ def test_what_is_not_laid_out_so_goes_through_transformers(
     config.update(change)
     config.save_pretrained(folder)
     encoder = load_encoder(folder, precision="fp32", device="cpu")
-    assert isinstance(encoder.states, TorchStates)
+    assert isinstance(encoder.backend, TorchStates)
     assert_close(all_features(encoder, INPUTS), naive_features(encoder, folder, INPUTS, types=True))
 
 
@@ -149,7 +149,7 @@ def test_a_released_encoder_still_cuts_texts(load: Any) -> None:
     encoder.release()
     assert encoder.tokenize(INPUTS).ids.tolist() == before.ids.tolist()
     assert all(parameter.is_meta for parameter in encoder.model.parameters())
-    assert not isinstance(encoder.states, PackedStates)
+    assert not isinstance(encoder.backend, PackedStates)
 
 
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 120))

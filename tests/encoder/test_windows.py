@@ -12,6 +12,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import STATES
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.tokens import plan_windows
 from ytuning.errors import EncoderError
@@ -49,7 +50,7 @@ def test_windows_hold_every_token_once_and_far_from_the_edges(extra: int, inner:
 
 @pytest.fixture(scope="module")
 def windowed(tiny_encoder: Path) -> Encoder:
-    return load_encoder(tiny_encoder, precision="fp32", layers=[2, 3], long_text="window")
+    return load_encoder(tiny_encoder, precision="fp32", long_text="window")
 
 
 def naive(encoder: Encoder, folder: Path, text: str) -> np.ndarray:
@@ -61,7 +62,7 @@ def naive(encoder: Encoder, folder: Path, text: str) -> np.ndarray:
         given = torch.tensor([[ids[place] for place in window.tokens]])
         with torch.no_grad():
             states = model(given, output_hidden_states=True).hidden_states
-        parts.append(torch.stack([states[layer][0] for layer in encoder.identity.layers], 1)[window.kept])
+        parts.append(torch.stack([states[state][0] for state in STATES], 1)[window.kept])
     return torch.cat(parts).numpy()
 
 
@@ -71,29 +72,29 @@ def test_a_long_text_is_read_whole(windowed: Encoder, tiny_encoder: Path) -> Non
     assert tokens.lengths.tolist() == [4, 152, 6, 153] and not tokens.truncated.any()
     found = {
         int(row): part
-        for rows, values in windowed.encode(tokens)
+        for rows, values in windowed.encode(tokens, STATES)
         for row, part in zip(rows, np.split(values, np.cumsum(tokens.lengths[rows])[:-1]), strict=True)
     }
     assert [len(found[row]) for row in range(4)] == [4, 152, 6, 153]
     np.testing.assert_allclose(found[1].astype(np.float32), naive(windowed, tiny_encoder, LONG), atol=4e-3)
     # What fits is read as ever.
-    cut = load_encoder(tiny_encoder, precision="fp32", layers=[2, 3])
+    cut = load_encoder(tiny_encoder, precision="fp32")
     assert cut.tokenize(inputs).truncated.tolist() == [False, True, False, True]
-    (_, same), *_ = cut.encode(cut.tokenize(inputs[:1]))
+    (_, same), *_ = cut.encode(cut.tokenize(inputs[:1]), STATES)
     assert (same == found[0]).all()
 
 
 def test_a_windowed_store_is_a_space_of_its_own(windowed: Encoder, tiny_encoder: Path) -> None:
-    cut = load_encoder(tiny_encoder, precision="fp32", layers=[2, 3])
+    cut = load_encoder(tiny_encoder, precision="fp32")
     assert cut.identity.fingerprint != windowed.identity.fingerprint
     assert replace(windowed.identity, long_text="truncate").fingerprint == cut.identity.fingerprint
     store = FeatureStore()
     inputs = [(LONG, None), ("my card", None)]
-    _, first = stored_features(inputs, cut, store, Progress(), codec="fp16")
-    features, second = stored_features(inputs, windowed, store, Progress(), codec="fp16")
+    _, first = stored_features(inputs, cut, store, Progress(), codec="fp16", states=STATES)
+    features, second = stored_features(inputs, windowed, store, Progress(), codec="fp16", states=STATES)
     assert (first.misses, second.misses) == (2, 2)
     assert features.lengths.tolist() == [152, 4] and not features.truncated_rows.any()
-    live = live_features(inputs, windowed)
+    live = live_features(inputs, windowed, states=STATES)
     assert torch.equal(live.batch(torch.tensor([0]))[0], features.batch(torch.tensor([0]))[0])
 
 

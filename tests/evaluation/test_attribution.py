@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import STATES
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation import attribution
@@ -60,7 +61,7 @@ def naive_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
 
 @pytest.mark.parametrize("config", FORMS, ids=["pooled", "cross_attention"])
 def test_effects_against_taking_tokens_out(config: HeadConfig, encoder: Encoder) -> None:
-    features, head = live_features(SINGLE, encoder), head_of(config)
+    features, head = live_features(SINGLE, encoder, states=STATES), head_of(config)
     for row, length in enumerate(features.lengths.tolist()):
         found = token_effects(head, features, row)
         assert found.shape == (length, 4) and found.dtype == np.float32
@@ -70,7 +71,8 @@ def test_effects_against_taking_tokens_out(config: HeadConfig, encoder: Encoder)
 
 @pytest.mark.parametrize("config", FORMS, ids=["pooled", "cross_attention"])
 def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encoder: Encoder) -> None:
-    features, head = live_inputs(PAIRS, encoder, pair_mode="separate"), head_of(config, mode="separate")
+    features = live_inputs(PAIRS, encoder, states=STATES, pair_mode="separate")
+    head = head_of(config, mode="separate")
     assert isinstance(features, PairFeatures)
     for row, (first, second) in enumerate(zip(features.first.tolist(), features.second.tolist(), strict=True)):
         found = token_effects(head, features, row)
@@ -79,7 +81,7 @@ def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encod
 
 
 def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    features, head = live_features([("card " * 28, None)], encoder), head_of(FORMS[0])
+    features, head = live_features([("card " * 28, None)], encoder, states=STATES), head_of(FORMS[0])
     expected = token_effects(head, features, 0)
     monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", 70)  # two copies of 30 tokens
     sizes = []
@@ -91,7 +93,7 @@ def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder, monkey
 
 
 def test_the_only_token_of_a_text_has_no_effect(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = live_features([("help", None)], encoder)
+    features = live_features([("help", None)], encoder, states=STATES)
     whole = features.batch
 
     def first_token(indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,18 +113,19 @@ def test_effects_come_with_their_places(mode: PairMode, encoder: Encoder) -> Non
             told.append((stage, done, total))
 
     store, head = FeatureStore(), head_of(FORMS[0], mode=mode)
-    options: dict[str, Any] = {"pair_mode": mode, "codec": "fp16"}
+    options: dict[str, Any] = {"states": STATES, "pair_mode": mode, "codec": "fp16"}
     found = explain(head, PAIRS, encoder, store, progress=Telling(), **options)
     assert told[-2:] == [("explain", 1, 2), ("explain", 2, 2)]
     for pair, effects in zip(PAIRS, found, strict=True):
         words = [(pair[side] or "")[start:end] for side, start, end in effects.spans]
         assert [word for word in words if word] == " ".join(map(str, pair)).split()
         assert words.count("") == 3 + (mode == "separate") and len(words) == len(effects.values)  # [CLS] and [SEP]
-    features = live_inputs(PAIRS, encoder, pair_mode=mode)
+    features = live_inputs(PAIRS, encoder, states=STATES, pair_mode=mode)
     np.testing.assert_allclose(found[1].values, token_effects(head, features, 1), atol=1e-6)
 
 
 def test_nothing_to_explain(encoder: Encoder) -> None:
     head, store = head_of(FORMS[0]), FeatureStore()
-    assert explain(head, [], encoder, store, pair_mode=None, codec="int8", progress=Progress()) == []
+    options: dict[str, Any] = {"states": STATES, "pair_mode": None, "codec": "int8", "progress": Progress()}
+    assert explain(head, [], encoder, store, **options) == []
     assert store.spaces() == []

@@ -15,6 +15,7 @@ import torch
 
 from ytuning.encoder import encoder
 from ytuning.encoder import tokens as tokens_module
+from ytuning.encoder.pretrained import States
 from ytuning.features import features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
@@ -27,18 +28,20 @@ def main() -> None:
     encoder.TOKENS_PER_BATCH["cpu"] = 64
     quick = encoder.Encoder._features
 
-    def slow(self: encoder.Encoder, tokens: tokens_module.TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+    def slow(
+        self: encoder.Encoder, tokens: tokens_module.TokenizedTexts, batch: np.ndarray, states: States
+    ) -> torch.Tensor:
         time.sleep(float(seconds))
         with Path(log).open("a") as stream:
             for text in batch:
                 start, stop = tokens.offsets[text : text + 2]
                 print(json.dumps(tokens.ids[start:stop].tolist()), file=stream)
-        return quick(self, tokens, batch)
+        return quick(self, tokens, batch, states)
 
     encoder.Encoder._features = slow  # type: ignore[method-assign]
     inputs = [(text, None) for text in json.loads(Path(texts).read_text())]
-    model = encoder.load_encoder(folder, layers=[2, 3], precision="fp32", device="cpu")
-    _, use = features.stored_features(inputs, model, FeatureStore(root), Progress(), codec=codec)
+    model = encoder.load_encoder(folder, precision="fp32", device="cpu")
+    _, use = features.stored_features(inputs, model, FeatureStore(root), Progress(), states=(2, 3), codec=codec)
     print(json.dumps([use.hits, use.misses]))
 
 

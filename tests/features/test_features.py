@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import WORDS
+from tests.conftest import STATES, WORDS
 from ytuning.data.dataset import TextInput
 from ytuning.encoder import encoder as encoder_module
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -27,9 +27,20 @@ from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import StoreError
 from ytuning.features import features as module
-from ytuning.features.codecs import CODECS, Compact, Half, Int8, row_bytes
+from ytuning.features.codecs import (
+    CODECS,
+    Float16Codec,
+    Int8Codec,
+    PcaCoordinates,
+    PcaInt8Codec,
+    ProjectedReader,
+    Selected,
+    row_bytes,
+)
 from ytuning.features.features import TextFeatures, keep_features, live_features, ordered_batches, stored_features
+from ytuning.features.pairs import live_inputs, stored_inputs
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
 SCRIPT = Path(__file__).with_name("encode_script.py")
@@ -58,7 +69,7 @@ def in_small_batches(encoder: Encoder) -> Encoder:
 
 @pytest.fixture
 def encoder(tiny_encoder: Path) -> Encoder:
-    return in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision="fp32", device="cpu"))
+    return in_small_batches(load_encoder(tiny_encoder, precision="fp32", device="cpu"))
 
 
 @pytest.fixture
@@ -78,9 +89,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     compute = Encoder._features
 
-    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray, states: Any) -> torch.Tensor:
         seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
-        return compute(self, tokens, batch)
+        return compute(self, tokens, batch, states)
 
     monkeypatch.setattr(Encoder, "_features", recording)
     monkeypatch.setitem(encoder_module.TOKENS_PER_BATCH, "cpu", 64)
@@ -103,9 +114,9 @@ def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
 
 def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: FeatureStore) -> list[torch.Tensor]:
     """(T, L, D) of each text: what the encoder gives, through the codec of its space, a text at a time."""
-    space = store.space(encoder.identity.to_json(), codec)
+    space = store.space(encoder.identity.to_json(), STATES, codec)
     assert space.codec is not None
-    live = live_features(inputs, encoder)
+    live = live_features(inputs, encoder, states=STATES)
     found = []
     for row in range(len(inputs)):
         half = live.tokens(torch.tensor([row])).half()
@@ -132,13 +143,13 @@ def test_a_second_task_makes_no_encoder_call(
     codec: str,
 ) -> None:
     progress = Recorder()
-    first, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    first, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
     assert sorted(encoded) == ids(encoder, inputs)
     assert (use.hits, use.misses) == (0, 60)
     assert (
         use.bytes
         == int(first.lengths.sum()) * row_bytes(codec, 2, 32)
-        == store.space(encoder.identity.to_json(), codec).size
+        == store.space(encoder.identity.to_json(), STATES, codec).size
     )
     assert progress.last == (60, 60)
     assert progress.said == []
@@ -146,7 +157,7 @@ def test_a_second_task_makes_no_encoder_call(
 
     for verb in ("encode", "tokenize", "_features"):
         monkeypatch.setattr(Encoder, verb, lambda *_: pytest.fail("the encoder was called"))
-    second, use = stored_features(inputs[::-2], encoder, store, progress, codec=codec)
+    second, use = stored_features(inputs[::-2], encoder, store, progress, codec=codec, states=STATES)
     assert (use.hits, use.misses) == (30, 0)
     assert same(values(second), values(first)[::-2])
 
@@ -155,9 +166,9 @@ def test_a_second_task_makes_no_encoder_call(
 def test_only_what_is_new_is_encoded(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]], codec: str
 ) -> None:
-    stored_features(inputs[:40], encoder, store, Progress(), codec=codec)
+    stored_features(inputs[:40], encoder, store, Progress(), codec=codec, states=STATES)
     encoded.clear()
-    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
     assert sorted(encoded) == ids(encoder, inputs[40:])
     assert (use.hits, use.misses) == (40, 20)
     assert same(values(features), through(codec, encoder, inputs, store))
@@ -167,17 +178,17 @@ def test_a_text_that_occurs_twice_is_encoded_once(
     encoder: Encoder, store: FeatureStore, encoded: list[tuple[int, ...]]
 ) -> None:
     twice: list[TextInput] = [("card", None), ("lost card", None), ("card", None), ("card", "lost"), ("card", "lost")]
-    features, use = stored_features(twice, encoder, store, Progress(), codec="fp16")
+    features, use = stored_features(twice, encoder, store, Progress(), codec="fp16", states=STATES)
     assert sorted(encoded) == ids(encoder, [twice[0], twice[1], twice[3]])
     assert (use.hits, use.misses) == (0, 3)
-    assert use.bytes == store.space(encoder.identity.to_json(), "fp16").size
-    assert same(values(features), values(live_features(twice, encoder)))
+    assert use.bytes == store.space(encoder.identity.to_json(), STATES, "fp16").size
+    assert same(values(features), values(live_features(twice, encoder, states=STATES)))
 
 
 def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextInput], store: FeatureStore) -> None:
     inputs = [*inputs, ("card " * 40, None)]
-    live = live_features(inputs, encoder)
-    stored, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    live = live_features(inputs, encoder, states=STATES)
+    stored, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     assert torch.equal(live.lengths, stored.lengths)
     assert live.truncated_rows.tolist() == stored.truncated_rows.tolist() == [False] * 60 + [True]
     assert (live.layers, live.width) == (stored.layers, stored.width) == (2, 32)
@@ -185,15 +196,15 @@ def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextIn
         assert all(torch.equal(*pair) for pair in zip(live.batch(rows), stored.batch(rows), strict=True))
 
 
-def test_another_identity_has_a_space_of_its_own(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tiny_encoder: Path
+def test_other_hidden_states_have_a_space_of_their_own(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
-    stored_features(inputs, encoder, store, Progress(), codec="fp16")
-    other = load_encoder(tiny_encoder, precision="fp32", layers=[3], device="cpu")
-    features, use = stored_features(inputs, other, store, Progress(), codec="fp16")
+    stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
+    features, use = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=[-1])
     assert use.misses == 60
     assert features.layers == 1
-    assert len(store.spaces()) == 2
+    assert sorted(space.states for space in store.spaces()) == [(2, 3), (3,)]
+    assert {space.identity["fingerprint"] for space in store.spaces()} == {encoder.identity.fingerprint}
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -204,8 +215,8 @@ def test_windows_and_shards_of_any_size_give_the_same(
     monkeypatch.setattr(module, "SHARD_BYTES", 16 * row_bytes(codec, 2, 32))
     monkeypatch.setattr(module, "FIT_TOKENS", 100)
     progress = Recorder()
-    features, _ = stored_features(inputs, encoder, store, progress, codec=codec)
-    assert store.space(encoder.identity.to_json(), codec).shards > 9
+    features, _ = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
+    assert store.space(encoder.identity.to_json(), STATES, codec).shards > 9
     assert progress.last == (60, 60)
     assert same(values(features), through(codec, encoder, inputs, store))
 
@@ -226,7 +237,7 @@ def test_shards_begin_small_and_double(
         write(self, keys, lengths, truncated, features)
 
     monkeypatch.setattr(FeatureSpace, "write", recorded)
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     tokens = int(encoder.tokenize(inputs).lengths.sum())
     assert sum(written) == tokens
     # Batches have up to 24 tokens; 45 texts are a window, which ends with a shard.
@@ -238,7 +249,7 @@ def test_shards_begin_small_and_double(
 
 
 def test_batches_keep_the_encoders_precision(tiny_encoder: Path, inputs: list[TextInput]) -> None:
-    features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"))
+    features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"), states=STATES)
     values, _ = features.batch(torch.arange(len(inputs)))
     stored = torch.cat([array.view(torch.float16).flatten() for array in features._arrays]).float()
     assert values.dtype == torch.bfloat16
@@ -251,11 +262,11 @@ def test_a_batch_is_what_a_loop_gathers(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 4000)
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     assert len(features._arrays) > 3
     tokens = encoder.tokenize(inputs)
     naive: dict[int, np.ndarray] = {}
-    for indices, batch in encoder.encode(tokens):
+    for indices, batch in encoder.encode(tokens, STATES):
         naive.update(zip(indices.tolist(), np.split(batch, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
 
     generator = torch.Generator().manual_seed(0)
@@ -276,7 +287,7 @@ def test_a_batch_is_what_a_loop_gathers(
 
 def test_bfloat16_batches_have_few_lengths() -> None:
     array, start, length = np.zeros(3, np.int64), np.array([0, 1, 6]), np.array([1, 5, 9])
-    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Half(1, 2))
+    rows = StoredRows([np.zeros((15, 4), np.uint8)], array, start, length, np.zeros(3, bool), Float16Codec(1, 2))
     features = TextFeatures(rows, torch.bfloat16)
     assert [features.batch(torch.tensor([row]))[0].shape[1] for row in range(3)] == [4, 8, 12]
 
@@ -292,9 +303,9 @@ def test_a_batch_is_what_a_loop_decodes(
     precision: Precision,
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
-    encoder = in_small_batches(load_encoder(tiny_encoder, layers=[2, 3], precision=precision, device="cpu"))
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
-    space = store.space(encoder.identity.to_json(), codec)
+    encoder = in_small_batches(load_encoder(tiny_encoder, precision=precision, device="cpu"))
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
+    space = store.space(encoder.identity.to_json(), STATES, codec)
     stored = space.rows([text_key(*pair) for pair in inputs])
     assert stored is not None and len(stored.arrays) > 3
     rows = torch.arange(0, 60, 3)
@@ -310,9 +321,9 @@ def test_a_batch_is_what_a_loop_decodes(
                     data[:4].view(np.float16)[:, None].astype(float) * data[4:].view(np.int8).reshape(2, 32)
                 ).ravel()
             else:
-                assert isinstance(space.codec, Compact)
+                assert isinstance(space.codec, PcaInt8Codec)
                 numbers = float(data[:2].view(np.float16)[0]) * data[2:].view(np.int8).astype(float)
-                expected = (numbers * space.codec.weights) @ space.codec.directions.astype(float)
+                expected = (numbers * space.codec.weights) @ space.codec.components.astype(float)
             exact = torch.from_numpy(expected).to(features.dtype).view(2, 32)
             tolerance = 0 if codec != "compact" else 1e-5 if precision == "fp32" else 0.1
             assert torch.allclose(values[token], exact, rtol=0, atol=tolerance)
@@ -322,26 +333,26 @@ def test_a_basis_stands_for_texts_of_every_length_and_warns_where_it_is_fitted_o
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[np.ndarray] = []
-    fit = Compact.fitted
+    fit = PcaInt8Codec.fitted
 
-    def watched(features: np.ndarray) -> Compact:
+    def watched(features: np.ndarray) -> PcaInt8Codec:
         fitted.append(features)
         return fit(features)
 
-    monkeypatch.setattr(Compact, "fitted", watched)
+    monkeypatch.setattr(PcaInt8Codec, "fitted", watched)
     monkeypatch.setattr(module, "FIT_TOKENS", 250)
     progress = Recorder()
-    features, _ = stored_features(inputs, encoder, store, progress, codec="compact")
+    features, _ = stored_features(inputs, encoder, store, progress, codec="compact", states=STATES)
     tokens = int(features.lengths.sum())
     every = round(tokens / 250)
     assert [len(part) for part in fitted] == [int(features.lengths[::every].sum())]
     assert 200 < len(fitted[0]) < 320
-    name = store.space(encoder.identity.to_json(), "compact").folder.name
+    name = store.space(encoder.identity.to_json(), STATES, "compact").folder.name
     assert progress.said == [
         f"the store's compact basis is fitted on {len(fitted[0])} tokens only and may fit other texts badly: before "
         f"you add many, begin anew with ytuning cache remove {name}"
     ]
-    stored_features([*inputs, ("another card", None)], encoder, store, progress, codec="compact")
+    stored_features([*inputs, ("another card", None)], encoder, store, progress, codec="compact", states=STATES)
     assert len(fitted) == len(progress.said) == 1
 
 
@@ -351,14 +362,14 @@ def test_features_are_written_in_another_codec_without_the_encoder(
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes("fp16", 2, 32))
     inputs = [*inputs, ("card " * 40, None), inputs[4]]
-    live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     twin = FeatureStore(store.root / "twin")
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
-        assert keep_features(inputs[:30], live, encoder, twin, Progress(), codec=codec) == 30
-        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 31
-        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec) == 0
-        features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec)
+        assert keep_features(inputs[:30], live, encoder, twin, Progress(), codec=codec, states=STATES) == 30
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 31
+        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 0
+        features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses) == (61, 0)
     assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
     assert same(values(features), through(codec, encoder, inputs, twin))
@@ -367,9 +378,9 @@ def test_features_are_written_in_another_codec_without_the_encoder(
 def test_the_default_codec_takes_about_half_the_bytes(
     encoder: Encoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
-    features, use = stored_features(inputs, encoder, store, Progress())
+    features, use = stored_features(inputs, encoder, store, Progress(), states=STATES)
     assert [space.codec_name for space in store.spaces()] == ["int8"]
-    assert isinstance(features.codec, Int8)
+    assert isinstance(features.codec, Int8Codec)
     assert use.bytes == int(features.lengths.sum()) * 2 * (32 + 2)
 
 
@@ -422,8 +433,8 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     codec: str,
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
-    before = values(stored_features(inputs, encoder, store, Progress(), codec=codec)[0])
-    space = store.space(encoder.identity.to_json(), codec)
+    before = values(stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)[0])
+    space = store.space(encoder.identity.to_json(), STATES, codec)
     name = space._place[text_key(*inputs[3])][0]
     lost = [pair for pair in inputs if space._place[text_key(*pair)][0] == name]
     assert 1 < len(lost) < len(inputs)
@@ -432,7 +443,7 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
 
     progress = Recorder()
-    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
     assert len(progress.said) == 1
     assert progress.said[0].startswith(f"shard {name} is damaged ({reason}")
     assert str(space.folder / "damaged") in progress.said[0]
@@ -443,7 +454,7 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     assert untouched.items() <= shards(space).items()
 
     encoded.clear()
-    assert stored_features(inputs, encoder, store, progress, codec=codec)[1].misses == 0
+    assert stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)[1].misses == 0
     assert len(progress.said) == 1
     assert encoded == []
 
@@ -453,7 +464,7 @@ def test_a_disk_that_never_reads_back_is_reported(
 ) -> None:
     monkeypatch.setattr(FeatureSpace, "rows", lambda self, keys: None)
     with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
-        stored_features(inputs, encoder, store, Progress(), codec="fp16")
+        stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
 
 
 # ------------------------------------------------------------------------------------------------- interruptions
@@ -472,7 +483,7 @@ def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
     monkeypatch.setattr(module, "FIT_TOKENS", 100)
-    space = store.space(encoder.identity.to_json(), codec)
+    space = store.space(encoder.identity.to_json(), STATES, codec)
     calls = iter(range(1, 1000))
 
     def fsync(_: int) -> None:
@@ -482,14 +493,14 @@ def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(StoreError, match="the disk is full"):
-            stored_features(inputs, encoder, store, Progress(), codec=codec)
+            stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
     assert not list(space.folder.rglob("*.partial"))
     space.refresh()
     assert space.shards == 2
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     kept = {file: when for file, when in shards(space).items() if Path(file).stem in space._shards}
     encoded.clear()
-    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    features, use = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
     assert sorted(encoded) == ids(encoder, missing)
     assert use.hits == len(inputs) - len(missing) > 0
     assert kept.items() <= shards(space).items()
@@ -523,22 +534,22 @@ def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
     monkeypatch.setattr(module, "SHARD_BYTES", 8000)
     store = FeatureStore(small_disk)
     with pytest.raises(StoreError, match="the disk is full"):
-        stored_features(inputs, encoder, store, Progress(), codec="fp16")
+        stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     assert not list(small_disk.rglob("*.partial"))
-    space = store.space(encoder.identity.to_json(), "fp16")
+    space = store.space(encoder.identity.to_json(), STATES, "fp16")
     assert space.damages == []
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     assert 0 < len(missing) < len(inputs)
 
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     encoded.clear()
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16")
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     assert sorted(encoded) == ids(encoder, missing)
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), values(live_features(inputs, encoder, states=STATES)))
 
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(StoreError, match=r"cannot use the feature store .*Read-only file system"):
-        stored_features([*inputs, ("something new", None)], encoder, store, Progress(), codec="fp16")
+        stored_features([*inputs, ("something new", None)], encoder, store, Progress(), codec="fp16", states=STATES)
 
 
 def test_ctrl_c_keeps_finished_batches(
@@ -552,14 +563,14 @@ def test_ctrl_c_keeps_finished_batches(
 
     progress = Impatient()
     with pytest.raises(KeyboardInterrupt):
-        stored_features(inputs, encoder, store, progress, codec="fp16")
-    space = store.space(encoder.identity.to_json(), "fp16")
+        stored_features(inputs, encoder, store, progress, codec="fp16", states=STATES)
+    space = store.space(encoder.identity.to_json(), STATES, "fp16")
     assert 20 < len(space) == progress.last[0] < 60
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     encoded.clear()
-    features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16")
+    features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16", states=STATES)
     assert sorted(encoded) == ids(encoder, missing)
-    assert same(values(features), values(live_features(inputs, encoder)))
+    assert same(values(features), values(live_features(inputs, encoder, states=STATES)))
 
 
 class Child:
@@ -621,13 +632,13 @@ def test_a_killed_run_resumes_and_keeps_every_finished_shard(
     other.process.send_signal(signal.SIGKILL)
     assert other.process.wait() == -signal.SIGKILL
 
-    space = store.space(encoder.identity.to_json(), codec)
+    space = store.space(encoder.identity.to_json(), STATES, codec)
     missing = [pair for pair in inputs if text_key(*pair) not in space]
     assert 0 < len(missing) < len(inputs)
     kept = {file: when for file, when in shards(space).items() if file.endswith(".json")}
     kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
     (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
-    features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec)
+    features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec, states=STATES)
     assert sorted(encoded) == ids(encoder, missing)
     assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
     assert kept.items() <= shards(space).items()
@@ -648,7 +659,7 @@ def test_two_processes_encode_each_text_once(
     other = child(0.02, codec)
     other.wait_for(lambda: finished_shards(store.root) >= 1)
     progress = Recorder()
-    features, use = stored_features(inputs, encoder, store, progress, codec=codec)
+    features, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
     output, errors = other.process.communicate(timeout=120)
     assert other.process.returncode == 0, errors
     assert json.loads(output) == [0, 120]
@@ -664,59 +675,91 @@ def test_a_file_in_the_place_of_the_store_is_explained(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
-        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16")
+        stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16", states=STATES)
     assert encoded == []
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_view_of_some_states_is_those_of_all(
-    tiny_encoder: Path, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
 ) -> None:
-    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
-    features, _ = stored_features(inputs, every, store, Progress(), codec=codec)
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=range(4))
     features.dtype = dtype
     rows = torch.tensor([3, 41, 7])
-    view = features.with_layers([1, 3])
+    view = features.at_positions([1, 3])
     assert (view.layers, view.width, len(view)) == (2, features.width, len(features))
     whole, seen = features.batch(rows), view.batch(rows)
     assert torch.equal(seen[0], whole[0][:, :, [1, 3]]) and torch.equal(seen[1], whole[1])
     assert torch.equal(view.tokens(rows), features.tokens(rows)[:, [1, 3]])
-    assert torch.equal(view.with_layers([1]).batch(rows)[0], whole[0][:, :, [3]])
-    assert features.with_layers(range(4)) is features
+    assert torch.equal(view.at_positions([1]).batch(rows)[0], whole[0][:, :, [3]])
+    assert features.at_positions(range(4)) is features
     assert features.batch(rows)[0].shape[2] == 4  # the view is another object
 
 
 @pytest.mark.parametrize("codec", ["fp16", "int8"])
-def test_a_view_is_what_an_encoder_of_those_states_stores_and_can_be_stored_as_it(
-    tiny_encoder: Path, encoder: Encoder, inputs: list[TextInput], tmp_path: Path, codec: str
+def test_a_view_is_what_is_stored_of_those_states_and_can_be_stored_as_it(
+    encoder: Encoder, inputs: list[TextInput], tmp_path: Path, codec: str
 ) -> None:
-    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32", device="cpu")
-    view = stored_features(inputs, every, FeatureStore(tmp_path / "all"), Progress(), codec=codec)[0].with_layers(
-        [2, 3]
+    every, _ = stored_features(
+        inputs, encoder, FeatureStore(tmp_path / "all"), Progress(), codec=codec, states=range(4)
     )
-    own, _ = stored_features(inputs, encoder, FeatureStore(tmp_path / "own"), Progress(), codec=codec)
+    view = every.at_positions([2, 3])
+    own, _ = stored_features(inputs, encoder, FeatureStore(tmp_path / "own"), Progress(), codec=codec, states=STATES)
     rows = torch.arange(len(inputs))
     assert torch.equal(view.tokens(rows), own.tokens(rows))
     copied = FeatureStore(tmp_path / "copied")
-    assert keep_features(inputs, view, encoder, copied, Progress(), codec=codec) == len(inputs)
-    kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec)
+    assert keep_features(inputs, view, encoder, copied, Progress(), codec=codec, states=STATES) == len(inputs)
+    kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses) == (len(inputs), 0)
-    for row in rows.tolist():  # the bytes themselves
-        found = [
-            features._gather(
-                features._start[[row]][:, None] + torch.arange(int(features.lengths[row])), features._array[[row]]
-            )
-            for features in (own, kept)
-        ]
-        assert torch.equal(*found)
+    assert torch.equal(kept.tokens(rows), own.tokens(rows))
 
 
-@pytest.mark.parametrize("places", [[], [2, 1], [1, 1], [-1], [4]])
-def test_a_view_needs_places_that_there_are(tiny_encoder: Path, places: list[int]) -> None:
-    features = live_features([("my card", None)], load_encoder(tiny_encoder, layers=[0, 1, 2, 3]))
-    with pytest.raises(ValueError, match=r"places must be different ones from 0 to 3, rising\. Got \["):
-        features.with_layers(places)
+@pytest.mark.parametrize("positions", [[], [2, 1], [1, 1], [-1], [4]])
+def test_a_view_needs_positions_that_there_are(encoder: Encoder, positions: list[int]) -> None:
+    features = live_features([("my card", None)], encoder, states=range(4))
+    with pytest.raises(ValueError, match=r"positions must differ, rise and be from 0 to 3\. Got \["):
+        features.at_positions(positions)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("mode", [None, "separate"])
+def test_live_features_through_a_codec_are_the_stored_ones(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, codec: str, mode: PairMode | None
+) -> None:
+    rows = [(text, other) for (text, _), (other, _) in zip(inputs, inputs[::-1], strict=True)] if mode else inputs
+    stored, _ = stored_inputs(rows, encoder, store, Progress(), states=STATES, pair_mode=mode, codec=codec)
+    assert not isinstance(stored.codec, PcaCoordinates | ProjectedReader | Selected)
+    direct = live_inputs(rows, encoder, states=STATES, pair_mode=mode, codec=stored.codec)
+    every = live_inputs(rows, encoder, states=range(4), pair_mode=mode)
+    afterwards = every.at_positions([2, 3]).recoded(stored.codec)
+    batch = torch.tensor([0, 59, 17, 3])
+    for live in (direct, afterwards):
+        assert type(live) is type(stored) and live.codec is stored.codec
+        assert all(torch.equal(*pair) for pair in zip(live.batch(batch), stored.batch(batch), strict=True))
+    assert (direct.truncated_rows == stored.truncated_rows).all()
+
+
+def test_compact_features_keep_the_basis_that_is_asked_for(
+    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tmp_path: Path
+) -> None:
+    first, _ = stored_features(inputs, encoder, store, Progress(), states=STATES, codec="compact")
+    assert isinstance(first.codec, PcaInt8Codec)
+    # An empty space takes the basis over, whatever its first texts are.
+    fresh, few = FeatureStore(tmp_path / "fresh"), inputs[40:]
+    taken, use = stored_features(few, encoder, fresh, Progress(), states=STATES, codec=first.codec)
+    assert first.codec.has_basis_of(taken.codec) and use.misses == 20
+    # A space with another basis keeps it, and nothing is added to it.
+    other, recorder = FeatureStore(tmp_path / "other"), Recorder()
+    stored_features(inputs[:30], encoder, other, Progress(), states=STATES, codec="compact")
+    live, use = stored_features(few, encoder, other, recorder, states=STATES, codec=first.codec)
+    assert (use.hits, use.misses, len(other.spaces()[0])) == (0, 20, 30)
+    assert recorder.said == [
+        "the store's compact features have another basis than the task's, so these texts are read again and not stored"
+    ]
+    rows = torch.arange(20)
+    assert torch.equal(live.tokens(rows), taken.tokens(rows))
+    assert torch.equal(live.tokens(rows), first.tokens(rows + 40))
 
 
 def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -> None:
@@ -729,7 +772,8 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
         ({}, [(text, "your money please") for text in words]),
     ):
         encoder = load_encoder(tiny_encoder, precision="fp32", **options)  # type: ignore[arg-type]
-        exact, padded = live_features(rows, encoder), live_features(rows, encoder, padded=True)
+        exact = live_features(rows, encoder, states=STATES)
+        padded = live_features(rows, encoder, states=STATES, padded=True)
         assert padded.lengths.tolist() == exact.lengths.tolist()
         assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
         for row in range(len(rows)):
@@ -749,9 +793,14 @@ def test_features_in_a_devices_memory_are_the_stored_ones(
         (" ".join([*WORDS[row % 7 : row % 7 + 1 + row % 5], str(row)]), None) for row in range(60)
     ]
     stored_features(
-        [inputs[row] for row in np.random.default_rng(0).permutation(60)], encoder, store, Progress(), codec=codec
+        [inputs[row] for row in np.random.default_rng(0).permutation(60)],
+        encoder,
+        store,
+        Progress(),
+        codec=codec,
+        states=STATES,
     )
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec)
+    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
     rows = torch.arange(5, 55)
     if order == "shuffled":
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:20]

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import build_tiny_encoder
+from tests.conftest import STATES, build_tiny_encoder
 from ytuning.cli.main import main
-from ytuning.compare import methods as contestants
-from ytuning.compare.methods import work_on
+from ytuning.compare.methods import run_method, work_on
 from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.splits import target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -41,8 +40,8 @@ PAIRS = [
 TEXTS = list(dict.fromkeys(text for pair in PAIRS for text in pair))
 
 
-def separate_live(inputs: Sequence[TextInput], encoder: Encoder) -> PairFeatures:
-    found = live_inputs(inputs, encoder, pair_mode="separate")
+def separate_live(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[int] = STATES) -> PairFeatures:
+    found = live_inputs(inputs, encoder, states=states, pair_mode="separate")
     assert isinstance(found, PairFeatures)
     return found
 
@@ -50,7 +49,7 @@ def separate_live(inputs: Sequence[TextInput], encoder: Encoder) -> PairFeatures
 def separate_stored(
     inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, codec: str = "int8"
 ) -> tuple[PairFeatures, CacheUse]:
-    found, use = stored_inputs(inputs, encoder, store, Progress(), pair_mode="separate", codec=codec)
+    found, use = stored_inputs(inputs, encoder, store, Progress(), states=STATES, pair_mode="separate", codec=codec)
     assert isinstance(found, PairFeatures)
     return found, use
 
@@ -71,13 +70,13 @@ def test_a_batch_holds_first_texts_then_second_ones(encoder: Encoder, pairs: Pai
     assert values.shape[0] == mask.shape[0] == 6
     sides = [PAIRS[row][side] for side in (0, 1) for row in rows.tolist()]
     for text, value, there in zip(sides, values, mask, strict=True):
-        alone, every = live_features([(text, None)], encoder).batch(torch.tensor([0]))
+        alone, every = live_features([(text, None)], encoder, states=STATES).batch(torch.tensor([0]))
         assert every.all()
         torch.testing.assert_close(value[there], alone[0], atol=2e-3, rtol=2e-3)
 
 
 def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: PairFeatures) -> None:
-    single = {text: live_features([(text, None)], encoder) for text in TEXTS}
+    single = {text: live_features([(text, None)], encoder, states=STATES) for text in TEXTS}
     assert len(pairs) == 5 and pairs.pair_mode == "separate" and pairs.texts.pair_mode is None
     assert pairs.lengths.tolist() == [max(int(single[text].lengths[0]) for text in pair) for pair in PAIRS]
     assert pairs.truncated_rows.tolist() == [False, False, False, False, True]
@@ -88,7 +87,7 @@ def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: P
 
 def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairFeatures) -> None:
     store = FeatureStore()
-    _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16")
+    _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16", states=STATES)
     found, use = separate_stored(PAIRS, encoder, store, codec="fp16")
     assert (before.misses, use.hits, use.misses) == (1, 1, len(TEXTS) - 1)
     rows = torch.arange(4)
@@ -98,7 +97,7 @@ def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, p
 def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [(f"card {word}", f"late {word}") for word in ["my", "the", "your", "a", "please", "help", "why", "how"]]
     store = FeatureStore()
-    stored_features([(first, None) for first, _ in texts[::-1]], encoder, store, Progress())
+    stored_features([(first, None) for first, _ in texts[::-1]], encoder, store, Progress(), states=STATES)
     found, _ = separate_stored(texts, encoder, store)
     rows = torch.tensor([5, 1, 7, 2])
     places = found.texts.in_order(found.first).tolist()
@@ -129,15 +128,14 @@ def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) 
     assert error < 0.03
 
 
-def test_a_view_of_pairs_and_what_is_kept_of_it(tiny_encoder: Path, encoder: Encoder) -> None:
-    every = load_encoder(tiny_encoder, layers=[0, 1, 2, 3], precision="fp32")
-    found = separate_live(PAIRS, every)
-    view = found.with_layers([2, 3])
+def test_a_view_of_pairs_and_what_is_kept_of_it(encoder: Encoder) -> None:
+    found = separate_live(PAIRS, encoder, states=range(4))
+    view = found.at_positions([2, 3])
     assert isinstance(view, PairFeatures) and view.layers == 2
     rows = torch.tensor([4, 1])
     assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
     store = FeatureStore()
-    assert keep_inputs(PAIRS, view, encoder, store, Progress()) == len(TEXTS)
+    assert keep_inputs(PAIRS, view, encoder, store, Progress(), states=STATES) == len(TEXTS)
     kept, use = separate_stored(PAIRS, encoder, store)
     assert (use.hits, use.misses) == (len(TEXTS), 0)
     own, _ = separate_stored(PAIRS, encoder, FeatureStore(store.root / "own"))
@@ -167,7 +165,7 @@ def test_pairs_have_default_hidden_states_of_their_own(
 
     model = YTuningClassifier(encoder=str(deep), seed=0)
     model.fit(list(zip(texts, others, strict=True)) if others else texts, labels)
-    assert model.task_.encoder.layers == layers
+    assert model.task_.states == layers
 
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     if others:
@@ -177,18 +175,16 @@ def test_pairs_have_default_hidden_states_of_their_own(
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit, match="0"):
         main()
-    assert json.loads((tmp_path / "task" / "task.json").read_text())["encoder"]["layers"] == list(layers)
+    assert json.loads((tmp_path / "task" / "task.json").read_text())["states"] == list(layers)
 
     work = work_on(data, str(deep))
-    for found in (
-        contestants._head(work, 0, tmp_path / "store", Progress(), "default"),
-        contestants._logistic(work, 0, tmp_path / "store", Progress()),
-    ):
-        assert found.encoder.identity.layers == layers
+    for method in ("ytuning", "logistic"):
+        run_method(method, work, 0, tmp_path / method, Progress())
+        assert {space.states for space in FeatureStore(tmp_path / method).spaces()} == {layers}
 
     modes: tuple[PairMode | None, ...] = PAIR_MODES if paired else (None,)
     target = target_of(data, None, None)
     ranking = rank_layers(
         data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
     )
-    assert ranking.default == layers and layers in {each.layers for each in ranking.ranked}
+    assert ranking.default == layers and layers in {each.states for each in ranking.ranked}

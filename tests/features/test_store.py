@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ytuning.errors import InputError, StoreError
-from ytuning.features.codecs import CODECS, Compact
+from ytuning.features.codecs import CODECS, PcaInt8Codec
 from ytuning.features.store import FeatureSpace, FeatureStore, text_key
 
 
 def identity(fingerprint: str = "f" * 32) -> dict[str, Any]:
     return {
-        "fingerprint": fingerprint, "layers": [1, 2], "width": 3, "name": "tiny", "precision": "fp32", "max_length": 9,
+        "fingerprint": fingerprint, "width": 3, "name": "tiny", "precision": "fp32", "max_length": 9,
     }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def write(space: FeatureSpace, texts: dict[str, int], seed: int = 0) -> dict[str
     """Write one shard of random features; ``texts`` maps a text to its token count. Returns each text's bytes."""
     lengths = np.array(list(texts.values()), np.int64)
     if space.codec is None:
-        space.establish(Compact.fitted(normal(20, seed)))
+        space.establish(PcaInt8Codec.fitted(normal(20, seed)))
     assert space.codec is not None
     rows = space.codec.encode(torch.from_numpy(normal(lengths.sum(), seed))).numpy()
     space.write([text_key(text) for text in texts], lengths, lengths % 2 == 0, rows)
@@ -101,12 +101,12 @@ def test_equal_keys_mean_equal_texts(one: tuple[str, str | None], other: tuple[s
 )
 def test_what_is_written_comes_back_through_reopening(codec: str, shards: list[list[int]], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as root, mock.patch.object(os, "fsync"):  # hundreds of them take long
-        space = FeatureStore(root).space(identity(), codec)
+        space = FeatureStore(root).space(identity(), (1, 2), codec)
         written: dict[str, np.ndarray] = {}
         for number, lengths in enumerate(shards):
             written |= write(space, {f"{number}.{row}": length for row, length in enumerate(lengths)}, number)
         texts = data.draw(st.lists(st.sampled_from(sorted(written)), max_size=12))
-        for opened in (space, FeatureStore(root).space(identity(), codec), *FeatureStore(root).spaces()):
+        for opened in (space, FeatureStore(root).space(identity(), (1, 2), codec), *FeatureStore(root).spaces()):
             assert opened.codec_name == codec
             assert len(opened) == len(written)
             assert opened.shards == len(shards)
@@ -122,7 +122,7 @@ def test_what_is_written_comes_back_through_reopening(codec: str, shards: list[l
 
 
 def test_a_space_knows_what_it_holds(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2})
     assert text_key("a") in space
     assert text_key("b") not in space
@@ -130,7 +130,7 @@ def test_a_space_knows_what_it_holds(store: FeatureStore) -> None:
 
 
 def test_features_that_do_not_fit_are_refused(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     for features in (np.zeros((2, 12), np.uint8), np.zeros((3, 12), np.float16), np.zeros((3, 8), np.uint8)):
         with pytest.raises(ValueError, match="do not fit 3 x 12 bytes"):
             space.write([text_key("a")], np.array([3]), np.array([False]), features)
@@ -138,7 +138,7 @@ def test_features_that_do_not_fit_are_refused(store: FeatureStore) -> None:
 
 
 def test_an_open_space_takes_in_and_drops_what_others_did(store: FeatureStore) -> None:
-    ours, theirs = store.space(identity(), "fp16"), store.space(identity(), "fp16")
+    ours, theirs = store.space(identity(), (1, 2), "fp16"), store.space(identity(), (1, 2), "fp16")
     written = write(theirs, {"a": 2})
     assert len(ours) == 0
     ours.refresh()
@@ -177,13 +177,13 @@ def flip(file: Path) -> None:
     ids=["flipped", "truncated", "emptied", "missing"],
 )
 def test_verify_sets_a_damaged_shard_aside(store: FeatureStore, harm: Callable[[Path], None], reason: str) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2, "b": 3})
     written = write(space, {"c": 4}, seed=1)
     name = space._place[text_key("a")][0]
     harm(space.folder / "shards" / f"{name}.features")
-    assert store.space(identity(), "fp16").rows([text_key("a")]) is None  # a reader checks what it uses
-    space = store.space(identity(), "fp16")
+    assert store.space(identity(), (1, 2), "fp16").rows([text_key("a")]) is None  # a reader checks what it uses
+    space = store.space(identity(), (1, 2), "fp16")
     assert text_key("a") not in space
     assert np.array_equal(read(space, ["c"])[0], written["c"])
     assert all(name not in file for file in files(space))
@@ -194,7 +194,7 @@ def test_verify_sets_a_damaged_shard_aside(store: FeatureStore, harm: Callable[[
 
 
 def test_a_damage_says_which_shard_why_and_where(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2})
     flip(next((space.folder / "shards").glob("*.features")))
     name = space._place[text_key("a")][0]
@@ -208,7 +208,7 @@ def test_a_damage_says_which_shard_why_and_where(store: FeatureStore) -> None:
 
 
 def test_a_shard_found_damaged_is_checked_again_when_another_process_rewrites_it(store: FeatureStore) -> None:
-    space, other = store.space(identity(), "fp16"), store.space(identity(), "fp16")
+    space, other = store.space(identity(), (1, 2), "fp16"), store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2})
     flip(next((space.folder / "shards").glob("*.features")))
     assert len(space.verify()) == 1
@@ -234,56 +234,57 @@ def with_check(content: dict[str, Any]) -> str:
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_not_one_is_set_aside(store: FeatureStore, content: bytes) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     written = write(space, {"a": 2})
     write(space, {"b": 3}, seed=1)
     name = space._place[text_key("b")][0]
     (space.folder / "shards" / f"{name}.json").write_bytes(content)
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     assert [(damage.shard, damage.reason.split(":")[0]) for damage in space.damages] == [(name, "unreadable manifest")]
     assert len(space) == 1
     assert np.array_equal(read(space, ["a"])[0], written["a"])
     assert len(list((space.folder / "damaged").iterdir())) == 2
-    assert store.space(identity(), "fp16").damages == []
+    assert store.space(identity(), (1, 2), "fp16").damages == []
 
 
 def test_a_changed_manifest_fails_its_own_check(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2, "b": 2})
     manifest = next((space.folder / "shards").glob("*.json"))
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "keys": content["keys"][::-1]}))
-    assert len(store.space(identity(), "fp16")) == 0
+    assert len(store.space(identity(), (1, 2), "fp16")) == 0
 
 
 # ------------------------------------------------------------------------------------------------- codecs
 
 
-def test_each_codec_has_a_space_of_its_own(store: FeatureStore) -> None:
-    spaces = {codec: store.space(identity(), codec) for codec in CODECS}
-    assert {codec: space.folder.name for codec, space in spaces.items()} == {
-        "fp16": "f" * 32, "int8": "f" * 32 + "-int8", "compact": "f" * 32 + "-compact",
-    }  # fmt: skip
-    for space in spaces.values():
+def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: FeatureStore) -> None:
+    keys: list[tuple[str, tuple[int, ...], str]] = [("f", (1, 2), codec) for codec in CODECS]
+    keys += [("f", (1, 3), "fp16"), ("f", (2,), "fp16"), ("e", (1, 2), "fp16")]
+    spaces = [store.space(identity(name), states, codec) for name, states, codec in keys]
+    assert len({space.folder for space in spaces}) == len(keys)
+    found = [(space.identity["fingerprint"], space.states, space.codec_name) for space in store.spaces()]
+    assert sorted(found) == sorted(keys)
+    content = json.loads((spaces[0].folder / "space.json").read_text())
+    assert content == {"schema": 1, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
+    for space in spaces[:3]:
         write(space, {"a": 2})
-    assert [space.size for space in spaces.values()] == [2 * 12, 2 * 10, 2 * 5]
-    assert store.remove("f" * 32) == ["f" * 32]  # a whole name is no beginning of others
-    with pytest.raises(InputError, match="2 feature spaces start with 'ff'"):
-        store.remove("ff")
-    assert store.remove("f" * 32 + "-c") == ["f" * 32 + "-compact"]
+    assert [space.size for space in spaces[:3]] == [2 * 12, 2 * 10, 2 * 5]
+    assert store.remove(spaces[1].folder.name[:9]) == [spaces[1].folder.name]
     with pytest.raises(InputError) as caught:
-        store.space(identity(), "int4")
+        store.space(identity(), (1, 2), "int4")
     assert str(caught.value) == "store must be one of 'fp16', 'int8', 'compact'. Got 'int4' instead."
 
 
 def test_a_space_in_an_unknown_codec_is_refused(store: FeatureStore) -> None:
-    file = store.space(identity(), "int8").folder / "space.json"
+    file = store.space(identity(), (1, 2), "int8").folder / "space.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "codec": "int2"}))
     message = (
         r"json: codec must be one of 'fp16', 'int8', 'compact'\. Got 'int2' instead\. Move the folder away and run"
     )
     with pytest.raises(StoreError, match=message):
-        store.space(identity(), "int8")
+        store.space(identity(), (1, 2), "int8")
 
 
 def basis_file(space: FeatureSpace) -> Path:
@@ -292,43 +293,43 @@ def basis_file(space: FeatureSpace) -> Path:
 
 
 def test_the_basis_is_written_once_and_belongs_to_the_space(store: FeatureStore) -> None:
-    space = store.space(identity(), "compact")
+    space = store.space(identity(), (1, 2), "compact")
     assert space.codec is None and space.rows([]) is None
     write(space, {"a": 2})
     content = basis_file(space).read_bytes()
     assert basis_file(space).name == f"basis.{hashlib.sha256(content).hexdigest()}.safetensors"
-    again = store.space(identity(), "compact")
+    again = store.space(identity(), (1, 2), "compact")
     write(again, {"b": 2}, seed=1)
     assert basis_file(space).read_bytes() == content
     for shard in (space.folder / "shards").glob("*.json"):
         assert json.loads(shard.read_text())["basis"] == hashlib.sha256(content).hexdigest()
-    assert isinstance(again.codec, Compact) and again.codec.to_bytes() == content
+    assert isinstance(again.codec, PcaInt8Codec) and again.codec.to_bytes() == content
 
 
 @pytest.mark.parametrize("harm", [flip, lambda file: os.truncate(file, 0), lambda file: file.unlink()])
 def test_without_its_basis_every_shard_is_damaged(store: FeatureStore, harm: Callable[[Path], None]) -> None:
-    space = store.space(identity(), "compact")
+    space = store.space(identity(), (1, 2), "compact")
     write(space, {"a": 2})
     write(space, {"b": 3}, seed=1)
     names = sorted(space._shards)
     harm(basis_file(space))
-    space = store.space(identity(), "compact")
+    space = store.space(identity(), (1, 2), "compact")
     assert [(damage.shard, damage.reason) for damage in space.damages] == [
         (name, "the basis it was written with is missing or damaged") for name in names
     ]
     assert (len(space), space.codec, files(space)) == (0, None, [])
     assert list(space.folder.glob("basis.*")) == []
     written = write(space, {"a": 2})
-    assert np.array_equal(read(store.space(identity(), "compact"), ["a"])[0], written["a"])
-    assert store.space(identity(), "compact").damages == []
+    assert np.array_equal(read(store.space(identity(), (1, 2), "compact"), ["a"])[0], written["a"])
+    assert store.space(identity(), (1, 2), "compact").damages == []
 
 
 def test_a_space_that_was_begun_anew_is_taken_as_it_is(store: FeatureStore) -> None:
-    ours, theirs = store.space(identity(), "compact"), store.space(identity(), "compact")
+    ours, theirs = store.space(identity(), (1, 2), "compact"), store.space(identity(), (1, 2), "compact")
     write(ours, {"a": 2})
     theirs.refresh()
     flip(basis_file(ours))
-    theirs = store.space(identity(), "compact")
+    theirs = store.space(identity(), (1, 2), "compact")
     written = write(theirs, {"b": 2}, seed=1)  # with another basis
     ours.refresh()
     assert (text_key("a") in ours, ours.damages) == (False, [])
@@ -342,7 +343,7 @@ def test_a_space_that_was_begun_anew_is_taken_as_it_is(store: FeatureStore) -> N
 
 
 def test_nothing_is_written_with_a_basis_that_is_gone(store: FeatureStore) -> None:
-    space = store.space(identity(), "compact")
+    space = store.space(identity(), (1, 2), "compact")
     write(space, {"a": 2})
     basis_file(space).unlink()
     with space.locked(lambda: pytest.fail("nobody holds the lock")):
@@ -351,7 +352,7 @@ def test_nothing_is_written_with_a_basis_that_is_gone(store: FeatureStore) -> No
 
 
 def test_a_full_disk_leaves_no_basis(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = store.space(identity(), "compact")
+    space = store.space(identity(), (1, 2), "compact")
     (space.folder / f"basis.{'0' * 64}.safetensors.99.partial").write_bytes(b"half")
     with space.locked(lambda: None), monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail_at(1, errno.ENOSPC))
@@ -365,21 +366,21 @@ def test_a_full_disk_leaves_no_basis(store: FeatureStore, monkeypatch: pytest.Mo
 
 
 def test_unfinished_files_are_removed_by_the_next_writer(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     written = write(space, {"a": 2})
     whole = files(space)
     for name in ("x.features.99.partial", "x.json.99.partial", "x.features"):
         (space.folder / "shards" / name).write_bytes(b"half")
-    with store.space(identity(), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
+    with store.space(identity(), (1, 2), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
         assert files(space) == whole
     assert np.array_equal(read(space, ["a"])[0], written["a"])
 
 
 def test_the_lock_is_let_go_when_its_holder_fails(store: FeatureStore) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     with pytest.raises(RuntimeError, match="inside"), space.locked(lambda: None):
         raise RuntimeError("inside")
-    with store.space(identity(), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
+    with store.space(identity(), (1, 2), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
         pass
 
 
@@ -402,7 +403,7 @@ def fail_at(call: int, number: int) -> Callable[[int], None]:
 def test_a_full_disk_loses_nothing_and_leaves_nothing(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     before = write(space, {"a": 2})
     whole = files(space)
     with monkeypatch.context() as patch:
@@ -415,7 +416,7 @@ def test_a_full_disk_loses_nothing_and_leaves_nothing(
     assert "set YTUNING_CACHE" in message
     assert files(space, "*.partial") == []
     assert text_key("b") not in space
-    again = store.space(identity(), "fp16")
+    again = store.space(identity(), (1, 2), "fp16")
     with again.locked(lambda: None):
         assert files(again) == whole
     assert np.array_equal(read(again, ["a"])[0], before["a"])
@@ -424,7 +425,7 @@ def test_a_full_disk_loses_nothing_and_leaves_nothing(
 
 
 def test_a_full_disk_while_writing_is_the_same(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     real = Path.open
 
     class Full:
@@ -446,7 +447,7 @@ def test_a_full_disk_while_writing_is_the_same(store: FeatureStore, monkeypatch:
 
 
 def test_another_error_of_the_disk_names_itself(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = store.space(identity(), "fp16")
+    space = store.space(identity(), (1, 2), "fp16")
     monkeypatch.setattr(os, "fsync", fail_at(1, errno.EIO))
     with pytest.raises(StoreError) as caught:
         write(space, {"a": 2})
@@ -458,7 +459,7 @@ def test_another_error_of_the_disk_names_itself(store: FeatureStore, monkeypatch
 def test_a_file_in_the_place_of_the_root_is_explained(tmp_path: Path) -> None:
     (tmp_path / "root").write_text("")
     with pytest.raises(StoreError, match=r"cannot use the feature store .*root.*: .*Set YTUNING_CACHE to a folder"):
-        FeatureStore(tmp_path / "root").space(identity(), "fp16")
+        FeatureStore(tmp_path / "root").space(identity(), (1, 2), "fp16")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="every folder can be written by root")
@@ -466,26 +467,28 @@ def test_a_root_without_permission_is_explained(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(StoreError, match=r"Permission denied\. Set YTUNING_CACHE to a folder you can write"):
-            FeatureStore(tmp_path / "root").space(identity(), "fp16")
+            FeatureStore(tmp_path / "root").space(identity(), (1, 2), "fp16")
     finally:
         tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1, "identity": {"layers": 3}}'])
 def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str) -> None:
-    folder = store.space(identity(), "fp16").folder
+    folder = store.space(identity(), (1, 2), "fp16").folder
     (folder / "space.json").write_text(content)
-    with pytest.raises(StoreError, match=r"f{32} is not a readable feature space \(\w+\)\. Move it away and run again"):
-        store.space(identity(), "fp16")
+    with pytest.raises(
+        StoreError, match=rf"{folder.name} is not a readable feature space \(\w+\)\. Move it away and run again"
+    ):
+        store.space(identity(), (1, 2), "fp16")
 
 
 @pytest.mark.parametrize("content", [{"schema": 2}, {"schema": None}])
 def test_another_schema_is_refused(store: FeatureStore, content: dict[str, object]) -> None:
-    file = store.space(identity(), "fp16").folder / "space.json"
+    file = store.space(identity(), (1, 2), "fp16").folder / "space.json"
     file.write_text(json.dumps(content))
     message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 1. Move the folder away"
     with pytest.raises(StoreError, match=f"^{re.escape(message)}, or set YTUNING_CACHE to another one$"):
-        store.space(identity(), "fp16")
+        store.space(identity(), (1, 2), "fp16")
 
 
 # ------------------------------------------------------------------------------------------------- remove
@@ -494,7 +497,9 @@ def test_another_schema_is_refused(store: FeatureStore, content: dict[str, objec
 def test_spaces_are_removed_by_an_unambiguous_prefix(store: FeatureStore) -> None:
     names = ["ab1" + "0" * 29, "ab2" + "0" * 29, "cd3" + "0" * 29]
     for name in names:
-        write(store.space(identity(name), "fp16"), {"a": 1})
+        space = store.space(identity(name), (1, 2), "fp16")
+        write(space, {"a": 1})
+        space.folder.rename(store.root / name)
     assert [space.folder.name for space in store.spaces()] == names
     with pytest.raises(InputError) as caught:
         store.remove("ab")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import WORDS
+from tests.conftest import STATES, WORDS
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import MultiLabel, Ordinal, Regression, SingleLabel, TaskKind
 from ytuning.data.labels import LabelSet
@@ -102,7 +102,7 @@ def task_of(target: TaskKind, encoder: Encoder, **options: Any) -> Task:
         torch.manual_seed(0)
         head = build_head(config, labels=target.outputs, layers=2, width=32, pair_mode=options.get("pair_mode")).eval()
     training = {"store": "int8", "rows": {"train": 10}, "steps": 30, "refitted": True}
-    return Task("toy", target, encoder.identity, config, head, training=training, **options)
+    return Task("toy", target, encoder.identity, STATES, config, head, training=training, **options)
 
 
 def page_of(task: Task, data: Dataset, encoder: Encoder, **options: Any) -> tuple[Page, str]:

@@ -185,7 +185,7 @@ def test_a_search_and_its_files(toy: Dataset, encoder: Encoder, tmp_path: Path) 
     task = load_task(tmp_path / "out" / "task")
     recipe = read_recipe(tmp_path / "out" / "recipe.json")
     assert recipe == result.best.recipe and task.config == recipe.head
-    assert task.encoder.layers == tuple(sorted(recipe.layers or ())) and task.training["refitted"]
+    assert task.states == tuple(sorted(recipe.layers or ())) and task.training["refitted"]
     assert set(task.metrics) == {"validation", "test"} and result.trained.rows["test"] == 30
     # The winner is trained on the features of the search, which no text was read again for.
     assert result.trained.cache.misses == 30  # of the test rows
@@ -457,7 +457,7 @@ def test_train_reads_the_layers_that_it_is_told(
         "train", "train.csv", "--encoder", tiny_encoder, "--out", "out", "--layers", layers, "--json", "--quiet"
     )
     task = load_task(tmp_path / "out")
-    assert status == 0 and (kept is None or task.encoder.layers == kept)
+    assert status == 0 and (kept is None or task.states == kept)
     assert ("layers: " in err) == (layers == "auto")
     status, _, _ = run("evaluate", "out", "test.csv", "--json", "--quiet")
     assert status == 0

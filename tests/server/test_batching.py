@@ -36,12 +36,12 @@ class Held:
         self.poison: int | None = None
         encode = Encoder.encode_padded
 
-        def held(encoder: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        def held(encoder: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
             self.calls.append(len(tokens.lengths))
             assert self.go.wait(60)
             if self.poison in tokens.lengths.tolist():
                 raise RuntimeError("poison")
-            return encode(encoder, tokens, finish)
+            return encode(encoder, tokens, states, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", held)
 
@@ -254,7 +254,7 @@ def test_explanations_are_those_of_the_head(name: str, served_tasks: Path, catal
     given = ["my card", "your login"] if served.task.pair_mode else ["my card"]
     content: TextInput = (given[0], given[1] if served.task.pair_mode else None)
     mode = served.task.pair_mode
-    features = served.encoder.view(served.encoder.read([content], pair_mode=mode), served.task.encoder.layers)
+    features = served.encoder.read([content], [served.task], pair_mode=mode).seen_by(served.task)
     effects = explain_one(served.task.head, content, served.encoder.encoder, features, pair_mode=mode)
     with live(settings(served_tasks), catalog) as server:
         reply = explained(server, name, given)

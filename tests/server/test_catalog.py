@@ -90,8 +90,8 @@ def test_a_task_that_reads_another_hidden_state(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoder = load_encoder(tiny_encoder, precision="fp32", layers=[1])
-    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20))
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20), layers=(1,))
     task = train_task(
         from_lists(*toy_rows), encoder, FeatureStore(tmp_path / "store"), recipe, options=TrainOptions(name="early")
     ).task
@@ -102,9 +102,9 @@ def test_a_task_that_reads_another_hidden_state(
         calls: list[int] = []
         encode = Encoder.encode_padded
 
-        def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
             calls.append(len(tokens.lengths))
-            return encode(self, tokens, finish)
+            return encode(self, tokens, states, finish)
 
         monkeypatch.setattr(Encoder, "encode_padded", counted)
         reply = server.post("/classify_many", {"input": "my card", "tasks": ["one", "early"]}).json()

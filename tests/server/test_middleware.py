@@ -136,9 +136,9 @@ def test_large_bodies(path: str, chunked: bool, locked: Live) -> None:
 def test_a_request_that_takes_too_long(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Encoder.encode_padded
 
-    def slow(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+    def slow(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
         time.sleep(1.0)
-        return encode(self, tokens, finish)
+        return encode(self, tokens, states, finish)
 
     with live(settings(task, seconds=0.2)) as server:
         monkeypatch.setattr(Encoder, "encode_padded", slow)
@@ -214,7 +214,7 @@ def test_neither_logs_nor_replies_tell_too_much(
         invalid = client.post("/predict", json={"inputs": {"text": secret}})
         assert invalid.status_code == 422 and secret not in invalid.text
 
-        def broken(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+        def broken(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
             raise RuntimeError(f"cannot encode {secret}")
 
         monkeypatch.setattr(Encoder, "encode_padded", broken)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from ytuning.data.dataset import Dataset, from_lists, labels_of
 from ytuning.data.kinds import TaskKind, fit_kind
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.pretrained import default_layers
+from ytuning.encoder.pretrained import default_states
 from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
-from ytuning.features.codecs import Half
-from ytuning.features.features import TextFeatures, live_features
+from ytuning.features.codecs import Float16Codec
+from ytuning.features.features import TextFeatures
 from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
@@ -71,7 +70,7 @@ def rank(
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 12, 24, 48])
 def test_sets_of_layers_are_few_different_and_there(depth: int) -> None:
-    default = default_layers(depth)
+    default = default_states(depth)
     sets = layer_sets(depth, default)
     assert sets[0] == default and len(set(sets)) == len(sets) <= 14
     assert all(list(layers) == sorted(set(layers)) and 0 < layers[0] <= layers[-1] <= depth for layers in sets)
@@ -95,7 +94,7 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     truth = generator.integers(2, size=count)
     values = generator.normal(size=(count, tokens, 3, width))
     values[:, :, 1, 5] += 4 * (truth[:, None] - 0.5)  # of the three states only the second tells
-    codec = Half(3, width)
+    codec = Float16Codec(3, width)
     array = codec.encode(torch.from_numpy(values.reshape(-1, 3, width).astype(np.float16))).numpy()
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
@@ -157,8 +156,8 @@ def test_what_is_said() -> None:
     )
 
 
-def test_the_same_ranking_again_and_whatever_states_the_encoder_keeps(toy: Dataset, tiny_encoder: Path) -> None:
-    first, again = (rank(toy, load_encoder(tiny_encoder, layers=layers)) for layers in ([1], None))
+def test_the_same_ranking_again(toy: Dataset, tiny_encoder: Path) -> None:
+    first, again = (rank(toy, load_encoder(tiny_encoder)) for _ in range(2))
     assert (first.ranked, first.mix, first.cheapest) == (again.ranked, again.mix, again.cheapest)
     assert first.ranked[0].behind == first.ranked[0].error == 0
     assert all(each.behind == pytest.approx(each.loss - first.ranked[0].loss) for each in first.ranked)
@@ -167,7 +166,7 @@ def test_the_same_ranking_again_and_whatever_states_the_encoder_keeps(toy: Datas
 
 def test_the_form_of_the_paper_reads_one_state(toy: Dataset, encoder: Encoder) -> None:
     found = rank(toy, encoder, Recipe(CrossAttentionConfig(width=16), RECIPE.training, layers=(-1,)))
-    assert found.default == (3,) and {each.layers for each in found.ranked} == {(1,), (2,), (3,)}
+    assert found.default == (3,) and {each.states for each in found.ranked} == {(1,), (2,), (3,)}
 
 
 @pytest.mark.parametrize("kind", ["ordinal", "multi", "regression"])
@@ -178,14 +177,14 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, kind: str) -> None:
         "regression": [number / 2 for number in ids],
     }.get(kind, [(name,) for name in toy.names])  # type: ignore[assignment]
     ranked = rank(from_lists(toy.texts, labels, kind=kind), encoder).ranked  # type: ignore[arg-type]
-    assert {(1, 2), (2, 3)} <= {each.layers for each in ranked}
+    assert {(1, 2), (2, 3)} <= {each.states for each in ranked}
 
 
 def test_where_no_row_can_be_held_out_the_default_is_taken(encoder: Encoder) -> None:
     data = from_lists(["my card", "a login", "the refund"], ["card", "login", "refund"])
     found = rank(data, encoder)
     assert (found.ranked, found.cheapest) == ((), (2, 3))
-    assert found.keep(encoder.with_layers(found.cheapest), FeatureStore(), Progress(), "int8") == 3
+    assert found.keep(found.cheapest, encoder, FeatureStore(), Progress(), "int8") == 3
 
 
 def train(data: Dataset, encoder: Encoder, progress: Progress | None = None) -> Trained:
@@ -199,9 +198,9 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
     encoded: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
         encoded.append(len(tokens.lengths))
-        return encode(self, tokens, finish)
+        return encode(self, tokens, states, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     progress = Recorder()
@@ -209,16 +208,15 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
     assert encoded == [60, 60]  # the sample, then the rest
     assert (trained.cache.hits, trained.cache.misses) == (0, 120)
     (space,) = FeatureStore().spaces()
-    layers = trained.task.encoder.layers
-    assert tuple(space.identity["layers"]) == layers == trained.encoder.identity.layers
+    layers = trained.task.states
+    assert space.states == layers
     (said,) = [line for line in progress.said if line.startswith("layers: ")]
     assert said.startswith(f"layers: {', '.join(map(str, layers))}; on 12 held-out rows of a sample the loss is ")
     recipe = recipe_from_json(trained.task.training["recipe"])
     assert recipe == Recipe(RECIPE.head, RECIPE.training, layers)
-    # What was stored is what the encoder of these states gives: training on it afresh gives the same head.
+    # What was stored is what the encoder gives for these states: training on it afresh gives the same head.
     FeatureStore().remove()
-    fresh = load_encoder(encoder.identity.name, layers=layers, precision="fp32")
-    again = train_task(toy, fresh, FeatureStore(), recipe)
+    again = train_task(toy, encoder, FeatureStore(), recipe)
     for name, value in trained.task.head.state_dict().items():
         assert torch.equal(value, again.task.head.state_dict()[name])
 
@@ -228,14 +226,14 @@ def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
 ) -> None:
     monkeypatch.setattr(samples, "SAMPLE_TEXTS", 60)
     labels = toy.names
-    sample = sample_rows(toy, 0, encoder)
+    sample = sample_rows(toy, 0, encoder, 2)
     for label in set(labels):
         assert abs(sample.names.count(label) - labels.count(label) / 2) <= 1
     tokens = float(encoder.tokenize(toy.inputs).lengths.mean())
     monkeypatch.setattr(samples, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
-    assert len(sample_rows(toy, 0, encoder)) == 30
-    assert sample_rows(toy, 0, encoder).texts == sample_rows(toy, 0, encoder).texts
-    assert sample_rows(toy, 1, encoder).texts != sample_rows(toy, 0, encoder).texts
+    assert len(sample_rows(toy, 0, encoder, 2)) == 30
+    assert sample_rows(toy, 0, encoder, 2).texts == sample_rows(toy, 0, encoder, 2).texts
+    assert sample_rows(toy, 1, encoder, 2).texts != sample_rows(toy, 0, encoder, 2).texts
 
 
 def test_pairs_are_measured_as_they_will_be_read(toy_rows: tuple[list[str], list[str]], encoder: Encoder) -> None:
@@ -251,7 +249,7 @@ def test_layers_of_the_estimator(toy_rows: tuple[list[str], list[str]], tiny_enc
         model = YTuningClassifier(str(tiny_encoder), layers=layers, precision="fp32")
         return model.fit(*toy_rows)
 
-    assert fitted([1, 3]).task_.encoder.layers == (1, 3)
+    assert fitted([1, 3]).task_.states == (1, 3)
     chosen = fitted("auto")
     assert chosen.predict(toy_rows[0][:3]).shape == (3,)
     with pytest.raises(
@@ -265,14 +263,6 @@ def test_an_unknown_choice_of_layers_is_refused_before_encoding(toy: Dataset, en
         options = TrainOptions(layers="last")  # type: ignore[arg-type]
         train_task(toy, encoder, FeatureStore(), RECIPE, options=options)
     assert FeatureStore().spaces() == []
-
-
-def test_an_encoder_with_other_layers_is_the_same_otherwise(encoder: Encoder) -> None:
-    other = encoder.with_layers([1])
-    assert encoder.depth == other.depth == 3
-    assert other.identity.layers == (1,) and other.identity.parameters == encoder.identity.parameters
-    found = live_features([("my card", None)], other).batch(torch.tensor([0]))[0]
-    assert re.fullmatch(r"[0-9a-f]{32}", other.identity.fingerprint) and found.shape[2] == 1
 
 
 @pytest.mark.parametrize(("lead", "ranks"), [(0.25, "joint"), (0.15, "separate"), (-0.25, "separate")])

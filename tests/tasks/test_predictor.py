@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,20 @@ import numpy as np
 import pytest
 
 from tests.conftest import build_tiny_encoder
-from ytuning.data.dataset import Dataset, from_lists
-from ytuning.data.kinds import TaskKind
+from ytuning.data.dataset import Dataset, TextInput, from_lists
+from ytuning.data.labels import Kind
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import EncoderError, InputError, TaskFolderError
-from ytuning.evaluation.evaluate import Report, evaluate
+from ytuning.features.codecs import CODECS
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pooled import PooledConfig
-from ytuning.tasks import evaluate as task_use
+from ytuning.heads.pairs import PAIR_MODES, PairMode
+from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig
 from ytuning.tasks import predictor
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
-from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
@@ -66,9 +66,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = Encoder.encode
 
-    def counted(self: Encoder, tokens: TokenizedTexts, finish: Any = None) -> object:
+    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
         calls.append(len(tokens.lengths))
-        return encode(self, tokens, finish)
+        return encode(self, tokens, states, finish)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     return calls
@@ -139,34 +139,90 @@ def test_no_inputs_no_predictions(tasks: Path) -> None:
     assert list(Predictor([tasks / "toy"]).predict([])) == []
 
 
-# Predictions come from the encoder's own features, evaluations from stored ones.
-@pytest.mark.parametrize(("codec", "tolerance"), [("fp16", 1e-6), ("int8", 0.01), ("compact", 0.2)])
+FORMS: dict[str, HeadConfig] = {
+    "pooled": PooledConfig(width=16),
+    "cross-attention": CrossAttentionConfig(width=16),
+    "label-tuning": LabelTuningConfig(),
+}
+
+
+def answers(predictor: Predictor, inputs: Iterable[TextInput]) -> np.ndarray:
+    """(inputs, C) probabilities, or (inputs, 1) numbers."""
+    found = list(predictor.predict(inputs))
+    return np.array([list(each.scores.values()) or each.answer for each in found], np.float64).reshape(len(found), -1)
+
+
+def evaluated(folder: Path, data: Dataset, encoder: Encoder, store: FeatureStore) -> np.ndarray:
+    """The same, of an evaluation."""
+    task = load_task(folder)
+    logits = evaluate_task(task, data, encoder, store).judged.logits
+    found = task.calibration.answers(task.target, logits)
+    return found.probabilities if found.probabilities.size else np.asarray(found.values)[:, None]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pairs", [None, *PAIR_MODES])
 def test_same_probabilities_as_in_evaluation(
+    pairs: PairMode | None,
+    form: str,
+    codec: str,
     tiny_encoder: Path,
     toy_rows: tuple[list[str], list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    codec: str,
-    tolerance: float,
 ) -> None:
-    seen: list[np.ndarray] = []
+    texts, labels = toy_rows
+    data = from_lists(texts, labels) if pairs is None else from_lists(texts, labels, texts[::-1])
+    encoder, recipe = load_encoder(tiny_encoder), replace(RECIPE, head=FORMS[form])
+    options = TrainOptions(codec=codec, pairs=pairs or "auto")
+    task = train_task(data, encoder, FeatureStore(), recipe, options=options).task
+    save_task(task, tmp_path / "toy")
+    predictor = Predictor([tmp_path / "toy"])
+    found = answers(predictor, data.inputs)
+    np.testing.assert_allclose(found, evaluated(tmp_path / "toy", data, encoder, FeatureStore()), rtol=0, atol=1e-4)
+    # A store without features, and one whose compact features have another basis, change nothing.
+    others = FeatureStore(tmp_path / "other")
+    few = data.select(range(40, 80))
+    np.testing.assert_allclose(evaluated(tmp_path / "toy", few, encoder, others), found[40:80], rtol=0, atol=1e-4)
+    foreign = FeatureStore(tmp_path / "foreign")
+    train_task(few, encoder, foreign, recipe, options=options)
+    np.testing.assert_allclose(evaluated(tmp_path / "toy", few, encoder, foreign), found[40:80], rtol=0, atol=1e-4)
 
-    def watched(target: TaskKind, calibration: Calibration, truth: np.ndarray, logits: np.ndarray) -> Report:
-        seen.append(calibration.answers(target, logits).probabilities)
-        return evaluate(target, calibration, truth, logits)
 
-    monkeypatch.setattr(task_use, "evaluate", watched)
-    data = from_lists(*toy_rows)
-    encoder = load_encoder(tiny_encoder, precision="fp32")
-    save_task(
-        train_task(data, encoder, FeatureStore(), RECIPE, options=TrainOptions(codec=codec)).task, tmp_path / "toy"
-    )
-    evaluated = evaluate_task(load_task(tmp_path / "toy"), data, encoder, FeatureStore())
-    assert evaluated.cache.misses == 0
-    found = list(Predictor([tmp_path / "toy"]).predict(data.inputs))
-    np.testing.assert_allclose([list(answer.scores.values()) for answer in found], seen[0], rtol=0, atol=tolerance)
-    right = [answer.label == label for answer, label in zip(found, toy_rows[1], strict=True)]
-    assert np.mean(right) == pytest.approx(evaluated.report.metrics["accuracy"], abs=tolerance)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("kind", ["ordinal", "multi", "regression"])
+def test_same_answers_as_in_evaluation_of_every_kind(
+    kind: Kind, codec: str, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    texts, names = toy_rows
+    labels: list[object] = {
+        "ordinal": list(names),
+        "multi": [(name,) for name in names],
+        "regression": [len(text) / 9 for text in texts],
+    }[kind]  # type: ignore[assignment]
+    data, order = from_lists(texts, labels, kind=kind), ["login", "card", "refund"] if kind == "ordinal" else None
+    encoder = load_encoder(tiny_encoder)
+    options = TrainOptions(codec=codec, label_order=order)
+    save_task(train_task(data, encoder, FeatureStore(), RECIPE, options=options).task, tmp_path / "toy")
+    found = answers(Predictor([tmp_path / "toy"]), data.inputs)
+    np.testing.assert_allclose(found, evaluated(tmp_path / "toy", data, encoder, FeatureStore()), rtol=0, atol=1e-4)
+
+
+def test_tasks_of_several_codecs_and_states_share_one_pass(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path, encoded: list[int]
+) -> None:
+    data, encoder = from_lists(*toy_rows), load_encoder(tiny_encoder)
+    folders = [tmp_path / f"{codec}-{layer}" for codec in CODECS for layer in (1, 3)]
+    for folder in folders:
+        codec, layer = folder.name.split("-")
+        recipe = replace(RECIPE, layers=(int(layer),))
+        save_task(train_task(data, encoder, FeatureStore(), recipe, options=TrainOptions(codec=codec)).task, folder)
+    apart = [list(Predictor([folder]).predict(data.inputs)) for folder in folders]
+    encoded.clear()
+    together = list(Predictor(folders).predict(data.inputs))
+    assert encoded == [120]
+    for given, alone in zip(together, (each for row in zip(*apart, strict=True) for each in row), strict=True):
+        assert given.task == alone.task and given.scores == pytest.approx(alone.scores, abs=1e-6)
 
 
 def test_cut_texts_are_marked(tasks: Path) -> None:

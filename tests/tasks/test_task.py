@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +20,7 @@ from ytuning.data.kinds import MultiLabel, Regression, SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, WriteError
+from ytuning.features.codecs import Int8Codec, PcaInt8Codec
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head, config_to_json
 from ytuning.tasks.task import Task, check_encoder, check_target, load_task, place_beside, save_task
 from ytuning.training.calibration import Calibration
@@ -28,7 +30,6 @@ IDENTITY = EncoderIdentity(
     weights="a" * 64,
     tokenizer="b" * 64,
     config="c" * 64,
-    layers=(1, 3),
     precision="fp32",
     max_length=32,
     width=8,
@@ -44,6 +45,7 @@ def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "n
         "tickets",
         SingleLabel(LabelSet(labels)),
         IDENTITY,
+        (1, 3),
         config,
         head,
         metrics={"validation": {"accuracy": 0.5}},
@@ -56,7 +58,7 @@ def regression_task() -> Task:
     """Of pairs that are encoded one by one, so with a wider head."""
     torch.manual_seed(0)
     head = build_head(POOLED, labels=2, layers=2, width=8, pair_mode="separate").eval()
-    return Task("stars", Regression(1.0, 5.0, bounded=True), IDENTITY, POOLED, head, pair_mode="separate")
+    return Task("stars", Regression(1.0, 5.0, bounded=True), IDENTITY, (1, 3), POOLED, head, pair_mode="separate")
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_round_trip(config: HeadConfig, tmp_path: Path) -> None:
         assert torch.equal(loaded.head(features, mask), task.head(features, mask))
     assert not loaded.head.training
     assert loaded.name == "folder"
-    same = ("target", "encoder", "config", "metrics", "training", "pair_mode", "kind", "calibration")
+    same = ("target", "encoder", "states", "codec", "config", "metrics", "training", "pair_mode", "kind", "calibration")
     assert {name: getattr(loaded, name) for name in same} == {name: getattr(task, name) for name in same}
     assert loaded.head_parameters == sum(weights.numel() for weights in task.head.state_dict().values())
 
@@ -118,6 +120,47 @@ def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "tags" / "task.json").read_text(encoding="utf-8"))
     assert (content["kind"], content["thresholds"]) == ("multi", [0.1, 0.2, 0.3])
     assert content["calibration"] == {"temperature": 1.5, "smoothing": 0.0, "abstain_below": None}
+
+
+def compact_task() -> Task:
+    features = np.random.default_rng(0).normal(size=(40, 2, 8)).astype(np.float16)
+    return replace(make_task(), training={"store": "compact"}, basis=PcaInt8Codec.fitted(features))
+
+
+def test_the_basis_of_compact_features_belongs_to_the_task(tmp_path: Path) -> None:
+    task = compact_task()
+    save_task(task, tmp_path / "compact")
+    assert sorted(file.name for file in (tmp_path / "compact").iterdir()) == [
+        "README.md", "head.safetensors", "task.json",
+    ]  # fmt: skip
+    loaded = load_task(tmp_path / "compact")
+    assert task.basis is not None and task.basis.has_basis_of(loaded.basis) and loaded.codec is loaded.basis
+    save_task(make_task(), tmp_path / "plain")
+    plain = load_task(tmp_path / "plain")
+    assert plain.basis is None and plain.codec == Int8Codec(2, 8)
+
+
+@pytest.mark.parametrize(("named", "basis"), [("int8", True), ("compact", False), ("int4", False)])
+def test_a_codec_that_does_not_fit_the_basis_is_refused(tmp_path: Path, named: str, basis: bool) -> None:
+    task = compact_task()
+    save_task(replace(task, training={"store": named}, basis=task.basis if basis else None), tmp_path / "task")
+    with pytest.raises(TaskFolderError, match=r"does not fit the task's features: .*Copy the folder again or train"):
+        load_task(tmp_path / "task")
+
+
+def test_a_basis_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    other = PcaInt8Codec.fitted(np.ones((40, 3, 8), np.float16))
+    save_task(replace(compact_task(), basis=other), tmp_path / "task")
+    with pytest.raises(TaskFolderError, match=r"a basis of .*\(12, 24\).*, where .*\(8, 16\).* is needed"):
+        load_task(tmp_path / "task")
+
+
+@pytest.mark.parametrize("states", [None, [], [3, 1], [1, 1], [-1, 3], ["1", "3"], [True, 3]])
+def test_states_that_are_none_are_refused(folder: Path, states: object) -> None:
+    content = json.loads((folder / "task.json").read_text())
+    (folder / "task.json").write_text(json.dumps({**content, "states": states}))
+    with pytest.raises(TaskFolderError, match=r"task\.json is damaged \(ValueError: states must "):
+        load_task(folder)
 
 
 def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
@@ -323,7 +366,6 @@ def test_refuses_a_file(folder: Path) -> None:
         ("weights", "d" * 64),
         ("tokenizer", "d" * 64),
         ("config", "d" * 64),
-        ("layers", (0, 3)),
         ("precision", "bf16"),
         ("max_length", 16),
         ("long_text", "window"),

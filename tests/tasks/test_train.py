@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import STATES
 from tests.kinds import KIND_NAMES, kind_of
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.kinds import fit_kind
@@ -168,10 +169,10 @@ def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
 
 
 def test_a_recipe_gets_the_hidden_states_that_it_reads(toy: Dataset, encoder: Encoder) -> None:
-    message = r"was loaded with layers \[2, 3\], the recipe reads \[-1\] \(-1 is the last\)\. Load it with load_encoder"
-    with pytest.raises(EncoderError, match=message):
-        train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(-1,)))
-    assert train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(2, -1))).task.encoder.layers == (2, 3)
+    for layers, states in (((-1,), (3,)), ((1, -1), (1, 3)), (None, STATES)):
+        assert train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=layers)).task.states == states
+    with pytest.raises(EncoderError, match=r"^layers must be from 0 to 3 for the encoder .* Got \[4\] instead\."):
+        train_task(toy, encoder, FeatureStore(), replace(RECIPE, layers=(4,)))
 
 
 def test_threads_and_random_state_are_left_alone(toy: Dataset, encoder: Encoder) -> None:
@@ -215,7 +216,7 @@ def test_evaluation_against_figures_from_logits(
     task = replace(train(toy, encoder).task, calibration=Calibration(temperature=1.7))
     some = toy.select([100, 5, 7, 5])
     found = evaluate_task(task, some, encoder, FeatureStore())
-    features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress())
+    features, _ = stored_features(some.inputs, encoder, FeatureStore(), Progress(), states=STATES)
     logits = logits_of(task.head, features).astype(np.float64) / 1.7
     truth = np.array([task.target.names.index(label) for label in some.names])
     assert found.report.metrics == pytest.approx(task.target.metrics(truth, task.target.answers(logits)))
@@ -422,9 +423,9 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
     assert list(together.by_seed) == [2, 3, 4] and together.task.training["seed"] is None
     single = train(data, encoder, seed=2, seeds=3)
     assert together.by_seed[2]["validation"] == alone[0].by_seed[2]["validation"] == single.by_seed[2]["validation"]
-    features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress())
+    features, _ = stored_features(test.inputs, encoder, FeatureStore(), Progress(), states=STATES)
     heads = fit_heads(
-        stored_features(data.inputs, encoder, FeatureStore(), Progress())[0],
+        stored_features(data.inputs, encoder, FeatureStore(), Progress(), states=STATES)[0],
         [HeadJob(together.task.target, together.task.target.encode(data.names), RECIPE, seed) for seed in (2, 3, 4)],
         train=split_holdout(data, 2, most=2000)[0],
         validation=split_holdout(data, 2, most=2000)[1],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ytuning.features import features as features_module
-from ytuning.features.codecs import Half
+from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import TextFeatures
 from ytuning.features.store import StoredRows
 from ytuning.training import batches as sampling
@@ -29,7 +29,7 @@ def stored(lengths: Tensor, arrays: int = 1) -> TextFeatures:
         starts[rows] = np.cumsum(sizes) - sizes
         parts.append(np.zeros((int(sizes.sum()), 16), np.uint8))
     truncated = np.zeros(count, bool)
-    return TextFeatures(StoredRows(parts, array, starts, lengths.numpy(), truncated, Half(1, 8)), torch.float32)
+    return TextFeatures(StoredRows(parts, array, starts, lengths.numpy(), truncated, Float16Codec(1, 8)), torch.float32)
 
 
 def random_lengths(count: int, most: int) -> Tensor:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import STATES
 from tests.kinds import KindName, kind_of
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
@@ -39,7 +40,9 @@ TRAIN, VALIDATION = np.arange(90), np.arange(90, 120)
 def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Features, np.ndarray]:
     """Features and label ids of the toy rows."""
     texts, labels = toy_rows
-    features = live_features([(text, None) for text in texts], load_encoder(tiny_encoder, precision="fp32"))
+    features = live_features(
+        [(text, None) for text in texts], load_encoder(tiny_encoder, precision="fp32"), states=STATES
+    )
     return features, LabelSet.from_labels(labels).encode(labels)
 
 

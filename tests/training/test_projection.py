@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import STATES
 from ytuning.encoder.encoder import load_encoder
-from ytuning.features.codecs import Compact, Coordinates, Projected
+from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
 from ytuning.features.features import TextFeatures, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledConfig, PooledHead
@@ -28,7 +29,7 @@ def stored(
     """The toy rows in a store of the codec that a test names."""
     encoder = load_encoder(tiny_encoder, precision="fp32")
     inputs = [(text, None) for text in toy_rows[0]]
-    return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param)[0]
+    return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param, states=STATES)[0]
 
 
 def reduced(features: TextFeatures) -> Projection:
@@ -39,7 +40,7 @@ def reduced(features: TextFeatures) -> Projection:
 @pytest.mark.parametrize("stored", ["fp16", "int8"], indirect=True)
 def test_a_copy_holds_the_projection_of_every_row(stored: TextFeatures) -> None:
     found = reduced(stored)
-    assert isinstance(found.features, TextFeatures) and isinstance(found.features.codec, Coordinates)
+    assert isinstance(found.features, TextFeatures) and isinstance(found.features.codec, PcaCoordinates)
     size = stored.layers * stored.width
     torch.testing.assert_close(found.components @ found.components.T, torch.eye(size // 2), atol=1e-5, rtol=0)
     for row in map(int, ROWS):
@@ -58,7 +59,7 @@ def test_rows_too_many_for_a_copy_are_projected_as_they_come(
     copied = reduced(stored)
     monkeypatch.setattr(reduction, "COPY_BYTES", 1000)
     projected = reduced(stored)
-    assert isinstance(projected.features, TextFeatures) and isinstance(projected.features.codec, Projected)
+    assert isinstance(projected.features, TextFeatures) and isinstance(projected.features.codec, ProjectedReader)
     assert torch.equal(copied.components, projected.components)
     batch = torch.from_numpy(ROWS[:30])
     first, second = copied.features.batch(batch)[0], projected.features.batch(batch)[0]
@@ -67,7 +68,7 @@ def test_rows_too_many_for_a_copy_are_projected_as_they_come(
 
 @pytest.mark.parametrize("stored", ["compact"], indirect=True)
 def test_a_compact_store_is_read_as_it_is(stored: TextFeatures) -> None:
-    assert isinstance(stored.codec, Compact)
+    assert isinstance(stored.codec, PcaInt8Codec)
     found = reduced(stored)
     batch = torch.from_numpy(ROWS[:20])
     values, _ = stored.batch(batch)

@@ -31,7 +31,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
             "fingerprint": space.folder.name,
             "codec": space.codec_name,
             "encoder": space.identity["name"],
-            "layers": space.identity["layers"],
+            "layers": list(space.states),
             "precision": space.identity["precision"],
             "max_length": space.identity["max_length"],
             "texts": len(space),

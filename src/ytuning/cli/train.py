@@ -165,13 +165,7 @@ def train(
             if loss is not None and parts[0].kind == "regression":
                 raise InputError("--loss is for tasks with labels, and these rows have numbers. Leave out --loss.")
         with watch.stage("encode"):
-            loaded = load_encoder(
-                encoder,
-                layers=recipe.layers,
-                pairs=parts[0].text_pairs is not None,
-                precision=precision,
-                long_text=long_text,
-            )
+            loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         trained = train_task(
             parts[0],
             loaded,
@@ -207,7 +201,7 @@ def train(
                 trained.task,
                 trained.reports[split],
                 trained.judged[split],
-                trained.encoder,
+                loaded,
                 features,
                 title=f"{trained.task.name}, {split}",
                 fit=trained.fit,
@@ -278,7 +272,7 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
         "cache": asdict(trained.cache),
-        "store": task.codec,
+        "store": task.codec.name,
         "truncated": trained.truncated,
         "shared": trained.shared,
         "seeds": {

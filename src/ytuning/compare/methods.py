@@ -26,6 +26,7 @@ from ytuning.data.dataset import Dataset, TextInput, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features
@@ -211,8 +212,7 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
     """Ours, with a preset: the main job as ``ytuning train`` does it."""
     recipe = preset(preset_name)
     start = time.perf_counter()
-    pairs = work.train.text_pairs is not None
-    encoder, features = load_encoder(work.encoder, layers=recipe.layers, pairs=pairs), FeatureStore(store)
+    encoder, features = load_encoder(work.encoder), FeatureStore(store)
     trained = train_task(
         work.train,
         encoder,
@@ -228,8 +228,9 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
     task = trained.task
     logits = trained.fit.validation_logits
     if work.test is not None:
-        logits = logits_of(task.head, _encoded(work.test.inputs, encoder, features, progress, task.pair_mode))
-    reading = _reading_seconds(work, encoder, features)
+        inputs, mode = work.test.inputs, task.pair_mode
+        logits = logits_of(task.head, _encoded(inputs, encoder, features, progress, task.states, mode))
+    reading = _reading_seconds(work, encoder, features, task.states)
     return _Outcome(
         encoder,
         logits,
@@ -244,13 +245,13 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
 def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcome:
     """Tuned logistic or ridge regression; of pairs that are read in both ways, validation chooses."""
     start = time.perf_counter()
-    encoder = load_encoder(work.encoder, pairs=work.train.text_pairs is not None)
-    features = FeatureStore(store)
+    encoder, features = load_encoder(work.encoder), FeatureStore(store)
+    states = encoder.resolve_states(None, pairs=work.train.text_pairs is not None)
     inputs, targets, split = work.inputs, work.targets, work.split(seed)
     encode, probes = 0.0, []
     for mode in _modes(work):
         begun = time.perf_counter()
-        encoded = _encoded(inputs, encoder, features, progress, mode)
+        encoded = _encoded(inputs, encoder, features, progress, states, mode)
         encode += time.perf_counter() - begun
         probe = tuned_probe(work.target, mean_pooled(encoded), targets, *split, refit=work.validation is None)
         probes.append((probe, mode))
@@ -259,8 +260,8 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     seconds = time.perf_counter() - start
     logits = probe.validation_logits
     if work.test is not None:
-        logits = probe.logits(mean_pooled(_encoded(work.test.inputs, encoder, features, progress, mode)))
-    reading = _reading_seconds(work, encoder, features)
+        logits = probe.logits(mean_pooled(_encoded(work.test.inputs, encoder, features, progress, states, mode)))
+    reading = _reading_seconds(work, encoder, features, states)
     details = {"strength": probe.strength, "pairs": mode}
     return _Outcome(encoder, logits, calibration, seconds, probe.parameters, seconds - encode + reading, details)
 
@@ -270,16 +271,21 @@ def _modes(work: Work) -> Sequence[PairMode | None]:
 
 
 def _encoded(
-    inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress, mode: PairMode | None
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    states: States,
+    mode: PairMode | None,
 ) -> Features:
-    return stored_inputs(inputs, encoder, store, progress, pair_mode=mode)[0]
+    return stored_inputs(inputs, encoder, store, progress, states=states, pair_mode=mode)[0]
 
 
-def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore) -> float:
+def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: States) -> float:
     """What stands in for the encoder pass where the features are stored."""
     start = time.perf_counter()
     for mode in _modes(work):
-        _encoded(work.inputs, encoder, store, Progress(), mode)
+        _encoded(work.inputs, encoder, store, Progress(), states, mode)
     return time.perf_counter() - start
 
 

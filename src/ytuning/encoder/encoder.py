@@ -1,4 +1,4 @@
-"""The frozen encoder: texts in, token features out, and the identity of what produced them.
+"""The frozen encoder: texts and numbers of hidden states in, token features out, and its identity.
 
 Nothing is padded and no attention mask is needed: a batch holds texts end to end where the model is laid out like BERT
 (`packed.py`), else texts of one token count only, so that any architecture works without a padding token. A
@@ -22,7 +22,14 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder, weights_hash
 from ytuning.encoder.packed import PackedStates
 from ytuning.encoder.packed_gpu import PackedGpu
-from ytuning.encoder.pretrained import EncoderIdentity, kept_layers, load_model, longest_input, shorten, tokenizer_rules
+from ytuning.encoder.pretrained import (
+    EncoderIdentity,
+    States,
+    load_model,
+    longest_input,
+    resolve_states,
+    tokenizer_rules,
+)
 from ytuning.encoder.tokens import LONG_TEXTS, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.encoder.torch_backend import FEWEST_TOKENS, PRECISIONS, Precision, TorchStates, fast_precision
 from ytuning.errors import EncoderError, allowed
@@ -43,11 +50,14 @@ SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, eve
 
 
 class Encoder:
-    """A frozen encoder and its tokenizer. Made by :func:`load_encoder`."""
+    """A frozen encoder and its tokenizer, which computes whatever hidden states it is asked for.
+
+    Made by :func:`load_encoder`.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
-        self.states: TorchStates | PackedStates | PackedGpu = TorchStates(model, identity.layers, device)
+        self.backend: TorchStates | PackedStates | PackedGpu = TorchStates(model, device)
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
@@ -59,28 +69,19 @@ class Encoder:
 
     def release(self) -> None:
         """Let the weights go: it still cuts texts into tokens and says what it was, but encodes nothing any more."""
-        self.states = TorchStates(self.model.to("meta"), self.identity.layers, self.device)
+        self.backend = TorchStates(self.model.to("meta"), self.device)
 
-    def with_layers(self, layers: Sequence[int]) -> Encoder:
-        """The same encoder, loaded again to keep other hidden states.
+    def resolve_states(self, wanted: Sequence[int] | None, *, pairs: bool = False) -> States:
+        """Numbers of its hidden states, each once and rising.
 
-        Raises: as :func:`load_encoder`.
-        """
-        options = {**self.identity.options, "layers": tuple(layers)}
-        return load_encoder(self.identity.name, device=str(self.device), **options)
-
-    def check_layers(self, wanted: Sequence[int] | None) -> None:
-        """Refuse to go on with other hidden states than those wanted (as for :func:`load_encoder`; None: any).
+        Args:
+            wanted: numbers from 0 to ``depth``, -1 for the last; ``None``: the default ones.
+            pairs: whether the default is that for pairs of texts.
 
         Raises:
-            EncoderError: names both.
+            EncoderError: it has no such hidden state.
         """
-        kept = self.identity.layers
-        if wanted is not None and kept_layers(wanted, self.depth, self.identity.name) != kept:
-            raise EncoderError(
-                f"the encoder {self.identity.name!r} was loaded with layers {list(kept)}, the recipe reads "
-                f"{list(wanted)} (-1 is the last). Load it with load_encoder(..., layers={list(wanted)})"
-            )
+        return resolve_states(wanted, self.depth, self.identity.name, pairs=pairs)
 
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
@@ -128,11 +129,14 @@ class Encoder:
         fast.no_padding()
         return fast
 
-    def encode(self, tokens: TokenizedTexts, finish: Finish | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Hidden states of the chosen layers, a batch at a time.
+    def encode(
+        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Hidden states, a batch at a time; of BERT and its kin no layer above the deepest is computed.
 
         Args:
             tokens: of the texts.
+            states: (L,) numbers of hidden states, as of :meth:`resolve_states`.
             finish: what else each core does with its batches' features.
 
         Yields:
@@ -141,14 +145,14 @@ class Encoder:
         """
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         lengths = tokens.lengths[short]
-        if isinstance(self.states, PackedStates | PackedGpu):
+        if isinstance(self.backend, PackedStates | PackedGpu):
             plan = plan_batches(lengths, self._share(lengths), "packed")
         else:
             plan = plan_batches(lengths, self._tokens_per_batch, "equal")
-        yield from self._computed(tokens, [short[batch] for batch in plan], self._features, finish)
+        yield from self._computed(tokens, self.resolve_states(states), [short[batch] for batch in plan], finish)
 
     def encode_padded(
-        self, tokens: TokenizedTexts, finish: Finish | None = None
+        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
 
@@ -158,12 +162,13 @@ class Encoder:
 
         Yields: as :meth:`encode`.
         """
-        if not isinstance(self.states, TorchStates):
-            yield from self.encode(tokens, finish)
+        if not isinstance(self.backend, TorchStates):
+            yield from self.encode(tokens, states, finish)
             return
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         plan = plan_batches(tokens.lengths[short], self._share(tokens.lengths[short]), "padded")
-        yield from self._computed(tokens, [short[batch] for batch in plan], self._padded, finish)
+        batches = [short[batch] for batch in plan]
+        yield from self._computed(tokens, self.resolve_states(states), batches, finish, padded=True)
 
     def _share(self, lengths: np.ndarray) -> int:
         """Tokens in a batch of texts of these lengths: on a CPU few enough that no core is idle."""
@@ -174,26 +179,28 @@ class Encoder:
     def _computed(
         self,
         tokens: TokenizedTexts,
+        states: States,
         batches: list[np.ndarray],
-        compute: Callable[[TokenizedTexts, np.ndarray], torch.Tensor],
         finish: Finish | None,
+        *,
+        padded: bool = False,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches and what ``compute`` and ``finish`` make of them, then each text that is read in windows."""
-        finish = finish or (lambda features: features)
+        """Batches and what ``finish`` makes of their features, then each text that is read in windows."""
+        finish, compute = finish or (lambda features: features), self._padded if padded else self._features
         with _workers(self.device) as run:
-            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch)), batches), strict=True)
+            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch, states)), batches), strict=True)
             long = np.flatnonzero(tokens.lengths > self.identity.max_length)
-            found = run(lambda text: finish(self._windowed(tokens, int(text[0]))), list(long[:, None]))
+            found = run(lambda text: finish(self._windowed(tokens, int(text[0]), states)), list(long[:, None]))
             yield from zip(long[:, None], found, strict=True)
 
-    def _padded(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+    def _padded(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
-        ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)
-        assert isinstance(self.states, TorchStates)
-        found = self.states(ids, types if self._typed else None, len(batch), mask.astype(np.int64))
-        return found[torch.from_numpy(mask).to(found.device)]
+        ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)  # (B, T) each
+        assert isinstance(self.backend, TorchStates)
+        hidden = self.backend(ids, types if self._typed else None, len(batch), states, mask.astype(np.int64))
+        return hidden[torch.from_numpy(mask).to(hidden.device)]
 
-    def _windowed(self, tokens: TokenizedTexts, text: int) -> torch.Tensor:
+    def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:
         """(T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
         alone = tokens.alone(text)
         before, after = self._special_tokens
@@ -203,13 +210,10 @@ class Encoder:
         for first in range(0, len(windows), size):
             some = windows[first : first + size]
             gathered = alone.gathered([window.tokens for window in some])
-            features = self._features(gathered, np.arange(len(some))).split(gathered.lengths.tolist())
-            parts += [states[window.kept] for states, window in zip(features, some, strict=True)]
+            # One (M, L, D) for each window.
+            features = self._features(gathered, np.arange(len(some)), states).split(gathered.lengths.tolist())
+            parts += [hidden[window.kept] for hidden, window in zip(features, some, strict=True)]
         return torch.cat(parts)
-
-    @property
-    def _token_shape(self) -> tuple[int, int]:
-        return len(self.identity.layers), self.identity.width
 
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:
@@ -229,44 +233,38 @@ class Encoder:
         step = -(-full // (1 if self.device.type == "cpu" else SIZES)) if in_onednn else 1
         return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
 
-    def _features(self, tokens: TokenizedTexts, batch: np.ndarray) -> torch.Tensor:
+    def _features(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
-        if isinstance(self.states, PackedStates | PackedGpu):
+        if isinstance(self.backend, PackedStates | PackedGpu):
             places = tokens.places(batch)
             types = tokens.types[places].astype(np.int64) if self._typed else None
-            return self.states(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch])
+            return self.backend(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch], states)
         fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
         rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
         ids = tokens.rows(rows, tokens.ids).astype(np.int64)  # (B, T)
         types = tokens.rows(rows, tokens.types).astype(np.int64) if self._typed else None
-        return self.states(ids, types, len(batch)).reshape(-1, *self._token_shape)
+        return self.backend(ids, types, len(batch), states).flatten(0, 1)
 
     def _to_packed(self) -> None:
         """Compute texts end to end from now on, if the model is laid out for it."""
         if PackedStates.fits(self.model, self.device):
-            self.states = PackedStates(self.model, self.identity.layers)
+            self.backend = PackedStates(self.model)
         elif PackedGpu.fits(self.model, self.device, self.identity.max_length):
-            self.states = PackedGpu(self.model, self.identity.layers)
+            self.backend = PackedGpu(self.model)
 
 
 def load_encoder(
     name: str | Path = DEFAULT_ENCODER,
     *,
-    layers: Sequence[int] | None = None,
-    pairs: bool = False,
     precision: Precision = "auto",
     max_length: int | None = None,
     device: str | None = None,
     long_text: LongText = "truncate",
 ) -> Encoder:
-    """Load a frozen encoder.
+    """Load a frozen encoder; this reads and hashes its weights, so do it once.
 
     Args:
         name: a folder or a Hugging Face name. Only safetensors weights are read and no code of the model's own is run.
-        layers: hidden states to keep, 0 to the number of layers, -1 for the last; default: those of
-            `pretrained.default_layers`, the best on held-out rows (benchmarks/LOG.md). Higher layers
-            are not computed.
-        pairs: the default hidden states are those for pairs of texts.
         precision: ``"auto"`` is bf16 where the processor computes faster in it, else fp32.
         max_length: tokens at which texts are cut; default: what the encoder was made for, at most 512.
         device: ``"cpu"``, ``"cuda"``...; default: a GPU when there is one.
@@ -275,7 +273,7 @@ def load_encoder(
 
     Raises:
         EncoderError: not found, no safetensors weights, wrong hash of the default encoder, unknown architecture,
-            layers or length that it does not have, unknown precision.
+            length that it does not have, unknown precision.
         MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
     """
     if precision not in PRECISIONS:
@@ -288,20 +286,17 @@ def load_encoder(
     arithmetic = fast_precision(place) if precision == "auto" else precision
     model, tokenizer = load_model(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
     config = model.config
-    count = int(config.num_hidden_layers)
     identity = EncoderIdentity(
         name=str(name),
         weights=weights,
         tokenizer=hashlib.sha256(tokenizer_rules(tokenizer)).hexdigest(),
         config=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        layers=kept_layers(layers, count, str(name), pairs=pairs),
         precision=arithmetic,
         max_length=longest_input(max_length, folder, config, str(name)),
         width=int(config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         long_text=long_text,
     )
-    shorten(model, identity.layers[-1])
     encoder = Encoder(model.to(place), tokenizer, identity, place)
     encoder._to_packed()
     return encoder

@@ -52,22 +52,20 @@ ResidualProduct = Callable[[Tensor, Tensor], Tensor]
 
 
 class PackedStates:
-    """Hidden states of the chosen layers of an encoder that :meth:`fits`."""
+    """Hidden states of an encoder that :meth:`fits`."""
 
-    def __init__(self, model: Any, layers: Sequence[int]) -> None:
-        """``model`` is transformers' encoder on the CPU, fp32 or bf16; ``layers``: hidden states to keep, rising.
+    def __init__(self, model: Any) -> None:
+        """``model`` is transformers' encoder on the CPU, fp32 or bf16.
 
         Its layers' weights are taken from it, or they would be in memory twice; the model itself computes no more.
         """
-        self.layers = tuple(layers)
         config = model.config
         self.padding = (config.pad_token_id or 0) if config.model_type in COUNTED_FROM_PADDING else None
         self._embeddings = model.embeddings
         fused = _fused(model.dtype)
         self._layers: list[_Layer] = []
         for layer in model.encoder.layer:
-            if len(self._layers) < self.layers[-1]:
-                self._layers.append(_Layer(layer, fused=fused))
+            self._layers.append(_Layer(layer, fused=fused))
             layer.to("meta")
 
     @staticmethod
@@ -87,13 +85,14 @@ class PackedStates:
             and all(_is_plain(layer, config) for layer in model.encoder.layer)
         )
 
-    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> Tensor:
-        """Features of texts end to end, those of one length one after the other.
+    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray, states: Sequence[int]) -> Tensor:
+        """Features of texts end to end, those of one length one after the other; no layer above them is computed.
 
         Args:
             ids: (N,) token ids, int64.
             types: (N,) segment ids, int64; None for an encoder without segments.
             lengths: (B,) tokens in each text, N in all.
+            states: (L,) numbers of hidden states, rising.
 
         Returns:
             (N, L, D) float16.
@@ -106,12 +105,12 @@ class PackedStates:
         with torch.inference_mode():
             types = np.zeros_like(ids) if types is None else types
             filled = [torch.from_numpy(np.pad(values, (0, fill))) for values in (ids, positions, types)]
-            states = self._embedded(*filled)
-            kept = [states] if self.layers[0] == 0 else []
-            for number, layer in enumerate(self._layers, start=1):
-                states = layer(states, groups)
-                if number in self.layers:
-                    kept.append(states)
+            hidden = self._embedded(*filled)  # (N + fill, D), as all that follow
+            kept = [hidden] if states[0] == 0 else []
+            for number, layer in enumerate(self._layers[: states[-1]], start=1):
+                hidden = layer(hidden, groups)
+                if number in states:
+                    kept.append(hidden)
             return half(torch.stack([each[:count] for each in kept], dim=1))
 
     def _embedded(self, ids: Tensor, positions: Tensor, types: Tensor) -> Tensor:

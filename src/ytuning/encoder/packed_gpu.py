@@ -88,10 +88,10 @@ class _Parts:
 
 
 class PackedGpu:
-    """Hidden states of the chosen layers of an encoder that :meth:`fits`."""
+    """Hidden states of an encoder that :meth:`fits`."""
 
-    def __init__(self, model: Any, layers: Sequence[int], kernels: Kernels | None = None) -> None:
-        """``model`` is transformers' encoder on its device; ``layers``: hidden states to keep, rising.
+    def __init__(self, model: Any, kernels: Kernels | None = None) -> None:
+        """``model`` is transformers' encoder on its device.
 
         Its layers' weights are taken from it, or they would be in memory twice; the model itself computes no more.
         """
@@ -100,7 +100,6 @@ class PackedGpu:
 
             kernels = gpu_kernels
         config = model.config
-        self.layers = tuple(layers)
         self.device = model.device
         self._embeddings = model.embeddings
         self._project_embeddings = getattr(model, "embeddings_project", None)  # ELECTRA's small ones
@@ -110,10 +109,9 @@ class PackedGpu:
         with torch.inference_mode():
             distances = _distances(model)
             self._layers: list[_Layer] = []
-            for number, layer in enumerate(model.encoder.layer):
-                if number < self.layers[-1]:
-                    parts = _Parts.of(layer, config.model_type)
-                    self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels))
+            for layer in model.encoder.layer:
+                parts = _Parts.of(layer, config.model_type)
+                self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels))
                 layer.to("meta")
         products = any(layer.distances is not None and layer.distances.bias is None for layer in self._layers)
         self._block = PRODUCT_BLOCK if products else BLOCK
@@ -124,13 +122,14 @@ class PackedGpu:
         """Whether a model has one of the layouts that are known here and nothing was put into it, on a GPU."""
         return device.type == "cuda" and importlib.util.find_spec("triton") is not None and _known(model, max_length)
 
-    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray) -> Tensor:
-        """Features of texts end to end.
+    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray, states: Sequence[int]) -> Tensor:
+        """Features of texts end to end; no layer above the deepest of the states is computed.
 
         Args:
             ids: (N,) token ids, int64.
             types: (N,) segment ids, int64; None for an encoder without segments.
             lengths: (B,) tokens in each text, N in all.
+            states: (L,) numbers of hidden states, rising.
 
         Returns:
             (N, L, D) float16, on the device.
@@ -144,17 +143,18 @@ class PackedGpu:
             ids_there, positions_there, types_there = self._moved(torch.from_numpy(rows))
             packing = pack(lengths, self._moved, self._block)
             given = {"token_type_ids": types_there[None]} if self._typed else {}
-            states = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
+            # (N + fill, D), as all that follow
+            hidden = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
             if self._project_embeddings is not None:
-                states = self._project_embeddings(states)
-            first = states
-            kept = [states[:count]] if self.layers[0] == 0 else []
-            for number, layer in enumerate(self._layers, start=1):
-                states = layer(states, packing)
+                hidden = self._project_embeddings(hidden)
+            first = hidden
+            kept = [hidden[:count]] if states[0] == 0 else []
+            for number, layer in enumerate(self._layers[: states[-1]], start=1):
+                hidden = layer(hidden, packing)
                 if number == 1 and self._convolution is not None:
-                    states = self._convolution(first, states, packing)
-                if number in self.layers:
-                    kept.append(states[:count])
+                    hidden = self._convolution(first, hidden, packing)
+                if number in states:
+                    kept.append(hidden[:count])
             return half(torch.stack(kept, dim=1))
 
     def _moved(self, values: Tensor) -> Tensor:

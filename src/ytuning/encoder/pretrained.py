@@ -23,17 +23,20 @@ from ytuning.errors import EncoderError
 
 __all__ = [
     "EncoderIdentity",
-    "default_layers",
-    "kept_layers",
+    "States",
+    "default_states",
     "load_model",
     "longest_input",
-    "shorten",
+    "resolve_states",
     "tokenizer_rules",
 ]
 
 LONGEST = 512  # tokens; where neither the encoder nor the caller sets a smaller maximum
-NOT_NEEDED = ("pooler.", "decoder.")  # weights that no kept hidden state depends on; many files lack them
-POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
+# No hidden state depends on these weights, and many files lack them.
+NOT_NEEDED = ("pooler.", "decoder.")
+
+States = tuple[int, ...]
+"""Numbers of hidden states, rising: 0 is the output of the embedding layer, n the output of the n-th layer."""
 
 
 def load_model(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -72,45 +75,42 @@ def load_model(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     return model.eval().requires_grad_(False), tokenizer
 
 
-def shorten(model: Any, deepest: int) -> None:
-    """Drop the layers above the deepest kept hidden state, which would be computed for nothing.
-
-    Only from the stacks of BERT and its kin, which normalise inside each layer: others treat their last layer's output
-    apart from the rest, so that a layer that becomes the last would give another hidden state.
-    """
-    if model.config.model_type in POST_NORM:
-        del model.encoder.layer[max(deepest, 1) :]  # no model runs without layers
-
-
 def tokenizer_rules(tokenizer: Any) -> bytes:
     """The serialised tokenizer without its truncation and padding, which change from call to call."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
 
 
-def default_layers(depth: int, *, pairs: bool = False) -> tuple[int, ...]:
-    """Hidden states half and five sixths up an encoder of ``depth`` layers; of a single layer only that one.
+def default_states(depth: int, *, pairs: bool = False) -> States:
+    """The hidden states that a task reads by default, of an encoder of ``depth`` layers.
 
-    Of ``pairs`` two thirds up and the last, by which sentence encoders are trained to compare texts.
+    Single texts are read half and five sixths up, which was best on held-out rows (benchmarks/RESULTS.md). Pairs are
+    read two thirds up and in the last state, by which sentence encoders are trained to compare texts.
     """
     lower = max(1, round(depth * 2 / 3 if pairs else depth / 2))
     return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
 
 
-def kept_layers(layers: Sequence[int] | None, count: int, name: str, *, pairs: bool = False) -> tuple[int, ...]:
-    """Hidden states to keep of an encoder of ``count`` layers, rising; of ``None`` the default ones.
+def resolve_states(wanted: Sequence[int] | None, depth: int, name: str, *, pairs: bool = False) -> States:
+    """Numbers of hidden states of an encoder of ``depth`` layers, each once and rising; ``None`` gives the default.
+
+    Args:
+        wanted: numbers from 0 to ``depth``; -1 stands for the last.
+        depth: number of the encoder's layers.
+        name: of the encoder, for the message.
+        pairs: whether the default is that for pairs of texts.
 
     Raises:
-        EncoderError: it has no such layers.
+        EncoderError: the encoder has no such hidden state.
     """
-    chosen = default_layers(count, pairs=pairs) if layers is None else tuple(layers)
-    unique = tuple(sorted({count if layer == -1 else layer for layer in chosen}))
-    if not unique or unique[0] < 0 or unique[-1] > count:
+    chosen = default_states(depth, pairs=pairs) if wanted is None else tuple(wanted)
+    states = tuple(sorted({depth if state == -1 else int(state) for state in chosen}))
+    if not states or states[0] < 0 or states[-1] > depth:
         raise EncoderError(
-            f"layers must be from 0 to {count} for the encoder {name!r}, or -1 for the last. "
+            f"layers must be from 0 to {depth} for the encoder {name!r}, or -1 for the last. "
             f"Got {list(chosen)} instead."
         )
-    return unique
+    return states
 
 
 def longest_input(given: int | None, folder: Path, config: Any, name: str) -> int:
@@ -140,14 +140,13 @@ def longest_input(given: int | None, folder: Path, config: Any, name: str) -> in
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What produced a text's features. Two identities with one fingerprint give the same features.
+    """What computed a text's hidden states. Encoders with one fingerprint compute the same hidden states.
 
     Attributes:
         name: as the user gave it; not part of the fingerprint.
         weights: SHA-256 of the weights file (of the files' hashes where the weights are sharded).
         tokenizer: SHA-256 of the serialised tokenizer.
         config: SHA-256 of ``config.json``.
-        layers: hidden states that are kept; 0 is the embedding layer, n the output of the n-th layer.
         precision: arithmetic of the pass, ``"fp32"`` or ``"bf16"``.
         max_length: tokens, special ones included; longer texts are cut.
         width: size of a hidden state.
@@ -159,7 +158,6 @@ class EncoderIdentity:
     weights: str
     tokenizer: str
     config: str
-    layers: tuple[int, ...]
     precision: str
     max_length: int
     width: int
@@ -174,15 +172,14 @@ class EncoderIdentity:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping, the fingerprint included."""
-        return {**asdict(self), "layers": list(self.layers), "fingerprint": self.fingerprint}
+        return {**asdict(self), "fingerprint": self.fingerprint}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> EncoderIdentity:
         """The inverse of :meth:`to_json`; raises ``KeyError`` or ``TypeError`` on anything else."""
-        fields = {key: value[key] for key in cls.__dataclass_fields__}
-        return cls(**{**fields, "layers": tuple(int(layer) for layer in fields["layers"])})
+        return cls(**{key: value[key] for key in cls.__dataclass_fields__})
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments with which :func:`load_encoder` loads an encoder of this identity."""
-        return {name: getattr(self, name) for name in ("layers", "precision", "max_length", "long_text")}
+        return {name: getattr(self, name) for name in ("precision", "max_length", "long_text")}

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +26,10 @@ __all__ = [
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FEWEST_TOKENS = 64  # matrix libraries switch kernels below about 16 rows, and with them the last bits of the result
+# Matrix libraries switch kernels below about 16 rows, and with them the last bits of the result.
+FEWEST_TOKENS = 64
+POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Model types that normalise inside each layer, so that a stack of fewer layers gives the same hidden states."""
 
 
 def fast_precision(device: torch.device) -> str:
@@ -44,13 +50,20 @@ def fast_precision(device: torch.device) -> str:
 
 
 class TorchStates:
-    """Hidden states of the chosen layers, computed by torch."""
+    """Hidden states of any model, computed by torch."""
 
-    def __init__(self, model: Any, layers: Sequence[int], device: torch.device) -> None:
-        self.model, self.layers, self.device = model, tuple(layers), device
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self._stacks: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
     def __call__(
-        self, ids: np.ndarray, types: np.ndarray | None, count: int, mask: np.ndarray | None = None
+        self,
+        ids: np.ndarray,
+        types: np.ndarray | None,
+        count: int,
+        states: Sequence[int],
+        mask: np.ndarray | None = None,
     ) -> torch.Tensor:
         """Hidden states of the first ``count`` rows of a batch; the other rows only fill it.
 
@@ -58,6 +71,7 @@ class TorchStates:
             ids: (B, T) int64 token ids.
             types: (B, T) int64 segment ids, or None for an encoder without segments.
             count: number of rows that are wanted.
+            states: (L,) numbers of hidden states.
             mask: (B, T) int64, 1 at tokens and 0 beyond them, where texts have different lengths.
 
         Returns:
@@ -68,8 +82,29 @@ class TorchStates:
             tensors = {
                 name: torch.from_numpy(values).to(self.device) for name, values in given.items() if values is not None
             }
-            states = self.model(**tensors, output_hidden_states=True, return_dict=True).hidden_states
-            return half(torch.stack([states[layer][:count] for layer in self.layers], dim=2))
+            model = self._up_to(max(states))
+            hidden = model(
+                **tensors, output_hidden_states=True, return_dict=True
+            ).hidden_states  # depth + 1 x (B, T, D)
+            return half(torch.stack([hidden[state][:count] for state in states], dim=2))
+
+    def _up_to(self, deepest: int) -> Any:
+        """The model without the layers above a hidden state, which would be computed for nothing.
+
+        Only the stacks of BERT and its kin are cut. Other models treat their last layer's output apart from the rest,
+        so that a layer that becomes the last would give another hidden state.
+        """
+        layers = max(deepest, 1)  # no model runs without layers
+        if self.model.config.model_type not in POST_NORM or layers == self.model.config.num_hidden_layers:
+            return self.model
+        with self._lock:
+            if layers not in self._stacks:
+                # The copy shares the weights and has modules of its own, so that threads can run it beside the model.
+                shared = chain(self.model.parameters(), self.model.buffers())
+                stack = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+                del stack.encoder.layer[layers:]
+                self._stacks[layers] = stack
+            return self._stacks[layers]
 
 
 def half(states: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, Span
+from ytuning.features.codecs import Codec
 from ytuning.features.features import Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
@@ -72,8 +73,9 @@ def explain(
     encoder: Encoder,
     store: FeatureStore,
     *,
+    states: Sequence[int],
     pair_mode: PairMode | None,
-    codec: str,
+    codec: str | Codec,
     progress: Progress,
 ) -> list[Effects]:
     """Effects of the tokens of texts or pairs, on features as `pairs.stored_inputs` gives them.
@@ -83,13 +85,14 @@ def explain(
         inputs: texts or pairs.
         encoder: reads what is not stored.
         store: where features are kept.
+        states: numbers of the hidden states that the head reads.
         pair_mode: how the encoder reads pairs.
         codec: in which the features are kept.
         progress: is told every row.
     """
     if not inputs:
         return []
-    features, _ = stored_inputs(inputs, encoder, store, progress, pair_mode=pair_mode, codec=codec)
+    features, _ = stored_inputs(inputs, encoder, store, progress, states=states, pair_mode=pair_mode, codec=codec)
     spans = _spans_apart(inputs, encoder) if pair_mode == "separate" else encoder.spans(inputs)
     found = []
     for row, places in enumerate(spans):

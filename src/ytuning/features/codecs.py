@@ -1,4 +1,4 @@
-"""How token features become bytes in the store, and back: half precision, int8, or int8 on half as many directions.
+"""How token features become bytes in the store, and back: half precision, int8, or int8 on half as many components.
 
 A codec turns features (N, L, D) float16 into rows of bytes (N, row_bytes), a row for each token, and decodes rows that
 were gathered for a batch. N tokens, L hidden states, D encoder width; the L states of a token lie side by side.
@@ -6,13 +6,13 @@ were gathered for a batch. N tokens, L hidden states, D encoder width; the L sta
 =========  =======================  ====================================================================================
 fp16       2 L D bytes a token      the features themselves
 int8       L (D + 2)                for each hidden state a float16 scale and D numbers from -127 to 127
-compact    L D / 2 + 2              the coordinates along the L D / 2 strongest directions, with one float16 scale
+compact    L D / 2 + 2              the coordinates along the L D / 2 principal components, with one float16 scale
 =========  =======================  ====================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -31,12 +31,12 @@ __all__ = [
     "CODECS",
     "DEFAULT_CODEC",
     "Codec",
-    "Compact",
-    "Coordinates",
-    "Half",
-    "Int8",
-    "Projected",
-    "Reader",
+    "Decoder",
+    "Float16Codec",
+    "Int8Codec",
+    "PcaCoordinates",
+    "PcaInt8Codec",
+    "ProjectedReader",
     "Selected",
     "build_codec",
     "row_bytes",
@@ -52,7 +52,7 @@ BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Half:
+class Float16Codec:
     """The features themselves, float16."""
 
     layers: int
@@ -81,14 +81,15 @@ class Half:
             converted.copy_(part.float())
         return values
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
-        states = rows.unflatten(1, (self.layers, -1))[:, list(places)]
-        return Half(len(places), self.width).decode(states.flatten(1), dtype)
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
+        # (N, L, 2 * D) -> (N, S, 2 * D)
+        chosen = rows.unflatten(1, (self.layers, -1))[:, list(positions)]
+        return Float16Codec(len(positions), self.width).decode(chosen.flatten(1), dtype)
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8Codec:
     """A float16 scale for each hidden state of a token, all of them first, then the numbers that it multiplies.
 
     A scale is the state's largest size / 127, rounded up so that no number saturates; what comes back is within half a
@@ -116,30 +117,31 @@ class Int8:
         """(N, row_bytes) uint8 -> (N, L * D)."""
         return _numbers(rows, self.layers, dtype)
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places."""
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
         import torch
 
+        # (N, 2 * L) and (N, L * D), of which S of L groups are taken
         scales, numbers = rows.split((2 * self.layers, self.layers * self.width), 1)
-        chosen = [part.unflatten(1, (self.layers, -1))[:, list(places)].flatten(1) for part in (scales, numbers)]
-        return _numbers(torch.cat(chosen, 1), len(places), dtype)
+        chosen = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in (scales, numbers)]
+        return _numbers(torch.cat(chosen, 1), len(positions), dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class Compact:
-    """Coordinates along the directions that hold most of the features' energy, as int8 with one float16 scale a token.
+class PcaInt8Codec:
+    """Coordinates along the components that hold most of the features' energy, as int8 with one float16 scale a token.
 
     Sizes of coordinates differ by orders of magnitude; each is divided by a weight of its own first, the square root of
     its direction's deviation, so that one scale serves them all (see :meth:`fitted`).
 
     Attributes:
-        directions: (R, L * D) float32, orthonormal rows.
+        components: (R, L * D) float32, orthonormal rows.
         weights: (R,) float32, positive.
     """
 
     layers: int
     width: int
-    directions: np.ndarray
+    components: np.ndarray
     weights: np.ndarray
     _matrices: dict[tuple[torch.dtype | str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
     name: ClassVar[str] = "compact"
@@ -147,10 +149,10 @@ class Compact:
     @property
     def row_bytes(self) -> int:
         """Bytes of a token."""
-        return len(self.directions) + 2
+        return len(self.components) + 2
 
     @classmethod
-    def fitted(cls, features: np.ndarray) -> Compact:
+    def fitted(cls, features: np.ndarray) -> PcaInt8Codec:
         """The basis for features like these (N, L, D) float16: eigenvectors of their second moments, strongest first.
 
         With fewer tokens than directions the directions left over are an orthonormal completion. Of the weights' powers
@@ -160,7 +162,7 @@ class Compact:
         import torch
 
         layers, width = features.shape[1:]
-        size, kept = layers * width, _directions(layers, width)
+        size, kept = layers * width, _component_count(layers, width)
         threads = torch.get_num_threads()
         # The same sums, and so the same basis, on any number of cores.
         torch.set_num_threads(1)
@@ -168,11 +170,13 @@ class Compact:
             # (L * D, L * D): sums of products in float64, since those of float32 would drown the weakest components.
             moments = torch.zeros(size, size, dtype=torch.float64)
             for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
+                # (P, L * D) -> (L * D, L * D)
                 whole = part.float()
                 moments += whole.T @ whole
             energy, vectors = (found.numpy() for found in torch.linalg.eigh(moments / len(features)))
         finally:
             torch.set_num_threads(threads)
+        # (R,) and (L * D, R), the strongest first
         energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
         # An eigenvector's sign is arbitrary; this choice makes the basis the same on every run.
         largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
@@ -187,25 +191,45 @@ class Compact:
         )
 
     @classmethod
-    def from_bytes(cls, layers: int, width: int, data: bytes) -> Compact:
+    def from_tensors(cls, layers: int, width: int, tensors: Mapping[str, np.ndarray]) -> PcaInt8Codec:
+        """The inverse of :attr:`tensors`.
+
+        Raises:
+            ValueError: not the tensors of a basis for L hidden states of width D.
+        """
+        kept = _component_count(layers, width)
+        wanted = {"components": (kept, layers * width), "weights": (kept,)}
+        shapes = {name: values.shape for name, values in tensors.items()}
+        if shapes != wanted or any(values.dtype != np.float32 for values in tensors.values()):
+            raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
+        return cls(layers, width, tensors["components"], tensors["weights"])
+
+    @classmethod
+    def from_bytes(cls, layers: int, width: int, data: bytes) -> PcaInt8Codec:
         """The inverse of :meth:`to_bytes`.
 
         Raises:
             ValueError: not the bytes of a basis for L hidden states of width D.
         """
         try:
-            tensors = safetensors.numpy.load(data)
-            basis = cls(layers, width, tensors["directions"], tensors["weights"])
-        except (safetensors.SafetensorError, KeyError) as error:
+            return cls.from_tensors(layers, width, safetensors.numpy.load(data))
+        except safetensors.SafetensorError as error:
             raise ValueError(f"not a basis ({type(error).__name__})") from error
-        kept = _directions(layers, width)
-        if basis.directions.shape != (kept, layers * width) or basis.weights.shape != (kept,):
-            raise ValueError(f"a basis of {basis.directions.shape}, where {(kept, layers * width)} is needed")
-        return basis
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a file keeps of the basis."""
+        return {"components": self.components, "weights": self.weights}
 
     def to_bytes(self) -> bytes:
         """Safetensors, the same bytes for the same basis."""
-        return safetensors.numpy.save({"directions": self.directions, "weights": self.weights})
+        return safetensors.numpy.save(self.tensors)
+
+    def has_basis_of(self, other: object) -> bool:
+        """Whether another codec gives, and reads, the same bytes."""
+        return isinstance(other, PcaInt8Codec) and all(
+            np.array_equal(mine, other.tensors[name]) for name, mine in self.tensors.items()
+        )
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
@@ -218,11 +242,13 @@ class Compact:
         parts = []
         for part in rows.split(BLOCK):
             block[: len(part)] = part
+            # (P, R), which are one group with one scale
             parts.append(_quantised((block @ matrix)[: len(part), None]))
         return torch.cat(parts)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
+        # (N, R) @ (R, L * D)
         return _numbers(rows, 1, dtype) @ self._matrix(dtype, rows.device)
 
     def _matrix(self, use: torch.dtype | str, device: torch.device) -> torch.Tensor:
@@ -232,28 +258,28 @@ class Compact:
         key = (use, device)
         if key not in self._matrices:
             if isinstance(use, torch.dtype):
-                made = torch.from_numpy(self.directions * self.weights[:, None]).to(use)
+                made = torch.from_numpy(self.components * self.weights[:, None]).to(use)
             else:
-                made = torch.from_numpy(self.directions / self.weights[:, None]).T.contiguous()
+                made = torch.from_numpy(self.components / self.weights[:, None]).T.contiguous()
             self._matrices[key] = made.to(device)
         return self._matrices[key]
 
-    def decode_states(self, rows: torch.Tensor, places: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S places, all of which every coordinate is needed for."""
-        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(places)].flatten(1)
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions, for each of which every number is needed."""
+        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1)
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """Reads compact rows as they are: coordinates along the directions, a single state of width R."""
+class PcaCoordinates:
+    """Reads compact rows as they are: coordinates along the components, which are a single state of width R."""
 
-    compact: Compact
+    compact: PcaInt8Codec
     layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
         """R."""
-        return len(self.compact.directions)
+        return len(self.compact.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, R)."""
@@ -264,21 +290,21 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
-class Projected:
-    """Reads rows of another codec in coordinates along directions (R, L * D): a single state of width R."""
+class ProjectedReader:
+    """Reads rows of another codec as coordinates along components (R, L * D): a single state of width R."""
 
-    codec: Reader
-    directions: torch.Tensor
+    codec: Decoder
+    components: torch.Tensor
     layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
         """R."""
-        return len(self.directions)
+        return len(self.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, R)."""
-        return self.codec.decode(rows, dtype) @ self.directions.to(rows.device, dtype).T
+        return self.codec.decode(rows, dtype) @ self.components.to(rows.device, dtype).T
 
 
 @dataclass(frozen=True)
@@ -289,16 +315,16 @@ class Selected:
 
     Attributes:
         codec: of the rows.
-        places: of the states among those of the codec, counted from 0.
+        positions: of the states among those of the codec, counted from 0.
     """
 
     codec: Codec
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
     @property
     def layers(self) -> int:
         """S."""
-        return len(self.places)
+        return len(self.positions)
 
     @property
     def width(self) -> int:
@@ -307,11 +333,11 @@ class Selected:
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D)."""
-        return self.codec.decode_states(rows, self.places, dtype)
+        return self.codec.decode_states(rows, self.positions, dtype)
 
 
-Codec = Half | Int8 | Compact
-Reader = Codec | Coordinates | Projected | Selected
+Codec = Float16Codec | Int8Codec | PcaInt8Codec
+Decoder = Codec | PcaCoordinates | ProjectedReader | Selected
 """What decodes rows; a codec writes them too."""
 
 
@@ -326,7 +352,7 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     if name == "int8":
         return layers * (width + 2)
     if name == "compact":
-        return _directions(layers, width) + 2
+        return _component_count(layers, width) + 2
     raise InputError(allowed("store", name, CODECS))
 
 
@@ -335,18 +361,18 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
 
     Raises:
         InputError: unknown name.
-        ValueError: see :meth:`Compact.from_bytes`.
+        ValueError: see :meth:`PcaInt8Codec.from_bytes`.
     """
     if name == "fp16":
-        return Half(layers, width)
+        return Float16Codec(layers, width)
     if name == "int8":
-        return Int8(layers, width)
+        return Int8Codec(layers, width)
     if name == "compact":
-        return None if basis is None else Compact.from_bytes(layers, width, basis)
+        return None if basis is None else PcaInt8Codec.from_bytes(layers, width, basis)
     raise InputError(allowed("store", name, CODECS))
 
 
-def _directions(layers: int, width: int) -> int:
+def _component_count(layers: int, width: int) -> int:
     return max(1, layers * width // 2)
 
 
@@ -363,6 +389,7 @@ def _quantised(values: torch.Tensor) -> torch.Tensor:
     # Coordinates can be far from what a basis was fitted on: those beyond the largest scale saturate.
     scales = scales.clamp_max(torch.finfo(torch.float16).max)
     numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
+    # (N, S, W) -> (N, S * W)
     rows = numbers.round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8).flatten(1)
     return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1)
 

@@ -15,7 +15,16 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
-from ytuning.features.codecs import DEFAULT_CODEC, Codec, Compact, Coordinates, Half, Projected, Reader, Selected
+from ytuning.features.codecs import (
+    DEFAULT_CODEC,
+    Codec,
+    Decoder,
+    Float16Codec,
+    PcaCoordinates,
+    PcaInt8Codec,
+    ProjectedReader,
+    Selected,
+)
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
@@ -57,6 +66,9 @@ FEWEST_FIT_TOKENS = 10
 # Bytes that are read at once from a store larger than the memory: one seek for many rows.
 BLOCK_BYTES = 256 << 10
 WAITING = "waiting for another process that encodes with this encoder"
+OTHER_BASIS = (
+    "the store's compact features have another basis than the task's, so these texts are read again and not stored"
+)
 # What was just written is read back so many times before the disk is called bad.
 ATTEMPTS = 3
 
@@ -95,6 +107,7 @@ class Features(Protocol):
         device: where batches are.
         is_resident: whether they are those of :meth:`resident`.
         pair_mode: ``"separate"`` if a row is a pair of texts that were encoded separately, else None.
+        codec: what stored bytes are decoded with.
     """
 
     lengths: torch.Tensor
@@ -104,6 +117,7 @@ class Features(Protocol):
     device: torch.device
     is_resident: bool
     pair_mode: PairMode | None
+    codec: Decoder
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -113,8 +127,12 @@ class Features(Protocol):
         """What rows (N,) take where they lie."""
         ...
 
-    def with_layers(self, places: Sequence[int]) -> Features:
-        """The same rows, of each token only the hidden states at these places among the L."""
+    def at_positions(self, positions: Sequence[int]) -> Features:
+        """The same rows, of each token only the hidden states at these positions among the L."""
+        ...
+
+    def recoded(self, codec: Codec) -> Features:
+        """The same rows in memory in another codec."""
         ...
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
@@ -143,7 +161,6 @@ class TextFeatures:
 
     Attributes:
         dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
-        codec: what they are decoded with.
     """
 
     pair_mode: PairMode | None = None
@@ -151,7 +168,8 @@ class TextFeatures:
     is_resident = False
 
     def __init__(self, rows: StoredRows, dtype: torch.dtype) -> None:
-        self.dtype, self.codec = dtype, rows.codec
+        self.dtype = dtype
+        self.codec: Decoder = rows.codec
         self._arrays = [torch.from_numpy(array) for array in rows.arrays]
         self._array, self._start = torch.from_numpy(rows.array), torch.from_numpy(rows.start)
         self._maps, self._gathered = rows.maps, 0
@@ -166,24 +184,34 @@ class TextFeatures:
         """What rows (N,) take where they lie."""
         return int(self.lengths[rows].sum()) * self._arrays[0].shape[1]
 
-    def seen_as(self, reader: Reader) -> TextFeatures:
+    def seen_as(self, reader: Decoder) -> TextFeatures:
         """The same rows, decoded by another reader."""
         view = copy.copy(self)
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
 
-    def with_layers(self, places: Sequence[int]) -> TextFeatures:
-        """The same rows, of each token only the hidden states at these places among the L (from 0, rising)."""
-        chosen = tuple(places)
+    def at_positions(self, positions: Sequence[int]) -> TextFeatures:
+        """The same rows, of each token only the hidden states at these positions among the L (from 0, rising)."""
+        chosen = tuple(positions)
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
-            raise ValueError(f"places must be different ones from 0 to {self.layers - 1}, rising. Got {list(chosen)}")
+            raise ValueError(f"positions must differ, rise and be from 0 to {self.layers - 1}. Got {list(chosen)}")
         if len(chosen) == self.layers:
             return self
         if isinstance(self.codec, Selected):
-            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.places[place] for place in chosen)))
-        # Readers of coordinates hold a single state, of which there is nothing to select.
-        assert not isinstance(self.codec, Coordinates | Projected)
+            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.positions[each] for each in chosen)))
+        # Readers of coordinates hold a single state, which has been returned above.
+        assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)
         return self.seen_as(Selected(self.codec, chosen))
+
+    def recoded(self, codec: Codec) -> TextFeatures:
+        """The same rows in memory in another codec: what a store in that codec would hold of them."""
+        arrays = []
+        for array in self._arrays:
+            # (tokens, L, D), exactly what was stored: a codec gives the same bytes for float32 as for float16.
+            values = self.codec.decode(array, torch.float32).unflatten(1, (self.layers, self.width))
+            arrays.append(codec.encode(values).numpy())
+        where = (self._array.numpy(), self._start.numpy(), self.lengths.numpy(), self.truncated_rows)
+        return TextFeatures(StoredRows(arrays, *where, codec), self.dtype)
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> TextFeatures:
         """The same features in a device's memory, of rows (N,) only: as many bytes as in the store."""
@@ -252,6 +280,7 @@ class TextFeatures:
             stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
         else:
             stored = self._gather(tokens, self._array[indices])
+        # (B * T, row bytes) -> (B * T, L * D)
         values = self.codec.decode(stored, self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), mask
 
@@ -276,6 +305,7 @@ class TextFeatures:
             stored = torch.empty(*tokens.shape, self._arrays[0].shape[1], dtype=torch.uint8)
             for number in numbers:
                 rows = (array == number).nonzero()[:, 0]
+                # (tokens of the rows, row bytes)
                 found = self._arrays[number].index_select(0, tokens[rows].flatten())
                 stored.index_copy_(0, rows, found.view(len(rows), *stored.shape[1:]))
             stored = stored.flatten(0, 1)
@@ -308,7 +338,8 @@ def stored_features(
     store: FeatureStore,
     progress: Progress,
     *,
-    codec: str = DEFAULT_CODEC,
+    states: Sequence[int],
+    codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[TextFeatures, CacheUse]:
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
@@ -320,13 +351,19 @@ def stored_features(
         encoder: reads what is not stored.
         store: where features are kept.
         progress: is told every batch, and what is damaged.
-        codec: in which the features are kept; each has a space of its own. See `features/codecs.py`.
+        states: numbers of the hidden states to keep, see `Encoder.resolve_states`.
+        codec: in which the features are kept; each has a space of its own. See `features/codecs.py`. Of compact
+            features, a codec instead of a name says in which basis: a space without one gets it, and where the space
+            has another, the features are computed in memory and not stored.
 
     Raises:
         InputError: there is no such codec.
+        EncoderError: the encoder has no such hidden state.
         StoreError: the disk is full or cannot be written or read back.
     """
-    space = store.space(encoder.identity.to_json(), codec)
+    states = encoder.resolve_states(states)
+    space = store.space(encoder.identity.to_json(), states, codec if isinstance(codec, str) else codec.name)
+    basis = codec if isinstance(codec, PcaInt8Codec) else None
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
@@ -335,9 +372,19 @@ def stored_features(
         if space.codec is None or any(key not in space for key in distinct):
             with space.locked(lambda: progress.say(WAITING)):
                 said = _say_damages(space, said, progress)
-                missing = [key for key in distinct if key not in space]
-                misses.update(missing)
-                _write_into(space, missing, _encoding([distinct[key] for key in missing], encoder), progress)
+                # A task's basis comes first: these texts alone would give another one.
+                if basis is not None and space.codec is None:
+                    space.establish(basis)
+                if basis is None or basis.has_basis_of(space.codec):
+                    missing = [key for key in distinct if key not in space]
+                    misses.update(missing)
+                    source = _encoding([distinct[key] for key in missing], encoder, states)
+                    _write_into(space, missing, source, progress)
+        # Only a task's own basis gives the numbers that its head was trained on.
+        if basis is not None and not basis.has_basis_of(space.codec):
+            progress.say(OTHER_BASIS)
+            features = live_features(inputs, encoder, states=states, codec=basis)
+            return features, CacheUse(0, len(distinct), 0)
         rows = space.rows(keys)
         said = _say_damages(space, said, progress)
         if rows is not None:
@@ -356,13 +403,16 @@ def keep_features(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     codec: str = DEFAULT_CODEC,
 ) -> int:
     """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
 
+    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
+
     Raises: as :func:`stored_features`.
     """
-    space = store.space(encoder.identity.to_json(), codec)
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
     rows = {text_key(*pair): row for row, pair in enumerate(inputs)}
     with space.locked(lambda: progress.say(WAITING)):
         _say_damages(space, 0, progress)
@@ -382,32 +432,44 @@ def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
     return len(space.damages)
 
 
-def live_features(inputs: Sequence[TextInput], encoder: Encoder, *, padded: bool = False) -> TextFeatures:
-    """Features of texts or pairs in memory, the store left alone: as the encoder gives them, through no codec.
+def live_features(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    codec: Codec | None = None,
+    padded: bool = False,
+) -> TextFeatures:
+    """Features of texts or pairs in memory, the store left alone.
 
-    ``padded``: of a few texts, in the shortest time; see `Encoder.encode_padded`.
-
-    They are those that the store keeps as fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+    Args:
+        inputs: texts or pairs.
+        encoder: reads them.
+        states: numbers of hidden states, see `Encoder.resolve_states`.
+        codec: that they go through. By default they are as the encoder gives them, which is what the store keeps as
+            fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+        padded: whether a few texts are read in the shortest time; see `Encoder.encode_padded`.
     """
     tokens = encoder.tokenize(inputs)
-    count = len(inputs)
-    codec = Half(len(encoder.identity.layers), encoder.identity.width)
+    count, states = len(inputs), encoder.resolve_states(states)
+    codec = codec or Float16Codec(len(states), encoder.identity.width)
     arrays: list[np.ndarray] = []
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     read = encoder.encode_padded if padded else encoder.encode
-    for indices, rows in read(tokens, codec.encode):
+    for indices, rows in read(tokens, states, codec.encode):
+        # rows (tokens of the batch, row bytes), a text's after those of the text before it
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)
     return TextFeatures(StoredRows(arrays, array, start, tokens.lengths, tokens.truncated, codec), _dtype(encoder))
 
 
-def _encoding(inputs: Sequence[TextInput], encoder: Encoder) -> Source:
+def _encoding(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[int]) -> Source:
     """The encoder as a source of features."""
 
     def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
         tokens = encoder.tokenize([inputs[position] for position in positions])
-        return tokens.lengths, tokens.truncated, encoder.encode(tokens, codec.encode if codec else None)
+        return tokens.lengths, tokens.truncated, encoder.encode(tokens, states, codec.encode if codec else None)
 
     return source
 
@@ -469,10 +531,10 @@ def _encoded(features: torch.Tensor, codec: Codec | None) -> np.ndarray:
     return (features if codec is None else codec.encode(features)).numpy()
 
 
-def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> Compact:
+def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> PcaInt8Codec:
     """The basis fitted on batches (tokens, L, D)."""
     tokens = np.concatenate(batches)
-    basis = Compact.fitted(tokens)
+    basis = PcaInt8Codec.fitted(tokens)
     if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
         progress.say(
             f"the store's compact basis is fitted on {len(tokens):,} tokens only and may fit other texts badly: before "

@@ -8,7 +8,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
-from ytuning.features.codecs import DEFAULT_CODEC
+from ytuning.features.codecs import DEFAULT_CODEC, Codec
 from ytuning.features.features import (
     BLOCK_BYTES,
     CacheUse,
@@ -40,7 +40,7 @@ class PairFeatures:
         # (rows,): a batch pads both sides to the longer text of its pairs, so that is what a row costs.
         self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
         self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
-        self.layers, self.width = texts.layers, texts.width
+        self.layers, self.width, self.codec = texts.layers, texts.width, texts.codec
         self.device, self.is_resident = texts.device, texts.is_resident
 
     def __len__(self) -> int:
@@ -58,9 +58,13 @@ class PairFeatures:
         """What the texts of rows (N,) take where they lie."""
         return self.texts.bytes_of(self.texts_of(rows))
 
-    def with_layers(self, places: Sequence[int]) -> PairFeatures:
-        """The same pairs, of each token only the hidden states at these places among the L."""
-        return self.with_texts(self.texts.with_layers(places))
+    def at_positions(self, positions: Sequence[int]) -> PairFeatures:
+        """The same pairs, of each token only the hidden states at these positions among the L."""
+        return self.with_texts(self.texts.at_positions(positions))
+
+    def recoded(self, codec: Codec) -> PairFeatures:
+        """The same pairs with their texts in another codec; see `TextFeatures.recoded`."""
+        return self.with_texts(self.texts.recoded(codec))
 
     def resident(self, rows: torch.Tensor, device: torch.device) -> PairFeatures:
         """The same pairs with the texts of rows (N,) in a device's memory."""
@@ -95,25 +99,32 @@ def stored_inputs(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     pair_mode: PairMode | None,
-    codec: str = DEFAULT_CODEC,
+    codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
     """Features through the store of single texts (``pair_mode`` None) or of pairs; see `features.stored_features`."""
     if pair_mode != "separate":
-        return stored_features(inputs, encoder, store, progress, codec=codec)
+        return stored_features(inputs, encoder, store, progress, states=states, codec=codec)
     texts, first, second = _distinct_texts(inputs)
-    features, use = stored_features(texts, encoder, store, progress, codec=codec)
+    features, use = stored_features(texts, encoder, store, progress, states=states, codec=codec)
     return PairFeatures(features, first, second), use
 
 
 def live_inputs(
-    inputs: Sequence[TextInput], encoder: Encoder, *, pair_mode: PairMode | None, padded: bool = False
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    pair_mode: PairMode | None,
+    codec: Codec | None = None,
+    padded: bool = False,
 ) -> Features:
     """The same in memory, with the store left alone; see `features.live_features`."""
     if pair_mode != "separate":
-        return live_features(inputs, encoder, padded=padded)
+        return live_features(inputs, encoder, states=states, codec=codec, padded=padded)
     texts, first, second = _distinct_texts(inputs)
-    return PairFeatures(live_features(texts, encoder, padded=padded), first, second)
+    return PairFeatures(live_features(texts, encoder, states=states, codec=codec, padded=padded), first, second)
 
 
 def keep_inputs(
@@ -123,13 +134,14 @@ def keep_inputs(
     store: FeatureStore,
     progress: Progress,
     *,
+    states: Sequence[int],
     codec: str = DEFAULT_CODEC,
 ) -> int:
     """Write features of :func:`live_inputs` or :func:`stored_inputs` into the store; see `features.keep_features`."""
     if isinstance(features, PairFeatures):
         inputs, features = _distinct_texts(inputs)[0], features.texts
     assert isinstance(features, TextFeatures)
-    return keep_features(inputs, features, encoder, store, progress, codec=codec)
+    return keep_features(inputs, features, encoder, store, progress, states=states, codec=codec)
 
 
 def _distinct_texts(inputs: Sequence[TextInput]) -> tuple[list[TextInput], torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Token features on disk: append-only shards with checksums, shared by every task on one encoder.
 
     <root>/                       $YTUNING_CACHE, else the platform's cache folder
-      <fingerprint>[-<codec>]/    one space for each encoder identity and codec; no codec in the name is fp16
-        space.json                the identity and the codec
+      <hash>/                     one space for each encoder identity, set of hidden states and codec, whose hash it is
+        space.json                these three
         lock                      held by the process that is encoding
         basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
@@ -35,7 +35,7 @@ import numpy as np
 import platformdirs
 
 from ytuning.errors import InputError, StoreError, allowed, wrong_schema
-from ytuning.features.codecs import CODECS, Compact, Reader, build_codec, row_bytes
+from ytuning.features.codecs import CODECS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, explained
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
@@ -43,7 +43,8 @@ __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
-# Its checksum.
+FOLDER_DIGITS = 32
+# The braces stand for the file's checksum.
 BASIS_FILE = "basis.{}.safetensors"
 OTHER_BASIS = "the basis it was written with is missing or damaged"
 
@@ -86,7 +87,7 @@ class StoredRows:
     start: np.ndarray
     length: np.ndarray
     truncated: np.ndarray
-    codec: Reader
+    codec: Decoder
     maps: list[mmap.mmap] = field(default_factory=list)
 
 
@@ -111,8 +112,13 @@ class FeatureStore:
         default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
         self.root = Path(default if root is None else root)
 
-    def space(self, identity: Mapping[str, Any], codec: str) -> FeatureSpace:
-        """The space of an encoder identity (``EncoderIdentity.to_json()``) and a codec, made if it is not there.
+    def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:
+        """The space for an encoder, some of its hidden states and a codec, made if it is not there.
+
+        Args:
+            identity: of the encoder, as ``EncoderIdentity.to_json()`` gives it.
+            states: numbers of hidden states, rising.
+            codec: name of a codec.
 
         Raises:
             InputError: there is no such codec.
@@ -120,11 +126,12 @@ class FeatureStore:
         """
         if codec not in CODECS:
             raise InputError(allowed("store", codec, CODECS))
-        folder = self.root / (str(identity["fingerprint"]) + ("" if codec == "fp16" else f"-{codec}"))
+        # The name is short, so that it can be typed; space.json says what it stands for.
+        folder = self.root / _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
         with explained(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
-                content = {"schema": SCHEMA, "codec": codec, "identity": dict(identity)}
+                content = {"schema": SCHEMA, "identity": dict(identity), "states": list(states), "codec": codec}
                 commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         return FeatureSpace(folder)
 
@@ -178,7 +185,14 @@ class FeatureStore:
 
 
 class FeatureSpace:
-    """The shards of one encoder identity in one codec. Reading needs no lock: what is there does not change."""
+    """The shards of one encoder's hidden states in one codec. Reading needs no lock: what is there does not change.
+
+    Attributes:
+        identity: of the encoder.
+        states: numbers of the hidden states that are kept.
+        codec_name: name of the codec.
+        codec: decodes the rows; None until the space has the basis that it needs.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -187,7 +201,9 @@ class FeatureSpace:
             schema = content["schema"]
             if schema == SCHEMA:
                 self.identity, self.codec_name = content["identity"], content["codec"]
-                self.row_shape = (len(self.identity["layers"]), int(self.identity["width"]))
+                self.states = tuple(int(state) for state in content["states"])
+                # (L, D)
+                self.row_shape = (len(self.states), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
@@ -258,7 +274,8 @@ class FeatureSpace:
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
                 continue
-            if shard.basis != self._basis:  # another process may have begun the space anew
+            # Another process may have begun the space anew.
+            if shard.basis != self._basis:
                 self._read_basis()
             if shard.basis != self._basis:
                 self._set_aside(name, OTHER_BASIS)
@@ -286,14 +303,15 @@ class FeatureSpace:
                 unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
                 if unfinished or file.suffix == PARTIAL_SUFFIX:
                     file.unlink(missing_ok=True)
-            if self.codec_name == "compact":  # nothing may be written with a basis that is no longer there
+            # Nothing may be written with a basis that is no longer there.
+            if self.codec_name == "compact":
                 self._read_basis()
             self.refresh()
             yield
         finally:
             lock.release()
 
-    def establish(self, codec: Compact) -> None:
+    def establish(self, codec: PcaInt8Codec) -> None:
         """Give the space its basis, once; called under the lock while ``codec`` is None.
 
         Raises:
@@ -334,6 +352,7 @@ class FeatureSpace:
         }
         # The manifest comes last: without it the shard does not exist for anyone.
         with explained(self.folder, len(data)):
+            # The manifest comes last: with it the shard exists.
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
         length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
@@ -369,11 +388,13 @@ class FeatureSpace:
             return None
         number = {name: index for index, name in enumerate(names)}
         shards = [self._shards[name] for name in names]
+        # For each shard (texts + 1,), the first token of each text and, last, the number of all tokens
         starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
         places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
         try:
             maps = [self._map(name) for name in names]
-        except FileNotFoundError:  # another process has set a shard aside since the check
+        # Another process has set a shard aside since the check.
+        except FileNotFoundError:
             self.refresh()
             return None
         return StoredRows(
@@ -391,6 +412,7 @@ class FeatureSpace:
 
     def _add(self, shard: _Shard) -> None:
         self._shards[shard.name] = shard
+        # A text that two processes have stored is read from the first of the two shards.
         for row, key in enumerate(shard.keys):
             self._place.setdefault(key, (shard.name, row))
 
@@ -438,7 +460,8 @@ class FeatureSpace:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
+            # This is a bad sector; any other error says nothing about the shard.
+            if error.errno == errno.EIO:
                 return "unreadable"
             with explained(self.folder, 0):
                 raise
@@ -461,9 +484,11 @@ class FeatureSpace:
         target = self.folder / DAMAGED_FOLDER
         with explained(target, 0):
             target.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):  # another process may have been faster
+            # Another process may have been faster.
+            with suppress(FileNotFoundError):
                 os.replace(file, target / name)
 
 
-def _check(content: Mapping[str, Any]) -> str:
+def _check(content: Any) -> str:
+    """SHA-256 of what can be written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

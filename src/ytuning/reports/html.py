@@ -176,7 +176,14 @@ def _mistakes(
     rows = judged.data.inputs
     inputs = [rows[mistake.row] for mistake in found]
     effects = explain(
-        judged.head, inputs, encoder, store, pair_mode=task.pair_mode, codec=task.codec, progress=progress
+        judged.head,
+        inputs,
+        encoder,
+        store,
+        states=task.states,
+        pair_mode=task.pair_mode,
+        codec=task.codec,
+        progress=progress,
     )
     return [
         _describe_mistake(task, judged, mistake, content, effect)

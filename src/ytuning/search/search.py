@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def search(
 
     Args:
         train: labelled rows; without ``validation`` a part is held out, as in training.
-        encoder: which hidden states it keeps does not matter.
+        encoder: reads the texts.
         store: where features are kept.
         folder: for the results; a search of the same rows and options in it goes on.
         validation: rows that choose.
@@ -138,8 +138,10 @@ def search(
             learned, base = train.select(rows.train), next(iter(bases.values()))
             log.layers = _layer_sets(learned, encoder, base, modes, options.seed, rows.target, progress)
         states = sorted({layer for layers in log.layers for layer in layers})
-        reading = encoder.with_layers(states)
-        features = {mode: stored_inputs(rows.inputs, reading, store, progress, pair_mode=mode)[0] for mode in modes}
+        features = {
+            mode: stored_inputs(rows.inputs, encoder, store, progress, states=states, pair_mode=mode)[0]
+            for mode in modes
+        }
     identity = encoder.identity
     space = Space(bases, log.layers, modes, rows.target, identity.width, identity.parameters)
     with watch.stage("search"):
@@ -147,12 +149,12 @@ def search(
         interrupted = _run_trials(runner, log, options)
     best = best_of(log.trials)
     with watch.stage("encode"):
-        chosen = reading.with_layers(best.recipe.layers or states)
-        places = [states.index(layer) for layer in chosen.identity.layers]
-        keep_inputs(rows.inputs, features[best.pair_mode].with_layers(places), chosen, store, progress)
+        chosen = encoder.resolve_states(best.recipe.layers or states)
+        view = features[best.pair_mode].at_positions([states.index(state) for state in chosen])
+        keep_inputs(rows.inputs, view, encoder, store, progress, states=chosen)
     winner = _training_of(options, best)
     trained = train_task(
-        train, chosen, store, best.recipe, validation=validation, test=test, options=winner, progress=progress
+        train, encoder, store, best.recipe, validation=validation, test=test, options=winner, progress=progress
     )
     watch.add(trained.seconds)
     _save(trained, best, log, progress)
@@ -197,7 +199,7 @@ def _description(
     return {
         "versions": versions("optuna"),
         "rows": _digest(train, validation),
-        "encoder": replace(encoder.identity, layers=()).fingerprint,
+        "encoder": encoder.identity.fingerprint,
         "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
         "pairs": list(pair_modes(options.pairs, has_pairs=train.text_pairs is not None)),
         "order": None if order is None else list(order),
@@ -315,7 +317,7 @@ class _TrialRunner:
         if default_label_texts(recipes[0].head, target, pairs=mode is not None) is None:
             texts = texts[:0]
         return fit_heads(
-            self.features[mode].with_layers([self.states.index(layer) for layer in layers]),
+            self.features[mode].at_positions([self.states.index(layer) for layer in layers]),
             [HeadJob(target, rows.truth, recipe, self.seed, texts) for recipe in recipes],
             train=np.concatenate((rows.train, texts)),
             validation=rows.validation,
@@ -366,9 +368,9 @@ def _layer_sets(
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""
     ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
-    sets = list(dict.fromkeys([ranking.default, *(ranked.layers for ranked in ranking.ranked)]))[:SETS]
-    shown = "; ".join(", ".join(map(str, layers)) for layers in sets)
-    progress.say(f"layers to search over: {shown}: the default and the best of {len(ranking.ranked)} sets on a sample")
+    sets = list(dict.fromkeys([ranking.default, *(ranked.states for ranked in ranking.ranked)]))[:SETS]
+    named = "; ".join(", ".join(map(str, layers)) for layers in sets)
+    progress.say(f"layers to search over: {named}: the default and the best of {len(ranking.ranked)} sets on a sample")
     return sets
 
 

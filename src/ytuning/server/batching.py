@@ -171,7 +171,7 @@ class Batcher:
         task, shared = served.task, served.encoder
 
         def compute() -> Effects:
-            features = shared.view(shared.read([content], pair_mode=task.pair_mode), task.encoder.layers)
+            features = shared.read([content], [task], pair_mode=task.pair_mode).seen_by(task)
             return explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode)
 
         with self._lock:
@@ -270,7 +270,10 @@ class Batcher:
         self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]
     ) -> list[tuple[_Ticket, int, str, Answered]]:
         start = time.perf_counter()
-        features = encoder.read([unit.content for unit in units], pair_mode=pair_mode, padded=len(units) <= FEW_TEXTS)
+        wanted = {id(served): served.task for unit in units for served, _ in unit.wanted.values()}
+        inputs, padded = [unit.content for unit in units], len(units) <= FEW_TEXTS
+        texts = encoder.read(inputs, list(wanted.values()), pair_mode=pair_mode, padded=padded)
+        features = texts.features
         encoded = time.perf_counter()
         batch = Batch(encoded - start)
         # Tasks that are asked about the same texts are answered together.
@@ -285,7 +288,7 @@ class Batcher:
         found: list[tuple[_Ticket, int, str, Answered]] = []
         for places, some in together.items():
             tasks = [served.task for served in some]
-            for served, logits in zip(some, encoder.logits(features, tasks, torch.tensor(places)), strict=True):
+            for served, logits in zip(some, encoder.logits(texts, tasks, torch.tensor(places)), strict=True):
                 answers, scores = answers_of(served.task, logits)
                 name = served.task.name
                 self._telemetry.answers.labels(task=name).inc(len(places))

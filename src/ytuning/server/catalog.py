@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ytuning.errors import InputError, TaskFolderError, YTuningError
@@ -114,21 +114,13 @@ class Catalog:
                 try:
                     if task.name in kept:
                         raise InputError(f"another folder is named {task.name!r}, too. Rename one")
-                    # With those that stay: where the new one reads a deeper state, one encoder is loaded for all.
-                    known = {id(each.encoder): each.encoder for each in (*self.tasks.values(), *kept.values())}
-                    *others, shared = share_encoders(
-                        [*(each.task for each in kept.values()), task],
-                        encoder=self._encoder,
-                        loaded=list(known.values()),
-                    )
+                    known = [each.encoder for each in (*self.tasks.values(), *kept.values())]
+                    (shared,) = share_encoders([task], encoder=self._encoder, loaded=known)
                 except YTuningError as error:
                     self._refuse(changes, folder, stamp, str(error))
                     if old is not None:
                         kept[old.task.name] = old
                     continue
-                for each, encoder in zip(list(kept.values()), others, strict=True):
-                    if encoder is not each.encoder:
-                        kept[each.task.name] = replace(each, encoder=encoder)
                 kept[task.name] = Served(task, shared, folder, stamp)
                 (changes.changed if old is not None else changes.added).append(task.name)
             changes.removed.extend(name for name in self.tasks if name not in kept)

@@ -48,7 +48,6 @@ def evaluate_task(
     The features are those of the codec that the task was trained in.
 
     Raises:
-        InputError: the task names a codec that does not exist.
         DataError: rows that do not fit the task.
     """
     _check_pairs(task, dataset)
@@ -87,7 +86,13 @@ def _features(
 ) -> tuple[Features, CacheUse]:
     """Features of rows, read as the task reads them."""
     return stored_inputs(
-        dataset.inputs, encoder, store, progress or Progress(), pair_mode=task.pair_mode, codec=task.codec
+        dataset.inputs,
+        encoder,
+        store,
+        progress or Progress(),
+        states=task.states,
+        pair_mode=task.pair_mode,
+        codec=task.codec,
     )
 
 

@@ -22,7 +22,7 @@ from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.encoder import Encoder
-from ytuning.encoder.pretrained import default_layers
+from ytuning.encoder.pretrained import States
 from ytuning.errors import DataError
 from ytuning.features.codecs import row_bytes
 from ytuning.features.features import Features
@@ -55,21 +55,19 @@ HOPELESS = 2.0  # ...and one so many standard errors behind the best after half 
 SHARPNESS = 10.0  # Adam moves a number by about the learning rate each step: too little to tell softmax weights apart
 WITHIN = 0.5  # standard errors of the difference to the best set that a cheaper one may lose
 
-Layers = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Ranked:
     """A set of hidden states and how it did.
 
     Attributes:
-        layers: rising.
+        states: numbers of hidden states, rising.
         loss: mean over the held-out rows, see `kinds.TaskKind.row_losses`.
         behind: mean difference to the best set's, row by row.
         error: standard error of ``behind``.
     """
 
-    layers: Layers
+    states: States
     loss: float
     behind: float
     error: float
@@ -90,49 +88,47 @@ class LayerRanking:
         features: of the sample, by how its pairs were read (``None``: single texts).
     """
 
-    default: Layers
+    default: States
     ranked: tuple[Ranked, ...]
     mix: dict[int, float]
     mix_loss: float
     rows: int
     sample: Dataset
-    states: Layers
+    states: States
     features: dict[PairMode | None, Features]
 
     @property
-    def cheapest(self) -> Layers:
+    def cheapest(self) -> States:
         """The set of the shallowest states, then of the fewest, among those hardly behind the best."""
         near = [each for each in self.ranked if each.behind <= WITHIN * each.error]
-        return (
-            min(near, key=lambda each: (each.layers[-1], len(each.layers), each.behind)).layers
-            if near
-            else self.default
-        )
+        if not near:
+            return self.default
+        return min(near, key=lambda each: (each.states[-1], len(each.states), each.behind)).states
 
-    def message(self, layers: Layers) -> str:
-        """What was measured, for the user to whom ``layers`` were given."""
+    def message(self, states: States) -> str:
+        """What was measured, for the user whose task reads ``states``."""
         if not self.ranked:
-            return f"layers: {_named(layers)} (the default), as no label has rows enough to hold one out and measure"
-        losses = {each.layers: each.loss for each in self.ranked}
+            return f"layers: {_named(states)} (the default), as no label has rows enough to hold one out and measure"
+        losses = {each.states: each.loss for each in self.ranked}
         best = self.ranked[0]
         weights = ", ".join(f"{state} {weight:.0%}" for state, weight in self.mix.items())
         return (
-            f"layers: {_named(layers)}; on {self.rows:,} held-out rows of a sample the loss is {losses[layers]:.4f}, "
+            f"layers: {_named(states)}; on {self.rows:,} held-out rows of a sample the loss is {losses[states]:.4f}, "
             f"of the default ({_named(self.default)}) {losses[self.default]:.4f}, of the best of {len(losses)} sets "
-            f"({_named(best.layers)}) {best.loss:.4f}, of a learned mix {self.mix_loss:.4f} ({weights})"
+            f"({_named(best.states)}) {best.loss:.4f}, of a learned mix {self.mix_loss:.4f} ({weights})"
         )
 
-    def keep(self, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
-        """Store what the sample has of an encoder of some of the ``states``; returns how many texts that are new."""
-        places = [self.states.index(layer) for layer in encoder.identity.layers]
+    def keep(self, states: States, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
+        """Store some of the hidden states of the sample; returns how many of its texts are new to the store."""
+        positions = [self.states.index(state) for state in states]
         written = 0
         for features in self.features.values():
-            chosen = features.with_layers(places)
-            written += keep_inputs(self.sample.inputs, chosen, encoder, store, progress, codec=codec)
+            chosen = features.at_positions(positions)
+            written += keep_inputs(self.sample.inputs, chosen, encoder, store, progress, states=states, codec=codec)
         return written
 
 
-def layer_sets(depth: int, default: Layers, *, single: bool = False) -> list[Layers]:
+def layer_sets(depth: int, default: States, *, single: bool = False) -> list[States]:
     """Some sets of hidden states of an encoder of ``depth`` layers, ``default`` first.
 
     They are of the states at a third, half, two thirds and five sixths of the depth and of the last two: each alone
@@ -161,7 +157,7 @@ def rank_layers(
 
     Args:
         train: rows of the task.
-        encoder: which hidden states it keeps does not matter.
+        encoder: reads the sample.
         recipe: form of the head; a cross-attention head reads a single state.
         modes: ways of reading pairs, ``None`` of single texts; of both the joint one ranks where the default states are
             clearly better in it (by raw losses: heads that learn for few steps are hardly too sure of themselves).
@@ -173,15 +169,12 @@ def rank_layers(
         EncoderError, InputError: as loading and training.
     """
     single = isinstance(recipe.head, CrossAttentionConfig)
-    default = default_layers(encoder.depth, pairs=train.text_pairs is not None)
-    if recipe.layers is not None:
-        default = tuple(sorted({encoder.depth if layer == -1 else layer for layer in recipe.layers}))
+    default = encoder.resolve_states(recipe.layers, pairs=train.text_pairs is not None)
     sets = layer_sets(encoder.depth, default, single=single)
     states = tuple(sorted({layer for layers in sets for layer in layers}))
-    reading = encoder.with_layers(states)
-    sample = sample_rows(train, seed, reading)
+    sample = sample_rows(train, seed, encoder, len(states))
     features: dict[PairMode | None, Features] = {
-        mode: live_inputs(sample.inputs, reading, pair_mode=mode) for mode in modes
+        mode: live_inputs(sample.inputs, encoder, states=states, pair_mode=mode) for mode in modes
     }
     try:
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
@@ -206,20 +199,20 @@ def rank_layers(
     return LayerRanking(default, tuple(ranked), mix, mix_loss, len(held), sample, states, features)
 
 
-def _named(layers: Layers) -> str:
-    return ", ".join(map(str, layers))
+def _named(states: States) -> str:
+    return ", ".join(map(str, states))
 
 
 class _On(nn.Module):
     """A head on some of the hidden states of features."""
 
-    def __init__(self, head: LabelHead, places: Sequence[int]) -> None:
+    def __init__(self, head: LabelHead, positions: Sequence[int]) -> None:
         super().__init__()
-        self.head, self.places = head, list(places)
+        self.head, self.positions = head, list(positions)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The head's logits; arguments as it takes them."""
-        found: Tensor = self.head(features[:, :, self.places], mask, generator)
+        found: Tensor = self.head(features[:, :, self.positions], mask, generator)
         return found
 
 
@@ -252,7 +245,7 @@ class _Measurement:
         target: TaskKind,
         truth: np.ndarray,
         split: tuple[np.ndarray, np.ndarray],
-        states: Layers,
+        states: States,
         recipe: Recipe,
         seed: int,
         progress: Progress,
@@ -263,7 +256,7 @@ class _Measurement:
         self.rows, self.held = map(torch.from_numpy, split)
         self.recipe, self.seed, self.progress = recipe, seed, SampleProgress(progress)
 
-    def compare(self, sets: Sequence[Layers], *, two: bool) -> tuple[dict[Layers, Tensor], dict[int, float], float]:
+    def compare(self, sets: Sequence[States], *, two: bool) -> tuple[dict[States, Tensor], dict[int, float], float]:
         """Losses (held rows,) of each set, and the weights and the loss of the mix.
 
         The mix is learned first and, with ``two``, gives a set more: the states that it weighs most.
@@ -273,8 +266,8 @@ class _Measurement:
         weights = dict(zip(self.states, mixed.weights.tolist(), strict=True))
         heaviest = tuple(sorted(sorted(weights, key=lambda state: -weights[state])[:2]))
         sets = list(dict.fromkeys([*sets, heaviest] if two else sets))
-        places = [[self.states.index(layer) for layer in layers] for layers in sets]
-        losses = self._losses([_On(self._head(len(each)), each) for each in places])
+        positions = [[self.states.index(state) for state in states] for states in sets]
+        losses = self._losses([_On(self._head(len(each)), each) for each in positions])
         return dict(zip(sets, losses, strict=True)), weights, float(mix_losses.mean())
 
     def _head(self, layers: int) -> LabelHead:
@@ -330,11 +323,11 @@ SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
 HELD_OUT = 0.2  # share of the sample that heads are measured on
 
 
-def sample_rows(train: Dataset, seed: int, encoder: Encoder) -> Dataset:
-    """Rows of ``train`` in about the labels' shares, so many that their features fit in memory."""
+def sample_rows(train: Dataset, seed: int, encoder: Encoder, states: int) -> Dataset:
+    """Rows of ``train`` in about the labels' shares, so many that features of that many states fit in memory."""
     some = train.select(range(0, len(train), max(1, len(train) // 256)))
     tokens = encoder.tokenize(some.inputs).lengths.mean()
-    most = int(SAMPLE_BYTES / (tokens * row_bytes("fp16", len(encoder.identity.layers), encoder.identity.width)))
+    most = int(SAMPLE_BYTES / (tokens * row_bytes("fp16", states, encoder.identity.width)))
     most = max(2, min(SAMPLE_TEXTS, most))
     if len(train) <= most:
         return train

@@ -111,10 +111,10 @@ class Predictor:
             together.setdefault((encoder, task.pair_mode), []).append(number)
         found: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
         for (encoder, pair_mode), numbers in together.items():
-            features = encoder.read(inputs, pair_mode=pair_mode)
             tasks = [self.tasks[number] for number in numbers]
-            for number, task, logits in zip(numbers, tasks, encoder.logits(features, tasks), strict=True):
-                found[number] = (*answers_of(task, logits), features.truncated_rows)
+            texts = encoder.read(inputs, tasks, pair_mode=pair_mode)
+            for number, task, logits in zip(numbers, tasks, encoder.logits(texts, tasks), strict=True):
+                found[number] = (*answers_of(task, logits), texts.features.truncated_rows)
         return [found[number] for number in range(len(self.tasks))]
 
     def _check_form(self, window: list[TextInput], position: int) -> None:

@@ -3,57 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.pretrained import EncoderIdentity
+from ytuning.encoder.pretrained import States
+from ytuning.features.codecs import Codec, Float16Codec, Int8Codec
 from ytuning.features.features import Features
 from ytuning.features.pairs import live_inputs
 from ytuning.heads.pairs import PairMode
 from ytuning.tasks.task import Task, check_encoder
 from ytuning.training.joint import JointHeads
 
-__all__ = ["SharedEncoder", "share_encoders", "sharing_key"]
+__all__ = ["LiveTexts", "SharedEncoder", "share_encoders"]
+
+# Combinations of tasks whose heads are kept as one; each is a copy of their weights.
+MOST_JOINED = 8
+
+
+@dataclass(frozen=True)
+class LiveTexts:
+    """Features of some texts in all the hidden states that some tasks read.
+
+    Attributes:
+        features: in memory.
+        states: numbers of the hidden states that they hold.
+        codec: that they went through.
+    """
+
+    features: Features
+    states: States
+    codec: Codec
+    _seen: dict[tuple[States, Codec], Features] = field(default_factory=dict, repr=False)
+
+    def seen_by(self, task: Task) -> Features:
+        """The features as a task was trained to read them: in its hidden states and through its codec."""
+        key = task.states, task.codec
+        if key not in self._seen:
+            chosen = self.features.at_positions([self.states.index(state) for state in task.states])
+            self._seen[key] = chosen if task.codec.name == self.codec.name else chosen.recoded(task.codec)
+        return self._seen[key]
 
 
 class SharedEncoder:
-    """An encoder and what tasks ask of it.
-
-    Attributes:
-        encoder: keeps every hidden state that one of its tasks reads.
-    """
+    """An encoder and the heads of the tasks that it serves."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._joint: dict[tuple[int, ...], JointHeads] = {}  # they hold the heads, whose ids so stay theirs
+        # Joint heads by the ids of their parts, which stay theirs because the joint heads hold them.
+        self._joint: dict[tuple[int, ...], JointHeads] = {}
 
-    def read(self, inputs: Sequence[TextInput], *, pair_mode: PairMode | None, padded: bool = False) -> Features:
-        """Features of single texts or of pairs, in memory; ``pair_mode``: how pairs are read.
+    def read(
+        self, inputs: Sequence[TextInput], tasks: Sequence[Task], *, pair_mode: PairMode | None, padded: bool = False
+    ) -> LiveTexts:
+        """Features of single texts or of pairs for some tasks, in memory.
 
-        ``padded``: see `features.live_features`.
+        Args:
+            inputs: texts or pairs.
+            tasks: that will ask for them.
+            pair_mode: how pairs are read.
+            padded: see `features.live_features`.
         """
-        return live_inputs(inputs, self.encoder, pair_mode=pair_mode, padded=padded)
+        states = tuple(sorted({state for task in tasks for state in task.states}))
+        # A hidden state has the same int8 numbers whatever states lie beside it; other codecs need it whole.
+        kind = Int8Codec if all(task.codec.name == Int8Codec.name for task in tasks) else Float16Codec
+        codec = kind(len(states), self.encoder.identity.width)
+        features = live_inputs(inputs, self.encoder, states=states, pair_mode=pair_mode, codec=codec, padded=padded)
+        return LiveTexts(features, states, codec)
 
-    def logits(self, features: Features, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
+    def logits(self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
         """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.
 
         Args:
-            features: of :meth:`read`, in the way in which all these tasks read pairs.
+            texts: of :meth:`read`, in the way in which all these tasks read pairs.
             tasks: that this encoder serves.
             rows: positions.
         """
-        rows = torch.arange(len(features)) if rows is None else rows
-        by_states: dict[tuple[int, ...], list[int]] = {}
+        rows = torch.arange(len(texts.features)) if rows is None else rows
+        # Tasks that read the same features run as one head.
+        alike: dict[tuple[States, Codec], list[int]] = {}
         for number, task in enumerate(tasks):
-            by_states.setdefault(task.encoder.layers, []).append(number)
+            alike.setdefault((task.states, task.codec), []).append(number)
         found: dict[int, np.ndarray] = {}
-        for states, numbers in by_states.items():
-            heads = self._heads([tasks[number] for number in numbers])
-            for number, logits in zip(numbers, heads.logits(self.view(features, states), rows), strict=True):
+        for numbers in alike.values():
+            some = [tasks[number] for number in numbers]
+            for number, logits in zip(numbers, self._heads(some).logits(texts.seen_by(some[0]), rows), strict=True):
                 found[number] = logits.numpy()
         return [found[number] for number in range(len(tasks))]
 
@@ -64,19 +101,6 @@ class SharedEncoder:
         if len(self._joint) > MOST_JOINED:
             del self._joint[next(iter(self._joint))]
         return found
-
-    def view(self, features: Features, states: tuple[int, ...]) -> Features:
-        """Features of :meth:`read` with some of the hidden states only, as a task reads them."""
-        places = [self.encoder.identity.layers.index(state) for state in states]
-        return features.with_layers(places)
-
-
-MOST_JOINED = 8  # combinations of tasks whose heads are kept as one; each is a copy of their weights
-
-
-def sharing_key(identity: EncoderIdentity) -> str:
-    """What encoders must have in common to be one: all but the name and the hidden states that are kept."""
-    return replace(identity, layers=()).fingerprint
 
 
 def share_encoders(
@@ -92,26 +116,16 @@ def share_encoders(
         tasks: in any order.
         encoder: name or folder to use in place of the one named in the tasks, when it has moved.
         device: see `encoder.load_encoder`.
-        loaded: encoders to use where they do.
+        loaded: encoders to use where they fit.
 
     Raises:
         EncoderError: an encoder cannot be loaded.
         TaskFolderError: an encoder differs from the one that a task was trained with.
     """
-    states: dict[str, set[int]] = {}
+    found = {shared.encoder.identity.fingerprint: shared for shared in loaded}
     for task in tasks:
-        states.setdefault(sharing_key(task.encoder), set()).update(task.encoder.layers)
-    found: dict[str, SharedEncoder] = {}
-    for task in tasks:
-        key = sharing_key(task.encoder)
-        if key in found:
-            continue
-        wanted = replace(task.encoder, layers=tuple(sorted(states[key])))
-        fitting = (each for each in loaded if sharing_key(each.encoder.identity) == key)
-        shared = next((each for each in fitting if states[key] <= set(each.encoder.identity.layers)), None)
-        if shared is None:
-            fresh = load_encoder(encoder or wanted.name, device=device, **wanted.options)
-            check_encoder(replace(task, encoder=wanted), fresh.identity)
-            shared = SharedEncoder(fresh)
-        found[key] = shared
-    return [found[sharing_key(task.encoder)] for task in tasks]
+        if task.encoder.fingerprint not in found:
+            fresh = load_encoder(encoder or task.encoder.name, device=device, **task.encoder.options)
+            check_encoder(task, fresh.identity)
+            found[task.encoder.fingerprint] = SharedEncoder(fresh)
+    return [found[task.encoder.fingerprint] for task in tasks]

@@ -1,8 +1,8 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
-task.json          schema version, kind, labels or scale, encoder identity, head config, thresholds, calibration,
-                   metrics, checksum of the weights
-head.safetensors   the head's weights, and where some texts lie in its label space
+task.json          schema version, kind, labels or scale, encoder identity, hidden states, head config, thresholds,
+                   calibration, metrics, checksum of the weights
+head.safetensors   the head's weights, where some texts lie in its label space, and the basis of compact features
 README.md          model card
 """
 
@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import torch
 
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
-from ytuning.encoder.pretrained import EncoderIdentity
+from ytuning.encoder.pretrained import EncoderIdentity, States
 from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
-from ytuning.features.codecs import DEFAULT_CODEC
+from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all
@@ -46,7 +46,9 @@ __all__ = [
 MOST_BESIDE = 100  # names that are tried for what was interrupted
 SCHEMA = 1
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
-VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"  # in the weights' file
+# In the weights' file, beside the head's own.
+VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
+BASIS_PREFIX = "basis."
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Task:
         name: of its folder; names the task in predictions.
         target: kind of the task, and its labels or scale.
         encoder: what the head's features come from.
+        states: numbers of the encoder's hidden states that the head reads.
         config: form and sizes of the head.
         head: in evaluation mode.
         calibration: what makes probabilities and decisions of its logits, fitted on validation rows.
@@ -77,11 +80,13 @@ class Task:
         training: seed, codec of the stored features, rows and steps, for the record.
         pair_mode: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
         exemplars: that a label can be added to the task with.
+        basis: of the compact features that the head was trained on; None with any other codec.
     """
 
     name: str
     target: TaskKind
     encoder: EncoderIdentity
+    states: States
     config: HeadConfig
     head: LabelHead
     calibration: Calibration = field(default_factory=Calibration)
@@ -89,6 +94,7 @@ class Task:
     training: dict[str, Any] = field(default_factory=dict)
     pair_mode: PairMode | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
+    basis: PcaInt8Codec | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> Kind:
@@ -101,9 +107,18 @@ class Task:
         return sum(parameter.numel() for parameter in self.head.parameters())
 
     @property
-    def codec(self) -> str:
-        """Codec of the stored features that it was trained on."""
-        return str(self.training.get("store", DEFAULT_CODEC))
+    def codec(self) -> Codec:
+        """Codec of the features that the head was trained on, through which it reads all others too.
+
+        Raises:
+            InputError: the task names a codec that does not exist.
+            ValueError: it names ``compact`` and has no basis.
+        """
+        name = str(self.training.get("store", DEFAULT_CODEC))
+        codec = self.basis or build_codec(name, len(self.states), self.encoder.width)
+        if codec is None or codec.name != name:
+            raise ValueError(f"features stored as {name} and a basis do not go together")
+        return codec
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -118,6 +133,9 @@ def save_task(task: Task, folder: str | Path) -> None:
     tensors = task.head.state_dict()
     if task.exemplars is not None:
         tensors = {**tensors, VECTORS: task.exemplars.vectors, TARGETS: task.exemplars.targets}
+    if task.basis is not None:
+        basis = {BASIS_PREFIX + name: torch.from_numpy(values) for name, values in task.basis.tensors.items()}
+        tensors = {**tensors, **basis}
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     thresholds = task.calibration.thresholds
     content = {
@@ -125,6 +143,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         **task.target.to_json(),
         "pair": task.pair_mode,
         "encoder": task.encoder.to_json(),
+        "states": list(task.states),
         "head": config_to_json(task.config),
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         "thresholds": None if thresholds is None else list(thresholds),
@@ -226,12 +245,13 @@ def load_task(folder: str | Path) -> Task:
         target = kind_from_json(content)
         pair_mode = _pair_mode(content["pair"])
         encoder = EncoderIdentity.from_json(content["encoder"])
+        states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
         with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
             head = build_head(
                 config,
                 labels=target.outputs,
-                layers=len(encoder.layers),
+                layers=len(states),
                 width=encoder.width,
                 pair_mode=pair_mode,
             )
@@ -255,18 +275,11 @@ def load_task(folder: str | Path) -> Task:
         raise TaskFolderError(
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error
-    exemplars = _fill(head, path / HEAD_FILE, expected)
-    return Task(
-        path.resolve().name,
-        target,
-        encoder,
-        config,
-        head.eval(),
-        calibration,
-        pair_mode=pair_mode,
-        exemplars=exemplars,
-        **record,
+    stored = _fill(head, path / HEAD_FILE, expected)
+    task = Task(
+        path.resolve().name, target, encoder, states, config, head.eval(), calibration, pair_mode=pair_mode, **record
     )
+    return _with_tensors(task, stored, path / HEAD_FILE)
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
@@ -277,7 +290,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
-    fields = ("weights", "tokenizer", "config", "layers", "precision", "max_length", "long_text")
+    fields = ("weights", "tokenizer", "config", "precision", "max_length", "long_text")
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
     raise TaskFolderError(
         f"the task {task.name!r} was trained with another encoder than {encoder.name!r}: {differing} is "
@@ -318,6 +331,19 @@ def _pair_mode(value: Any) -> PairMode | None:
     return mode
 
 
+def _states(value: Any) -> States:
+    """Numbers of hidden states.
+
+    Raises:
+        ValueError: they are not whole numbers from 0 that rise.
+    """
+    if not (isinstance(value, list) and value and all(type(state) is int and state >= 0 for state in value)):
+        raise ValueError("states must be a list of whole numbers from 0")
+    if value != sorted(set(value)):
+        raise ValueError("states must rise")
+    return tuple(value)
+
+
 def _head_config(value: Any, file: Path) -> HeadConfig:
     try:
         return config_from_json(value)
@@ -325,8 +351,8 @@ def _head_config(value: Any, file: Path) -> HeadConfig:
         raise TaskFolderError(f"{file}: {error}") from error
 
 
-def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
-    """Put stored weights into a head, after checking their bytes, names and shapes; returns what else is stored."""
+def _fill(head: LabelHead, file: Path, expected: str) -> dict[str, torch.Tensor]:
+    """Put stored weights into a head, after checking their bytes, names and shapes; returns the other tensors."""
     if not os.path.isfile(file):
         raise TaskFolderError(f"the task folder {file.parent} lacks {file.name}. Copy the folder again or train again")
     try:
@@ -349,9 +375,25 @@ def _fill(head: LabelHead, file: Path, expected: str) -> Exemplars | None:
         raise TaskFolderError(
             f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
         )
-    stored = {name: tensors.pop(name) for name in (VECTORS, TARGETS) if name in tensors}
+    others = [name for name in tensors if name in (VECTORS, TARGETS) or name.startswith(BASIS_PREFIX)]
+    stored = {name: tensors.pop(name) for name in others}
     head.load_state_dict(tensors)
-    return _exemplars(head, stored, file) if stored else None
+    return stored
+
+
+def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Task:
+    """The task with the exemplars and the basis that its weights' file holds, checked like the weights."""
+    exemplars = {name: tensor for name, tensor in stored.items() if not name.startswith(BASIS_PREFIX)}
+    tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
+    try:
+        basis = PcaInt8Codec.from_tensors(len(task.states), task.encoder.width, tensors) if tensors else None
+        found = replace(task, basis=basis, exemplars=_exemplars(task.head, exemplars, file) if exemplars else None)
+        _ = found.codec  # raises where the named codec and the basis do not go together
+    except (InputError, ValueError) as error:
+        raise TaskFolderError(
+            f"{file} does not fit the task's features: {error}. Copy the folder again or train again"
+        ) from error
+    return found
 
 
 def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:

@@ -16,9 +16,10 @@ from ytuning.data.dataset import Dataset
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, allowed
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
-from ytuning.features.codecs import CODECS, DEFAULT_CODEC
+from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features
 from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
@@ -78,8 +79,8 @@ class TrainOptions:
         abstain_at: the precision below which a task of one label a row gives none.
         pairs: how the encoder reads pairs of texts; ``"auto"`` tries both ways, and takes ``"joint"`` only where its
             calibrated validation loss is clearly lower (`pair_modes.choose_pair_mode`).
-        layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/layers.py`), and the task's encoder is
-            loaded to keep only these; else the encoder says which they are.
+        layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/layers.py`); else they are those of the
+            recipe, or the encoder's default ones for such rows.
         label_texts: what the labels mean, see `data/label_texts.py`. The encoder reads them like any text; label rows
             start from them, they are train rows of their labels, and how the labels' texts alone do is reported.
             Default: the names of the labels in words for a head of label tuning (unless they are numbers), else none.
@@ -113,7 +114,6 @@ class Trained:
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
         cache: use of the feature store.
         truncated: rows whose text was cut.
-        encoder: that the task reads texts with.
         seconds: of the stages ``encode``, ``train`` and ``evaluate``.
     """
 
@@ -127,7 +127,6 @@ class Trained:
     shared: dict[str, int]
     cache: CacheUse
     truncated: int
-    encoder: Encoder
     seconds: dict[str, float]
 
 
@@ -159,13 +158,14 @@ def train_task(
         progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
     Raises:
-        InputError: the encoder does not give the hidden states that the recipe reads; an option that is not allowed;
-            no confidence gives the precision of ``abstain_at``.
+        InputError: an option that is not allowed; no confidence gives the precision of ``abstain_at``.
+        EncoderError: the encoder does not have the hidden states that the recipe reads.
         DataError: rows that cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     options, progress = options or TrainOptions(), progress or Progress()
-    context = TrainContext(train, validation, test, encoder, store, recipe, options, progress)
+    states = encoder.resolve_states(recipe.layers, pairs=train.text_pairs is not None)
+    context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress)
     _check_options(context)
     rows = _split(context)
     modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
@@ -182,12 +182,13 @@ def train_task(
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What the steps of one training share: the arguments of :func:`train_task`, and a stopwatch."""
+    """What the steps of one training share: the arguments of :func:`train_task`, the hidden states, a stopwatch."""
 
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
     encoder: Encoder
+    states: States
     store: FeatureStore
     recipe: Recipe
     options: TrainOptions
@@ -216,8 +217,6 @@ def _check_options(context: TrainContext) -> None:
     if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
-    if options.layers is None:
-        context.encoder.check_layers(recipe.layers)
 
 
 def _split(context: TrainContext) -> TaskRows:
@@ -253,11 +252,10 @@ def _resolve_auto(context: TrainContext, rows: TaskRows, modes: Sequence[PairMod
         ranking = rank_layers(
             learned, context.encoder, recipe, modes=modes, seed=options.seed, progress=progress, target=rows.target
         )
-        layers = ranking.cheapest
-        encoder = context.encoder.with_layers(layers)
-        written = ranking.keep(encoder, context.store, progress, options.codec)
-        progress.say(ranking.message(layers))
-    return replace(context, encoder=encoder, recipe=replace(recipe, layers=layers)), written
+        states = ranking.cheapest
+        written = ranking.keep(states, context.encoder, context.store, progress, options.codec)
+        progress.say(ranking.message(states))
+    return replace(context, states=states, recipe=replace(recipe, layers=states)), written
 
 
 # --- encode and fit, for each way of reading pairs ------------------------------------------------------------------
@@ -305,6 +303,7 @@ def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tup
             context.encoder,
             context.store,
             context.progress,
+            states=context.states,
             pair_mode=mode,
             codec=context.options.codec,
         )
@@ -501,7 +500,6 @@ def _report(
         shared=rows.shared,
         cache=run.cache,
         truncated=int(run.features.truncated_rows.sum()),
-        encoder=context.encoder,
         seconds=context.watch.seconds,
     )
 
@@ -523,6 +521,7 @@ def _task(
         context.options.name,
         rows.target,
         context.encoder.identity,
+        context.states,
         # An ensemble has more members than the recipe says.
         fit.head.config if isinstance(fit.head, PooledHead) else context.recipe.head,
         fit.head,
@@ -531,6 +530,7 @@ def _task(
         training=training,
         pair_mode=run.pair_mode,
         exemplars=exemplars,
+        basis=run.features.codec if isinstance(run.features.codec, PcaInt8Codec) else None,
     )
 
 

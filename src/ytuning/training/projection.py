@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.features.codecs import Compact, Coordinates, Projected
+from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
 from ytuning.features.features import FIT_TOKENS, Features, TextFeatures
 from ytuning.features.pairs import PairFeatures
 from ytuning.features.store import StoredRows
@@ -59,26 +59,26 @@ def project_features(features: Features, rows: Tensor, pool: Workers, progress: 
         assert isinstance(texts.features, TextFeatures)
         return Projection(features.with_texts(texts.features), texts.components)
     assert isinstance(features, TextFeatures)
-    if isinstance(features.codec, Compact):
-        components = torch.from_numpy(features.codec.directions)
-        return Projection(features.seen_as(Coordinates(features.codec)), components)
+    if isinstance(features.codec, PcaInt8Codec):
+        components = torch.from_numpy(features.codec.components)
+        return Projection(features.seen_as(PcaCoordinates(features.codec)), components)
     compact = _fit_components(features, rows)
-    components = torch.from_numpy(compact.directions)
+    components = torch.from_numpy(compact.components)
     if int(features.lengths[rows].sum()) * compact.row_bytes > COPY_BYTES:
-        return Projection(features.seen_as(Projected(features.codec, components)), components)
+        return Projection(features.seen_as(ProjectedReader(features.codec, components)), components)
     return Projection(_copy_coordinates(features, rows, compact, pool, progress), components)
 
 
-def _fit_components(features: TextFeatures, rows: Tensor) -> Compact:
+def _fit_components(features: TextFeatures, rows: Tensor) -> PcaInt8Codec:
     """Components of a sample that is spread evenly over rows (N,)."""
     total = int(features.lengths[rows].sum())
     sample = rows[:: max(1, -(-total // FIT_TOKENS))]
     # (tokens, L, D)
-    return Compact.fitted(features.tokens(sample).numpy())
+    return PcaInt8Codec.fitted(features.tokens(sample).numpy())
 
 
 def _copy_coordinates(
-    features: TextFeatures, rows: Tensor, compact: Compact, pool: Workers, progress: Progress
+    features: TextFeatures, rows: Tensor, compact: PcaInt8Codec, pool: Workers, progress: Progress
 ) -> TextFeatures:
     """The coordinates of rows (N,) in memory, in the order in which the store holds them."""
     ordered = features.in_order(rows)
@@ -101,6 +101,6 @@ def _copy_coordinates(
     start[ordered.numpy()] = (ends - lengths).numpy()
     array_of_row = np.zeros(len(features), np.int64)
     stored = StoredRows(
-        [array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, Coordinates(compact)
+        [array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, PcaCoordinates(compact)
     )
     return TextFeatures(stored, features.dtype)
