@@ -94,6 +94,29 @@ def toy_rows() -> tuple[list[str], list[str]]:
     return texts, labels
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of texts in each call of an encoder."""
+    from ytuning.encoder.encoder import Encoder
+
+    calls: list[int] = []
+    encode = Encoder.encode
+
+    def recording(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> object:
+        calls.append(len(tokens.lengths))
+        return encode(self, tokens, states, finish)
+
+    monkeypatch.setattr(Encoder, "encode", recording)
+    return calls
+
+
+@pytest.fixture
+def short_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states are chosen on 60 texts in few steps."""
+    monkeypatch.setattr("ytuning.tasks.choices.STEPS", 20)
+    monkeypatch.setattr("ytuning.tasks.choices.SAMPLE_TEXTS", 60)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the shared data sets, for tests marked ``real``."""

@@ -23,10 +23,10 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.tokens import LongText
 from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import DataError, InputError, allowed, counted
-from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
+from ytuning.tasks.evaluate import task_features
 from ytuning.tasks.task import save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.fit import logits_of
@@ -68,7 +68,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
         if trained.fit.interrupted:
-            raise KeyboardInterrupt  # an estimator is fitted or it is not; the texts read so far stay stored
+            # An estimator is fitted or it is not. The texts read so far stay stored.
+            raise KeyboardInterrupt
         self.task_, self._encoder = trained.task, encoder
         self.validation_metrics_ = trained.reports["validation"].metrics
         self.truncated_ = trained.truncated
@@ -80,19 +81,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         if (data.text_pairs is not None) != bool(self.task_.pair_mode):
             wanted = "pairs of texts" if self.task_.pair_mode else "single texts"
             raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
-        store = FeatureStore(self.cache)
-        task = self.task_
-        features, _ = stored_inputs(
-            data.inputs,
-            self._encoder,
-            store,
-            Progress(),
-            states=task.states,
-            pair_mode=task.pair_mode,
-            codec=task.codec,
-        )
+        features, _ = task_features(self.task_, data, self._encoder, FeatureStore(self.cache))
         _warn_cut(int(features.truncated_rows.sum()))
-        return logits_of(task.head, features)
+        return logits_of(self.task_.head, features)
 
     def save(self, folder: str | Path) -> None:
         """Write the trained task as a folder that the command line and `Predictor` read."""
@@ -289,7 +280,8 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 def _dimensions(y: Any) -> int:
     try:
         return np.ndim(y)
-    except ValueError as error:  # lists of different lengths
+    # NumPy refuses lists of different lengths.
+    except ValueError as error:
         raise InputError(
             "y must be one label for each row, or an array or frame (rows, C) of 0 and 1. Got lists of different "
             "lengths instead: sklearn.preprocessing.MultiLabelBinarizer makes such an array of them"
@@ -302,14 +294,17 @@ def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
     if not np.isin(given, (0, 1)).all():
         problem = "y of two dimensions must hold 0 and 1, a column for each label. "
         raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
-    names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]  # as labels are read
-    LabelSet(tuple(names))  # all different
+    # Labels of files are stripped, too.
+    names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]
+    # It refuses names that are not all different.
+    LabelSet(tuple(names))
     return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
 
 
 def _names_of(classes: np.ndarray) -> list[str]:
     """What the task calls the labels (C,) of one a row."""
-    names = [str(label).strip() for label in classes.tolist()]  # as labels are read
+    # Labels of files are stripped, too.
+    names = [str(label).strip() for label in classes.tolist()]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         alike = [str(label) for label in classes.tolist() if str(label).strip() == twice]
@@ -343,7 +338,8 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
     if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
         raise InputError("y holds fractional or missing numbers. Use labels, or YTuningRegressor for numbers")
-    for row, label in enumerate(y, 1):  # not those of the array, where NaN beside text has become the text "nan"
+    # Not those of the array, where NaN beside text has become the text "nan".
+    for row, label in enumerate(y, 1):
         if label is None or (isinstance(label, float) and math.isnan(label)):
             raise DataError("the label is missing. Fill it in or remove the row", source="y", row=row)
     try:

@@ -24,7 +24,7 @@ from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import PooledConfig
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.tasks.layers import rank_layers
+from ytuning.tasks.choices import rank_layers
 from ytuning.training import recipes
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.projection import project_features

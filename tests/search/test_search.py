@@ -27,7 +27,6 @@ from ytuning.search import log as module
 from ytuning.search.log import Trial, importances
 from ytuning.search.search import Searched, SearchOptions, propose, search
 from ytuning.search.space import SHARED, Space, head_size
-from ytuning.tasks import layers as layer_choice
 from ytuning.tasks.task import load_task
 from ytuning.training import recipes
 from ytuning.training.calibration import calibrated_logits
@@ -37,9 +36,8 @@ QUICK = TrainingConfig(fewest_steps=20, most_steps=20, epochs=1, label_steps=1)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, short_choice: None) -> None:
     """Presets, and a choice of layers, of few steps."""
-    monkeypatch.setattr(layer_choice, "STEPS", 8)
     monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16, token_width=16), QUICK))
     monkeypatch.setitem(recipes.PRESETS, "paper", lambda: Recipe(CrossAttentionConfig(width=16), QUICK, (-1,)))
 

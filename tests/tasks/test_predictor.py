@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ from tests.conftest import build_tiny_encoder
 from ytuning.data.dataset import Dataset, TextInput, from_lists
 from ytuning.data.labels import Kind
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import EncoderError, InputError, TaskFolderError
 from ytuning.features.codecs import CODECS
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig
-from ytuning.tasks import predictor
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
@@ -61,17 +58,8 @@ def tasks(
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of texts in each call of an encoder."""
-    calls: list[int] = []
-    encode = Encoder.encode
-
-    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
-        calls.append(len(tokens.lengths))
-        return encode(self, tokens, states, finish)
-
-    monkeypatch.setattr(Encoder, "encode", counted)
-    return calls
+def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ytuning.tasks.predictor.WINDOW_TEXTS", 2)
 
 
 def singles(texts: list[str]) -> list[tuple[str, str | None]]:
@@ -108,19 +96,20 @@ def test_each_distinct_text_is_encoded_once_for_all_tasks(tasks: Path, encoded: 
     assert len(found) == 10
 
 
-def test_windows_change_nothing(tasks: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ["my card", "login please", "my card", "a refund", "help"]
-    whole = list(Predictor([tasks / "toy"]).predict(singles(texts)))
-    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
-    parts = list(Predictor([tasks / "toy"]).predict(iter(singles(texts))))
-    assert encoded == [4, 2, 2, 1]
+@pytest.mark.usefixtures("_small_windows")
+def test_windows_change_nothing(tasks: Path, encoded: list[int]) -> None:
+    texts, predictor = ["my card", "login please", "my card", "a refund", "help"], Predictor([tasks / "toy"])
+    whole = [answer for text in texts for answer in predictor.predict(singles([text]))]
+    encoded.clear()
+    parts = list(predictor.predict(iter(singles(texts))))
+    assert encoded == [2, 2, 1]
     assert [(part.text, part.label) for part in parts] == [(one.text, one.label) for one in whole]
     for part, one in zip(parts, whole, strict=True):
         assert part.scores == pytest.approx(one.scores, abs=1e-6)
 
 
-def test_inputs_are_read_no_further_than_a_window(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
+@pytest.mark.usefixtures("_small_windows")
+def test_inputs_are_read_no_further_than_a_window(tasks: Path) -> None:
     stream = iter(singles(["a", "b", "c", "d", "e"]))
     next(Predictor([tasks / "toy"]).predict(stream))
     assert next(stream) == ("c", None)
@@ -255,8 +244,8 @@ def test_pairs_and_single_texts_do_not_mix(name: str, wrong: tuple[str, str | No
         list(Predictor([tasks / name]).predict([right, wrong]))
 
 
-def test_the_input_is_counted_over_windows(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "WINDOW_TEXTS", 2)
+@pytest.mark.usefixtures("_small_windows")
+def test_the_input_is_counted_over_windows(tasks: Path) -> None:
     with pytest.raises(InputError, match=r"^input 4: "):
         list(Predictor([tasks / "toy"]).predict([("a", None), ("b", None), ("c", None), ("d", "e")]))
 

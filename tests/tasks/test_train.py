@@ -23,11 +23,8 @@ from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.tasks import layers as layer_choice
-from ytuning.tasks import layers as samples
+from ytuning.tasks.choices import choose_pair_mode, pair_modes, sample_rows
 from ytuning.tasks.evaluate import evaluate_task
-from ytuning.tasks.layers import sample_rows
-from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
 from ytuning.training.calibration import Calibration, calibrated_logits, fit_calibration
@@ -98,6 +95,7 @@ def test_only_single_labels_have_smoothing_to_undo() -> None:
     assert TrainingConfig(loss="focal").smoothing_of(kind_of("single")) == 0
 
 
+@pytest.mark.usefixtures("short_choice")
 def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,8 +105,7 @@ def test_what_is_measured_on_a_sample_does_not_see_validation_rows(
         seen.append(data)
         return sample_rows(data, *arguments)
 
-    monkeypatch.setattr(layer_choice, "sample_rows", sampled)
-    monkeypatch.setattr(layer_choice, "STEPS", 8)
+    monkeypatch.setattr("ytuning.tasks.choices.sample_rows", sampled)
     train(toy, encoder, layers="auto", seed=3)
     rows, held = split_holdout(toy, 3)
     assert [data.texts for data in seen] == [toy.select(rows).texts]
@@ -149,17 +146,14 @@ def test_refit_can_be_switched_off(toy: Dataset, encoder: Encoder) -> None:
     assert not train(toy, encoder, refit=False).fit.refitted
 
 
-def test_second_task_makes_no_encoder_call(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_task_makes_no_encoder_call(toy: Dataset, encoder: Encoder, encoded: list[int]) -> None:
     first = train(toy, encoder)
-    assert (first.cache.hits, first.cache.misses) == (0, 120)
-
-    def never(*arguments: object) -> None:
-        raise AssertionError("the encoder was called")
-
-    monkeypatch.setattr(Encoder, "encode", never)
+    assert (first.cache.hits, first.cache.misses, sum(encoded)) == (0, 120, 120)
+    encoded.clear()
     swapped = Dataset(texts=toy.texts, labels=[label[:1] for label in toy.names])
     second = train(swapped, encoder)
     assert (second.cache.hits, second.cache.misses, second.cache.bytes) == (120, 0, first.cache.bytes)
+    assert encoded == []
 
 
 def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
@@ -496,7 +490,8 @@ def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
     assert trained.fit.history == alone.fit.history
 
 
-def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("short_choice")
+def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder) -> None:
     class Second(Progress):
         """Ctrl-C in the training on the second way of reading, of which the sample has stored texts, too."""
 
@@ -507,7 +502,6 @@ def test_hits_are_never_fewer_than_none(toy: Dataset, encoder: Encoder, monkeypa
             if self.trainings == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(layer_choice, "STEPS", 8)
     trained = train(replace(toy, text_pairs=toy.texts[::-1]), encoder, layers="auto", progress=Second())
     assert trained.fit.interrupted and trained.task.pair_mode == "separate"
     assert (trained.cache.hits, trained.cache.misses) == (0, len(toy))
@@ -519,11 +513,8 @@ def test_an_unknown_codec_is_refused_before_encoding(toy: Dataset, encoder: Enco
     assert FeatureStore().spaces() == []
 
 
-def test_labels_that_a_sample_lacks_are_no_mistake(
-    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_choice, "STEPS", 8)
-    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 40)
+@pytest.mark.usefixtures("short_choice")
+def test_labels_that_a_sample_lacks_are_no_mistake(toy: Dataset, encoder: Encoder) -> None:
     rare = replace(toy, labels=["once", *(["1", "2"] * 60)[:119]])
     trained = train(rare, encoder, validation=toy_like(rare), layers="auto")
     assert trained.task.target.names == ("1", "2", "once")

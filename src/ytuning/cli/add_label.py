@@ -39,8 +39,8 @@ def add_label(
     from ytuning.data.dataset import read_dataset
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
-    from ytuning.tasks.add_label import check_can_grow
-    from ytuning.tasks.evaluate import evaluate_task, grow_task
+    from ytuning.tasks.add_label import check_can_grow, grow_task
+    from ytuning.tasks.evaluate import evaluate_task
     from ytuning.tasks.task import check_encoder, check_target, load_task, save_task
 
     task = load_task(task_dir)
@@ -84,7 +84,7 @@ def add_label(
         "label": name,
         "labels": len(added.task.target.names),
         "examples": len(rows),
-        "found": added.found,
+        "found": added.recall,
         "kept_texts": {"before": added.before, "after": added.after, "lost": added.lost},
         "test": metrics,
         "seconds": round(seconds, 3),
@@ -103,7 +103,7 @@ def _print_added(added: AddedLabel, result: dict[str, Any]) -> None:
     examples = counted(result["examples"], "example")
     print(f"Added the label {result['label']} from {examples} in {result['seconds']:.1f} s.")
     print(f"Saved in {result['task_dir']}, which now has {result['labels']} labels.")
-    print(f"The task gives the new label to {added.found:.1%} of its examples.")
+    print(f"The task gives the new label to {added.recall:.1%} of its examples.")
     print(
         f"It labels {added.before:.1%} of the kept texts of the old labels correctly before, {added.after:.1%} after."
     )

@@ -22,7 +22,8 @@ __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Log", "Trial", "best_of
 
 SCHEMA = 1
 SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
-GROUPS = 4  # of a parameter's values, between which its importance is measured
+# Groups of a parameter's values, between which its importance is measured.
+GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def importances(trials: Sequence[Trial]) -> dict[str, float]:
 
     The correlation ratio, of up to ``GROUPS`` groups of about the same number of trials. With few trials it is a hint.
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for name in dict.fromkeys(name for trial in trials for name in trial.choices):
         some = [trial for trial in trials if name in trial.choices]
         losses = np.array([trial.loss for trial in some])
@@ -87,8 +88,8 @@ def importances(trials: Sequence[Trial]) -> dict[str, float]:
         else:
             groups = np.searchsorted(np.quantile(values, np.linspace(0, 1, GROUPS + 1)[1:-1]), values)
         means = np.array([losses[groups == group].mean() for group in groups])
-        found[name] = float(means.var() / losses.var())
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        shares[name] = float(means.var() / losses.var())
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 class Log:

@@ -4,7 +4,7 @@
     <folder>/recipe.json   the winner's recipe, for `ytuning train --recipe`
     <folder>/task/         the winner, trained as `ytuning train` does
 
-The hidden states that a search may read are chosen on a sample (`tasks/layers.py`) and stored once. Trials
+The hidden states that a search may read are chosen on a sample (`tasks/choices.py`) and stored once. Trials
 are proposed a few at a time; those share their states and their form, so that one read of each batch serves all of
 them. What is minimised is the validation loss as it is after calibration: other than the accuracy of few rows it
 tells close recipes apart, and other than the plain loss it compares heads whose logits are of different size.
@@ -37,8 +37,7 @@ from ytuning.progress import Progress
 from ytuning.search.log import RECIPE_FILE, TASK_FOLDER, Log, Trial, best_of
 from ytuning.search.space import SHARED, Choices, Interval, Options, Space
 from ytuning.system.versions import require, versions
-from ytuning.tasks.layers import rank_layers
-from ytuning.tasks.pair_modes import pair_modes
+from ytuning.tasks.choices import pair_modes, rank_layers
 from ytuning.tasks.task import holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
 from ytuning.training.calibration import calibrated_logits

@@ -16,9 +16,11 @@ from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
 
-SHARED = ("preset", "pairs", "layers", "layer")  # what trials that are trained in one read of the features share
+# What trials that are trained in one read of the features share.
+SHARED = ("preset", "pairs", "layers", "layer")
 WIDTHS = (32, 48, 64, 96)
-BUDGET, BUDGET_LABELS = 0.02, 8  # of the encoder's parameters, which a head of up to so many labels may have
+# Share of the encoder's parameters that a head of up to so many labels may have.
+BUDGET, BUDGET_LABELS = 0.02, 8
 
 Choices = dict[str, Any]
 """Parameter -> value, JSON-ready."""
@@ -63,27 +65,28 @@ class Space:
     def parameters_of(self, preset: str) -> dict[str, Options | Interval]:
         """What there is to choose with a preset; what trials share comes first."""
         base = self.presets[preset]
-        found: dict[str, Options | Interval] = {"preset": Options(tuple(self.presets))}
+        parameters: dict[str, Options | Interval] = {"preset": Options(tuple(self.presets))}
         if len(self.modes) > 1:
-            found["pairs"] = Options(tuple(self.modes))
-        if isinstance(base.head, CrossAttentionConfig):  # it reads the deepest of its states only
-            found["layer"] = Options(tuple(str(layer) for layer in self._single))
+            parameters["pairs"] = Options(tuple(self.modes))
+        # This form reads the deepest of its states only.
+        if isinstance(base.head, CrossAttentionConfig):
+            parameters["layer"] = Options(tuple(str(layer) for layer in self._single))
         else:
-            found["layers"] = Options(tuple(_shown(layers) for layers in self.layers))
-        found["learning_rate"] = Interval(2e-4, 2e-2, log=True)
-        found["length"] = Interval(0.5, 2.0, log=True)
-        found["dropout"] = Interval(0.0, 0.4, step=0.05)
+            parameters["layers"] = Options(tuple(_shown(layers) for layers in self.layers))
+        parameters["learning_rate"] = Interval(2e-4, 2e-2, log=True)
+        parameters["length"] = Interval(0.5, 2.0, log=True)
+        parameters["dropout"] = Interval(0.0, 0.4, step=0.05)
         by_kind: dict[str, Options | Interval] = {
             "loss": Options(LOSSES),
             "label_weights": Options(("none", "balanced")),
             "label_smoothing": Interval(0.0, 0.2, step=0.05),
         }
-        found |= {name: by_kind[name] for name in self.target.training_options}
+        parameters |= {name: by_kind[name] for name in self.target.training_options}
         if isinstance(base.head, PooledConfig):
-            found["token_dropout"] = Interval(0.0, 0.4, step=0.05)
-            found["members"] = Options(tuple(range(1, 9)))
-            found["width"] = Options(tuple(sorted({*WIDTHS, base.head.width})))
-        return found
+            parameters["token_dropout"] = Interval(0.0, 0.4, step=0.05)
+            parameters["members"] = Options(tuple(range(1, 9)))
+            parameters["width"] = Options(tuple(sorted({*WIDTHS, base.head.width})))
+        return parameters
 
     @property
     def start(self) -> Choices:
@@ -112,15 +115,15 @@ class Space:
 
         The sampler alone would settle on what one lucky batch shared.
         """
-        found: list[Choices] = []
+        openings: list[Choices] = []
         for name, base in self.presets.items():
             if isinstance(base.head, CrossAttentionConfig):
-                found.append({"preset": name, "layer": str(self._single[0])})
+                openings.append({"preset": name, "layer": str(self._single[0])})
             else:
-                found += [{"preset": name, "layers": _shown(layers)} for layers in self.layers]
+                openings += [{"preset": name, "layers": _shown(layers)} for layers in self.layers]
         if len(self.modes) > 1:
-            found = [{**each, "pairs": self.modes[number % len(self.modes)]} for number, each in enumerate(found)]
-        return found
+            openings = [{**opening, "pairs": self.modes[at % len(self.modes)]} for at, opening in enumerate(openings)]
+        return openings
 
     def recipe(self, choices: Choices) -> Recipe:
         """The recipe of choices; members that would exceed the budget for few labels are left out."""

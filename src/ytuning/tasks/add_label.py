@@ -15,23 +15,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import shown
+from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError
 from ytuning.features.features import Features
+from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LabelHead, MatchingHead
+from ytuning.progress import Progress
+from ytuning.tasks.evaluate import task_features
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.joint import label_space
 
-__all__ = ["AddedLabel", "add_label", "check_can_grow", "keep_exemplars"]
+__all__ = ["AddedLabel", "add_label", "check_can_grow", "exemplar_rows", "fit_label_row", "grow_task", "keep_exemplars"]
 
-KEPT_ROWS = 2000  # texts of which a task keeps the place in label space...
-LEAST_OF_A_LABEL = 5  # ...and more where a label would have fewer than this: what is not there, a new label may take
-KEPT_OF_A_LABEL = 200  # of the examples of an added one
-STEPS = 60  # of L-BFGS, which ends by itself before
-DECAY = 1e-3  # pull of the new row towards the direction of its examples
-NEW_THRESHOLD = 0.5  # of a multi-label task: the examples are too few to fit one
+# A task keeps the place in label space of so many texts.
+EXEMPLARS = 2000
+# It keeps more where a label would have fewer than this, because a new label may take what is not there.
+FEWEST_OF_A_LABEL = 5
+# Examples of an added label that are kept.
+KEPT_EXAMPLES = 200
+# L-BFGS ends by itself before so many steps.
+STEPS = 60
+# Pull of the new row towards the direction of its examples.
+DECAY = 1e-3
+# Of a new label of a multi-label task: its examples are too few to fit one.
+NEW_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,13 @@ class AddedLabel:
 
     Attributes:
         task: with the new label.
-        found: share of the examples that are now given the new label; they also made it.
+        recall: share of the examples that are now given the new label; they also made it.
         before, after: share of the kept texts of the old labels that are given their labels.
         lost: by old label, the share of its kept texts that the new label has taken, where it is not 0.
     """
 
     task: Task
-    found: float
+    recall: float
     before: float
     after: float
     lost: dict[str, float]
@@ -82,13 +93,36 @@ def keep_exemplars(
         head: trained.
         features: of all rows.
         targets: of all rows, (rows,) ids or (rows, C) 0 and 1.
-        rows: positions of the texts, of which about ``KEPT_ROWS`` are kept.
+        rows: positions of the texts, of which about ``EXEMPLARS`` are kept.
         others: positions of texts that the head was trained on, for labels that have hardly any of ``rows``.
     """
     if not isinstance(head, MatchingHead) or (targets.dtype == np.float32 and targets.ndim == 1):
         return None
-    some = _some_of_each_label(targets, rows, others)
+    some = exemplar_rows(targets, rows, others)
     return Exemplars(label_space(head, features, torch.from_numpy(some)).half(), torch.from_numpy(targets[some]))
+
+
+def grow_task(
+    task: Task,
+    name: str,
+    examples: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    *,
+    progress: Progress | None = None,
+) -> AddedLabel:
+    """Give a trained task a label more, of which ``examples`` are texts; see :func:`add_label`.
+
+    Raises:
+        InputError: the task cannot grow, or has a label of this name.
+        DataError: examples that do not fit the task.
+    """
+    # Labels of rows are stripped, too.
+    name = name.strip()
+    check_can_grow(task, name)
+    assert isinstance(task.head, MatchingHead)
+    features, _ = task_features(task, examples, encoder, store, progress=progress)
+    return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
 
 
 def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
@@ -107,7 +141,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     assert isinstance(head, MatchingHead) and kept is not None
     old, goal = kept.vectors.float(), kept.targets
     multi = goal.ndim == 2
-    row, bias = _new_row(head, old, goal, examples, multi=multi)
+    row, bias = fit_label_row(head, old, goal, examples)
     grown = head.with_label(row, bias)
     names = (*target.names, name)
     thresholds = task.calibration.thresholds
@@ -121,8 +155,8 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         head=grown,
         calibration=calibration,
         exemplars=Exemplars(
-            torch.cat((old, examples[:KEPT_OF_A_LABEL])).half(),
-            torch.cat((places, new_goal[:KEPT_OF_A_LABEL].to(places.dtype))),
+            torch.cat((old, examples[:KEPT_EXAMPLES])).half(),
+            torch.cat((places, new_goal[:KEPT_EXAMPLES].to(places.dtype))),
         ),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
@@ -131,26 +165,36 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     truth = goal.numpy()
     return AddedLabel(
         task=result,
-        found=float(_has_last(_given(bigger, calibration, grown, examples), len(names)).mean()),
+        recall=float(_has_last(_given(bigger, calibration, grown, examples), len(names)).mean()),
         before=_share_right(before, truth),
         after=_share_right(after[:, :-1] if multi else after, truth),
         lost=_lost(target.names, truth, _has_last(after, len(names))),
     )
 
 
-def _new_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor, *, multi: bool) -> tuple[Tensor, Tensor]:
-    """Row (E, H) and bias (E,): each member's logistic regression, in which every label weighs alike."""
-    logits = head.match(old.transpose(0, 1)).detach()  # (E, N, C)
+def fit_label_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+    """A new label's row (E, H) and bias (E,): each member's logistic regression, in which every label weighs alike.
+
+    Args:
+        head: with the old labels' rows, which stay as they are.
+        old: (N, E, H), texts of the old labels in the head's label space.
+        goal: their labels, (N,) ids or (N, C) 0 and 1.
+        examples: (n, E, H), texts of the new label.
+    """
+    multi = goal.ndim == 2
+    # (E, N, C) and (E, n, C)
+    logits = head.match(old.transpose(0, 1)).detach()
     beside = head.match(examples.transpose(0, 1)).detach()
-    direction = examples.mean(0) - old.mean(0)  # (E, H)
+    # (E, H)
+    direction = examples.mean(0) - old.mean(0)
     length = head.label_rows.detach().norm(dim=-1).mean(1, keepdim=True)
     start = functional.normalize(direction, dim=-1) * length
     row, bias = start.clone().requires_grad_(), head.label_bias.detach().mean(1).clone().requires_grad_()
     counts = (goal.sum(0) if multi else torch.bincount(goal, minlength=logits.shape[-1])).clamp_min(1)
     weights = 1 / counts[goal].float() if not multi else torch.full((len(old),), 1 / max(1.0, float(counts.median())))
     new_weight = 1 / len(examples)
-    # The old labels' part of the normaliser does not change.
-    among, among_examples = torch.logsumexp(logits, -1), torch.logsumexp(beside, -1)  # (E, N), (E, n)
+    # (E, N) and (E, n): the old labels' part of the normaliser does not change.
+    among, among_examples = torch.logsumexp(logits, -1), torch.logsumexp(beside, -1)
     true = 0.0 if multi else logits.gather(2, goal.expand(len(logits), -1)[..., None])[..., 0]
     optimizer = torch.optim.LBFGS([row, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
@@ -171,18 +215,22 @@ def _new_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor, *,
     return row.detach(), bias.detach()
 
 
-def _some_of_each_label(targets: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Positions of ``KEPT_ROWS`` of ``rows``, then of more rows and others until each label has the least it should."""
-    kept = rows[np.linspace(0, len(rows) - 1, min(len(rows), KEPT_ROWS)).astype(int)]
+def exemplar_rows(targets: np.ndarray, rows: np.ndarray, others: np.ndarray, *, most: int = EXEMPLARS) -> np.ndarray:
+    """Positions of ``most`` of ``rows``, then of more rows and others until each label has the fewest it should.
+
+    Arguments as of :func:`keep_exemplars`.
+    """
+    kept = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     further = np.concatenate((np.setdiff1d(rows, kept, assume_unique=True), others))
     several = targets.ndim == 2
     labels = targets.shape[1] if several else int(targets.max()) + 1
     counts = (targets[kept] > 0).sum(0) if several else np.bincount(targets[kept], minlength=labels)
-    least = max(1, min(LEAST_OF_A_LABEL, KEPT_ROWS // labels))
-    more: dict[int, None] = {}  # in order; a row may have several labels
-    for label in np.flatnonzero(counts < least):
+    fewest = max(1, min(FEWEST_OF_A_LABEL, most // labels))
+    # In order, each row once: it may have several labels.
+    more: dict[int, None] = {}
+    for label in np.flatnonzero(counts < fewest):
         has = targets[further, label] > 0 if several else targets[further] == label
-        more |= dict.fromkeys(further[has][: least - counts[label]].tolist())
+        more |= dict.fromkeys(further[has][: fewest - counts[label]].tolist())
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
 
@@ -194,8 +242,8 @@ def _given(target: TaskKind, calibration: Calibration, head: MatchingHead, vecto
 
 
 def _has_last(given: np.ndarray, labels: int) -> np.ndarray:
-    found: np.ndarray = given[:, -1] if given.ndim == 2 else given == labels - 1
-    return found
+    has: np.ndarray = given[:, -1] if given.ndim == 2 else given == labels - 1
+    return has
 
 
 def _only_last(rows: int, labels: int) -> Tensor:

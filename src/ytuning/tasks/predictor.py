@@ -109,13 +109,13 @@ class Predictor:
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
             together.setdefault((encoder, task.pair_mode), []).append(number)
-        found: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
+        by_task: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
         for (encoder, pair_mode), numbers in together.items():
             tasks = [self.tasks[number] for number in numbers]
             texts = encoder.read(inputs, tasks, pair_mode=pair_mode)
             for number, task, logits in zip(numbers, tasks, encoder.logits(texts, tasks), strict=True):
-                found[number] = (*answers_of(task, logits), texts.features.truncated_rows)
-        return [found[number] for number in range(len(self.tasks))]
+                by_task[number] = (*answers_of(task, logits), texts.features.truncated_rows)
+        return [by_task[number] for number in range(len(self.tasks))]
 
     def _check_form(self, window: list[TextInput], position: int) -> None:
         for row, (_, pair) in enumerate(window, position + 1):

@@ -87,20 +87,21 @@ class SharedEncoder:
         alike: dict[tuple[States, Codec], list[int]] = {}
         for number, task in enumerate(tasks):
             alike.setdefault((task.states, task.codec), []).append(number)
-        found: dict[int, np.ndarray] = {}
+        by_task: dict[int, np.ndarray] = {}
         for numbers in alike.values():
             some = [tasks[number] for number in numbers]
             for number, logits in zip(numbers, self._heads(some).logits(texts.seen_by(some[0]), rows), strict=True):
-                found[number] = logits.numpy()
-        return [found[number] for number in range(len(tasks))]
+                by_task[number] = logits.numpy()
+        return [by_task[number] for number in range(len(tasks))]
 
     def _heads(self, tasks: Sequence[Task]) -> JointHeads:
         key = tuple(id(task.head) for task in tasks)
-        found = self._joint.pop(key, None) or JointHeads([task.head for task in tasks])
-        self._joint[key] = found  # last: the first is the one that has not been used for longest
+        joint = self._joint.pop(key, None) or JointHeads([task.head for task in tasks])
+        # It becomes the last, so that the first is the one that has not been used for longest.
+        self._joint[key] = joint
         if len(self._joint) > MOST_JOINED:
             del self._joint[next(iter(self._joint))]
-        return found
+        return joint
 
 
 def share_encoders(
@@ -122,10 +123,10 @@ def share_encoders(
         EncoderError: an encoder cannot be loaded.
         TaskFolderError: an encoder differs from the one that a task was trained with.
     """
-    found = {shared.encoder.identity.fingerprint: shared for shared in loaded}
+    by_fingerprint = {shared.encoder.identity.fingerprint: shared for shared in loaded}
     for task in tasks:
-        if task.encoder.fingerprint not in found:
+        if task.encoder.fingerprint not in by_fingerprint:
             fresh = load_encoder(encoder or task.encoder.name, device=device, **task.encoder.options)
             check_encoder(task, fresh.identity)
-            found[task.encoder.fingerprint] = SharedEncoder(fresh)
-    return [found[task.encoder.fingerprint] for task in tasks]
+            by_fingerprint[task.encoder.fingerprint] = SharedEncoder(fresh)
+    return [by_fingerprint[task.encoder.fingerprint] for task in tasks]

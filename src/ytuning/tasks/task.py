@@ -43,7 +43,8 @@ __all__ = [
     "task_files",
 ]
 
-MOST_BESIDE = 100  # names that are tried for what was interrupted
+# Names that are tried for what was interrupted.
+MOST_BESIDE = 100
 SCHEMA = 1
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
 # In the weights' file, beside the head's own.
@@ -154,7 +155,8 @@ def save_task(task: Task, folder: str | Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
-            for left in path.glob(f"{name}.*{PARTIAL_SUFFIX}"):  # by a save that was killed
+            # A save that was killed may have left some.
+            for left in path.glob(f"{name}.*{PARTIAL_SUFFIX}"):
                 left.unlink(missing_ok=True)
         commit_all(
             path,
@@ -200,11 +202,11 @@ def place_beside(folder: Path) -> Path:
         return folder
     whole = folder.resolve()
     for number in range(1, MOST_BESIDE):
-        found = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
+        beside = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
         with suppress(InputError):
-            check_target(found)
-            if not holds_finished_task(found):
-                return found
+            check_target(beside)
+            if not holds_finished_task(beside):
+                return beside
     try:
         return Path(tempfile.mkdtemp(prefix="interrupted-"))
     except OSError as error:
@@ -224,13 +226,14 @@ def holds_finished_task(folder: Path) -> bool:
 def _is_free(path: Path) -> bool:
     """Whether a folder is empty, a task's, or what a killed save left of one."""
     try:
-        found = {file.name for file in path.iterdir()}
+        names = {file.name for file in path.iterdir()}
     except OSError as error:
         raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
-    whole = {name for name in found if not name.endswith(PARTIAL_SUFFIX)}
-    if CARD_FILE in found and HEAD_FILE not in found:
-        return False  # somebody's own README
-    return TASK_FILE in found or whole <= {HEAD_FILE, CARD_FILE}
+    whole = {name for name in names if not name.endswith(PARTIAL_SUFFIX)}
+    # A card without a head is somebody's own README.
+    if CARD_FILE in names and HEAD_FILE not in names:
+        return False
+    return TASK_FILE in names or whole <= {HEAD_FILE, CARD_FILE}
 
 
 def load_task(folder: str | Path) -> Task:
@@ -247,14 +250,10 @@ def load_task(folder: str | Path) -> Task:
         encoder = EncoderIdentity.from_json(content["encoder"])
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
-            head = build_head(
-                config,
-                labels=target.outputs,
-                layers=len(states),
-                width=encoder.width,
-                pair_mode=pair_mode,
-            )
+        shape = {"labels": target.outputs, "layers": len(states), "width": encoder.width}
+        # Weights that are replaced at once should not move the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            head = build_head(config, **shape, pair_mode=pair_mode)
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
@@ -264,14 +263,8 @@ def load_task(folder: str | Path) -> Task:
         record = {name: content[name] for name in ("metrics", "training")}
     except TaskFolderError:
         raise
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:  # torch: RuntimeError
+    # torch raises RuntimeError.
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise TaskFolderError(
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error
@@ -387,13 +380,14 @@ def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Ta
     tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
     try:
         basis = PcaInt8Codec.from_tensors(len(task.states), task.encoder.width, tensors) if tensors else None
-        found = replace(task, basis=basis, exemplars=_exemplars(task.head, exemplars, file) if exemplars else None)
-        _ = found.codec  # raises where the named codec and the basis do not go together
+        whole = replace(task, basis=basis, exemplars=_exemplars(task.head, exemplars, file) if exemplars else None)
+        # It raises where the named codec and the basis do not go together.
+        _ = whole.codec
     except (InputError, ValueError) as error:
         raise TaskFolderError(
             f"{file} does not fit the task's features: {error}. Copy the folder again or train again"
         ) from error
-    return found
+    return whole
 
 
 def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:

@@ -27,8 +27,7 @@ from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_label import keep_exemplars
-from ytuning.tasks.layers import rank_layers
-from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
+from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
@@ -78,8 +77,8 @@ class TrainOptions:
         label_order: of an ordinal task's labels, from the lowest.
         abstain_at: the precision below which a task of one label a row gives none.
         pairs: how the encoder reads pairs of texts; ``"auto"`` tries both ways, and takes ``"joint"`` only where its
-            calibrated validation loss is clearly lower (`pair_modes.choose_pair_mode`).
-        layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/layers.py`); else they are those of the
+            calibrated validation loss is clearly lower (`choices.choose_pair_mode`).
+        layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/choices.py`); else they are those of the
             recipe, or the encoder's default ones for such rows.
         label_texts: what the labels mean, see `data/label_texts.py`. The encoder reads them like any text; label rows
             start from them, they are train rows of their labels, and how the labels' texts alone do is reported.

@@ -15,7 +15,6 @@ from ytuning.data.dataset import Dataset, from_lists, labels_of
 from ytuning.data.kinds import TaskKind, fit_kind
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import default_states
-from ytuning.encoder.tokens import TokenizedTexts
 from ytuning.errors import InputError
 from ytuning.estimator import YTuningClassifier
 from ytuning.features.codecs import Float16Codec
@@ -24,11 +23,21 @@ from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.progress import Progress
-from ytuning.tasks import layers as module
-from ytuning.tasks import layers as samples
-from ytuning.tasks.layers import LayerRanking, Ranked, layer_sets, rank_layers, sample_rows
+from ytuning.tasks import choices
+from ytuning.tasks.choices import (
+    LayerRanking,
+    MixedStatesHead,
+    RankedStates,
+    SelectedStatesHead,
+    StateComparison,
+    layer_sets,
+    rank_layers,
+    sample_rows,
+)
 from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, recipe_from_json
+
+pytestmark = pytest.mark.usefixtures("short_choice")
 
 RECIPE = Recipe(PooledConfig(width=16, token_width=16), TrainingConfig(fewest_steps=30, most_steps=30))
 
@@ -41,11 +50,6 @@ class Recorder(Progress):
 
     def say(self, message: str) -> None:
         self.said.append(message)
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEPS", 20)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def test_sets_of_an_encoder_of_six_layers() -> None:
 
 
 def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEPS", 100)
+    monkeypatch.setattr(choices, "STEPS", 100)
     generator = np.random.default_rng(0)
     count, tokens, width = 240, 3, 16
     truth = generator.integers(2, size=count)
@@ -98,7 +102,7 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
     array = codec.encode(torch.from_numpy(values.reshape(-1, 3, width).astype(np.float16))).numpy()
     lengths, places = np.full(count, tokens), np.arange(count) * tokens
     stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
-    measurement = module._Measurement(
+    measurement = StateComparison(
         TextFeatures(stored, torch.float32), fit_kind("single", [str(label) for label in truth]), truth,
         (np.arange(160), np.arange(160, 240)), (2, 4, 6), RECIPE, 0, Progress(),
     )  # fmt: skip
@@ -117,15 +121,15 @@ def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPa
 def test_heads_read_their_states_only_and_a_mix_starts_even() -> None:
     features, mask = torch.randn(2, 5, 3, 8), torch.ones(2, 5, dtype=torch.bool)
     head = build_head(PooledConfig(members=1), labels=3, layers=2, width=8).eval()
-    assert torch.equal(module._On(head, [0, 2])(features, mask), head(features[:, :, [0, 2]], mask))
+    assert torch.equal(SelectedStatesHead(head, [0, 2])(features, mask), head(features[:, :, [0, 2]], mask))
     single = build_head(PooledConfig(members=1), labels=3, layers=1, width=8).eval()
     normed = torch.nn.functional.layer_norm(features, (8,))
-    mixed = module._Mixed(single, 3).eval()
+    mixed = MixedStatesHead(single, 3).eval()
     torch.testing.assert_close(mixed(features, mask), single(normed.mean(2, keepdim=True), mask))
 
 
 def ranking(*rows: tuple[tuple[int, ...], float, float]) -> LayerRanking:
-    ranked = tuple(Ranked(layers, 0.5 + behind, behind, error) for layers, behind, error in rows)
+    ranked = tuple(RankedStates(layers, 0.5 + behind, behind, error) for layers, behind, error in rows)
     return LayerRanking((4, 5), ranked, {4: 0.75, 6: 0.25}, 0.6, 80, from_lists(["a"]), (4, 5, 6), {})
 
 
@@ -161,7 +165,7 @@ def test_the_same_ranking_again(toy: Dataset, tiny_encoder: Path) -> None:
     assert (first.ranked, first.mix, first.cheapest) == (again.ranked, again.mix, again.cheapest)
     assert first.ranked[0].behind == first.ranked[0].error == 0
     assert all(each.behind == pytest.approx(each.loss - first.ranked[0].loss) for each in first.ranked)
-    assert first.rows == 24 and first.default == (2, 3) and first.states == (1, 2, 3)
+    assert first.rows == 12 and first.default == (2, 3) and first.states == (1, 2, 3)
 
 
 def test_the_form_of_the_paper_reads_one_state(toy: Dataset, encoder: Encoder) -> None:
@@ -192,17 +196,8 @@ def train(data: Dataset, encoder: Encoder, progress: Progress | None = None) -> 
 
 
 def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
-    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    toy: Dataset, encoder: Encoder, encoded: list[int]
 ) -> None:
-    monkeypatch.setattr("ytuning.tasks.layers.SAMPLE_TEXTS", 60)
-    encoded: list[int] = []
-    encode = Encoder.encode
-
-    def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
-        encoded.append(len(tokens.lengths))
-        return encode(self, tokens, states, finish)
-
-    monkeypatch.setattr(Encoder, "encode", counted)
     progress = Recorder()
     trained = train(toy, encoder, progress)
     assert encoded == [60, 60]  # the sample, then the rest
@@ -224,13 +219,12 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
 def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "SAMPLE_TEXTS", 60)
     labels = toy.names
     sample = sample_rows(toy, 0, encoder, 2)
     for label in set(labels):
         assert abs(sample.names.count(label) - labels.count(label) / 2) <= 1
     tokens = float(encoder.tokenize(toy.inputs).lengths.mean())
-    monkeypatch.setattr(samples, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
+    monkeypatch.setattr(choices, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
     assert len(sample_rows(toy, 0, encoder, 2)) == 30
     assert sample_rows(toy, 0, encoder, 2).texts == sample_rows(toy, 0, encoder, 2).texts
     assert sample_rows(toy, 1, encoder, 2).texts != sample_rows(toy, 0, encoder, 2).texts
@@ -272,11 +266,11 @@ def test_joint_reading_ranks_only_where_it_is_clearly_better(
     noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
     separate = torch.full((100,), 2.0, dtype=torch.float64)
 
-    def compare(self: module._Measurement, sets: Sequence[tuple[int, ...]], *, two: bool) -> Any:
+    def compare(self: StateComparison, sets: Sequence[tuple[int, ...]], *, two: bool) -> Any:
         losses = separate if self.features.pair_mode else separate + noise - lead
         return dict.fromkeys(sets, losses), {1: 1.0}, 0.5
 
-    monkeypatch.setattr(module._Measurement, "compare", compare)
+    monkeypatch.setattr(StateComparison, "compare", compare)
     data = replace(toy, text_pairs=toy.texts[::-1])
     found = rank(data, encoder, modes=("joint", "separate"))
     assert found.ranked[0].loss == pytest.approx(2 - lead if ranks == "joint" else 2)

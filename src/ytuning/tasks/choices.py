@@ -1,9 +1,9 @@
-"""``--layers auto``: which hidden states a task should read, measured on a sample of its rows.
+"""What the main job chooses by measuring: how pairs are read, and with ``--layers auto`` which hidden states.
 
-Some sets of states (:func:`layer_sets`) are compared by the held-out loss, which is less noisy than accuracy, of
-small heads that are trained together: the sample's states are computed once, and each batch is gathered once. Beside
-them a head learns a softmax mix of all those states, a number for each (ELMo, arXiv 1802.05365), and the two that it
-weighs most are a further set.
+Hidden states are chosen on a sample of the task's rows. Some sets of states (:func:`layer_sets`) are compared by the
+held-out loss, which is less noisy than accuracy, of small heads that are trained together: the sample's states are
+computed once, and each batch is gathered once. Beside them a head learns a softmax mix of all those states, a number
+for each (ELMo, arXiv 1802.05365), and the two that it weighs most are a further set.
 """
 
 from __future__ import annotations
@@ -28,36 +28,63 @@ from ytuning.features.codecs import row_bytes
 from ytuning.features.features import Features
 from ytuning.features.pairs import keep_inputs, live_inputs
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pairs import PairMode
+from ytuning.heads.pairs import PairChoice, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.tasks.pair_modes import choose_pair_mode
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step
-from ytuning.training.losses import standard_error
+from ytuning.training.losses import clearly_lower, standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [
-    "HELD_OUT",
     "LayerRanking",
-    "Ranked",
+    "MixedStatesHead",
+    "RankedStates",
     "SampleProgress",
+    "SelectedStatesHead",
+    "StateComparison",
+    "choose_pair_mode",
     "layer_sets",
+    "pair_modes",
     "rank_layers",
     "sample_rows",
 ]
 
-STEPS = 160
-BATCH = 64  # rows
-ROUNDS = 4  # validations at equal distances; each set is judged by its best, as they do not over-fit equally soon...
-HOPELESS = 2.0  # ...and one so many standard errors behind the best after half the steps learns no further
-SHARPNESS = 10.0  # Adam moves a number by about the learning rate each step: too little to tell softmax weights apart
-WITHIN = 0.5  # standard errors of the difference to the best set that a cheaper one may lose
+STEPS, BATCH_ROWS = 160, 64
+# Validations at equal distances. Each set counts at its best round, as sets do not over-fit equally soon.
+ROUNDS = 4
+# A set so many standard errors behind the best after half the steps learns no further.
+HOPELESS = 2.0
+# Adam moves a number by about the learning rate each step: too little to tell softmax weights apart.
+SHARPNESS = 10.0
+# So many standard errors of the difference to the best set may a cheaper one lose.
+WITHIN = 0.5
+SAMPLE_TEXTS = 2000
+# The sample's features are held in memory.
+SAMPLE_BYTES = 512 << 20
+# Share of the sample that heads are measured on.
+HELD_OUT = 0.2
+
+
+def pair_modes(choice: PairChoice, *, has_pairs: bool) -> tuple[PairMode | None, ...]:
+    """The ways to try, first the one that is taken unless the other is clearly better; ``(None,)`` for single texts."""
+    if not has_pairs:
+        return (None,)
+    return ("separate", "joint") if choice == "auto" else (choice,)
+
+
+def choose_pair_mode(joint: np.ndarray | Tensor, separate: np.ndarray | Tensor) -> PairMode:
+    """``"joint"`` where its losses (N,) are clearly lower than those (N,) of the same rows read separately.
+
+    See `losses.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
+    """
+    is_better = clearly_lower(torch.as_tensor(joint), torch.as_tensor(separate))
+    return "joint" if is_better else "separate"
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedStates:
     """A set of hidden states and how it did.
 
     Attributes:
@@ -89,7 +116,7 @@ class LayerRanking:
     """
 
     default: States
-    ranked: tuple[Ranked, ...]
+    ranked: tuple[RankedStates, ...]
     mix: dict[int, float]
     mix_loss: float
     rows: int
@@ -100,16 +127,16 @@ class LayerRanking:
     @property
     def cheapest(self) -> States:
         """The set of the shallowest states, then of the fewest, among those hardly behind the best."""
-        near = [each for each in self.ranked if each.behind <= WITHIN * each.error]
+        near = [ranked for ranked in self.ranked if ranked.behind <= WITHIN * ranked.error]
         if not near:
             return self.default
-        return min(near, key=lambda each: (each.states[-1], len(each.states), each.behind)).states
+        return min(near, key=lambda ranked: (ranked.states[-1], len(ranked.states), ranked.behind)).states
 
     def message(self, states: States) -> str:
         """What was measured, for the user whose task reads ``states``."""
         if not self.ranked:
             return f"layers: {_named(states)} (the default), as no label has rows enough to hold one out and measure"
-        losses = {each.states: each.loss for each in self.ranked}
+        losses = {ranked.states: ranked.loss for ranked in self.ranked}
         best = self.ranked[0]
         weights = ", ".join(f"{state} {weight:.0%}" for state, weight in self.mix.items())
         return (
@@ -180,22 +207,24 @@ def rank_layers(
         rows, held = split_holdout(sample, seed, fraction=HELD_OUT)
     except DataError:
         return LayerRanking(default, (), {}, math.nan, 0, sample, states, features)
-    found = [
-        _Measurement(each, target, target.encode(labels_of(sample)), (rows, held), states, recipe, seed, progress)
-        for each in features.values()
-    ]
-    results = [each.compare(sets, two=not single) for each in found]
-    by_mode = dict(zip(features, results, strict=True))
+    truth = target.encode(labels_of(sample))
+    by_mode = {
+        mode: StateComparison(of_mode, target, truth, (rows, held), states, recipe, seed, progress).compare(
+            sets, two=not single
+        )
+        for mode, of_mode in features.items()
+    }
     by_set, mix, mix_loss = next(iter(by_mode.values()))
-    if len(by_mode) > 1:  # the way in which the task will probably read pairs
+    if len(by_mode) > 1:
+        # The way in which the task will probably read pairs.
         joint, separate = by_mode["joint"], by_mode["separate"]
         by_set, mix, mix_loss = by_mode[choose_pair_mode(joint[0][default], separate[0][default])]
     best = min(by_set.values(), key=lambda losses: float(losses.mean()))
     ranked = [
-        Ranked(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))
+        RankedStates(layers, float(losses.mean()), float((losses - best).mean()), standard_error(losses - best))
         for layers, losses in by_set.items()
     ]
-    ranked.sort(key=lambda each: each.loss)
+    ranked.sort(key=lambda ranked: ranked.loss)
     return LayerRanking(default, tuple(ranked), mix, mix_loss, len(held), sample, states, features)
 
 
@@ -203,7 +232,7 @@ def _named(states: States) -> str:
     return ", ".join(map(str, states))
 
 
-class _On(nn.Module):
+class SelectedStatesHead(nn.Module):
     """A head on some of the hidden states of features."""
 
     def __init__(self, head: LabelHead, positions: Sequence[int]) -> None:
@@ -212,11 +241,11 @@ class _On(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The head's logits; arguments as it takes them."""
-        found: Tensor = self.head(features[:, :, self.positions], mask, generator)
-        return found
+        logits: Tensor = self.head(features[:, :, self.positions], mask, generator)
+        return logits
 
 
-class _Mixed(nn.Module):
+class MixedStatesHead(nn.Module):
     """A head on a learned softmax mix of all hidden states, each normalised first: deep ones can be far larger."""
 
     def __init__(self, head: LabelHead, states: int) -> None:
@@ -232,12 +261,12 @@ class _Mixed(nn.Module):
         """The head's logits; arguments as it takes them."""
         states = functional.layer_norm(features, features.shape[-1:])
         mixed = torch.einsum("btld,l->btd", states, self.weights.to(states.dtype))
-        found: Tensor = self.head(mixed[:, :, None], mask, generator)
-        return found
+        logits: Tensor = self.head(mixed[:, :, None], mask, generator)
+        return logits
 
 
-class _Measurement:
-    """Heads that learn some rows of a sample and are judged by the others."""
+class StateComparison:
+    """Heads that learn some rows of a sample and are measured on the others."""
 
     def __init__(
         self,
@@ -261,13 +290,13 @@ class _Measurement:
 
         The mix is learned first and, with ``two``, gives a set more: the states that it weighs most.
         """
-        mixed = _Mixed(self._head(1), len(self.states))
+        mixed = MixedStatesHead(self._head(1), len(self.states))
         (mix_losses,) = self._losses([mixed])
         weights = dict(zip(self.states, mixed.weights.tolist(), strict=True))
         heaviest = tuple(sorted(sorted(weights, key=lambda state: -weights[state])[:2]))
         sets = list(dict.fromkeys([*sets, heaviest] if two else sets))
         positions = [[self.states.index(state) for state in states] for states in sets]
-        losses = self._losses([_On(self._head(len(each)), each) for each in positions])
+        losses = self._losses([SelectedStatesHead(self._head(len(some)), some) for some in positions])
         return dict(zip(sets, losses, strict=True)), weights, float(mix_losses.mean())
 
     def _head(self, layers: int) -> LabelHead:
@@ -283,29 +312,27 @@ class _Measurement:
         What a head learns does not depend on the others, but how long it does; the first always learns to the end.
         """
         learners = [self._learner(cast("LabelHead", head)) for head in heads]
-        size = max(16, min(BATCH, len(self.rows) // 16))
+        size = max(16, min(BATCH_ROWS, len(self.rows) // 16))
         batches = shuffled_batches(self.features.lengths, self.rows, size, self.seed, stored=self.features)
         goal = self.goal[self.held]
         best: dict[int, Tensor] = {}
         active = list(range(len(learners)))
         with workers() as pool:
             for step in range(1, STEPS + 1):
-                some = [learners[number] for number in active]
+                some = [learners[position] for position in active]
                 stack_step(some, self.features, next(batches), pool)
                 self.progress.step("layers", step, STEPS)
                 if step % (STEPS // ROUNDS):
                     continue
                 logits = stack_logits([learner.head for learner in some], self.features, self.held, pool)
-                for number, learner, found in zip(active, some, logits, strict=True):
-                    losses = self.target.row_losses(found, goal)
-                    best[number] = min(best.get(number, losses), losses, key=lambda each: float(each.mean()))
+                for position, learner, of_head in zip(active, some, logits, strict=True):
+                    losses = self.target.row_losses(of_head, goal)
+                    best[position] = min(best.get(position, losses), losses, key=_mean)
                     learner.head.train()
-                if 2 * step < STEPS:
-                    continue
-                behind = [best[number] - min(best.values(), key=lambda each: float(each.mean())) for number in active]
-                near = [float(each.mean()) <= HOPELESS * standard_error(each) for each in behind]
-                active = [number for number, keep in zip(active, near, strict=True) if keep or number == 0]
-        return [best[number] for number in range(len(heads))]
+                if 2 * step >= STEPS:
+                    lowest = min(best.values(), key=_mean)
+                    active = [position for position in active if position == 0 or _is_near(best[position] - lowest)]
+        return [best[position] for position in range(len(heads))]
 
     def _learner(self, head: LabelHead) -> Learner:
         config = self.recipe.training
@@ -314,13 +341,17 @@ class _Measurement:
         return Learner(head.train(), self.goal, loss, config=config, total=STEPS, seed=self.seed)
 
 
+def _mean(losses: Tensor) -> float:
+    return float(losses.mean())
+
+
+def _is_near(behind: Tensor) -> bool:
+    """Whether losses (held rows,) that a set has more than the best are no reason to give it up."""
+    return _mean(behind) <= HOPELESS * standard_error(behind)
+
+
 def _small(config: HeadConfig) -> HeadConfig:
     return replace(config, members=1) if isinstance(config, PooledConfig) else config
-
-
-SAMPLE_TEXTS = 2000
-SAMPLE_BYTES = 512 << 20  # of the sample's features, which are held in memory
-HELD_OUT = 0.2  # share of the sample that heads are measured on
 
 
 def sample_rows(train: Dataset, seed: int, encoder: Encoder, states: int) -> Dataset:
@@ -334,7 +365,8 @@ def sample_rows(train: Dataset, seed: int, encoder: Encoder, states: int) -> Dat
     try:
         # The sample need not hold whole groups: it is split once more, and that split keeps them together.
         _, chosen = split_holdout(replace(train, groups=None), seed, fraction=most / len(train), most=most)
-    except DataError:  # hardly a label occurs twice: there are no shares to keep
+    except DataError:
+        # Hardly a label occurs twice, so there are no shares to keep.
         chosen = np.arange(most)
     return train.select(chosen)
 
