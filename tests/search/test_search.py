@@ -22,7 +22,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.progress import Progress
-from ytuning.reports.search import plot_search
+from ytuning.reports.html import plot_search
 from ytuning.search import log as module
 from ytuning.search.log import Trial, importances
 from ytuning.search.search import Searched, SearchOptions, propose, search

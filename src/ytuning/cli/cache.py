@@ -89,8 +89,8 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
                 progress.say(str(damage))
             damages.extend(space.damages)
     if as_json:
-        found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
-        print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
+        damaged = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
+        print_json({"shards": checked, "damaged": damaged, "unreadable": [str(problem) for problem in unreadable]})
     else:
         print(f"Checked {counted(checked, 'shard')}; {len(damages)} {'is' if len(damages) == 1 else 'are'} damaged.")
     _tell_unreadable(unreadable)
