@@ -19,19 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
-    "DataError",
-    "EncoderError",
-    "InputError",
-    "MissingExtraError",
-    "StoreError",
-    "TaskFolderError",
-    "WriteError",
-    "YTuningError",
-    "allowed",
-    "cannot_write",
-    "counted",
-    "wrong_schema",
-]
+    "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
+    "YTuningError", "allowed", "cannot_write", "counted", "wrong_schema",
+]  # fmt: skip
 
 
 class YTuningError(Exception):

@@ -6,7 +6,6 @@ No script, no network; each page's own policy forbids both, so that a hostile te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -14,9 +13,9 @@ import jinja2
 from ytuning.data.kinds import Mistake, TaskKind
 from ytuning.data.kinds.metrics import LabelFigures
 from ytuning.encoder.encoder import Encoder
-from ytuning.evaluation.attribution import Effects, explain
+from ytuning.evaluation.attribution import explain
 from ytuning.evaluation.evaluate import EvaluatedRows, Report
-from ytuning.evaluation.mistakes import Piece, marked, strongest
+from ytuning.evaluation.mistakes import marked, strongest
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.reports import charts
@@ -55,28 +54,6 @@ def plot_search(trials: Sequence[Trial]) -> str:
     return render("search.html", {"figures": charts.search_figures(trials), "trials": len(trials)})
 
 
-@dataclass(frozen=True)
-class _Metric:
-    """A figure as it is shown; ``first``: of those that a kind of task is judged by."""
-
-    name: str
-    value: float
-    interval: tuple[float, float] | None
-    first: bool
-
-
-@dataclass(frozen=True)
-class _ShownMistake:
-    """A mistake with its texts, the pieces that speak the most for either answer, and its row in the source."""
-
-    mistake: Mistake
-    number: int
-    texts: list[list[Piece]]
-    left_out: list[int]
-    towards: list[str]
-    against: list[str]
-
-
 def render_report(
     task: Task,
     report: Report,
@@ -100,48 +77,49 @@ def render_report(
         trained: the task's training, for its learning curves and the seconds of its stages.
         progress: is told every mistake that is explained.
     """
+    target, calibration, drawings = task.target, task.calibration, task.target.drawings
+    truth, answers = target.decode(judged.truth), calibration.answers(target, judged.logits)
+    mistakes = target.mistakes(truth, answers, SHOWN_MISTAKES)
+    figures = []
+    if "scatter" in drawings:
+        figures.append(charts.scatter_figure(truth, answers.values))
+    if "residuals" in drawings:
+        figures.append(charts.residual_figure(truth, answers.values))
+    if "reliability" in drawings:
+        figures.append(charts.calibration_figure(truth, answers.probabilities))
+    thresholds = calibration.thresholds or (0.5,) * len(target.names)
+    shown, rest = _labels(report)
     page = {
         "title": title or f"{task.name} on {judged.data.source}",
         "task": task,
         "report": report,
         "facts": _facts(task, report, judged),
-        "metrics": _metrics(task.target, report),
+        "metrics": _metrics(target, report),
         "seconds": trained.seconds if trained else {},
-        "learning": (charts.learning_figures(task.target, trained.fit.history, trained.fit.chosen) if trained else []),
-        "mistakes": _mistakes(task, judged, encoder, store, progress or Progress()),
-        **_content(task, report, judged),
+        "shown": shown,
+        "rest": rest,
+        "thresholds": dict(zip(target.names, thresholds, strict=True)) if "thresholds" in drawings else None,
+        "matrix": charts.confusion(truth, answers.values, target.names, SHOWN_LABELS)
+        if "confusions" in drawings
+        else None,
+        "figures": figures,
+        "learning": charts.learning_figures(target, trained.fit.history, trained.fit.chosen) if trained else [],
+        "mistakes": _explain_mistakes(task, judged, mistakes, encoder, store, progress or Progress()),
     }
     return render("report.html", page)
 
 
-def _content(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, Any]:
-    """What only some kinds of task have: drawings, figures of labels, thresholds, a confusion matrix."""
-    target, calibration = task.target, task.calibration
-    truth, answers = target.decode(judged.truth), calibration.answers(target, judged.logits)
-    content: dict[str, Any] = {"matrix": None, "figures": [], "thresholds": None}
-    content["shown"], content["rest"] = _labels(report)
-    if "scatter" in target.drawings:
-        content["figures"].append(charts.scatter_figure(truth, answers.values))
-    if "residuals" in target.drawings:
-        content["figures"].append(charts.residual_figure(truth, answers.values))
-    if "reliability" in target.drawings:
-        content["figures"].append(charts.calibration_figure(truth, answers.probabilities))
-    if "thresholds" in target.drawings:
-        thresholds = calibration.thresholds or (0.5,) * len(target.names)
-        content["thresholds"] = dict(zip(target.names, thresholds, strict=True))
-    if "confusions" in target.drawings:
-        content["matrix"] = charts.confusion(truth, answers.values, target.names, SHOWN_LABELS)
-    return content
-
-
-def _metrics(target: TaskKind, report: Report) -> list[_Metric]:
-    """The kind's headlines first."""
+def _metrics(target: TaskKind, report: Report) -> list[dict[str, Any]]:
+    """Each metric as it is shown; the kind's headlines come first."""
     names = {**SHOWN_METRICS, "rmse": "root mean squared error"}
-    first = target.headlines
-    order = [*first, *(name for name in report.metrics if name not in first)]
     return [
-        _Metric(names.get(name, name), report.metrics[name], report.intervals.get(name), name in first)
-        for name in order
+        {
+            "name": names.get(name, name),
+            "value": report.metrics[name],
+            "interval": report.intervals.get(name),
+            "first": name in target.headlines,
+        }
+        for name in dict.fromkeys((*target.headlines, *report.metrics))
     ]
 
 
@@ -176,26 +154,35 @@ def _labels(report: Report) -> tuple[list[tuple[str, LabelFigures]], list[tuple[
     return labels[:shown], labels[shown:]
 
 
-def _mistakes(
-    task: Task, judged: EvaluatedRows, encoder: Encoder, store: FeatureStore, progress: Progress
-) -> list[_ShownMistake]:
-    truth, answers = task.target.decode(judged.truth), task.calibration.answers(task.target, judged.logits)
-    mistakes = task.target.mistakes(truth, answers, SHOWN_MISTAKES)
-    rows = judged.data.inputs
+def _explain_mistakes(
+    task: Task,
+    judged: EvaluatedRows,
+    mistakes: Sequence[Mistake],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Mistakes with their texts, the pieces that speak the most for either answer, and their rows in the source."""
+    rows, numbers = judged.data.inputs, judged.data.rows
     inputs = [rows[mistake.row] for mistake in mistakes]
     effects = explain(
         judged.head, inputs, encoder, store, pair_mode=task.pair_mode, codec=task.codec, progress=progress
     )
-    return [_describe_mistake(task, judged, *parts) for parts in zip(mistakes, inputs, effects, strict=True)]
-
-
-def _describe_mistake(
-    task: Task, judged: EvaluatedRows, mistake: Mistake, content: tuple[str, str | None], effects: Effects
-) -> _ShownMistake:
-    texts = marked(task.target, mistake, content, effects)
-    left_out = [
-        len(text) - sum(len(piece.text) for piece in pieces)
-        for text, pieces in zip((text for text in content if text is not None), texts, strict=True)
-    ]
-    number = mistake.row + 1 if judged.data.rows is None else judged.data.rows[mistake.row]
-    return _ShownMistake(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))
+    explained = []
+    for mistake, content, effect in zip(mistakes, inputs, effects, strict=True):
+        texts = marked(task.target, mistake, content, effect)
+        lengths = [len(text) for text in content if text is not None]
+        explained.append(
+            {
+                "mistake": mistake,
+                "number": mistake.row + 1 if numbers is None else numbers[mistake.row],
+                "texts": texts,
+                "left_out": [
+                    length - sum(len(piece.text) for piece in pieces)
+                    for length, pieces in zip(lengths, texts, strict=True)
+                ],
+                "towards": strongest(texts, "towards"),
+                "against": strongest(texts, "against"),
+            }
+        )
+    return explained
