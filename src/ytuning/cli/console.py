@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ytuning.errors import InputError, cannot_write, counted
+from ytuning.errors import InputError, counted, write_errors
 from ytuning.progress import Messages, Progress, ProgressBar
 from ytuning.system.files import NewFile
 
@@ -104,16 +104,16 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    with _as_write_error(path, option):
+    with write_errors(path, option):
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with _as_write_error(path, option):  # here, as other errors of the work that writes are not the file's
+        with write_errors(path, option):  # here, as other errors of the work that writes are not the file's
             new.stream.write(text.encode())
 
     try:
         yield write
-        with _as_write_error(path, option):
+        with write_errors(path, option):
             new.finish()
             new.place()
     finally:
@@ -134,7 +134,7 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
         problem = f"{option} {path} would replace a file that the command reads or that belongs to a task"
         raise InputError(f"{problem}. Choose another name.")
     folder = None if made is None else _target(made)
-    with _as_write_error(path, option):
+    with write_errors(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
@@ -149,22 +149,14 @@ def _target(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-@contextmanager
-def _as_write_error(path: Path, option: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(str(path), error, option) from error
-
-
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write the HTML file of ``--report``."""
-    with result_file(path, "--report") as write:
+def write_page(path: Path, page: str, option: str = "--report") -> None:
+    """Write the HTML file that the option names."""
+    with result_file(path, option) as write:
         write(page)
 
 

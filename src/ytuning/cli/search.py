@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from ytuning.cli import options
-from ytuning.cli.console import print_json, read_parts, shown_progress, split_of_report
+from ytuning.cli.console import print_json, read_parts, shown_progress, split_of_report, write_page
 from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
-from ytuning.errors import cannot_write
 
 if TYPE_CHECKING:
     from ytuning.search.search import Searched
@@ -72,6 +71,7 @@ def search(
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
+    from ytuning.reports.html import plot_search
     from ytuning.search.search import SearchOptions
     from ytuning.search.search import search as run_search
     from ytuning.tasks.train import Stopwatch
@@ -102,7 +102,7 @@ def search(
             progress=progress,
         )
         watch.add(result.seconds)
-        _draw_search(result, out / PLOT_FILE)
+        write_page(out / PLOT_FILE, plot_search(result.trials), "--out")
         if result.interrupted:
             progress.say(
                 f"Interrupted after {len(result.trials)} of {trials} trials. The best task so far is in {out}."
@@ -114,17 +114,6 @@ def search(
         _print_search(result, out, watch)
     if result.interrupted:
         raise typer.Exit(1)
-
-
-def _draw_search(result: Searched, file: Path) -> None:
-    """Write the page with charts."""
-    from ytuning.reports.html import plot_search
-    from ytuning.system.files import commit
-
-    try:
-        commit(file, plot_search(result.trials).encode())
-    except OSError as error:
-        raise cannot_write(str(file), error, "--out") from error
 
 
 def _search_json(result: Searched, out: Path, watch: Stopwatch) -> dict[str, Any]:

@@ -243,21 +243,17 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
 
 
 def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
-    task = trained.task
+    task, encoder = trained.task, trained.task.encoder
     stages = ("read", "encode", "train", "evaluate", "total")
     return {
         "task_dir": str(out),
         "kind": task.kind,
         "labels": len(task.target.names),
         "rows": trained.rows,
-        "encoder": {
-            "name": task.encoder.name,
-            "fingerprint": task.encoder.fingerprint,
-            "parameters": task.encoder.parameters,
-        },
+        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "parameters": encoder.parameters},
         "head": {
             "parameters": task.head_parameters,
-            "share_of_encoder": task.head_parameters / task.encoder.parameters,
+            "share_of_encoder": task.head_parameters / encoder.parameters,
         },
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
@@ -289,21 +285,21 @@ def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.reports.console import print_report
 
-    split = console.split_of_report(trained.reports)
-    print_report(Console(), trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    task, split = trained.task, console.split_of_report(trained.reports)
+    print_report(Console(), trained.reports[split], f"{task.name}, {split}", watch.seconds)
     if len(trained.by_seed) > 1:
         figures = ", ".join(
             f"{name} {values['mean']:.4f} (deviation {values['deviation']:.4f})"
             for name, values in _spread(trained, split).items()
         )
-        best = trained.task.training["seed"]
+        best = task.training["seed"]
         saved = "The mean of their heads" if best is None else f"The head of seed {best}"
         print(f"Mean over {len(trained.by_seed)} seeds, {split} set: {figures}. {saved} is saved.")
     if before := trained.zero_shot.get(split):
-        figures = ", ".join(f"{name} {before[name]:.4f}" for name in trained.task.target.headlines)
+        figures = ", ".join(f"{name} {before[name]:.4f}" for name in task.target.headlines)
         print(f"Before training, from the label texts alone, {split} set: {figures}.")
-    share = trained.task.head_parameters / trained.task.encoder.parameters
-    print(f"The head has {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
+    share = task.head_parameters / task.encoder.parameters
+    print(f"The head has {task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
     if split == "validation":
         print(
             "Without --test, these scores are from the validation set, which also chose the head; they are optimistic."

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ytuning.compare.summary import OURS, Standing, Standings
-from ytuning.errors import cannot_write, counted
+from ytuning.errors import counted, write_errors
 from ytuning.reports.charts import Axis, Chart, Name, Point
 from ytuning.reports.console import SHOWN_METRICS, new_table
 from ytuning.reports.html import render
@@ -55,10 +55,8 @@ def write_standings(standings: Standings, out: Path) -> None:
         WriteError: the disk is full or broken.
     """
     content = json.dumps(standings.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    try:
+    with write_errors(out, "--out"):
         commit_all(out, {"comparison.json": content.encode(), "comparison.html": _page(standings).encode()})
-    except OSError as error:
-        raise cannot_write(str(out), error, "--out") from error
 
 
 def _title(standings: Standings) -> str:
