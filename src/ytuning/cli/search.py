@@ -39,19 +39,13 @@ def search(
     label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["all", "default", "few-shot", "paper"],
-        HEAD(
-            "NAME",
-            "Head and training to start from: default, few-shot, paper (slow with many labels) or all three.",
-        ),
+        HEAD("NAME", "Head and training to start from: default, few-shot, paper (slow with many labels) or all three."),
     ] = "all",
     trials: Annotated[int, HEAD("N", "Number of recipes to try in total.", min=1, max=10_000)] = 30,
     minutes: Annotated[
         float | None,
         HEAD(
-            "N",
-            "Start no trial after this time. The first few trials of a new search always run.",
-            "no limit",
-            min=0,
+            "N", "Start no trial after this time. The first few trials of a new search always run.", "no limit", min=0
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -193,17 +187,10 @@ def compare(
         ),
     ] = "ytuning,paper,logistic,full,lora",
     seeds: Annotated[
-        int,
-        HEAD(
-            "N",
-            "Number of seeds. A seed sets the split, the initial weights and the row order.",
-            min=1,
-            max=256,
-        ),
+        int, HEAD("N", "Number of seeds. A seed sets the split, the initial weights and the row order.", min=1, max=256)
     ] = 3,
     epochs: Annotated[
-        int | None,
-        HEAD("N", "Maximum number of epochs of full and lora.", "5, or more for few rows", min=1),
+        int | None, HEAD("N", "Maximum number of epochs of full and lora.", "5, or more for few rows", min=1)
     ] = None,
     search_rates: Annotated[
         bool,

@@ -40,9 +40,7 @@ def serve(
     admin_keys: Annotated[
         Path | None,
         ACCESS(
-            "FILE",
-            "File of administrator keys, one per line. Keys in $YTUNING_ADMIN_KEYS are accepted, too.",
-            "none",
+            "FILE", "File of administrator keys, one per line. Keys in $YTUNING_ADMIN_KEYS are accepted, too.", "none"
         ),
     ] = None,
     cors: Annotated[
@@ -51,20 +49,10 @@ def serve(
     ] = None,
     batch_tokens: Annotated[int, LIMITS("N", "Maximum number of tokens in a batch.", min=1)] = 16_384,
     queue_tokens: Annotated[
-        int,
-        LIMITS(
-            "N",
-            "Maximum number of waiting tokens. Requests beyond it are refused with status 429.",
-            min=1,
-        ),
+        int, LIMITS("N", "Maximum number of waiting tokens. Requests beyond it are refused with status 429.", min=1)
     ] = 65_536,
     most_requests: Annotated[
-        int,
-        LIMITS(
-            "N",
-            "Maximum number of requests at a time. Requests beyond it are refused with status 429.",
-            min=1,
-        ),
+        int, LIMITS("N", "Maximum number of requests at a time. Requests beyond it are refused with status 429.", min=1)
     ] = 512,
     most_texts: Annotated[int, LIMITS("N", "Maximum number of texts in a request.", min=1)] = 1_000,
     timeout: Annotated[float, LIMITS("SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,

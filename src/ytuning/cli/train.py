@@ -63,10 +63,7 @@ def train(
     ] = None,
     label_weights: Annotated[
         Literal["none", "balanced"],
-        HEAD(
-            "MODE",
-            "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight.",
-        ),
+        HEAD("MODE", "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight."),
     ] = "none",
     abstain_at: Annotated[
         float | None,
@@ -80,12 +77,7 @@ def train(
     seed: options.Seed = 0,
     seeds: Annotated[
         int,
-        HEAD(
-            "N",
-            "Number of heads to train. The head that is best on the validation set is saved.",
-            min=1,
-            max=256,
-        ),
+        HEAD("N", "Number of heads to train. The head that is best on the validation set is saved.", min=1, max=256),
     ] = 1,
     ensemble: Annotated[
         bool, HEAD(None, "Save the mean of all trained heads instead of the best one.", True, "--ensemble")
@@ -114,8 +106,7 @@ def train(
     store: Annotated[
         Literal["fp16", "int8", "compact"],
         ENCODER(
-            "FORMAT",
-            "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size).",
+            "FORMAT", "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size)."
         ),
     ] = "int8",
     out: Annotated[Path, OUTPUT("FOLDER", "Task folder to write.")],
@@ -251,10 +242,7 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
         "labels": len(task.target.names),
         "rows": trained.rows,
         "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "parameters": encoder.parameters},
-        "head": {
-            "parameters": task.head_parameters,
-            "share_of_encoder": task.head_parameters / encoder.parameters,
-        },
+        "head": {"parameters": task.head_parameters, "share_of_encoder": task.head_parameters / encoder.parameters},
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
         "cache": asdict(trained.cache),
