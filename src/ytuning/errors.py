@@ -50,7 +50,6 @@ class DataError(InputError):
         if column is not None:
             place += f", column {column!r}"
         super().__init__(f"{place}: {problem}")
-        self.source, self.row, self.column = str(source), row, column
 
 
 class EncoderError(InputError):

@@ -306,7 +306,7 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
     with pytest.raises(InputError, match="another value of 'rows'"):
         found(toy.select(range(100)), encoder, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("ytuning.system.versions._source", lambda: "another")
+        patch.setattr("ytuning.system.machine.source_hash", lambda: "another")
         with pytest.raises(InputError, match=r"holds a search with another version of ytuning\. Choose "):
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ytuning.cli.options import MovedEncoder, help_group
-from ytuning.system.versions import require
+from ytuning.system.machine import require
 
 __all__ = ["serve"]
 

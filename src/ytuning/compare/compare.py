@@ -30,7 +30,7 @@ from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.errors import InputError, YTuningError, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit
-from ytuning.system.versions import versions
+from ytuning.system.machine import versions
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
