@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ytuning.system.versions import version_of
+from ytuning.system.machine import version_of
 
 PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "sentence-transformers", "peft", "setfit")
 

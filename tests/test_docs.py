@@ -102,9 +102,8 @@ def test_the_commands_of_the_readme_run_and_print_what_it_shows(
     assert [line for line in shown if rows.fullmatch(line) and line not in lines] == []
 
 
-def sentences(document: str) -> list[str]:
-    """Sentences of the document's paragraphs, list items and table cells; a piece of code counts as one word."""
-    text = (ROOT / document).read_text(encoding="utf-8")
+def sentences(text: str) -> list[str]:
+    """Sentences of a document's paragraphs, list items and table cells; a piece of code counts as one word."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"`[^`]*`", "code", text)
@@ -127,16 +126,16 @@ def length(sentence: str) -> int:
 
 @pytest.mark.parametrize("document", [*PAGES, *OTHERS])
 def test_no_sentence_is_long(document: str) -> None:
-    lengths = {sentence: length(sentence) for sentence in sentences(document)}
+    text = (ROOT / document).read_text(encoding="utf-8")
+    lengths = {sentence: length(sentence) for sentence in sentences(text)}
     assert [sentence for sentence, words in lengths.items() if words > MOST_SENTENCE_WORDS] == []
     assert statistics.median(words for words in lengths.values() if words > 4) < 18
 
 
-def test_the_measure_of_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+def test_the_measure_of_sentences() -> None:
     prose = "# Not this\n\nOne `--two 3` [three\nfour](x.md). Two.\n- Three: a, b.\n\n"
-    (tmp_path / "a.md").write_text(prose + "| x | y z |\n\n```bash\nno. no.\n```\n")
-    assert sentences("a.md") == ["One code three four.", "Two.", "Three: a, b.", "x", "y z"]
+    text = prose + "| x | y z |\n\n```bash\nno. no.\n```\n"
+    assert sentences(text) == ["One code three four.", "Two.", "Three: a, b.", "x", "y z"]
     assert length("one - two, three.") == 3
 
 

@@ -35,25 +35,16 @@ def test_light_imports_load_neither_torch_nor_transformers(statement: str) -> No
 # --- public names ---------------------------------------------------------------------------------------------------
 
 
-def test_public_names_of_the_package() -> None:
-    assert list(ytuning.__all__) == sorted(ytuning.__all__)
-    assert set(ytuning.__all__) == {*ytuning._HOMES, "__version__"}
-    for name, home in ytuning._HOMES.items():
-        module = importlib.import_module(f"ytuning.{home}")
-        assert getattr(ytuning, name) is getattr(module, name)
-        assert name in module.__all__
-
-
-def test_type_checkers_see_the_same_names() -> None:
+def test_the_public_names_are_those_that_type_checkers_see() -> None:
     tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {
-        alias.asname: str(node.module).removeprefix("ytuning.")
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert seen == ytuning._HOMES
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+    assert list(ytuning.__all__) == sorted({*homes, "__version__"})
+    for name, home in homes.items():
+        module = importlib.import_module(home)
+        assert getattr(ytuning, name) is getattr(module, name)
+        assert name in module.__all__
 
 
 def test_unknown_name_of_the_package() -> None:

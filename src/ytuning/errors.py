@@ -15,23 +15,14 @@ A message is one line: what was wrong, the value that was given, what is allowed
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = [
-    "DataError",
-    "EncoderError",
-    "InputError",
-    "MissingExtraError",
-    "StoreError",
-    "TaskFolderError",
-    "WriteError",
-    "YTuningError",
-    "allowed",
-    "cannot_write",
-    "counted",
-    "wrong_schema",
-]
+    "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
+    "YTuningError", "allowed", "counted", "write_errors", "wrong_schema",
+]  # fmt: skip
 
 
 class YTuningError(Exception):
@@ -59,7 +50,6 @@ class DataError(InputError):
         if column is not None:
             place += f", column {column!r}"
         super().__init__(f"{place}: {problem}")
-        self.source, self.row, self.column = str(source), row, column
 
 
 class EncoderError(InputError):
@@ -85,12 +75,22 @@ class WriteError(YTuningError):
     """A task folder or an output file cannot be written, for a reason that lies in the disk, not in the path given."""
 
 
-def cannot_write(what: str, error: OSError, option: str) -> YTuningError:
-    """The error to raise for a failed write: a full or broken disk is a failure, a wrong path is the user's mistake."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+@contextmanager
+def write_errors(what: object, option: str) -> Iterator[None]:
+    """Says what could not be written and which option chooses another place.
+
+    Raises:
+        WriteError: the disk is full or broken.
+        InputError: another error of the system, whose reason is the path that the user has given.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot write {what}: {error.strerror or error}."
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise InputError(f"{problem} Choose another path with {option}.") from error
         remedy = "Check the disk" if error.errno == errno.EIO else "Free some space and run the command again"
-        return WriteError(f"cannot write {what}: {error.strerror}. {remedy}, or choose another disk with {option}.")
-    return InputError(f"cannot write {what}: {error.strerror or error}. Choose another path with {option}.")
+        raise WriteError(f"{problem} {remedy}, or choose another disk with {option}.") from error
 
 
 def allowed(name: str, given: object, choices: Iterable[object]) -> str:

@@ -28,7 +28,6 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks import train as pipeline
-from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training import recipes
@@ -588,7 +587,7 @@ def test_a_full_disk_is_no_mistake_of_the_users(run: Run, trained: Path, files: 
     assert found.err.startswith(
         "error: cannot write /dev/full: No space left on device. Free some space and run the command again"
     )
-    command = [sys.executable, "-c", "from ytuning.cli.main import main; main()", "cache", "list"]
+    command = [sys.executable, "-m", "ytuning", "cache", "list"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1
@@ -882,13 +881,10 @@ def test_errors_that_are_not_the_users_exit_with_1(
     assert found.err.startswith("error: cannot use the feature store") and len(found.err.splitlines()) == 1
 
 
-def test_unforeseen_errors_keep_their_traceback(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Predictor, inputs: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(Predictor, "predict", broken)
+def test_unforeseen_errors_keep_their_traceback(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.PRESETS, "default", lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        run("predict", trained, "my card")
+        run("train", "train.csv", "--out", "toy")
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -1003,16 +999,8 @@ def test_a_mistake_in_a_process_of_its_own(files: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_traceback(files: Path, trained: Path) -> None:
     (files / "many.csv").write_text("text\n" + "my card\n" * 3000)
-    command = [
-        sys.executable,
-        "-c",
-        "from ytuning.cli.main import main; main()",
-        "predict",
-        str(trained),
-        "--input",
-        "many.csv",
-    ]
-    with subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+    command = [sys.executable, "-m", "ytuning", "predict", str(trained), "--input", "many.csv", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None and program.stderr is not None
         assert json.loads(program.stdout.readline())["text"] == "my card"
         program.stdout.close()

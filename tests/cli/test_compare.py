@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.cli.test_cli import Run, files, run
 from tests.compare.test_compare import Starts
+from ytuning.compare.compare import LOCK_FILE
 from ytuning.compare.methods import METHODS
 
 __all__ = ["files", "run"]  # fixtures
@@ -105,42 +107,23 @@ def test_mistakes_are_one_line(
     assert starts.asked == []
 
 
-def test_two_at_once(
-    run: Run, files: Path, tiny_encoder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second one is another process, as a terminal starts it."""
-    command = ["compare", "train.csv", "--test", "test.csv", "--encoder", str(tiny_encoder), "--out", "x"]
-    command += ["--methods", "logistic", "--seeds", "1"]
-    program = [sys.executable, "-c", "from ytuning.cli.main import main; main()"]
-    seen: list[subprocess.CompletedProcess[str]] = []
-
-    def start(*arguments: Any) -> Any:
-        seen.append(subprocess.run([*program, *command], capture_output=True, text=True, check=False))
-        return starts(*arguments)
-
-    monkeypatch.setattr("ytuning.compare.compare.in_own_process", start)
-    assert run(*command).status == 0
-    assert (seen[0].returncode, seen[0].stdout) == (2, "") and "Traceback" not in seen[0].stderr
-    assert seen[0].stderr.splitlines()[-1] == (
-        "error: another comparison is running in x. Wait until it has ended, then give the command again, or choose "
-        "another folder with --out"
-    )
+def test_two_at_once(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    (files / "x").mkdir()
+    command = ("compare", "train.csv", "--encoder", tiny_encoder, "--out", "x", "--methods", "logistic", "--seeds", "1")
+    # What another process, which compares into the folder, would hold.
+    with FileLock(files / "x" / LOCK_FILE):
+        assert run(*command).mistake() == (
+            "another comparison is running in x. Wait until it has ended, then give the command again, or choose "
+            "another folder with --out"
+        )
+    assert starts.asked == [] and run(*command).status == 0
 
 
 def test_ctrl_c_prints_what_is_finished(files: Path, tiny_encoder: Path) -> None:
     """The real thing: processes of their own, and a signal to the whole group as a terminal sends it."""
-    command = [
-        sys.executable,
-        "-c",
-        "from ytuning.cli.main import main; main()",
-        "compare",
-        "train.csv",
-        "--test",
-        "test.csv",
-    ]
     options = ["--encoder", str(tiny_encoder), "--out", "x", "--methods", "logistic,full", "--epochs", "5000"]
     process = subprocess.Popen(
-        [*command, *options, "--quiet"],
+        [sys.executable, "-m", "ytuning", "compare", "train.csv", "--test", "test.csv", *options, "--quiet"],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -124,7 +124,7 @@ def test_other_rows_settings_or_versions_are_run_again(
     elif change == "epochs":
         changed = replace(work, epochs=7)
     elif change == "code":
-        monkeypatch.setattr("ytuning.system.versions._source", lambda: "another")
+        monkeypatch.setattr("ytuning.system.machine.source_hash", lambda: "another")
     else:
         whose = ("torch", "peft")[change == "peft"]
         real = importlib.metadata.version

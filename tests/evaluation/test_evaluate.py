@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from ytuning.data.kinds import Confusion, SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.reports.console import SHOWN_LABELS, print_report, report_to_json
+from ytuning.reports.console import SHOWN_LABELS, print_report
 from ytuning.training.calibration import Calibration
 
 # true     0 0 0 1 1 2      right: 4 of 6
@@ -39,7 +40,7 @@ def test_report_names_labels() -> None:
     assert list(report.labels) == ["card", "login", "refund"]
     assert report.labels["login"]["f1"] == pytest.approx(0.5)
     assert report.confusions[0] == Confusion("card", "login", 1)
-    assert report_to_json(report)["confusions"][0] == {"true": "card", "predicted": "login", "rows": 1}
+    assert asdict(report)["confusions"][0] == {"true": "card", "predicted": "login", "rows": 1}
 
 
 def printed(

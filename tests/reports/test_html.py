@@ -162,12 +162,12 @@ def test_a_page_of_a_training(rows: Dataset, encoder: Encoder) -> None:
     assert again == trained.reports["validation"]
     assert judged.head is trained.fit.chosen_head is not trained.task.head
     given = (trained.task, trained.reports["validation"], judged, encoder, store)
-    options: dict[str, Any] = {"title": "toy, validation", "fit": trained.fit, "seconds": {"encode": 1.25, "train": 3}}
-    html = render_report(*given, **options)
+    timed = replace(trained, seconds={"encode": 1.25, "train": 3})
+    html = render_report(*given, title="toy, validation", trained=timed)
     page = Page(html)
     assert page.counts["svg"] == 3 and "Validation accuracy" in html and "encode 1.2, train 3.0" in html
     assert page.text["title"].startswith("toy, validation")
-    assert html == render_report(*given, **options)
+    assert html == render_report(*given, title="toy, validation", trained=timed)
 
 
 def test_the_chosen_head_gave_the_logits_that_are_judged(rows: Dataset, encoder: Encoder) -> None:

@@ -22,7 +22,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
 from ytuning.progress import Progress
-from ytuning.reports.search import plot_search
+from ytuning.reports.html import plot_search
 from ytuning.search import log as module
 from ytuning.search.log import Trial, importances
 from ytuning.search.search import Searched, SearchOptions, propose, search
@@ -304,7 +304,7 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
     with pytest.raises(InputError, match="another value of 'rows'"):
         found(toy.select(range(100)), encoder, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("ytuning.system.versions._source", lambda: "another")
+        patch.setattr("ytuning.system.machine.source_hash", lambda: "another")
         with pytest.raises(InputError, match=r"holds a search with another version of ytuning\. Choose "):
             found(toy, encoder, tmp_path / "out")
     content = file.read_text()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,8 +31,7 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
             "codec": space.codec_name,
             "encoder": space.identity["name"],
             "layers": list(space.states),
-            "precision": space.identity["precision"],
-            "max_length": space.identity["max_length"],
+            **{key: space.identity[key] for key in ("precision", "max_length")},
             "texts": len(space),
             "tokens": space.tokens,
             "bytes": space.size,
@@ -44,20 +42,15 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
     if as_json:
         print_json({"root": str(store.root), "spaces": rows, "unreadable": [str(problem) for problem in unreadable]})
     else:
-        _print_spaces(store.root, rows)
+        print(f"Feature cache: {store.root}{'' if rows else '. It is empty.'}")
+        for row in rows:
+            sizes = f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB"
+            print(
+                f"{row['fingerprint']}  {row['encoder']}  layers {', '.join(map(str, row['layers']))}, "
+                f"{row['precision']}, {row['max_length']} tokens, stored as {row['codec']}: {sizes} in "
+                f"{counted(row['shards'], 'shard')}"
+            )
     _tell_unreadable(unreadable)
-
-
-def _print_spaces(root: Path, rows: list[dict[str, Any]]) -> None:
-    print(f"Feature cache: {root}" if rows else f"Feature cache: {root}. It is empty.")
-    for row in rows:
-        layers = ", ".join(map(str, row["layers"]))
-        print(
-            f"{row['fingerprint']}  {row['encoder']}  layers {layers}, {row['precision']}, "
-            f"{row['max_length']} tokens, stored as {row['codec']}: "
-            f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB in "
-            f"{counted(row['shards'], 'shard')}"
-        )
 
 
 def _tell_unreadable(problems: list[StoreError]) -> None:
@@ -89,8 +82,8 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
                 progress.say(str(damage))
             damages.extend(space.damages)
     if as_json:
-        found = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
-        print_json({"shards": checked, "damaged": found, "unreadable": [str(problem) for problem in unreadable]})
+        damaged = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
+        print_json({"shards": checked, "damaged": damaged, "unreadable": [str(problem) for problem in unreadable]})
     else:
         print(f"Checked {counted(checked, 'shard')}; {len(damages)} {'is' if len(damages) == 1 else 'are'} damaged.")
     _tell_unreadable(unreadable)

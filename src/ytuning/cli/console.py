@@ -6,12 +6,13 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ytuning.errors import InputError, cannot_write, counted
+from ytuning.errors import InputError, counted, write_errors
 from ytuning.progress import Messages, Progress, ProgressBar
 from ytuning.system.files import NewFile
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ytuning.data.dataset import Dataset
 
 __all__ = [
-    "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "tell_alike",
+    "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report", "tell_alike",
     "tell_columns", "tell_cut", "write_page",
 ]  # fmt: skip
 
@@ -50,38 +51,20 @@ def read_parts(
     group: str | None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """The rows of a train, a validation and a test file, and on stderr what was read and looks like a mistake.
+    """The rows of a training, a validation and a test file, of which the last two may be left out.
 
-    Args:
-        progress: is told.
-        files: the second and the third may be left out.
-        text: column, as `dataset.read_dataset` takes it.
-        text_pair: likewise.
-        label: likewise.
-        kind: likewise.
-        group: likewise; of the train file only.
-        quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
+    The columns and the kind are as `dataset.read_dataset` takes them; ``group`` is a column of the training file only.
+    ``progress`` is told what looks like a mistake and, unless ``quiet``, which columns were read.
     """
     from ytuning.data.dataset import check_groups, names_in, read_dataset, unsplit_names
     from ytuning.data.labels import listed
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
-    train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)
-    names = names_in(train)
-    validation, test = (
-        None
-        if file is None
-        else read_dataset(
-            file,
-            text=text,
-            text_pair=text_pair,
-            label=label,
-            kind=train.kind,  # a few rows might look like another
-            known=names,
-            separator=train.separator,
-        )
-        for file in files[1:]
-    )
+    read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
+    train = read(files[0], kind=kind, group=group)
+    # The kind is that of the training rows, as a few rows might look like another.
+    alike = partial(read, kind=train.kind, known=names_in(train), separator=train.separator)
+    validation, test = (None if file is None else alike(file) for file in files[1:])
     parts = [part for part in (train, validation, test) if part is not None]
     for part in parts if not quiet else ():
         tell_columns(progress, part)
@@ -121,16 +104,16 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     if path is None:
         yield sys.stdout.write
         return
-    with _as_write_error(path, option):
+    with write_errors(path, option):
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with _as_write_error(path, option):  # here, as other errors of the work that writes are not the file's
+        with write_errors(path, option):  # here, as other errors of the work that writes are not the file's
             new.stream.write(text.encode())
 
     try:
         yield write
-        with _as_write_error(path, option):
+        with write_errors(path, option):
             new.finish()
             new.place()
     finally:
@@ -145,17 +128,13 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
         option: that names it.
         inputs: files that the work reads, or makes by itself, none of which it should replace.
         made: folder that the work makes, where the file may lie.
-
-    Raises:
-        InputError, WriteError: as :func:`result_file`.
     """
     target = _target(path)
-    for read in inputs:
-        if read is not None and Path(os.path.realpath(read)) == target:
-            problem = f"{option} {path} would replace a file that the command reads or that belongs to a task"
-            raise InputError(f"{problem}. Choose another name.")
-    folder = None if made is None else Path(os.path.realpath(made))
-    with _as_write_error(path, option):
+    if target in [_target(file) for file in inputs if file is not None]:
+        problem = f"{option} {path} would replace a file that the command reads or that belongs to a task"
+        raise InputError(f"{problem}. Choose another name.")
+    folder = None if made is None else _target(made)
+    with write_errors(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
@@ -165,17 +144,9 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
             NewFile(target).discard()
 
 
-def _target(path: Path) -> Path:
+def _target(path: str | Path) -> Path:
     """Where a result lies in the end: a link stays one."""
     return Path(os.path.realpath(path))
-
-
-@contextmanager
-def _as_write_error(path: Path, option: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(str(path), error, option) from error
 
 
 def print_json(value: Any) -> None:
@@ -183,10 +154,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write the HTML file of ``--report``."""
-    with result_file(path, "--report") as write:
+def write_page(path: Path, page: str, option: str = "--report") -> None:
+    """Write the HTML file that the option names."""
+    with result_file(path, option) as write:
         write(page)
+
+
+def split_of_report(reports: Container[str]) -> str:
+    """Which rows the report of a training is about."""
+    return "test" if "test" in reports else "validation"
 
 
 def tell_cut(progress: Progress, count: int) -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from ytuning import __version__
-from ytuning.cli.add_label import add_label
 from ytuning.cli.cache import cache
-from ytuning.cli.compare import compare
-from ytuning.cli.evaluate import evaluate
-from ytuning.cli.options import usage_mistake
-from ytuning.cli.predict import predict
-from ytuning.cli.search import search
+from ytuning.cli.experiments import compare, search
+from ytuning.cli.options import choices_of
 from ytuning.cli.serve import serve
+from ytuning.cli.tasks import add_label, evaluate, predict
 from ytuning.cli.train import train
-from ytuning.errors import InputError, YTuningError
+from ytuning.errors import InputError, YTuningError, allowed
 
 __all__ = ["app", "main"]
 
@@ -55,17 +53,16 @@ def _every_command(
 
 
 app.add_typer(cache, name="cache")
-app.command(epilog="Example: ytuning train tickets.csv --test holdout.csv --out tasks/tickets")(train)
-app.command(name="add-label", epilog="Example: ytuning add-label tasks/tickets refund --examples refunds.csv")(
-    add_label
-)
-app.command(epilog="Example: ytuning search tickets.csv --test holdout.csv --out searches/tickets")(search)
-
-
-app.command(epilog='Example: ytuning predict tasks/tickets "I was charged twice"')(predict)
-app.command(epilog="Example: ytuning evaluate tasks/tickets holdout.csv")(evaluate)
-app.command(epilog="Example: ytuning serve tasks/*")(serve)
-app.command(epilog="Example: ytuning compare tickets.csv --test holdout.csv --out compared")(compare)
+for _name, _command, _example in (
+    ("train", train, "tickets.csv --test holdout.csv --out tasks/tickets"),
+    ("add-label", add_label, "tasks/tickets refund --examples refunds.csv"),
+    ("search", search, "tickets.csv --test holdout.csv --out searches/tickets"),
+    ("predict", predict, 'tasks/tickets "I was charged twice"'),
+    ("evaluate", evaluate, "tasks/tickets holdout.csv"),
+    ("serve", serve, "tasks/*"),
+    ("compare", compare, "tickets.csv --test holdout.csv --out compared"),
+):
+    app.command(_name, epilog=f"Example: ytuning {_name} {_example}")(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Typer's usage errors have no public base class, but all of them can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        status = _fail(usage_mistake(error, words), 2)
+        status = _fail(_usage_mistake(error, words), 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -124,3 +121,38 @@ def _fail(message: str, status: int) -> int:
     if one_line:  # without arguments the help has been shown, and there is nothing to add
         print(f"error: {one_line}", file=sys.stderr)
     return status
+
+
+def _usage_mistake(error: Any, arguments: Sequence[str]) -> str:
+    """What a usage error of Typer's says, with the value that was given and what is allowed.
+
+    Typer's own words differ between its versions and may lack both, so the value is looked up in the command line, and
+    what is allowed in the command's annotations.
+    """
+    message = str(error.format_message())
+    command: Any = getattr(getattr(error, "ctx", None), "command", None)
+    if message.startswith("No such command"):
+        return f"{message} The commands are {', '.join(map(repr, command.commands))}."
+    option = getattr(error, "param", None)
+    given = None if option is None else _value_given(option.opts, arguments)
+    if option is None or given is None:
+        return message
+    kind, info = get_args(get_type_hints(inspect.unwrap(command.callback), include_extras=True)[option.name])
+    if choices := choices_of(kind):
+        return allowed(option.opts[0], given, choices)
+    kind = next(part for part in get_args(kind) or [kind] if part is not type(None))
+    if kind not in (int, float):
+        return message
+    what = "a whole number" if kind is int else "a number"
+    bounds = f" of at least {info.min}" if info.max is None else f" from {info.min} to {info.max}"
+    return f"{option.opts[0]} must be {what}{'' if info.min is None else bounds}. Got {given!r} instead."
+
+
+def _value_given(spellings: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """The last value of an option in the command line, which is the one that counts."""
+    given = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in spellings:
+            given = value if equals else following
+    return given

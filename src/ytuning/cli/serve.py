@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ytuning.cli.options import MovedEncoder, help_group
-from ytuning.system.versions import require
+from ytuning.system.machine import require
 
 __all__ = ["serve"]
 
@@ -20,16 +20,13 @@ def serve(
         list[Path], typer.Argument(metavar="TASK_DIR...", help="Task folders, or folders that contain task folders.")
     ],
     host: Annotated[
-        str, LISTEN("--host", "ADDRESS", "Address to listen on. An address that other machines reach needs keys.")
+        str, LISTEN("ADDRESS", "Address to listen on. An address that other machines reach needs keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, LISTEN("--port", "N", "Port to listen on. 0 takes any free port.", min=0, max=65535)] = 8000,
-    workers: Annotated[
-        int, LISTEN("--workers", "N", "Number of processes. Each loads the encoder.", min=1, max=64)
-    ] = 1,
+    port: Annotated[int, LISTEN("N", "Port to listen on. 0 takes any free port.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, LISTEN("N", "Number of processes. Each loads the encoder.", min=1, max=64)] = 1,
     watch: Annotated[
         float,
         LISTEN(
-            "--watch",
             "SECONDS",
             "Time between checks for changed task folders. With 0 only POST /admin/reload checks them.",
             min=0,
@@ -38,44 +35,27 @@ def serve(
     encoder: MovedEncoder = None,
     keys: Annotated[
         Path | None,
-        ACCESS(
-            "--keys", "FILE", "File of client keys, one per line. Keys in $YTUNING_API_KEYS are accepted, too.", "none"
-        ),
+        ACCESS("FILE", "File of client keys, one per line. Keys in $YTUNING_API_KEYS are accepted, too.", "none"),
     ] = None,
     admin_keys: Annotated[
         Path | None,
         ACCESS(
-            "--admin-keys",
-            "FILE",
-            "File of administrator keys, one per line. Keys in $YTUNING_ADMIN_KEYS are accepted, too.",
-            "none",
+            "FILE", "File of administrator keys, one per line. Keys in $YTUNING_ADMIN_KEYS are accepted, too.", "none"
         ),
     ] = None,
     cors: Annotated[
         list[str] | None,
-        ACCESS("--cors", "ORIGIN", "Origin whose web pages may read replies. Repeat the option for more.", "none"),
+        ACCESS("ORIGIN", "Origin whose web pages may read replies. Repeat the option for more.", "none"),
     ] = None,
-    batch_tokens: Annotated[int, LIMITS("--batch-tokens", "N", "Maximum number of tokens in a batch.", min=1)] = 16_384,
+    batch_tokens: Annotated[int, LIMITS("N", "Maximum number of tokens in a batch.", min=1)] = 16_384,
     queue_tokens: Annotated[
-        int,
-        LIMITS(
-            "--queue-tokens",
-            "N",
-            "Maximum number of waiting tokens. Requests beyond it are refused with status 429.",
-            min=1,
-        ),
+        int, LIMITS("N", "Maximum number of waiting tokens. Requests beyond it are refused with status 429.", min=1)
     ] = 65_536,
     most_requests: Annotated[
-        int,
-        LIMITS(
-            "--most-requests",
-            "N",
-            "Maximum number of requests at a time. Requests beyond it are refused with status 429.",
-            min=1,
-        ),
+        int, LIMITS("N", "Maximum number of requests at a time. Requests beyond it are refused with status 429.", min=1)
     ] = 512,
-    most_texts: Annotated[int, LIMITS("--most-texts", "N", "Maximum number of texts in a request.", min=1)] = 1_000,
-    timeout: Annotated[float, LIMITS("--timeout", "SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,
+    most_texts: Annotated[int, LIMITS("N", "Maximum number of texts in a request.", min=1)] = 1_000,
+    timeout: Annotated[float, LIMITS("SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,
 ) -> None:
     """Serve many tasks over HTTP and on a web page. Each distinct text is encoded once for all tasks."""
     for package in ("fastapi", "prometheus_client", "pydantic", "uvicorn"):

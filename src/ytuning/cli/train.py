@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from ytuning.cli import options
-from ytuning.cli.console import check_result_file, print_json, read_parts, shown_progress, tell_cut, write_page
+from ytuning.cli import console, options
 from ytuning.cli.options import ENCODER, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, counted
@@ -26,9 +25,7 @@ __all__ = ["train"]
 
 
 def train(
-    train_file: Annotated[
-        Path, typer.Argument(metavar="TRAIN", help="Training set: CSV, TSV, JSON lines or Parquet, also .gz.")
-    ],
+    train_file: options.TrainFile,
     *,
     validation: options.Validation = None,
     test: options.Test = None,
@@ -40,16 +37,15 @@ def train(
     label_order: options.LabelOrder = None,
     preset: Annotated[
         Literal["default", "few-shot", "paper"],
-        HEAD("--preset", "NAME", "Form of the head and its training: default, few-shot or paper."),
+        HEAD("NAME", "Form of the head and its training: default, few-shot or paper."),
     ] = "default",
     recipe_file: Annotated[
         Path | None,
-        HEAD("--recipe", "FILE", "JSON recipe to use instead of a preset, as ytuning search writes it.", "none"),
+        HEAD("FILE", "JSON recipe to use instead of a preset, as ytuning search writes it.", "none", "--recipe"),
     ] = None,
     loss: Annotated[
         Literal["cross_entropy", "triplet", "focal"] | None,
         HEAD(
-            "--loss",
             "NAME",
             "Training loss: cross_entropy, triplet or focal. focal gives less weight to rows that are already "
             "predicted well.",
@@ -59,7 +55,6 @@ def train(
     label_texts: Annotated[
         str | None,
         HEAD(
-            "--label-texts",
             "FILE|names|none",
             "Descriptions of the labels: a JSON file that maps labels to texts, a table with the columns text and "
             "label, or names to use the label names.",
@@ -68,16 +63,11 @@ def train(
     ] = None,
     label_weights: Annotated[
         Literal["none", "balanced"],
-        HEAD(
-            "--label-weights",
-            "MODE",
-            "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight.",
-        ),
+        HEAD("MODE", "Weights of labels in the loss: none, or balanced, which gives rows of rare labels more weight."),
     ] = "none",
     abstain_at: Annotated[
         float | None,
         HEAD(
-            "--abstain-at",
             "PRECISION",
             "Give no label when the confidence is low. The threshold is set so that this share of the answers on "
             "the validation set is correct.",
@@ -87,30 +77,24 @@ def train(
     seed: options.Seed = 0,
     seeds: Annotated[
         int,
-        HEAD(
-            "--seeds",
-            "N",
-            "Number of heads to train. The head that is best on the validation set is saved.",
-            min=1,
-            max=256,
-        ),
+        HEAD("N", "Number of heads to train. The head that is best on the validation set is saved.", min=1, max=256),
     ] = 1,
     ensemble: Annotated[
-        bool, HEAD("--ensemble", None, "Save the mean of all trained heads instead of the best one.")
+        bool, HEAD(None, "Save the mean of all trained heads instead of the best one.", True, "--ensemble")
     ] = False,
     refit: Annotated[
         bool,
         HEAD(
-            "--refit/--no-refit",
             None,
             "After early stopping, train a few more steps on all rows, including the validation set.",
+            True,
+            "--refit/--no-refit",
         ),
     ] = True,
     encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     layers: Annotated[
         str,
         ENCODER(
-            "--layers",
             "LAYERS",
             "Hidden states of the encoder to read: default, last, numbers separated by commas, or auto, which "
             "chooses them on a sample of the rows.",
@@ -122,12 +106,10 @@ def train(
     store: Annotated[
         Literal["fp16", "int8", "compact"],
         ENCODER(
-            "--store",
-            "FORMAT",
-            "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size).",
+            "FORMAT", "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size)."
         ),
     ] = "int8",
-    out: Annotated[Path, OUTPUT("--out", "FOLDER", "Task folder to write.")],
+    out: Annotated[Path, OUTPUT("FOLDER", "Task folder to write.")],
     report: options.ReportFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -141,8 +123,7 @@ def train(
     from ytuning.training.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.training.recipes import preset as recipe_of
 
-    start = time.perf_counter()
-    watch = Stopwatch()
+    start, watch = time.perf_counter(), Stopwatch()
     if recipe_file is not None and preset != "default":
         raise InputError(
             "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
@@ -154,25 +135,27 @@ def train(
         recipe = weighing_labels(recipe, "balanced")
     check_target(out)
     if report is not None:
-        check_result_file(
+        console.check_result_file(
             report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out
         )
     features = FeatureStore()
-    with shown_progress(quiet) as progress:
+    with console.shown_progress(quiet) as progress:
         with watch.stage("read"):
             columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
-            parts = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
-            if loss is not None and parts[0].kind == "regression":
+            rows, held, judged = console.read_parts(
+                progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet
+            )
+            if loss is not None and rows.kind == "regression":
                 raise InputError("--loss is for tasks with labels, and these rows have numbers. Leave out --loss.")
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         trained = train_task(
-            parts[0],
+            rows,
             loaded,
             features,
             recipe,
-            validation=parts[1],
-            test=parts[2],
+            validation=held,
+            test=judged,
             options=TrainOptions(
                 name=out.resolve().name,
                 seed=seed,
@@ -196,7 +179,7 @@ def train(
         if report is not None:
             from ytuning.reports.html import render_report
 
-            split = _split_of_report(trained)
+            split = console.split_of_report(trained.reports)
             page = render_report(
                 trained.task,
                 trained.reports[split],
@@ -204,14 +187,13 @@ def train(
                 loaded,
                 features,
                 title=f"{trained.task.name}, {split}",
-                fit=trained.fit,
-                seconds=watch.seconds,
+                trained=replace(trained, seconds=watch.seconds),
                 progress=progress,
             )
-            write_page(report, page)
+            console.write_page(report, page)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
+        console.print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
@@ -231,44 +213,30 @@ def _place_beside_finished(out: Path, report: Path | None) -> tuple[Path, Path |
     return place, report
 
 
-def _split_of_report(trained: Trained) -> str:
-    """Which rows a report is about."""
-    return "test" if "test" in trained.reports else "validation"
-
-
 def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
-    tell_cut(progress, trained.truncated)
+    console.tell_cut(progress, trained.truncated)
     for split, rows in trained.shared.items():
         if rows:
             other = "validation" if split == "test_and_validation" else "training"
             copies = counted(rows, f"{split.partition('_')[0]} row")
             progress.say(f"{copies} {'has' if rows == 1 else 'have'} exactly the text of a {other} row.")
     if trained.fit.interrupted:
-        best = trained.fit.history[trained.fit.chosen]
-        target = trained.task.target
-        score = target.shown_score(best.score)
-        figures = f"step {best.step}, validation {target.score_name} {score}"
+        best, target = trained.fit.history[trained.fit.chosen], trained.task.target
+        figures = f"step {best.step}, validation {target.score_name} {target.shown_score(best.score)}"
         # Not progress, so --quiet does not hide it.
         print(f"Interrupted. The best head so far ({figures}) is saved in {out}.", file=sys.stderr)
 
 
 def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
-    task = trained.task
+    task, encoder = trained.task, trained.task.encoder
     stages = ("read", "encode", "train", "evaluate", "total")
     return {
         "task_dir": str(out),
         "kind": task.kind,
         "labels": len(task.target.names),
         "rows": trained.rows,
-        "encoder": {
-            "name": task.encoder.name,
-            "fingerprint": task.encoder.fingerprint,
-            "parameters": task.encoder.parameters,
-        },
-        "head": {
-            "parameters": task.head_parameters,
-            "share_of_encoder": task.head_parameters / task.encoder.parameters,
-        },
+        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "parameters": encoder.parameters},
+        "head": {"parameters": task.head_parameters, "share_of_encoder": task.head_parameters / encoder.parameters},
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
         "cache": asdict(trained.cache),
@@ -288,32 +256,32 @@ def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]
 
 def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
     """Mean and deviation (0 of one seed) of each metric over the seeds whose head has a report of the split."""
-    found = [metrics[split] for metrics in trained.by_seed.values() if split in metrics]
+    metrics = [splits[split] for splits in trained.by_seed.values() if split in splits]
+    columns = {name: [figures[name] for figures in metrics] for name in metrics[0]}
     return {
         name: {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else 0.0}
-        for name in found[0]
-        for values in [[metrics[name] for metrics in found]]
+        for name, values in columns.items()
     }
 
 
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.reports.console import print_report
 
-    split = _split_of_report(trained)
-    print_report(Console(), trained.reports[split], f"{trained.task.name}, {split}", watch.seconds)
+    task, split = trained.task, console.split_of_report(trained.reports)
+    print_report(Console(), trained.reports[split], f"{task.name}, {split}", watch.seconds)
     if len(trained.by_seed) > 1:
         figures = ", ".join(
             f"{name} {values['mean']:.4f} (deviation {values['deviation']:.4f})"
             for name, values in _spread(trained, split).items()
         )
-        best = trained.task.training["seed"]
+        best = task.training["seed"]
         saved = "The mean of their heads" if best is None else f"The head of seed {best}"
         print(f"Mean over {len(trained.by_seed)} seeds, {split} set: {figures}. {saved} is saved.")
     if before := trained.zero_shot.get(split):
-        figures = ", ".join(f"{name} {before[name]:.4f}" for name in trained.task.target.headlines)
+        figures = ", ".join(f"{name} {before[name]:.4f}" for name in task.target.headlines)
         print(f"Before training, from the label texts alone, {split} set: {figures}.")
-    share = trained.task.head_parameters / trained.task.encoder.parameters
-    print(f"The head has {trained.task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
+    share = task.head_parameters / task.encoder.parameters
+    print(f"The head has {task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
     if split == "validation":
         print(
             "Without --test, these scores are from the validation set, which also chose the head; they are optimistic."

@@ -27,10 +27,10 @@ import numpy as np
 from ytuning.compare.methods import Run, Work, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.encoder.download import find_encoder, weights_hash
-from ytuning.errors import InputError, YTuningError, cannot_write
+from ytuning.errors import InputError, YTuningError, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit
-from ytuning.system.versions import versions
+from ytuning.system.machine import versions
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
@@ -129,7 +129,7 @@ def _compare(
                     skipped[name] = _reason(error)
                     progress.say(f"{name} is left out: {skipped[name]}")
                     continue
-                with _writing(out):
+                with write_errors(out, "--out"):
                     commit(file, json.dumps({"key": key, "run": asdict(run)}, allow_nan=False).encode())
             runs.append(run)
             figures = f"{metric} {run.metrics[metric]:.4f}, {run.seconds:.1f} s"
@@ -311,21 +311,13 @@ def _kept(file: Path, key: str) -> Run | None:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(str(out), error, "--out") from error
-
-
-@contextmanager
 def _only_process(out: Path) -> Iterator[None]:
     """Make the folders and be the one process that compares into them; the system frees the lock of a killed one.
 
     A second one would remove the store of the run that the first is at, and measure times and memory beside it.
     """
     lock = filelock.FileLock(out / LOCK_FILE)
-    with _writing(out):
+    with write_errors(out, "--out"):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)

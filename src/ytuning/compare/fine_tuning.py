@@ -22,7 +22,7 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.tokens import TokenizedTexts, plan_batches
 from ytuning.errors import EncoderError, InputError
 from ytuning.progress import Progress
-from ytuning.system.versions import require
+from ytuning.system.machine import require
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import rate_share
 

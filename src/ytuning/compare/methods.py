@@ -34,8 +34,7 @@ from ytuning.features.pairs import stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.progress import Progress
-from ytuning.system.machine import peak_bytes
-from ytuning.system.versions import require
+from ytuning.system.machine import peak_bytes, require
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of

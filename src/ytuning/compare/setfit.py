@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.encoder.download import find_encoder
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError
-from ytuning.system.versions import require
+from ytuning.system.machine import require
 
 __all__ = ["SetFitResult", "load_setfit", "setfit"]
 

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 from ytuning.data.labels import listed, shown
 from ytuning.errors import DataError, InputError, counted
-from ytuning.system.versions import require
+from ytuning.system.machine import require
 
 __all__ = ["Column", "Table", "as_cells", "read_table"]
 

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
 from ytuning.data.kinds import TaskKind
 from ytuning.data.kinds.metrics import CALIBRATION_BINS, reliability
 from ytuning.errors import counted
+from ytuning.search.log import Trial, importances
 from ytuning.training.fit import Validation
 
 __all__ = [
-    "Axis",
-    "Chart",
-    "Matrix",
-    "Name",
-    "calibration_figure",
-    "confusion",
-    "learning_figures",
-    "residual_figure",
-    "scatter_figure",
-]
+    "Axis", "Chart", "Matrix", "Name", "calibration_figure", "confusion", "learning_figures", "residual_figure",
+    "scatter_figure", "search_figures",
+]  # fmt: skip
 
 WIDTH, HEIGHT = 400, 270
 LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
@@ -32,6 +27,13 @@ RESIDUAL_BINS = 21  # odd, so that one is around no error
 PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
 ROOM_OF_DECADE = 120  # with 1, 2 and 5 as ticks; a shorter one has a single tick
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+MOST_PARAMETERS = 3  # of a search that are drawn
+LOSS = "validation loss, calibrated"
+ROOM = 0.05  # share of an axis beyond the first and the last value of a curve or a search
+
+Point = tuple[float, float]
+Bar = tuple[float, float, float, float, str]
+"""Left, top, width, height and meaning."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class Axis:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             narrow = abs(self.end - self.start) < ROOM_OF_DECADE * math.log10(self.high / self.low)
             values = [float(f"{factor}e{power}") for power in powers for factor in ((1,) if narrow else (1, 2, 5))]
-            found = [(self.place(value), f"{value:,g}") for value in values if self.low <= value <= self.high]
-            if len(found) > 1:
-                return found
+            ticks = [(self.place(value), f"{value:,g}") for value in values if self.low <= value <= self.high]
+            if len(ticks) > 1:
+                return ticks
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in STEPS if factor * power >= rough * 0.999)
@@ -108,8 +110,8 @@ class Chart:
     summary: str
     x: Axis
     y: Axis
-    lines: list[tuple[str, list[tuple[float, float]]]] = field(default_factory=list)
-    bars: list[tuple[float, float, float, float, str]] = field(default_factory=list)
+    lines: list[tuple[str, list[Point]]] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
     dots: list[tuple[float, float, str, str]] = field(default_factory=list)
     marks: list[tuple[str, float, str]] = field(default_factory=list)
     names: list[Name] = field(default_factory=list)
@@ -132,6 +134,16 @@ def _apart(low: float, high: float) -> tuple[float, float]:
     return low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
 
 
+def _places(x: Axis, y: Axis, points: Iterable[Point]) -> list[Point]:
+    return [(x.place(across), y.place(up)) for across, up in points]
+
+
+def _bar(x: Axis, start: float, end: float, top: float, gap: float, meaning: str) -> Bar:
+    """A bar between two values of ``x``, with a gap on either side."""
+    left, right = x.place(start), x.place(end)
+    return left + gap, top, round(right - left - 2 * gap, 1), round(BOTTOM - top, 1), meaning
+
+
 def calibration_figure(truth: np.ndarray, probabilities: np.ndarray) -> Chart:
     """How often what was given a probability is so, with a histogram of the probabilities.
 
@@ -144,26 +156,25 @@ def calibration_figure(truth: np.ndarray, probabilities: np.ndarray) -> Chart:
     what, measured, short = ("decisions", "label is there", "there") if several else ("rows", "right", "right")
     x, y = _x("probability", 0, 1), _y(f"share that is {short}", 0, 1)
     most = max(count for *_, count in points)
-    lines = [("ideal", [(x.place(0), y.place(0)), (x.place(1), y.place(1))])]
-    lines.append(("main", [(x.place(confidence), y.place(share)) for confidence, share, _ in points]))
+    curve = _places(x, y, (point[:2] for point in points))
     bars = []
     for confidence, _, count in points:
-        left = min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1) / CALIBRATION_BINS
+        number = min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1)
         # Of the many decisions that a multi-label task makes, nearly all lie in one bin.
         height = math.log1p(count) / math.log1p(most) if several else count / most
-        start, end, top = x.place(left), x.place(left + 1 / CALIBRATION_BINS), y.place(0.4 * height)
-        bars.append((start + 1, top, round(end - start - 2, 1), round(BOTTOM - top, 1), f"{count:,} {what}"))
+        ends = number / CALIBRATION_BINS, number / CALIBRATION_BINS + 1 / CALIBRATION_BINS
+        bars.append(_bar(x, *ends, y.place(0.4 * height), 1, f"{count:,} {what}"))
     return Chart(
         "Reliability of the probabilities",
         f"Share of {what} that is {measured} at each probability: "
         + "; ".join(f"{share:.0%} at {confidence:.0%}" for confidence, share, _ in points),
         x,
         y,
-        lines,
+        [("ideal", _places(x, y, [(0, 0), (1, 1)])), ("main", curve)],
         bars,
         [
-            (x.place(confidence), y.place(share), "main", f"{confidence:.4f}: {share:.4f} of {count:,} {what}")
-            for confidence, share, count in points
+            (*place, "main", f"{confidence:.4f}: {share:.4f} of {count:,} {what}")
+            for place, (confidence, share, count) in zip(curve, points, strict=True)
         ],
         columns=("mean probability", f"share that is {measured}", what),
         rows=[(f"{confidence:.4f}", f"{share:.4f}", f"{count:,}") for confidence, share, count in points],
@@ -179,37 +190,37 @@ def learning_figures(target: TaskKind, history: Sequence[Validation], chosen: in
         chosen: position in ``history`` of the round whose steps were taken.
     """
     name, sign = target.score_name, target.score_sign
-    scores = [(entry.step, sign * entry.score, entry.error) for entry in history]
-    losses = [(entry.step, entry.loss, 0.0) for entry in history]
-    taken = history[chosen].step
     # The loss of some tasks is what their score is the mean of; its unit is another, so both are shown.
     return [
-        _curve(f"Validation {name}", name, scores, taken),
-        _curve("Validation loss", "loss", losses, taken),
+        _curve(
+            f"Validation {name}", name, [(entry.step, sign * entry.score, entry.error) for entry in history], chosen
+        ),
+        _curve("Validation loss", "loss", [(entry.step, entry.loss, 0.0) for entry in history], chosen),
     ]
 
 
-def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], taken: int) -> Chart:
+def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], chosen: int) -> Chart:
     """Steps, values and their standard errors (0: none are drawn)."""
     low, high = min(value - error for _, value, error in points), max(value + error for _, value, error in points)
-    room = 0.05 * (high - low)
+    room = ROOM * (high - low)
     x, y = _x("step", 0, max(step for step, *_ in points)), _y(name, low - room, high + room)
-    at = next(value for step, value, _ in points if step == taken)
+    taken, best, _ = points[chosen]
+    curve = _places(x, y, (point[:2] for point in points))
     errors = [
-        ("error", [(x.place(step), y.place(value - error)), (x.place(step), y.place(value + error))])
+        ("error", _places(x, y, [(step, value - error), (step, value + error)]))
         for step, value, error in points
         if error
     ]
     return Chart(
         title,
         f"The curve goes from {points[0][1]:.4f} (step {points[0][0]}) to {points[-1][1]:.4f} (step {points[-1][0]}). "
-        f"Step {taken} was chosen with {at:.4f}",
+        f"Step {taken} was chosen with {best:.4f}",
         x,
         y,
-        [*errors, ("main", [(x.place(step), y.place(value)) for step, value, _ in points])],
+        [*errors, ("main", curve)],
         dots=[
-            (x.place(step), y.place(value), "chosen" if step == taken else "main", f"step {step}: {value:.4f}")
-            for step, value, _ in points
+            (*place, "chosen" if step == taken else "main", f"step {step}: {value:.4f}")
+            for place, (step, value, _) in zip(curve, points, strict=True)
         ],
         marks=[("chosen", x.place(taken), "chosen")],
         columns=("step", name, "standard error", ""),
@@ -224,17 +235,17 @@ def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
     """Predicted numbers (rows,) by true ones (rows,), with the rows' figures from the lowest to the highest number."""
     low, high = float(min(truth.min(), values.min())), float(max(truth.max(), values.max()))
     x, y = _x("true number", low, high), _y("predicted number", low, high)
-    shown = np.unique(np.linspace(0, len(truth) - 1, MOST_POINTS).round().astype(int))
+    drawn = np.unique(np.linspace(0, len(truth) - 1, MOST_POINTS).round().astype(int))
     parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
     return Chart(
         "Predicted by true numbers",
         f"{counted(len(truth), 'row')}. Points on the diagonal are right",
         x,
         y,
-        [("ideal", [(x.place(x.low), y.place(y.low)), (x.place(x.high), y.place(y.high))])],
+        [("ideal", _places(x, y, [(x.low, y.low), (x.high, y.high)]))],
         dots=[
-            (x.place(true), y.place(value), "point", "")
-            for true, value in zip(truth[shown].tolist(), values[shown].tolist(), strict=True)
+            (*place, "point", "")
+            for place in _places(x, y, zip(truth[drawn].tolist(), values[drawn].tolist(), strict=True))
         ],
         columns=("true numbers", "rows", "mean predicted", "mean error", "mean absolute error"),
         rows=[_of_part(truth[part], values[part]) for part in parts],
@@ -253,25 +264,89 @@ def residual_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
     end = _apart(0.0, float(np.abs(gap).max()))[1]
     counts, edges = (array.tolist() for array in np.histogram(gap, RESIDUAL_BINS, (-end, end)))
     x, y = _x("predicted - true", -end, end), _y("rows", 0, max(counts))
-    bars = []
-    for count, start, after in zip(counts, edges, edges[1:], strict=False):
-        left, right, top = x.place(start), x.place(after), y.place(count)
-        meaning = f"{start:.3g} to {after:.3g}: {counted(count, 'row')}"
-        bars.append((left + 0.5, top, round(right - left - 1, 1), round(BOTTOM - top, 1), meaning))
+    bins = list(zip(counts, edges, edges[1:], strict=False))
     return Chart(
         "Errors",
         f"Half of {len(gap):,} rows are wrong by {np.median(np.abs(gap)):.4g} or less. The mean error is "
         f"{gap.mean():.4g}",
         x,
         y,
-        bars=bars,
+        bars=[
+            _bar(x, start, after, y.place(count), 0.5, f"{start:.3g} to {after:.3g}: {counted(count, 'row')}")
+            for count, start, after in bins
+        ],
         marks=[("ideal", x.place(0), "")],
         columns=("error from", "to", "rows"),
-        rows=[
-            (f"{start:.3g}", f"{after:.3g}", f"{count:,}")
-            for count, start, after in zip(counts, edges, edges[1:], strict=False)
-            if count
+        rows=[(f"{start:.3g}", f"{after:.3g}", f"{count:,}") for count, start, after in bins if count],
+    )
+
+
+def search_figures(trials: Sequence[Trial]) -> list[Chart]:
+    """The validation loss by trial, and by the value of each of the parameters that mattered most."""
+    losses = [trial.loss for trial in trials]
+    y = _roomy_axis(LOSS, losses, BOTTOM, TOP)
+    figures = [_by_trial(losses, y)]
+    for name, share in list(importances(trials).items())[:MOST_PARAMETERS]:
+        figures.append(_by_value(name, share, [trial for trial in trials if name in trial.choices], y))
+    return figures
+
+
+def _roomy_axis(name: str, values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> Axis:
+    """An axis that goes a little beyond the values."""
+    low, high = min(values), max(values)
+    if logarithmic:
+        wider = max(high / low, 1.1) ** ROOM
+        return Axis(name, low / wider, high * wider, start, end, logarithmic=True)
+    room = ROOM * (high - low) or ROOM * abs(high) or ROOM
+    return Axis(name, low - room, high + room, start, end)
+
+
+def _by_trial(losses: list[float], y: Axis) -> Chart:
+    x = _roomy_axis("trial", [0, max(1, len(losses) - 1)], LEFT, RIGHT)
+    best = list(accumulate(losses, min))
+    corners: list[Point] = []
+    for place in _places(x, y, enumerate(best)):
+        # The best so far stays until a better trial.
+        corners += [(place[0], corners[-1][1])] if corners else []
+        corners.append(place)
+    return Chart(
+        "By trial",
+        f"The line shows the best loss so far, which ends at {best[-1]:.4f}",
+        x,
+        y,
+        [("best", corners)],
+        dots=[
+            (x.place(number), y.place(loss), "main", f"trial {number}: {loss:.4f}")
+            for number, loss in enumerate(losses)
         ],
+        columns=("trial", LOSS, "best so far"),
+        rows=[
+            (f"{number}", f"{loss:.4f}", f"{lowest:.4f}")
+            for number, (loss, lowest) in enumerate(zip(losses, best, strict=True))
+        ],
+    )
+
+
+def _by_value(name: str, share: float, trials: Sequence[Trial], y: Axis) -> Chart:
+    values = [trial.choices[name] for trial in trials]
+    if isinstance(values[0], str):
+        words = tuple(sorted(set(values)))
+        x = Axis(name, -0.5, len(words) - 0.5, LEFT, RIGHT, words=words)
+        places, texts = [x.place(words.index(value)) for value in values], values
+    else:
+        x = _roomy_axis(name, values, LEFT, RIGHT, logarithmic=name == "learning_rate")
+        places, texts = [x.place(value) for value in values], [f"{value:.3g}" for value in values]
+    return Chart(
+        f"By {name.replace('_', ' ')}",
+        f"This parameter explains {share:.0%} of the variance of the losses",
+        x,
+        y,
+        dots=[
+            (place, y.place(trial.loss), "main", f"trial {trial.number}, {value}: {trial.loss:.4f}")
+            for place, trial, value in zip(places, trials, texts, strict=True)
+        ],
+        columns=("trial", name, LOSS),
+        rows=[(str(trial.number), value, f"{trial.loss:.4f}") for trial, value in zip(trials, texts, strict=True)],
     )
 
 
@@ -302,12 +377,12 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], mo
         most: labels that are shown; of more, those that are confused most often, which may be fewer.
     """
     pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
-    found = sorted(zip(counts.tolist(), pairs.tolist(), strict=True), key=lambda entry: -entry[0])
-    chosen = list(range(len(names))) if len(names) <= most else _confused((pair for _, pair in found), most)
+    frequent = sorted(zip(counts.tolist(), pairs.tolist(), strict=True), key=lambda entry: -entry[0])
+    chosen = list(range(len(names))) if len(names) <= most else _most_confused((pair for _, pair in frequent), most)
     place = {label: number for number, label in enumerate(chosen)}
     others, nothing = len(chosen), len(chosen) + 1
     cells = np.zeros((len(chosen), len(chosen) + 2), np.int64)
-    for count, (true, other) in found:
+    for count, (true, other) in frequent:
         if true in place:
             cells[place[true], nothing if other < 0 else place.get(other, others)] += count
     kept = [*range(len(chosen)), *(column for column in (others, nothing) if cells[:, column].any())]
@@ -319,7 +394,7 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], mo
     )
 
 
-def _confused(pairs: Iterable[Sequence[int]], most: int) -> list[int]:
+def _most_confused(pairs: Iterable[Sequence[int]], most: int) -> list[int]:
     """Labels of pairs (true, predicted) from the most frequent one on, in their order."""
     chosen: set[int] = set()
     for true, other in pairs:

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from ytuning.compare.summary import OURS, Figure, Standing, Standings
-from ytuning.errors import cannot_write
-from ytuning.reports.charts import Axis, Chart, Name
-from ytuning.reports.console import SHOWN_METRICS
-from ytuning.reports.pages import render
+from ytuning.compare.summary import OURS, Standing, Standings
+from ytuning.errors import counted, write_errors
+from ytuning.reports.charts import Axis, Chart, Name, Point
+from ytuning.reports.console import SHOWN_METRICS, new_table
+from ytuning.reports.html import render
 from ytuning.system.files import commit_all
 
 __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_standings"]
@@ -39,11 +37,9 @@ def print_standings(console: Console, standings: Standings) -> None:
     """Print the table, what was left out and how to read it."""
     if standings.split == "validation":
         console.print(f"[bold yellow]{ON_VALIDATION}[/bold yellow]\n")
-    table = Table(title=_title(standings), box=box.SIMPLE, title_justify="left", pad_edge=False)
-    for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if place else "left")
-    for each in standings.methods:
-        table.add_row(*map(escape, _cells(each)), style="bold" if each.method == OURS else None)
+    table = new_table(_title(standings), HEADINGS[:1], HEADINGS[1:])
+    for standing in standings.methods:
+        table.add_row(*map(escape, _cells(standing)), style="bold" if standing.method == OURS else None)
     console.print(table)
     for name, reason in standings.comparison.skipped.items():
         console.print(f"{name} was left out: {reason}", soft_wrap=True, markup=False, highlight=False)
@@ -59,39 +55,34 @@ def write_standings(standings: Standings, out: Path) -> None:
         WriteError: the disk is full or broken.
     """
     content = json.dumps(standings.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    try:
+    with write_errors(out, "--out"):
         commit_all(out, {"comparison.json": content.encode(), "comparison.html": _page(standings).encode()})
-    except OSError as error:
-        raise cannot_write(str(out), error, "--out") from error
 
 
 def _title(standings: Standings) -> str:
     first = standings.comparison.runs[0]
     metric = SHOWN_METRICS.get(standings.metric, standings.metric)
-    seeds = len(standings.comparison.seeds)
     return (
         f"{Path(standings.comparison.work.train.source).name}: {metric} on {first.rows['judged']:,} {standings.split} "
-        f"rows, {first.rows['train']:,} training rows, {seeds} seed{'' if seeds == 1 else 's'}"
+        f"rows, {first.rows['train']:,} training rows, {counted(len(standings.comparison.seeds), 'seed')}"
     )
 
 
 def _cells(standing: Standing) -> list[str]:
     """What a row of the table shows."""
-    stored = standing.seconds_with_stored_features
+    score, difference, stored = standing.score, standing.difference, standing.seconds_with_stored_features
+    gap = ""
+    if difference is not None:
+        gap = f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
     return [
         standing.method,
-        f"{standing.score.mean:.4f} ({standing.score.low:.4f} to {standing.score.high:.4f})",
-        "" if standing.difference is None else _difference_text(standing.difference, standing.told_apart),
+        f"{score.mean:.4f} ({score.low:.4f} to {score.high:.4f})",
+        gap if standing.told_apart or not gap else f"~ {gap}",
         f"{standing.parameters:,}",
         f"{standing.seconds:,.1f}",
         "" if stored is None else f"{stored:,.1f}",
         "" if standing.peak_bytes is None else f"{standing.peak_bytes / 1e9:.2f} GB",
     ]
-
-
-def _difference_text(difference: Figure, told_apart: bool) -> str:
-    mark = "" if told_apart else "~ "
-    return f"{mark}{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
 
 
 def _page(standings: Standings) -> str:
@@ -107,7 +98,7 @@ def _page(standings: Standings) -> str:
             "width": WIDTH,
             "height": HEIGHT,
             "headings": HEADINGS,
-            "methods": [_cells(each) for each in standings.methods],
+            "methods": [_cells(standing) for standing in standings.methods],
             "ours": OURS,
             "skipped": standings.comparison.skipped,
             "footnotes": FOOTNOTES,
@@ -120,35 +111,35 @@ def _page(standings: Standings) -> str:
 
 def _seed_by_seed(standings: Standings) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table: every metric of every run, and what it chose."""
-    runs = [run for each in standings.methods for run in each.runs]
+    runs = [run for standing in standings.methods for run in standing.runs]
     names = sorted({name for run in runs for name in run.metrics})
     rows = []
     for run in runs:
-        metrics = [f"{run.metrics[name]:.4f}" if name in run.metrics else "" for name in names]
+        values = [f"{run.metrics[name]:.4f}" if name in run.metrics else "" for name in names]
         chosen = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in run.details.items() if value)
-        rows.append([run.method, str(run.seed), *metrics, f"{run.seconds:,.1f}", chosen])
-    shown = [SHOWN_METRICS.get(name, name.replace("_", " ")) for name in names]
-    return ["method", "seed", *shown, "seconds", "chosen"], rows
+        rows.append([run.method, str(run.seed), *values, f"{run.seconds:,.1f}", chosen])
+    metrics = [SHOWN_METRICS.get(name, name.replace("_", " ")) for name in names]
+    return ["method", "seed", *metrics, "seconds", "chosen"], rows
 
 
 def _settings(standings: Standings) -> dict[str, str]:
-    found = standings.to_json()
+    content = standings.to_json()
     return {
-        **found["sources"],
-        "rows": ", ".join(f"{count:,} {role}" for role, count in found["rows"].items()),
-        "kind of task": found["kind"] + (f", {found['labels']} labels" if found["labels"] else ""),
-        "encoder": f"{found['encoder']['name']} ({found['encoder']['parameters']:,} parameters)",
-        "seeds": ", ".join(map(str, found["seeds"])),
-        "epochs of full and lora": f"at most {found['settings']['epochs'] or '5, or more to reach 300 steps'}",
-        "learning rates of full and lora": "searched" if found["settings"]["search_rates"] else "one each",
-        "machine": f"{found['machine']['system']}, {found['machine']['processors']} processors",
-        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        **content["sources"],
+        "rows": ", ".join(f"{count:,} {role}" for role, count in content["rows"].items()),
+        "kind of task": content["kind"] + (f", {content['labels']} labels" if content["labels"] else ""),
+        "encoder": f"{content['encoder']['name']} ({content['encoder']['parameters']:,} parameters)",
+        "seeds": ", ".join(map(str, content["seeds"])),
+        "epochs of full and lora": f"at most {content['settings']['epochs'] or '5, or more to reach 300 steps'}",
+        "learning rates of full and lora": "searched" if content["settings"]["search_rates"] else "one each",
+        "machine": f"{content['machine']['system']}, {content['machine']['processors']} processors",
+        "versions": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
     }
 
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name}: {_short(each)}" for name, each in value.items())
+        return " ".join(f"{name}: {_short(part)}" for name, part in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -169,8 +160,8 @@ def score_against_cost(standings: Standings) -> Chart:
     A hollow mark is where a further task on the same texts is, whose features are stored.
     """
     methods = standings.methods
-    seconds = [value for each in methods for value in (each.seconds, _stored(each)) if value]
-    scores = [each.score for each in methods]
+    seconds = [value for standing in methods for value in (standing.seconds, _stored(standing)) if value]
+    scores = [standing.score for standing in methods]
     low, high = min(score.low for score in scores), max(score.high for score in scores)
     room = 0.05 * (high - low) or 0.05
     # The seconds leave room for names at both ends.
@@ -178,18 +169,18 @@ def score_against_cost(standings: Standings) -> Chart:
     x = Axis(about, min(seconds) / 1.8, max(seconds) * 2.2, LEFT, RIGHT, logarithmic=True)
     metric = standings.metric.replace("_", " ")
     y = Axis(f"{metric} ({standings.split}), 95 % interval", low - room, high + room, BOTTOM, TOP)
-    lines: list[tuple[str, list[tuple[float, float]]]] = []
+    lines: list[tuple[str, list[Point]]] = []
     dots: list[tuple[float, float, str, str]] = []
-    for each in methods:
-        name = "ours" if each.method == OURS else "others"
-        score, place = each.score, x.place(each.seconds)
+    for standing in methods:
+        kind, name = _kind(standing), standing.method
+        score, place = standing.score, x.place(standing.seconds)
         middle, top, bottom = y.place(score.mean), y.place(score.high), y.place(score.low)
-        if (stored := _stored(each)) is not None:
-            lines.append((f"stored {name}", [(x.place(stored), middle), (place, middle)]))
-            dots.append((x.place(stored), middle, f"stored {name}", f"{each.method}, features stored: {stored:,.1f} s"))
+        if (stored := _stored(standing)) is not None:
+            lines.append((f"stored {kind}", [(x.place(stored), middle), (place, middle)]))
+            dots.append((x.place(stored), middle, f"stored {kind}", f"{name}, features stored: {stored:,.1f} s"))
         ends = [(place - CAP, top), (place + CAP, top), (place, top), (place, bottom)]
-        lines.append((name, [*ends, (place - CAP, bottom), (place + CAP, bottom)]))
-        dots.append((place, middle, name, f"{each.method}: {score.mean:.4f} in {each.seconds:,.1f} s"))
+        lines.append((kind, [*ends, (place - CAP, bottom), (place + CAP, bottom)]))
+        dots.append((place, middle, kind, f"{name}: {score.mean:.4f} in {standing.seconds:,.1f} s"))
     return Chart(
         "Score against cost",
         f"{metric} of each method and the seconds that it takes. The table below has the numbers.",
@@ -202,6 +193,10 @@ def score_against_cost(standings: Standings) -> Chart:
     )
 
 
+def _kind(standing: Standing) -> str:
+    return "ours" if standing.method == OURS else "others"
+
+
 def _stored(standing: Standing) -> float | None:
     stored = standing.seconds_with_stored_features
     return None if stored is None else max(stored, 1e-3)
@@ -210,23 +205,25 @@ def _stored(standing: Standing) -> float | None:
 def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
     """Each method's name beside its point, on a side where no other name, point or interval is."""
     taken: list[Box] = []
-    for each in methods:
-        place, middle = x.place(each.seconds), y.place(each.score.mean)
-        taken.append((place - NEAR, y.place(each.score.high) - NEAR, place + NEAR, y.place(each.score.low) + NEAR))
-        taken.append((x.place(_stored(each) or each.seconds) - NEAR, middle - NEAR, place + NEAR, middle + NEAR))
-    found: list[Name] = []
-    for each in methods:
-        place, middle, width = x.place(each.seconds), y.place(each.score.mean), LETTER * len(each.method)
+    for standing in methods:
+        place, middle, score = x.place(standing.seconds), y.place(standing.score.mean), standing.score
+        taken.append((place - NEAR, y.place(score.high) - NEAR, place + NEAR, y.place(score.low) + NEAR))
+        stored = x.place(_stored(standing) or standing.seconds)
+        taken.append((stored - NEAR, middle - NEAR, place + NEAR, middle + NEAR))
+    names: list[Name] = []
+    for standing in methods:
+        place, middle = x.place(standing.seconds), y.place(standing.score.mean)
+        width = LETTER * len(standing.method)
         for across, down in PLACES:
             left = place + across - (width if across < 0 else 0)
             box = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
-            if (across, down) == PLACES[-1] or not any(_overlap(box, other) for other in taken):
+            if not any(_overlap(box, other) for other in taken):
                 break
         taken.append(box)
         side = "start" if across > 0 else "end"
-        kind = "ours" if each.method == OURS else "others"
-        found.append(Name(round(place + across, 1), round(middle + down + LINE / 3, 1), side, kind, each.method))
-    return found
+        at = round(place + across, 1), round(middle + down + LINE / 3, 1)
+        names.append(Name(*at, side, _kind(standing), standing.method))
+    return names
 
 
 def _overlap(one: Box, other: Box) -> bool:

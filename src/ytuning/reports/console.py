@@ -1,19 +1,18 @@
-"""`evaluate.Report` -> JSON and readable tables."""
+"""`evaluate.Report` -> readable tables on the terminal."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ytuning.errors import counted
 from ytuning.evaluation.evaluate import Report
 
-__all__ = ["print_report", "report_to_json", "seconds_table"]
+__all__ = ["SHOWN_METRICS", "new_table", "print_report"]
 
 SHOWN_LABELS = 20
 SHOWN_METRICS = {
@@ -30,30 +29,30 @@ SHOWN_METRICS = {
 }
 
 
-def report_to_json(report: Report) -> dict[str, Any]:
-    """Everything in a report, JSON-ready."""
-    return asdict(report)
+def new_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
+    """An empty table with columns of text, whose cells may be folded, and after them columns of numbers."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
 
 
 def print_report(console: Console, report: Report, title: str, seconds: dict[str, float] | None = None) -> None:
     """Print metrics, per-label figures, the worst confusions and, if given, the seconds of each stage."""
-    parts: list[RenderableType] = [_headline(report, title)]
+    console.print(_headline(report, title))
     if report.labels:
-        parts.append(_labels_table(report))
+        console.print(_labels_table(report))
     if report.confusions:
-        parts.append(_confusions_table(report))
+        mistakes = new_table("Most frequent mistakes", ["true label", "predicted"], ["rows"])
+        for confusion in report.confusions:
+            mistakes.add_row(escape(confusion.true), escape(confusion.predicted), str(confusion.rows))
+        console.print(mistakes)
     if seconds:
-        parts.append(seconds_table(seconds))
-    console.print(Group(*parts))
-
-
-def seconds_table(seconds: dict[str, float]) -> Table:
-    """Seconds of each stage, side by side."""
-    table = Table(title="Seconds", box=box.SIMPLE, title_justify="left", pad_edge=False)
-    for stage in seconds:
-        table.add_column(stage, justify="right")
-    table.add_row(*(f"{value:.2f}" for value in seconds.values()))
-    return table
+        stages = new_table("Seconds", [], seconds)
+        stages.add_row(*(f"{value:.2f}" for value in seconds.values()))
+        console.print(stages)
 
 
 def _headline(report: Report, title: str) -> str:
@@ -73,21 +72,8 @@ def _labels_table(report: Report) -> Table:
     if len(chosen) > SHOWN_LABELS:
         chosen = sorted(chosen, key=lambda item: item[1]["f1"])[:SHOWN_LABELS]
         heading = f"The {SHOWN_LABELS} of {len(report.labels)} labels with the lowest F1"
-    table = Table(title=heading, box=box.SIMPLE, title_justify="left", pad_edge=False)
-    table.add_column("label", overflow="fold")
-    for name in ("precision", "recall", "f1", "rows"):
-        table.add_column(name, justify="right")
+    table = new_table(heading, ["label"], ["precision", "recall", "f1", "rows"])
     for name, figures in chosen:
         values = [f"{figures[column]:.3f}" for column in ("precision", "recall", "f1")]
         table.add_row(escape(name), *values, f"{int(figures['rows']):,}")
-    return table
-
-
-def _confusions_table(report: Report) -> Table:
-    table = Table(title="Most frequent mistakes", box=box.SIMPLE, title_justify="left", pad_edge=False)
-    table.add_column("true label", overflow="fold")
-    table.add_column("predicted", overflow="fold")
-    table.add_column("rows", justify="right")
-    for confusion in report.confusions:
-        table.add_row(escape(confusion.true), escape(confusion.predicted), str(confusion.rows))
     return table

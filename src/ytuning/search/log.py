@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.errors import InputError, cannot_write, wrong_schema
+from ytuning.errors import InputError, write_errors, wrong_schema
 from ytuning.heads.pairs import PairMode
 from ytuning.search.space import Choices
 from ytuning.system.files import PARTIAL_SUFFIX, commit
@@ -106,10 +106,8 @@ class Log:
             raise InputError(f"the folder {folder} holds files and is no search's. Choose another with --out")
         if os.path.isfile(file):
             self._read(file)
-        try:
+        with write_errors(f"the folder {folder}", "--out"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(f"the folder {folder}", error, "--out") from error
 
     def _read(self, file: Path) -> None:
         try:
@@ -148,7 +146,5 @@ class Log:
 
     def write_file(self, name: str, content: dict[str, Any]) -> None:
         """A JSON file in the folder, whole or not at all."""
-        try:
+        with write_errors(self.folder / name, "--out"):
             commit(self.folder / name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        except OSError as error:
-            raise cannot_write(str(self.folder / name), error, "--out") from error

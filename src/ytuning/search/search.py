@@ -36,7 +36,7 @@ from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.progress import Progress
 from ytuning.search.log import RECIPE_FILE, TASK_FOLDER, Log, Trial, best_of
 from ytuning.search.space import SHARED, Choices, Interval, Options, Space
-from ytuning.system.versions import require, versions
+from ytuning.system.machine import require, versions
 from ytuning.tasks.choices import pair_modes, rank_layers
 from ytuning.tasks.task import holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task

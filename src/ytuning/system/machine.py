@@ -1,4 +1,4 @@
-"""Memory and cores: what becomes of freed memory, the most that a process has held, and threads side by side.
+"""The machine and what is installed on it: freed memory, the most memory held, threads, packages and versions.
 
 A step of training, or a batch of the encoder, frees buffers of megabytes and asks for the same ones again. glibc gives
 them back to the system each time, and the system clears every page anew: a quarter of head training and up to a tenth
@@ -9,15 +9,26 @@ time that heads have been trained.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "workers"]
+from ytuning.errors import MissingExtraError
+
+__all__ = [
+    "Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "require", "source_hash", "version_of",
+    "versions", "workers",
+]  # fmt: skip
+
+ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
+"""Packages that every result depends on."""
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
 KEPT = {
@@ -109,3 +120,48 @@ def workers() -> Iterator[Workers]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of ytuning, of what every result depends on, and of further packages; "" of one that is not installed.
+
+    What is kept of one version must not be mixed with what another would compute. The version of ytuning is a hash of
+    its source: its number changes with releases only, its results may change with any line.
+    """
+    return {"ytuning": source_hash(), **{package: version_of(package) or "" for package in (*ALWAYS, *packages)}}
+
+
+@cache
+def source_hash() -> str:
+    """First half of the SHA-256 of the package's modules."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:32]
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; ``None`` if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a module of an optional package, which ``extra`` of ytuning installs.
+
+    Raises:
+        MissingExtraError: the package, or one that it needs, is not installed.
+        ImportError: a package is there but lacks something, as other versions of it do not.
+    """
+    try:
+        importlib.import_module(module.partition(".")[0])
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = error.name or module
+        if "." in package:
+            raise
+        raise MissingExtraError(package.replace("_", "-"), extra) from error

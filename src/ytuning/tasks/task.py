@@ -24,7 +24,7 @@ import torch
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
-from ytuning.errors import InputError, TaskFolderError, cannot_write, wrong_schema
+from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
@@ -152,7 +152,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "metrics": task.metrics,
         "training": task.training,
     }
-    try:
+    with write_errors(f"the task folder {path}", "--out"):
         path.mkdir(parents=True, exist_ok=True)
         for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
             # A save that was killed may have left some.
@@ -166,8 +166,6 @@ def save_task(task: Task, folder: str | Path) -> None:
                 TASK_FILE: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
             },
         )
-    except OSError as error:
-        raise cannot_write(f"the task folder {path}", error, "--out") from error
 
 
 def check_target(folder: str | Path) -> None:
@@ -207,10 +205,8 @@ def place_beside(folder: Path) -> Path:
             check_target(beside)
             if not holds_finished_task(beside):
                 return beside
-    try:
+    with write_errors(f"a folder beside {folder}", "--out"):
         return Path(tempfile.mkdtemp(prefix="interrupted-"))
-    except OSError as error:
-        raise cannot_write(f"a folder beside {folder}", error, "--out") from error
 
 
 def holds_finished_task(folder: Path) -> bool:

@@ -1,14 +1,17 @@
-"""Freed memory: kept while there is work, given back afterwards, and nothing happens without glibc."""
+"""Freed memory is kept while there is work and given back afterwards; missing packages are named."""
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ytuning.system import machine as memory
+from ytuning.errors import MissingExtraError
+from ytuning.system.machine import require
 
 KEPT_AND_GIVEN_BACK = """
 import resource, torch
@@ -104,10 +107,48 @@ def test_peak_is_of_the_process_itself() -> None:
     assert child < 150 << 20, "not what its parent held"
 
 
-def test_peak_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource")
-    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: "")
-    expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    assert memory.peak_bytes() == pytest.approx(expected, rel=0.05)
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert memory.peak_bytes() is None
+PEAK_WITHOUT_PROC = """
+import pathlib, resource, sys
+
+pathlib.Path.read_text = lambda *_, **__: ""
+
+from ytuning.system.machine import peak_bytes
+
+expected = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(0.95 * expected < peak_bytes() < 1.05 * expected)
+sys.modules["resource"] = None
+print(peak_bytes())
+"""
+
+
+def test_peak_without_proc() -> None:
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", PEAK_WITHOUT_PROC], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\nNone\n"
+
+
+# --- optional packages ----------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_is_there() -> None:
+    assert require("json", "search") is json
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "no_such_package", None)
+    for module in ("no_such_package", "no_such_package.part"):
+        with pytest.raises(MissingExtraError) as caught:
+            require(module, "search")
+        assert str(caught.value) == (
+            "the package 'no-such-package' is not installed. Install it with: pip install 'ytuning[search]'"
+        )
+
+
+def test_a_package_that_lacks_a_part_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "needs_more.py").write_text("import json.nothing\n")
+    (tmp_path / "needs_other.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match=r"json\.nothing"):
+        require("needs_more", "search")
+    with pytest.raises(MissingExtraError, match="'no-such-package' is not installed"):
+        require("needs_other", "search")
