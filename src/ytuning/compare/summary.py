@@ -19,7 +19,7 @@ import numpy as np
 
 from ytuning.compare.compare import Comparison
 from ytuning.compare.methods import Run
-from ytuning.data.kinds.resampling import PERCENTILES
+from ytuning.data.kinds.metrics import PERCENTILES
 from ytuning.system.versions import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import Answer, Answers, Labels, Loss, Mistake, TaskKind
-from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.metrics import (
-    LabelFigures,
+    Sums,
     expected_calibration_error,
-    figures_of_counts,
     macro_f1,
-    share,
+    ratio,
+    resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.kinds.resampling import Sums, ratio, resampled_macro_f1
 from ytuning.data.labels import LabelSet
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ class MultiLabel(TaskKind):
 
     labels: LabelSet
     kind = "multi"
+    label_form = "names"
     headlines = ("macro_f1", "micro_f1")
     score_name = "cross-entropy"
     answer_key = "labels"
@@ -57,29 +56,31 @@ class MultiLabel(TaskKind):
         return f"It answers with any number of {len(self.names)} labels: {names}"
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> MultiLabel:
-        """The labels in their order."""
-        return cls(LabelSet(tuple(content["labels"])))
-
-    @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> MultiLabel:
-        """The labels that occur, sorted."""
-        return cls(LabelSet.from_labels(name for row in cast("Sequence[tuple[str, ...]]", labels) for name in row))
+    def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
+        """The labels as they are."""
+        return list(cast("Sequence[tuple[str, ...]]", labels))
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
         """The row's rarest label, or that it has none."""
-        rows = cast("Sequence[tuple[str, ...]]", labels)
+        rows = cls.label_names(labels)
         counts = Counter(name for row in rows for name in row)
         rarest = [min(row, key=lambda name: (counts[name], name), default="") for row in rows]
         numbered = {name: number for number, name in enumerate(sorted(set(rarest)))}
         return [numbered[name] for name in rarest]
 
+    @classmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """No row has a label; a label that occurs once stays with the train rows."""
+        if any(cls.label_names(labels)):
+            return None
+        return 0, f"none of the {len(labels)} rows has a label. Training needs at least one label."
+
     def encode(self, labels: Labels) -> np.ndarray:
         """(rows, C) float32, 0 or 1."""
         targets = np.zeros((len(labels), self.outputs), np.float32)
-        for number, row in enumerate(cast("Sequence[tuple[str, ...]]", labels)):
-            targets[number, self.labels.encode(row)] = 1
+        for row, names in enumerate(self.label_names(labels)):
+            targets[row, self.labels.encode(names)] = 1
         return targets
 
     def encode_names(self, names: Sequence[str]) -> np.ndarray:
@@ -88,18 +89,10 @@ class MultiLabel(TaskKind):
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
         """(rows, C) bool."""
-        found: np.ndarray = targets > 0
-        return found
+        there: np.ndarray = targets > 0
+        return there
 
-    def loss(
-        self,
-        name: str,
-        targets: Tensor,
-        *,
-        margin: float = 0.0,
-        smoothing: float = 0.0,
-        weights: str | tuple[float, ...] | None = None,
-    ) -> Loss:
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The mean over rows and labels, each label against its own absence.
 
         The absence is the task row in the paper's terms. Label weights are only of the rows with the label, not of
@@ -108,27 +101,25 @@ class MultiLabel(TaskKind):
         import torch
         from torch.nn import functional
 
-        check_loss(name)
-        counts = targets.sum(0)
-        # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
-        balanced = (len(targets) / (self.outputs * counts.clamp_min(1))).clamp_min(1).sqrt()
-        by_label = label_weights(weights, counts, balanced)
-
         def loss(logits: Tensor, goal: Tensor) -> Tensor:
             # (B, C) and (B, C) -> (B, C)
             if name == "triplet":
-                each = (margin - (2 * goal - 1) * logits).clamp_min(0)
+                parts = (margin - (2 * goal - 1) * logits).clamp_min(0)
             else:
-                each = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+                parts = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
             if name == "focal":
                 # The probability given to what is true.
                 right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
-                each = each * (1 - right) ** FOCUS
-            if by_label is not None:
-                each = each * torch.where(goal > 0, by_label.to(goal.device), 1.0)
-            return each.mean()
+                parts = parts * (1 - right) ** FOCUS
+            if weights is not None:
+                parts = parts * torch.where(goal > 0, weights.to(goal.device), 1.0)
+            return parts.mean()
 
         return loss
+
+    def _balanced_weights(self, counts: Tensor, rows: int) -> Tensor:
+        # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
+        return super()._balanced_weights(counts, rows).clamp_min(1).sqrt()
 
     def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The mean of the labels' cross-entropies."""
@@ -148,13 +139,8 @@ class MultiLabel(TaskKind):
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
     ) -> Answers:
         """(rows, C) bool: the labels whose probability reaches its threshold, 0.5 unless given."""
-        probabilities = self.probabilities(logits)
+        probabilities = scipy.special.expit(logits.astype(np.float64))
         return Answers(probabilities >= (0.5 if thresholds is None else np.array(thresholds)), probabilities)
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(rows, C) float64 of logits (rows, C)."""
-        found: np.ndarray = scipy.special.expit(logits.astype(np.float64))
-        return found
 
     def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """How far the logit of the wrong one of a label's two answers is ahead of the right one's."""
@@ -189,10 +175,10 @@ class MultiLabel(TaskKind):
 
     def answers_from_json(self, content: Sequence[Any]) -> np.ndarray:
         """(rows, C) bool."""
-        found = np.zeros((len(content), self.outputs), bool)
+        given = np.zeros((len(content), self.outputs), bool)
         for row, ids in enumerate(content):
-            found[row, ids] = True
-        return found
+            given[row, ids] = True
+        return given
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
         """``accuracy``, ``macro_f1``, ``micro_f1`` and ``ece``.
@@ -201,11 +187,11 @@ class MultiLabel(TaskKind):
         prediction. The calibration error is of all decisions: the probability of a label, and whether it is there. F1
         is 0 where no label occurs.
         """
-        true, given, right = _counts(truth, answers.values)
+        true, given, right = self.label_counts(truth, answers.values)
         return {
             "accuracy": float((truth == answers.values).all(1).mean()),
             "macro_f1": macro_f1(true, given, right),
-            "micro_f1": float(share(2 * right.sum(), true.sum() + given.sum())),
+            "micro_f1": float(ratio(2 * right.sum(), true.sum() + given.sum())),
             "ece": expected_calibration_error(truth, answers.probabilities),
         }
 
@@ -214,7 +200,9 @@ class MultiLabel(TaskKind):
         import scipy.sparse
 
         flags = [truth, values, truth & values, (truth == values).all(1)[:, None]]
-        columns = scipy.sparse.hstack([scipy.sparse.csr_array(each, dtype=np.float64) for each in flags], format="csr")
+        columns = scipy.sparse.hstack(
+            [scipy.sparse.csr_array(columns, dtype=np.float64) for columns in flags], format="csr"
+        )
 
         def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
             # (r, C) each
@@ -227,9 +215,9 @@ class MultiLabel(TaskKind):
 
         return columns, statistics
 
-    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
-        """``rows`` are those that have the label."""
-        return figures_of_counts(*_counts(truth, values))
+    def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of columns of flags."""
+        return truth.sum(0), values.sum(0), (truth & values).sum(0)
 
     def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
         """The rows with the decision that the task was surest of."""
@@ -265,11 +253,6 @@ def _cross_entropies(logits: Tensor, goal: Tensor) -> Tensor:
     from torch.nn import functional
 
     return functional.binary_cross_entropy_with_logits(logits.double(), goal.double(), reduction="none")
-
-
-def _counts(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(C,) each: the rows that have a label, that were given it, and both."""
-    return truth.sum(0), values.sum(0), (truth & values).sum(0)
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:

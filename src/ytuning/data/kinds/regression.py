@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import scipy.special
 
 from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, TaskKind
-from ytuning.data.kinds.losses import check_loss
-from ytuning.data.kinds.metrics import correlation, rank_correlation
-from ytuning.data.kinds.resampling import Sums, moments, resampled_correlation
+from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
+from ytuning.data.labels import shown
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,17 +43,18 @@ class Regression(TaskKind):
         bounded: whether there are no numbers beyond them.
     """
 
+    labels: None = field(default=None, init=False)
     low: float
     high: float
     bounded: bool
     kind = "regression"
+    label_form = "number"
     headlines = ("pearson", "spearman")
     score_name = "squared error"
     answer_key = "value"
     dtype = np.float32
     training_options = ()
     drawings = ("scatter", "residuals")
-    labels = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -81,14 +81,14 @@ class Regression(TaskKind):
         return {**super().to_json(), "low": self.low, "high": self.high, "bounded": self.bounded}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Regression:
+    def from_json(cls, content: dict[str, Any]) -> Self:
         """The scale."""
         if content["labels"]:
             raise ValueError("a regression task has no labels")
         return cls(float(content["low"]), float(content["high"]), bool(content["bounded"]))
 
     @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Regression:
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Self:
         """Bounded if the lowest and the highest number are common: ratings end there, measurements rarely repeat them.
 
         Raises:
@@ -103,6 +103,18 @@ class Regression(TaskKind):
             return cls(low, high, bounded=True)
         mean, deviation = float(numbers.mean()), float(numbers.std())
         return cls(mean, mean + deviation, bounded=False)
+
+    @classmethod
+    def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
+        """Numbers have none."""
+        return [()] * len(labels)
+
+    @classmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """All rows have one number."""
+        if len(set(labels)) > 1:
+            return None
+        return 0, f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
@@ -120,18 +132,10 @@ class Regression(TaskKind):
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
         """Numbers (rows,) float64 of positions."""
-        found: np.ndarray = self.low + (self.high - self.low) * targets.astype(np.float64)
-        return found
+        numbers: np.ndarray = self.low + (self.high - self.low) * targets.astype(np.float64)
+        return numbers
 
-    def loss(
-        self,
-        name: str,
-        targets: Tensor,
-        *,
-        margin: float = 0.0,
-        smoothing: float = 0.0,
-        weights: str | tuple[float, ...] | None = None,
-    ) -> Loss:
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The one loss of numbers, whatever its name: cross-entropy on a bounded scale, else half the squared error.
 
         The cross-entropy is that of the position as a probability. It is steep where a squared error of a sigmoid is
@@ -140,10 +144,6 @@ class Regression(TaskKind):
         """
         from torch.nn import functional
 
-        check_loss(name)
-        if weights is not None:
-            raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
-
         def bounded(logits: Tensor, goal: Tensor) -> Tensor:
             return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal.clamp(0, 1))
 
@@ -151,6 +151,10 @@ class Regression(TaskKind):
             return 0.5 * functional.mse_loss(logits[:, 1] - logits[:, 0], goal)
 
         return bounded if self.bounded else unbounded
+
+    def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> None:
+        if given is not None:
+            raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
 
     def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
         """Cross-entropy on a bounded scale, else half the squared error."""
