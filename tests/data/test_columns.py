@@ -17,10 +17,10 @@ import pytest
 from tests.cli.test_cli import Run, run
 from tests.compare.test_compare import Starts
 from tests.data.test_data import complaint
-from ytuning.data.columns import Columns
-from ytuning.data.dataset import Dataset, check_trainable, read_dataset
+from ytuning.data.dataset import Columns, Dataset, read_dataset
 from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
+from ytuning.data.splits import check_trainable
 from ytuning.tasks.task import load_task
 
 __all__ = ["run"]  # a fixture

@@ -15,9 +15,6 @@ import pytest
 from ytuning.data.dataset import (
     Columns,
     Dataset,
-    check_labels_known,
-    check_trainable,
-    count_shared,
     from_lists,
     labels_of,
     read_dataset,
@@ -25,6 +22,7 @@ from ytuning.data.dataset import (
 )
 from ytuning.data.kinds import MultiLabel, Regression, SingleLabel, fit_kind
 from ytuning.data.labels import LabelSet
+from ytuning.data.splits import check_labels_known, check_trainable, count_shared
 from ytuning.errors import InputError
 
 

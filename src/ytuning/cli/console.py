@@ -62,8 +62,9 @@ def read_parts(
         group: likewise; of the train file only.
         quiet: whether to say nothing of columns; what looks like a mistake is told all the same.
     """
-    from ytuning.data.dataset import check_groups, names_in, read_dataset, unsplit_names
+    from ytuning.data.dataset import names_in, read_dataset, unsplit_names
     from ytuning.data.labels import listed
+    from ytuning.data.splits import check_groups
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
     train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)

@@ -22,13 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
+
 from ytuning.data.labels import listed, shown
 from ytuning.errors import DataError, InputError, counted
 from ytuning.system.versions import require
 
-__all__ = ["Column", "Table", "as_cells", "read_table"]
+__all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
 
 LARGEST_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is shorter than some documents
+LISTS = (list, tuple, set, np.ndarray)
 FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
 
 
@@ -74,6 +77,25 @@ class Column:
             problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
             raise self.error(row, f"the {what} {shown(cell)} {problem}")
         return str(cell)  # numpy.str_ becomes str
+
+    def label(self, row: int, cell: object) -> str:
+        """One cell, or a part of it, as the name of a label.
+
+        Raises:
+            DataError: it has no name or is a list.
+        """
+        if isinstance(cell, np.generic):
+            cell = cell.item()
+        if isinstance(cell, bool):
+            return "true" if cell else "false"
+        if isinstance(cell, int):
+            return str(cell)
+        if isinstance(cell, float) and math.isfinite(cell):
+            return str(int(cell)) if cell.is_integer() else repr(cell)
+        if isinstance(cell, LISTS):
+            problem = f"the label {shown(cell)} is a list, but a row of this kind has one label. "
+            raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
+        return self.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it
 
     @property
     def groups(self) -> list[str | None]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from ytuning.data.kinds.metrics import Intervals, LabelFigures, Sums, figures_of_counts, interval_ends, resampled_sums
 from ytuning.data.labels import Kind, LabelSet
+from ytuning.data.tables import Column
 from ytuning.errors import InputError, allowed
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ class TaskKind(ABC):
     Attributes:
         labels: of the task; ``None``: its answers are numbers.
         kind: its name.
-        label_form: what the label of a row is: one name, any number of names, or a number.
         has_order: whether the labels go from a lowest to a highest one.
         headlines: the metrics that a task is judged by first.
         score_name: what the mean of :meth:`row_scores` is called.
@@ -99,7 +99,6 @@ class TaskKind(ABC):
 
     labels: LabelSet | None
     kind: ClassVar[Kind]
-    label_form: ClassVar[Literal["name", "names", "number"]]
     has_order: ClassVar[bool] = False
     headlines: ClassVar[tuple[str, ...]]
     score_name: ClassVar[str]
@@ -150,7 +149,24 @@ class TaskKind(ABC):
         """The kind with the labels that occur, sorted, or with their scale; arguments as of `kinds.fit_kind`."""
         return cls(LabelSet.from_labels(name for names in cls.label_names(labels) for name in names))
 
-    # --- rows to train on ---------------------------------------------------------------------------------------------
+    # --- labels of rows -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """The labels in a column, and the mark at which texts were split.
+
+        Args:
+            column: has a cell for each row.
+            known: as `dataset.read_dataset` takes it...
+            separator: ...and this one.
+            guessed: whether the kind was inferred from the labels, and may be another.
+
+        Raises:
+            DataError: a cell holds no label of this kind.
+        """
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:

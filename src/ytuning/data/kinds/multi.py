@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,13 +21,16 @@ from ytuning.data.kinds.metrics import (
     resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.labels import LabelSet
+from ytuning.data.labels import LabelSet, shown
+from ytuning.data.tables import LISTS, Column
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MultiLabel"]
+__all__ = ["SEPARATORS", "UNKNOWN", "MultiLabel"]
 
+# Marks between the labels of a row, and what stands for one that is not known.
+SEPARATORS, UNKNOWN = ("|", ";", ","), ""
 # The ends of the threshold that all labels share.
 SHARED_ENDS = (0.05, 0.95)
 # Rows with a label at which its own threshold and the shared one weigh the same.
@@ -40,7 +45,6 @@ class MultiLabel(TaskKind):
 
     labels: LabelSet
     kind = "multi"
-    label_form = "names"
     headlines = ("macro_f1", "micro_f1")
     score_name = "cross-entropy"
     answer_key = "labels"
@@ -54,6 +58,18 @@ class MultiLabel(TaskKind):
         """Names the labels."""
         names = ", ".join(f"`{name}`" for name in self.names)
         return f"It answers with any number of {len(self.names)} labels: {names}"
+
+    @classmethod
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a list, the JSON text of one, or text that is split at a mark; each label counts once."""
+        separator = _choose_separator(column, set(known), separator)
+        rows = [
+            dict.fromkeys(column.label(row, part) for part in _parts(column, row, cell, separator))
+            for row, cell in enumerate(column.cells, 1)
+        ]
+        return [tuple(names) for names in rows], separator
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
@@ -246,6 +262,41 @@ class MultiLabel(TaskKind):
         nothing = np.zeros(len(effects))
         columns = (mistake.towards, mistake.against)
         return np.stack([nothing if column is None else effects[:, column] for column in columns], 1)
+
+
+def _choose_separator(column: Column, known: set[str], first: str | None) -> str | None:
+    """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
+    texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+    marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
+    if not known:
+        return marks[0]
+    if first != UNKNOWN:
+        marks.sort(key=lambda mark: (mark != first, mark is not None))
+    return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
+
+
+def _split(text: str, separator: str | None) -> list[str]:
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _parts(column: Column, row: int, cell: object, separator: str | None) -> Sequence[object]:
+    """The labels that a cell holds, as they stand there."""
+    if isinstance(cell, LISTS):
+        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
+    if isinstance(cell, int | float | np.number) and math.isfinite(cell):
+        return [cell]
+    if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
+        problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
+        raise column.error(row, problem)
+    if not cell.lstrip().startswith("["):
+        return _split(cell, separator)
+    try:
+        return list(json.loads(cell))
+    except (ValueError, RecursionError) as error:
+        reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
+        problem = f'the labels {shown(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
+        raise column.error(row, problem) from error
 
 
 def _cross_entropies(logits: Tensor, goal: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,13 +14,19 @@ import scipy.special
 from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
 from ytuning.data.labels import shown
+from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Regression"]
+__all__ = ["Regression", "are_numbers"]
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Squares of numbers that are larger in size are beyond what 64 bits hold, and so is their spread.
+LARGEST_NUMBER = 1e150
+# Where such a share of the labels are numbers, the others are taken for mistakes, not for names.
+MOSTLY = 0.9
 # In lengths of a scale.
 FARTHEST = 1e9
 # Such a share of the rows at the lowest number, and as many at the highest, make a scale that ends there.
@@ -48,7 +55,6 @@ class Regression(TaskKind):
     high: float
     bounded: bool
     kind = "regression"
-    label_form = "number"
     headlines = ("pearson", "spearman")
     score_name = "squared error"
     answer_key = "value"
@@ -103,6 +109,13 @@ class Regression(TaskKind):
             return cls(low, high, bounded=True)
         mean, deviation = float(numbers.mean()), float(numbers.std())
         return cls(mean, mean + deviation, bounded=False)
+
+    @classmethod
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a number, or its text."""
+        return [_read_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)], None
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
@@ -226,6 +239,29 @@ class Regression(TaskKind):
         rise = effects[:, 1] - effects[:, 0]
         signed = rise if mistake.size > 0 else -rise
         return np.stack([signed, -signed], 1)
+
+
+def are_numbers(cells: Sequence[object]) -> bool:
+    """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    return len(numbers) >= MOSTLY * len(cells) and not all(
+        text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers
+    )
+
+
+def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
+    infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
+    text = str(cell) if infinite else column.label(row, cell)
+    number = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        remedy = "Write it as 3 or 3.5."
+        if guessed:
+            remedy = "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names "
+            remedy += "with kind='single' (--kind single)."
+        raise column.error(row, f"the label {shown(text)} is not a finite number. {remedy}")
+    if abs(number) > LARGEST_NUMBER:
+        raise column.error(row, f"{shown(cell)} is too large; the limit is 1e150. Correct it or remove the row.")
+    return number
 
 
 def _as_numbers(labels: Labels) -> np.ndarray:

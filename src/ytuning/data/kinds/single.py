@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import scipy.special
@@ -23,6 +24,7 @@ from ytuning.data.kinds.metrics import (
     threshold_sweep,
 )
 from ytuning.data.labels import Kind, LabelSet, shown
+from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ class SingleLabel(TaskKind):
 
     labels: LabelSet
     kind: ClassVar[Kind] = "single"
-    label_form: ClassVar[Literal["name", "names", "number"]] = "name"
     headlines = ("accuracy", "macro_f1")
     score_name, score_sign = "accuracy", 1
     answer_key = "label"
@@ -54,6 +55,13 @@ class SingleLabel(TaskKind):
         """Names the labels."""
         names = ", ".join(f"`{name}`" for name in self.names)
         return f"It answers with one of {len(self.names)} labels: {names}"
+
+    @classmethod
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a name."""
+        return [column.label(row, cell) for row, cell in enumerate(column.cells, 1)], None
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
@@ -154,13 +162,11 @@ class SingleLabel(TaskKind):
         if not len(good):
             best = int(np.flatnonzero(reached == reached.max())[-1])
             # Rounded down, so that the precision shown is one that can be asked for.
-            best_precision = (
-                f"{math.floor(1e4 * reached[best]) / 1e4:g}, of {answered[best] / len(right):.1%} of the rows"
-            )
+            best_precision = math.floor(1e4 * reached[best]) / 1e4
             raise InputError(
                 f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
-                f"of them that are answered with the highest confidence. The best precision is {best_precision}. Ask for no "
-                "more than that"
+                "of them that are answered with the highest confidence. The best precision is "
+                f"{best_precision:g}, of {answered[best] / len(right):.1%} of the rows. Ask for no more than that"
             )
         return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
 
@@ -263,8 +269,8 @@ class SingleLabel(TaskKind):
 
     def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
         """Of a softmax only differences between logits count, so an effect is that beyond its mean over the labels."""
-        beyond_mean: np.ndarray = effects - effects.mean(1, keepdims=True)
-        return beyond_mean[:, [mistake.towards, mistake.against]]
+        beyond_mean = effects - effects.mean(1, keepdims=True)
+        return np.stack([beyond_mean[:, mistake.towards], beyond_mean[:, mistake.against]], 1)
 
 
 def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
