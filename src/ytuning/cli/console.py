@@ -68,19 +68,11 @@ def read_parts(
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
     train = read_dataset(files[0], text=text, text_pair=text_pair, label=label, kind=kind, group=group)
-    names = names_in(train)
+    # Their kind is that of the train rows: a few rows might look like another.
     validation, test = (
         None
         if file is None
-        else read_dataset(
-            file,
-            text=text,
-            text_pair=text_pair,
-            label=label,
-            kind=train.kind,  # a few rows might look like another
-            known=names,
-            separator=train.separator,
-        )
+        else read_dataset(file, text=text, text_pair=text_pair, label=label, kind=train.kind, known=train)
         for file in files[1:]
     )
     parts = [part for part in (train, validation, test) if part is not None]

@@ -179,8 +179,7 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
-    known: Collection[str] = (),
-    separator: str | None = UNKNOWN,
+    known: Collection[str] | Dataset = (),
     group: str | None = None,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
@@ -204,8 +203,8 @@ def read_dataset(
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none...
-        separator: ...and of several at this one, that of the train rows, else at none; "" (unknown): at the first.
+            most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
+            data set of the train rows, the one at which their texts were split.
         group: column whose equal values keep rows together when validation rows are held out; it may be that of a
             text, so that rows with the same text stay together.
 
@@ -234,7 +233,7 @@ def read_dataset(
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
-    labels, kind, separator = _read_label_columns(table, columns, kind, known, separator)
+    labels, kind, separator = _read_label_columns(table, columns, kind, known)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
@@ -361,7 +360,7 @@ def _existing(table: Table, role: Role, name: str) -> str:
 
 
 def _read_label_columns(
-    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str], separator: str | None
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str] | Dataset
 ) -> tuple[Labels | None, Kind, str | None]:
     """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
 
@@ -371,7 +370,7 @@ def _read_label_columns(
     if columns.label is None:
         return None, "single", None
     if not isinstance(columns.label, tuple):
-        return _read_labels(table.column(columns.label), kind, known, separator)
+        return _read_labels(table.column(columns.label), kind, known)
     if kind not in ("auto", "multi"):
         problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
         raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
@@ -406,12 +405,13 @@ def _flags(column: Column) -> list[bool]:
 
 
 def _read_labels(
-    column: Column, kind: Kind | Literal["auto"], known: Collection[str] = (), separator: str | None = UNKNOWN
+    column: Column, kind: Kind | Literal["auto"], known: Collection[str] | Dataset = ()
 ) -> tuple[Labels, Kind, str | None]:
     """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
     guessed = kind == "auto"
     if kind == "auto":
         lists = any(isinstance(cell, LISTS) for cell in column.cells)
         kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
-    labels, separator = KINDS[kind].read_labels(column, known=known, separator=separator, guessed=guessed)
+    names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
+    labels, separator = KINDS[kind].read_labels(column, known=names, separator=first, guessed=guessed)
     return labels, kind, separator

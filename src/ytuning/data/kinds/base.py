@@ -160,8 +160,8 @@ class TaskKind(ABC):
 
         Args:
             column: has a cell for each row.
-            known: as `dataset.read_dataset` takes it...
-            separator: ...and this one.
+            known: labels of the task, if there is one.
+            separator: where texts of the train rows were split, or `multi.UNKNOWN`.
             guessed: whether the kind was inferred from the labels, and may be another.
 
         Raises:
