@@ -12,9 +12,8 @@ from typing import Any
 from ytuning.data.kinds import Mistake, TaskKind
 from ytuning.data.kinds.metrics import LabelFigures
 from ytuning.encoder.encoder import Encoder
-from ytuning.evaluation.attribution import Effects, explain
+from ytuning.evaluation.attribution import Effects, Piece, explain, mark_texts, strongest_pieces
 from ytuning.evaluation.evaluate import EvaluatedRows, Report
-from ytuning.evaluation.mistakes import Piece, marked, strongest
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.reports.charts import (
@@ -187,10 +186,12 @@ def _mistakes(
 def _describe_mistake(
     task: Task, judged: EvaluatedRows, mistake: Mistake, content: tuple[str, str | None], effects: Effects
 ) -> _ShownMistake:
-    texts = marked(task.target, mistake, content, effects)
+    texts = mark_texts(task.target, mistake, content, effects)
     lengths = [len(text) for text in content if text is not None]
     left_out = [
         length - sum(len(piece.text) for piece in pieces) for length, pieces in zip(lengths, texts, strict=True)
     ]
     number = mistake.row + 1 if judged.data.rows is None else judged.data.rows[mistake.row]
-    return _ShownMistake(mistake, number, texts, left_out, strongest(texts, "towards"), strongest(texts, "against"))
+    return _ShownMistake(
+        mistake, number, texts, left_out, strongest_pieces(texts, "towards"), strongest_pieces(texts, "against")
+    )
