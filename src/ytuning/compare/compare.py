@@ -26,6 +26,7 @@ import numpy as np
 
 from ytuning.compare.methods import Run, Work, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
+from ytuning.data.kinds import KINDS
 from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.errors import InputError, YTuningError, cannot_write
 from ytuning.progress import Progress
@@ -154,14 +155,11 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
         return dataset
     order = np.random.default_rng(0).permutation(len(dataset))
     chosen: list[int] = []
-    if dataset.kind != "regression":
-        labels, met = labels_of(dataset), Counter[str]()
-        for row in order.tolist():
-            label = labels[row]
-            names = label if isinstance(label, tuple) else (str(label),)
-            if any(met[name] < FEWEST_OF_A_LABEL for name in names):
-                chosen.append(row)
-                met.update(names)
+    names, met = KINDS[dataset.kind].label_names(labels_of(dataset)), Counter[str]()
+    for row in order.tolist():
+        if any(met[name] < FEWEST_OF_A_LABEL for name in names[row]):
+            chosen.append(row)
+            met.update(names[row])
     if len(chosen) > most:
         raise InputError(f"rows must be at least {len(chosen)}, two of each label. Got {most} instead.")
     others = order[~np.isin(order, chosen)]
@@ -285,7 +283,7 @@ def _digest(work: Work) -> str:
     """Of everything that all methods are given."""
     folder = find_encoder(work.encoder)
     digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
-    for file in sorted(each for each in folder.iterdir() if each.suffix in ENCODER_FILES):
+    for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     for part in (work.train, work.validation, work.test):
         rows = None if part is None else [part.inputs, list(labels_of(part)), part.groups]
@@ -304,7 +302,7 @@ def _kept(file: Path, key: str) -> Run | None:
     """The run that a file holds, if it is whole and of this key."""
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        fields = {each.name: content["run"][each.name] for each in dataclasses.fields(Run)}
+        fields = {field.name: content["run"][field.name] for field in dataclasses.fields(Run)}
         return Run(**fields) if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -102,13 +102,13 @@ def tuned_probe(
     goal = torch.from_numpy(np.asarray(targets, target.dtype)[validation])
     scaler = StandardScaler().fit(pooled[train])
     scaled, solve = scaler.transform(pooled[train]), _solver(target, several=targets.ndim == 2)
-    found = []
+    tried = []
     for strength in sorted(strengths or (RIDGE_STRENGTHS if target.labels is None else STRENGTHS)):
         weights, bias = _unscaled(*solve(scaled, targets[train], strength), scaler)
         logits = _logits(target, pooled[validation], weights, bias)
         score = float(target.row_scores(torch.from_numpy(logits), goal).mean())
-        found.append((score, strength, logits, weights, bias))
-    score, strength, logits, weights, bias = max(found, key=lambda each: each[0])
+        tried.append((score, strength, logits, weights, bias))
+    score, strength, logits, weights, bias = max(tried, key=lambda fit: fit[0])
     if refit:
         rows = np.union1d(train, validation)
         scaler = StandardScaler().fit(pooled[rows])
