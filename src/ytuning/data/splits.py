@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -148,26 +149,21 @@ def split_holdout(
 
 def _linked_rows(dataset: Dataset) -> list[list[int]]:
     """Rows that have to be on one side: those with exactly the same input, and those of one group."""
-    first: dict[object, int] = {}
-    leader = list(range(len(dataset)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def lead(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = leader[leader[row]]
-            row = leader[row]
-        return row
-
-    for row, content in enumerate(dataset.inputs):
-        keys: list[object] = [content]
-        if dataset.groups is not None and dataset.groups[row] is not None:
-            keys.append(dataset.groups[row])
-        for key in keys:
-            # The row that comes first leads, so that the parts are in the order of their first rows.
-            one, other = sorted((lead(first.setdefault(key, row)), lead(row)))
-            leader[other] = one
+    # A graph in which each row is linked to its input and its group.
+    nodes: dict[object, int] = {}
+    links: list[tuple[int, int]] = []
+    groups = dataset.groups or [None] * len(dataset)
+    for row, (content, group) in enumerate(zip(dataset.inputs, groups, strict=True)):
+        for key in (content,) if group is None else (content, group):
+            links.append((row, nodes.setdefault(key, len(dataset) + len(nodes))))
+    size = len(dataset) + len(nodes)
+    graph = coo_array((np.ones(len(links), bool), tuple(zip(*links, strict=True))), shape=(size, size))
     parts: dict[int, list[int]] = {}
-    for row in range(len(dataset)):
-        parts.setdefault(lead(row), []).append(row)
+    for row, part in enumerate(connected_components(graph, directed=False)[1][: len(dataset)].tolist()):
+        parts.setdefault(part, []).append(row)
     return list(parts.values())
 
 
@@ -212,16 +208,22 @@ def _hold_out(
 
     def take(group: list[int], limits: Sequence[int]) -> None:
         """Hold a group out if no label gets beyond its limit or loses its last row."""
-        for row in group:
-            taken[ids[row]] += 1
-        lost = Counter(label for row in group for label in (also[row] if also else ()))
-        within = all(taken[ids[row]] <= limits[ids[row]] for row in group)
+        gained = Counter(ids[row] for row in group)
+        lost = Counter(label for row in group for label in also[row]) if also else Counter[str]()
+        within = all(taken[label] + count <= limits[label] for label, count in gained.items())
         if len(held) + len(group) <= most and within and all(count < left[label] for label, count in lost.items()):
             held.extend(group)
             left.subtract(lost)
-        else:
-            for row in group:
-                taken[ids[row]] -= 1
+            for label, count in gained.items():
+                taken[label] += count
+
+    def helps(group: list[int]) -> bool:
+        """Whether a group stands for a label left out, or most of its rows are among those the quotas have room for."""
+        if not fill:
+            return any(quotas[ids[row]] and not taken[ids[row]] for row in group)
+        counts = Counter(ids[row] for row in group)
+        wanted = sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
+        return group[0] not in first_held and wanted > len(group) / 2
 
     order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     for group in order:
@@ -229,19 +231,9 @@ def _hold_out(
     keep_one = [count - 1 for count in counts]
     first_held = set(held)
     for group in sorted(order, key=len):
-        if fill:
-            helps = group[0] not in first_held and _count_wanted(group, ids, quotas, taken) > len(group) / 2
-        else:
-            helps = any(quotas[ids[row]] and not taken[ids[row]] for row in group)
-        if helps or not held:
+        if helps(group) or not held:
             take(group, keep_one)
     return held
-
-
-def _count_wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
-    """How many rows of a group the quotas of their labels have room for."""
-    counts = Counter(ids[row] for row in group)
-    return sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
 
 
 def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
@@ -330,10 +322,27 @@ def task_rows(
     """
     target = target_of(train, validation, test, order)
     parts = [part for part in (train, validation, test) if part is not None]
-    inputs = [row for part in parts for row in part.inputs]
-    truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
-    train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
-    return TaskRows(target, inputs, truth, train_rows, held, test_rows, shared, label_texts=np.arange(0))
+    ends = np.cumsum([0, len(train), len(validation or ()), len(test or ())])
+    train_rows, held_rows, test_rows = (np.arange(start, end) for start, end in itertools.pairwise(ends))
+    shared = {"validation": 0}
+    if validation is None:
+        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+    else:
+        shared["validation"] = count_shared(train, validation)
+    if test is not None:
+        shared["test"] = count_shared(train, test)
+        if validation is not None:
+            shared["test_and_validation"] = count_shared(validation, test)
+    return TaskRows(
+        target=target,
+        inputs=[row for part in parts for row in part.inputs],
+        truth=np.concatenate([target.encode(labels_of(part)) for part in parts]),
+        train=train_rows,
+        validation=held_rows,
+        test=test_rows,
+        shared=shared,
+        label_texts=np.arange(0),
+    )
 
 
 def target_of(
@@ -361,25 +370,6 @@ def target_of(
             _check_same_form(train, part)
             check_labels_known(part, target, role)
     return target
-
-
-def _splits(
-    train: Dataset, validation: Dataset | None, test: Dataset | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """Positions of train, validation and test rows in the three data sets one after the other, and texts they share."""
-    after = len(train) + (0 if validation is None else len(validation))
-    test_rows = np.arange(after, after + (0 if test is None else len(test)))
-    if validation is None:
-        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
-        shared = {"validation": 0}
-    else:
-        train_rows, held_rows = np.arange(len(train)), np.arange(len(train), after)
-        shared = {"validation": count_shared(train, validation)}
-    if test is not None:
-        shared["test"] = count_shared(train, test)
-        if validation is not None:
-            shared["test_and_validation"] = count_shared(validation, test)
-    return train_rows, held_rows, test_rows, shared
 
 
 def _check_same_form(train: Dataset, other: Dataset) -> None:
