@@ -208,10 +208,12 @@ def _hold_out(
 
     def take(group: list[int], limits: Sequence[int]) -> None:
         """Hold a group out if no label gets beyond its limit or loses its last row."""
+        if len(held) + len(group) > most:
+            return
         gained = Counter(ids[row] for row in group)
         lost = Counter(label for row in group for label in also[row]) if also else Counter[str]()
         within = all(taken[label] + count <= limits[label] for label, count in gained.items())
-        if len(held) + len(group) <= most and within and all(count < left[label] for label, count in lost.items()):
+        if within and all(count < left[label] for label, count in lost.items()):
             held.extend(group)
             left.subtract(lost)
             for label, count in gained.items():

@@ -267,12 +267,17 @@ class TaskKind(ABC):
         return rows / (self.outputs * counts.clamp_min(1))
 
     @abstractmethod
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
+        """Unweighted, in the precision of the logits: (N,) or (N, C), or their mean; or half the squared error."""
+
     def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
         """(N,) float64: each row's part of :meth:`mean_loss`."""
+        losses = self._cross_entropy(logits.double(), goal, "none")
+        return losses.mean(1) if losses.ndim == 2 else losses
 
-    @abstractmethod
     def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """The unweighted cross-entropy or squared error, in the precision of the logits."""
+        """The unweighted cross-entropy or half the squared error, in the precision of the logits."""
+        return self._cross_entropy(logits, goal, "mean").item()
 
     @abstractmethod
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:

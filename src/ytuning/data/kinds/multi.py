@@ -115,14 +115,13 @@ class MultiLabel(TaskKind):
         those without it.
         """
         import torch
-        from torch.nn import functional
 
         def loss(logits: Tensor, goal: Tensor) -> Tensor:
             # (B, C) and (B, C) -> (B, C)
             if name == "triplet":
                 parts = (margin - (2 * goal - 1) * logits).clamp_min(0)
             else:
-                parts = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+                parts = self._cross_entropy(logits, goal, "none")
             if name == "focal":
                 # The probability given to what is true.
                 right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
@@ -137,19 +136,14 @@ class MultiLabel(TaskKind):
         # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
         return super()._balanced_weights(counts, rows).clamp_min(1).sqrt()
 
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """The mean of the labels' cross-entropies."""
-        return _cross_entropies(logits, goal).mean(1)
-
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """The mean of the labels' cross-entropies."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        return functional.binary_cross_entropy_with_logits(logits, goal).item()
+        return functional.binary_cross_entropy_with_logits(logits, goal.to(logits.dtype), reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative sum of the labels' cross-entropies."""
-        return -_cross_entropies(logits, goal).sum(1)
+        return -self._cross_entropy(logits.double(), goal, "none").sum(1)
 
     def answers(
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
@@ -297,13 +291,6 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> Seq
         reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
         problem = f'the labels {shown(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
         raise column.error(row, problem) from error
-
-
-def _cross_entropies(logits: Tensor, goal: Tensor) -> Tensor:
-    """(N, C) float64."""
-    from torch.nn import functional
-
-    return functional.binary_cross_entropy_with_logits(logits.double(), goal.double(), reduction="none")
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:

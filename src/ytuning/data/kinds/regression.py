@@ -155,32 +155,19 @@ class Regression(TaskKind):
         flat. A number beyond the scale, which other rows than those of training may have, counts as its end:
         cross-entropy with it would fall without limit.
         """
-        from torch.nn import functional
-
-        def bounded(logits: Tensor, goal: Tensor) -> Tensor:
-            return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal.clamp(0, 1))
-
-        def unbounded(logits: Tensor, goal: Tensor) -> Tensor:
-            return 0.5 * functional.mse_loss(logits[:, 1] - logits[:, 0], goal)
-
-        return bounded if self.bounded else unbounded
+        return lambda logits, goal: self._cross_entropy(logits, goal, "mean")
 
     def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> None:
         if given is not None:
             raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
 
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """Cross-entropy on a bounded scale, else half the squared error."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        position = logits.double()[:, 1] - logits.double()[:, 0]
-        if not self.bounded:
-            return 0.5 * (position - goal).square()
-        return functional.binary_cross_entropy_with_logits(position, goal.double().clamp(0, 1), reduction="none")
-
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """Cross-entropy on a bounded scale, else half the squared error."""
-        return self.loss("cross_entropy", goal)(logits, goal).item()
+        position, goal = logits[:, 1] - logits[:, 0], goal.to(logits.dtype)
+        if self.bounded:
+            return functional.binary_cross_entropy_with_logits(position, goal.clamp(0, 1), reduction=reduction)
+        return 0.5 * functional.mse_loss(position, goal, reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative squared error, in lengths of the scale."""

@@ -108,17 +108,10 @@ class SingleLabel(TaskKind):
         """Losses (B,) of rows and what an order of the labels adds to them."""
         return rows
 
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """Cross-entropy."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(logits.double(), goal, reduction="none")
-
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """Cross-entropy."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits, goal).item()
+        return functional.cross_entropy(logits, goal, reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """1 where the label is right, else 0."""
