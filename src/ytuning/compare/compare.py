@@ -4,7 +4,6 @@ mix; finished runs are kept, and the same comparison goes on from there.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -24,7 +23,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ytuning.compare.methods import Run, Work, check_methods, run_method
+from ytuning.compare.methods import TUNINGS, Run, Work, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.encoder.download import find_encoder, weights_hash
@@ -37,7 +36,6 @@ __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
 # In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
-TUNED = ("full", "lora")  # whose results depend on the settings of training the encoder
 PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
 ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
 FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
@@ -294,7 +292,7 @@ def _digest(work: Work) -> str:
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Two runs of one key would find the same."""
     code = versions(*PACKAGES.get(name, ()))
-    settings = [work.epochs, work.search_rates] if name in TUNED else []
+    settings = [work.epochs, work.search_rates] if name in TUNINGS else []
     return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()
 
 
@@ -302,8 +300,7 @@ def _kept(file: Path, key: str) -> Run | None:
     """The run that a file holds, if it is whole and of this key."""
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        fields = {field.name: content["run"][field.name] for field in dataclasses.fields(Run)}
-        return Run(**fields) if content["key"] == key else None
+        return Run(**content["run"]) if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -42,7 +42,7 @@ from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import preset
 
-__all__ = ["METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
+__all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
 EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
 PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
@@ -130,7 +130,7 @@ class Run:
     peak_bytes: int | None
     rows: dict[str, int]
     encoder: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
 
 
 def work_on(

@@ -118,8 +118,9 @@ def standings_of(comparison: Comparison) -> Standings:
     """Scores, differences and costs of a comparison's runs."""
     work, target = comparison.work, comparison.work.target
     metric = target.headlines[0]
-    all_runs = {name: {run.seed: run for run in comparison.runs if run.method == name} for name in comparison.methods}
-    runs = {name: of_method for name, of_method in all_runs.items() if of_method}
+    runs: dict[str, dict[int, Run]] = {name: {} for name in comparison.methods}
+    for run in comparison.runs:
+        runs[run.method][run.seed] = run
     # (resamples,) of each run; seeds that the same rows judge have the same draws of them.
     same_rows = work.test is not None or work.validation is not None
     truths = {seed: target.decode(work.judged(seed)) for seed in comparison.seeds}
@@ -146,9 +147,8 @@ def standings_of(comparison: Comparison) -> Standings:
     def standing(name: str) -> Standing:
         mine, ours = runs[name], runs.get(OURS, {})
         shared = [seed for seed in mine if seed in ours and name != OURS]
-        stored = [
-            run.seconds_with_stored_features for run in mine.values() if run.seconds_with_stored_features is not None
-        ]
+        seconds = [run.seconds_with_stored_features for run in mine.values()]
+        stored = [number for number in seconds if number is not None]
         peaks = [run.peak_bytes for run in mine.values() if run.peak_bytes is not None]
         difference = None
         if shared:
@@ -169,7 +169,7 @@ def standings_of(comparison: Comparison) -> Standings:
         )
 
     split = "validation" if work.test is None else "test"
-    return Standings(comparison, metric, split, [standing(name) for name in runs])
+    return Standings(comparison, metric, split, [standing(name) for name in runs if runs[name]])
 
 
 def _standing_json(standing: Standing) -> dict[str, Any]:
