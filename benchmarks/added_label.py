@@ -19,7 +19,8 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.evaluate import evaluate_task, grow_task
+from ytuning.tasks.add_label import grow_task
+from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.train import train_task
 
 

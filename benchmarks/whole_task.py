@@ -30,10 +30,11 @@ from ytuning.compare.fine_tuning import (
     TuningConfig,
     TuningRows,
     full_fine_tuning,
+    load_setfit,
     lora,
+    setfit,
 )
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
-from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+import ytuning
 from tests.conftest import build_tiny_encoder
-from ytuning.compare import compare as comparison
-from ytuning.compare.compare import Comparison, compare, in_own_process, some_rows
+from ytuning.compare.compare import STORE, Comparison, compare, in_own_process, some_rows
 from ytuning.compare.methods import Run, Work, work_on
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.errors import EncoderError, InputError, MissingExtraError, YTuningError
 from ytuning.progress import Progress
+from ytuning.system.machine import versions
 
 
 class Listening(Progress):
@@ -94,7 +95,7 @@ def test_methods_take_turns_and_every_run_is_told(work: Work, tmp_path: Path) ->
         "10.0 s"
     )
     assert progress.said == [f"{name}, seed {seed}: something" for name, seed in starts.asked]
-    assert not (tmp_path / comparison.STORE).exists()
+    assert not (tmp_path / STORE).exists()
 
 
 def test_a_comparison_goes_on_where_it_was(work: Work, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_comparison_goes_on_where_it_was(work: Work, tmp_path: Path) -> None:
     assert [run for run in second.runs if run.seed == 0 and run.method != "logistic"] == first.runs
 
 
-@pytest.mark.parametrize("change", ["rows", "encoder", "tokenizer", "epochs", "version", "code", "peft"])
+@pytest.mark.parametrize("change", ["rows", "encoder", "tokenizer", "epochs", "torch", "peft"])
 def test_other_rows_settings_or_versions_are_run_again(
     change: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,16 +124,30 @@ def test_other_rows_settings_or_versions_are_run_again(
         file.write_text(file.read_text() + " ")
     elif change == "epochs":
         changed = replace(work, epochs=7)
-    elif change == "code":
-        monkeypatch.setattr("ytuning.system.machine.source_hash", lambda: "another")
     else:
-        whose = ("torch", "peft")[change == "peft"]
-        real = importlib.metadata.version
-        monkeypatch.setattr("importlib.metadata.version", lambda package: "0" if package == whose else real(package))
+        # The first that the path has is the version that is installed.
+        (tmp_path / f"{change}-0.dist-info").mkdir()
+        (tmp_path / f"{change}-0.dist-info" / "METADATA").write_text(f"Name: {change}\nVersion: 0\n")
+        monkeypatch.syspath_prepend(tmp_path)
     starts = Starts()
     compare(changed, methods, tmp_path, seeds=1, start=starts)
     again = {"epochs": ["full", "lora"], "peft": ["lora"]}.get(change, methods)
     assert starts.asked == [(name, 0) for name in again]
+
+
+def test_another_line_of_code_is_another_version(tmp_path: Path) -> None:
+    copy = shutil.copytree(Path(ytuning.__file__).parent, tmp_path / "ytuning")
+    program = "from ytuning.system.machine import versions; print(versions()['ytuning'])"
+    hashes = []
+    for line in ("", "# another line\n"):
+        with (copy / "errors.py").open("a") as file:
+            file.write(line)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        hashes.append(done.stdout.strip())
+    assert hashes[0] == versions()["ytuning"] != hashes[1]
 
 
 def test_other_rows_leave_finished_runs_where_they_are(work: Work, tmp_path: Path) -> None:
@@ -173,7 +188,7 @@ def test_a_method_that_fails_is_left_out_and_the_others_go_on(
     assert found.skipped["lora"].startswith(reason)
     assert [run.method for run in found.runs] == ["lora", "full", "full", "full"]
     assert any(said.startswith(f"lora is left out: {reason}") for said in progress.said)
-    assert not (tmp_path / comparison.STORE).exists()
+    assert not (tmp_path / STORE).exists()
 
 
 def test_nothing_to_show_is_an_error(work: Work, tmp_path: Path) -> None:
@@ -185,7 +200,7 @@ def test_nothing_to_show_is_an_error(work: Work, tmp_path: Path) -> None:
 def test_interrupted_comparisons_keep_what_is_finished(work: Work, tmp_path: Path) -> None:
     found = compare(work, ["ytuning", "full"], tmp_path, start=Starts({("ytuning", 1): KeyboardInterrupt()}))
     assert found.interrupted and [run.method for run in found.runs] == ["ytuning", "full"]
-    assert not (tmp_path / comparison.STORE).exists()
+    assert not (tmp_path / STORE).exists()
     starts = Starts()
     assert not compare(work, ["ytuning", "full"], tmp_path, seeds=2, start=starts).interrupted
     assert starts.asked == [("ytuning", 1), ("full", 1)]
@@ -275,19 +290,15 @@ def test_a_method_in_its_own_process(work: Work, tmp_path: Path, capfd: pytest.C
     assert again.runs == found.runs  # as JSON keeps it
 
 
-def test_what_the_process_sends(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
-    pipe: Any = type("Pipe", (), {"send": staticmethod(sent.append)})
-    monkeypatch.setattr("os.dup2", lambda *_: None)
+def test_what_fails_in_the_process_is_told(work: Work, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    comparison._serve(pipe, "logistic", work, 0, tmp_path / "file")
-    assert sent[-1][0] == "failed" and sent[-1][1].startswith("cannot use the feature store")
-    monkeypatch.setattr("ytuning.compare.compare.run_method", lambda *_: 1 / 0)
-    comparison._serve(pipe, "logistic", work, 0, tmp_path / "x")
-    assert sent[-1] == ("failed", "ZeroDivisionError: division by zero")
+    with pytest.raises(YTuningError, match=r"^cannot use the feature store"):
+        in_own_process("logistic", work, 0, tmp_path / "file", Progress())
+    with pytest.raises(YTuningError, match=r"^KeyError: 'no method'$"):
+        in_own_process("no method", work, 0, tmp_path / "x", Progress())
 
 
-def test_a_process_that_is_killed(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_killed(work: Work, tmp_path: Path) -> None:
     class Kills(Progress):
         """Ends the process of the run at its first report."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -123,9 +124,12 @@ def test_a_label_that_no_train_row_has_is_never_given(pooled: np.ndarray) -> Non
     assert (logits[:, 1] == NEVER).all() and (logits.argmax(1) != 1).all()
 
 
-def test_what_has_not_converged_is_no_warning(pooled: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ytuning.compare.linear_probe.MOST_ITERATIONS", 1)
-    tuned_probe(kind_of("single", 4), pooled, labels_from(pooled, "single"), TRAIN, HELD)
+def test_what_has_not_converged_is_no_warning(pooled: np.ndarray) -> None:
+    targets = labels_from(pooled, "single")
+    powers = np.concatenate([(pooled[:, :4] - 3) ** power for power in range(1, 9)], axis=1)
+    with pytest.warns(ConvergenceWarning):
+        LogisticRegression(C=1e6, max_iter=300).fit(StandardScaler().fit_transform(powers[TRAIN]), targets[TRAIN])
+    tuned_probe(kind_of("single", 4), powers, targets, TRAIN, HELD, strengths=[1e6])
 
 
 def test_pairs_that_are_read_one_by_one_are_set_beside_each_other(tiny_encoder: Path) -> None:

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.test_cli import Run, run
-from tests.compare.test_compare import Starts
 from tests.data.test_data import complaint
-from ytuning.data.columns import Columns
-from ytuning.data.dataset import Dataset, check_trainable, read_dataset
+from ytuning.data.dataset import Columns, Dataset, read_dataset
 from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
+from ytuning.data.splits import check_trainable
 from ytuning.tasks.task import load_task
 
 __all__ = ["run"]  # a fixture
@@ -238,13 +237,11 @@ def test_a_task_of_one_label_a_row_is_not_judged_by_several_columns(run: Run, ji
     )
 
 
-def test_compare_and_search(run: Run, jigsaw: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ytuning.compare.compare.in_own_process", starts := Starts())
+def test_compare_and_search(run: Run, jigsaw: Path, tiny_encoder: Path) -> None:
     options = (*COLUMNS, "--test", "test.jsonl", "--encoder", tiny_encoder, "--json")
-    starts.failures["full", 0] = RuntimeError("what stands in for a run knows single labels only")
-    compared = run("compare", "train.csv", *options, "--methods", "full", "--seeds", "1", "--out", "c")
-    assert compared.status == 1 and starts.asked == [("full", 0)]
-    assert "kind = 'multi'" in compared.err and "single labels only" in compared.err
+    compared = run("compare", "train.csv", *options, "--methods", "setfit", "--seeds", "1", "--out", "c")
+    assert compared.status == 1
+    assert "kind = 'multi'" in compared.err and "these rows are of kind 'multi'" in compared.err
     searched = run("search", "train.csv", *options, "--trials", "1", "--preset", "default", "--out", "s")
     assert (searched.status, searched.json["kind"], searched.json["labels"]) == (0, "multi", 3)
 

@@ -15,9 +15,6 @@ import pytest
 from ytuning.data.dataset import (
     Columns,
     Dataset,
-    check_labels_known,
-    check_trainable,
-    count_shared,
     from_lists,
     labels_of,
     read_dataset,
@@ -25,6 +22,7 @@ from ytuning.data.dataset import (
 )
 from ytuning.data.kinds import MultiLabel, Regression, SingleLabel, fit_kind
 from ytuning.data.labels import LabelSet
+from ytuning.data.splits import check_labels_known, check_trainable, count_shared
 from ytuning.errors import InputError
 
 
@@ -323,9 +321,9 @@ def test_texts_of_a_task_are_split_into_its_labels(
 
 
 def test_of_several_marks_that_do_the_one_of_the_train_rows_is_taken() -> None:
-    known = {"a,b", "a", "b", "c"}
     for separator, expected in ((";", [("a,b",), ("c",)]), (",", [("a", "b"), ("c",)]), (None, [("a,b",), ("c",)])):
-        found = read_dataset(labelled("a,b", "c"), kind="multi", known=known, separator=separator)
+        train = Dataset(["text"], [("a,b", "a", "b", "c")], kind="multi", separator=separator)
+        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train)
         assert found.labels == expected
 
 

@@ -10,8 +10,7 @@ import scipy.stats
 import sklearn.metrics
 
 from tests.kinds import kind_of
-from ytuning.data.kinds import resampling
-from ytuning.data.kinds.resampling import resample_counts
+from ytuning.data.kinds.metrics import resample_counts, resampled_sums
 
 SINGLE, MULTI, NUMBERS = kind_of("single"), kind_of("multi"), kind_of("unbounded")
 RESAMPLES = 60
@@ -124,14 +123,15 @@ def test_draws_have_the_moments_of_a_multinomial(sizes: np.ndarray) -> None:
     assert (counts.sum(1) == sizes.sum()).all()
 
 
-def test_draws_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_do_not_depend_on_chunks() -> None:
     truth, predicted = choices(40, 12, 0.1)
-    found = SINGLE.intervals(truth, predicted)
+    sums = SINGLE.resampling_sums(truth, predicted)
+    whole_sums, sums_of_parts = (resampled_sums(np.ones(40, int), sums, 100, 0, memory) for memory in (10**9, 20_000))
+    for name, values in whole_sums.items():
+        assert (sums_of_parts[name] == values).all()
     grouped = np.array([900, 90, 10])
     whole = list(resample_counts(grouped, 100, 0))
-    monkeypatch.setattr(resampling, "MEMORY", 20_000)
-    assert SINGLE.intervals(truth, predicted) == found
-    parts = list(resample_counts(grouped, 100, 0, columns=9))
+    parts = list(resample_counts(grouped, 100, 0, columns=9, memory=20_000))
     assert len(whole) == 1 < len(parts)
     assert max(part.nbytes for part in parts) < 20_000
     assert (np.concatenate(parts) == whole[0]).all()

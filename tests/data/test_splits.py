@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_data import complaint
-from ytuning.data.dataset import Dataset, count_shared, from_lists
-from ytuning.data.splits import split_holdout
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.data.splits import count_shared, split_holdout
 from ytuning.errors import DataError
 
 pairs_and_labels = st.lists(

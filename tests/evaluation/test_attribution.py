@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor
 from tests.conftest import STATES
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.evaluation import attribution
 from ytuning.evaluation.attribution import explain, token_effects
 from ytuning.features.features import Features, live_features
 from ytuning.features.pairs import PairFeatures, live_inputs
@@ -80,28 +80,26 @@ def test_effects_in_pairs_that_were_encoded_one_by_one(config: HeadConfig, encod
         np.testing.assert_allclose(found, naive_effects(head, features, row), atol=2e-6)
 
 
-def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_square_of_a_text(encoder: Encoder) -> None:
     features, head = live_features([("card " * 28, None)], encoder, states=STATES), head_of(FORMS[0])
     expected = token_effects(head, features, 0)
-    monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", 70)  # two copies of 30 tokens
-    sizes = []
+    sizes: list[int] = []
     head.register_forward_hook(lambda _, given, result: sizes.append(len(given[0])))
-    np.testing.assert_allclose(token_effects(head, features, 0), expected, atol=2e-6)
+    # Two copies of 30 tokens.
+    np.testing.assert_allclose(token_effects(head, features, 0, 70), expected, atol=2e-6)
     assert sizes == [1] + [2] * 15
-    monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", 1)
-    np.testing.assert_allclose(token_effects(head, features, 0), expected, atol=2e-6)
+    np.testing.assert_allclose(token_effects(head, features, 0, 1), expected, atol=2e-6)
 
 
-def test_the_only_token_of_a_text_has_no_effect(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_only_token_of_a_text_has_no_effect(encoder: Encoder) -> None:
     features = live_features([("help", None)], encoder, states=STATES)
-    whole = features.batch
 
     def first_token(indices: Tensor) -> tuple[Tensor, Tensor]:
-        values, mask = whole(indices)
+        values, mask = features.batch(indices)
         return values, mask & (torch.arange(mask.shape[1]) == 0)
 
-    monkeypatch.setattr(features, "batch", first_token)
-    np.testing.assert_array_equal(token_effects(head_of(FORMS[0]), features, 0), np.zeros((1, 4)))
+    alone: Any = SimpleNamespace(batch=first_token)
+    np.testing.assert_array_equal(token_effects(head_of(FORMS[0]), alone, 0), np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize("mode", PAIR_MODES)

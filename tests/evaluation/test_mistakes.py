@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from ytuning.data.kinds import Mistake, MultiLabel, Ordinal, Regression, SingleLabel, TaskKind
 from ytuning.data.labels import LabelSet
-from ytuning.evaluation.attribution import Effects
-from ytuning.evaluation.mistakes import SHOWN_CHARACTERS, Piece, marked, strongest
+from ytuning.evaluation.attribution import SHOWN_CHARACTERS, Effects, Piece, mark_texts, strongest_pieces
 from ytuning.training.calibration import Calibration
 
 ABC = LabelSet(("a", "b", "c"))
@@ -74,52 +73,54 @@ def mistake(towards: int | None = 0, against: int | None = 1, size: float = 0.9)
 def test_marks_are_shares_of_the_strongest_effect() -> None:
     spans = [(0, 0, 0), (0, 0, 2), (0, 3, 7), (0, 8, 12)]
     values = np.array([[99, 99, 99], [4, 0, 2], [0, 1, 2], [1, 1, 1]], np.float32)  # [CLS] weighs on all alike
-    (pieces,) = marked(SINGLE, mistake(), ("my card lost", None), Effects(spans, values))
+    (pieces,) = mark_texts(SINGLE, mistake(), ("my card lost", None), Effects(spans, values))
     # 4 - 2 of its mean over the labels; 1 - 1 is nothing.
     assert pieces == [Piece("my", 1.0, 0.0), Piece(" "), Piece("card"), Piece(" "), Piece("lost")]
-    (pieces,) = marked(MULTI, mistake(), ("my card lost", None), Effects(spans, values))
+    (pieces,) = mark_texts(MULTI, mistake(), ("my card lost", None), Effects(spans, values))
     assert [(piece.text, piece.towards, piece.against) for piece in pieces if piece.text != " "] == [
         ("my", 1.0, 0.0),
         ("card", 0.0, 0.25),
         ("lost", 0.25, 0.25),
     ]
-    assert strongest([pieces], "towards") == ["my", "lost"] and strongest([pieces], "against", 1) == ["card"]
-    assert strongest([pieces, pieces], "towards") == ["my", "lost"]
-    (pieces,) = marked(MULTI, mistake(against=None), ("my card lost", None), Effects(spans, values))
-    assert strongest([pieces], "against") == []
+    assert strongest_pieces([pieces], "towards") == ["my", "lost"] and strongest_pieces([pieces], "against", 1) == [
+        "card"
+    ]
+    assert strongest_pieces([pieces, pieces], "towards") == ["my", "lost"]
+    (pieces,) = mark_texts(MULTI, mistake(against=None), ("my card lost", None), Effects(spans, values))
+    assert strongest_pieces([pieces], "against") == []
 
 
 def test_what_makes_a_number_wrong_is_for_the_answer() -> None:
     effects = Effects([(0, 0, 1), (0, 2, 3)], np.array([[-1, 1], [0.5, -0.5]], np.float32))
-    (high,) = marked(NUMBERS, mistake(1, 0, size=3.0), ("a b", None), effects)
+    (high,) = mark_texts(NUMBERS, mistake(1, 0, size=3.0), ("a b", None), effects)
     assert (high[0].towards, high[2].against) == (1.0, 0.5)
-    (low,) = marked(NUMBERS, mistake(1, 0, size=-3.0), ("a b", None), effects)
+    (low,) = mark_texts(NUMBERS, mistake(1, 0, size=-3.0), ("a b", None), effects)
     assert (low[0].against, low[2].towards) == (1.0, 0.5)
 
 
 def test_tokens_that_share_a_character_are_marked_as_one() -> None:
     effects = Effects([(0, 0, 1), (0, 0, 1), (0, 0, 3)], np.array([[1, 0], [1, 0], [2, 0]], np.float32))
-    assert marked(MultiLabel(LabelSet(("a", "b"))), mistake(), ("\U0001f600ab", None), effects) == [
+    assert mark_texts(MultiLabel(LabelSet(("a", "b"))), mistake(), ("\U0001f600ab", None), effects) == [
         [Piece("\U0001f600ab", 1.0)]
     ]
 
 
 def test_both_texts_of_a_pair_are_marked() -> None:
     effects = Effects([(1, 0, 3), (0, 0, 4)], np.array([[2, 0, 0], [1, 0, 0]], np.float32))
-    found = marked(MULTI, mistake(), ("card", "app is"), effects)
+    found = mark_texts(MULTI, mistake(), ("card", "app is"), effects)
     assert found == [[Piece("card", 0.5)], [Piece("app", 1.0), Piece(" is")]]
 
 
 def test_without_places_nothing_is_marked() -> None:
     effects = Effects([(0, 0, 0)] * 3, np.ones((3, 3), np.float32))
-    assert marked(MULTI, mistake(), ("my card", None), effects) == [[Piece("my card")]]
-    assert strongest([[Piece("my card")]], "towards") == []
+    assert mark_texts(MULTI, mistake(), ("my card", None), effects) == [[Piece("my card")]]
+    assert strongest_pieces([[Piece("my card")]], "towards") == []
 
 
 def test_of_a_long_text_the_beginning_is_shown() -> None:
     text = "card " * 1000
     spans = [(0, 5 * number, 5 * number + 4) for number in range(1000)]
-    (pieces,) = marked(MULTI, mistake(), (text, None), Effects(spans, np.ones((1000, 3), np.float32)))
+    (pieces,) = mark_texts(MULTI, mistake(), (text, None), Effects(spans, np.ones((1000, 3), np.float32)))
     shown = "".join(piece.text for piece in pieces)
     assert text.startswith(shown) and SHOWN_CHARACTERS <= len(shown) < SHOWN_CHARACTERS + 5
 
@@ -128,6 +129,6 @@ def test_of_a_long_text_the_beginning_is_shown() -> None:
 def test_pieces_are_the_text(text: str, tokens: list[tuple[int, int, float]]) -> None:
     spans = [(0, min(start, len(text)), min(start + size, len(text))) for start, size, _ in tokens]
     values = np.array([[weight, -weight, 0] for *_, weight in tokens], np.float32).reshape(-1, 3)
-    (pieces,) = marked(MULTI, mistake(), (text, None), Effects(spans, values))
+    (pieces,) = mark_texts(MULTI, mistake(), (text, None), Effects(spans, values))
     assert "".join(piece.text for piece in pieces) == text
     assert all(0 <= piece.towards <= 1 and 0 <= piece.against <= 1 for piece in pieces)

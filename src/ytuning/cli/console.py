@@ -56,14 +56,15 @@ def read_parts(
     The columns and the kind are as `dataset.read_dataset` takes them; ``group`` is a column of the training file only.
     ``progress`` is told what looks like a mistake and, unless ``quiet``, which columns were read.
     """
-    from ytuning.data.dataset import check_groups, names_in, read_dataset, unsplit_names
+    from ytuning.data.dataset import names_in, read_dataset, unsplit_names
     from ytuning.data.labels import listed
+    from ytuning.data.splits import check_groups
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
     read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
     train = read(files[0], kind=kind, group=group)
     # The kind is that of the training rows, as a few rows might look like another.
-    alike = partial(read, kind=train.kind, known=names_in(train), separator=train.separator)
+    alike = partial(read, kind=train.kind, known=train)
     validation, test = (None if file is None else alike(file) for file in files[1:])
     parts = [part for part in (train, validation, test) if part is not None]
     for part in parts if not quiet else ():

@@ -4,7 +4,6 @@ mix; finished runs are kept, and the same comparison goes on from there.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -24,8 +23,9 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ytuning.compare.methods import Run, Work, check_methods, run_method
+from ytuning.compare.methods import TUNINGS, Run, Work, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
+from ytuning.data.kinds import KINDS
 from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.errors import InputError, YTuningError, write_errors
 from ytuning.progress import Progress
@@ -36,7 +36,6 @@ __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
 # In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
-TUNED = ("full", "lora")  # whose results depend on the settings of training the encoder
 PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
 ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
 FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
@@ -154,14 +153,11 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
         return dataset
     order = np.random.default_rng(0).permutation(len(dataset))
     chosen: list[int] = []
-    if dataset.kind != "regression":
-        labels, met = labels_of(dataset), Counter[str]()
-        for row in order.tolist():
-            label = labels[row]
-            names = label if isinstance(label, tuple) else (str(label),)
-            if any(met[name] < FEWEST_OF_A_LABEL for name in names):
-                chosen.append(row)
-                met.update(names)
+    names, met = KINDS[dataset.kind].label_names(labels_of(dataset)), Counter[str]()
+    for row in order.tolist():
+        if any(met[name] < FEWEST_OF_A_LABEL for name in names[row]):
+            chosen.append(row)
+            met.update(names[row])
     if len(chosen) > most:
         raise InputError(f"rows must be at least {len(chosen)}, two of each label. Got {most} instead.")
     others = order[~np.isin(order, chosen)]
@@ -285,7 +281,7 @@ def _digest(work: Work) -> str:
     """Of everything that all methods are given."""
     folder = find_encoder(work.encoder)
     digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
-    for file in sorted(each for each in folder.iterdir() if each.suffix in ENCODER_FILES):
+    for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     for part in (work.train, work.validation, work.test):
         rows = None if part is None else [part.inputs, list(labels_of(part)), part.groups]
@@ -296,7 +292,7 @@ def _digest(work: Work) -> str:
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Two runs of one key would find the same."""
     code = versions(*PACKAGES.get(name, ()))
-    settings = [work.epochs, work.search_rates] if name in TUNED else []
+    settings = [work.epochs, work.search_rates] if name in TUNINGS else []
     return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()
 
 
@@ -304,8 +300,7 @@ def _kept(file: Path, key: str) -> Run | None:
     """The run that a file holds, if it is whole and of this key."""
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        fields = {each.name: content["run"][each.name] for each in dataclasses.fields(Run)}
-        return Run(**fields) if content["key"] == key else None
+        return Run(**content["run"]) if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,13 +1,13 @@
-"""Training the encoder itself, what people do without a frozen one: full fine-tuning, and LoRA by PEFT."""
+"""Training the encoder itself, what people do without a frozen one: full fine-tuning, LoRA by PEFT, and SetFit."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,14 +26,30 @@ from ytuning.system.machine import require
 from ytuning.training.batches import shuffled_batches
 from ytuning.training.joint import rate_share
 
-__all__ = ["FULL_RATES", "LORA_RATES", "TunedEncoder", "TuningConfig", "TuningRows", "full_fine_tuning", "lora"]
+__all__ = [
+    "FULL_RATES",
+    "LORA_RATES",
+    "SetFitResult",
+    "TunedEncoder",
+    "TuningConfig",
+    "TuningRows",
+    "full_fine_tuning",
+    "load_setfit",
+    "lora",
+    "setfit",
+    "setfit_pairs",
+]
 
 EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
 FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
-# PEFT's usual factor: a change of rank r is multiplied by 16 / r.
+# PEFT's usual factor.
 LORA_ALPHA = 16
+# SetFit's pairs of each kind for a row, as published, and of all rows, or it takes days.
+SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000
+SETFIT_BATCH_SIZE = 32
+EDGE = 1e-9  # the least probability of SetFit, whose logarithm is a logit
 
 
 @dataclass(frozen=True)
@@ -142,13 +158,7 @@ def full_fine_tuning(
     """
     config = config or TuningConfig(FULL_RATES[0])
     data = _Data(encoder, rows)
-
-    def attempt(config: TuningConfig) -> TunedEncoder:
-        with _seeded(encoder, seed):
-            model = _classifier(encoder, data.target.outputs, torch.float32)
-            return _tuned(model, data, config, progress or Progress(), seed)
-
-    return _best(attempt, config, rates)
+    return _best_rate(lambda: _classifier(data, torch.float32), data, config, rates, seed, progress)
 
 
 def lora(
@@ -164,17 +174,9 @@ def lora(
 ) -> TunedEncoder:
     """Train low-rank changes of the attention's projections (LoRA, arXiv 2106.09685) and a classifier, by PEFT.
 
-    The frozen weights are kept in the encoder's arithmetic, what is trained in fp32.
-
-    Args:
-        encoder: as for :func:`full_fine_tuning`, and so the other arguments that it has.
-        rows: that it is trained on.
-        config: default: the first of ``LORA_RATES``.
-        rates: learning rates to try instead of the config's, each in a whole training.
-        rank: of a change, which is multiplied by ``LORA_ALPHA / rank``.
-        modules: names of the changed linear layers; default: PEFT's for the architecture, query and value.
-        seed: of new weights, the order of rows and dropout.
-        progress: is told every step.
+    The frozen weights are kept in the encoder's arithmetic, what is trained in fp32. A change of ``rank`` is multiplied
+    by ``LORA_ALPHA / rank``. ``modules`` names the changed linear layers; the default is PEFT's for the architecture,
+    query and value. The other arguments are those of :func:`full_fine_tuning`.
 
     Raises:
         EncoderError: transformers has no classifier for the encoder's architecture.
@@ -189,53 +191,30 @@ def lora(
         lora_dropout=0.1,
         target_modules=None if modules is None else list(modules),
     )
+
     data = _Data(encoder, rows)
 
-    def attempt(config: TuningConfig) -> TunedEncoder:
-        with _seeded(encoder, seed):
-            model = _classifier(encoder, data.target.outputs, _arithmetic(encoder))
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
-                    model = peft.get_peft_model(model, form)
-            except ValueError as error:
-                raise InputError(
-                    f"PEFT cannot change {'its default modules' if modules is None else list(modules)} of "
-                    f"{encoder.identity.name!r}: {error}. Name linear layers of the encoder with modules=[...]"
-                ) from error
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
-            return _tuned(model, data, config, progress or Progress(), seed)
+    def changed_model() -> Any:
+        model = _classifier(data, _arithmetic(encoder))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
+                model = peft.get_peft_model(model, form)
+        except ValueError as error:
+            raise InputError(
+                f"PEFT cannot change {'its default modules' if modules is None else list(modules)} of "
+                f"{encoder.identity.name!r}: {error}. Name linear layers of the encoder with modules=[...]"
+            ) from error
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return model
 
-    return _best(attempt, config or TuningConfig(LORA_RATES[0]), rates)
-
-
-def _best(
-    attempt: Callable[[TuningConfig], TunedEncoder], config: TuningConfig, rates: Sequence[float] | None
-) -> TunedEncoder:
-    """The training whose rate validates best, of equal ones the first; one model is kept, not one for each rate."""
-    scores: dict[float, float] = {}
-    best: TunedEncoder | None = None
-    for rate in rates or [config.learning_rate]:
-        found = attempt(replace(config, learning_rate=rate))
-        if best is None or max(found.validation_scores) > max(scores.values()):
-            best = found
-        scores[rate] = max(found.validation_scores)
-    assert best is not None
-    return replace(best, rates=scores)
+    return _best_rate(changed_model, data, config or TuningConfig(LORA_RATES[0]), rates, seed, progress)
 
 
 class _Data:
-    """What a model is trained on.
-
-    Attributes:
-        tokens: of all rows.
-        goal: targets of all rows, on the encoder's device.
-        train, validation: positions of rows.
-        target: kind of the task.
-        loss: of a batch.
-    """
+    """What a model is trained on: tokens, and targets on the encoder's device, of all rows, and the loss of a batch."""
 
     def __init__(self, encoder: Encoder, rows: TuningRows) -> None:
         self.encoder, self.train, self.validation, self.target = encoder, rows.train, rows.validation, rows.target
@@ -256,17 +235,32 @@ def _arithmetic(encoder: Encoder) -> torch.dtype:
     return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
 
 
-@contextmanager
-def _seeded(encoder: Encoder, seed: int) -> Iterator[None]:
-    """Random numbers of a seed; the caller's go on afterwards where they were."""
-    with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _best_rate(
+    model_of: Callable[[], Any],
+    rows: _Data,
+    config: TuningConfig,
+    rates: Sequence[float] | None,
+    seed: int,
+    progress: Progress | None,
+) -> TunedEncoder:
+    """The training whose rate validates best, of equal ones the first; one model is kept, not one for each rate."""
+    scores: dict[float, float] = {}
+    best: TunedEncoder | None = None
+    for rate in rates or [config.learning_rate]:
+        # The caller's random numbers go on afterwards where they were.
+        with torch.random.fork_rng(devices=[rows.encoder.device] if rows.encoder.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            tuned = _train(model_of(), rows, replace(config, learning_rate=rate), progress or Progress(), seed)
+        if best is None or max(tuned.validation_scores) > max(scores.values()):
+            best = tuned
+        scores[rate] = max(tuned.validation_scores)
+    assert best is not None
+    return replace(best, rates=scores)
 
 
-def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
+def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
     """The published weights with a new classifier, on the encoder's device."""
-    name = encoder.identity.name
+    name = rows.encoder.identity.name
     folder = find_encoder(name)
     weights_hash(folder, name)
     logs = transformers.utils.logging
@@ -275,7 +269,7 @@ def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
     logs.disable_progress_bar()
     try:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=labels, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder, num_labels=rows.target.outputs, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except ValueError as error:
         raise EncoderError(
@@ -287,10 +281,10 @@ def _classifier(encoder: Encoder, labels: int, dtype: torch.dtype) -> Any:
             logs.enable_progress_bar()
     for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
         parameter.data = parameter.data.to(dtype)
-    return model.to(encoder.device)
+    return model.to(rows.encoder.device)
 
 
-def _tuned(model: Any, rows: _Data, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
+def _train(model: Any, rows: _Data, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
     """Train what requires a gradient, epoch by epoch, and take the weights of the epoch that validates best."""
     if config.checkpointing:
         # The second name is that of transformers before 5.
@@ -320,12 +314,8 @@ def _tuned(model: Any, rows: _Data, config: TuningConfig, progress: Progress, se
         if best is None or score > max(scores):
             best = [parameter.detach().cpu().clone() for parameter in chosen], logits
         scores.append(score)
-        progress.step(
-            "tune",
-            len(result.step_seconds),
-            most,
-            f"validation {rows.target.score_name} {rows.target.shown_score(score)}",
-        )
+        note = f"validation {rows.target.score_name} {rows.target.shown_score(score)}"
+        progress.step("tune", len(result.step_seconds), most, note)
         if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break
     assert best is not None  # there is a step, and so a validation
@@ -373,3 +363,101 @@ def _forward(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndar
     dtype = _arithmetic(encoder)
     with torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         return model(**on_device).logits.float()
+
+
+# --- SetFit ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetFitResult:
+    """A model of SetFit.
+
+    Attributes:
+        model: SetFit's own.
+        parameters: numbers that were trained.
+        planned_steps: of the one epoch over the pairs.
+        step_ends: when each step that was taken ended, in seconds of ``time.perf_counter``.
+    """
+
+    model: Any
+    parameters: int
+    planned_steps: int
+    step_ends: list[float]
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits (texts, C) float32."""
+        shares = np.asarray(self.model.predict_proba(list(texts), as_numpy=True, show_progress_bar=False))
+        return np.log(shares.clip(EDGE)).astype(np.float32)
+
+
+def load_setfit() -> Any:
+    """The package SetFit, which takes seconds to import.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        InputError: it is, but does not work with the other packages that are: it lags behind transformers.
+    """
+    try:
+        return require("setfit", "benchmark")
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"SetFit does not work with the versions installed: {type(error).__name__}: {error}. Install those that it "
+            "was tested with: pip install -c constraints.txt 'ytuning[benchmark]'"
+        ) from error
+
+
+def setfit_pairs(rows: int) -> int:
+    """Pairs of each kind for each of so many train rows."""
+    return max(1, min(SETFIT_PAIRS, SETFIT_ALL_PAIRS // rows))
+
+
+def setfit(
+    encoder: Encoder,
+    texts: Sequence[str],
+    targets: np.ndarray,
+    *,
+    pairs: int = 1,
+    most_steps: int | None = None,
+    seed: int = 0,
+) -> SetFitResult:
+    """SetFit (arXiv 2209.11055): pairs of rows, of one label or two, tune a copy of the encoder for one epoch.
+
+    Then logistic regression is fitted on it; there are no validation rows.
+
+    Args:
+        encoder: gives the weights to start from and the device; not changed.
+        texts: of the train rows.
+        targets: (rows,) label ids.
+        pairs: of one label, and as many of two, for each row.
+        most_steps: end after so many steps, to measure what one takes.
+        seed: of the pairs and their order.
+
+    Raises:
+        InputError, MissingExtraError: as :func:`load_setfit`.
+    """
+    setfit = load_setfit()
+    datasets = require("datasets", "benchmark")
+    ends: list[float] = []
+
+    class Ticking(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as root:
+        rows = datasets.Dataset.from_dict({"text": list(texts), "label": targets.tolist()})
+        model = setfit.SetFitModel.from_pretrained(str(find_encoder(encoder.identity.name)), device=str(encoder.device))
+        settings = setfit.TrainingArguments(
+            output_dir=root,
+            batch_size=SETFIT_BATCH_SIZE,
+            num_epochs=1,
+            num_iterations=pairs,
+            max_steps=most_steps or -1,
+            seed=seed,
+            report_to="none",
+            save_strategy="no",
+            show_progress_bar=False,
+        )
+        setfit.Trainer(model=model, args=settings, train_dataset=rows, callbacks=[Ticking()]).train()
+    trained = sum(parameter.numel() for parameter in model.model_body.parameters())
+    trained += model.model_head.coef_.size + model.model_head.intercept_.size
+    return SetFitResult(model, trained, -(-2 * pairs * len(texts) // SETFIT_BATCH_SIZE), ends)

@@ -23,8 +23,8 @@ RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
 MOST_ITERATIONS = 300  # of L-BFGS
 NEVER = -1e4  # logit of a label that no row to fit on has
 
-Solver = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]
-"""Standardised features (N, F), targets (N, ...) and a strength -> weights (F, K) and bias (K,)."""
+Linear = tuple[np.ndarray, np.ndarray]
+"""Weights (F, K) and bias (K,)."""
 
 
 def mean_pooled(features: Features) -> np.ndarray:
@@ -100,40 +100,35 @@ def tuned_probe(
         refit: whether to fit once more on train and validation rows together.
     """
     goal = torch.from_numpy(np.asarray(targets, target.dtype)[validation])
-    scaler = StandardScaler().fit(pooled[train])
-    scaled, solve = scaler.transform(pooled[train]), _solver(target, several=targets.ndim == 2)
-    found = []
+    fit = _fitter(target, pooled[train], targets[train])
+    tried = []
     for strength in sorted(strengths or (RIDGE_STRENGTHS if target.labels is None else STRENGTHS)):
-        weights, bias = _unscaled(*solve(scaled, targets[train], strength), scaler)
+        weights, bias = fit(strength)
         logits = _logits(target, pooled[validation], weights, bias)
         score = float(target.row_scores(torch.from_numpy(logits), goal).mean())
-        found.append((score, strength, logits, weights, bias))
-    score, strength, logits, weights, bias = max(found, key=lambda each: each[0])
+        tried.append((score, strength, logits, weights, bias))
+    score, strength, logits, weights, bias = max(tried, key=lambda fit: fit[0])
     if refit:
         rows = np.union1d(train, validation)
-        scaler = StandardScaler().fit(pooled[rows])
-        solved = _solver(target, several=targets.ndim == 2)(scaler.transform(pooled[rows]), targets[rows], strength)
-        weights, bias = _unscaled(*solved, scaler)
+        weights, bias = _fitter(target, pooled[rows], targets[rows])(strength)
     # Of two labels that exclude each other, and of two anchors, one is fitted.
     columns = 1 if targets.ndim == 1 and target.outputs == 2 else target.outputs
     loss = target.mean_loss(torch.from_numpy(logits), goal)
     return Probe(weights, bias, target, columns * (len(weights) + 1), strength, logits, score, loss)
 
 
-def _solver(target: TaskKind, *, several: bool) -> Solver:
-    """Fits one strength after the other on the same rows, each from where the one before ended."""
-    if target.labels is None:
-
-        def ridge(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-            model = Ridge(alpha=1 / strength).fit(values, goal)
-            return np.ravel(model.coef_)[:, None], np.array([model.intercept_])
-
-        return ridge
+def _fitter(target: TaskKind, pooled: np.ndarray, goal: np.ndarray) -> Callable[[float], Linear]:
+    """Fits one strength after the other on the same rows, standardised, each from where the one before ended."""
+    scaler = StandardScaler().fit(pooled)
+    values, outputs, several = scaler.transform(pooled), target.outputs, goal.ndim == 2
     # Labels that do not exclude each other have a model each.
-    outputs = target.outputs
     models = [LogisticRegression(max_iter=MOST_ITERATIONS, warm_start=True) for _ in range(outputs if several else 1)]
 
-    def logistic(values: np.ndarray, goal: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    def ridge(strength: float) -> Linear:
+        model = Ridge(alpha=1 / strength).fit(values, goal)
+        return np.ravel(model.coef_)[:, None], np.array([model.intercept_])
+
+    def logistic(strength: float) -> Linear:
         parts = []
         for model, column in zip(models, goal.T if several else [goal], strict=True):
             ids = column.astype(np.int64)
@@ -149,10 +144,16 @@ def _solver(target: TaskKind, *, several: bool) -> Solver:
         weights, biases = zip(*parts, strict=True)
         return np.concatenate(weights, axis=1), np.concatenate(biases)
 
-    return logistic
+    def fit(strength: float) -> Linear:
+        weights, bias = (ridge if target.labels is None else logistic)(strength)
+        # The same map of features that are not standardised.
+        weights = weights / scaler.scale_[:, None]
+        return weights, bias - scaler.mean_ @ weights
+
+    return fit
 
 
-def _columns(model: LogisticRegression, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+def _columns(model: LogisticRegression, outputs: int) -> Linear:
     """Weights (F, outputs) and bias (outputs,) of a model of the label ids that it has met."""
     coefficients, intercepts = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
     if outputs == 1:
@@ -162,12 +163,6 @@ def _columns(model: LogisticRegression, outputs: int) -> tuple[np.ndarray, np.nd
     bias[model.classes_] = 0.0
     weights[:, met], bias[met] = coefficients, intercepts
     return weights, bias
-
-
-def _unscaled(weights: np.ndarray, bias: np.ndarray, scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
-    """The same map of features that are not standardised."""
-    own = weights / scaler.scale_[:, None]
-    return own, bias - scaler.mean_ @ own
 
 
 def _logits(target: TaskKind, pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -18,10 +18,12 @@ from ytuning.compare.fine_tuning import (
     TuningConfig,
     TuningRows,
     full_fine_tuning,
+    load_setfit,
     lora,
+    setfit,
+    setfit_pairs,
 )
 from ytuning.compare.linear_probe import mean_pooled, tuned_probe
-from ytuning.compare.setfit import load_setfit, setfit
 from ytuning.data.dataset import Dataset, TextInput, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
@@ -40,11 +42,13 @@ from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import preset
 
-__all__ = ["METHODS", "Run", "Work", "check_methods", "run_method", "work_on"]
+__all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
 EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
 PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
-SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000  # of each kind for a row, as published, and of all rows, or it takes days
+TUNINGS: dict[str, tuple[Callable[..., TunedEncoder], Sequence[float]]]
+TUNINGS = {"full": (full_fine_tuning, FULL_RATES), "lora": (lora, LORA_RATES)}
+"""What trains the encoder, and the learning rates that are worth a search; the first is taken without one."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,12 @@ class Work:
     @property
     def inputs(self) -> list[TextInput]:
         """Of train rows, then of validation rows."""
-        return [*self.train.inputs, *(self.validation.inputs if self.validation else [])]
+        return [row for part in (self.train, self.validation) if part for row in part.inputs]
 
     @property
     def targets(self) -> np.ndarray:
         """Of the same rows."""
-        parts = [self.train, *([self.validation] if self.validation else [])]
-        return np.concatenate([self.target.encode(labels_of(part)) for part in parts])
+        return np.concatenate([self.target.encode(labels_of(part)) for part in (self.train, self.validation) if part])
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of rows to train on and of rows that choose; a seed's are the same for every method."""
@@ -94,8 +97,8 @@ class Work:
         """Targets of the rows that judge a seed's methods."""
         if self.test is not None:
             return self.target.encode(labels_of(self.test))
-        found: np.ndarray = self.targets[self.split(seed)[1]]
-        return found
+        targets: np.ndarray = self.targets[self.split(seed)[1]]
+        return targets
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Run:
     peak_bytes: int | None
     rows: dict[str, int]
     encoder: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
 
 
 def work_on(
@@ -218,7 +221,7 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
         features,
         recipe,
         validation=work.validation,
-        options=TrainOptions(seed=seed, label_order=work.target.names if work.target.kind == "ordinal" else None),
+        options=TrainOptions(seed=seed, label_order=work.target.names if work.target.has_order else None),
         progress=progress,
     )
     seconds = time.perf_counter() - start
@@ -291,20 +294,12 @@ def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: 
 # --- training the encoder -------------------------------------------------------------------------------------------
 
 
-def _full(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
-    return _tuned(work, seed, progress, full_fine_tuning, FULL_RATES)
-
-
-def _lora(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
-    # Importing takes seconds, which are not to be timed.
-    require("peft", "peft")
-    return _tuned(work, seed, progress, lora, LORA_RATES)
-
-
-def _tuned(
-    work: Work, seed: int, progress: Progress, train: Callable[..., TunedEncoder], rates: Sequence[float]
-) -> _Outcome:
+def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
     """One that trains the encoder; of pairs as one text, as anybody does."""
+    train, rates = TUNINGS[name]
+    if name == "lora":
+        # Importing takes seconds, which are not to be timed.
+        require("peft", "peft")
     start = time.perf_counter()
     encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
     encoder.release()  # the model that is trained is another, and this one would count as its memory
@@ -343,7 +338,7 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     load_setfit()
     held = work.split(seed)[1]
     rows = np.arange(len(work.train)) if work.test is not None else work.split(seed)[0]
-    pairs = max(1, min(SETFIT_PAIRS, SETFIT_ALL_PAIRS // len(rows)))
+    pairs = setfit_pairs(len(rows))
     start = time.perf_counter()
     encoder = load_encoder(work.encoder)
     encoder.release()  # as above
@@ -360,7 +355,7 @@ METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
     "paper": lambda work, seed, store, progress: _head(work, seed, store, progress, "paper"),
     "few-shot": lambda work, seed, store, progress: _head(work, seed, store, progress, "few-shot"),
     "logistic": _logistic,
-    "full": _full,
-    "lora": _lora,
+    "full": lambda work, seed, _, progress: _tuned(work, seed, progress, "full"),
+    "lora": lambda work, seed, _, progress: _tuned(work, seed, progress, "lora"),
     "setfit": _setfit,
 }

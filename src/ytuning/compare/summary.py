@@ -19,7 +19,7 @@ import numpy as np
 
 from ytuning.compare.compare import Comparison
 from ytuning.compare.methods import Run
-from ytuning.data.kinds.resampling import PERCENTILES
+from ytuning.data.kinds.metrics import PERCENTILES
 from ytuning.system.machine import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
@@ -94,38 +94,33 @@ class Standings:
     def to_json(self) -> dict[str, Any]:
         """Everything but the answers to single rows."""
         work, first = self.comparison.work, self.comparison.runs[0]
+        parts = {"train": work.train, "validation": work.validation, "test": work.test}
+        versions = {package: version for package in PACKAGES if (version := version_of(package))}
         return {
             "kind": work.target.kind,
             "labels": len(work.target.names),
             "metric": self.metric,
             "split": self.split,
             "rows": first.rows,
-            "sources": {
-                role: part.source
-                for role, part in (("train", work.train), ("validation", work.validation), ("test", work.test))
-                if part is not None
-            },
+            "sources": {role: part.source for role, part in parts.items() if part is not None},
             "encoder": first.encoder,
             "seeds": self.comparison.seeds,
             "settings": {"epochs": work.epochs, "search_rates": work.search_rates},
-            "methods": {each.method: _standing_json(each) for each in self.methods},
+            "methods": {standing.method: _standing_json(standing) for standing in self.methods},
             "skipped": self.comparison.skipped,
             "interrupted": self.comparison.interrupted,
             "machine": {"system": platform.platform(), "processors": os.cpu_count()},
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **versions},
         }
 
 
 def standings_of(comparison: Comparison) -> Standings:
     """Scores, differences and costs of a comparison's runs."""
-    work = comparison.work
-    target = work.target
+    work, target = comparison.work, comparison.work.target
     metric = target.headlines[0]
-    runs = {
-        name: {run.seed: run for run in comparison.runs if run.method == name}
-        for name in comparison.methods
-        if any(run.method == name for run in comparison.runs)
-    }
+    runs: dict[str, dict[int, Run]] = {name: {} for name in comparison.methods}
+    for run in comparison.runs:
+        runs[run.method][run.seed] = run
     # (resamples,) of each run; seeds that the same rows judge have the same draws of them.
     same_rows = work.test is not None or work.validation is not None
     truths = {seed: target.decode(work.judged(seed)) for seed in comparison.seeds}
@@ -137,9 +132,9 @@ def standings_of(comparison: Comparison) -> Standings:
                 resamples=RESAMPLES,
                 seed=0 if same_rows else seed,
             )[metric]
-            for seed, run in of.items()
+            for seed, run in of_method.items()
         }
-        for name, of in runs.items()
+        for name, of_method in runs.items()
     }
 
     def figure(seeds: list[int], value: Callable[[int], float], resampled: Callable[[int], np.ndarray]) -> Figure:
@@ -152,9 +147,8 @@ def standings_of(comparison: Comparison) -> Standings:
     def standing(name: str) -> Standing:
         mine, ours = runs[name], runs.get(OURS, {})
         shared = [seed for seed in mine if seed in ours and name != OURS]
-        stored = [
-            run.seconds_with_stored_features for run in mine.values() if run.seconds_with_stored_features is not None
-        ]
+        seconds = [run.seconds_with_stored_features for run in mine.values()]
+        stored = [number for number in seconds if number is not None]
         peaks = [run.peak_bytes for run in mine.values() if run.peak_bytes is not None]
         difference = None
         if shared:
@@ -175,23 +169,11 @@ def standings_of(comparison: Comparison) -> Standings:
         )
 
     split = "validation" if work.test is None else "test"
-    return Standings(comparison, metric, split, [standing(name) for name in runs])
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    return {package: version for package in PACKAGES if (version := version_of(package))}
+    return Standings(comparison, metric, split, [standing(name) for name in runs if runs[name]])
 
 
 def _standing_json(standing: Standing) -> dict[str, Any]:
-    runs = [{name: value for name, value in asdict(run).items() if name != "predicted"} for run in standing.runs]
-    kept = {
-        name: getattr(standing, name)
-        for name in ("parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "told_apart")
-    }
-    return {
-        "score": asdict(standing.score),
-        "difference": None if standing.difference is None else asdict(standing.difference),
-        **kept,
-        "runs": runs,
-    }
+    fields = asdict(standing)
+    del fields["method"]
+    runs = [{name: value for name, value in run.items() if name != "predicted"} for run in fields.pop("runs")]
+    return {**fields, "told_apart": standing.told_apart, "runs": runs}

@@ -1,28 +1,29 @@
-"""Tables -> :class:`Dataset`: chosen columns, checked cells. Every complaint names source, row and column."""
+"""Tables -> :class:`Dataset`: which columns are texts and labels, and what their cells say.
+
+Every complaint names source, row and column.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from ytuning.data.columns import SEPARATORS, UNKNOWN, Columns, Role, choose_columns, label_sets, read_labels
-from ytuning.data.kinds import KINDS, Labels, TaskKind
+from ytuning.data.kinds import KINDS, Labels, SingleLabel
+from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
+from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.labels import Kind, did_you_mean, listed, shown
-from ytuning.data.tables import Column, Table, as_cells, read_table
+from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
 from ytuning.errors import DataError, InputError, allowed
 
 __all__ = [
     "Columns",
     "Dataset",
+    "Role",
     "TextInput",
-    "check_groups",
-    "check_labels_known",
-    "check_trainable",
-    "count_shared",
     "from_lists",
     "labels_of",
     "names_in",
@@ -30,9 +31,40 @@ __all__ = [
     "unsplit_names",
 ]
 
-
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
+Role = Literal["text", "text_pair", "label", "group"]
+DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
+    "text": ("text", "sentence"),
+    "text_pair": ("text_pair",),
+    "label": ("label", "labels"),
+}
+"""Of a group column there is none: nobody should find rows kept together without having asked for it."""
+FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a data set was made of, named by the user or inferred.
+
+    Attributes:
+        text, text_pair: of the texts.
+        label: of the labels; a tuple of columns of 0 and 1, each of which is a label.
+        group: whose equal values keep rows on one side of a split.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | tuple[str, ...] | None = None
+    group: str | None = None
+
+    @property
+    def spelt(self) -> dict[Role, str]:
+        """Each column by its role, as an option names it: several label columns with commas between them."""
+        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
+        columns: dict[Role, str | None]
+        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
+        return {role: name for role, name in columns.items() if name is not None}
 
 
 @dataclass(frozen=True)
@@ -72,10 +104,8 @@ class Dataset:
         for name in ("labels", "text_pairs", "rows", "groups"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.texts):
-                raise DataError(
-                    f"there are {len(self.texts)} texts but {len(values)} {name}. Give one for each text.",
-                    source=self.source,
-                )
+                problem = f"there are {len(self.texts)} texts but {len(values)} {name}. Give one for each text."
+                raise DataError(problem, source=self.source)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -93,7 +123,7 @@ class Dataset:
         Raises:
             DataError: there are no labels, or they are of another kind.
         """
-        if self.kind not in ("single", "ordinal"):
+        if not issubclass(KINDS[self.kind], SingleLabel):
             raise DataError(f"each row must have one label, but the kind is {self.kind!r}.", source=self.source)
         return [str(label) for label in labels_of(self)]
 
@@ -104,15 +134,12 @@ class Dataset:
             DataError: there is no index.
         """
         places = [int(i) for i in indices]
-        return Dataset(
+        return replace(
+            self,
             texts=[self.texts[i] for i in places],
             labels=None if self.labels is None else cast("Labels", [self.labels[i] for i in places]),
             text_pairs=None if self.text_pairs is None else [self.text_pairs[i] for i in places],
-            source=self.source,
             rows=[i + 1 if self.rows is None else self.rows[i] for i in places],
-            columns=self.columns,
-            kind=self.kind,
-            separator=self.separator,
             groups=None if self.groups is None else [self.groups[i] for i in places],
         )
 
@@ -120,6 +147,28 @@ class Dataset:
         """An error about one cell: the row at ``index`` (from 0) and the column that plays ``role``."""
         column = self.columns.spelt.get(role) if self.columns else role
         return DataError(problem, source=self.source, row=self.rows[index] if self.rows else index + 1, column=column)
+
+
+def labels_of(dataset: Dataset) -> Labels:
+    """The labels, which must be there.
+
+    Raises:
+        DataError: they are not.
+    """
+    if dataset.labels is None:
+        raise DataError("the rows have no labels. Give a label for each row.", source=dataset.source)
+    return dataset.labels
+
+
+def names_in(dataset: Dataset) -> set[str]:
+    """The names of the labels that rows have; none where they are numbers, or there are no labels."""
+    return {name for names in KINDS[dataset.kind].label_names(dataset.labels or []) for name in names}
+
+
+def unsplit_names(dataset: Dataset) -> list[str]:
+    """Labels that hold another mark than the one at which their texts were split: each may be several labels."""
+    others = set(SEPARATORS) - {dataset.separator}
+    return sorted(name for name in names_in(dataset) if dataset.separator and others.intersection(name))
 
 
 def read_dataset(
@@ -130,8 +179,7 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
-    known: Collection[str] = (),
-    separator: str | None = UNKNOWN,
+    known: Collection[str] | Dataset = (),
     group: str | None = None,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
@@ -155,51 +203,47 @@ def read_dataset(
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none...
-        separator: ...and of several at this one, that of the train rows, else at none; "" (unknown): at the first.
-        group: column whose equal values keep rows together when validation rows are held out.
+            most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
+            data set of the train rows, the one at which their texts were split.
+        group: column whose equal values keep rows together when validation rows are held out; it may be that of a
+            text, so that rows with the same text stay together.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
         InputError: a column that is not there, or an unknown ``kind`` or type of source.
         MissingExtraError: a Parquet file without pyarrow.
     """
-    kinds = ("auto", *KINDS)
-    if kind not in kinds:
+    if kind not in (kinds := ("auto", *KINDS)):
         raise InputError(allowed("kind", kind, kinds))
     table = read_table(source)
-    columns = choose_columns(table, text, text_pair, label, labelled=labelled, group=group)
+    names: dict[Role, list[str] | None] = {
+        "text": None if text is None else [text],
+        "text_pair": None if text_pair is None else [text_pair],
+        "label": _label_columns(table, label) if labelled else None,
+    }
+    chosen = _choose_columns(table, names, labelled=labelled)
+    single = {role: columns[0] for role, columns in chosen.items()}
+    several = label is not None and labelled and single["label"] != label
+    columns = Columns(
+        single["text"],
+        single.get("text_pair"),
+        tuple(chosen["label"]) if several else single.get("label"),
+        None if group is None else _existing(table, "group", group),
+    )
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
-    several = kind == "auto" and label is None and columns.label == "labels"
-    labels, found, split = _read_label_columns(table, columns, "multi" if several else kind, known, separator)
+    if kind == "auto" and label is None and columns.label == "labels":
+        kind = "multi"
+    labels, kind, separator = _read_label_columns(table, columns, kind, known)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
         labels=labels,
         text_pairs=None if columns.text_pair is None else table.column(columns.text_pair).texts("text pair"),
         source=table.source,
         columns=columns,
-        kind=found,
-        separator=split,
+        kind=kind,
+        separator=separator,
         groups=None if columns.group is None else table.column(columns.group).groups,
     )
-
-
-def _read_label_columns(
-    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str], separator: str | None
-) -> tuple[Labels | None, Kind, str | None]:
-    """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
-
-    Raises:
-        InputError: several columns for a kind of task that has one label a row.
-    """
-    if columns.label is None:
-        return None, "single", None
-    if not isinstance(columns.label, tuple):
-        return read_labels(table.column(columns.label), kind, known, separator)
-    if kind not in ("auto", "multi"):
-        problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
-        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
-    return label_sets([table.column(name) for name in columns.label]), "multi", None
 
 
 def from_lists(
@@ -227,15 +271,15 @@ def from_lists(
     source = Dataset.source
     if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
         cells, pairs = _unzip_pairs(cells, source)
-    found: tuple[Labels | None, Kind, str | None] = (None, "single", None)
+    read: tuple[Labels | None, Kind, str | None] = (None, "single", None)
     if labels is not None:
-        found = read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
+        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
         texts=Column(source, "text", cells).texts("text"),
-        labels=found[0],
+        labels=read[0],
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
-        kind=found[1],
-        separator=found[2],
+        kind=read[1],
+        separator=read[2],
         groups=None if groups is None else Column(source, "groups", as_cells(groups, "groups")).groups,
     )
 
@@ -249,106 +293,125 @@ def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[obje
     return [pair[0] for pair in cells], [pair[1] for pair in cells]
 
 
-# --- checks between rows and between data sets ----------------------------------------------------------------------
+# --- which columns --------------------------------------------------------------------------------------------------
 
 
-def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
-    """Whether a head can be trained on these rows.
-
-    Args:
-        dataset: the train rows.
-        holdout: whether validation rows are to be taken from them; then every label needs a second row.
+def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labelled: bool) -> dict[Role, list[str]]:
+    """The columns of each role: those the user named, else one that has a default name and no other role.
 
     Raises:
-        DataError: there are no labels, all rows have one label, a column of 0 and 1 has no 1, or (``holdout``) a label
-            occurs once.
+        InputError: a column is named twice.
+        DataError: a column is not there.
     """
-    labels = labels_of(dataset)
-    different = set(labels)
-    if dataset.kind == "multi" and different == {()}:
-        raise dataset.error(
-            0, "label", f"none of the {len(labels)} rows has a label. Training needs at least one label."
-        )
-    columns = dataset.columns.label if dataset.columns else None
-    used = names_in(dataset)
-    if isinstance(columns, tuple) and (idle := {name for name in columns if name.strip() not in used}):
-        problem = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label."
-        raise DataError(problem, source=dataset.source, column=min(idle, key=columns.index))
-    if dataset.kind != "multi" and len(different) == 1:
-        problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
-        raise dataset.error(0, "label", problem)
-    if not holdout or dataset.kind in ("multi", "regression"):
-        return
-    counts = Counter(labels)
-    for index, label in enumerate(labels):
-        if counts[label] == 1:
-            problem = f"the label {shown(label)} occurs once. Add a second row with it, remove this row, "
-            raise dataset.error(index, "label", f"{problem}or give a validation set (--validation).")
+    chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
+    used = [name for names in chosen.values() for name in names]
+    if len(set(used)) < len(used):
+        uses = ", ".join(f"{role}={shown(','.join(names))}" for role, names in chosen.items())
+        raise InputError(f"each column can have only one use. Got {uses}.")
+    for role in named:
+        if role in chosen or (role == "label" and not labelled):
+            continue
+        if free := [name for name in DEFAULT_NAMES[role] if name in table.names and name not in used]:
+            chosen[role] = free[:1]
+            used += free[:1]
+        elif role != "text_pair":
+            raise _not_there(table, role, chosen)
+    return chosen
 
 
-def check_groups(*, grouped: bool, validation: bool) -> None:
-    """Refuse groups of train rows where no row is held out of them.
+def _option(role: Role) -> str:
+    """A role as an argument and as an option of a command."""
+    return f"{role}= (--{role.replace('_', '-')})"
+
+
+def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
+    """That no column has a default name of ``role``, or that the one that has it was given another use."""
+    looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
+    problem = f"there is no column {looked_for}"
+    for other, names in chosen.items():
+        if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
+            problem = f"{_option(other)} uses the column {shown(taken[0])} already, and there is no other column "
+            problem += looked_for
+    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {listed(table.names)}."
+    return DataError(f"{problem}. {remedy}", source=table.source)
+
+
+def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
+    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        if not label:
+            raise InputError("label= names no column. Give at least one or leave it out.")
+        return list(label)
+    if label in table.names or "," not in label:
+        return [label]
+    return [name if name in table.names else name.strip() for name in label.split(",")]
+
+
+def _existing(table: Table, role: Role, name: str) -> str:
+    if name in table.names:
+        return name
+    problem = f"{_option(role)} names the column {shown(name)}, which is not there.{did_you_mean(name, table.names)} "
+    raise DataError(f"{problem}The columns are {listed(table.names)}.", source=table.source)
+
+
+# --- what the cells of labels say -----------------------------------------------------------------------------------
+
+
+def _read_label_columns(
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str] | Dataset
+) -> tuple[Labels | None, Kind, str | None]:
+    """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
 
     Raises:
-        InputError: there are both groups and validation rows.
+        InputError: several columns for a kind of task that has one label a row.
     """
-    if grouped and validation:
-        raise InputError(
-            "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of "
-            "the training set are held out. Leave out one of the two."
-        )
+    if columns.label is None:
+        return None, "single", None
+    if not isinstance(columns.label, tuple):
+        return _read_labels(table.column(columns.label), kind, known)
+    if kind not in ("auto", "multi"):
+        problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
+        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
+    return _flagged_names([table.column(name) for name in columns.label]), "multi", None
 
 
-def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
-    """Whether a ``role`` ("validation", "test") data set is labelled for the kind of task, with labels trained on.
+def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """The names of the columns that are 1 in each row, in the order of the columns, without white space around them.
 
     Raises:
-        DataError: its labels are for another kind, or names the first row whose label is not in ``target``, and the
-            labels closest to it.
+        DataError: a cell is neither 0 nor 1, or two columns are one label but for white space.
     """
-    labels = labels_of(dataset)
-    if dataset.kind != target.kind:
-        problem = f"the labels are of the kind {dataset.kind!r}, but those of the training set are of the kind "
-        raise DataError(f"{problem}{target.kind!r}. Use the same --kind for both.", source=dataset.source)
-    known = target.labels
-    if known is None:
-        return
-    rows = [row if isinstance(row, tuple) else (str(row),) for row in labels]
-    unknown = [(index, name) for index, row in enumerate(rows) for name in row if name not in known]
-    if unknown:
-        index, label = unknown[0]
-        such = f"{len(unknown)} {role} {'rows have unknown labels' if len(unknown) > 1 else 'row has an unknown label'}"
-        hint = did_you_mean(label, known.names)
-        if not hint or all(name not in known for row in rows for name in row):  # of another task, or the wrong column
-            hint += f" The {len(known)} labels are {listed(known.names)}."
-        problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
-        raise dataset.error(index, "label", problem)
+    flags = [_flags(column) for column in columns]
+    names = [column.name.strip() for column in columns]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        same = " and ".join(shown(column.name) for column in columns if column.name.strip() == twice)
+        problem = f"the names of the label columns {same} differ only in white space. Rename or leave out one of them."
+        raise DataError(problem, source=columns[0].source)
+    return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
 
 
-def count_shared(a: Dataset, b: Dataset) -> int:
-    """Rows of ``b`` whose text (and second text) is exactly that of a row of ``a``, whatever their labels."""
-    known = set(a.inputs)
-    return sum(row in known for row in b.inputs)
+def _flags(column: Column) -> list[bool]:
+    flags: list[bool] = []
+    for row, cell in enumerate(column.cells, 1):
+        # As text every form of a number or truth value is one of few: 1, 1.0, True, numpy's, and what a CSV file has.
+        flag = FLAGS.get(str(cell).strip().lower())
+        if flag is None:
+            problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "
+            raise column.error(row, f"{problem}Correct it or remove the row.")
+        flags.append(flag)
+    return flags
 
 
-def labels_of(dataset: Dataset) -> Labels:
-    """The labels, which must be there.
-
-    Raises:
-        DataError: they are not.
-    """
-    if dataset.labels is None:
-        raise DataError("the rows have no labels. Give a label for each row.", source=dataset.source)
-    return dataset.labels
-
-
-def names_in(dataset: Dataset) -> set[str]:
-    """The names of the labels that rows have; none where they are numbers, or there are no labels."""
-    rows = [(label,) if isinstance(label, str) else label for label in dataset.labels or ()]
-    return {name for row in rows if isinstance(row, tuple) for name in row}
-
-
-def unsplit_names(dataset: Dataset) -> list[str]:
-    """Labels that hold another mark than the one at which their texts were split: each may be several labels."""
-    others = set(SEPARATORS) - {dataset.separator}
-    return sorted(name for name in names_in(dataset) if dataset.separator and others.intersection(name))
+def _read_labels(
+    column: Column, kind: Kind | Literal["auto"], known: Collection[str] | Dataset = ()
+) -> tuple[Labels, Kind, str | None]:
+    """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
+    guessed = kind == "auto"
+    if kind == "auto":
+        lists = any(isinstance(cell, LISTS) for cell in column.cells)
+        kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
+    names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
+    labels, separator = KINDS[kind].read_labels(column, known=names, separator=first, guessed=guessed)
+    return labels, kind, separator

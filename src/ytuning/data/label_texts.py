@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ytuning.data.dataset import labels_of, read_dataset
+from ytuning.data.dataset import read_dataset
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import did_you_mean, listed, shown
 from ytuning.errors import DataError, InputError, allowed
@@ -49,10 +49,10 @@ def read_label_texts(given: str | Path) -> LabelTexts:
         return str(given)
     if path.suffix != ".json":
         rows = read_dataset(path, kind="single")
-        found: dict[str, list[str]] = {}
-        for name, text in zip(labels_of(rows), rows.texts, strict=True):
-            found.setdefault(str(name), []).append(text)
-        return found
+        texts: dict[str, list[str]] = {}
+        for name, text in zip(rows.names, rows.texts, strict=True):
+            texts.setdefault(name, []).append(text)
+        return texts
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -60,13 +60,11 @@ def read_label_texts(given: str | Path) -> LabelTexts:
         raise DataError(problem, source=str(path)) from error
     except ValueError as error:  # of the encoding, too
         raise DataError(f"the label texts are not valid JSON ({error}).", source=str(path)) from error
-    if not isinstance(value, dict) or not all(_is_text(each) for each in value.values()):
-        wrong = (
-            next((f"{shown(each)} for {shown(name)}" for name, each in value.items() if not _is_text(each)), "")
-            if isinstance(value, dict)
-            else shown(value)
-        )
-        raise InputError(f"{path} must map each label to its text or a list of texts. Got {wrong} instead.")
+    wrong = [shown(value)]
+    if isinstance(value, dict):
+        wrong = [f"{shown(text)} for {shown(name)}" for name, text in value.items() if not _is_text(text)]
+    if wrong:
+        raise InputError(f"{path} must map each label to its text or a list of texts. Got {wrong[0]} instead.")
     return value
 
 
@@ -93,10 +91,8 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         if given != LABEL_NAMES:
             raise InputError(allowed("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts")))
         given = {}
-    texts: list[str] = []
-    labels: list[str] = []
     own: dict[str, str | Sequence[str]] = {}
-    for spelt, each in given.items():
+    for spelt, words in given.items():
         name = spelt.strip()  # as the labels of rows are
         if name not in target.labels:
             has = f"The task's labels are {listed(target.names)}."
@@ -106,15 +102,16 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         if name in own:
             problem = f"label_texts names {shown(name)} twice, with different white space. "
             raise InputError(f"{problem}Put all its texts into one list.")
-        own[name] = each
-    for name, words in zip(target.names, target.labels.texts, strict=True):
-        given_texts = own.get(name, words)
-        for text in [given_texts] if isinstance(given_texts, str) else given_texts:
+        own[name] = words
+    described = DescribedLabels([], [])
+    for name, readable in zip(target.names, target.labels.texts, strict=True):
+        words = own.get(name, readable)
+        for text in [words] if isinstance(words, str) else words:
             if not _is_text(text):
                 raise InputError(f"label_texts must be text that is not empty. Got {shown(text)} for {shown(name)}.")
-            texts.append(text)
-            labels.append(name)
-    return DescribedLabels(texts, labels)
+            described.texts.append(text)
+            described.labels.append(name)
+    return described
 
 
 def meaningful_names(target: TaskKind) -> bool:
@@ -126,10 +123,5 @@ def meaningful_names(target: TaskKind) -> bool:
 
 def _is_text(value: Any) -> bool:
     """Text, or a list of texts, that says something."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and all(isinstance(each, str) and each.strip() for each in value)
-    )
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)

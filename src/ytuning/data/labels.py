@@ -117,18 +117,3 @@ class LabelSet:
             name = error.args[0]
         known = f"The {len(self)} known labels are {listed(self.names)}."
         raise InputError(f"unknown label {shown(name)}.{did_you_mean(name, self.names)} {known}")
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Names of ids.
-
-        Args:
-            ids: (rows,) whole numbers from 0 to ``len(self) - 1``.
-
-        Raises:
-            InputError: an id is outside the set.
-        """
-        numbers = [int(i) for i in ids]
-        for i in numbers:
-            if not 0 <= i < len(self):
-                raise InputError(f"a label id must be from 0 to {len(self) - 1}. Got {i} instead.")
-        return [self.names[i] for i in numbers]

@@ -3,28 +3,99 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
-from ytuning.data.dataset import (
-    Dataset,
-    TextInput,
-    check_groups,
-    check_labels_known,
-    check_trainable,
-    count_shared,
-    labels_of,
-)
+from ytuning.data.dataset import Dataset, TextInput, labels_of, names_in
 from ytuning.data.kinds import KINDS, TaskKind, fit_kind
 from ytuning.data.label_texts import DescribedLabels
-from ytuning.data.labels import shown
+from ytuning.data.labels import did_you_mean, listed, shown
 from ytuning.errors import DataError, InputError
 
-__all__ = ["MOST_HELD_OUT", "TaskRows", "split_holdout", "target_of", "task_rows"]
+__all__ = [
+    "MOST_HELD_OUT",
+    "TaskRows",
+    "check_groups",
+    "check_labels_known",
+    "check_trainable",
+    "count_shared",
+    "split_holdout",
+    "target_of",
+    "task_rows",
+]
+
+MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+
+
+# --- checks between rows and between data sets ----------------------------------------------------------------------
+
+
+def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
+    """Whether a head can be trained on these rows; ``holdout``: validation rows are to be taken from them.
+
+    Raises:
+        DataError: there are no labels, a column of 0 and 1 has no 1, or the kind's `training_problem`.
+    """
+    problem = KINDS[dataset.kind].training_problem(labels_of(dataset), holdout=holdout)
+    columns = dataset.columns.label if dataset.columns else None
+    if isinstance(columns, tuple):
+        used = names_in(dataset)
+        idle = next((name for name in columns if used and name.strip() not in used), None)
+        if idle is not None:
+            none = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label."
+            raise DataError(none, source=dataset.source, column=idle)
+    if problem:
+        raise dataset.error(problem[0], "label", problem[1])
+
+
+def check_groups(*, grouped: bool, validation: bool) -> None:
+    """Refuse groups of train rows where no row is held out of them.
+
+    Raises:
+        InputError: there are both groups and validation rows.
+    """
+    if grouped and validation:
+        raise InputError(
+            "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of "
+            "the training set are held out. Leave out one of the two."
+        )
+
+
+def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
+    """Whether a ``role`` ("validation", "test") data set is labelled for the kind of task, with labels trained on.
+
+    Raises:
+        DataError: its labels are for another kind, or names the first row whose label is not in ``target``, and the
+            labels closest to it.
+    """
+    labels = labels_of(dataset)
+    if dataset.kind != target.kind:
+        problem = f"the labels are of the kind {dataset.kind!r}, but those of the training set are of the kind "
+        raise DataError(f"{problem}{target.kind!r}. Use the same --kind for both.", source=dataset.source)
+    known = set(target.names)
+    rows = target.label_names(labels)
+    unknown = [(index, name) for index, names in enumerate(rows) for name in names if name not in known]
+    if unknown:
+        index, label = unknown[0]
+        such = f"{len(unknown)} {role} {'rows have unknown labels' if len(unknown) > 1 else 'row has an unknown label'}"
+        hint = did_you_mean(label, target.names)
+        if not hint or known.isdisjoint(names_in(dataset)):  # of another task, or the wrong column
+            hint += f" The {len(known)} labels are {listed(target.names)}."
+        problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
+        raise dataset.error(index, "label", problem)
+
+
+def count_shared(a: Dataset, b: Dataset) -> int:
+    """Rows of ``b`` whose text (and second text) is exactly that of a row of ``a``, whatever their labels."""
+    known = set(a.inputs)
+    return sum(row in known for row in b.inputs)
+
+
+# --- held-out rows --------------------------------------------------------------------------------------------------
 
 
 def split_holdout(
@@ -58,12 +129,13 @@ def split_holdout(
         raise InputError(f"fraction must be between 0 and 1. Got {fraction!r} instead.")
     if most is not None and most < 1:
         raise InputError(f"most must be 1 or more. Got {most!r} instead.")
-    ids = KINDS[dataset.kind].strata(labels_of(dataset))
+    kind, labels = KINDS[dataset.kind], labels_of(dataset)
+    ids, names = kind.strata(labels), kind.label_names(labels)
     parts = _linked_rows(dataset)
     _check_several(dataset, parts)
     most = most or len(ids)
     target = min(max(1, round(fraction * len(ids))), most)
-    also = _label_ids(dataset) if dataset.kind == "multi" else None
+    also = names if any(len(row) > 1 for row in names) else None
     grouped = dataset.groups is not None
     held = _hold_out(parts, ids, seed, target, most, also, fill=grouped)
     if grouped and not held:
@@ -77,26 +149,21 @@ def split_holdout(
 
 def _linked_rows(dataset: Dataset) -> list[list[int]]:
     """Rows that have to be on one side: those with exactly the same input, and those of one group."""
-    first: dict[object, int] = {}
-    leader = list(range(len(dataset)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def lead(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = leader[leader[row]]
-            row = leader[row]
-        return row
-
-    for row, content in enumerate(dataset.inputs):
-        keys: list[object] = [content]
-        if dataset.groups is not None and dataset.groups[row] is not None:
-            keys.append(dataset.groups[row])
-        for key in keys:
-            # The row that comes first leads, so that the parts are in the order of their first rows.
-            one, other = sorted((lead(first.setdefault(key, row)), lead(row)))
-            leader[other] = one
+    # A graph in which each row is linked to its input and its group.
+    nodes: dict[object, int] = {}
+    links: list[tuple[int, int]] = []
+    groups = dataset.groups or [None] * len(dataset)
+    for row, (content, group) in enumerate(zip(dataset.inputs, groups, strict=True)):
+        for key in (content,) if group is None else (content, group):
+            links.append((row, nodes.setdefault(key, len(dataset) + len(nodes))))
+    size = len(dataset) + len(nodes)
+    graph = coo_array((np.ones(len(links), bool), tuple(zip(*links, strict=True))), shape=(size, size))
     parts: dict[int, list[int]] = {}
-    for row in range(len(dataset)):
-        parts.setdefault(lead(row), []).append(row)
+    for row, part in enumerate(connected_components(graph, directed=False)[1][: len(dataset)].tolist()):
+        parts.setdefault(part, []).append(row)
     return list(parts.values())
 
 
@@ -116,20 +183,13 @@ def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
     )
 
 
-def _label_ids(dataset: Dataset) -> list[list[int]]:
-    """Of each row of several labels the numbers of all of them."""
-    rows = cast("Sequence[tuple[str, ...]]", labels_of(dataset))
-    numbers = {name: number for number, name in enumerate(sorted({name for row in rows for name in row}))}
-    return [[numbers[name] for name in row] for row in rows]
-
-
 def _hold_out(
     groups: list[list[int]],
     ids: list[int],
     seed: int,
     target: int,
     most: int,
-    also: list[list[int]] | None,
+    also: list[tuple[str, ...]] | None,
     *,
     fill: bool,
 ) -> list[int]:
@@ -148,16 +208,24 @@ def _hold_out(
 
     def take(group: list[int], limits: Sequence[int]) -> None:
         """Hold a group out if no label gets beyond its limit or loses its last row."""
-        for row in group:
-            taken[ids[row]] += 1
-        lost: Counter[int] = Counter(label for row in group for label in also[row]) if also else Counter()
-        within = all(taken[ids[row]] <= limits[ids[row]] for row in group)
-        if len(held) + len(group) <= most and within and all(count < left[label] for label, count in lost.items()):
+        if len(held) + len(group) > most:
+            return
+        gained = Counter(ids[row] for row in group)
+        lost = Counter(label for row in group for label in also[row]) if also else Counter[str]()
+        within = all(taken[label] + count <= limits[label] for label, count in gained.items())
+        if within and all(count < left[label] for label, count in lost.items()):
             held.extend(group)
             left.subtract(lost)
-        else:
-            for row in group:
-                taken[ids[row]] -= 1
+            for label, count in gained.items():
+                taken[label] += count
+
+    def helps(group: list[int]) -> bool:
+        """Whether a group stands for a label left out, or most of its rows are among those the quotas have room for."""
+        if not fill:
+            return any(quotas[ids[row]] and not taken[ids[row]] for row in group)
+        counts = Counter(ids[row] for row in group)
+        wanted = sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
+        return group[0] not in first_held and wanted > len(group) / 2
 
     order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     for group in order:
@@ -165,19 +233,9 @@ def _hold_out(
     keep_one = [count - 1 for count in counts]
     first_held = set(held)
     for group in sorted(order, key=len):
-        if fill:
-            helps = group[0] not in first_held and _count_wanted(group, ids, quotas, taken) > len(group) / 2
-        else:
-            helps = any(quotas[ids[row]] and not taken[ids[row]] for row in group)
-        if helps or not held:
+        if helps(group) or not held:
             take(group, keep_one)
     return held
-
-
-def _count_wanted(group: list[int], ids: list[int], quotas: list[int], taken: list[int]) -> int:
-    """How many rows of a group the quotas of their labels have room for."""
-    counts = Counter(ids[row] for row in group)
-    return sum(min(count, max(0, quotas[label] - taken[label])) for label, count in counts.items())
 
 
 def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
@@ -203,7 +261,7 @@ def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
     return quotas
 
 
-MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+# --- rows of a task -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,10 +324,27 @@ def task_rows(
     """
     target = target_of(train, validation, test, order)
     parts = [part for part in (train, validation, test) if part is not None]
-    inputs = [row for part in parts for row in part.inputs]
-    truth = np.concatenate([target.encode(labels_of(part)) for part in parts])
-    train_rows, held, test_rows, shared = _splits(train, validation, test, seed)
-    return TaskRows(target, inputs, truth, train_rows, held, test_rows, shared, label_texts=np.arange(0))
+    ends = np.cumsum([0, len(train), len(validation or ()), len(test or ())])
+    train_rows, held_rows, test_rows = (np.arange(start, end) for start, end in itertools.pairwise(ends))
+    shared = {"validation": 0}
+    if validation is None:
+        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+    else:
+        shared["validation"] = count_shared(train, validation)
+    if test is not None:
+        shared["test"] = count_shared(train, test)
+        if validation is not None:
+            shared["test_and_validation"] = count_shared(validation, test)
+    return TaskRows(
+        target=target,
+        inputs=[row for part in parts for row in part.inputs],
+        truth=np.concatenate([target.encode(labels_of(part)) for part in parts]),
+        train=train_rows,
+        validation=held_rows,
+        test=test_rows,
+        shared=shared,
+        label_texts=np.arange(0),
+    )
 
 
 def target_of(
@@ -283,7 +358,7 @@ def target_of(
     """
     check_groups(grouped=train.groups is not None, validation=validation is not None)
     check_trainable(train, holdout=validation is None)
-    if label_order is not None and train.kind != "ordinal":
+    if label_order is not None and not KINDS[train.kind].has_order:
         raise InputError(
             f"--label-order (label_order=) needs labels of the kind 'ordinal'. Got {train.kind!r} instead. "
             "Add --kind ordinal or leave out --label-order."
@@ -297,25 +372,6 @@ def target_of(
             _check_same_form(train, part)
             check_labels_known(part, target, role)
     return target
-
-
-def _splits(
-    train: Dataset, validation: Dataset | None, test: Dataset | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """Positions of train, validation and test rows in the three data sets one after the other, and texts they share."""
-    after = len(train) + (0 if validation is None else len(validation))
-    test_rows = np.arange(after, after + (0 if test is None else len(test)))
-    if validation is None:
-        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
-        shared = {"validation": 0}
-    else:
-        train_rows, held_rows = np.arange(len(train)), np.arange(len(train), after)
-        shared = {"validation": count_shared(train, validation)}
-    if test is not None:
-        shared["test"] = count_shared(train, test)
-        if validation is not None:
-            shared["test_and_validation"] = count_shared(validation, test)
-    return train_rows, held_rows, test_rows, shared
 
 
 def _check_same_form(train: Dataset, other: Dataset) -> None:

@@ -22,13 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
+
 from ytuning.data.labels import listed, shown
 from ytuning.errors import DataError, InputError, counted
 from ytuning.system.machine import require
 
-__all__ = ["Column", "Table", "as_cells", "read_table"]
+__all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
 
 LARGEST_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is shorter than some documents
+LISTS = (list, tuple, set, np.ndarray)
 FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
 
 
@@ -74,6 +77,25 @@ class Column:
             problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
             raise self.error(row, f"the {what} {shown(cell)} {problem}")
         return str(cell)  # numpy.str_ becomes str
+
+    def label(self, row: int, cell: object) -> str:
+        """One cell, or a part of it, as the name of a label.
+
+        Raises:
+            DataError: it has no name or is a list.
+        """
+        if isinstance(cell, np.generic):
+            cell = cell.item()
+        if isinstance(cell, bool):
+            return "true" if cell else "false"
+        if isinstance(cell, int):
+            return str(cell)
+        if isinstance(cell, float) and math.isfinite(cell):
+            return str(int(cell)) if cell.is_integer() else repr(cell)
+        if isinstance(cell, LISTS):
+            problem = f"the label {shown(cell)} is a list, but a row of this kind has one label. "
+            raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
+        return self.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it
 
     @property
     def groups(self) -> list[str | None]:
@@ -267,14 +289,14 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
             for record in reader:
                 if record:
                     if records and len(record) != len(records[0]):
-                        raise _uneven(path, len(records), len(record), len(records[0]), delimiter)
+                        problem = f"the row has {counted(len(record), 'cell')}, but the header has {len(records[0])}. "
+                        problem += f"Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
+                        raise DataError(problem, source=path, row=len(records))
                     records.append(record)
                 line = reader.line_num
         except csv.Error:
-            problem = (
-                f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing quote. "
-            )
-            problem += "Inside a quoted cell write each quote twice."
+            problem = f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing "
+            problem += "quote. Inside a quoted cell write each quote twice."
             raise DataError(problem, source=path, row=len(records) or None) from None
         except UnicodeDecodeError:
             raise _undecodable(path, delimiter) from None
@@ -290,12 +312,6 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
         return [record[place] for record in rows]
 
     return Table(str(path), len(rows), header, cells)
-
-
-def _uneven(path: Path, row: int, found: int, expected: int, delimiter: str) -> DataError:
-    cells = f"{counted(found, 'cell')}, but the header has {expected}"
-    problem = f"the row has {cells}. Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
-    return DataError(problem, source=path, row=row)
 
 
 def _undecodable(path: Path, delimiter: str) -> DataError:
@@ -337,9 +353,8 @@ def _parse_json(content: bytes, path: Path, row: int | None) -> object:
         raise DataError(_not_utf8(content), source=path, row=row) from None
     except json.JSONDecodeError as error:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
-        raise DataError(
-            f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place}).", source=path, row=row
-        ) from None
+        problem = f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place})."
+        raise DataError(problem, source=path, row=row) from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise DataError(f"this JSON cannot be read: {error}", source=path, row=row) from None
 

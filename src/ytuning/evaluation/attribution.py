@@ -1,14 +1,18 @@
-"""What a head's logits rest on: how much they fall when a token is hidden. Exact, as the features are frozen."""
+"""What a head's logits rest on: how much they fall when a token is hidden. Exact, as the features are frozen.
+
+Then what in the text of a mistake speaks for which answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import Mistake, TaskKind
 from ytuning.encoder.encoder import Encoder, Span
 from ytuning.features.codecs import Codec
 from ytuning.features.features import Features
@@ -18,9 +22,14 @@ from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead
 from ytuning.progress import Progress
 
-__all__ = ["Effects", "explain", "explain_one", "token_effects"]
+__all__ = ["Effects", "Piece", "explain", "explain_one", "mark_texts", "strongest_pieces", "token_effects"]
 
-TOKENS_AT_ONCE = 4096  # of all copies of a text in a pass: the copies of a long text have the square of its length
+# Of all copies of a text in a pass: the copies of a long text have the square of its length.
+TOKENS_AT_ONCE = 4096
+# Of a text whose pieces are shown.
+SHOWN_CHARACTERS = 2000
+# A token with a smaller share of the strongest effect is not marked.
+FAINTEST = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Effects:
     values: np.ndarray
 
 
-def token_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
+def token_effects(head: LabelHead, features: Features, row: int, tokens_at_once: int = TOKENS_AT_ONCE) -> np.ndarray:
     """How much each logit falls when the head does not see a token (leave one out).
 
     The encoder has seen it, so that what other tokens took over from it stays.
@@ -45,6 +54,7 @@ def token_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
         head: on the features.
         features: of the row, among others.
         row: its position.
+        tokens_at_once: in a pass, at most, padding included; one copy of the text in any case.
 
     Returns:
         (T, C) float32; of a pair that was encoded one by one (T1 + T2, C), the first text's tokens first. The only
@@ -56,7 +66,7 @@ def token_effects(head: LabelHead, features: Features, row: int) -> np.ndarray:
     head.eval()
     with torch.inference_mode():
         whole = head(values, mask)  # (1, C)
-        for hidden in places.split(max(1, TOKENS_AT_ONCE // mask.numel())):
+        for hidden in places.split(max(1, tokens_at_once // mask.numel())):
             count = len(hidden)
             masks = mask[:, None].repeat(1, count, 1)  # (S, N, T): of pairs all first texts come first
             masks[hidden[:, 0], torch.arange(count), hidden[:, 1]] = False
@@ -94,11 +104,11 @@ def explain(
         return []
     features, _ = stored_inputs(inputs, encoder, store, progress, states=states, pair_mode=pair_mode, codec=codec)
     spans = _spans_apart(inputs, encoder) if pair_mode == "separate" else encoder.spans(inputs)
-    found = []
+    effects = []
     for row, places in enumerate(spans):
-        found.append(Effects(places, token_effects(head, features, row)))
+        effects.append(Effects(places, token_effects(head, features, row)))
         progress.step("explain", row + 1, len(inputs))
-    return found
+    return effects
 
 
 def explain_one(
@@ -114,3 +124,57 @@ def _spans_apart(inputs: Sequence[TextInput], encoder: Encoder) -> list[list[Spa
     sides = [encoder.spans([(pair[side] or "", None) for pair in inputs]) for side in (0, 1)]
     moved = [[(1, start, end) if end else (0, 0, 0) for _, start, end in row] for row in sides[1]]
     return [first + second for first, second in zip(sides[0], moved, strict=True)]
+
+
+# --- marks in texts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text: ``towards`` and ``against`` say from 0 to 1 how strongly it speaks for either answer."""
+
+    text: str
+    towards: float = 0.0
+    against: float = 0.0
+
+
+def mark_texts(target: TaskKind, mistake: Mistake, content: TextInput, effects: Effects) -> list[list[Piece]]:
+    """The beginning of each of a row's texts in pieces, marked by what the tokens do for either answer.
+
+    Only what speaks for an answer is marked, in shares of the row's strongest effect.
+    """
+    groups = list(_groups(effects.spans, target.token_effects(mistake, effects.values).clip(min=0)))
+    highest = max((weight for *_, weights in groups for weight in weights.tolist()), default=0.0) or 1.0
+    marked_texts = []
+    for side, text in enumerate(text for text in content if text is not None):
+        pieces, place = [], 0
+        for start, end, weights in [group[1:] for group in groups if group[0] == side]:
+            if start >= SHOWN_CHARACTERS:
+                break
+            shares = [round(float(weight), 3) if weight >= FAINTEST else 0.0 for weight in weights / highest]
+            pieces += [Piece(text[place:start]), Piece(text[start:end], *shares)]
+            place = end
+        pieces.append(Piece(text[place : max(place, SHOWN_CHARACTERS)]))
+        marked_texts.append([piece for piece in pieces if piece.text])
+    return marked_texts
+
+
+def strongest_pieces(texts: list[list[Piece]], side: str, most: int = 3) -> list[str]:
+    """The different pieces that speak the most for an answer, ``"towards"`` or ``"against"``."""
+    weighed = [(getattr(piece, side), piece.text.strip()) for pieces in texts for piece in pieces]
+    different = dict.fromkeys(text for share, text in sorted(weighed, key=lambda entry: -entry[0]) if share and text)
+    return list(different)[:most]
+
+
+def _groups(spans: list[Span], weights: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Tokens in the order of the text as (side, start, end, weights (2,)), those that share characters as one."""
+    group: tuple[int, int, int, np.ndarray] | None = None
+    for (side, start, end), place in sorted((span, place) for place, span in enumerate(spans) if span[2] > span[1]):
+        if group is not None and group[0] == side and start < group[2]:
+            group = (side, group[1], max(end, group[2]), group[3] + weights[place])
+            continue
+        if group is not None:
+            yield group
+        group = (side, start, end, weights[place])
+    if group is not None:
+        yield group

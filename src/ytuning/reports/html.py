@@ -13,9 +13,8 @@ import jinja2
 from ytuning.data.kinds import Mistake, TaskKind
 from ytuning.data.kinds.metrics import LabelFigures
 from ytuning.encoder.encoder import Encoder
-from ytuning.evaluation.attribution import explain
+from ytuning.evaluation.attribution import explain, mark_texts, strongest_pieces
 from ytuning.evaluation.evaluate import EvaluatedRows, Report
-from ytuning.evaluation.mistakes import marked, strongest
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.reports import charts
@@ -177,7 +176,7 @@ def _explain_mistakes(
     )
     explained = []
     for mistake, content, effect in zip(mistakes, inputs, effects, strict=True):
-        texts = marked(task.target, mistake, content, effect)
+        texts = mark_texts(task.target, mistake, content, effect)
         lengths = [len(text) for text in content if text is not None]
         explained.append(
             {
@@ -188,8 +187,8 @@ def _explain_mistakes(
                     length - sum(len(piece.text) for piece in pieces)
                     for length, pieces in zip(lengths, texts, strict=True)
                 ],
-                "towards": strongest(texts, "towards"),
-                "against": strongest(texts, "against"),
+                "towards": strongest_pieces(texts, "towards"),
+                "against": strongest_pieces(texts, "against"),
             }
         )
     return explained

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ytuning.data.kinds import TaskKind
-from ytuning.data.kinds.losses import LOSSES
+from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
 from ytuning.training.recipes import Recipe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ytuning.data.dataset import Dataset, check_labels_known, labels_of
+from ytuning.data.dataset import Dataset, labels_of
+from ytuning.data.splits import check_labels_known
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate

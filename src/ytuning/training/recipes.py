@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ytuning.data.kinds import TaskKind
-from ytuning.data.kinds.losses import LOSSES
+from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
 from ytuning.errors import InputError, allowed, wrong_schema
 from ytuning.heads.pooled import (

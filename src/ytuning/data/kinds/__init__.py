@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.base import LOSSES, Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.multi import MultiLabel
 from ytuning.data.kinds.ordinal import Ordinal
 from ytuning.data.kinds.regression import Regression
@@ -24,6 +24,7 @@ from ytuning.data.labels import Kind, shown
 
 __all__ = [
     "KINDS",
+    "LOSSES",
     "Answer",
     "Answers",
     "Confusion",

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, resampled_sums
+from ytuning.data.kinds.metrics import Intervals, LabelFigures, Sums, figures_of_counts, interval_ends, resampled_sums
 from ytuning.data.labels import Kind, LabelSet
+from ytuning.data.tables import Column
+from ytuning.errors import InputError, allowed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ytuning.data.kinds.metrics import LabelFigures
+__all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "TaskKind"]
 
-__all__ = ["Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "TaskKind"]
+LOSSES = ("cross_entropy", "triplet", "focal")
+# Gamma of the focal loss.
+FOCUS = 2.0
 
 Labels = Sequence[str] | Sequence[tuple[str, ...]] | Sequence[float]
 Answer = str | list[str] | float | None
@@ -69,6 +74,7 @@ class Mistake:
     about: str | None = None
 
 
+@dataclass(frozen=True)
 class TaskKind(ABC):
     """A kind of task with its labels or its scale.
 
@@ -76,7 +82,9 @@ class TaskKind(ABC):
     form of answers (:class:`Answers`), which :meth:`decode` gives. Logits are (rows, C), C being ``outputs``.
 
     Attributes:
+        labels: of the task; ``None``: its answers are numbers.
         kind: its name.
+        has_order: whether the labels go from a lowest to a highest one.
         headlines: the metrics that a task is judged by first.
         score_name: what the mean of :meth:`row_scores` is called.
         score_sign: -1 where ``score_name`` is an error and so the negative of the score; else 1.
@@ -87,10 +95,11 @@ class TaskKind(ABC):
         can_abstain: whether a task may give no answer where it is not sure.
         can_grow: whether a label can be added to a task.
         undoes_smoothing: whether the effect of label smoothing on probabilities is known, so that it can be undone.
-        labels: of the task; ``None``: its answers are numbers.
     """
 
+    labels: LabelSet | None
     kind: ClassVar[Kind]
+    has_order: ClassVar[bool] = False
     headlines: ClassVar[tuple[str, ...]]
     score_name: ClassVar[str]
     score_sign: ClassVar[int] = -1
@@ -101,7 +110,6 @@ class TaskKind(ABC):
     can_abstain: ClassVar[bool] = False
     can_grow: ClassVar[bool] = False
     undoes_smoothing: ClassVar[bool] = False
-    labels: LabelSet | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,23 +136,55 @@ class TaskKind(ABC):
         return {"kind": self.kind, "labels": list(self.names)}
 
     @classmethod
-    @abstractmethod
-    def from_json(cls, content: dict[str, Any]) -> TaskKind:
+    def from_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_json`.
 
         Raises:
             InputError, KeyError, TypeError, ValueError: not such fields.
         """
+        return cls(LabelSet(tuple(content["labels"])))
+
+    @classmethod
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Self:
+        """The kind with the labels that occur, sorted, or with their scale; arguments as of `kinds.fit_kind`."""
+        return cls(LabelSet.from_labels(name for names in cls.label_names(labels) for name in names))
+
+    # --- labels of rows -----------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> TaskKind:
-        """The kind with the labels or the scale of train rows; arguments as of `kinds.fit_kind`."""
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """The labels in a column, and the mark at which texts were split.
+
+        Args:
+            column: has a cell for each row.
+            known: labels of the task, if there is one.
+            separator: where texts of the train rows were split, or `multi.UNKNOWN`.
+            guessed: whether the kind was inferred from the labels, and may be another.
+
+        Raises:
+            DataError: a cell holds no label of this kind.
+        """
+
+    @classmethod
+    def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
+        """The names that each row's label holds; none where it is a number."""
+        return [(str(label),) for label in labels]
 
     @classmethod
     @abstractmethod
     def strata(cls, labels: Labels) -> list[int]:
         """For each row the number of what it stands for in a stratified choice of rows."""
+
+    @classmethod
+    @abstractmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """Why a head cannot be trained on these rows, with the position of a row that shows it; None: it can.
+
+        ``holdout`` says that validation rows will be taken from them.
+        """
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +206,6 @@ class TaskKind(ABC):
 
     # --- losses and scores --------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def loss(
         self,
         name: str,
@@ -191,14 +230,54 @@ class TaskKind(ABC):
         Raises:
             InputError: an unknown loss, or label weights that do not fit.
         """
+        if name not in LOSSES:
+            raise InputError(allowed("loss", name, LOSSES))
+        return self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
 
     @abstractmethod
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
+        """As :meth:`loss`, with the weights (C,) of the labels."""
+
+    def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> Tensor | None:
+        """(C,) of which the train rows' mean is 1, or None for a loss without weights."""
+        import torch
+
+        if given is None:
+            return None
+        counts = targets.sum(0) if targets.ndim == 2 else torch.bincount(targets, minlength=self.outputs)
+        if given == "balanced":
+            return self._balanced_weights(counts, len(targets))
+        if isinstance(given, str):
+            raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
+        if len(given) != len(counts) or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
+            raise InputError(
+                f"label_weights must be {len(counts)} weights of at least 0, not all of them 0. Got {given!r} instead."
+            )
+        weights = torch.tensor(given)
+        total = (weights * counts).sum()
+        if not total > 0:
+            raise InputError(
+                "label_weights must be above 0 for a label that a train row has. "
+                f"Got {given!r}, and the labels above 0 have no row. Raise another's"
+            )
+        return weights * counts.sum() / total
+
+    def _balanced_weights(self, counts: Tensor, rows: int) -> Tensor:
+        """(C,): what ``"balanced"`` stands for, of the train rows (C,) of each label and of all."""
+        return rows / (self.outputs * counts.clamp_min(1))
+
+    @abstractmethod
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
+        """Unweighted, in the precision of the logits: (N,) or (N, C), or their mean; or half the squared error."""
+
     def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
         """(N,) float64: each row's part of :meth:`mean_loss`."""
+        losses = self._cross_entropy(logits.double(), goal, "none")
+        return losses.mean(1) if losses.ndim == 2 else losses
 
-    @abstractmethod
     def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """The unweighted cross-entropy or squared error, in the precision of the logits."""
+        """The unweighted cross-entropy or half the squared error, in the precision of the logits."""
+        return self._cross_entropy(logits, goal, "mean").item()
 
     @abstractmethod
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
@@ -269,12 +348,16 @@ class TaskKind(ABC):
         return resampled_sums(np.ones(len(truth), np.int64), self.resampling_sums(truth, values), resamples, seed)
 
     def intervals(self, truth: np.ndarray, values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Intervals:
-        """The 95 % intervals of some metrics, see `kinds/resampling.py`."""
+        """The 95 % intervals of some metrics, see `kinds/metrics.py`."""
         return interval_ends(self.resampled_metrics(truth, values, resamples=resamples, seed=seed), len(truth))
+
+    def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) each: the rows that have a label, that were given it, and both; empty where there are no labels."""
+        return np.empty(0), np.empty(0), np.empty(0)
 
     def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
         """Precision, recall and F1 of each label."""
-        return []
+        return figures_of_counts(*self.label_counts(truth, values))
 
     def confusions(self, truth: np.ndarray, values: np.ndarray, most: int = 5) -> list[Confusion]:
         """The most frequent confusions of two labels, the most frequent first."""

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import Answer, Answers, Labels, Loss, Mistake, TaskKind
-from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.metrics import (
-    LabelFigures,
+    Sums,
     expected_calibration_error,
-    figures_of_counts,
     macro_f1,
-    share,
+    ratio,
+    resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.kinds.resampling import Sums, ratio, resampled_macro_f1
-from ytuning.data.labels import LabelSet
+from ytuning.data.labels import LabelSet, shown
+from ytuning.data.tables import LISTS, Column
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MultiLabel"]
+__all__ = ["SEPARATORS", "UNKNOWN", "MultiLabel"]
 
+# Marks between the labels of a row, and what stands for one that is not known.
+SEPARATORS, UNKNOWN = ("|", ";", ","), ""
 # The ends of the threshold that all labels share.
 SHARED_ENDS = (0.05, 0.95)
 # Rows with a label at which its own threshold and the shared one weigh the same.
@@ -57,29 +60,43 @@ class MultiLabel(TaskKind):
         return f"It answers with any number of {len(self.names)} labels: {names}"
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> MultiLabel:
-        """The labels in their order."""
-        return cls(LabelSet(tuple(content["labels"])))
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a list, the JSON text of one, or text that is split at a mark; each label counts once."""
+        separator = _choose_separator(column, set(known), separator)
+        rows = [
+            dict.fromkeys(column.label(row, part) for part in _parts(column, row, cell, separator))
+            for row, cell in enumerate(column.cells, 1)
+        ]
+        return [tuple(names) for names in rows], separator
 
     @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> MultiLabel:
-        """The labels that occur, sorted."""
-        return cls(LabelSet.from_labels(name for row in cast("Sequence[tuple[str, ...]]", labels) for name in row))
+    def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
+        """The labels as they are."""
+        return list(cast("Sequence[tuple[str, ...]]", labels))
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
         """The row's rarest label, or that it has none."""
-        rows = cast("Sequence[tuple[str, ...]]", labels)
+        rows = cls.label_names(labels)
         counts = Counter(name for row in rows for name in row)
         rarest = [min(row, key=lambda name: (counts[name], name), default="") for row in rows]
         numbered = {name: number for number, name in enumerate(sorted(set(rarest)))}
         return [numbered[name] for name in rarest]
 
+    @classmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """No row has a label; a label that occurs once stays with the train rows."""
+        if any(cls.label_names(labels)):
+            return None
+        return 0, f"none of the {len(labels)} rows has a label. Training needs at least one label."
+
     def encode(self, labels: Labels) -> np.ndarray:
         """(rows, C) float32, 0 or 1."""
         targets = np.zeros((len(labels), self.outputs), np.float32)
-        for number, row in enumerate(cast("Sequence[tuple[str, ...]]", labels)):
-            targets[number, self.labels.encode(row)] = 1
+        for row, names in enumerate(self.label_names(labels)):
+            targets[row, self.labels.encode(names)] = 1
         return targets
 
     def encode_names(self, names: Sequence[str]) -> np.ndarray:
@@ -88,73 +105,52 @@ class MultiLabel(TaskKind):
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
         """(rows, C) bool."""
-        found: np.ndarray = targets > 0
-        return found
+        there: np.ndarray = targets > 0
+        return there
 
-    def loss(
-        self,
-        name: str,
-        targets: Tensor,
-        *,
-        margin: float = 0.0,
-        smoothing: float = 0.0,
-        weights: str | tuple[float, ...] | None = None,
-    ) -> Loss:
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The mean over rows and labels, each label against its own absence.
 
         The absence is the task row in the paper's terms. Label weights are only of the rows with the label, not of
         those without it.
         """
         import torch
-        from torch.nn import functional
-
-        check_loss(name)
-        counts = targets.sum(0)
-        # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
-        balanced = (len(targets) / (self.outputs * counts.clamp_min(1))).clamp_min(1).sqrt()
-        by_label = label_weights(weights, counts, balanced)
 
         def loss(logits: Tensor, goal: Tensor) -> Tensor:
             # (B, C) and (B, C) -> (B, C)
             if name == "triplet":
-                each = (margin - (2 * goal - 1) * logits).clamp_min(0)
+                parts = (margin - (2 * goal - 1) * logits).clamp_min(0)
             else:
-                each = functional.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+                parts = self._cross_entropy(logits, goal, "none")
             if name == "focal":
                 # The probability given to what is true.
                 right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
-                each = each * (1 - right) ** FOCUS
-            if by_label is not None:
-                each = each * torch.where(goal > 0, by_label.to(goal.device), 1.0)
-            return each.mean()
+                parts = parts * (1 - right) ** FOCUS
+            if weights is not None:
+                parts = parts * torch.where(goal > 0, weights.to(goal.device), 1.0)
+            return parts.mean()
 
         return loss
 
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """The mean of the labels' cross-entropies."""
-        return _cross_entropies(logits, goal).mean(1)
+    def _balanced_weights(self, counts: Tensor, rows: int) -> Tensor:
+        # Rare labels of many would weigh thousands against their absence: the root is the usual compromise.
+        return super()._balanced_weights(counts, rows).clamp_min(1).sqrt()
 
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """The mean of the labels' cross-entropies."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        return functional.binary_cross_entropy_with_logits(logits, goal).item()
+        return functional.binary_cross_entropy_with_logits(logits, goal.to(logits.dtype), reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative sum of the labels' cross-entropies."""
-        return -_cross_entropies(logits, goal).sum(1)
+        return -self._cross_entropy(logits.double(), goal, "none").sum(1)
 
     def answers(
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
     ) -> Answers:
         """(rows, C) bool: the labels whose probability reaches its threshold, 0.5 unless given."""
-        probabilities = self.probabilities(logits)
+        probabilities = scipy.special.expit(logits.astype(np.float64))
         return Answers(probabilities >= (0.5 if thresholds is None else np.array(thresholds)), probabilities)
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(rows, C) float64 of logits (rows, C)."""
-        found: np.ndarray = scipy.special.expit(logits.astype(np.float64))
-        return found
 
     def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """How far the logit of the wrong one of a label's two answers is ahead of the right one's."""
@@ -189,10 +185,10 @@ class MultiLabel(TaskKind):
 
     def answers_from_json(self, content: Sequence[Any]) -> np.ndarray:
         """(rows, C) bool."""
-        found = np.zeros((len(content), self.outputs), bool)
+        given = np.zeros((len(content), self.outputs), bool)
         for row, ids in enumerate(content):
-            found[row, ids] = True
-        return found
+            given[row, ids] = True
+        return given
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
         """``accuracy``, ``macro_f1``, ``micro_f1`` and ``ece``.
@@ -201,11 +197,11 @@ class MultiLabel(TaskKind):
         prediction. The calibration error is of all decisions: the probability of a label, and whether it is there. F1
         is 0 where no label occurs.
         """
-        true, given, right = _counts(truth, answers.values)
+        true, given, right = self.label_counts(truth, answers.values)
         return {
             "accuracy": float((truth == answers.values).all(1).mean()),
             "macro_f1": macro_f1(true, given, right),
-            "micro_f1": float(share(2 * right.sum(), true.sum() + given.sum())),
+            "micro_f1": float(ratio(2 * right.sum(), true.sum() + given.sum())),
             "ece": expected_calibration_error(truth, answers.probabilities),
         }
 
@@ -214,7 +210,9 @@ class MultiLabel(TaskKind):
         import scipy.sparse
 
         flags = [truth, values, truth & values, (truth == values).all(1)[:, None]]
-        columns = scipy.sparse.hstack([scipy.sparse.csr_array(each, dtype=np.float64) for each in flags], format="csr")
+        columns = scipy.sparse.hstack(
+            [scipy.sparse.csr_array(columns, dtype=np.float64) for columns in flags], format="csr"
+        )
 
         def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
             # (r, C) each
@@ -227,9 +225,9 @@ class MultiLabel(TaskKind):
 
         return columns, statistics
 
-    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
-        """``rows`` are those that have the label."""
-        return figures_of_counts(*_counts(truth, values))
+    def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of columns of flags."""
+        return truth.sum(0), values.sum(0), (truth & values).sum(0)
 
     def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
         """The rows with the decision that the task was surest of."""
@@ -260,16 +258,39 @@ class MultiLabel(TaskKind):
         return np.stack([nothing if column is None else effects[:, column] for column in columns], 1)
 
 
-def _cross_entropies(logits: Tensor, goal: Tensor) -> Tensor:
-    """(N, C) float64."""
-    from torch.nn import functional
+def _choose_separator(column: Column, known: set[str], first: str | None) -> str | None:
+    """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
+    texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+    marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
+    if not known:
+        return marks[0]
+    if first != UNKNOWN:
+        marks.sort(key=lambda mark: (mark != first, mark is not None))
+    return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
 
-    return functional.binary_cross_entropy_with_logits(logits.double(), goal.double(), reduction="none")
+
+def _split(text: str, separator: str | None) -> list[str]:
+    parts = [text] if separator is None else text.split(separator)
+    return [part.strip() for part in parts if part.strip()]
 
 
-def _counts(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(C,) each: the rows that have a label, that were given it, and both."""
-    return truth.sum(0), values.sum(0), (truth & values).sum(0)
+def _parts(column: Column, row: int, cell: object, separator: str | None) -> Sequence[object]:
+    """The labels that a cell holds, as they stand there."""
+    if isinstance(cell, LISTS):
+        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
+    if isinstance(cell, int | float | np.number) and math.isfinite(cell):
+        return [cell]
+    if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
+        problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
+        raise column.error(row, problem)
+    if not cell.lstrip().startswith("["):
+        return _split(cell, separator)
+    try:
+        return list(json.loads(cell))
+    except (ValueError, RecursionError) as error:
+        reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
+        problem = f'the labels {shown(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
+        raise column.error(row, problem) from error
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Ordinal(SingleLabel):
     """As :class:`SingleLabel`, but ``labels`` go from the lowest to the highest."""
 
     kind = "ordinal"
+    has_order = True
     headlines = ("accuracy", "mae")
     score_name, score_sign = "mean absolute error", -1
     can_grow = undoes_smoothing = False
@@ -37,18 +38,18 @@ class Ordinal(SingleLabel):
         return super().answer_sentence.replace("one of", "one of, from the lowest to the highest,", 1)
 
     @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Ordinal:
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Self:
         """The labels that occur, in ``order`` or in that of their numbers.
 
         Raises:
             InputError: the labels have no order, or ``order`` is not theirs.
         """
-        found = LabelSet.from_labels(str(label) for label in labels)
+        names = LabelSet.from_labels(str(label) for label in labels).names
         if order is None:
-            return cls(LabelSet(_by_number(found.names)))
+            return cls(LabelSet(_by_number(names)))
         # White space is stripped as that of the rows' labels is.
         order = [name.strip() for name in order]
-        if differing := set(order) ^ set(found.names):
+        if differing := set(order) ^ set(names):
             where = "the train rows" if min(differing) in order else "--label-order"
             raise InputError(f"the order must name each label once. {shown(min(differing))} is missing in {where}")
         return cls(LabelSet(tuple(order)))
@@ -76,25 +77,25 @@ class Ordinal(SingleLabel):
 
         This median has the least mean absolute error.
         """
-        found: np.ndarray = np.minimum((probabilities.cumsum(1) < 0.5).sum(1), probabilities.shape[1] - 1)
-        return found
+        median: np.ndarray = np.minimum((probabilities.cumsum(1) < 0.5).sum(1), probabilities.shape[1] - 1)
+        return median
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
         """Those of a single label, and of the rows answered ``mae``, the mean distance in labels, and ``spearman``.
 
         If no row was answered, these two are the worst there is, C - 1, and 0.
         """
-        found = super().metrics(truth, answers)
+        metrics = super().metrics(truth, answers)
         answered = answers.values >= 0
         if not answered.any():
-            return found | {"mae": float(self.outputs - 1), "spearman": 0.0}
+            return metrics | {"mae": float(self.outputs - 1), "spearman": 0.0}
         true, other = truth[answered], answers.values[answered]
-        return found | {"mae": float(np.abs(true - other).mean()), "spearman": rank_correlation(true, other)}
+        return metrics | {"mae": float(np.abs(true - other).mean()), "spearman": rank_correlation(true, other)}
 
     def _distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
         """The farthest mistake is the worst."""
-        found: np.ndarray = np.abs(values - truth)
-        return found
+        labels_apart: np.ndarray = np.abs(values - truth)
+        return labels_apart
 
 
 def _by_number(names: Sequence[str]) -> tuple[str, ...]:

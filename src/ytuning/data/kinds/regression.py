@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import scipy.special
 
 from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, TaskKind
-from ytuning.data.kinds.losses import check_loss
-from ytuning.data.kinds.metrics import correlation, rank_correlation
-from ytuning.data.kinds.resampling import Sums, moments, resampled_correlation
+from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
+from ytuning.data.labels import shown
+from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Regression"]
+__all__ = ["Regression", "are_numbers"]
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Squares of numbers that are larger in size are beyond what 64 bits hold, and so is their spread.
+LARGEST_NUMBER = 1e150
+# Where such a share of the labels are numbers, the others are taken for mistakes, not for names.
+MOSTLY = 0.9
 # In lengths of a scale.
 FARTHEST = 1e9
 # Such a share of the rows at the lowest number, and as many at the highest, make a scale that ends there.
@@ -44,6 +50,7 @@ class Regression(TaskKind):
         bounded: whether there are no numbers beyond them.
     """
 
+    labels: None = field(default=None, init=False)
     low: float
     high: float
     bounded: bool
@@ -54,7 +61,6 @@ class Regression(TaskKind):
     dtype = np.float32
     training_options = ()
     drawings = ("scatter", "residuals")
-    labels = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -81,14 +87,14 @@ class Regression(TaskKind):
         return {**super().to_json(), "low": self.low, "high": self.high, "bounded": self.bounded}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Regression:
+    def from_json(cls, content: dict[str, Any]) -> Self:
         """The scale."""
         if content["labels"]:
             raise ValueError("a regression task has no labels")
         return cls(float(content["low"]), float(content["high"]), bool(content["bounded"]))
 
     @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Regression:
+    def fit(cls, labels: Labels, order: Sequence[str] | None) -> Self:
         """Bounded if the lowest and the highest number are common: ratings end there, measurements rarely repeat them.
 
         Raises:
@@ -103,6 +109,25 @@ class Regression(TaskKind):
             return cls(low, high, bounded=True)
         mean, deviation = float(numbers.mean()), float(numbers.std())
         return cls(mean, mean + deviation, bounded=False)
+
+    @classmethod
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a number, or its text."""
+        return [_read_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)], None
+
+    @classmethod
+    def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
+        """Numbers have none."""
+        return [()] * len(labels)
+
+    @classmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """All rows have one number."""
+        if len(set(labels)) > 1:
+            return None
+        return 0, f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
@@ -120,50 +145,29 @@ class Regression(TaskKind):
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
         """Numbers (rows,) float64 of positions."""
-        found: np.ndarray = self.low + (self.high - self.low) * targets.astype(np.float64)
-        return found
+        numbers: np.ndarray = self.low + (self.high - self.low) * targets.astype(np.float64)
+        return numbers
 
-    def loss(
-        self,
-        name: str,
-        targets: Tensor,
-        *,
-        margin: float = 0.0,
-        smoothing: float = 0.0,
-        weights: str | tuple[float, ...] | None = None,
-    ) -> Loss:
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The one loss of numbers, whatever its name: cross-entropy on a bounded scale, else half the squared error.
 
         The cross-entropy is that of the position as a probability. It is steep where a squared error of a sigmoid is
         flat. A number beyond the scale, which other rows than those of training may have, counts as its end:
         cross-entropy with it would fall without limit.
         """
-        from torch.nn import functional
+        return lambda logits, goal: self._cross_entropy(logits, goal, "mean")
 
-        check_loss(name)
-        if weights is not None:
+    def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> None:
+        if given is not None:
             raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
 
-        def bounded(logits: Tensor, goal: Tensor) -> Tensor:
-            return functional.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], goal.clamp(0, 1))
-
-        def unbounded(logits: Tensor, goal: Tensor) -> Tensor:
-            return 0.5 * functional.mse_loss(logits[:, 1] - logits[:, 0], goal)
-
-        return bounded if self.bounded else unbounded
-
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """Cross-entropy on a bounded scale, else half the squared error."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        position = logits.double()[:, 1] - logits.double()[:, 0]
-        if not self.bounded:
-            return 0.5 * (position - goal).square()
-        return functional.binary_cross_entropy_with_logits(position, goal.double().clamp(0, 1), reduction="none")
-
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """Cross-entropy on a bounded scale, else half the squared error."""
-        return self.loss("cross_entropy", goal)(logits, goal).item()
+        position, goal = logits[:, 1] - logits[:, 0], goal.to(logits.dtype)
+        if self.bounded:
+            return functional.binary_cross_entropy_with_logits(position, goal.clamp(0, 1), reduction=reduction)
+        return 0.5 * functional.mse_loss(position, goal, reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative squared error, in lengths of the scale."""
@@ -222,6 +226,29 @@ class Regression(TaskKind):
         rise = effects[:, 1] - effects[:, 0]
         signed = rise if mistake.size > 0 else -rise
         return np.stack([signed, -signed], 1)
+
+
+def are_numbers(cells: Sequence[object]) -> bool:
+    """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    return len(numbers) >= MOSTLY * len(cells) and not all(
+        text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers
+    )
+
+
+def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> float:
+    infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
+    text = str(cell) if infinite else column.label(row, cell)
+    number = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(number):
+        remedy = "Write it as 3 or 3.5."
+        if guessed:
+            remedy = "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names "
+            remedy += "with kind='single' (--kind single)."
+        raise column.error(row, f"the label {shown(text)} is not a finite number. {remedy}")
+    if abs(number) > LARGEST_NUMBER:
+        raise column.error(row, f"{shown(cell)} is too large; the limit is 1e150. Correct it or remove the row.")
+    return number
 
 
 def _as_numbers(labels: Labels) -> np.ndarray:

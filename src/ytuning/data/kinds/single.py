@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
-from ytuning.data.kinds.losses import FOCUS, check_loss, label_weights
+from ytuning.data.kinds.base import FOCUS, Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
 from ytuning.data.kinds.metrics import (
-    LabelFigures,
+    Intervals,
+    Sums,
     expected_calibration_error,
-    figures_of_counts,
+    interval_ends,
     macro_f1,
+    ratio,
+    resampled_macro_f1,
+    resampled_sums,
     threshold_sweep,
 )
-from ytuning.data.kinds.resampling import Intervals, Sums, interval_ends, ratio, resampled_macro_f1, resampled_sums
-from ytuning.data.labels import Kind, LabelSet
+from ytuning.data.labels import Kind, LabelSet, shown
+from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,14 +57,11 @@ class SingleLabel(TaskKind):
         return f"It answers with one of {len(self.names)} labels: {names}"
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> SingleLabel:
-        """The labels in their order."""
-        return cls(LabelSet(tuple(content["labels"])))
-
-    @classmethod
-    def fit(cls, labels: Labels, order: Sequence[str] | None) -> SingleLabel:
-        """The labels that occur, sorted."""
-        return cls(LabelSet.from_labels(str(label) for label in labels))
+    def read_labels(
+        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
+    ) -> tuple[Labels, str | None]:
+        """Each cell is a name."""
+        return [column.label(row, cell) for row, cell in enumerate(column.cells, 1)], None
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
@@ -68,26 +69,26 @@ class SingleLabel(TaskKind):
         names = [str(label) for label in labels]
         return list(LabelSet.from_labels(names).encode(names).tolist())
 
+    @classmethod
+    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+        """All rows have one label, or a label occurs once although each needs a train and a validation row."""
+        counts = Counter(labels)
+        if len(counts) == 1:
+            problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
+            return 0, problem
+        row = next((row for row, label in enumerate(labels) if holdout and counts[label] == 1), None)
+        if row is None:
+            return None
+        problem = f"the label {shown(labels[row])} occurs once. Add a second row with it, remove this row, "
+        return row, f"{problem}or give a validation set (--validation)."
+
     def encode(self, labels: Labels) -> np.ndarray:
         """(rows,) int64 label ids."""
         return self.labels.encode([str(label) for label in labels])
 
-    def loss(
-        self,
-        name: str,
-        targets: Tensor,
-        *,
-        margin: float = 0.0,
-        smoothing: float = 0.0,
-        weights: str | tuple[float, ...] | None = None,
-    ) -> Loss:
+    def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The mean of the rows' losses, each times the weight of its label."""
-        import torch
         from torch.nn import functional
-
-        check_loss(name)
-        counts = torch.bincount(targets, minlength=self.outputs)
-        by_label = label_weights(weights, counts, len(targets) / (self.outputs * counts.clamp_min(1)))
 
         def loss(logits: Tensor, goal: Tensor) -> Tensor:
             # (B, C) and (B,) -> (B,)
@@ -99,7 +100,7 @@ class SingleLabel(TaskKind):
                 rows = rows * (1 - logits.softmax(1).gather(1, goal[:, None])[:, 0]) ** FOCUS
             rows = self._with_distance(rows, logits, goal)
             # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
-            return (rows if by_label is None else rows * by_label.to(goal.device)[goal]).mean()
+            return (rows if weights is None else rows * weights.to(goal.device)[goal]).mean()
 
         return loss
 
@@ -107,17 +108,10 @@ class SingleLabel(TaskKind):
         """Losses (B,) of rows and what an order of the labels adds to them."""
         return rows
 
-    def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """Cross-entropy."""
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(logits.double(), goal, reduction="none")
-
-    def mean_loss(self, logits: Tensor, goal: Tensor) -> float:
-        """Cross-entropy."""
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits, goal).item()
+        return functional.cross_entropy(logits, goal, reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """1 where the label is right, else 0."""
@@ -127,26 +121,21 @@ class SingleLabel(TaskKind):
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
     ) -> Answers:
         """Label ids (rows,), -1 where the highest probability is below ``abstain_below``."""
-        probabilities = self.probabilities(logits)
+        probabilities: np.ndarray = scipy.special.softmax(logits.astype(np.float64), 1)
         values = self.decide(probabilities)
         if abstain_below is not None:
             values[probabilities.max(1) < abstain_below] = -1
         return Answers(values, probabilities)
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(rows, C) float64 of logits (rows, C)."""
-        found: np.ndarray = scipy.special.softmax(logits.astype(np.float64), 1)
-        return found
-
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """(rows,) int64: the most probable label."""
-        found: np.ndarray = probabilities.argmax(1)
-        return found
+        most_probable: np.ndarray = probabilities.argmax(1)
+        return most_probable
 
     def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """How far each label's logit is ahead of the true label's."""
-        found: np.ndarray = logits - logits[np.arange(len(targets)), targets][:, None]
-        return found
+        ahead: np.ndarray = logits - logits[np.arange(len(targets)), targets][:, None]
+        return ahead
 
     def margin_loss(self, margins: np.ndarray) -> float:
         """The mean over rows."""
@@ -166,11 +155,11 @@ class SingleLabel(TaskKind):
         if not len(good):
             best = int(np.flatnonzero(reached == reached.max())[-1])
             # Rounded down, so that the precision shown is one that can be asked for.
-            found = f"{math.floor(1e4 * reached[best]) / 1e4:g}, of {answered[best] / len(right):.1%} of the rows"
+            best_precision = math.floor(1e4 * reached[best]) / 1e4
             raise InputError(
                 f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
-                f"of them that are answered with the highest confidence. The best precision is {found}. Ask for no "
-                "more than that"
+                "of them that are answered with the highest confidence. The best precision is "
+                f"{best_precision:g}, of {answered[best] / len(right):.1%} of the rows. Ask for no more than that"
             )
         return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
 
@@ -187,13 +176,13 @@ class SingleLabel(TaskKind):
         rows answered, and ``precision_answered``, the accuracy of those (0 if there are none).
         """
         values = answers.values
-        true, given, right = self._counts(truth, values)
+        true, given, right = self.label_counts(truth, values)
         rows, hits = len(truth), int(right.sum())
         abstained = rows - int(given.sum())
         # Whole numbers below 2**53, so that no step is rounded.
         spread = [float(rows**2 - (one.astype(float) ** 2).sum()) for one in (true, np.append(given, abstained))]
         shared = float(hits * rows - (true.astype(float) * given).sum())
-        found = {
+        metrics = {
             "accuracy": hits / rows,
             "macro_f1": macro_f1(true, given, right),
             "micro_f1": 2 * hits / (2 * rows - abstained),
@@ -201,12 +190,12 @@ class SingleLabel(TaskKind):
             "ece": expected_calibration_error(truth, answers.probabilities),
         }
         if abstained:
-            found["coverage"] = (rows - abstained) / rows
-            found["precision_answered"] = hits / max(1, rows - abstained)
-        return found
+            metrics["coverage"] = (rows - abstained) / rows
+            metrics["precision_answered"] = hits / max(1, rows - abstained)
+        return metrics
 
-    def _counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(C,) each: the rows that have a label, that were given it, and both."""
+    def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An abstention is no label."""
         true, given, right = (
             np.bincount(ids, minlength=self.outputs) for ids in (truth, values[values >= 0], truth[truth == values])
         )
@@ -247,10 +236,6 @@ class SingleLabel(TaskKind):
             resampled_sums(sizes, self.resampling_sums(pairs[:, 0], pairs[:, 1]), resamples, seed), len(truth)
         )
 
-    def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
-        """A label without rows has recall 0."""
-        return figures_of_counts(*self._counts(truth, values))
-
     def confusions(self, truth: np.ndarray, values: np.ndarray, most: int = 5) -> list[Confusion]:
         """Pairs of a true and an answered label."""
         wrong = (values >= 0) & (values != truth)
@@ -277,8 +262,8 @@ class SingleLabel(TaskKind):
 
     def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
         """Of a softmax only differences between logits count, so an effect is that beyond its mean over the labels."""
-        found: np.ndarray = (effects - effects.mean(1, keepdims=True))[:, [mistake.towards, mistake.against]]
-        return found
+        beyond_mean = effects - effects.mean(1, keepdims=True)
+        return np.stack([beyond_mean[:, mistake.towards], beyond_mean[:, mistake.against]], 1)
 
 
 def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
