@@ -24,7 +24,7 @@ class Report:
         kind: of the task.
         rows: evaluated.
         metrics: by name; which ones depends on the kind, see `data/kinds/`.
-        intervals: of some metrics the 95 % interval over rows, see `data/kinds/resampling.py`.
+        intervals: of some metrics the 95 % interval over rows, see `data/kinds/metrics.py`.
         labels: figures of each label, by name; none of a regression.
         confusions: the most frequent mistakes, of tasks with one label a row.
     """
