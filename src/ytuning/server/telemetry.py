@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["Telemetry", "log"]
+__all__ = ["Telemetry", "log", "log_to_stderr"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
@@ -45,23 +45,10 @@ class Telemetry:
         self.reloads = Counter("task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **made)
         self.started = time.time()
 
-    def batch(self, *, texts: int, tokens: int, encoder: float, heads: float, truncated: int) -> None:
-        """A batch was computed: distinct texts, their tokens, seconds in the encoder and in heads, texts cut."""
-        self.batch_texts.observe(texts)
-        self.batch_tokens.observe(tokens)
-        self.encoder_seconds.inc(encoder)
-        self.head_seconds.inc(heads)
-        self.truncated.inc(truncated)
-
     def failed(self, error: Exception) -> None:
         """A text could not be computed. Its message may hold the text, so only its kind is logged."""
         self.failures.labels(kind=type(error).__name__).inc()
         log("failed", kind=type(error).__name__, level=logging.ERROR)
-
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        found: bytes = generate_latest(self.registry)
-        return found
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
