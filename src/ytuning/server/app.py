@@ -159,13 +159,11 @@ def _add_handlers(app: FastAPI) -> None:
 
 def _describe_errors(errors: list[Any], path: str) -> str:
     """The first error that pydantic found, without the value, which may be a private text."""
-    if not errors:
-        return f"the body is not valid for {path}. See /openapi.json."
     first = errors[0]
-    if first.get("type") == "json_invalid":
-        return f"the body is not valid JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})."
-    field = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path"))
-    return f"{field or 'the body'}: {first.get('msg', 'is not valid')}. See /openapi.json for the fields of {path}."
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON ({first['ctx']['error']})."
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return f"{field or 'the body'}: {first['msg']}. See /openapi.json for the fields of {path}."
 
 
 def _add_infer_schema(app: FastAPI) -> None:

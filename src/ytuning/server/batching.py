@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ from ytuning.errors import YTuningError
 from ytuning.evaluation.attribution import Effects, explain_one
 from ytuning.heads.pairs import PairMode
 from ytuning.server.catalog import Served
-from ytuning.server.telemetry import Telemetry
+from ytuning.server.telemetry import Telemetry, log
 from ytuning.tasks.predictor import Answer, answers_of
 from ytuning.tasks.shared_encoder import SharedEncoder
 
@@ -145,7 +146,7 @@ class Batcher:
         self._batch_tokens, self._queue_tokens, self._telemetry = batch_tokens, queue_tokens, telemetry
         self._lock = threading.Condition()
         self._queues: dict[Key, dict[TextInput, _Unit]] = {}
-        self._calls: deque[tuple[Callable[[], Effects], Future[Effects]]] = deque()
+        self._calls: deque[tuple[TextInput, Served, Future[Effects]]] = deque()
         self._waiting_tokens = 0
         self._stopping = False
         self._speed = SPEED
@@ -183,33 +184,28 @@ class Batcher:
         Raises:
             Overloaded, Stopped, Unanswered: as :meth:`answer`.
         """
-        task, shared = served.task, served.encoder
-
-        def compute() -> Effects:
-            features = shared.view(shared.read([content], pair_mode=task.pair_mode), task.encoder.layers)
-            return explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode)
-
         future: Future[Effects] = Future()
         with self._lock:
-            if self._stopping:
-                raise Stopped
-            if len(self._calls) >= MOST_CALLS:
-                self._telemetry.rejected.labels(reason="queue").inc()
-                raise Overloaded(1.0)
-            self._calls.append((compute, future))
+            self._check_room(full=len(self._calls) >= MOST_CALLS, seconds=1.0)
+            self._calls.append((content, served, future))
             self._lock.notify_all()
         return await asyncio.wrap_future(future)
+
+    def _check_room(self, *, full: bool, seconds: float) -> None:
+        """Refuse a request when the server stops or is full. Called with the lock held."""
+        if self._stopping:
+            raise Stopped
+        if full:
+            self._telemetry.rejected.labels(reason="queue").inc()
+            raise Overloaded(seconds)
 
     def _accept(self, ticket: _Ticket, distinct: dict[TextInput, int], tasks: Sequence[Served]) -> None:
         """Queue what a request wants, or refuse all of it."""
         sizes = {content: sum(map(_guess_tokens, content)) for content in distinct}
         with self._lock:
-            if self._stopping:
-                raise Stopped
             new = sum(sizes.values()) * len({(served.encoder, served.task.pair_mode) for served in tasks})
-            if self._waiting_tokens and self._waiting_tokens + new > self._queue_tokens:
-                self._telemetry.rejected.labels(reason="queue").inc()
-                raise Overloaded(max(1.0, self._waiting_tokens / self._speed))
+            full = self._waiting_tokens > 0 and self._waiting_tokens + new > self._queue_tokens
+            self._check_room(full=full, seconds=max(1.0, self._waiting_tokens / self._speed))
             for served in tasks:
                 for content, number in distinct.items():
                     key = (served.encoder, served.task.pair_mode, content[1] is not None)
@@ -235,7 +231,7 @@ class Batcher:
                 if call is None and key is None and self._stopping:
                     return
             if key is not None and units:
-                self._compute(key[0], key[1], units)
+                self._compute(*key[:2], units)
             # One call after each batch, so that neither keeps the other waiting.
             if call is not None:
                 self._explain(*call)
@@ -248,17 +244,16 @@ class Batcher:
         queue = self._queues.pop(key)
         units: list[_Unit] = []
         tokens = 0
-        for content in list(queue):
-            unit = queue[content]
-            if all(ticket.future.done() for ticket in unit.tickets()):
-                self._waiting_tokens -= queue.pop(content).tokens
-                self._telemetry.dropped.inc()
-                continue
-            if units and tokens + unit.tokens > self._batch_tokens:
+        for unit in list(queue.values()):
+            dropped = all(ticket.future.done() for ticket in unit.tickets())
+            if units and not dropped and tokens + unit.tokens > self._batch_tokens:
                 break
-            units.append(queue.pop(content))
-            tokens += unit.tokens
-        self._waiting_tokens -= tokens
+            self._waiting_tokens -= queue.pop(unit.content).tokens
+            if dropped:
+                self._telemetry.dropped.inc()
+            else:
+                units.append(unit)
+                tokens += unit.tokens
         if queue:
             # Put back as the last one: the others have their turn first.
             self._queues[key] = queue
@@ -323,18 +318,22 @@ class Batcher:
         self._telemetry.truncated.inc(sum(cut))
         return results
 
-    def _explain(self, compute: Callable[[], Effects], future: Future[Effects]) -> None:
+    def _explain(self, content: TextInput, served: Served, future: Future[Effects]) -> None:
         if not future.set_running_or_notify_cancel():
             self._telemetry.dropped.inc()
             return
+        task, shared = served.task, served.encoder
         try:
-            future.set_result(compute())
+            features = shared.view(shared.read([content], pair_mode=task.pair_mode), task.encoder.layers)
+            future.set_result(explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode))
         except Exception as error:
             future.set_exception(Unanswered(self._report_failure(error)))
 
     def _report_failure(self, error: Exception) -> str:
-        """Count and log a failure; what a client may know of it."""
-        self._telemetry.failed(error)
+        """Count and log a failure by its kind, as its message may hold the text; what a client may know of it."""
+        kind = type(error).__name__
+        self._telemetry.failures.labels(kind=kind).inc()
+        log("failed", kind=kind, level=logging.ERROR)
         return str(error) if isinstance(error, YTuningError) else "the text could not be computed"
 
 

@@ -43,7 +43,7 @@ class Changes:
     refused: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed or self.refused)
+        return any(vars(self).values())
 
 
 class Catalog:

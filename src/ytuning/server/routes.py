@@ -21,6 +21,7 @@ from ytuning.server import schemas
 from ytuning.server.batching import Answered, Refused
 from ytuning.server.catalog import Served
 from ytuning.server.service import Service, unless_gone
+from ytuning.tasks.task import Task
 
 __all__ = ["router"]
 
@@ -79,14 +80,14 @@ async def info(service: TheService) -> schemas.Info:
         version=ytuning.__version__,
         tasks=[
             schemas.TaskInfo(
-                name=served.task.name,
-                kind=served.task.kind,
-                labels=_names_of_scores(served),
-                pair=served.task.pair_mode,
-                encoder=served.task.encoder.name,
-                max_input_length=served.task.encoder.max_length,
+                name=task.name,
+                kind=task.kind,
+                labels=_names_of_scores(task),
+                pair=task.pair_mode,
+                encoder=task.encoder.name,
+                max_input_length=task.encoder.max_length,
             )
-            for served in service.catalog.tasks.values()
+            for task in tasks
         ],
     )
 
@@ -128,8 +129,8 @@ def _text_or_pair(texts: Sequence[str], what: str) -> TextInput:
     return texts[0], texts[1] if len(texts) == 2 else None
 
 
-def _names_of_scores(served: Served) -> list[str]:
-    return list(served.task.target.names) or [VALUE]
+def _names_of_scores(task: Task) -> list[str]:
+    return list(task.target.names) or [VALUE]
 
 
 def _scores(served: Served, answered: Answered, *, raw: bool = False) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ async def explain(request: Request, service: TheService, body: schemas.ExplainRe
         # Of the two anchors.
         values = values[:, 1:] - values[:, :1]
     tokens = [{"side": side, "start": start, "end": end} for side, start, end in effects.spans]
-    labels = _names_of_scores(served)
+    labels = _names_of_scores(served.task)
     return JSONResponse({"task": served.task.name, "labels": labels, "tokens": tokens, "effects": values.tolist()})
 
 
@@ -289,44 +290,26 @@ def _input_names(served: Served) -> list[str]:
     return ["text", "text_pair"] if served.task.pair_mode else ["text"]
 
 
-def _outputs(served: Served) -> dict[str, tuple[str, list[int]]]:
-    """Name -> datatype, and the shape for one text."""
-    labels = [len(served.task.target.names)]
-    every: dict[str, tuple[str, list[int]]] = {
-        "probabilities": ("FP64", labels),
-        "value": ("FP64", []),
-        "label": ("BYTES", []),
-        "labels": ("BOOL", labels),
-    }
-    key = served.task.target.answer_key
-    names = [key] if served.task.target.labels is None else ["probabilities", key]
-    return {name: every[name] for name in names}
-
-
-def _values(name: str, served: Served, answers: list[Answered]) -> list[Any]:
-    """Values of an output, text after text."""
-    if name == "probabilities":
-        return [score for answered in answers for score in answered.scores.tolist()]
-    if name == "labels":
-        return [label in given for given in map(_labels_given, answers) for label in served.task.target.names]
-    if name == "label":
+def _outputs(served: Served, answers: Sequence[Answered] = ()) -> dict[str, tuple[str, list[int], list[Any]]]:
+    """Name -> datatype, shape for one text, and values, text after text."""
+    target, key = served.task.target, served.task.target.answer_key
+    outputs: dict[str, tuple[str, list[int], list[Any]]] = {}
+    if target.labels is not None:
+        scores = [score for answered in answers for score in answered.scores.tolist()]
+        outputs["probabilities"] = "FP64", [len(target.names)], scores
+    if key == "labels":
+        marks = [label in given for given in map(_labels_given, answers) for label in target.names]
+        outputs[key] = "BOOL", [len(target.names)], marks
+    elif key == "label":
         # A task that abstains answers None.
-        return [answered.answer or "" for answered in answers]
-    return [answered.answer for answered in answers]
+        outputs[key] = "BYTES", [], [answered.answer or "" for answered in answers]
+    else:
+        outputs[key] = "FP64", [], [answered.answer for answered in answers]
+    return outputs
 
 
 def _read_infer(body: bytes, header_length: str | None, served: Served) -> tuple[schemas.InferRequest, list[TextInput]]:
-    """A request and its texts.
-
-    Args:
-        body: JSON, and after it the values of binary inputs.
-        header_length: bytes of the JSON, if values follow.
-        served: the task.
-
-    Raises:
-        pydantic.ValidationError: the JSON is none of this form.
-        _BadTensor: the inputs are not those of the task.
-    """
+    """A request and its texts; ``header_length``: bytes of its JSON, where values of binary inputs follow."""
     header, values = body, b""
     if header_length is not None:
         digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= 12
@@ -406,7 +389,7 @@ async def model_metadata(service: TheService, model: str) -> schemas.ModelMetada
     inputs = [schemas.TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in _input_names(served)]
     outputs = [
         schemas.TensorMetadata(name=name, datatype=datatype, shape=[-1, *shape])
-        for name, (datatype, shape) in _outputs(served).items()
+        for name, (datatype, shape, _) in _outputs(served).items()
     ]
     return schemas.ModelMetadata(name=served.task.name, inputs=inputs, outputs=outputs)
 
@@ -433,10 +416,9 @@ async def infer(request: Request, service: TheService, model: str) -> JSONRespon
     served = service.task(model)
     asked, inputs = _read_infer(await request.body(), request.headers.get("inference-header-content-length"), served)
     answers = [row[0] for row in await service.answers(request, inputs, [served])]
-    every, outputs = _outputs(served), []
+    every, outputs = _outputs(served, answers), []
     for name in [output.name for output in asked.outputs] if asked.outputs else every:
-        datatype, shape = every[name]
-        data = _values(name, served, answers)
+        datatype, shape, data = every[name]
         outputs.append({"name": name, "datatype": datatype, "shape": [len(answers), *shape], "data": data})
     reply = {"model_name": served.task.name, "model_version": "1", "id": asked.id, "outputs": outputs}
     return JSONResponse({key: value for key, value in reply.items() if value is not None})

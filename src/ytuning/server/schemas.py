@@ -13,9 +13,9 @@ Inputs = str | list[str] | list[list[str]]
 
 
 class _Request(BaseModel):
-    """Unknown fields are ignored, as other servers of these forms do."""
+    """Unknown fields are ignored (pydantic's default), as other servers of these forms do."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class Error(BaseModel):
@@ -265,8 +265,6 @@ class ModelMetadata(BaseModel):
 
 class InferTensor(BaseModel):
     """Values in row-major order."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=8)
