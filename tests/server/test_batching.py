@@ -75,9 +75,9 @@ def test_equal_texts_of_requests_and_tasks_are_encoded_once(
         await first
         return [await each for each in others]
 
-    found = asyncio.run(ask())
+    replies = asyncio.run(ask())
     assert held.calls == [1, 3]
-    assert len(found) == 16
+    assert len(replies) == 16
 
 
 def test_a_batch_has_so_many_tokens(catalog: Catalog, batcher: Callable[..., Batcher], held: HeldEncoder) -> None:

@@ -31,9 +31,9 @@ def root(served_tasks: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(root: Path) -> Catalog:
-    found = Catalog([root])
-    found.open()
-    return found
+    catalog = Catalog([root])
+    catalog.open()
+    return catalog
 
 
 def test_tasks_come_change_and_go(root: Path, served_tasks: Path, catalog: Catalog) -> None:
@@ -101,8 +101,8 @@ def test_a_task_that_reads_another_hidden_state(
         assert server.metric("batch_texts_count") == batches + 1, "one pass for both"
     wanted = list(Predictor([root / "one", root / "early"]).predict([("my card", None)]))
     for given, answer in zip(reply["data"], wanted, strict=True):
-        found = {each["label"]: each["score"] for each in given["results"][0]["scores"]}
-        assert found == pytest.approx(answer.scores, abs=1e-5)
+        scores = {row["label"]: row["score"] for row in given["results"][0]["scores"]}
+        assert scores == pytest.approx(answer.scores, abs=1e-5)
 
 
 def test_reloading_under_load_fails_no_request(root: Path, served_tasks: Path) -> None:

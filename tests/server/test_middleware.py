@@ -29,14 +29,14 @@ def task(served_tasks: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def locked(task: Path) -> Iterator[Live]:
-    with live(settings(task, keys=(USE,), admin_keys=(ADMIN,), origins=(PAGE,), body_bytes=1000)) as found:
-        yield found
+    with live(settings(task, keys=(USE,), admin_keys=(ADMIN,), origins=(PAGE,), body_bytes=1000)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def unlocked(task: Path) -> Iterator[Live]:
-    with live(settings(task)) as found:
-        yield found
+    with live(settings(task)) as server:
+        yield server
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ def test_headers_of_every_reply(path: str, locked: Live) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/page/../settings.py", "/page/..%2fsettings.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",
+    ["/page/../service.py", "/page/..%2fservice.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",
      "/page/..%5capp.py", "/page/%00", "/page/", "/../../etc/passwd"],
 )  # fmt: skip
 def test_paths_reach_no_file(path: str, unlocked: Live) -> None:
