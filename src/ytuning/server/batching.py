@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,9 +112,9 @@ class Answered:
 class _Ticket:
     """A request: how many answers it wants, and those it has, by the text's number and the task's name."""
 
+    future: asyncio.Future[None]
     wanted: int
     answers: dict[tuple[int, str], Answered] = field(default_factory=dict)
-    future: Future[None] = field(default_factory=Future)
 
 
 @dataclass(eq=False)
@@ -134,7 +134,7 @@ Key = tuple[SharedEncoder, PairMode | None, bool]
 
 
 class Batcher:
-    """Computes answers in a thread of its own; all methods but :meth:`run` are for the event loop.
+    """Computes answers in a thread of its own; all methods but :meth:`run` are for one event loop.
 
     Args:
         batch_tokens: of a batch, at most; a longer text has one of its own.
@@ -173,9 +173,9 @@ class Batcher:
             asyncio.CancelledError: the request was given up; what only it waited for is not computed.
         """
         distinct = {content: number for number, content in enumerate(dict.fromkeys(inputs))}
-        ticket = _Ticket(len(distinct) * len(tasks))
+        ticket = _Ticket(asyncio.get_running_loop().create_future(), len(distinct) * len(tasks))
         self._accept(ticket, distinct, tasks)
-        await asyncio.wrap_future(ticket.future)
+        await ticket.future
         return [[ticket.answers[distinct[content], served.task.name] for served in tasks] for content in inputs]
 
     async def explain(self, content: TextInput, served: Served) -> Effects:
@@ -270,19 +270,16 @@ class Batcher:
                 for unit in units:
                     self._compute(encoder, pair_mode, [unit])
                 return
-            why = self._report_failure(error)
-            for ticket in units[0].tickets():
-                with contextlib.suppress(InvalidStateError):
-                    ticket.future.set_exception(Unanswered(why))
+            _notify(units[0].tickets(), self._report_failure(error))
             return
         tokens = sum(unit.tokens for unit in units)
         self._speed += 0.2 * (tokens / (time.perf_counter() - start) - self._speed)
+        complete: list[_Ticket] = []
         for ticket, number, name, answered in answers:
             ticket.answers[number, name] = answered
             if len(ticket.answers) == ticket.wanted:
-                # A request that was given up, or of which a text has failed, has a result already.
-                with contextlib.suppress(InvalidStateError):
-                    ticket.future.set_result(None)
+                complete.append(ticket)
+        _notify(complete)
 
     def _answers(
         self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]
@@ -340,3 +337,21 @@ class Batcher:
 def _guess_tokens(text: str | None) -> int:
     """About as many tokens as a text has, to bound a batch; tokenising would cost as much again as it saves."""
     return 0 if text is None else SPECIAL_TOKENS + len(text) // BYTES_OF_A_TOKEN
+
+
+def _notify(tickets: list[_Ticket], failure: str | None = None) -> None:
+    """Tell requests that they have all answers, or why not; in one call to their event loop, as each wakes it up."""
+
+    def settle() -> None:
+        for ticket in tickets:
+            if ticket.future.done():
+                continue
+            if failure is None:
+                ticket.future.set_result(None)
+            else:
+                ticket.future.set_exception(Unanswered(failure))
+
+    if tickets:
+        # Once the loop has been closed, nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            tickets[0].future.get_loop().call_soon_threadsafe(settle)
