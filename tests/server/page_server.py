@@ -101,9 +101,9 @@ class Served:
         return {"object": "classify_many", "data": data, "usage": usage, "timing": timing}
 
     def _explain(self, body: Any) -> Any:
-        (found,) = [each for each in self.tasks if each["name"] == body["task"]]
+        (asked,) = [task for task in self.tasks if task["name"] == body["task"]]
         texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        labels = found["labels"] or ["value"]
+        labels = asked["labels"] or ["value"]
         tokens, effects = [{"side": 0, "start": 0, "end": 0}], [[9.0] * len(labels)]
         for side, text in enumerate(texts):
             place = 0

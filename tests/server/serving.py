@@ -10,38 +10,79 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
+from ytuning.data.dataset import TextInput
+from ytuning.encoder.encoder import Encoder
+from ytuning.heads.pairs import PairMode
 from ytuning.server.app import create_app
 from ytuning.server.catalog import Catalog
-from ytuning.server.settings import Settings
+from ytuning.server.service import Settings
+from ytuning.tasks.shared_encoder import LiveTexts, SharedEncoder
+from ytuning.tasks.task import Task
 
 PATIENCE = 60.0  # seconds until a test gives up; nothing waits that long unless it is broken
 
 
-class Live:
-    """A server that listens.
+class HeldEncoder(SharedEncoder):
+    """An encoder that waits until it is let go, and counts.
 
     Attributes:
-        url: of it.
-        client: without a key.
-        service: what its routes share.
+        calls: number of texts of each call.
+        go: set: it does not wait.
+        poison: a text that it fails on.
     """
 
-    def __init__(self, url: str, client: httpx.Client, service: Any) -> None:
-        self.url, self.client, self.service = url, client, service
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.calls: list[int] = []
+        self.go = threading.Event()
+        self.poison: str | None = None
+
+    def read(
+        self, inputs: Sequence[TextInput], tasks: Sequence[Task], *, pair_mode: PairMode | None, padded: bool = False
+    ) -> LiveTexts:
+        self.calls.append(len(inputs))
+        assert self.go.wait(PATIENCE)
+        if any(self.poison == text for text, _ in inputs):
+            raise RuntimeError(f"cannot encode {self.poison}")
+        return super().read(inputs, tasks, pair_mode=pair_mode, padded=padded)
+
+
+def held_catalog(*folders: Path) -> tuple[Catalog, HeldEncoder]:
+    """An open catalog whose tasks share a held encoder."""
+    catalog = Catalog(folders)
+    catalog.open()
+    encoder = HeldEncoder(next(iter(catalog.tasks.values())).encoder.encoder)
+    catalog.tasks = {name: replace(served, encoder=encoder) for name, served in catalog.tasks.items()}
+    return catalog, encoder
+
+
+@dataclass
+class Live:
+    """A server that listens, and a client without a key."""
+
+    url: str
+    client: httpx.Client
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return self.client.post(path, json=body, headers=headers)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.service.telemetry.registry.get_sample_value(f"ytuning_{name}", labels) or 0.0
+        """The value of a metric, or 0 before it has any."""
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        samples = {
+            (sample.name, tuple(sample.labels.items())): sample.value for each in families for sample in each.samples
+        }
+        return samples.get((f"ytuning_{name}", tuple(labels.items())), 0.0)
 
 
 def settings(*folders: Path, **changes: Any) -> Settings:
@@ -52,10 +93,9 @@ def settings(*folders: Path, **changes: Any) -> Settings:
 @contextmanager
 def live(given: Settings, catalog: Catalog | None = None, *, wait: bool = True) -> Iterator[Live]:
     """A server in a thread of this process; ``wait``: until it is ready."""
-    app = create_app(given, catalog)
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(create_app(given, catalog), log_config=None, access_log=False, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -63,7 +103,7 @@ def live(given: Settings, catalog: Catalog | None = None, *, wait: bool = True) 
             until(lambda: server.started)
             if wait:
                 until(lambda: client.get("/health").status_code == 200)
-            yield Live(url, client, app.service)
+            yield Live(url, client)
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
@@ -149,5 +189,5 @@ class Process:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

@@ -6,14 +6,12 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.server.serving import live, settings
+from tests.server.serving import PATIENCE, live, settings, until
 from ytuning.data.dataset import from_lists
-from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.tokens import TokenizedTexts
+from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledConfig
@@ -33,9 +31,9 @@ def root(served_tasks: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(root: Path) -> Catalog:
-    found = Catalog([root])
-    found.open()
-    return found
+    catalog = Catalog([root])
+    catalog.open()
+    return catalog
 
 
 def test_tasks_come_change_and_go(root: Path, served_tasks: Path, catalog: Catalog) -> None:
@@ -88,7 +86,6 @@ def test_a_task_that_reads_another_hidden_state(
     tiny_encoder: Path,
     toy_rows: tuple[list[str], list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoder = load_encoder(tiny_encoder, precision="fp32")
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=20, most_steps=20), layers=(1,))
@@ -99,20 +96,13 @@ def test_a_task_that_reads_another_hidden_state(
         assert server.client.post("/admin/reload").json()["tasks"] == 1
         save_task(task, root / "early")
         assert server.client.post("/admin/reload").json()["added"] == ["early"]
-        calls: list[int] = []
-        encode = Encoder.encode_padded
-
-        def counted(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
-            calls.append(len(tokens.lengths))
-            return encode(self, tokens, states, finish)
-
-        monkeypatch.setattr(Encoder, "encode_padded", counted)
+        batches = server.metric("batch_texts_count")
         reply = server.post("/classify_many", {"input": "my card", "tasks": ["one", "early"]}).json()
-        assert calls == [1]  # one pass for both
+        assert server.metric("batch_texts_count") == batches + 1, "one pass for both"
     wanted = list(Predictor([root / "one", root / "early"]).predict([("my card", None)]))
     for given, answer in zip(reply["data"], wanted, strict=True):
-        found = {each["label"]: each["score"] for each in given["results"][0]["scores"]}
-        assert found == pytest.approx(answer.scores, abs=1e-5)
+        scores = {row["label"]: row["score"] for row in given["results"][0]["scores"]}
+        assert scores == pytest.approx(answer.scores, abs=1e-5)
 
 
 def test_reloading_under_load_fails_no_request(root: Path, served_tasks: Path) -> None:
@@ -139,16 +129,15 @@ def test_reloading_under_load_fails_no_request(root: Path, served_tasks: Path) -
         assert server.metric("task_changes_total", what="changed") == 8
 
 
-def test_a_server_that_loads_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_loads_says_so(root: Path) -> None:
     go = threading.Event()
-    opened = Catalog.open
 
-    def slow(self: Catalog) -> None:
-        assert go.wait(60)
-        opened(self)
+    class SlowCatalog(Catalog):
+        def open(self) -> None:
+            assert go.wait(PATIENCE)
+            super().open()
 
-    monkeypatch.setattr(Catalog, "open", slow)
-    with live(settings(root), wait=False) as server:
+    with live(settings(root), SlowCatalog([root]), wait=False) as server:
         try:
             for path in ("/health", "/info", "/v1/models", "/v2/health/ready", "/v2/models/one/ready"):
                 assert server.client.get(path).status_code == 503
@@ -157,6 +146,5 @@ def test_a_server_that_loads_says_so(root: Path, monkeypatch: pytest.MonkeyPatch
             assert server.client.get("/v2/health/live").status_code == 200
         finally:
             go.set()
-        while server.client.get("/health").status_code != 200:
-            pass
+        until(lambda: server.client.get("/health").status_code == 200)
         assert server.post("/predict", {"inputs": "my card"}).status_code == 200

@@ -5,19 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.serving import Live, live, settings
-from ytuning.encoder.encoder import Encoder
-from ytuning.encoder.tokens import TokenizedTexts
+from tests.server.serving import Live, held_catalog, live, settings
 from ytuning.errors import InputError
-from ytuning.server.settings import USE_KEYS, Settings, read_keys
+from ytuning.server.catalog import Catalog, Changes
+from ytuning.server.middleware import USE_KEYS, read_keys
+from ytuning.server.service import Settings
 
 USE, ADMIN = "u" * 20, "a" * 20
 BODY = {"inputs": "my card"}
@@ -31,14 +29,14 @@ def task(served_tasks: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def locked(task: Path) -> Iterator[Live]:
-    with live(settings(task, keys=(USE,), admin_keys=(ADMIN,), origins=(PAGE,), body_bytes=1000)) as found:
-        yield found
+    with live(settings(task, keys=(USE,), admin_keys=(ADMIN,), origins=(PAGE,), body_bytes=1000)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def unlocked(task: Path) -> Iterator[Live]:
-    with live(settings(task)) as found:
-        yield found
+    with live(settings(task)) as server:
+        yield server
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -133,20 +131,15 @@ def test_large_bodies(path: str, chunked: bool, locked: Live) -> None:
     assert locked.post("/predict", BODY, **bearer(USE)).status_code == 200
 
 
-def test_a_request_that_takes_too_long(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = Encoder.encode_padded
-
-    def slow(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
-        time.sleep(1.0)
-        return encode(self, tokens, states, finish)
-
-    with live(settings(task, seconds=0.2)) as server:
-        monkeypatch.setattr(Encoder, "encode_padded", slow)
+def test_a_request_that_takes_too_long(task: Path) -> None:
+    catalog, encoder = held_catalog(task)
+    encoder.go.set()
+    with live(settings(task, seconds=0.2), catalog) as server:
+        encoder.go.clear()
         reply = server.post("/predict", BODY)
         assert reply.status_code == 504 and reply.json()["error_type"] == "timeout"
         assert server.metric("rejected_requests_total", reason="time") == 1
-        monkeypatch.setattr(Encoder, "encode_padded", encode)
-        time.sleep(1.0)
+        encoder.go.set()
         assert server.post("/predict", BODY).status_code == 200
 
 
@@ -187,7 +180,7 @@ def test_headers_of_every_reply(path: str, locked: Live) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/page/../settings.py", "/page/..%2fsettings.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",
+    ["/page/../service.py", "/page/..%2fservice.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",
      "/page/..%5capp.py", "/page/%00", "/page/", "/../../etc/passwd"],
 )  # fmt: skip
 def test_paths_reach_no_file(path: str, unlocked: Live) -> None:
@@ -201,11 +194,11 @@ def test_paths_reach_no_file(path: str, unlocked: Live) -> None:
 # --- logs and mistakes ----------------------------------------------------------------------------------------------
 
 
-def test_neither_logs_nor_replies_tell_too_much(
-    task: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_neither_logs_nor_replies_tell_too_much(task: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with live(settings(task, keys=(USE,))) as server:
+    catalog, encoder = held_catalog(task)
+    encoder.go.set()
+    with live(settings(task, keys=(USE,)), catalog) as server:
         secret = "verysecret"
         client = httpx.Client(base_url=server.url, headers=bearer(USE))
         assert client.post("/predict", json={"inputs": secret}).status_code == 200
@@ -213,11 +206,7 @@ def test_neither_logs_nor_replies_tell_too_much(
         assert client.post(f"/predict/{secret}", json=BODY).status_code == 404
         invalid = client.post("/predict", json={"inputs": {"text": secret}})
         assert invalid.status_code == 422 and secret not in invalid.text
-
-        def broken(self: Encoder, tokens: TokenizedTexts, states: Any, finish: Any = None) -> object:
-            raise RuntimeError(f"cannot encode {secret}")
-
-        monkeypatch.setattr(Encoder, "encode_padded", broken)
+        encoder.poison = secret
         failed = client.post("/predict", json={"inputs": secret})
         assert failed.status_code == 424 and failed.json()["error"] == "the text could not be computed"
         client.close()
@@ -228,10 +217,13 @@ def test_neither_logs_nor_replies_tell_too_much(
     assert secret not in told and USE not in told
 
 
-def test_a_mistake_of_the_server_is_no_traceback(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with live(settings(task)) as server:
-        monkeypatch.setattr(server.service, "check", None)
-        reply = server.post("/predict", BODY)
+def test_a_mistake_of_the_server_is_no_traceback(task: Path) -> None:
+    class BrokenCatalog(Catalog):
+        def reload(self) -> Changes:
+            raise AttributeError("NoneType")
+
+    with live(settings(task), BrokenCatalog([task])) as server:
+        reply = server.client.post("/admin/reload")
         assert reply.status_code == 500 and reply.json()["error_type"] == "internal"
         assert "Traceback" not in reply.text and "NoneType" not in reply.text and reply.headers["x-request-id"]
         assert server.client.get("/health").status_code == 200

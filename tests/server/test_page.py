@@ -33,8 +33,8 @@ REFUSED = ("console error: Failed to load resource", "failed: http://127.0.0.1")
 @pytest.fixture
 def stub() -> Iterator[Served]:
     """A server of a task of every kind."""
-    with served(list(TASKS)) as found:
-        yield found
+    with served(list(TASKS)) as stub:
+        yield stub
 
 
 def card(page: Page, name: str) -> Locator:

@@ -19,9 +19,8 @@ import pytest
 
 from tests.server.serving import PATIENCE, Process, free_port, settings, until
 from ytuning.errors import EncoderError, InputError, TaskFolderError, YTuningError
-from ytuning.server import launch
-from ytuning.server.launch import check_exposure
-from ytuning.server.settings import Settings
+from ytuning.server.app import check_exposure, serve
+from ytuning.server.service import Settings
 
 BODY = {"inputs": "my card", "task": "single"}
 
@@ -101,7 +100,7 @@ def test_a_port_that_is_taken(served_tasks: Path) -> None:
         port = taken.getsockname()[1]
         message = rf"^cannot listen on 127\.0\.0\.1, port {port}: Address already in use\. Choose another --host or"
         with pytest.raises(InputError, match=message):
-            launch.serve(settings(served_tasks / "single", port=port))
+            serve(settings(served_tasks / "single", port=port))
 
 
 def test_two_processes_answer(served_tasks: Path) -> None:
@@ -133,10 +132,10 @@ def test_what_cannot_be_served_is_told_before_it_listens(served_tasks: Path, tmp
     ]
     for given, error, message in cases:
         with pytest.raises(error, match=message):
-            launch.serve(given, workers=workers)
+            serve(given, workers=workers)
     os.truncate(tmp_path / "some" / "single" / "head.safetensors", 100)
     with pytest.raises(TaskFolderError, match=r"head\.safetensors is damaged"):
-        launch.serve(settings(tmp_path / "some"), workers=workers)
+        serve(settings(tmp_path / "some"), workers=workers)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -28,16 +28,16 @@ FUZZ = int(os.environ.get("YTUNING_FUZZ", "300"))  # bodies; 10,000 take some mi
 
 @pytest.fixture(scope="module")
 def server(served_tasks: Path) -> Iterator[Live]:
-    with live(settings(served_tasks, requests=100_000)) as found:
-        yield found
+    with live(settings(served_tasks, requests=100_000)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def offline(served_tasks: Path) -> dict[str, list[Prediction]]:
     """Task -> predictions of all texts, or of the pairs of them and those in reverse."""
-    found = {name: list(Predictor([served_tasks / name]).predict([(t, None) for t in TEXTS])) for name in SINGLES}
+    singles = {name: list(Predictor([served_tasks / name]).predict([(t, None) for t in TEXTS])) for name in SINGLES}
     pairs: list[tuple[str, str | None]] = list(zip(TEXTS, TEXTS[::-1], strict=True))
-    return found | {name: list(Predictor([served_tasks / name]).predict(pairs)) for name in PAIRS}
+    return singles | {name: list(Predictor([served_tasks / name]).predict(pairs)) for name in PAIRS}
 
 
 def scores_of(answer: Prediction) -> dict[str, float]:
@@ -159,21 +159,21 @@ def test_v2(name: str, server: Live, offline: dict[str, list[Prediction]]) -> No
     described = server.client.get(f"/v2/models/{name}").json()
     assert [each["name"] for each in described["inputs"]] == list(columns)
     assert [each["name"] for each in described["outputs"]] == [each["name"] for each in reply["outputs"]]
-    found = {each["name"]: each for each in reply["outputs"]}
+    outputs = {tensor["name"]: tensor for tensor in reply["outputs"]}
     answers = offline[name]
     if name == "number":
-        assert found["value"]["data"] == pytest.approx([answer.answer for answer in answers])
+        assert outputs["value"]["data"] == pytest.approx([answer.answer for answer in answers])
         return
     labels = list(answers[0].scores)
     flat = [score for answer in answers for score in answer.scores.values()]
-    assert found["probabilities"]["data"] == pytest.approx(flat, abs=1e-5)
-    assert found["probabilities"]["shape"] == [len(TEXTS), len(labels)]
+    assert outputs["probabilities"]["data"] == pytest.approx(flat, abs=1e-5)
+    assert outputs["probabilities"]["shape"] == [len(TEXTS), len(labels)]
     if name == "multi":
-        assert found["labels"]["data"] == [label in (answer.answer or []) for answer in answers for label in labels]  # type: ignore[operator]
+        assert outputs["labels"]["data"] == [label in (answer.answer or []) for answer in answers for label in labels]  # type: ignore[operator]
     else:
-        assert found["label"]["data"] == [answer.answer or "" for answer in answers]
+        assert outputs["label"]["data"] == [answer.answer or "" for answer in answers]
         only = {"inputs": inputs, "outputs": [{"name": "label"}]}
-        assert server.post(f"/v2/models/{name}/infer", only).json()["outputs"] == [found["label"]]
+        assert server.post(f"/v2/models/{name}/infer", only).json()["outputs"] == [outputs["label"]]
 
 
 @pytest.mark.parametrize(
@@ -413,8 +413,8 @@ def test_the_openapi_document_holds(server: Live) -> None:
 
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         asked: set[str] = set()
-        for found in schema.get_all_operations():
-            operation: Any = found.ok()  # type: ignore[union-attr]
+        for result in schema.get_all_operations():
+            operation: Any = result.ok()  # type: ignore[union-attr]
 
             def check(case: Any) -> None:
                 asked.add(case.operation.path)

@@ -60,8 +60,9 @@ def serve(
     """Serve many tasks over HTTP and on a web page. Each distinct text is encoded once for all tasks."""
     for package in ("fastapi", "prometheus_client", "pydantic", "uvicorn"):
         require(package, "server")
-    from ytuning.server.launch import serve as start
-    from ytuning.server.settings import ADMIN_KEYS, USE_KEYS, Settings, read_keys
+    from ytuning.server.app import serve as start
+    from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, read_keys
+    from ytuning.server.service import Settings
 
     settings = Settings(
         folders=tuple(map(str, folders)),

@@ -1,17 +1,19 @@
-"""The application: it loads, warms up and watches the tasks, answers requests and words its refusals."""
+"""The application, which loads and watches the tasks and words refusals, and the processes that it runs in."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib.resources
+import ipaddress
 import logging
-import math
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,20 +22,20 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 import ytuning
-from ytuning.errors import YTuningError
-from ytuning.server.batching import Batcher, Overloaded, Stopped, Unanswered
+from ytuning.errors import InputError, YTuningError
+from ytuning.server.batching import Batcher, Refused
 from ytuning.server.catalog import Catalog
-from ytuning.server.middleware import Gate, error_body
-from ytuning.server.payloads import BadTensor
-from ytuning.server.routes import routes
+from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate, error_body
+from ytuning.server.routes import router
 from ytuning.server.schemas import InferRequest
-from ytuning.server.service import ClientGone, NotReady, Refused, Service
-from ytuning.server.settings import Settings
-from ytuning.server.telemetry import Telemetry, log
+from ytuning.server.service import Service, Settings
+from ytuning.server.telemetry import Telemetry, log, log_to_stderr
 
-__all__ = ["SETTINGS", "create_app", "from_environment"]
+__all__ = ["check_exposure", "create_app", "from_environment", "serve"]
 
 SETTINGS = "YTUNING_SERVER_SETTINGS"
+# Seconds that the server waits for replies when it stops, beyond those that a request may take.
+GRACE = 5
 KINDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 PAGE = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 WARM_TEXT = "warm up"
@@ -44,7 +46,8 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
 
     Args:
         settings: of the server.
-        catalog: opened already; default: it is opened while the application starts, which answers 503 until then.
+        catalog: default: of the settings' folders. Unless it has been opened already, it is opened while the
+            application starts, which answers 503 until then.
     """
     telemetry = Telemetry()
     batcher = Batcher(settings.batch_tokens, settings.queue_tokens, telemetry)
@@ -53,14 +56,11 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        starting = asyncio.create_task(_start(service, opened=catalog is not None))
-        watching = asyncio.create_task(_watch(service)) if settings.watch else None
+        background = asyncio.create_task(_load_and_watch(service))
         try:
             yield
         finally:
-            for each in (starting, watching):
-                if each is not None:
-                    each.cancel()
+            background.cancel()
             await asyncio.to_thread(batcher.stop)
             log("stopped")
 
@@ -72,84 +72,69 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(routes(service))
+    app.state.service = service
+    app.include_router(router)
     _add_page(app)
     _add_handlers(app)
     _add_infer_schema(app)
-    answering: Any = Gate(app, settings, telemetry)
-    if settings.origins:  # around the gate: a browser asks without a key first, and pages should see refusals, too
-        answering = CORSMiddleware(
-            answering,
-            allow_origins=list(settings.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=["retry-after", "x-request-id", "x-truncated-inputs"],
-        )
-    answering.service = service  # for tests
-    return answering
+    gate = Gate(app, settings, telemetry)
+    if not settings.origins:
+        return gate
+    # Around the gate: a browser asks without a key first, and pages should see refusals, too.
+    return CORSMiddleware(
+        gate,
+        allow_origins=list(settings.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+        expose_headers=["retry-after", "x-request-id", "x-truncated-inputs"],
+    )
 
 
-def from_environment() -> Any:
-    """The application of a process of ``--workers``."""
-    from ytuning.server.telemetry import log_to_stderr
-
-    log_to_stderr()
-    return create_app(Settings.from_environment(os.environ[SETTINGS]))
-
-
-async def _start(service: Service, *, opened: bool) -> None:
-    """Load the tasks and let every encoder and head compute once; only then is the server ready."""
+async def _load_and_watch(service: Service) -> None:
+    """Load the tasks and let every encoder and head compute once; only then is the server ready. Then watch them."""
+    catalog = service.catalog
     try:
-        if not opened:
-            await asyncio.to_thread(service.catalog.open)
-        await _warm(service)
+        if not catalog.tasks:
+            await asyncio.to_thread(catalog.open)
+        for pairs in (False, True):
+            if tasks := service.tasks_for(pairs=pairs):
+                await service.batcher.answer([(WARM_TEXT, WARM_TEXT if pairs else None)], tasks)
     except Exception as error:
-        told = str(error) if isinstance(error, YTuningError | Unanswered) else type(error).__name__
-        log("cannot start", error=told, level=logging.ERROR)
+        reason = str(error) if isinstance(error, YTuningError | Refused) else type(error).__name__
+        log("cannot start", error=reason, level=logging.ERROR)
         os.kill(os.getpid(), signal.SIGTERM)
         return
     service.ready = True
-    service.telemetry.tasks.set(len(service.catalog.tasks))
-    log("ready", tasks=len(service.catalog.tasks))
-
-
-async def _warm(service: Service) -> None:
-    tasks = list(service.catalog.tasks.values())
-    for pairs in (False, True):
-        some = [served for served in tasks if bool(served.task.pair_mode) == pairs]
-        if some:
-            await service.batcher.answer([(WARM_TEXT, WARM_TEXT if pairs else None)], some)
-
-
-async def _watch(service: Service) -> None:
-    """Look at the folders again and again."""
-    while True:
+    service.telemetry.tasks.set(len(catalog.tasks))
+    log("ready", tasks=len(catalog.tasks))
+    while service.settings.watch:
         await asyncio.sleep(service.settings.watch)
-        if service.ready:
-            try:
-                service.tell(await asyncio.to_thread(service.catalog.reload))
-            except Exception as error:  # whatever it is, it looks again
-                log("cannot look at the task folders", kind=type(error).__name__, level=logging.ERROR)
+        try:
+            service.tell(await asyncio.to_thread(catalog.reload))
+        except Exception as error:
+            # Whatever it is, the server looks again.
+            log("cannot look at the task folders", kind=type(error).__name__, level=logging.ERROR)
 
 
 def _add_page(app: FastAPI) -> None:
-    files = importlib.resources.files("ytuning.server") / "page"
-    content = {name: (files / name).read_bytes() for name in PAGE if (files / name).is_file()}
+    folder = importlib.resources.files("ytuning.server") / "page"
+    content = {name: (folder / name).read_bytes() for name in PAGE}
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return Response(content.get("index.html", b"ytuning"), media_type="text/html")
+        return Response(content["index.html"], media_type="text/html")
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
-        if name not in content:  # the names are known beforehand: no path reaches the file system
+        # The names are known beforehand: no path reaches the file system.
+        if name not in content:
             raise HTTPException(404, "there is no such file. The page is at /.")
         return Response(content[name], media_type=PAGE[name])
 
 
 def _add_handlers(app: FastAPI) -> None:
-    def reply(request: Request, status: int, kind: str, message: str, **headers: str) -> JSONResponse:
-        return JSONResponse(error_body(request.url.path, kind, message), status, headers or None)
+    def reply(request: Request, status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
+        return JSONResponse(error_body(request.url.path, kind, message), status, headers)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
@@ -159,72 +144,127 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> JSONResponse:
-        headers = {key: value for key, value in (error.headers or {}).items()}
-        return reply(request, error.status_code, KINDS.get(error.status_code, "error"), str(error.detail), **headers)
+        kind = KINDS.get(error.status_code, "error")
+        return reply(request, error.status_code, kind, str(error.detail), error.headers)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return reply(request, error.status, error.kind, str(error))
-
-    @app.exception_handler(BadTensor)
-    async def bad_tensor(request: Request, error: BadTensor) -> JSONResponse:
-        return reply(request, 400, "validation", str(error))
-
-    @app.exception_handler(Overloaded)
-    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
-        return reply(request, 429, "overloaded", str(error), **{"retry-after": str(math.ceil(error.retry_after))})
-
-    @app.exception_handler(NotReady)
-    async def not_ready(request: Request, error: NotReady) -> JSONResponse:
-        return reply(request, 503, "unavailable", "the tasks are still loading. Try again in a moment.")
-
-    @app.exception_handler(Stopped)
-    async def stopped(request: Request, error: Stopped) -> JSONResponse:
-        return reply(
-            request, 503, "unavailable", "the server is stopping. Send the request to another one or try again later."
-        )
-
-    @app.exception_handler(Unanswered)
-    async def unanswered(request: Request, error: Unanswered) -> JSONResponse:
-        return reply(request, 424, "backend", str(error))
-
-    @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> JSONResponse:
-        return reply(request, 499, "client_gone", "the client closed the connection.")
+        return reply(request, error.status, error.kind, str(error), error.headers)
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
-        return reply(
-            request,
-            500,
-            "internal",
-            "the server failed. Its log has the error under the value of the header x-request-id.",
-        )
+        message = "the server failed. Its log has the error under the value of the header x-request-id."
+        return reply(request, 500, "internal", message)
 
 
 def _describe_errors(errors: list[Any], path: str) -> str:
     """The first error that pydantic found, without the value, which may be a private text."""
-    if not errors:
-        return f"the body is not valid for {path}. See /openapi.json."
     first = errors[0]
-    if first.get("type") == "json_invalid":
-        return f"the body is not valid JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})."
-    place = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path"))
-    return f"{place or 'the body'}: {first.get('msg', 'is not valid')}. See /openapi.json for the fields of {path}."
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON ({first['ctx']['error']})."
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return f"{field or 'the body'}: {first['msg']}. See /openapi.json for the fields of {path}."
 
 
 def _add_infer_schema(app: FastAPI) -> None:
     """The body of v2's infer, which is read by hand, in the OpenAPI document."""
-    made = app.openapi
+    default = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = made()
-        schemas = document["components"]["schemas"]
-        if "InferRequest" not in schemas:
-            whole = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            for name, schema in whole.pop("$defs", {}).items():
-                schemas.setdefault(name, schema)
-            schemas["InferRequest"] = whole
+        document = default()
+        infer = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name, schema in {**infer.pop("$defs"), "InferRequest": infer}.items():
+            document["components"]["schemas"].setdefault(name, schema)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings, *, workers: int = 1) -> None:
+    """Serve until SIGTERM or Ctrl-C; what has been accepted by then is answered.
+
+    Args:
+        settings: of the server.
+        workers: processes, each with its own encoder.
+
+    Raises:
+        InputError: everybody could use it; no task; two tasks of one name.
+        TaskFolderError, EncoderError: a task or its encoder cannot be loaded.
+    """
+    check_exposure(settings)
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "ws": "none",
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": int(settings.seconds) + GRACE,
+        "timeout_keep_alive": 30,
+    }
+    catalog = Catalog(settings.folders, encoder=settings.encoder)
+    with _exit_on_signals():
+        # Before it listens, so that a mistake is told and not logged.
+        catalog.open()
+        with _open_socket(settings) as listening:
+            log_to_stderr()
+            log("listening", host=settings.host, port=listening.getsockname()[1], workers=workers)
+            if workers == 1:
+                config = uvicorn.Config(create_app(settings, catalog), **options)
+                uvicorn.Server(config).run(sockets=[listening])
+                return
+            options["port"] = listening.getsockname()[1]
+        # Each process has its own, and its own share of the port.
+        del catalog
+        os.environ[SETTINGS] = settings.to_environment()
+        uvicorn.run("ytuning.server.app:from_environment", factory=True, workers=workers, **options)
+
+
+def from_environment() -> Any:
+    """The application of a process of ``--workers``."""
+    log_to_stderr()
+    return create_app(Settings.from_environment(os.environ[SETTINGS]))
+
+
+@contextlib.contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the process with status 0; uvicorn raises them once more when all is answered."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_socket(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        why = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else str(error)
+        where = f"{settings.host}, port {settings.port}"
+        raise InputError(f"cannot listen on {where}: {why}. Choose another --host or --port.") from error
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to be reachable from other machines without keys.
+
+    Raises:
+        InputError: it would be.
+    """
+    # The host may be a name, which is no address.
+    with contextlib.suppress(ValueError):
+        if settings.keys or settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback:
+            return
+    raise InputError(
+        f"other machines can reach the server on {settings.host}, so it needs keys. Use --keys FILE or {USE_KEYS}, "
+        f"and --admin-keys FILE or {ADMIN_KEYS} for reloading. On 127.0.0.1 it needs no keys."
+    )

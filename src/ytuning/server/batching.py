@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,37 +25,58 @@ from ytuning.errors import YTuningError
 from ytuning.evaluation.attribution import Effects, explain_one
 from ytuning.heads.pairs import PairMode
 from ytuning.server.catalog import Served
-from ytuning.server.telemetry import Telemetry
+from ytuning.server.telemetry import Telemetry, log
 from ytuning.tasks.predictor import Answer, answers_of
 from ytuning.tasks.shared_encoder import SharedEncoder
 
-__all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Stopped", "Unanswered"]
+__all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Refused", "Stopped", "Unanswered"]
 
-BYTES_OF_A_TOKEN = 4  # of texts that are not tokenised yet
+# Bytes that a token of a text that is not tokenised yet is taken to have.
+BYTES_OF_A_TOKEN = 4
 SPECIAL_TOKENS = 2
-MOST_CALLS = 16  # explanations that wait
-FEW_TEXTS = 256  # of a batch that may be padded; of more there are enough of each length
-SPEED = 2000.0  # tokens a second, before any was measured
+# Explanations that wait, at most.
+MOST_CALLS = 16
+# Texts of a batch that may be padded; a larger one has enough texts of each length.
+FEW_TEXTS = 256
+# Tokens a second, before any was measured.
+SPEED = 2000.0
 
 
-class Overloaded(Exception):  # noqa: N818  # a state, not a fault
-    """So much waits that no more is taken.
+class Refused(Exception):  # noqa: N818  # a state, not a fault
+    """A request that is not answered.
 
     Attributes:
-        retry_after: seconds after which it may be worth another try.
+        status: of HTTP.
+        kind: of error, for the client's program; the message is for its user.
+        headers: of the reply.
     """
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"too many texts are waiting. Try again in {retry_after:.0f} s")
-        self.retry_after = retry_after
+    def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.headers = status, kind, headers
 
 
-class Stopped(Exception):  # noqa: N818
+class Overloaded(Refused):
+    """So much waits that no more is taken; it may be worth another try after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        message = f"too many texts are waiting. Try again in {seconds:.0f} s"
+        super().__init__(429, "overloaded", message, {"retry-after": str(math.ceil(seconds))})
+
+
+class Stopped(Refused):
     """The server is going down."""
 
+    def __init__(self) -> None:
+        message = "the server is stopping. Send the request to another one or try again later."
+        super().__init__(503, "unavailable", message)
 
-class Unanswered(Exception):  # noqa: N818
+
+class Unanswered(Refused):
     """A text that the encoder or a head has failed on; the message is fit for a client."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(424, "backend", message)
 
 
 @dataclass(eq=False)
@@ -86,13 +110,11 @@ class Answered:
 
 @dataclass(eq=False)
 class _Ticket:
-    """A request: what it wants and, one by one, what it gets."""
+    """A request: how many answers it wants, and those it has, by the text's number and the task's name."""
 
-    loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
-    found: dict[tuple[int, str], Answered]
-    missing: int
-    cancelled: bool = False
+    wanted: int
+    answers: dict[tuple[int, str], Answered] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -103,8 +125,8 @@ class _Unit:
     tokens: int
     wanted: dict[int, tuple[Served, list[tuple[_Ticket, int]]]] = field(default_factory=dict)
 
-    def alive(self) -> bool:
-        return any(not ticket.cancelled for _, waiting in self.wanted.values() for ticket, _ in waiting)
+    def tickets(self) -> list[_Ticket]:
+        return [ticket for _, waiting in self.wanted.values() for ticket, _ in waiting]
 
 
 Key = tuple[SharedEncoder, PairMode | None, bool]
@@ -112,7 +134,7 @@ Key = tuple[SharedEncoder, PairMode | None, bool]
 
 
 class Batcher:
-    """Computes answers in a thread of its own; all methods but :meth:`run` are for the event loop.
+    """Computes answers in a thread of its own; all methods but :meth:`run` are for one event loop.
 
     Args:
         batch_tokens: of a batch, at most; a longer text has one of its own.
@@ -124,8 +146,8 @@ class Batcher:
         self._batch_tokens, self._queue_tokens, self._telemetry = batch_tokens, queue_tokens, telemetry
         self._lock = threading.Condition()
         self._queues: dict[Key, dict[TextInput, _Unit]] = {}
-        self._calls: deque[tuple[Callable[[], object], asyncio.AbstractEventLoop, asyncio.Future[object]]] = deque()
-        self._waiting = 0  # tokens
+        self._calls: deque[tuple[TextInput, Served, Future[Effects]]] = deque()
+        self._waiting_tokens = 0
         self._stopping = False
         self._speed = SPEED
         self._thread = threading.Thread(target=self.run, name="batcher", daemon=True)
@@ -150,15 +172,11 @@ class Batcher:
             Unanswered: a text cannot be computed.
             asyncio.CancelledError: the request was given up; what only it waited for is not computed.
         """
-        loop = asyncio.get_running_loop()
         distinct = {content: number for number, content in enumerate(dict.fromkeys(inputs))}
-        ticket = _Ticket(loop, loop.create_future(), {}, len(distinct) * len(tasks))
+        ticket = _Ticket(asyncio.get_running_loop().create_future(), len(distinct) * len(tasks))
         self._accept(ticket, distinct, tasks)
-        try:
-            await ticket.future
-        finally:
-            ticket.cancelled = True  # by now done, or given up
-        return [[ticket.found[distinct[content], served.task.name] for served in tasks] for content in inputs]
+        await ticket.future
+        return [[ticket.answers[distinct[content], served.task.name] for served in tasks] for content in inputs]
 
     async def explain(self, content: TextInput, served: Served) -> Effects:
         """What each token of a text does for each logit of a task; computed between batches.
@@ -166,46 +184,38 @@ class Batcher:
         Raises:
             Overloaded, Stopped, Unanswered: as :meth:`answer`.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[object] = loop.create_future()
-        task, shared = served.task, served.encoder
-
-        def compute() -> Effects:
-            features = shared.read([content], [task], pair_mode=task.pair_mode).seen_by(task)
-            return explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode)
-
+        future: Future[Effects] = Future()
         with self._lock:
-            if self._stopping:
-                raise Stopped
-            if len(self._calls) >= MOST_CALLS:
-                self._telemetry.rejected.labels(reason="queue").inc()
-                raise Overloaded(1.0)
-            self._calls.append((compute, loop, future))
+            self._check_room(full=len(self._calls) >= MOST_CALLS, seconds=1.0)
+            self._calls.append((content, served, future))
             self._lock.notify_all()
-        found = await future
-        assert isinstance(found, Effects)
-        return found
+        return await asyncio.wrap_future(future)
+
+    def _check_room(self, *, full: bool, seconds: float) -> None:
+        """Refuse a request when the server stops or is full. Called with the lock held."""
+        if self._stopping:
+            raise Stopped
+        if full:
+            self._telemetry.rejected.labels(reason="queue").inc()
+            raise Overloaded(seconds)
 
     def _accept(self, ticket: _Ticket, distinct: dict[TextInput, int], tasks: Sequence[Served]) -> None:
         """Queue what a request wants, or refuse all of it."""
-        sizes = {content: sum(map(_guessed_tokens, content)) for content in distinct}
+        sizes = {content: sum(map(_guess_tokens, content)) for content in distinct}
         with self._lock:
-            if self._stopping:
-                raise Stopped
             new = sum(sizes.values()) * len({(served.encoder, served.task.pair_mode) for served in tasks})
-            if self._waiting and self._waiting + new > self._queue_tokens:
-                self._telemetry.rejected.labels(reason="queue").inc()
-                raise Overloaded(max(1.0, self._waiting / self._speed))
+            full = self._waiting_tokens > 0 and self._waiting_tokens + new > self._queue_tokens
+            self._check_room(full=full, seconds=max(1.0, self._waiting_tokens / self._speed))
             for served in tasks:
                 for content, number in distinct.items():
                     key = (served.encoder, served.task.pair_mode, content[1] is not None)
                     queue = self._queues.setdefault(key, {})
                     if content not in queue:
                         queue[content] = _Unit(content, sizes[content])
-                        self._waiting += sizes[content]
+                        self._waiting_tokens += sizes[content]
                     _, waiting = queue[content].wanted.setdefault(id(served), (served, []))
                     waiting.append((ticket, number))
-            self._telemetry.queue_tokens.set(self._waiting)
+            self._telemetry.queue_tokens.set(self._waiting_tokens)
             self._lock.notify_all()
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -217,54 +227,59 @@ class Batcher:
                 while not (self._calls or any(self._queues.values()) or self._stopping):
                     self._lock.wait()
                 call = self._calls.popleft() if self._calls else None
-                key, units = self._taken()
+                key, units = self._next_batch()
                 if call is None and key is None and self._stopping:
                     return
             if key is not None and units:
-                self._compute(key[0], key[1], units)
-            if call is not None:  # one after each batch, so that neither keeps the other waiting
-                self._call(*call)
+                self._compute(*key[:2], units)
+            # One call after each batch, so that neither keeps the other waiting.
+            if call is not None:
+                self._explain(*call)
 
-    def _taken(self) -> tuple[Key | None, list[_Unit]]:
-        """The next batch: of the queue whose first text has waited longest. Called with the lock held."""
+    def _next_batch(self) -> tuple[Key | None, list[_Unit]]:
+        """Units of the queue whose first text has waited longest. Called with the lock held."""
         key = next((key for key, queue in self._queues.items() if queue), None)
         if key is None:
             return None, []
         queue = self._queues.pop(key)
         units: list[_Unit] = []
         tokens = 0
-        for content in list(queue):
-            unit = queue[content]
-            if not unit.alive():
-                self._waiting -= queue.pop(content).tokens
-                self._telemetry.dropped.inc()
-                continue
-            if units and tokens + unit.tokens > self._batch_tokens:
+        for unit in list(queue.values()):
+            dropped = all(ticket.future.done() for ticket in unit.tickets())
+            if units and not dropped and tokens + unit.tokens > self._batch_tokens:
                 break
-            units.append(queue.pop(content))
-            tokens += unit.tokens
-        self._waiting -= tokens
+            self._waiting_tokens -= queue.pop(unit.content).tokens
+            if dropped:
+                self._telemetry.dropped.inc()
+            else:
+                units.append(unit)
+                tokens += unit.tokens
         if queue:
-            self._queues[key] = queue  # last: the others have their turn first
-        self._telemetry.queue_tokens.set(self._waiting)
+            # Put back as the last one: the others have their turn first.
+            self._queues[key] = queue
+        self._telemetry.queue_tokens.set(self._waiting_tokens)
         return key, units
 
     def _compute(self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]) -> None:
         start = time.perf_counter()
         try:
-            found = self._answers(encoder, pair_mode, units)
-        except Exception as error:  # whatever it is, the server goes on
-            if len(units) > 1:  # one text may be to blame, and the others are not
+            answers = self._answers(encoder, pair_mode, units)
+        except Exception as error:
+            # Whatever it is, the server goes on. One text may be to blame, and the others are not.
+            if len(units) > 1:
                 for unit in units:
                     self._compute(encoder, pair_mode, [unit])
                 return
-            self._telemetry.failed(error)
-            why = str(error) if isinstance(error, YTuningError) else "the text could not be computed"
-            _deliver([(ticket, why) for _, waiting in units[0].wanted.values() for ticket, _ in waiting], [])
+            _notify(units[0].tickets(), self._report_failure(error))
             return
         tokens = sum(unit.tokens for unit in units)
         self._speed += 0.2 * (tokens / (time.perf_counter() - start) - self._speed)
-        _deliver([], found)
+        complete: list[_Ticket] = []
+        for ticket, number, name, answered in answers:
+            ticket.answers[number, name] = answered
+            if len(ticket.answers) == ticket.wanted:
+                complete.append(ticket)
+        _notify(complete)
 
     def _answers(
         self, encoder: SharedEncoder, pair_mode: PairMode | None, units: list[_Unit]
@@ -285,7 +300,7 @@ class Batcher:
         for served, rows_of_task in rows.values():
             together.setdefault(tuple(rows_of_task), []).append(served)
         lengths, cut = features.lengths.tolist(), features.truncated_rows.tolist()
-        found: list[tuple[_Ticket, int, str, Answered]] = []
+        results: list[tuple[_Ticket, int, str, Answered]] = []
         for places, some in together.items():
             tasks = [served.task for served in some]
             for served, logits in zip(some, encoder.logits(texts, tasks, torch.tensor(places)), strict=True):
@@ -294,67 +309,52 @@ class Batcher:
                 self._telemetry.answers.labels(task=name).inc(len(places))
                 for place, row in enumerate(places):
                     answered = Answered(answers[place], scores[place], logits[place], lengths[row], cut[row], batch)
-                    found += [(*each, name, answered) for each in units[row].wanted[id(served)][1]]
+                    results += [(*waiting, name, answered) for waiting in units[row].wanted[id(served)][1]]
         batch.heads = time.perf_counter() - encoded
-        self._telemetry.batch(
-            texts=len(units),
-            tokens=int(features.lengths.sum()),
-            encoder=batch.encoder,
-            heads=batch.heads,
-            truncated=sum(cut),
-        )
-        return found
+        self._telemetry.batch_texts.observe(len(units))
+        self._telemetry.batch_tokens.observe(sum(lengths))
+        self._telemetry.encoder_seconds.inc(batch.encoder)
+        self._telemetry.head_seconds.inc(batch.heads)
+        self._telemetry.truncated.inc(sum(cut))
+        return results
 
-    def _call(
-        self, compute: Callable[[], object], loop: asyncio.AbstractEventLoop, future: asyncio.Future[object]
-    ) -> None:
-        if future.done():  # it was given up
+    def _explain(self, content: TextInput, served: Served, future: Future[Effects]) -> None:
+        if not future.set_running_or_notify_cancel():
             self._telemetry.dropped.inc()
             return
+        task, shared = served.task, served.encoder
         try:
-            result = compute()
+            features = shared.read([content], [task], pair_mode=task.pair_mode).seen_by(task)
+            future.set_result(explain_one(task.head, content, shared.encoder, features, pair_mode=task.pair_mode))
         except Exception as error:
-            self._telemetry.failed(error)
-            why = str(error) if isinstance(error, YTuningError) else "the text could not be computed"
-            _soon(loop, lambda: None if future.done() else future.set_exception(Unanswered(why)))
-        else:
-            _soon(loop, lambda: None if future.done() else future.set_result(result))
+            future.set_exception(Unanswered(self._report_failure(error)))
+
+    def _report_failure(self, error: Exception) -> str:
+        """Count and log a failure by its kind, as its message may hold the text; what a client may know of it."""
+        kind = type(error).__name__
+        self._telemetry.failures.labels(kind=kind).inc()
+        log("failed", kind=kind, level=logging.ERROR)
+        return str(error) if isinstance(error, YTuningError) else "the text could not be computed"
 
 
-def _guessed_tokens(text: str | None) -> int:
+def _guess_tokens(text: str | None) -> int:
     """About as many tokens as a text has, to bound a batch; tokenising would cost as much again as it saves."""
     return 0 if text is None else SPECIAL_TOKENS + len(text) // BYTES_OF_A_TOKEN
 
 
-def _deliver(failed: list[tuple[_Ticket, str]], found: list[tuple[_Ticket, int, str, Answered]]) -> None:
-    """Give requests what they wait for, each event loop in one call."""
-    loops: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-    for ticket, why in failed:
-        loops.setdefault(ticket.loop, []).append(lambda ticket=ticket, why=why: _fail(ticket, why))  # type: ignore[misc]
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Ticket, int, str, Answered]]] = {}
-    for each in found:
-        by_loop.setdefault(each[0].loop, []).append(each)
-    for loop, some in by_loop.items():
-        loops.setdefault(loop, []).append(lambda some=some: _give(some))  # type: ignore[misc]
-    for loop, calls in loops.items():
-        for call in calls:
-            _soon(loop, call)
+def _notify(tickets: list[_Ticket], failure: str | None = None) -> None:
+    """Tell requests that they have all answers, or why not; in one call to their event loop, as each wakes it up."""
 
-
-def _give(found: list[tuple[_Ticket, int, str, Answered]]) -> None:
-    for ticket, number, name, answered in found:
-        if (number, name) not in ticket.found:
-            ticket.found[number, name] = answered
-            ticket.missing -= 1
-            if ticket.missing == 0 and not ticket.future.done():
+    def settle() -> None:
+        for ticket in tickets:
+            if ticket.future.done():
+                continue
+            if failure is None:
                 ticket.future.set_result(None)
+            else:
+                ticket.future.set_exception(Unanswered(failure))
 
-
-def _fail(ticket: _Ticket, why: str) -> None:
-    if not ticket.future.done():
-        ticket.future.set_exception(Unanswered(why))
-
-
-def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-        loop.call_soon_threadsafe(call)
+    if tickets:
+        # Once the loop has been closed, nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            tickets[0].future.get_loop().call_soon_threadsafe(settle)

@@ -43,7 +43,7 @@ class Changes:
     refused: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed or self.refused)
+        return any(vars(self).values())
 
 
 class Catalog:
@@ -70,9 +70,8 @@ class Catalog:
         """
         for place in self._places:
             if not place.is_dir():
-                raise TaskFolderError(
-                    f"there is no task folder {place}. Make one with: ytuning train DATA --out {place}"
-                )
+                message = f"there is no task folder {place}. Make one with: ytuning train DATA --out {place}"
+                raise TaskFolderError(message)
         with self._lock:
             tasks = [(folder, _stamp(folder), load_task(folder)) for folder in self.folders()]
             if not tasks:
@@ -98,6 +97,15 @@ class Catalog:
             before = {served.folder: served for served in self.tasks.values()}
             kept: dict[str, Served] = {}
             fresh: list[tuple[Path, Stamp, Task]] = []
+
+            def refuse(folder: Path, stamp: Stamp, why: str) -> None:
+                """Keep what was served from a broken folder, and tell of it once, not at every look."""
+                if self._refused.get(folder) != (stamp, why):
+                    changes.refused[str(folder)] = why
+                self._refused[folder] = stamp, why
+                if folder in before:
+                    kept[before[folder].task.name] = before[folder]
+
             for folder in self.folders():
                 stamp, old = _stamp(folder), before.get(folder)
                 if old is not None and stamp == old.stamp:
@@ -106,51 +114,44 @@ class Catalog:
                 try:
                     fresh.append((folder, stamp, load_task(folder)))
                 except YTuningError as error:
-                    self._refuse(changes, folder, stamp, str(error))
-                    if old is not None:
-                        kept[old.task.name] = old
+                    refuse(folder, stamp, str(error))
             for folder, stamp, task in fresh:
-                old = before.get(folder)
                 try:
-                    if task.name in kept:
-                        raise InputError(f"another folder is named {task.name!r}, too. Rename one")
-                    known = [each.encoder for each in (*self.tasks.values(), *kept.values())]
-                    (shared,) = share_encoders([task], encoder=self._encoder, loaded=known)
+                    self._add(kept, folder, stamp, task)
                 except YTuningError as error:
-                    self._refuse(changes, folder, stamp, str(error))
-                    if old is not None:
-                        kept[old.task.name] = old
-                    continue
-                kept[task.name] = Served(task, shared, folder, stamp)
-                (changes.changed if old is not None else changes.added).append(task.name)
+                    refuse(folder, stamp, str(error))
+                else:
+                    (changes.changed if folder in before else changes.added).append(task.name)
             changes.removed.extend(name for name in self.tasks if name not in kept)
             self._refused = {folder: why for folder, why in self._refused.items() if folder.is_dir()}
             self.tasks = kept
             return changes
 
-    def _refuse(self, changes: Changes, folder: Path, stamp: Stamp, why: str) -> None:
-        """Tell of a broken folder once, not at every look."""
-        if self._refused.get(folder) != (stamp, why):
-            changes.refused[str(folder)] = why
-        self._refused[folder] = stamp, why
+    def _add(self, kept: dict[str, Served], folder: Path, stamp: Stamp, task: Task) -> None:
+        """Serve a task with those kept, on an encoder that is loaded already if there is one for it."""
+        if task.name in kept:
+            raise InputError(f"another folder is named {task.name!r}, too. Rename one")
+        loaded = [served.encoder for served in (*self.tasks.values(), *kept.values())]
+        (shared,) = share_encoders([task], encoder=self._encoder, loaded=loaded)
+        kept[task.name] = Served(task, shared, folder, stamp)
 
     def folders(self) -> list[Path]:
         """Every task folder, in the order of the places and of names."""
-        found: list[Path] = []
+        folders: list[Path] = []
         for place in self._places:
-            if (place / TASK_FILE).is_file() or not place.is_dir():
-                found.append(place)
-            else:
-                found += sorted(each for each in place.iterdir() if (each / TASK_FILE).is_file())
-        return [folder for folder in dict.fromkeys(found) if (folder / TASK_FILE).is_file()]
+            if (place / TASK_FILE).is_file():
+                folders.append(place)
+            elif place.is_dir():
+                folders += sorted(folder for folder in place.iterdir() if (folder / TASK_FILE).is_file())
+        return list(dict.fromkeys(folders))
 
 
 def _stamp(folder: Path) -> Stamp:
-    found = []
+    stamp = []
     for name in (TASK_FILE, HEAD_FILE):
         try:
             state = os.stat(folder / name)
-            found.append((state.st_ino, state.st_size, state.st_mtime_ns))
+            stamp.append((state.st_ino, state.st_size, state.st_mtime_ns))
         except OSError:
-            found.append((0, 0, 0))
-    return tuple(found)
+            stamp.append((0, 0, 0))
+    return tuple(stamp)

@@ -6,36 +6,67 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import json
+import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from ytuning.server.settings import Settings
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ytuning.errors import InputError
+from ytuning.server.service import Settings
 from ytuning.server.telemetry import Telemetry, log
 
-__all__ = ["Gate", "error_body", "plain"]
+__all__ = ["ADMIN_KEYS", "USE_KEYS", "Gate", "error_body", "read_keys"]
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
+USE_KEYS, ADMIN_KEYS = "YTUNING_API_KEYS", "YTUNING_ADMIN_KEYS"
+FEWEST_CHARACTERS_OF_A_KEY = 16
 OPEN_PATHS = ("/", "/health", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDER, ADMIN_FOLDER = "/page/", "/admin/"
-UNCOUNTED = (*OPEN_PATHS, "/metrics", "/info")  # are answered however many requests there are
+# Paths that are answered however many requests there are.
+UNCOUNTED = (*OPEN_PATHS, "/metrics", "/info")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-DRAIN, DRAINED = 1.0, 16_000_000  # seconds and bytes, at most
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 16_000_000
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+# By status. The connection is closed where the rest of the body is not read.
+HEADERS_OF_REFUSALS = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
+
+
+def read_keys(file: Path | None, variable: str, option: str) -> tuple[str, ...]:
+    """Keys of a file (one a line, ``#`` begins a comment) and of an environment variable (with commas).
+
+    Raises:
+        InputError: the file cannot be read or holds no key, or a key is too short.
+    """
+    keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the keys in {file}: {error}. Check {option}.") from error
+        keys_of_file = [line for line in lines if line and not line.startswith("#")]
+        if not keys_of_file:
+            raise InputError(f"{file} has no key. Write one per line or leave out {option}.")
+        keys += keys_of_file
+    for key in keys:
+        if len(key) < FEWEST_CHARACTERS_OF_A_KEY or not key.isascii() or " " in key:
+            raise InputError(
+                f"a key must be at least {FEWEST_CHARACTERS_OF_A_KEY} ASCII characters without spaces, but one in "
+                f"{option} or {variable} is not. "
+                "Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+            )
+    return tuple(dict.fromkeys(keys))
 
 
 class _TooLarge(Exception):  # noqa: N818
@@ -51,172 +82,139 @@ class Gate:
         telemetry: counts every request.
     """
 
-    def __init__(self, app: App, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, telemetry: Telemetry) -> None:
         self._app, self._settings, self._telemetry = app, settings, telemetry
-        self._keys = _hash_keys(settings.keys)
-        self._admin = _hash_keys(settings.admin_keys)
+        self._keys = [_hash(key.encode()) for key in settings.keys]
+        self._admin_keys = [_hash(key.encode()) for key in settings.admin_keys]
         self._running = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request; what is none passes."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start, path = time.perf_counter(), str(scope["path"])
         identifier = uuid.uuid4().hex
-        scope.setdefault("state", {})["id"] = identifier
-        status = 0
+        state = scope.setdefault("state", {})
+        state.update(id=identifier, status=0)
 
         async def sending(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 message["headers"] = [*message.get("headers", []), *HEADERS, (b"x-request-id", identifier.encode())]
             await send(message)
 
-        counted = path not in UNCOUNTED and not path.startswith(OPEN_FOLDER)
-        self._running += counted
+        limited = path not in UNCOUNTED and not path.startswith(OPEN_FOLDER)
+        self._running += limited
         self._telemetry.in_flight.set(self._running)
         try:
-            await self._pass(scope, receive, sending, path, counted, lambda: status)
+            refusal = self._refusal(scope, limited=limited)
+            if refusal is not None:
+                await _refuse(scope, receive, sending, *refusal)
+            else:
+                await self._answer(scope, receive, sending)
         finally:
-            self._running -= counted
+            self._running -= limited
             self._telemetry.in_flight.set(self._running)
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", None) or ("/page" if path.startswith(OPEN_FOLDER) else "other")
-            self._telemetry.requests.labels(route=route, status=str(status)).inc()
+            self._telemetry.requests.labels(route=route, status=str(state["status"])).inc()
             self._telemetry.seconds.labels(route=route).observe(seconds)
-            state = scope["state"]
             counts = {name: state[name] for name in ("texts", "tokens") if name in state}
             if route not in ("/health", "/metrics"):
-                log("request", id=identifier, method=scope["method"], route=route, status=status,
+                log("request", id=identifier, method=scope["method"], route=route, status=state["status"],
                     seconds=round(seconds, 4), **counts)  # fmt: skip
 
-    async def _pass(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Receive,
-        send: Send,
-        path: str,
-        counted: bool,
-        status: Callable[[], int],
-    ) -> None:
-        headers = {name: value for name, value in scope["headers"]}
-        refusal = self._refusal(path, headers)
-        if refusal is None and counted and self._running > self._settings.requests:
-            self._telemetry.rejected.labels(reason="requests").inc()
-            refusal = 429, "overloaded", "the server is answering too many requests. Try again in a second."
-        if refusal is None and _length(headers) > self._settings.body_bytes:
-            refusal = self._too_large()
-        if refusal is not None:
-            if refusal[0] == 413:
-                await _drain(receive)
-            await _reply(send, path, *refusal)
-            return
-        taken = 0
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, within the limits of size and time."""
+        most, taken = self._settings.body_bytes, 0
 
         async def receiving() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._settings.body_bytes:
+            if taken > most:
                 raise _TooLarge
             return message
 
         async def sending(message: Message) -> None:
-            if taken > self._settings.body_bytes:
-                raise _TooLarge  # the application has caught the first, and would say that the body is no JSON
+            # The application has caught the first exception, and would say that the body is no JSON.
+            if taken > most:
+                raise _TooLarge
             await send(message)
 
         try:
             async with asyncio.timeout(self._settings.seconds):
                 await self._app(scope, receiving, sending)
         except _TooLarge:
-            await _drain(receive)
-            await _reply(send, path, *self._too_large())
+            await _refuse(scope, receive, send, *self._too_large())
         except TimeoutError:
             self._telemetry.rejected.labels(reason="time").inc()
-            if not status():
-                await _reply(
-                    send,
-                    path,
-                    504,
-                    "timeout",
-                    f"the answer took longer than {self._settings.seconds:g} s. Send fewer texts.",
-                )
+            if not scope["state"]["status"]:
+                message = f"the answer took longer than {self._settings.seconds:g} s. Send fewer texts."
+                await _refuse(scope, receive, send, 504, "timeout", message)
+
+    def _refusal(self, scope: Scope, *, limited: bool) -> tuple[int, str, str] | None:
+        """Status, type and message of a request that is not let in."""
+        headers = dict(scope["headers"])
+        refusal = self._check_key(scope["path"], headers.get(b"authorization", b""))
+        if refusal is not None:
+            return refusal
+        if limited and self._running > self._settings.requests:
+            self._telemetry.rejected.labels(reason="requests").inc()
+            return 429, "overloaded", "the server is answering too many requests. Try again in a second."
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20 and int(length) > self._settings.body_bytes:
+            return self._too_large()
+        return None
+
+    def _check_key(self, path: str, authorization: bytes) -> tuple[int, str, str] | None:
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or not (self._keys or self._admin_keys):
+            return None
+        scheme, _, given = authorization.partition(b" ")
+        key = _hash(given.strip()) if scheme.lower() == b"bearer" else b""
+        user, admin = _among(key, self._keys), _among(key, self._admin_keys)
+        if path.startswith(ADMIN_FOLDER):
+            if user and not admin:
+                return 403, "forbidden", "this request needs an administrator's key."
+        elif not self._keys:
+            return None
+        if user or admin:
+            return None
+        return 401, "unauthorized", "this request needs a valid key. Send the header 'Authorization: Bearer KEY'."
 
     def _too_large(self) -> tuple[int, str, str]:
         self._telemetry.rejected.labels(reason="size").inc()
         return 413, "too_large", f"a request may have {self._settings.body_bytes:,} bytes. Send fewer texts at a time."
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
-        """Status, type and message of a request without the key that it needs."""
-        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or not (self._keys or self._admin):
-            return None
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        key = hashlib.sha256(given.strip()).digest() if scheme.lower() == b"bearer" else b""
-        admin = _among(key, self._admin)
-        if path.startswith(ADMIN_FOLDER):
-            if admin:
-                return None
-            known = _among(key, self._keys)
-            if known:
-                return 403, "forbidden", "this request needs an administrator's key."
-        elif admin or not self._keys or _among(key, self._keys):
-            return None
-        return 401, "unauthorized", "this request needs a valid key. Send the header 'Authorization: Bearer KEY'."
 
-
-async def _drain(receive: Receive) -> None:
-    """Read some of a body that is refused: a connection that is closed before may lose the reply with it."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN):
-            most = DRAINED
-            while most > 0:
-                message = await receive()
-                most -= len(message.get("body", b""))
-                if not message.get("more_body"):
-                    return
-
-
-def _hash_keys(keys: Iterable[str]) -> list[bytes]:
-    return [hashlib.sha256(key.encode()).digest() for key in keys]
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _among(key: bytes, known: Iterable[bytes]) -> bool:
     """Whether a key's hash is one of those known, in the same time whichever it is."""
-    found = False
-    for each in known:
-        found |= hmac.compare_digest(key, each)
-    return found
+    return any([hmac.compare_digest(key, other) for other in known])
 
 
-def _length(headers: dict[bytes, bytes]) -> int:
-    value = headers.get(b"content-length", b"0")
-    return int(value) if value.isdigit() and len(value) < 20 else 0
-
-
-async def _reply(send: Send, path: str, status: int, kind: str, message: str) -> None:
-    body = json.dumps(error_body(path, kind, message)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if status == 429:
-        headers.append((b"retry-after", b"1"))
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, kind: str, message: str) -> None:
     if status == 413:
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        # A connection that is closed before its body is read may lose the reply with it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                left, more = DRAIN_BYTES, True
+                while more and left > 0:
+                    part = await receive()
+                    left -= len(part.get("body", b""))
+                    more = part.get("more_body", False)
+    reply = JSONResponse(error_body(scope["path"], kind, message), status, HEADERS_OF_REFUSALS.get(status))
+    await reply(scope, receive, send)
 
 
 def error_body(path: str, kind: str, message: str) -> dict[str, Any]:
     """A refusal in the form of the path's protocol: of OpenAI under /v1, of the Open Inference Protocol under /v2."""
-    message = plain(message)
+    # No reply can hold lone surrogates.
+    message = message.encode("utf-8", "backslashreplace").decode()
     if path.startswith("/v1/"):
         return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
     return {"error": message} if path.startswith("/v2") else {"error": message, "error_type": kind}
-
-
-def plain(text: str) -> str:
-    """The text without lone surrogates, which no reply can hold."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -6,47 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ytuning.data.labels import Kind
 from ytuning.heads.pairs import PairMode
-
-__all__ = [
-    "AdminReply",
-    "Classified",
-    "ClassifyManyReply",
-    "ClassifyManyRequest",
-    "ClassifyReply",
-    "ClassifyRequest",
-    "Error",
-    "ExplainReply",
-    "ExplainRequest",
-    "InferReply",
-    "InferRequest",
-    "InferTensor",
-    "Info",
-    "Model",
-    "ModelMetadata",
-    "Models",
-    "Moderation",
-    "ModerationReply",
-    "ModerationRequest",
-    "PredictRequest",
-    "Result",
-    "Score",
-    "ServerMetadata",
-    "TaskInfo",
-    "TaskResults",
-    "TensorMetadata",
-    "Timing",
-    "Usage",
-    "V2Error",
-]  # fmt: skip
 
 Inputs = str | list[str] | list[list[str]]
 
 
 class _Request(BaseModel):
-    """Unknown fields are ignored, as other servers of these forms do."""
+    """Unknown fields are ignored (pydantic's default), as other servers of these forms do."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class Error(BaseModel):
@@ -112,7 +81,7 @@ class TaskInfo(BaseModel):
     """A task that is served."""
 
     name: str
-    kind: Literal["single", "ordinal", "multi", "regression"]
+    kind: Kind
     labels: list[str]
     pair: PairMode | None
     encoder: str
@@ -193,7 +162,7 @@ class TaskResults(BaseModel):
     """A task's results, one for each input."""
 
     task: str
-    kind: Literal["single", "ordinal", "multi", "regression"]
+    kind: Kind
     results: list[Result]
 
 
@@ -212,9 +181,6 @@ class ClassifyManyReply(BaseModel):
     data: list[TaskResults]
     usage: Usage
     timing: Timing
-
-
-Classified = ClassifyReply | ClassifyManyReply
 
 
 class ExplainRequest(_Request):
@@ -299,8 +265,6 @@ class ModelMetadata(BaseModel):
 
 class InferTensor(BaseModel):
     """Values in row-major order."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=8)

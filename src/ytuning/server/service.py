@@ -1,40 +1,72 @@
-"""What the routes share: which tasks a request is for, whether it can be answered, and the answers."""
+"""A server's settings, and what its routes share: which tasks a request is for, its limits, and the answers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from fastapi import Request
+from pydantic import TypeAdapter
 
 from ytuning.data.dataset import TextInput
 from ytuning.data.labels import did_you_mean, listed
-from ytuning.server.batching import Answered, Batcher
+from ytuning.server.batching import Answered, Batcher, Refused
 from ytuning.server.catalog import Catalog, Changes, Served
-from ytuning.server.settings import Settings
 from ytuning.server.telemetry import Telemetry, log
 
-__all__ = ["ClientGone", "NotReady", "Refused", "Service", "unless_gone"]
+__all__ = ["Service", "Settings", "unless_gone"]
 
-Found = TypeVar("Found")
-
-
-class NotReady(Exception):  # noqa: N818
-    """The tasks are still being loaded."""
+Result = TypeVar("Result")
 
 
-class ClientGone(Exception):  # noqa: N818
-    """Nobody waits for the reply any more."""
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one server.
 
+    Attributes:
+        folders: task folders, and folders that hold task folders.
+        encoder: name or folder in place of the one named in the tasks, when it has moved.
+        host, port: to listen on.
+        keys: keys of clients; without any, everybody may use the server.
+        admin_keys: keys of those who may also reload tasks.
+        origins: origins of web pages that may read the replies (CORS).
+        watch: seconds between checks of the task folders; 0 means that only a request checks them.
+        batch_tokens: maximum number of tokens in a batch.
+        queue_tokens: maximum number of waiting tokens; requests beyond it are refused.
+        requests: maximum number of requests at a time.
+        body_bytes: maximum size of a request.
+        texts: maximum number of texts in a request; a pair counts once.
+        characters: maximum length of a text.
+        seconds: maximum time that a request may take.
+    """
 
-class Refused(Exception):  # noqa: N818
-    """A request that cannot be answered, with the status and the kind of error that say why."""
+    folders: tuple[str, ...]
+    encoder: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    origins: tuple[str, ...] = ()
+    watch: float = 2.0
+    batch_tokens: int = 16_384
+    queue_tokens: int = 65_536
+    requests: int = 512
+    body_bytes: int = 4_000_000
+    texts: int = 1_000
+    characters: int = 200_000
+    seconds: float = 30.0
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
+    def to_environment(self) -> str:
+        """Settings as text, for the processes of ``--workers``."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environment(cls, text: str) -> Settings:
+        """The inverse of :meth:`to_environment`."""
+        return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass
@@ -47,15 +79,22 @@ class Service:
     telemetry: Telemetry
     ready: bool = False
 
+    def check_ready(self) -> None:
+        """Whether all tasks are loaded and warmed up.
+
+        Raises:
+            Refused: they are not.
+        """
+        if not self.ready:
+            raise Refused(503, "unavailable", "the tasks are still loading. Try again in a moment.")
+
     def task(self, name: str | None, kind: str | None = None) -> Served:
         """The task of a name, or the only one (of a kind).
 
         Raises:
-            NotReady: the tasks are being loaded.
-            Refused: there is no such task, or no name where there are several.
+            Refused: the tasks are being loaded, there is no such task, or no name where there are several.
         """
-        if not self.ready:
-            raise NotReady
+        self.check_ready()
         tasks = self.catalog.tasks
         if name is None:
             some = [served for served in tasks.values() if kind in (None, served.task.kind)]
@@ -64,12 +103,13 @@ class Service:
             what = f"name one of the {len(some)} {'multi-label ' if kind else ''}tasks"
             raise Refused(422, "validation", f"{what}: {listed([served.task.name for served in some])}.")
         if name not in tasks:
-            raise Refused(
-                404,
-                "not_found",
-                f"there is no task {name[:80]!r}.{did_you_mean(name, tasks)} The tasks are {listed(list(tasks))}.",
-            )
+            hint = f"{did_you_mean(name, tasks)} The tasks are {listed(list(tasks))}."
+            raise Refused(404, "not_found", f"there is no task {name[:80]!r}.{hint}")
         return tasks[name]
+
+    def tasks_for(self, *, pairs: bool) -> list[Served]:
+        """Every task that takes pairs of texts, or single texts."""
+        return [served for served in self.catalog.tasks.values() if bool(served.task.pair_mode) == pairs]
 
     async def answers(
         self, request: Request, inputs: Sequence[TextInput], tasks: Sequence[Served], *, truncate: bool = True
@@ -77,29 +117,26 @@ class Service:
         """For each input each task's answer.
 
         Raises:
-            Refused: too many or too long inputs, a form that a task does not take, or a text that would be cut.
-            ClientGone: the client has closed the connection.
+            Refused: too many or too long inputs, a form that a task does not take, a text that would be cut, or the
+                client has closed the connection.
         """
         self.check(inputs, tasks)
         request.state.texts = len(inputs)
-        found = await unless_gone(request, self.batcher.answer(inputs, tasks))
-        request.state.tokens = sum(row[0].tokens for row in found)
-        if not truncate and (cut := [number for number, row in enumerate(found) if row[0].truncated]):
+        answers = await unless_gone(request, self.batcher.answer(inputs, tasks))
+        request.state.tokens = sum(row[0].tokens for row in answers)
+        if not truncate and (cut := [number for number, row in enumerate(answers, 1) if row[0].truncated]):
             most = tasks[0].task.encoder.max_length
-            message = (
-                f"input {cut[0] + 1} has more tokens than the encoder reads ({most}). Shorten it or allow truncate."
-            )
+            message = f"input {cut[0]} has more tokens than the encoder reads ({most}). Shorten it or allow truncate."
             raise Refused(413, "validation", message)
-        return found
+        return answers
 
     def tell(self, changes: Changes) -> None:
         """Count and log what has changed about the tasks."""
         self.telemetry.tasks.set(len(self.catalog.tasks))
         if changes:
-            found = {what: getattr(changes, what) for what in ("added", "changed", "removed", "refused")}
-            for what, names in found.items():
+            for what, names in vars(changes).items():
                 self.telemetry.reloads.labels(what=what).inc(len(names))
-            log("tasks", **found)
+            log("tasks", **vars(changes))
 
     def check(self, inputs: Sequence[TextInput], tasks: Sequence[Served]) -> None:
         """Whether these tasks can be asked about these inputs.
@@ -109,10 +146,9 @@ class Service:
         """
         if not inputs:
             raise Refused(422, "validation", "there is no input. Give at least one text.")
-        if len(inputs) > self.settings.texts:
-            message = (
-                f"a request may have {self.settings.texts:,} inputs. Got {len(inputs):,} instead. Send fewer at a time."
-            )
+        most, longest = self.settings.texts, self.settings.characters
+        if len(inputs) > most:
+            message = f"a request may have {most:,} inputs. Got {len(inputs):,} instead. Send fewer at a time."
             raise Refused(413, "too_large", message)
         for number, content in enumerate(inputs, 1):
             for text in content:
@@ -120,49 +156,38 @@ class Service:
                     continue
                 if not text.strip():
                     raise Refused(422, "validation", f"input {number} is empty. Give a text.")
-                if len(text) > self.settings.characters:
-                    message = f"input {number} has more than {self.settings.characters:,} characters. Send it in parts."
+                if len(text) > longest:
+                    message = f"input {number} has more than {longest:,} characters. Send it in parts."
                     raise Refused(413, "too_large", message)
-                if not text.isprintable() and _unreadable(text):
-                    raise Refused(
-                        422,
-                        "validation",
-                        f"input {number} contains an invalid Unicode character (an unpaired surrogate).",
-                    )
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    message = f"input {number} contains an invalid Unicode character (an unpaired surrogate)."
+                    raise Refused(422, "validation", message) from None
             for served in tasks:
                 if bool(served.task.pair_mode) != (content[1] is not None):
                     form = "a pair of texts" if served.task.pair_mode else "a single text"
-                    raise Refused(
-                        422, "validation", f"input {number} must be {form} for the task {served.task.name!r}."
-                    )
+                    message = f"input {number} must be {form} for the task {served.task.name!r}."
+                    raise Refused(422, "validation", message)
 
 
-async def unless_gone(request: Request, work: Awaitable[Found]) -> Found:
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """What the work gives, unless the client closes the connection first; then it is given up.
 
     Raises:
-        ClientGone: so it was.
+        Refused: so it was.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(leave())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientGone
+        raise Refused(499, "client_gone", "the client closed the connection.")
     finally:
         working.cancel()
         leaving.cancel()
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _unreadable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

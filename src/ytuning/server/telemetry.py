@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["Telemetry", "log"]
+__all__ = ["Telemetry", "log", "log_to_stderr"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
@@ -23,45 +23,31 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made: dict[str, Any] = {"registry": self.registry, "namespace": "ytuning"}
-        self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **made)
+        common: dict[str, Any] = {"registry": self.registry, "namespace": "ytuning"}
+        self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **common)
         self.seconds = Histogram(
-            "request_seconds", "Seconds from a request to its reply.", ["route"], buckets=SECONDS, **made
+            "request_seconds", "Seconds from a request to its reply.", ["route"], buckets=SECONDS, **common
         )
-        self.in_flight = Gauge("requests_in_flight", "Requests that are being answered.", **made)
-        self.queue_tokens = Gauge("queue_tokens", "Approximate number of waiting tokens.", **made)
-        self.batch_tokens = Histogram("batch_tokens", "Tokens in a batch.", buckets=TOKENS, **made)
-        self.batch_texts = Histogram("batch_texts", "Distinct texts in a batch.", buckets=TEXTS, **made)
-        self.encoder_seconds = Counter("encoder_seconds", "Seconds spent in the encoder.", **made)
-        self.head_seconds = Counter("head_seconds", "Seconds spent in heads and their calibration.", **made)
+        self.in_flight = Gauge("requests_in_flight", "Requests that are being answered.", **common)
+        self.queue_tokens = Gauge("queue_tokens", "Approximate number of waiting tokens.", **common)
+        self.batch_tokens = Histogram("batch_tokens", "Tokens in a batch.", buckets=TOKENS, **common)
+        self.batch_texts = Histogram("batch_texts", "Distinct texts in a batch.", buckets=TEXTS, **common)
+        self.encoder_seconds = Counter("encoder_seconds", "Seconds spent in the encoder.", **common)
+        self.head_seconds = Counter("head_seconds", "Seconds spent in heads and their calibration.", **common)
         self.answers = Counter(
-            "answers", "Texts answered, by task. Equal texts in a batch count once.", ["task"], **made
+            "answers", "Texts answered, by task. Equal texts in a batch count once.", ["task"], **common
         )
-        self.truncated = Counter("truncated_texts", "Texts that were too long and were cut.", **made)
-        self.rejected = Counter("rejected_requests", "Requests refused, by reason.", ["reason"], **made)
-        self.dropped = Counter("dropped_texts", "Texts that were not computed because their clients had gone.", **made)
-        self.failures = Counter("failures", "Texts that could not be computed, by kind of error.", ["kind"], **made)
-        self.tasks = Gauge("tasks", "Tasks that are served.", **made)
-        self.reloads = Counter("task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **made)
+        self.truncated = Counter("truncated_texts", "Texts that were too long and were cut.", **common)
+        self.rejected = Counter("rejected_requests", "Requests refused, by reason.", ["reason"], **common)
+        self.dropped = Counter(
+            "dropped_texts", "Texts that were not computed because their clients had gone.", **common
+        )
+        self.failures = Counter("failures", "Texts that could not be computed, by kind of error.", ["kind"], **common)
+        self.tasks = Gauge("tasks", "Tasks that are served.", **common)
+        self.reloads = Counter(
+            "task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **common
+        )
         self.started = time.time()
-
-    def batch(self, *, texts: int, tokens: int, encoder: float, heads: float, truncated: int) -> None:
-        """A batch was computed: distinct texts, their tokens, seconds in the encoder and in heads, texts cut."""
-        self.batch_texts.observe(texts)
-        self.batch_tokens.observe(tokens)
-        self.encoder_seconds.inc(encoder)
-        self.head_seconds.inc(heads)
-        self.truncated.inc(truncated)
-
-    def failed(self, error: Exception) -> None:
-        """A text could not be computed. Its message may hold the text, so only its kind is logged."""
-        self.failures.labels(kind=type(error).__name__).inc()
-        log("failed", kind=type(error).__name__, level=logging.ERROR)
-
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        found: bytes = generate_latest(self.registry)
-        return found
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
@@ -71,9 +57,9 @@ def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
         _logger.log(level, json.dumps({"time": f"{stamp}Z", "event": event, **fields}, ensure_ascii=False))
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
+def log_to_stderr() -> None:
     """Let :func:`log` write to stderr, one line an event and nothing else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _logger.handlers, _logger.propagate = [handler], False
-    _logger.setLevel(level)
+    _logger.setLevel(logging.INFO)
