@@ -13,7 +13,7 @@ from ytuning.data.columns import SEPARATORS, UNKNOWN, Columns, Role, choose_colu
 from ytuning.data.kinds import KINDS, Labels, TaskKind
 from ytuning.data.labels import Kind, did_you_mean, listed, shown
 from ytuning.data.tables import Column, Table, as_cells, read_table
-from ytuning.errors import DataError, InputError, allowed
+from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
     "Columns",
@@ -166,7 +166,7 @@ def read_dataset(
     """
     kinds = ("auto", *KINDS)
     if kind not in kinds:
-        raise InputError(allowed("kind", kind, kinds))
+        raise InputError(must_be_one_of("kind", kind, kinds))
     table = read_table(source)
     columns = choose_columns(table, text, text_pair, label, labelled=labelled, group=group)
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.

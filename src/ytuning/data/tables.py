@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ytuning.data.labels import listed, shown
-from ytuning.errors import DataError, InputError, counted
+from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.machine import require
 
 __all__ = ["Column", "Table", "as_cells", "read_table"]
@@ -293,7 +293,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
 
 
 def _uneven(path: Path, row: int, found: int, expected: int, delimiter: str) -> DataError:
-    cells = f"{counted(found, 'cell')}, but the header has {expected}"
+    cells = f"{quantity(found, 'cell')}, but the header has {expected}"
     problem = f"the row has {cells}. Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
     return DataError(problem, source=path, row=row)
 

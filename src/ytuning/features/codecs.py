@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 
 if TYPE_CHECKING:
     import torch
@@ -327,7 +327,7 @@ def row_bytes(name: str, layers: int, width: int) -> int:
         return layers * (width + 2)
     if name == "compact":
         return _directions(layers, width) + 2
-    raise InputError(allowed("store", name, CODECS))
+    raise InputError(must_be_one_of("store", name, CODECS))
 
 
 def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) -> Codec | None:
@@ -343,7 +343,7 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
         return Int8(layers, width)
     if name == "compact":
         return None if basis is None else Compact.from_bytes(layers, width, basis)
-    raise InputError(allowed("store", name, CODECS))
+    raise InputError(must_be_one_of("store", name, CODECS))
 
 
 def _directions(layers: int, width: int) -> int:

@@ -34,9 +34,9 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ytuning.errors import InputError, StoreError, allowed, wrong_schema
+from ytuning.errors import InputError, StoreError, must_be_one_of, wrong_schema
 from ytuning.features.codecs import CODECS, Compact, Reader, build_codec, row_bytes
-from ytuning.system.files import PARTIAL_SUFFIX, commit, explained
+from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
@@ -119,9 +119,9 @@ class FeatureStore:
             StoreError: the folder cannot be made, or holds something else.
         """
         if codec not in CODECS:
-            raise InputError(allowed("store", codec, CODECS))
+            raise InputError(must_be_one_of("store", codec, CODECS))
         folder = self.root / (str(identity["fingerprint"]) + ("" if codec == "fp16" else f"-{codec}"))
-        with explained(folder, 0):
+        with store_errors(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
                 content = {"schema": SCHEMA, "codec": codec, "identity": dict(identity)}
@@ -162,7 +162,7 @@ class FeatureStore:
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
         for name in chosen:
             folder = self.root / name
-            with explained(folder, 0):
+            with store_errors(folder, 0):
                 try:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER):
@@ -200,7 +200,7 @@ class FeatureSpace:
                 f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
             )
         if self.codec_name not in CODECS:
-            problem = allowed("codec", self.codec_name, CODECS)
+            problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
         # None until the space has the basis it needs.
@@ -251,7 +251,7 @@ class FeatureSpace:
                 continue
             except OSError as error:
                 if error.errno != errno.EIO:
-                    with explained(self.folder, 0):
+                    with store_errors(self.folder, 0):
                         raise
                 self._set_aside(name, "manifest cannot be read from the disk")
                 continue
@@ -273,7 +273,7 @@ class FeatureSpace:
             on_wait: called once if another process holds the lock, before waiting for it.
         """
         lock = filelock.FileLock(self.folder / LOCK_FILE)
-        with explained(self.folder, 0):
+        with store_errors(self.folder, 0):
             # First without waiting, so that a user is told why nothing happens.
             try:
                 lock.acquire(blocking=False)
@@ -301,7 +301,7 @@ class FeatureSpace:
         """
         data = codec.to_bytes()
         checksum = hashlib.sha256(data).hexdigest()
-        with explained(self.folder, len(data)):
+        with store_errors(self.folder, len(data)):
             commit(self.folder / BASIS_FILE.format(checksum), data)
         self.codec, self._basis = codec, checksum
 
@@ -333,7 +333,7 @@ class FeatureSpace:
             **({} if self._basis is None else {"basis": self._basis}),
         }
         # The manifest comes last: without it the shard does not exist for anyone.
-        with explained(self.folder, len(data)):
+        with store_errors(self.folder, len(data)):
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
         length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
@@ -409,7 +409,7 @@ class FeatureSpace:
         """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
         self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
         for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
-            with explained(self.folder, 0):
+            with store_errors(self.folder, 0):
                 try:
                     data = file.read_bytes()
                 except FileNotFoundError:
@@ -440,7 +440,7 @@ class FeatureSpace:
         except OSError as error:
             if error.errno == errno.EIO:  # a bad sector; anything else says nothing about the shard
                 return "unreadable"
-            with explained(self.folder, 0):
+            with store_errors(self.folder, 0):
                 raise
 
     def _map(self, name: str) -> mmap.mmap:
@@ -459,7 +459,7 @@ class FeatureSpace:
 
     def _move_aside(self, file: Path, name: str) -> None:
         target = self.folder / DAMAGED_FOLDER
-        with explained(target, 0):
+        with store_errors(target, 0):
             target.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):  # another process may have been faster
                 os.replace(file, target / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def check_loss(name: str) -> None:
         InputError: there is no such loss.
     """
     if name not in LOSSES:
-        raise InputError(allowed("loss", name, LOSSES))
+        raise InputError(must_be_one_of("loss", name, LOSSES))
 
 
 def label_weights(given: str | tuple[float, ...] | None, counts: Tensor, balanced: Tensor) -> Tensor | None:
@@ -45,7 +45,7 @@ def label_weights(given: str | tuple[float, ...] | None, counts: Tensor, balance
     if given == "balanced":
         return balanced
     if isinstance(given, str):
-        raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
+        raise InputError(must_be_one_of("label_weights", given, (None, "balanced", "a weight for each label")))
     if len(given) != len(counts) or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
         raise InputError(
             f"label_weights must be {len(counts)} weights of at least 0, not all of them 0. Got {given!r} instead."
