@@ -21,7 +21,7 @@ from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "allowed", "counted", "write_errors", "wrong_schema",
+    "YTuningError", "must_be_one_of", "quantity", "write_errors", "wrong_schema",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def write_errors(what: object, option: str) -> Iterator[None]:
         raise WriteError(f"{problem} {remedy}, or choose another disk with {option}.") from error
 
 
-def allowed(name: str, given: object, choices: Iterable[object]) -> str:
+def must_be_one_of(name: str, given: object, choices: Iterable[object]) -> str:
     """The message for a value that is not allowed: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
     return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
 
@@ -103,6 +103,6 @@ def wrong_schema(what: object, found: object, read: int, remedy: str) -> str:
     return f"{what} has schema {found!r}, but this version of ytuning reads schema {read}. {remedy}"
 
 
-def counted(number: int, what: str) -> str:
+def quantity(number: int, what: str) -> str:
     """A number and a noun in the right form, such as ``"1 row"`` or ``"2,000 rows"``; ``what`` is the singular."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

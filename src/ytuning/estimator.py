@@ -22,7 +22,7 @@ from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.tokens import LongText
 from ytuning.encoder.torch_backend import Precision
-from ytuning.errors import DataError, InputError, allowed, counted
+from ytuning.errors import DataError, InputError, must_be_one_of, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
@@ -318,7 +318,7 @@ def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: 
         return "balanced"
     if not isinstance(given, Mapping) or not all(_is_weight(weight) for weight in given.values()):
         choices = (None, "balanced", "a mapping from labels to weights of at least 0")
-        raise InputError(allowed("class_weight", given, choices))
+        raise InputError(must_be_one_of("class_weight", given, choices))
     unknown = [label for label in given if label not in classes]
     if unknown:
         has = ", ".join(map(repr, classes[:12]))
@@ -352,10 +352,10 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
     """Numbers of hidden states."""
     if isinstance(layers, str) or not all(isinstance(layer, (int, np.integer)) for layer in layers):
-        raise InputError(allowed("layers", layers, (None, AUTO_LAYERS, "numbers of hidden states")))
+        raise InputError(must_be_one_of("layers", layers, (None, AUTO_LAYERS, "numbers of hidden states")))
     return tuple(int(layer) for layer in layers)
 
 
 def _warn_cut(rows: int) -> None:
     if rows:
-        warnings.warn(f"cut {counted(rows, 'text')} longer than the encoder reads", UserWarning, stacklevel=3)
+        warnings.warn(f"cut {quantity(rows, 'text')} longer than the encoder reads", UserWarning, stacklevel=3)

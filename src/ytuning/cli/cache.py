@@ -9,7 +9,7 @@ import typer
 
 from ytuning.cli.console import print_json, shown_progress
 from ytuning.cli.options import Json, Quiet
-from ytuning.errors import InputError, StoreError, counted
+from ytuning.errors import InputError, StoreError, quantity
 
 __all__ = ["cache"]
 
@@ -44,11 +44,11 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
     else:
         print(f"Feature cache: {store.root}{'' if rows else '. It is empty.'}")
         for row in rows:
-            sizes = f"{counted(row['texts'], 'text')}, {counted(row['tokens'], 'token')}, {row['bytes'] / 1e6:,.1f} MB"
+            sizes = f"{quantity(row['texts'], 'text')}, {quantity(row['tokens'], 'token')}"
             print(
                 f"{row['fingerprint']}  {row['encoder']}  layers {', '.join(map(str, row['layers']))}, "
-                f"{row['precision']}, {row['max_length']} tokens, stored as {row['codec']}: {sizes} in "
-                f"{counted(row['shards'], 'shard')}"
+                f"{row['precision']}, {row['max_length']} tokens, stored as {row['codec']}: {sizes}, "
+                f"{row['bytes'] / 1e6:,.1f} MB in {quantity(row['shards'], 'shard')}"
             )
     _tell_unreadable(unreadable)
 
@@ -85,7 +85,7 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
         damaged = [{"shard": damage.shard, "reason": damage.reason, "folder": str(damage.folder)} for damage in damages]
         print_json({"shards": checked, "damaged": damaged, "unreadable": [str(problem) for problem in unreadable]})
     else:
-        print(f"Checked {counted(checked, 'shard')}; {len(damages)} {'is' if len(damages) == 1 else 'are'} damaged.")
+        print(f"Checked {quantity(checked, 'shard')}; {len(damages)} {'is' if len(damages) == 1 else 'are'} damaged.")
     _tell_unreadable(unreadable)
     if damages:
         raise typer.Exit(1)
@@ -109,4 +109,4 @@ def cache_remove(
     if as_json:
         print_json({"removed": removed})
     else:
-        print(f"Removed {counted(len(removed), 'feature space')}.")
+        print(f"Removed {quantity(len(removed), 'feature space')}.")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ytuning.errors import InputError, counted, write_errors
+from ytuning.errors import InputError, quantity, write_errors
 from ytuning.progress import Messages, Progress, ProgressBar
 from ytuning.system.files import NewFile
 
@@ -37,7 +37,7 @@ def tell_columns(progress: Progress, data: Dataset) -> None:
     if data.columns is not None:
         named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {counted(len(data), 'row')}; columns {', '.join(named)}{kind}")
+        progress.say(f"{data.source}: {quantity(len(data), 'row')}; columns {', '.join(named)}{kind}")
 
 
 def read_parts(
@@ -70,7 +70,7 @@ def read_parts(
     for part in parts if not quiet else ():
         tell_columns(progress, part)
     if empty := (train.groups or []).count(None):
-        rows = f"{counted(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
+        rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
     # Once: the other files were split to fit the train rows, whose labels they may well have.
@@ -170,4 +170,4 @@ def tell_cut(progress: Progress, count: int) -> None:
     """Tell of texts that were cut, if there are any."""
     if count:
         were = "was" if count == 1 else "were"
-        progress.say(f"{counted(count, 'text')} {were} too long for the encoder and {were} cut.")
+        progress.say(f"{quantity(count, 'text')} {were} too long for the encoder and {were} cut.")

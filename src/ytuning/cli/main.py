@@ -20,7 +20,7 @@ from ytuning.cli.options import choices_of
 from ytuning.cli.serve import serve
 from ytuning.cli.tasks import add_label, evaluate, predict
 from ytuning.cli.train import train
-from ytuning.errors import InputError, YTuningError, allowed
+from ytuning.errors import InputError, YTuningError, must_be_one_of
 
 __all__ = ["app", "main"]
 
@@ -134,25 +134,25 @@ def _usage_mistake(error: Any, arguments: Sequence[str]) -> str:
     if message.startswith("No such command"):
         return f"{message} The commands are {', '.join(map(repr, command.commands))}."
     option = getattr(error, "param", None)
-    given = None if option is None else _value_given(option.opts, arguments)
-    if option is None or given is None:
+    value = None if option is None else _last_value(option.opts, arguments)
+    if option is None or value is None:
         return message
     kind, info = get_args(get_type_hints(inspect.unwrap(command.callback), include_extras=True)[option.name])
     if choices := choices_of(kind):
-        return allowed(option.opts[0], given, choices)
+        return must_be_one_of(option.opts[0], value, choices)
     kind = next(part for part in get_args(kind) or [kind] if part is not type(None))
     if kind not in (int, float):
         return message
     what = "a whole number" if kind is int else "a number"
     bounds = f" of at least {info.min}" if info.max is None else f" from {info.min} to {info.max}"
-    return f"{option.opts[0]} must be {what}{'' if info.min is None else bounds}. Got {given!r} instead."
+    return f"{option.opts[0]} must be {what}{'' if info.min is None else bounds}. Got {value!r} instead."
 
 
-def _value_given(spellings: Sequence[str], arguments: Sequence[str]) -> str | None:
+def _last_value(spellings: Sequence[str], arguments: Sequence[str]) -> str | None:
     """The last value of an option in the command line, which is the one that counts."""
-    given = None
+    last = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, value = word.partition("=")
         if name in spellings:
-            given = value if equals else following
-    return given
+            last = value if equals else following
+    return last

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ytuning.cli import console, options
 from ytuning.cli.options import DATA, OUTPUT
-from ytuning.errors import InputError, counted
+from ytuning.errors import InputError, quantity
 
 if TYPE_CHECKING:
     from ytuning.data.dataset import Dataset
@@ -130,12 +130,12 @@ def _answer(prediction: Prediction) -> tuple[str, str]:
     answer, scores = prediction.answer, prediction.scores
     if isinstance(answer, float):
         return f"{answer:.4f}", ""
-    given = [answer] if isinstance(answer, str) else answer or []
-    told = ", ".join(f"{name} {scores[name]:.4f}" for name in given) or "no label"
+    labels = [answer] if isinstance(answer, str) else answer or []
+    text = ", ".join(f"{name} {scores[name]:.4f}" for name in labels) or "no label"
     if answer is None:
-        told += " (the confidence is too low)"
-    others = sorted((name for name in scores if name not in given), key=lambda name: -scores[name])[:NEXT]
-    return told, "; next: " * bool(others) + ", ".join(f"{name} {scores[name]:.4f}" for name in others)
+        text += " (the confidence is too low)"
+    others = sorted((name for name in scores if name not in labels), key=lambda name: -scores[name])[:NEXT]
+    return text, "; next: " * bool(others) + ", ".join(f"{name} {scores[name]:.4f}" for name in others)
 
 
 def _on_one_line(text: str) -> str:
@@ -268,7 +268,7 @@ def _test_added(
 
 
 def _print_added(added: AddedLabel, result: dict[str, Any]) -> None:
-    examples = counted(result["examples"], "example")
+    examples = quantity(result["examples"], "example")
     print(f"Added the label {result['label']} from {examples} in {result['seconds']:.1f} s.")
     print(f"Saved in {result['task_dir']}, which now has {result['labels']} labels.")
     print(f"The task gives the new label to {added.recall:.1%} of its examples.")

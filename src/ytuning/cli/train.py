@@ -15,7 +15,7 @@ from rich.console import Console
 from ytuning.cli import console, options
 from ytuning.cli.options import ENCODER, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
-from ytuning.errors import InputError, counted
+from ytuning.errors import InputError, quantity
 from ytuning.progress import Progress
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     for split, rows in trained.shared.items():
         if rows:
             other = "validation" if split == "test_and_validation" else "training"
-            copies = counted(rows, f"{split.partition('_')[0]} row")
+            copies = quantity(rows, f"{split.partition('_')[0]} row")
             progress.say(f"{copies} {'has' if rows == 1 else 'have'} exactly the text of a {other} row.")
     if trained.fit.interrupted:
         best, target = trained.fit.history[trained.fit.chosen], trained.task.target

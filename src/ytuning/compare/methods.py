@@ -29,7 +29,7 @@ from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features
 from ytuning.features.pairs import stored_inputs
@@ -156,7 +156,7 @@ def check_methods(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in METHODS:
-            raise InputError(allowed("methods", name, METHODS))
+            raise InputError(must_be_one_of("methods", name, METHODS))
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must name each method once, and at least one. Got {','.join(names)!r} instead.")
 

@@ -17,7 +17,7 @@ from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.labels import Kind, did_you_mean, listed, shown
 from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
-from ytuning.errors import DataError, InputError, allowed
+from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
     "Columns",
@@ -214,7 +214,7 @@ def read_dataset(
         MissingExtraError: a Parquet file without pyarrow.
     """
     if kind not in (kinds := ("auto", *KINDS)):
-        raise InputError(allowed("kind", kind, kinds))
+        raise InputError(must_be_one_of("kind", kind, kinds))
     table = read_table(source)
     names: dict[Role, list[str] | None] = {
         "text": None if text is None else [text],

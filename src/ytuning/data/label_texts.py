@@ -11,7 +11,7 @@ from typing import Any, Final
 from ytuning.data.dataset import read_dataset
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import did_you_mean, listed, shown
-from ytuning.errors import DataError, InputError, allowed
+from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = ["LABEL_NAMES", "DescribedLabels", "LabelTexts", "describe_labels", "meaningful_names", "read_label_texts"]
 
@@ -89,7 +89,9 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         )
     if isinstance(given, str):
         if given != LABEL_NAMES:
-            raise InputError(allowed("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts")))
+            raise InputError(
+                must_be_one_of("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts"))
+            )
         given = {}
     own: dict[str, str | Sequence[str]] = {}
     for spelt, words in given.items():

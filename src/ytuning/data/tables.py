@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from ytuning.data.labels import listed, shown
-from ytuning.errors import DataError, InputError, counted
+from ytuning.errors import DataError, InputError
 from ytuning.system.machine import require
 
 __all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
@@ -289,7 +289,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
             for record in reader:
                 if record:
                     if records and len(record) != len(records[0]):
-                        problem = f"the row has {counted(len(record), 'cell')}, but the header has {len(records[0])}. "
+                        problem = f"the row has {quantity(len(record), 'cell')}, but the header has {len(records[0])}. "
                         problem += f"Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
                         raise DataError(problem, source=path, row=len(records))
                     records.append(record)

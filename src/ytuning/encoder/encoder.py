@@ -32,7 +32,7 @@ from ytuning.encoder.pretrained import (
 )
 from ytuning.encoder.tokens import LONG_TEXTS, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.encoder.torch_backend import FEWEST_TOKENS, PRECISIONS, Precision, TorchStates, fast_precision
-from ytuning.errors import EncoderError, allowed
+from ytuning.errors import EncoderError, must_be_one_of
 from ytuning.system.machine import keep_freed_memory
 
 __all__ = ["Encoder", "Span", "load_encoder"]
@@ -277,9 +277,9 @@ def load_encoder(
         MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
     """
     if precision not in PRECISIONS:
-        raise EncoderError(allowed("precision", precision, PRECISIONS))
+        raise EncoderError(must_be_one_of("precision", precision, PRECISIONS))
     if long_text not in LONG_TEXTS:
-        raise EncoderError(allowed("long_text", long_text, LONG_TEXTS))
+        raise EncoderError(must_be_one_of("long_text", long_text, LONG_TEXTS))
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -353,7 +353,7 @@ def row_bytes(name: str, layers: int, width: int) -> int:
         return layers * (width + 2)
     if name == "compact":
         return _component_count(layers, width) + 2
-    raise InputError(allowed("store", name, CODECS))
+    raise InputError(must_be_one_of("store", name, CODECS))
 
 
 def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) -> Codec | None:
@@ -369,7 +369,7 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
         return Int8Codec(layers, width)
     if name == "compact":
         return None if basis is None else PcaInt8Codec.from_bytes(layers, width, basis)
-    raise InputError(allowed("store", name, CODECS))
+    raise InputError(must_be_one_of("store", name, CODECS))
 
 
 def _component_count(layers: int, width: int) -> int:

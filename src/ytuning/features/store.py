@@ -34,9 +34,9 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ytuning.errors import InputError, StoreError, allowed, wrong_schema
+from ytuning.errors import InputError, StoreError, must_be_one_of, wrong_schema
 from ytuning.features.codecs import CODECS, Decoder, PcaInt8Codec, build_codec, row_bytes
-from ytuning.system.files import PARTIAL_SUFFIX, commit, explained
+from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
 
@@ -125,10 +125,10 @@ class FeatureStore:
             StoreError: the folder cannot be made, or holds something else.
         """
         if codec not in CODECS:
-            raise InputError(allowed("store", codec, CODECS))
+            raise InputError(must_be_one_of("store", codec, CODECS))
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
-        with explained(folder, 0):
+        with store_errors(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
                 content = {"schema": SCHEMA, "identity": dict(identity), "states": list(states), "codec": codec}
@@ -169,7 +169,7 @@ class FeatureStore:
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
         for name in chosen:
             folder = self.root / name
-            with explained(folder, 0):
+            with store_errors(folder, 0):
                 try:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER):
@@ -216,7 +216,7 @@ class FeatureSpace:
                 f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
             )
         if self.codec_name not in CODECS:
-            problem = allowed("codec", self.codec_name, CODECS)
+            problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
         # None until the space has the basis it needs.
@@ -267,7 +267,7 @@ class FeatureSpace:
                 continue
             except OSError as error:
                 if error.errno != errno.EIO:
-                    with explained(self.folder, 0):
+                    with store_errors(self.folder, 0):
                         raise
                 self._set_aside(name, "manifest cannot be read from the disk")
                 continue
@@ -290,7 +290,7 @@ class FeatureSpace:
             on_wait: called once if another process holds the lock, before waiting for it.
         """
         lock = filelock.FileLock(self.folder / LOCK_FILE)
-        with explained(self.folder, 0):
+        with store_errors(self.folder, 0):
             # First without waiting, so that a user is told why nothing happens.
             try:
                 lock.acquire(blocking=False)
@@ -319,7 +319,7 @@ class FeatureSpace:
         """
         data = codec.to_bytes()
         checksum = hashlib.sha256(data).hexdigest()
-        with explained(self.folder, len(data)):
+        with store_errors(self.folder, len(data)):
             commit(self.folder / BASIS_FILE.format(checksum), data)
         self.codec, self._basis = codec, checksum
 
@@ -351,7 +351,7 @@ class FeatureSpace:
             **({} if self._basis is None else {"basis": self._basis}),
         }
         # The manifest comes last: without it the shard does not exist for anyone.
-        with explained(self.folder, len(data)):
+        with store_errors(self.folder, len(data)):
             # The manifest comes last: with it the shard exists.
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
@@ -431,7 +431,7 @@ class FeatureSpace:
         """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
         self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
         for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
-            with explained(self.folder, 0):
+            with store_errors(self.folder, 0):
                 try:
                     data = file.read_bytes()
                 except FileNotFoundError:
@@ -463,7 +463,7 @@ class FeatureSpace:
             # This is a bad sector; any other error says nothing about the shard.
             if error.errno == errno.EIO:
                 return "unreadable"
-            with explained(self.folder, 0):
+            with store_errors(self.folder, 0):
                 raise
 
     def _map(self, name: str) -> mmap.mmap:
@@ -482,7 +482,7 @@ class FeatureSpace:
 
     def _move_aside(self, file: Path, name: str) -> None:
         target = self.folder / DAMAGED_FOLDER
-        with explained(target, 0):
+        with store_errors(target, 0):
             target.mkdir(exist_ok=True)
             # Another process may have been faster.
             with suppress(FileNotFoundError):

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHead
 from ytuning.heads.dropout import dropped
 from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
@@ -395,7 +395,7 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     fields = dict(value)
     form = fields.pop("form", None)
     if form not in FORMS:
-        raise InputError(allowed("the head's form", form, FORMS))
+        raise InputError(must_be_one_of("the head's form", form, FORMS))
     expected = set(FORMS[form].__dataclass_fields__)
     if differing := expected ^ set(fields):
         raise InputError(

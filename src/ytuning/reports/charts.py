@@ -11,7 +11,7 @@ import numpy as np
 
 from ytuning.data.kinds import TaskKind
 from ytuning.data.kinds.metrics import CALIBRATION_BINS, reliability
-from ytuning.errors import counted
+from ytuning.errors import quantity
 from ytuning.search.log import Trial, importances
 from ytuning.training.fit import Validation
 
@@ -239,7 +239,7 @@ def scatter_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
     parts = [part for part in np.array_split(np.argsort(truth, kind="stable"), PARTS) if len(part)]
     return Chart(
         "Predicted by true numbers",
-        f"{counted(len(truth), 'row')}. Points on the diagonal are right",
+        f"{quantity(len(truth), 'row')}. Points on the diagonal are right",
         x,
         y,
         [("ideal", _places(x, y, [(x.low, y.low), (x.high, y.high)]))],
@@ -272,7 +272,7 @@ def residual_figure(truth: np.ndarray, values: np.ndarray) -> Chart:
         x,
         y,
         bars=[
-            _bar(x, start, after, y.place(count), 0.5, f"{start:.3g} to {after:.3g}: {counted(count, 'row')}")
+            _bar(x, start, after, y.place(count), 0.5, f"{start:.3g} to {after:.3g}: {quantity(count, 'row')}")
             for count, start, after in bins
         ],
         marks=[("ideal", x.place(0), "")],

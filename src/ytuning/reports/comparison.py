@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ytuning.compare.summary import OURS, Standing, Standings
-from ytuning.errors import counted, write_errors
+from ytuning.errors import quantity, write_errors
 from ytuning.reports.charts import Axis, Chart, Name, Point
 from ytuning.reports.console import SHOWN_METRICS, new_table
 from ytuning.reports.html import render
@@ -64,7 +64,7 @@ def _title(standings: Standings) -> str:
     metric = SHOWN_METRICS.get(standings.metric, standings.metric)
     return (
         f"{Path(standings.comparison.work.train.source).name}: {metric} on {first.rows['judged']:,} {standings.split} "
-        f"rows, {first.rows['train']:,} training rows, {counted(len(standings.comparison.seeds), 'seed')}"
+        f"rows, {first.rows['train']:,} training rows, {quantity(len(standings.comparison.seeds), 'seed')}"
     )
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ytuning.errors import counted
+from ytuning.errors import quantity
 from ytuning.evaluation.evaluate import Report
 
 __all__ = ["SHOWN_METRICS", "new_table", "print_report"]
@@ -62,7 +62,7 @@ def _headline(report: Report, title: str) -> str:
             ends = report.intervals.get(name)
             interval = f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else ""
             figures.append(f"{SHOWN_METRICS[name]} [bold]{value:.4f}[/bold]{interval}")
-    return f"[bold]{escape(title)}[/bold] ({counted(report.rows, 'row')}): {', '.join(figures)}\n"
+    return f"[bold]{escape(title)}[/bold] ({quantity(report.rows, 'row')}): {', '.join(figures)}\n"
 
 
 def _labels_table(report: Report) -> Table:

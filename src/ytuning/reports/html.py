@@ -86,6 +86,9 @@ def render_report(
         figures.append(charts.residual_figure(truth, answers.values))
     if "reliability" in drawings:
         figures.append(charts.calibration_figure(truth, answers.probabilities))
+    matrix = None
+    if "confusions" in drawings:
+        matrix = charts.confusion(truth, answers.values, target.names, SHOWN_LABELS)
     thresholds = calibration.thresholds or (0.5,) * len(target.names)
     shown, rest = _labels(report)
     page = {
@@ -98,9 +101,7 @@ def render_report(
         "shown": shown,
         "rest": rest,
         "thresholds": dict(zip(target.names, thresholds, strict=True)) if "thresholds" in drawings else None,
-        "matrix": charts.confusion(truth, answers.values, target.names, SHOWN_LABELS)
-        if "confusions" in drawings
-        else None,
+        "matrix": matrix,
         "figures": figures,
         "learning": charts.learning_figures(target, trained.fit.history, trained.fit.chosen) if trained else [],
         "mistakes": _explain_mistakes(task, judged, mistakes, encoder, store, progress or Progress()),

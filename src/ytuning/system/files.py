@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ytuning.errors import StoreError
 
-__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "explained"]
+__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "store_errors"]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -64,11 +64,11 @@ def commit_all(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
             new.append(NewFile(folder / name))
             new[-1].stream.write(data)
             new[-1].finish()
-        for each in new:
-            each.place()
+        for file in new:
+            file.place()
     finally:
-        for each in new:
-            each.discard()
+        for file in new:
+            file.discard()
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -78,7 +78,7 @@ def commit_all(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
 
 
 @contextmanager
-def explained(folder: Path, size: int) -> Iterator[None]:
+def store_errors(folder: Path, size: int) -> Iterator[None]:
     """Turn the system's error into a StoreError that says what to do."""
     try:
         yield

@@ -17,7 +17,7 @@ from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_nam
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import States
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features
@@ -212,7 +212,7 @@ def _check_options(context: TrainContext) -> None:
         ("layers", options.layers, (None, AUTO_LAYERS)),
     ):
         if given not in choices:
-            raise InputError(allowed(name, given, choices))
+            raise InputError(must_be_one_of(name, given, choices))
     if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")

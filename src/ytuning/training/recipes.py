@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
-from ytuning.errors import InputError, allowed, wrong_schema
+from ytuning.errors import InputError, must_be_one_of, wrong_schema
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
     HeadConfig,
@@ -139,7 +139,7 @@ def preset(name: str) -> Recipe:
         InputError: unknown name.
     """
     if name not in PRESETS:
-        raise InputError(allowed("preset", name, PRESETS))
+        raise InputError(must_be_one_of("preset", name, PRESETS))
     return PRESETS[name]()
 
 
@@ -194,14 +194,14 @@ def recipe_from_json(value: Any) -> Recipe:
         problem = "missing" if min(differing) in TrainingConfig.__dataclass_fields__ else "unknown"
         raise InputError(f"the recipe's field {min(differing)!r} is {problem}. Write one with ytuning search")
     if training["loss"] not in LOSSES:
-        raise InputError(allowed("loss", training["loss"], LOSSES))
+        raise InputError(must_be_one_of("loss", training["loss"], LOSSES))
     if layers is not None and not (isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)):
         raise InputError(f"layers must be null or a list of whole numbers. Got {layers!r} instead.")
     weights = training["label_weights"]
     if isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights):
         weights = tuple(map(float, weights))
     elif weights not in (None, "balanced"):
-        raise InputError(allowed("label_weights", weights, (None, "balanced", "a weight for each label")))
+        raise InputError(must_be_one_of("label_weights", weights, (None, "balanced", "a weight for each label")))
     numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
     config = config_from_json(head)
     return Recipe(

@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.kinds.metrics import Intervals, LabelFigures, Sums, figures_of_counts, interval_ends, resampled_sums
 from ytuning.data.labels import Kind, LabelSet
 from ytuning.data.tables import Column
-from ytuning.errors import InputError, allowed
+from ytuning.errors import InputError, must_be_one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,7 +231,7 @@ class TaskKind(ABC):
             InputError: an unknown loss, or label weights that do not fit.
         """
         if name not in LOSSES:
-            raise InputError(allowed("loss", name, LOSSES))
+            raise InputError(must_be_one_of("loss", name, LOSSES))
         return self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
 
     @abstractmethod
@@ -248,7 +248,7 @@ class TaskKind(ABC):
         if given == "balanced":
             return self._balanced_weights(counts, len(targets))
         if isinstance(given, str):
-            raise InputError(allowed("label_weights", given, (None, "balanced", "a weight for each label")))
+            raise InputError(must_be_one_of("label_weights", given, (None, "balanced", "a weight for each label")))
         if len(given) != len(counts) or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
             raise InputError(
                 f"label_weights must be {len(counts)} weights of at least 0, not all of them 0. Got {given!r} instead."
