@@ -28,7 +28,7 @@ sys.addaudithook(_watch)
 
 
 @contextmanager
-def quantity() -> Iterator[Callable[[], int]]:
+def counted_loads() -> Iterator[Callable[[], int]]:
     """How often the weights of an encoder have been read to be hashed."""
     global watching
     opened.clear()
@@ -50,7 +50,7 @@ def files(tmp_path: Path, toy_rows: tuple[list[str], list[str]], monkeypatch: py
 
 def loads(*arguments: str) -> int:
     """How often a command loads an encoder."""
-    with quantity() as count:
+    with counted_loads() as count:
         result = CliRunner().invoke(app, [*arguments, "--quiet"])
     assert result.exit_code == 0, result.output
     return count()

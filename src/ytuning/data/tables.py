@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from ytuning.data.labels import listed, shown
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.machine import require
 
 __all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ytuning.errors import InputError
+from ytuning.errors import InputError, must_be_one_of
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ytuning.data.labels import Kind
 from ytuning.heads.pairs import PairMode
 
+__all__ = [
+    "AdminReply", "ClassifyManyReply", "ClassifyManyRequest", "ClassifyReply", "ClassifyRequest", "Error",
+    "ExplainReply", "ExplainRequest", "InferReply", "InferRequest", "InferTensor", "Info", "Model", "ModelMetadata",
+    "Models", "ModerationReply", "ModerationRequest", "PredictRequest", "Score", "ServerMetadata", "TaskInfo",
+    "TensorMetadata", "V1Error", "V2Error",
+]  # fmt: skip
+
 Inputs = str | list[str] | list[list[str]]
 
 
