@@ -11,7 +11,7 @@ from torch import Tensor
 import ytuning.heads.pooled as module
 from tests.heads.naive_heads import naive_logits
 from ytuning.errors import InputError
-from ytuning.heads.dropout import dropped
+from ytuning.heads.label_tuning import dropout
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
@@ -188,7 +188,7 @@ def test_a_generator_decides_what_is_dropped(config: HeadConfig, labels: int, la
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:
-    values = dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
+    values = dropout(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(values.unique(), torch.tensor([0, 1 / 0.7]))
     assert float((values == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(values.mean()) == pytest.approx(1, abs=0.01)

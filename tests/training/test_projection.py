@@ -83,7 +83,7 @@ def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures, mon
     found = reduced(stored)
     torch.manual_seed(0)
     head = PooledHead(PooledConfig(members=2, width=8), labels=3, layers=1, width=found.features.width).eval()
-    wide = head.fold_projection(found.components, layers=stored.layers, width=stored.width)
+    wide = head.fold_projection(found.components)
     assert not wide.training and wide.token_map.shape[1] == stored.layers * stored.width
     batch = torch.from_numpy(ROWS[:40])
     with torch.no_grad():

@@ -388,7 +388,7 @@ def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) ->
 def _fold_projection(head: LabelHead, projection: Projection | None, features: Features) -> LabelHead:
     """The head on the features themselves that gives the logits of ``head`` on their coordinates, ready for use."""
     if projection is not None and isinstance(head, PooledHead):
-        head = head.fold_projection(projection.components, layers=features.layers, width=features.width)
+        head = head.fold_projection(projection.components)
     return head.to(CPU).eval()
 
 
