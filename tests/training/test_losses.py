@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ytuning.training.losses import clearly_lower
+from ytuning.training.fit import clearly_lower
 
 
 def test_clearly_lower_is_by_two_standard_errors() -> None:

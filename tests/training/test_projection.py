@@ -16,8 +16,8 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.training import projection as reduction
-from ytuning.training.projection import Projection, project_features
+from ytuning.training import batches as reduction
+from ytuning.training.batches import Projection, project_features
 
 ROWS = np.arange(10, 110)
 

@@ -125,8 +125,7 @@ class _CrossAttention(nn.Module):
         count, width = rows.shape[-2], tokens.shape[-1]
         cheaper_folded = count * width < self.size * (width + count)
         attend = self._folded if queries.dim() == 3 and cheaper_folded else self._projected
-        out: Tensor = self.out(attend(queries, tokens, hidden).transpose(1, 2).flatten(2))
-        return out
+        return self.out(attend(queries, tokens, hidden).transpose(1, 2).flatten(2))
 
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""

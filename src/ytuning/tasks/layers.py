@@ -34,8 +34,8 @@ from ytuning.progress import Progress
 from ytuning.system.machine import workers
 from ytuning.tasks.pair_modes import choose_pair_mode
 from ytuning.training.batches import shuffled_batches
+from ytuning.training.fit import standard_error
 from ytuning.training.joint import Learner, stack_logits, stack_step
-from ytuning.training.losses import standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [

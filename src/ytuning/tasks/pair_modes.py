@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ytuning.heads.pairs import PairChoice, PairMode
-from ytuning.training.losses import clearly_lower
+from ytuning.training.fit import clearly_lower
 
 __all__ = ["choose_pair_mode", "pair_modes"]
 
@@ -21,7 +21,7 @@ def pair_modes(choice: PairChoice, *, has_pairs: bool) -> tuple[PairMode | None,
 def choose_pair_mode(joint: np.ndarray | torch.Tensor, separate: np.ndarray | torch.Tensor) -> PairMode:
     """``"joint"`` where its losses (N,) are clearly lower than those (N,) of the same rows read separately.
 
-    See `losses.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
+    See `fit.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
     """
     is_better = clearly_lower(torch.as_tensor(joint), torch.as_tensor(separate))
     return "joint" if is_better else "separate"

@@ -31,9 +31,8 @@ from ytuning.tasks.layers import rank_layers
 from ytuning.tasks.pair_modes import choose_pair_mode, pair_modes
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
-from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
+from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
-from ytuning.training.losses import standard_error
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
 
 __all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]

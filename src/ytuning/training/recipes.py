@@ -206,8 +206,8 @@ def recipe_from_json(value: Any) -> Recipe:
     numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
     config = config_from_json(head)
     return Recipe(
-        replace(config, **_checked({name: head[name] for name in asdict(config)}, type(config)())),
-        TrainingConfig(loss=training["loss"], label_weights=weights, **_checked(numbers, TrainingConfig())),
+        replace(config, **_check_numbers(asdict(config), type(config)())),
+        TrainingConfig(loss=training["loss"], label_weights=weights, **_check_numbers(numbers, TrainingConfig())),
         None if layers is None else tuple(layers),
     )
 
@@ -231,9 +231,9 @@ def read_recipe(file: str | Path) -> Recipe:
         raise InputError(f"{path}: {error}") from error
 
 
-def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
+def _check_numbers(values: dict[str, Any], like: Any) -> dict[str, Any]:
     """Numbers of the types that a config ``like`` this has, each in its range."""
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, value in values.items():
         whole = type(getattr(like, name)) is int
         number = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
@@ -247,8 +247,8 @@ def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
             wanted, right = "a number above 0", number and value > 0
         if not right:
             raise InputError(f"{name} must be {wanted}. Got {value!r} instead.")
-        found[name] = value if whole else float(value)
-    return found
+        numbers[name] = value if whole else float(value)
+    return numbers
 
 
 def default_label_texts(config: HeadConfig, target: TaskKind, *, pairs: bool) -> LabelTexts | None:
