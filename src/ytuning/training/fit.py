@@ -346,13 +346,8 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
 
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
     """A learner of rows (N,) for ``total`` steps; their shares of the labels give the weights of a balanced loss."""
-    loss = job.target.loss(
-        config.loss,
-        job.goal[rows],
-        margin=config.margin,
-        smoothing=config.label_smoothing,
-        weights=config.label_weights,
-    )
+    margin, smoothing, weights = config.margin, config.label_smoothing, config.label_weights
+    loss = job.target.loss(config.loss, job.goal[rows], margin=margin, smoothing=smoothing, weights=weights)
     return Learner(head.train(), job.goal, loss, config=config, total=total, seed=job.seed)
 
 
