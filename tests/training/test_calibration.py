@@ -22,15 +22,12 @@ from ytuning.errors import InputError
 from ytuning.training.calibration import Calibration, calibrated_logits, fit_calibration, undo_label_smoothing
 
 Kind = Literal["single", "ordinal", "multi"]
-
-
 ABC = LabelSet(("a", "b", "c"))
 
 
 def logits_of(probabilities: Any) -> np.ndarray:
     """Logits that a softmax makes these probabilities of."""
-    found: np.ndarray = np.log(np.maximum(probabilities, 1e-30))
-    return found
+    return np.log(np.maximum(probabilities, 1e-30))
 
 
 def example(kind: Kind, rows: int = 400, labels: int = 3, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -100,46 +97,34 @@ def test_stored_and_read(calibration: Calibration) -> None:
     assert Calibration.from_json(content, listed) == calibration
 
 
+STORED = {"temperature": 1.0, "smoothing": 0.0, "abstain_below": None}
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "problem"),
+    ("field", "wanted", "values"),
     [
-        *(
-            ("temperature", value, "temperature must be a number above 0. Got ")
-            for value in (0, -1.0, math.inf, math.nan, None, "1", True, 10**400)
-        ),
-        *(
-            ("abstain_below", value, "abstain_below must be a number from 0 to 1. Got ")
-            for value in (-0.1, 1.1, math.nan, "1", False)
-        ),
-        *(
-            ("smoothing", value, "smoothing must be a number from 0 to below 1. Got ")
-            for value in (-0.1, 1, math.nan, None, "1", True)
-        ),
-        *(
-            ("thresholds", [0.5, value], "a threshold must be a number from 0 to 1. Got ")
-            for value in (-0.1, 1.1, math.nan, math.inf, None, "1")
-        ),
-        ("thresholds", 0.5, "thresholds must be a list or null. Got 0.5 instead."),
-        ("thresholds", {"a": 0.5}, "thresholds must be a list or null. Got "),
+        ("temperature", "above 0", (0, -1.0, math.inf, math.nan, None, "1", True, 10**400)),
+        ("abstain_below", "from 0 to 1", (-0.1, 1.1, math.nan, "1", False)),
+        ("smoothing", "from 0 to below 1", (-0.1, 1, math.nan, None, "1", True)),
     ],
 )
-def test_damaged_numbers(field: str, value: Any, problem: str) -> None:
-    content = {"temperature": 1.0, "smoothing": 0.0, "abstain_below": None, "thresholds": None} | {field: value}
-    thresholds = content.pop("thresholds")
-    with pytest.raises(ValueError) as caught:
-        Calibration.from_json(content, thresholds)
-    assert str(caught.value).startswith(problem)
+def test_damaged_numbers(field: str, wanted: str, values: Iterable[object]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{field} must be a number {wanted}\. Got "):
+            Calibration.from_json({**STORED, field: value}, None)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, None, "1"])
+def test_damaged_thresholds(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^a threshold must be a number from 0 to 1\. Got "):
+        Calibration.from_json(STORED, [0.5, value])
+    for no_list in (0.5, {"a": 0.5}):
+        with pytest.raises(ValueError, match=r"^thresholds must be a list or null\. Got .* instead\.$"):
+            Calibration.from_json(STORED, no_list)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        [1.0],
-        {},
-        {"temperature": 1.0, "abstain_below": None},
-        {"temperature": 1.0, "smoothing": 0.0, "abstain_below": 1, "x": 1},
-    ],
+    "content", [None, [1.0], {}, {"temperature": 1.0, "abstain_below": None}, {**STORED, "more": 1}]
 )
 def test_damaged_fields(content: Any) -> None:
     with pytest.raises(ValueError, match=r"^a calibration has temperature, smoothing and abstain_below\. Got "):
@@ -244,24 +229,13 @@ def test_smoothing_is_undone_where_that_makes_the_loss_less() -> None:
         assert losses[0] <= min(losses)
 
 
-def test_over_confidence_falls() -> None:
-    logits, truth = example("single", sharpness=4)
-    target = names("single")
-    found = fit_calibration(target, logits[:200], truth[:200])
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_over_confidence_falls(kind: Kind) -> None:
+    logits, truth = example(kind, sharpness=4)
+    target, held_out = names(kind), truth[200:] > 0 if kind == "multi" else truth[200:]
     before, after = (
-        expected_calibration_error(truth[200:], each.answers(target, logits[200:]).probabilities)
-        for each in (Calibration(), found)
-    )
-    assert after < before / 2
-
-
-def test_over_confidence_of_several_labels_falls() -> None:
-    logits, truth = example("multi", sharpness=4)
-    target = names("multi")
-    found = fit_calibration(target, logits[:200], truth[:200])
-    before, after = (
-        expected_calibration_error(truth[200:] > 0, each.answers(target, logits[200:]).probabilities)
-        for each in (Calibration(), found)
+        expected_calibration_error(held_out, calibration.answers(target, logits[200:]).probabilities)
+        for calibration in (Calibration(), fit_calibration(target, logits[:200], truth[:200]))
     )
     assert after < before / 2
 
