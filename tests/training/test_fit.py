@@ -30,6 +30,9 @@ from ytuning.progress import Progress
 from ytuning.training.fit import FitResult, HeadJob, clearly_lower, fit_heads, logits_of
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
+Fit = Callable[..., FitResult]
+Toy = tuple[Features, np.ndarray]
+Steps = list[tuple[float, float]]
 LABELS = LabelSet(("card", "login", "refund"))
 SINGLE = SingleLabel(LABELS)
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
@@ -38,7 +41,7 @@ TRAIN, VALIDATION = np.arange(90), np.arange(90, 120)
 
 
 @pytest.fixture(scope="module")
-def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Features, np.ndarray]:
+def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> Toy:
     """Features and label ids of the toy rows."""
     texts, labels = toy_rows
     features = live_features(
@@ -48,7 +51,7 @@ def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Feat
 
 
 @pytest.fixture
-def fit(toy: tuple[Features, np.ndarray]) -> Callable[..., FitResult]:
+def fit(toy: Toy) -> Fit:
     """One head on the toy rows."""
 
     def fit(recipe: Recipe = RECIPE, seed: int = 0, target: SingleLabel = SINGLE, **options: Any) -> FitResult:
@@ -93,13 +96,13 @@ class Interrupt(Progress):
         ),
     ],
 )
-def test_wrong_training_values_are_refused(fit: Callable[..., FitResult], change: dict[str, Any], message: str) -> None:
+def test_wrong_training_values_are_refused(fit: Fit, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         fit(replace(RECIPE, training=replace(SHORT, **change)))
 
 
 @pytest.mark.parametrize("kind", ["multi", "bounded", "unbounded"])
-def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: tuple[Features, np.ndarray]) -> None:
+def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: Toy) -> None:
     features, ids = toy
     targets = np.eye(3, dtype=np.float32)[ids] if kind == "multi" else (ids / 2).astype(np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
@@ -115,13 +118,13 @@ class Diverging(SingleLabel):
         return lambda logits, goal: loss(logits, goal) * (1.0 if next(calls) < 30 else math.nan)
 
 
-def test_a_later_round_that_diverged_is_left_out(fit: Callable[..., FitResult]) -> None:
+def test_a_later_round_that_diverged_is_left_out(fit: Fit) -> None:
     result = fit(target=Diverging(LABELS), refit=False)  # rounds end at 6, 12, 18
     assert [entry.step for entry in result.history] == [6, 12] and result.chosen <= 1
     assert np.isfinite(result.validation_logits).all()
 
 
-def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
+def test_a_weight_only_of_labels_without_rows_is_refused(toy: Toy) -> None:
     features, ids = toy
     job = HeadJob(
         kind_of("single", 4), ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0)))
@@ -130,7 +133,7 @@ def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np
         fit_heads(features, [job], train=TRAIN, validation=VALIDATION)
 
 
-def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> None:
+def test_a_label_of_weight_0_is_not_learned(fit: Fit) -> None:
     config = replace(SHORT, fewest_steps=100, most_steps=100, label_smoothing=0.0, label_weights=(1.0, 0.0, 1.0))
     predicted = fit(replace(RECIPE, training=config), refit=False).validation_logits.argmax(1)
     assert 1 not in predicted and {0, 2} == set(predicted.tolist())
@@ -147,9 +150,7 @@ def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> No
     ],
     ids=["pooled", "cross_attention"],
 )
-def test_learns_far_above_chance(
-    recipe: Recipe, fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]
-) -> None:
+def test_learns_far_above_chance(recipe: Recipe, fit: Fit, toy: Toy) -> None:
     features, goal = toy
     result = fit(recipe, refit=False)
     most_frequent = np.bincount(goal).max() / len(goal)
@@ -162,7 +163,7 @@ def test_learns_far_above_chance(
     np.testing.assert_allclose(everything[VALIDATION], result.validation_logits, atol=0.03)
 
 
-def test_same_seed_same_bytes(fit: Callable[..., FitResult]) -> None:
+def test_same_seed_same_bytes(fit: Fit) -> None:
     first, again, other = fit(seed=4), fit(seed=4), fit(seed=5)
     assert weights(first.head) == weights(again.head)
     assert first.history == again.history
@@ -171,7 +172,7 @@ def test_same_seed_same_bytes(fit: Callable[..., FitResult]) -> None:
 
 
 @pytest.mark.parametrize("progress", [None, Interrupt("train", 3)], ids=["finished", "interrupted"])
-def test_leaves_random_state_and_threads_alone(fit: Callable[..., FitResult], progress: Progress | None) -> None:
+def test_leaves_random_state_and_threads_alone(fit: Fit, progress: Progress | None) -> None:
     torch.manual_seed(9)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     numpy_state = np.random.get_state(legacy=False)["state"]["key"].copy()
@@ -181,14 +182,14 @@ def test_leaves_random_state_and_threads_alone(fit: Callable[..., FitResult], pr
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
-def test_the_callers_random_state_does_not_matter(fit: Callable[..., FitResult]) -> None:
+def test_the_callers_random_state_does_not_matter(fit: Fit) -> None:
     torch.manual_seed(1)
     first = fit()
     torch.manual_seed(2)
     assert weights(first.head) == weights(fit().head)
 
 
-def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]) -> None:
+def test_logits_keep_the_order_of_rows(fit: Fit, toy: Toy) -> None:
     head, (features, _) = fit().head, toy
     head.train()
     rows = torch.tensor([7, 3, 110, 3, 50])
@@ -204,9 +205,9 @@ def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple
 
 
 @pytest.fixture
-def steps() -> Iterator[list[tuple[float, float]]]:
+def steps() -> Iterator[Steps]:
     """The learning rate and the norm of the gradient of every step that an optimizer takes."""
-    taken: list[tuple[float, float]] = []
+    taken: Steps = []
 
     def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
         (group,) = optimizer.param_groups
@@ -228,20 +229,20 @@ def steps() -> Iterator[list[tuple[float, float]]]:
         ({"epochs": 1, "fewest_steps": 1, "label_steps": 17, "most_steps": 50}, 50),
     ],
 )
-def test_number_of_steps(fit: Callable[..., FitResult], change: dict[str, int], steps: int) -> None:
+def test_number_of_steps(fit: Fit, change: dict[str, int], steps: int) -> None:
     config = replace(SHORT, batch_size=16, patience=99, **change)  # type: ignore[arg-type]
     history = fit(replace(RECIPE, training=config), refit=False).history
     assert [entry.step for entry in history] == [round(steps * number / 5) for number in range(1, 6)]
 
 
-def test_learning_rate_warms_up_and_decays(fit: Callable[..., FitResult], steps: list[tuple[float, float]]) -> None:
+def test_learning_rate_warms_up_and_decays(fit: Fit, steps: Steps) -> None:
     fit(replace(RECIPE, training=replace(SHORT, learning_rate=0.5, warmup=0.2, patience=99)), refit=False)
     up = [0.5 * (step + 1) / 6 for step in range(6)]
     down = [0.5 * (30 - step) / 24 for step in range(6, 30)]
     assert [rate for rate, _ in steps] == pytest.approx(up + down)
 
 
-def test_gradients_are_clipped(fit: Callable[..., FitResult], steps: list[tuple[float, float]]) -> None:
+def test_gradients_are_clipped(fit: Fit, steps: Steps) -> None:
     fit(replace(RECIPE, training=replace(SHORT, clip_norm=1e-3)), refit=False)
     assert steps and all(0 < norm <= 1.001e-3 for _, norm in steps)
 
@@ -271,9 +272,7 @@ class Scripted(SingleLabel):
         ((30, 30, 29, 30, 29), 3),  # a perfect round has no standard error
     ],
 )
-def test_last_round_within_half_a_standard_error(
-    fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray], right: tuple[int, ...], chosen: int
-) -> None:
+def test_last_round_within_half_a_standard_error(fit: Fit, toy: Toy, right: tuple[int, ...], chosen: int) -> None:
     target = Scripted(LABELS, right)
     unprojected = Recipe(CrossAttentionConfig(width=16), replace(SHORT, patience=99))
     result = fit(unprojected, target=target, refit=False)
@@ -295,7 +294,7 @@ def test_last_round_within_half_a_standard_error(
         ((10, 11, 12, 13, 14), 5),
     ],
 )
-def test_hopeless_training_ends_early(fit: Callable[..., FitResult], right: tuple[int, ...], rounds: int) -> None:
+def test_hopeless_training_ends_early(fit: Fit, right: tuple[int, ...], rounds: int) -> None:
     config = replace(SHORT, patience=2)
     result = fit(replace(RECIPE, training=config), target=Scripted(LABELS, right), refit=False)
     assert len(result.history) == rounds
@@ -332,7 +331,7 @@ class WatchedLoss(Regression):
         return watched
 
 
-def test_refit_reads_all_rows_and_the_search_train_rows(toy: tuple[Features, np.ndarray]) -> None:
+def test_refit_reads_all_rows_and_the_search_train_rows(toy: Toy) -> None:
     target, targets = WatchedLoss(0.0, 1.0, bounded=True), np.linspace(0, 1, 120, dtype=np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, refit_factor=9.0))  # an epoch or more, whichever round is chosen
     (result,) = fit_heads(toy[0], [HeadJob(target, targets, recipe)], train=TRAIN, validation=VALIDATION)
@@ -344,16 +343,14 @@ def test_refit_reads_all_rows_and_the_search_train_rows(toy: tuple[Features, np.
 
 @pytest.mark.parametrize(("right", "refitted"), [((10, 28, 10, 10, 10), 6), ((10, 12, 15, 20, 25), 15)])
 def test_refit_takes_twice_the_share_of_new_rows_of_the_chosen_steps(
-    fit: Callable[..., FitResult], steps: list[tuple[float, float]], right: tuple[int, ...], refitted: int
+    fit: Fit, steps: Steps, right: tuple[int, ...], refitted: int
 ) -> None:
     config = replace(SHORT, refit_factor=2.0)
     result = fit(replace(RECIPE, training=config), target=Scripted(LABELS, right))
     assert len(steps) == result.history[-1].step + refitted
 
 
-def test_refit_starts_from_the_chosen_head_at_its_own_rate(
-    fit: Callable[..., FitResult], steps: list[tuple[float, float]]
-) -> None:
+def test_refit_starts_from_the_chosen_head_at_its_own_rate(fit: Fit, steps: Steps) -> None:
     config = replace(SHORT, learning_rate=0.5, refit_rate=0.0, refit_factor=2.0, patience=99)
     still, alone = fit(replace(RECIPE, training=config)), fit(replace(RECIPE, training=config), refit=False)
     assert weights(still.head) == weights(alone.head)  # a rate of 0 changes nothing
@@ -363,7 +360,7 @@ def test_refit_starts_from_the_chosen_head_at_its_own_rate(
     assert max(rates) == pytest.approx(0.05) and len(rates) == chosen.history[chosen.chosen].step // 2
 
 
-def test_refit_can_be_switched_off(fit: Callable[..., FitResult]) -> None:
+def test_refit_can_be_switched_off(fit: Fit) -> None:
     chosen, refitted = fit(refit=False), fit(refit=True)
     assert (chosen.refitted, refitted.refitted) == (False, True)
     assert chosen.history == refitted.history
@@ -375,7 +372,7 @@ def test_refit_can_be_switched_off(fit: Callable[..., FitResult]) -> None:
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_interrupted_search_gives_the_best_head_so_far(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_search_gives_the_best_head_so_far(fit: Fit) -> None:
     target = Scripted(LABELS, (12, 25, 15, 30, 30))
     result = fit(target=target, progress=Interrupt("train", 20))  # rounds end at 6, 12, 18
     assert (result.interrupted, result.refitted, result.chosen) == (True, False, 1)
@@ -384,9 +381,7 @@ def test_interrupted_search_gives_the_best_head_so_far(fit: Callable[..., FitRes
     assert not result.head.training
 
 
-def test_interrupted_before_the_first_round_gives_the_head_of_that_step(
-    fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]
-) -> None:
+def test_interrupted_before_the_first_round_gives_the_head_of_that_step(fit: Fit, toy: Toy) -> None:
     result = fit(progress=Interrupt("train", 3))
     assert (result.interrupted, result.refitted, result.chosen) == (True, False, 0)
     assert [entry.step for entry in result.history] == [3]
@@ -394,13 +389,13 @@ def test_interrupted_before_the_first_round_gives_the_head_of_that_step(
     np.testing.assert_allclose(found, result.validation_logits, atol=0.03)
 
 
-def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Fit) -> None:
     result = fit(progress=Interrupt("refit", 3))
     assert (result.interrupted, result.refitted) == (True, False)
     assert weights(result.head) == weights(fit(refit=False).head)
 
 
-def test_interrupted_while_a_round_is_reported(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_while_a_round_is_reported(fit: Fit) -> None:
     class AtNote(Progress):
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             if note and done >= 12:
@@ -426,7 +421,7 @@ class InterruptedCopy(PooledConfig):
         return self
 
 
-def test_interrupted_while_a_round_is_kept(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_while_a_round_is_kept(fit: Fit) -> None:
     result = fit(replace(RECIPE, head=InterruptedCopy(width=16, queries=1)))
     assert InterruptedCopy.copies == [0, 1]
     assert (result.interrupted, result.chosen) == (True, 0)
@@ -436,7 +431,7 @@ def test_interrupted_while_a_round_is_kept(fit: Callable[..., FitResult]) -> Non
 # --- several heads --------------------------------------------------------------------------------------------------
 
 
-def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features, np.ndarray]) -> None:
+def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
     features, goal = toy
     slow = replace(SHORT, learning_rate=1e-4, rounds=3)
     jobs = [
@@ -455,7 +450,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
         assert alone.validation_logits.tobytes() == result.validation_logits.tobytes()
 
 
-def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitResult]) -> None:
+def test_weights_do_not_depend_on_the_number_of_threads(fit: Fit) -> None:
     threads = torch.get_num_threads()
     found = []
     try:
@@ -474,15 +469,13 @@ def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitRe
         (replace(RECIPE, head=CrossAttentionConfig(width=32)), "form of the head"),
     ],
 )
-def test_heads_that_cannot_share_batches_are_refused(
-    toy: tuple[Features, np.ndarray], other: Recipe, what: str
-) -> None:
+def test_heads_that_cannot_share_batches_are_refused(toy: Toy, other: Recipe, what: str) -> None:
     jobs = [HeadJob(SINGLE, toy[1], RECIPE), HeadJob(SINGLE, toy[1], other)]
     with pytest.raises(InputError, match=rf"^heads that are trained together .* so their {what} must be the same\. "):
         fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION)
 
 
-def test_an_interrupted_stack_gives_each_head_a_round(toy: tuple[Features, np.ndarray]) -> None:
+def test_an_interrupted_stack_gives_each_head_a_round(toy: Toy) -> None:
     jobs = [HeadJob(SINGLE, toy[1], RECIPE, seed) for seed in (0, 1)]
     results = fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION, progress=Interrupt("train", 3))
     assert [[entry.step for entry in result.history] for result in results] == [[3], [3]]
@@ -499,7 +492,7 @@ class UnreadableFeatures(TextFeatures):
         raise OSError("the disk is gone")
 
 
-def test_a_failing_read_is_raised_and_leaves_no_thread(toy: tuple[Features, np.ndarray]) -> None:
+def test_a_failing_read_is_raised_and_leaves_no_thread(toy: Toy) -> None:
     job = HeadJob(SINGLE, toy[1], Recipe(CrossAttentionConfig(width=16), SHORT))  # of a form that reads no coordinates
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
@@ -507,7 +500,7 @@ def test_a_failing_read_is_raised_and_leaves_no_thread(toy: tuple[Features, np.n
     assert threading.active_count() == before
 
 
-def test_only_heads_that_may_be_chosen_are_kept(fit: Callable[..., FitResult]) -> None:
+def test_only_heads_that_may_be_chosen_are_kept(fit: Fit) -> None:
     def heads_in_memory() -> int:
         gc.collect()
         return sum(type(value) is PooledHead for value in gc.get_objects())
@@ -525,7 +518,7 @@ def test_only_heads_that_may_be_chosen_are_kept(fit: Callable[..., FitResult]) -
     assert Counting.heads == [2, 2, 3, 3, 4]  # the one that learns, and those that no later one has reached
 
 
-def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Features, np.ndarray]) -> None:
+def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: Toy) -> None:
     features, targets = toy
     recipe = replace(preset("few-shot"), training=SHORT)  # of a form that is trained on the features themselves anyway
     resident = features.resident(torch.arange(120), torch.device("cpu"))

@@ -113,7 +113,7 @@ def fit_heads(
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
     noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled head is
-    trained on half as many components (`training/projection.py`), which is faster.
+    trained on half as many components (`batches.project_features`), which is faster.
 
     Args:
         features: of all rows.
@@ -184,21 +184,15 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all heads of one training have in common.
+    """What all heads of one training have in common."""
 
-    Attributes:
-        features: that training reads: coordinates where the heads are pooled and train on the CPU.
-        train, validation: (N,) int64 positions of rows.
-        batch_size: B.
-        seed: of the order of rows.
-        pool: threads.
-        progress: is told every step.
-    """
-
+    # What training reads: coordinates where the heads are pooled and train on the CPU.
     features: Features
+    # (N,) int64 positions of rows.
     train: Tensor
     validation: Tensor
     batch_size: int
+    # Of the order of rows.
     seed: int
     pool: Workers
     progress: Progress
@@ -216,7 +210,7 @@ class _HeadRun:
     def __init__(self, job: HeadJob, head: LabelHead, shared: _Shared) -> None:
         config = job.recipe.training
         total = _steps(config, len(shared.train), shared.batch_size, job.target.outputs)
-        self.job, self.goal = job, job.goal
+        self.job = job
         self.learner = _learner(job, config, head, shared.train, total)
         # Steps after which the head is validated, at equal distances; the last one is the end.
         self.validation_steps = {round(total * part / config.rounds) for part in range(1, config.rounds + 1)}
@@ -307,7 +301,7 @@ def _validate(runs: list[_HeadRun], shared: _Shared, longest: int) -> None:
     """Validate the heads of some runs, all at the same step of ``longest``."""
     all_logits = stack_logits([run.learner.head for run in runs], shared.features, shared.validation, shared.pool)
     for run, logits in zip(runs, all_logits, strict=True):
-        run.validate(logits, run.goal[shared.validation])
+        run.validate(logits, run.learner.goal[shared.validation])
         run.learner.head.train()
     target = runs[0].job.target
     shown = sorted({target.shown_score(run.history[-1].score) for run in runs})

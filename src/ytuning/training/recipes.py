@@ -107,29 +107,18 @@ class Recipe:
     layers: tuple[int, ...] | None = None
 
 
-def default_recipe() -> Recipe:
-    """Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md)."""
-    return Recipe(PooledConfig(), TrainingConfig())
-
-
-def paper_recipe() -> Recipe:
-    """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
-    training = TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500)
-    return Recipe(CrossAttentionConfig(), training, layers=(-1,))
-
-
-def few_shot_recipe() -> Recipe:
-    """Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
-
-    Label smoothing costs where a row is most of what is known of its label.
-    """
-    return Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,))
-
-
 PRESETS: dict[str, Callable[[], Recipe]] = {
-    "default": default_recipe,
-    "few-shot": few_shot_recipe,
-    "paper": paper_recipe,
+    # Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md).
+    "default": Recipe,
+    # Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
+    # Label smoothing costs where a row is most of what is known of its label.
+    "few-shot": lambda: Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,)),
+    # Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817).
+    "paper": lambda: Recipe(
+        CrossAttentionConfig(),
+        TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500),
+        layers=(-1,),
+    ),
 }
 
 
