@@ -26,8 +26,7 @@ from ytuning.progress import Progress
 from ytuning.system.machine import workers
 from ytuning.tasks.choices import rank_layers
 from ytuning.training import recipes
-from ytuning.training.batches import shuffled_batches
-from ytuning.training.projection import project_features
+from ytuning.training.batches import project_features, shuffled_batches
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 PAIRS = [

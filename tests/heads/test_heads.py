@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-import ytuning.heads.pooled as module
 from tests.heads.naive_heads import naive_logits
 from ytuning.errors import InputError
-from ytuning.heads.dropout import dropped
+from ytuning.heads import pooled
+from ytuning.heads.label_tuning import dropout
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
@@ -28,45 +32,13 @@ from ytuning.heads.pooled import (
 
 WIDTH = 12  # of the features
 
-# Config, labels, layers. Dropout is on, so that a head that drops in evaluation mode is caught.
+# On, so that a head that drops in evaluation mode is caught.
+DROPS: dict[str, Any] = {"dropout": 0.4, "token_dropout": 0.4}
+# Config, labels, layers.
 CASES: list[tuple[HeadConfig, int, int]] = [
-    (
-        PooledConfig(
-            members=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, dropout=0.4, token_dropout=0.4
-        ),
-        2,
-        1,
-    ),
-    (
-        PooledConfig(
-            members=2,
-            width=8,
-            queries=2,
-            token_width=4,
-            mixing_width=3,
-            mixing_span=3,
-            hidden=2,
-            dropout=0.4,
-            token_dropout=0.4,
-        ),
-        3,
-        2,
-    ),
-    (
-        PooledConfig(
-            members=3,
-            width=6,
-            queries=3,
-            token_width=5,
-            mixing_width=2,
-            mixing_span=2,
-            hidden=3,
-            dropout=0.4,
-            token_dropout=0.4,
-        ),
-        7,
-        3,
-    ),
+    (PooledConfig(members=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, **DROPS), 2, 1),
+    (PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, mixing_span=3, **DROPS), 3, 2),
+    (PooledConfig(members=3, width=6, queries=3, token_width=5, mixing_width=2, mixing_span=2, **DROPS), 7, 3),
     (LabelTuningConfig(dropout=0.4), 2, 1),
     (LabelTuningConfig(scale=3.0, dropout=0.4), 5, 3),
     (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
@@ -120,53 +92,63 @@ def test_fast_head_of_pairs_agrees_with_the_naive_one(config: HeadConfig, labels
         assert not torch.allclose(fast, swapped, atol=1e-3)
 
 
+class WatchedSoftmax(TorchFunctionMode):
+    """Keeps what every softmax gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is Tensor.softmax:
+            self.shares.append(result)
+        return result
+
+
 def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
     torch.manual_seed(0)
     head = build_head(PooledConfig(), labels=2, layers=2, width=WIDTH, pair_mode="separate").eval()
     tokens = torch.randn(6, 2, WIDTH)
     values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
-    shares = []
-
-    def watched(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
-        shares.append((queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5 + there).softmax(-1))
-        return tokens
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_attended", watched)
-        with torch.no_grad():
-            head(values, mask)
-    alike = torch.cat(shares).flip(-1).diagonal(dim1=1, dim2=2)  # (2 * E, 6)
-    assert float(alike.mean()) > 0.7, shares
+    with torch.no_grad(), WatchedSoftmax() as watched:
+        head(values, mask)
+    between = [shares for shares in watched.shares if shares.shape == (4, 6, 6)]
+    alike = torch.stack(between).flip(-1).diagonal(dim1=2, dim2=3)  # (2, E, 6)
+    assert alike.shape == (2, 4, 6) and float(alike.mean()) > 0.7
 
 
 def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     head = scrambled(CASES[1][0], 3, 2, mode="separate").eval()
     features, mask = batch(2, (5, 1, 3, 7, 2, 6))  # 5 tokens meet 7 at most
-    calls = []
 
-    def counted(*given: Tensor) -> Tensor:
-        calls.append(given[0].shape[1])
-        return attended(*given)
+    def step() -> tuple[Tensor, tuple[Tensor, ...], set[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Logits, gradients, the shapes that the forward pass keeps, and those of its softmaxes over pairs' tokens."""
+        kept: set[tuple[int, ...]] = set()
 
-    attended = module._attended
-    monkeypatch.setattr(module, "_attended", counted)
+        def keep(tensor: Tensor) -> Tensor:
+            kept.add(tuple(tensor.shape))
+            return tensor
 
-    def step() -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits = head(features, mask)
-        return logits, torch.autograd.grad(logits.square().sum(), list(head.parameters()))
+        with WatchedSoftmax() as watched:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                logits = head(features, mask)
+            gradients = torch.autograd.grad(logits.square().sum(), list(head.parameters()))
+        shapes = [tuple(shares.shape) for shares in watched.shares]
+        return logits, gradients, kept, sorted(shape for shape in shapes if shape[2] in (5, 7))
 
-    logits, gradients = step()
-    assert calls == [5, 7]
-    calls.clear()
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 3 * 2 * 3 * 7)  # three tokens of a first text at a time
-    again, same = step()
-    assert calls[:4] == [3, 2, 4, 3] and sorted(calls[4:]) == [2, 3, 3, 4]
+    logits, gradients, kept, computed = step()
+    assert computed == [(6, 5, 7), (6, 7, 5)] and kept.issuperset(computed)
+    monkeypatch.setattr(pooled, "SCORES_AT_ONCE", 3 * 6 * 7)  # three tokens of a first text at a time
+    again, same, kept, computed = step()
+    pieces = [(6, 2, 7), (6, 3, 5), (6, 3, 7), (6, 4, 5)]
+    assert computed == pieces and kept.isdisjoint({(6, 5, 7), (6, 7, 5), *pieces})
     torch.testing.assert_close(again, logits)
     torch.testing.assert_close(same, gradients)
-    calls.clear()
     with torch.inference_mode():
         torch.testing.assert_close(head(features, mask), logits.detach())
-    assert calls == [3, 2, 4, 3]
 
 
 @cases
@@ -188,7 +170,7 @@ def test_a_generator_decides_what_is_dropped(config: HeadConfig, labels: int, la
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:
-    values = dropped(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
+    values = dropout(torch.ones(100, 1003), 0.3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(values.unique(), torch.tensor([0, 1 / 0.7]))
     assert float((values == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(values.mean()) == pytest.approx(1, abs=0.01)
@@ -244,49 +226,24 @@ def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
     torch.testing.assert_close(dropped, first_token)
 
 
-@pytest.mark.parametrize(("labels", "usual"), [(2, "_folded"), (20, "_projected")])
-def test_folded_and_projected_attention_are_equal(labels: int, usual: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=2)
-    head = scrambled(config, labels, 2).eval()
-    assert isinstance(head, CrossAttentionHead)
-    attention = head.blocks[0].cross_attention
-    forms = {name: getattr(attention, name) for name in ("_folded", "_projected")}
-    features, mask = batch(2)
-    taken: list[str] = []
+@pytest.mark.parametrize(("labels", "multiplications"), [(2, 2 * 5 * WIDTH), (20, 8 * (WIDTH + 41))])
+def test_cross_attention_takes_the_cheaper_form(labels: int, multiplications: int) -> None:
+    head = scrambled(CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=2), labels, 2).eval()
 
-    def forced(name: str) -> Tensor:
-        """Logits when both forms are replaced by one."""
+    def operations(tokens: int) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            head(*batch(2, (tokens,)))
+        return counter.get_total_flops()
 
-        def attend(*arguments: Tensor) -> Tensor:
-            taken.append(name)
-            mixed: Tensor = forms[name](*arguments)
-            return mixed
-
-        for form in forms:
-            monkeypatch.setattr(attention, form, attend)
-        with torch.no_grad():
-            logits: Tensor = head(features, mask)
-        return logits
-
-    with torch.no_grad():
-        chosen = head(features, mask)
-    folded, projected = forced("_folded"), forced("_projected")
-    assert taken == ["_folded", "_projected"]
-    torch.testing.assert_close(folded, projected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(chosen, {"_folded": folded, "_projected": projected}[usual])
+    # Scores and pools, or keys and values with scores and pools: both twice, and a multiplication has its addition.
+    assert operations(7) - operations(6) == 2 * 2 * multiplications
 
 
 @cases
 def test_config_survives_json(config: HeadConfig, labels: int, layers: int) -> None:
     content = json.loads(json.dumps(config_to_json(config)))
     assert config_from_json(content) == config
-    assert config_from_json(content) is not config
-    assert "form" in content  # not taken out of the caller's mapping
-
-
-def test_forms_are_told_apart() -> None:
-    assert config_to_json(PooledConfig())["form"] == "pooled"
-    assert config_to_json(CrossAttentionConfig())["form"] == "cross_attention"
+    assert content["form"] in ("pooled", "cross_attention", "label_tuning")  # not taken out of the caller's mapping
 
 
 @pytest.mark.parametrize("value", [{"form": "linear"}, {"width": 8}, {"form": None}])

@@ -1,54 +1,66 @@
-"""The order of rows: every row once an epoch, similar lengths, and whole blocks of a large store."""
+"""What training reads: every row once an epoch, blocks of a large store, and coordinates of the features."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ytuning.features import features as features_module
-from ytuning.features.codecs import Float16Codec
-from ytuning.features.features import TextFeatures
-from ytuning.features.store import StoredRows
-from ytuning.training import batches as sampling
-from ytuning.training.batches import shuffled_batches
+from tests.conftest import STATES
+from ytuning.encoder.encoder import load_encoder
+from ytuning.features.codecs import Float16Codec, PcaCoordinates, PcaInt8Codec, ProjectedReader
+from ytuning.features.features import TextFeatures, stored_features
+from ytuning.features.store import FeatureStore, StoredRows
+from ytuning.heads.pooled import PooledConfig, PooledHead
+from ytuning.progress import Progress
+from ytuning.system.machine import workers
+from ytuning.training.batches import Projection, project_features, shuffled_batches
+
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def stored(lengths: Tensor, arrays: int = 1) -> TextFeatures:
-    """TextFeatures of width 8 that lie in the order of the rows, in arrays of equally many rows."""
-    count = len(lengths)
-    array = np.arange(count) * arrays // count
-    starts = np.zeros(count, np.int64)
-    parts = []
-    for number in range(arrays):
-        rows = np.flatnonzero(array == number)
-        sizes = lengths[torch.from_numpy(rows)].numpy()
-        starts[rows] = np.cumsum(sizes) - sizes
-        parts.append(np.zeros((int(sizes.sum()), 16), np.uint8))
-    truncated = np.zeros(count, bool)
-    return TextFeatures(StoredRows(parts, array, starts, lengths.numpy(), truncated, Float16Codec(1, 8)), torch.float32)
+class InMemory(TextFeatures):
+    """Zeros of one state that lie in the order of the rows, in arrays of equally many rows."""
+
+    def __init__(self, lengths: Tensor, arrays: int = 1, width: int = 8) -> None:
+        count = len(lengths)
+        array = np.arange(count) * arrays // count
+        starts = np.zeros(count, np.int64)
+        parts = []
+        for number in range(arrays):
+            rows = np.flatnonzero(array == number)
+            sizes = lengths[torch.from_numpy(rows)].numpy()
+            starts[rows] = np.cumsum(sizes) - sizes
+            parts.append(np.zeros((int(sizes.sum()), 2 * width), np.uint8))
+        stored = StoredRows(parts, array, starts, lengths.numpy(), np.zeros(count, bool), Float16Codec(1, width))
+        super().__init__(stored, torch.float32)
+
+
+class LargerThanMemory(InMemory):
+    """A store that is read in blocks of eight rows."""
+
+    def bytes_of(self, rows: Tensor) -> int:
+        return 1 << 40
+
+    def blocks(self, rows: Tensor) -> list[Tensor]:
+        return list(self.in_order(rows).split(8))
 
 
 def random_lengths(count: int, most: int) -> Tensor:
     return torch.randint(1, most, (count,), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["memory", "blocks"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Rows that are in memory, and rows that are read in blocks of a few of them."""
-    if request.param == "blocks":
-        monkeypatch.setattr(sampling, "IN_MEMORY", 0)
-        monkeypatch.setattr(sampling, "FEWEST_BLOCKS", 4)
-        monkeypatch.setattr(features_module, "BLOCK_BYTES", 2048)
-    return str(request.param)
+stores = pytest.mark.parametrize("store", [InMemory, LargerThanMemory])
 
 
-@pytest.mark.parametrize(("rows", "size"), [(100, 16), (16, 16), (700, 20), (5, 16)])
-def test_every_row_once_an_epoch(rows: int, size: int, kind: str) -> None:
-    features = stored(random_lengths(1000, 30), arrays=3)
+@stores
+@pytest.mark.parametrize(("rows", "size"), [(100, 16), (16, 16), (700, 10), (700, 20), (5, 16)])
+def test_every_row_once_an_epoch(store: type[InMemory], rows: int, size: int) -> None:
+    features = store(random_lengths(1000, 30), arrays=3)
     chosen = torch.randperm(1000, generator=torch.Generator().manual_seed(1))[:rows]
     stream = shuffled_batches(features.lengths, chosen, size, seed=0, stored=features)
     epochs = []
@@ -63,8 +75,9 @@ def test_every_row_once_an_epoch(rows: int, size: int, kind: str) -> None:
     assert rows <= size or epochs[0] != epochs[1]
 
 
-def test_same_seed_same_order(kind: str) -> None:
-    features = stored(random_lengths(300, 30))
+@stores
+def test_same_seed_same_order(store: type[InMemory]) -> None:
+    features = store(random_lengths(300, 30))
     first, again, other = (
         shuffled_batches(features.lengths, torch.arange(300), 16, seed, stored=features) for seed in (4, 4, 5)
     )
@@ -72,18 +85,18 @@ def test_same_seed_same_order(kind: str) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_batches_hold_rows_of_similar_length(kind: str) -> None:
+@stores
+def test_batches_hold_rows_of_similar_length(store: type[InMemory]) -> None:
     lengths = random_lengths(512, 100)
-    stream = shuffled_batches(lengths, torch.arange(512), 16, seed=0, stored=stored(lengths))
+    stream = shuffled_batches(lengths, torch.arange(512), 16, seed=0, stored=store(lengths))
     batches = [next(stream) for _ in range(math.ceil(512 / 16))]
     spreads = [int(lengths[rows].max() - lengths[rows].min()) for rows in batches]
     assert sum(spreads) / len(spreads) < 20  # of rows drawn at random: about 90
 
 
-def test_blocks_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "BLOCK_BYTES", 1000)
+def test_blocks_are_runs_of_neighbours() -> None:
     lengths = random_lengths(200, 30)
-    features = stored(lengths, arrays=2)
+    features = InMemory(lengths, arrays=2, width=1024)
     rows = torch.randperm(200, generator=torch.Generator().manual_seed(2))[:150]
     blocks = features.blocks(rows)
     assert torch.cat(blocks).tolist() == sorted(rows.tolist())
@@ -91,16 +104,86 @@ def test_blocks_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks:
         assert len(set((block >= 100).tolist())) == 1  # of one array
         first, last = int(block[0]), int(block[-1])
-        assert int(lengths[first:last].sum()) * 16 <= 1000 + 30 * 16
+        assert int(lengths[first:last].sum()) * 2048 <= (256 << 10) + 30 * 2048
 
 
-def test_rows_of_a_block_come_close_together_and_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "IN_MEMORY", 0)
-    monkeypatch.setattr(sampling, "SORTED_BATCHES", 4)
-    monkeypatch.setattr(sampling, "FEWEST_BLOCKS", 8)
-    monkeypatch.setattr(features_module, "BLOCK_BYTES", 16 * 10 * 8)  # eight rows
-    features = stored(torch.full((4096,), 10))
+def test_rows_of_a_block_come_close_together_and_mixed() -> None:
+    features = LargerThanMemory(torch.full((4096,), 10))
     stream = shuffled_batches(features.lengths, torch.arange(4096), 16, seed=0, stored=features)
-    pool = torch.cat([next(stream) for _ in range(4)])  # 64 rows of eight blocks
-    assert len(set((pool // 8).tolist())) == 8
-    assert len(set((pool[:16] // 8).tolist())) > 4  # one batch does not hold one block
+    pool = torch.cat([next(stream) for _ in range(32)])  # 512 rows of 64 blocks
+    assert len(set((pool // 8).tolist())) == 64
+    assert len(set((pool[:16] // 8).tolist())) > 4  # a batch mixes them
+
+
+# --- coordinates -----------------------------------------------------------------------------------------------------
+
+ROWS = torch.arange(10, 110)
+
+
+@pytest.fixture
+def stored(
+    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], request: pytest.FixtureRequest, tmp_path: Path
+) -> TextFeatures:
+    """The toy rows in a store of the codec that a test names."""
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    inputs = [(text, None) for text in toy_rows[0]]
+    return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param, states=STATES)[0]
+
+
+def projected(features: TextFeatures, copy_bytes: int = 1 << 20) -> Projection:
+    with workers() as pool:
+        return project_features(features, ROWS, pool, Progress(), copy_bytes=copy_bytes)
+
+
+@pytest.mark.parametrize("stored", ["fp16", "int8"], indirect=True)
+def test_a_copy_holds_the_projection_of_every_row(stored: TextFeatures) -> None:
+    copy = projected(stored)
+    assert isinstance(copy.features, TextFeatures) and isinstance(copy.features.codec, PcaCoordinates)
+    size = stored.layers * stored.width
+    torch.testing.assert_close(copy.components @ copy.components.T, torch.eye(size // 2), atol=1e-5, rtol=0)
+    for row in ROWS.split(1):
+        values, mask = stored.batch(row)
+        coordinates, there = copy.features.batch(row)
+        assert coordinates.shape == (1, values.shape[1], 1, size // 2) and torch.equal(mask, there)
+        by_hand = values.flatten(2) @ copy.components.T
+        error = (coordinates[:, :, 0] - by_hand).norm() / by_hand.norm()
+        assert error < 0.02  # int8
+
+
+@pytest.mark.parametrize("stored", ["int8"], indirect=True)
+def test_rows_too_many_for_a_copy_are_projected_as_they_come(stored: TextFeatures) -> None:
+    copied, read = projected(stored), projected(stored, copy_bytes=1000)
+    assert isinstance(read.features, TextFeatures) and isinstance(read.features.codec, ProjectedReader)
+    assert torch.equal(copied.components, read.components)
+    first, second = copied.features.batch(ROWS[:30])[0], read.features.batch(ROWS[:30])[0]
+    assert first.shape == second.shape and (first - second).norm() / second.norm() < 0.02
+
+
+@pytest.mark.parametrize("stored", ["compact"], indirect=True)
+def test_a_compact_store_is_read_as_it_is(stored: TextFeatures) -> None:
+    assert isinstance(stored.codec, PcaInt8Codec)
+    projection, batch = projected(stored), ROWS[:20]
+    values, _ = stored.batch(batch)
+    coordinates, _ = projection.features.batch(batch)
+    torch.testing.assert_close(coordinates.flatten(2) @ projection.components, values.flatten(2), atol=1e-4, rtol=1e-4)
+    assert stored.batch(batch)[0].shape == values.shape  # the features themselves are as before
+
+
+@pytest.mark.parametrize("stored", ["int8"], indirect=True)
+def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> None:
+    projection = projected(stored, copy_bytes=0)  # a copy would round
+    torch.manual_seed(0)
+    head = PooledHead(PooledConfig(members=2, width=8), labels=3, layers=1, width=projection.features.width).eval()
+    wide = head.fold_projection(projection.components)
+    assert not wide.training and wide.token_map.shape[1] == stored.layers * stored.width
+    with torch.no_grad():
+        logits = head(*projection.features.batch(ROWS[:40]))
+        torch.testing.assert_close(wide(*stored.batch(ROWS[:40])), logits, atol=1e-5, rtol=1e-4)
+
+
+def test_first_weights_are_scaled_by_the_energy() -> None:
+    plain, scaled = (
+        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).token_map.detach().std()
+        for energy in (1.0, 4.0)
+    )
+    assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import gc
+import itertools
 import math
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,29 +15,33 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.conftest import STATES
 from tests.kinds import KindName, kind_of
+from ytuning.data.kinds import Loss, Regression
+from ytuning.data.kinds.single import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
 from ytuning.features.features import Features, TextFeatures, live_features
 from ytuning.heads.pooled import CrossAttentionConfig, LabelHead, PooledConfig, PooledHead
 from ytuning.progress import Progress
-from ytuning.system.machine import Workers
-from ytuning.training import fit as training
-from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
-from ytuning.training.joint import Learner, stack_logits, stack_step
+from ytuning.training.fit import FitResult, HeadJob, clearly_lower, fit_heads, logits_of
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
-SINGLE = kind_of("single")
+Fit = Callable[..., FitResult]
+Toy = tuple[Features, np.ndarray]
+Steps = list[tuple[float, float]]
+LABELS = LabelSet(("card", "login", "refund"))
+SINGLE = SingleLabel(LABELS)
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
 RECIPE = Recipe(PooledConfig(width=16, queries=1), SHORT)
 TRAIN, VALIDATION = np.arange(90), np.arange(90, 120)
 
 
 @pytest.fixture(scope="module")
-def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Features, np.ndarray]:
+def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> Toy:
     """Features and label ids of the toy rows."""
     texts, labels = toy_rows
     features = live_features(
@@ -47,12 +51,12 @@ def toy(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> tuple[Feat
 
 
 @pytest.fixture
-def fit(toy: tuple[Features, np.ndarray]) -> Callable[..., FitResult]:
+def fit(toy: Toy) -> Fit:
     """One head on the toy rows."""
 
-    def fit(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> FitResult:
+    def fit(recipe: Recipe = RECIPE, seed: int = 0, target: SingleLabel = SINGLE, **options: Any) -> FitResult:
         features, targets = toy
-        job = HeadJob(SINGLE, targets, recipe, seed)
+        job = HeadJob(target, targets, recipe, seed)
         return fit_heads(features, [job], train=TRAIN, validation=VALIDATION, seed=seed, **options)[0]
 
     return fit
@@ -92,13 +96,13 @@ class Interrupt(Progress):
         ),
     ],
 )
-def test_wrong_training_values_are_refused(fit: Callable[..., FitResult], change: dict[str, Any], message: str) -> None:
+def test_wrong_training_values_are_refused(fit: Fit, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         fit(replace(RECIPE, training=replace(SHORT, **change)))
 
 
 @pytest.mark.parametrize("kind", ["multi", "bounded", "unbounded"])
-def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: tuple[Features, np.ndarray]) -> None:
+def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: Toy) -> None:
     features, ids = toy
     targets = np.eye(3, dtype=np.float32)[ids] if kind == "multi" else (ids / 2).astype(np.float32)
     recipe = replace(RECIPE, training=replace(SHORT, learning_rate=1e30))
@@ -106,22 +110,21 @@ def test_a_training_that_diverges_is_told_of_any_kind(kind: KindName, toy: tuple
         fit_heads(features, [HeadJob(kind_of(kind), targets, recipe)], train=TRAIN, validation=VALIDATION)
 
 
-def test_a_later_round_that_diverged_is_left_out(
-    fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
+class Diverging(SingleLabel):
+    """Its loss is no number from the 16th step on: a step has two halves."""
 
-    def broken(*arguments: Any) -> list[torch.Tensor]:
-        seen.append(len(seen))
-        return [logits if len(seen) < 3 else logits * math.nan for logits in stack_logits(*arguments)]
-
-    monkeypatch.setattr(training, "stack_logits", broken)
-    found = fit(refit=False)
-    assert len(seen) == 3 and len(found.history) == 2 and found.chosen <= 1
-    assert np.isfinite(found.validation_logits).all()
+    def loss(self, *arguments: Any, **options: Any) -> Loss:
+        loss, calls = super().loss(*arguments, **options), itertools.count()
+        return lambda logits, goal: loss(logits, goal) * (1.0 if next(calls) < 30 else math.nan)
 
 
-def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np.ndarray]) -> None:
+def test_a_later_round_that_diverged_is_left_out(fit: Fit) -> None:
+    result = fit(target=Diverging(LABELS), refit=False)  # rounds end at 6, 12, 18
+    assert [entry.step for entry in result.history] == [6, 12] and result.chosen <= 1
+    assert np.isfinite(result.validation_logits).all()
+
+
+def test_a_weight_only_of_labels_without_rows_is_refused(toy: Toy) -> None:
     features, ids = toy
     job = HeadJob(
         kind_of("single", 4), ids, replace(RECIPE, training=replace(SHORT, label_weights=(0.0, 0.0, 0.0, 1.0)))
@@ -130,21 +133,10 @@ def test_a_weight_only_of_labels_without_rows_is_refused(toy: tuple[Features, np
         fit_heads(features, [job], train=TRAIN, validation=VALIDATION)
 
 
-def test_a_label_of_weight_0_is_not_learned(fit: Callable[..., FitResult]) -> None:
+def test_a_label_of_weight_0_is_not_learned(fit: Fit) -> None:
     config = replace(SHORT, fewest_steps=100, most_steps=100, label_smoothing=0.0, label_weights=(1.0, 0.0, 1.0))
     predicted = fit(replace(RECIPE, training=config), refit=False).validation_logits.argmax(1)
     assert 1 not in predicted and {0, 2} == set(predicted.tolist())
-
-
-def test_the_paper_preset_reads_the_last_hidden_state() -> None:
-    assert preset("paper").layers == (-1,) and preset("default").layers is None
-
-
-def test_unknown_preset_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"^preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\.$"
-    ):
-        preset("best")
 
 
 # --- learning -------------------------------------------------------------------------------------------------------
@@ -158,9 +150,7 @@ def test_unknown_preset_is_refused() -> None:
     ],
     ids=["pooled", "cross_attention"],
 )
-def test_learns_far_above_chance(
-    recipe: Recipe, fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]
-) -> None:
+def test_learns_far_above_chance(recipe: Recipe, fit: Fit, toy: Toy) -> None:
     features, goal = toy
     result = fit(recipe, refit=False)
     most_frequent = np.bincount(goal).max() / len(goal)
@@ -173,7 +163,7 @@ def test_learns_far_above_chance(
     np.testing.assert_allclose(everything[VALIDATION], result.validation_logits, atol=0.03)
 
 
-def test_same_seed_same_bytes(fit: Callable[..., FitResult]) -> None:
+def test_same_seed_same_bytes(fit: Fit) -> None:
     first, again, other = fit(seed=4), fit(seed=4), fit(seed=5)
     assert weights(first.head) == weights(again.head)
     assert first.history == again.history
@@ -181,24 +171,25 @@ def test_same_seed_same_bytes(fit: Callable[..., FitResult]) -> None:
     assert all(weights(first.head)[name] != weights(other.head)[name] for name in ("queries", "label_rows"))
 
 
-def test_leaves_random_state_and_threads_alone(fit: Callable[..., FitResult]) -> None:
+@pytest.mark.parametrize("progress", [None, Interrupt("train", 3)], ids=["finished", "interrupted"])
+def test_leaves_random_state_and_threads_alone(fit: Fit, progress: Progress | None) -> None:
     torch.manual_seed(9)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     numpy_state = np.random.get_state(legacy=False)["state"]["key"].copy()
-    fit()
+    fit(progress=progress)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
-def test_the_callers_random_state_does_not_matter(fit: Callable[..., FitResult]) -> None:
+def test_the_callers_random_state_does_not_matter(fit: Fit) -> None:
     torch.manual_seed(1)
     first = fit()
     torch.manual_seed(2)
     assert weights(first.head) == weights(fit().head)
 
 
-def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]) -> None:
+def test_logits_keep_the_order_of_rows(fit: Fit, toy: Toy) -> None:
     head, (features, _) = fit().head, toy
     head.train()
     rows = torch.tensor([7, 3, 110, 3, 50])
@@ -213,6 +204,21 @@ def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple
 # --- steps and batches ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def steps() -> Iterator[Steps]:
+    """The learning rate and the norm of the gradient of every step that an optimizer takes."""
+    taken: Steps = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        (group,) = optimizer.param_groups
+        norms = [parameter.grad.norm() for parameter in group["params"]]
+        taken.append((group["lr"], float(torch.stack(norms).norm())))
+
+    hook = register_optimizer_step_pre_hook(record)
+    yield taken
+    hook.remove()
+
+
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
@@ -223,65 +229,37 @@ def test_logits_keep_the_order_of_rows(fit: Callable[..., FitResult], toy: tuple
         ({"epochs": 1, "fewest_steps": 1, "label_steps": 17, "most_steps": 50}, 50),
     ],
 )
-def test_number_of_steps(fit: Callable[..., FitResult], change: dict[str, int], steps: int) -> None:
+def test_number_of_steps(fit: Fit, change: dict[str, int], steps: int) -> None:
     config = replace(SHORT, batch_size=16, patience=99, **change)  # type: ignore[arg-type]
     history = fit(replace(RECIPE, training=config), refit=False).history
     assert [entry.step for entry in history] == [round(steps * number / 5) for number in range(1, 6)]
 
 
-def test_learning_rate_warms_up_and_decays(fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-
-    class Recording(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
-
-    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+def test_learning_rate_warms_up_and_decays(fit: Fit, steps: Steps) -> None:
     fit(replace(RECIPE, training=replace(SHORT, learning_rate=0.5, warmup=0.2, patience=99)), refit=False)
-    assert len(rates) == 30
     up = [0.5 * (step + 1) / 6 for step in range(6)]
     down = [0.5 * (30 - step) / 24 for step in range(6, 30)]
-    assert rates == pytest.approx(up + down)
+    assert [rate for rate, _ in steps] == pytest.approx(up + down)
 
 
-def test_gradients_are_clipped(fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    norms: list[float] = []
-
-    class Recording(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            gradients = [p.grad.norm() for group in self.param_groups for p in group["params"]]
-            norms.append(torch.stack(gradients).norm().item())
-            return super().step(closure)
-
-    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+def test_gradients_are_clipped(fit: Fit, steps: Steps) -> None:
     fit(replace(RECIPE, training=replace(SHORT, clip_norm=1e-3)), refit=False)
-    assert max(norms) <= 1.001e-3 and min(norms) > 0
+    assert steps and all(0 < norm <= 1.001e-3 for _, norm in steps)
 
 
 # --- which round ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def scripted(
-    monkeypatch: pytest.MonkeyPatch, toy: tuple[Features, np.ndarray]
-) -> Callable[..., list[dict[str, Tensor]]]:
-    """Make validation rounds have given numbers of right rows of 30; returns the weights at each round."""
-    goal = toy[1][VALIDATION]
+@dataclass(frozen=True)
+class Scripted(SingleLabel):
+    """At the n-th validation ``right[n]`` of the 30 rows are right, whatever the head says; keeps what it said."""
 
-    def script(*right: int) -> list[dict[str, Tensor]]:
-        seen: list[dict[str, Tensor]] = []
+    right: tuple[int, ...] = ()
+    seen: list[np.ndarray] = field(default_factory=list)
 
-        def logits(heads: list[LabelHead], features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:
-            predicted = goal.copy()
-            predicted[right[len(seen)] :] = (predicted[right[len(seen)] :] + 1) % 3
-            seen.append(copy.deepcopy(dict(heads[0].state_dict())))
-            return [torch.from_numpy(np.eye(3, dtype=np.float32)[predicted])]
-
-        monkeypatch.setattr(training, "stack_logits", logits)
-        return seen
-
-    return script
+    def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
+        self.seen.append(logits.numpy())
+        return (torch.arange(30) < self.right[len(self.seen) - 1]).double()
 
 
 @pytest.mark.parametrize(
@@ -294,14 +272,15 @@ def scripted(
         ((30, 30, 29, 30, 29), 3),  # a perfect round has no standard error
     ],
 )
-def test_last_round_within_half_a_standard_error(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]], right: tuple[int, ...], chosen: int
-) -> None:
-    seen = scripted(*right)
-    result = fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False)
+def test_last_round_within_half_a_standard_error(fit: Fit, toy: Toy, right: tuple[int, ...], chosen: int) -> None:
+    target = Scripted(LABELS, right)
+    unprojected = Recipe(CrossAttentionConfig(width=16), replace(SHORT, patience=99))
+    result = fit(unprojected, target=target, refit=False)
     assert [round(entry.score * 30) for entry in result.history] == list(right)
     assert result.chosen == chosen
-    assert torch.equal(result.head.state_dict()["label_rows"], seen[chosen]["label_rows"])
+    assert np.array_equal(result.validation_logits, target.seen[chosen])
+    kept = logits_of(result.head, toy[0], torch.from_numpy(VALIDATION))
+    assert [np.allclose(kept, logits, atol=1e-6) for logits in target.seen] == [number == chosen for number in range(5)]
     assert not result.head.training and not result.refitted and not result.interrupted
 
 
@@ -315,79 +294,73 @@ def test_last_round_within_half_a_standard_error(
         ((10, 11, 12, 13, 14), 5),
     ],
 )
-def test_hopeless_training_ends_early(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]], right: tuple[int, ...], rounds: int
-) -> None:
-    scripted(*right)
-    result = fit(replace(RECIPE, training=replace(SHORT, patience=2)), refit=False)
+def test_hopeless_training_ends_early(fit: Fit, right: tuple[int, ...], rounds: int) -> None:
+    config = replace(SHORT, patience=2)
+    result = fit(replace(RECIPE, training=config), target=Scripted(LABELS, right), refit=False)
     assert len(result.history) == rounds
     assert not result.interrupted
+
+
+def test_clearly_lower_is_by_two_standard_errors() -> None:
+    noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
+    others = torch.full((100,), 2.0, dtype=torch.float64)
+    for lead, clear in ((0.25, True), (0.15, False), (0.0, False), (-0.25, False)):
+        assert clearly_lower(others + noise - lead, others) == clear
+    assert not clearly_lower(others, others)
+    assert clearly_lower(others[:20] - 1, others[:20]) and not clearly_lower(others[:19] - 1, others[:19])
+    none = torch.full_like(others, math.nan)
+    assert clearly_lower(others, none) and not clearly_lower(none, others) and not clearly_lower(none, none)
 
 
 # --- refit ----------------------------------------------------------------------------------------------------------
 
 
-class Stages(Progress):
-    """Keeps the last stage and how far each one came."""
+class WatchedLoss(Regression):
+    """Keeps the targets of the rows that each learner reads, and each validation."""
 
-    def __init__(self) -> None:
-        self.now, self.totals = "", dict[str, int]()
+    seen: ClassVar[list[set[float]]] = []
 
-    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-        self.now, self.totals[stage] = stage, total
+    def loss(self, *arguments: Any, **options: Any) -> Loss:
+        loss, read = super().loss(*arguments, **options), set[float]()
+        self.seen.append(read)
 
+        def watched(logits: Tensor, goal: Tensor) -> Tensor:
+            read.update(goal.tolist())
+            return loss(logits, goal)
 
-def test_refit_reads_all_rows_and_the_search_train_rows(
-    fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[set[int]] = []
-    step = stack_step
-
-    def record(learners: list[Learner], features: Features, batch: Tensor, pool: Workers) -> None:
-        if not seen or learners[0].step == 0:
-            seen.append(set())
-        seen[-1].update(batch.tolist())
-        step(learners, features, batch, pool)
-
-    monkeypatch.setattr("ytuning.training.fit.stack_step", record)
-    config = replace(SHORT, fewest_steps=60, most_steps=60, refit_factor=2.0, patience=99)
-    assert fit(replace(RECIPE, training=config)).refitted
-    assert seen == [set(TRAIN.tolist()), {*TRAIN.tolist(), *VALIDATION.tolist()}]
+        return watched
 
 
-@pytest.mark.parametrize(("right", "steps"), [((10, 28, 10, 10, 10), 6), ((10, 12, 15, 20, 25), 15)])
+def test_refit_reads_all_rows_and_the_search_train_rows(toy: Toy) -> None:
+    target, targets = WatchedLoss(0.0, 1.0, bounded=True), np.linspace(0, 1, 120, dtype=np.float32)
+    recipe = replace(RECIPE, training=replace(SHORT, refit_factor=9.0))  # an epoch or more, whichever round is chosen
+    (result,) = fit_heads(toy[0], [HeadJob(target, targets, recipe)], train=TRAIN, validation=VALIDATION)
+    assert result.refitted
+    searched, *validated, refitted = target.seen
+    assert searched == set(targets[TRAIN].tolist()) and refitted == set(targets.tolist())
+    assert len(validated) == len(result.history)
+
+
+@pytest.mark.parametrize(("right", "refitted"), [((10, 28, 10, 10, 10), 6), ((10, 12, 15, 20, 25), 15)])
 def test_refit_takes_twice_the_share_of_new_rows_of_the_chosen_steps(
-    fit: Callable[..., FitResult],
-    scripted: Callable[..., list[dict[str, Tensor]]],
-    right: tuple[int, ...],
-    steps: int,
+    fit: Fit, steps: Steps, right: tuple[int, ...], refitted: int
 ) -> None:
-    scripted(*right)
-    stages = Stages()
-    fit(replace(RECIPE, training=replace(SHORT, refit_factor=2.0)), progress=stages)
-    assert stages.totals["refit"] == steps
+    config = replace(SHORT, refit_factor=2.0)
+    result = fit(replace(RECIPE, training=config), target=Scripted(LABELS, right))
+    assert len(steps) == result.history[-1].step + refitted
 
 
-def test_refit_starts_from_the_chosen_head_at_its_own_rate(
-    fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates: list[float] = []
-
-    class Recording(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
-
-    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+def test_refit_starts_from_the_chosen_head_at_its_own_rate(fit: Fit, steps: Steps) -> None:
     config = replace(SHORT, learning_rate=0.5, refit_rate=0.0, refit_factor=2.0, patience=99)
     still, alone = fit(replace(RECIPE, training=config)), fit(replace(RECIPE, training=config), refit=False)
     assert weights(still.head) == weights(alone.head)  # a rate of 0 changes nothing
-    rates.clear()
+    steps.clear()
     chosen = fit(replace(RECIPE, training=replace(config, refit_rate=0.1)))
-    assert max(rates[30:]) == pytest.approx(0.05) and len(rates) == 30 + chosen.history[chosen.chosen].step // 2
+    rates = [rate for rate, _ in steps[30:]]
+    assert max(rates) == pytest.approx(0.05) and len(rates) == chosen.history[chosen.chosen].step // 2
 
 
-def test_refit_can_be_switched_off(fit: Callable[..., FitResult]) -> None:
+def test_refit_can_be_switched_off(fit: Fit) -> None:
     chosen, refitted = fit(refit=False), fit(refit=True)
     assert (chosen.refitted, refitted.refitted) == (False, True)
     assert chosen.history == refitted.history
@@ -399,20 +372,16 @@ def test_refit_can_be_switched_off(fit: Callable[..., FitResult]) -> None:
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_interrupted_search_gives_the_best_head_so_far(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]]
-) -> None:
-    seen = scripted(12, 25, 15, 30, 30)
-    result = fit(progress=Interrupt("train", 20))  # rounds end at 6, 12, 18
+def test_interrupted_search_gives_the_best_head_so_far(fit: Fit) -> None:
+    target = Scripted(LABELS, (12, 25, 15, 30, 30))
+    result = fit(target=target, progress=Interrupt("train", 20))  # rounds end at 6, 12, 18
     assert (result.interrupted, result.refitted, result.chosen) == (True, False, 1)
     assert [entry.step for entry in result.history] == [6, 12, 18]
-    assert torch.equal(result.head.state_dict()["label_rows"], seen[1]["label_rows"])
+    assert np.array_equal(result.validation_logits, target.seen[1])
     assert not result.head.training
 
 
-def test_interrupted_before_the_first_round_gives_the_head_of_that_step(
-    fit: Callable[..., FitResult], toy: tuple[Features, np.ndarray]
-) -> None:
+def test_interrupted_before_the_first_round_gives_the_head_of_that_step(fit: Fit, toy: Toy) -> None:
     result = fit(progress=Interrupt("train", 3))
     assert (result.interrupted, result.refitted, result.chosen) == (True, False, 0)
     assert [entry.step for entry in result.history] == [3]
@@ -420,13 +389,13 @@ def test_interrupted_before_the_first_round_gives_the_head_of_that_step(
     np.testing.assert_allclose(found, result.validation_logits, atol=0.03)
 
 
-def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Fit) -> None:
     result = fit(progress=Interrupt("refit", 3))
     assert (result.interrupted, result.refitted) == (True, False)
     assert weights(result.head) == weights(fit(refit=False).head)
 
 
-def test_interrupted_while_a_round_is_reported(fit: Callable[..., FitResult]) -> None:
+def test_interrupted_while_a_round_is_reported(fit: Fit) -> None:
     class AtNote(Progress):
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             if note and done >= 12:
@@ -440,16 +409,29 @@ def test_interrupted_while_a_round_is_reported(fit: Callable[..., FitResult]) ->
     assert [entry.step for entry in result.history] == [6, 12]
 
 
-def test_interrupted_training_leaves_the_random_state_alone(fit: Callable[..., FitResult]) -> None:
-    state = torch.get_rng_state()
-    fit(progress=Interrupt("train", 3))
-    assert torch.equal(torch.get_rng_state(), state)
+class InterruptedCopy(PooledConfig):
+    """Ctrl-C while the second head is copied, as each validation does."""
+
+    copies: ClassVar[list[int]] = []
+
+    def __deepcopy__(self, memo: object) -> InterruptedCopy:
+        self.copies.append(len(self.copies))
+        if len(self.copies) == 2:
+            raise KeyboardInterrupt
+        return self
+
+
+def test_interrupted_while_a_round_is_kept(fit: Fit) -> None:
+    result = fit(replace(RECIPE, head=InterruptedCopy(width=16, queries=1)))
+    assert InterruptedCopy.copies == [0, 1]
+    assert (result.interrupted, result.chosen) == (True, 0)
+    assert [entry.step for entry in result.history] == [6]
 
 
 # --- several heads --------------------------------------------------------------------------------------------------
 
 
-def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features, np.ndarray]) -> None:
+def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
     features, goal = toy
     slow = replace(SHORT, learning_rate=1e-4, rounds=3)
     jobs = [
@@ -468,12 +450,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: tuple[Features,
         assert alone.validation_logits.tobytes() == result.validation_logits.tobytes()
 
 
-def test_one_head_is_a_stack_of_one(toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult]) -> None:
-    stack = fit_heads(toy[0], [HeadJob(SINGLE, toy[1], RECIPE, 7)], train=TRAIN, validation=VALIDATION, seed=7)
-    assert weights(stack[0].head) == weights(fit(seed=7).head)
-
-
-def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitResult]) -> None:
+def test_weights_do_not_depend_on_the_number_of_threads(fit: Fit) -> None:
     threads = torch.get_num_threads()
     found = []
     try:
@@ -492,53 +469,38 @@ def test_weights_do_not_depend_on_the_number_of_threads(fit: Callable[..., FitRe
         (replace(RECIPE, head=CrossAttentionConfig(width=32)), "form of the head"),
     ],
 )
-def test_heads_that_cannot_share_batches_are_refused(
-    toy: tuple[Features, np.ndarray], other: Recipe, what: str
-) -> None:
+def test_heads_that_cannot_share_batches_are_refused(toy: Toy, other: Recipe, what: str) -> None:
     jobs = [HeadJob(SINGLE, toy[1], RECIPE), HeadJob(SINGLE, toy[1], other)]
     with pytest.raises(InputError, match=rf"^heads that are trained together .* so their {what} must be the same\. "):
         fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION)
 
 
-def test_an_interrupted_stack_gives_each_head_a_round(toy: tuple[Features, np.ndarray]) -> None:
+def test_an_interrupted_stack_gives_each_head_a_round(toy: Toy) -> None:
     jobs = [HeadJob(SINGLE, toy[1], RECIPE, seed) for seed in (0, 1)]
     results = fit_heads(toy[0], jobs, train=TRAIN, validation=VALIDATION, progress=Interrupt("train", 3))
     assert [[entry.step for entry in result.history] for result in results] == [[3], [3]]
     assert all(result.interrupted and not result.refitted for result in results)
 
 
-def test_a_failing_read_is_raised_and_leaves_no_thread(
-    toy: tuple[Features, np.ndarray], fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Features, indices: Tensor) -> tuple[Tensor, Tensor]:
+class UnreadableFeatures(TextFeatures):
+    """Features whose disk fails."""
+
+    def __init__(self, features: Features) -> None:
+        vars(self).update(vars(features))
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(TextFeatures, "batch", broken)
+
+def test_a_failing_read_is_raised_and_leaves_no_thread(toy: Toy) -> None:
+    job = HeadJob(SINGLE, toy[1], Recipe(CrossAttentionConfig(width=16), SHORT))  # of a form that reads no coordinates
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
-        fit()
+        fit_heads(UnreadableFeatures(toy[0]), [job], train=TRAIN, validation=VALIDATION)
     assert threading.active_count() == before
 
 
-def test_interrupted_while_a_round_is_kept(fit: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, copies = copy.deepcopy, 0
-
-    def interrupted(value: Any) -> Any:
-        nonlocal copies
-        copies += 1
-        if copies == 2:
-            raise KeyboardInterrupt
-        return real(value)
-
-    monkeypatch.setattr(copy, "deepcopy", interrupted)
-    result = fit()
-    assert (result.interrupted, result.chosen) == (True, 0)
-    assert [entry.step for entry in result.history] == [6]
-
-
-def test_only_heads_that_may_be_chosen_are_kept(
-    fit: Callable[..., FitResult], scripted: Callable[..., list[dict[str, Tensor]]]
-) -> None:
+def test_only_heads_that_may_be_chosen_are_kept(fit: Fit) -> None:
     def heads_in_memory() -> int:
         gc.collect()
         return sum(type(value) is PooledHead for value in gc.get_objects())
@@ -551,12 +513,12 @@ def test_only_heads_that_may_be_chosen_are_kept(
                 self.heads.append(heads_in_memory() - before)
 
     before = heads_in_memory()
-    scripted(10, 25, 20, 22, 16)
-    fit(replace(RECIPE, training=replace(SHORT, patience=99)), refit=False, progress=Counting())
+    config, target = replace(SHORT, patience=99), Scripted(LABELS, (10, 25, 20, 22, 16))
+    fit(replace(RECIPE, training=config), target=target, refit=False, progress=Counting())
     assert Counting.heads == [2, 2, 3, 3, 4]  # the one that learns, and those that no later one has reached
 
 
-def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: tuple[Features, np.ndarray]) -> None:
+def test_a_head_learns_the_same_from_features_in_a_devices_memory(toy: Toy) -> None:
     features, targets = toy
     recipe = replace(preset("few-shot"), training=SHORT)  # of a form that is trained on the features themselves anyway
     resident = features.resident(torch.arange(120), torch.device("cpu"))

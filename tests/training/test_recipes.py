@@ -22,6 +22,13 @@ from ytuning.training.recipes import (
 )
 
 
+def test_presets_by_name() -> None:
+    assert preset("paper").layers == (-1,) and preset("default").layers is None
+    message = r"^preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\.$"
+    with pytest.raises(InputError, match=message):
+        preset("best")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_recipe_goes_through_json(name: str) -> None:
     recipe = preset(name)
@@ -49,17 +56,13 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ("head", "dropout", 1.0, "dropout must be a share from 0 to less than 1. Got 1.0 instead."),
         ("head", "members", 0, "members must be a whole number of at least 1. Got 0 instead."),
         (
-            "head",
-            "form",
-            "x",
+            "head", "form", "x",
             "the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'. Got 'x' instead.",
         ),
         (None, "layers", [], "layers must be null or a list of whole numbers. Got [] instead."),
         (None, "layers", "4", "layers must be null or a list of whole numbers. Got '4' instead."),
         (
-            None,
-            "schema",
-            2,
+            None, "schema", 2,
             "the recipe has schema 2, but this version of ytuning reads schema 1. Write one with ytuning search",
         ),
         (None, "more", 2, "a recipe has the fields head, layers, schema, training. Write one with ytuning search"),

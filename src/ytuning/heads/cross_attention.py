@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ytuning.errors import InputError
-from ytuning.heads.dropout import dropped
+from ytuning.heads.label_tuning import dropout
 from ytuning.heads.pairs import PairMode
 
 __all__ = ["CrossAttentionConfig", "CrossAttentionHead"]
@@ -50,10 +50,10 @@ class CrossAttentionHead(nn.Module):
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
         self.labels, self.pair_mode = labels, pair_mode
-        self.rows = nn.Parameter(
-            torch.randn(1 + labels * config.rows_per_label, config.width) / math.sqrt(config.width)
-        )
-        self.blocks = nn.ModuleList(_LabelBlock(config, width, first=number == 0) for number in range(config.blocks))
+        # The task row, then M rows for each label: (1 + C * M, H).
+        rows = torch.randn(1 + labels * config.rows_per_label, config.width)
+        self.rows = nn.Parameter(rows / math.sqrt(config.width))
+        self.blocks = nn.ModuleList(_LabelBlock(config, width) for _ in range(config.blocks))
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -77,7 +77,7 @@ class CrossAttentionHead(nn.Module):
 class _LabelBlock(nn.Module):
     """Pre-norm residual self-attention among label rows, cross-attention to the tokens, feed-forward."""
 
-    def __init__(self, config: CrossAttentionConfig, width: int, *, first: bool) -> None:
+    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
         super().__init__()
         self.self_norm, self.cross_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.self_attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
@@ -94,10 +94,9 @@ class _LabelBlock(nn.Module):
         """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
         share = self.dropout if self.training else 0.0
         normed = self.self_norm(rows)
-        attended = self.self_attention(normed, normed, normed, need_weights=False)[0]
-        rows = rows + dropped(attended, share, generator)
-        rows = rows + dropped(self.cross_attention(self.cross_norm(rows), tokens, mask), share, generator)
-        return rows + dropped(self.feed_forward(rows), share, generator)
+        rows = rows + dropout(self.self_attention(normed, normed, normed, need_weights=False)[0], share, generator)
+        rows = rows + dropout(self.cross_attention(self.cross_norm(rows), tokens, mask), share, generator)
+        return rows + dropout(self.feed_forward(rows), share, generator)
 
 
 class _CrossAttention(nn.Module):
@@ -122,17 +121,11 @@ class _CrossAttention(nn.Module):
         queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        if queries.dim() == 3 and self._cheaper_folded(len(rows), tokens.shape[-1]):
-            mixed = self._folded(queries, tokens, hidden)
-        else:
-            mixed = self._projected(queries, tokens, hidden)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-    def _cheaper_folded(self, rows: int, width: int) -> bool:
-        """Compare multiplications for a token of ``width`` numbers: scores and pools, or keys, values and both."""
-        folded, projected = self.heads * rows * width, self.heads * self.size * (width + rows)
-        return folded < projected
+        # Half the multiplications for each token: scores and pools of D numbers, or keys and values, scores and pools.
+        count, width = rows.shape[-2], tokens.shape[-1]
+        cheaper_folded = count * width < self.size * (width + count)
+        attend = self._folded if queries.dim() == 3 and cheaper_folded else self._projected
+        return self.out(attend(queries, tokens, hidden).transpose(1, 2).flatten(2))
 
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""

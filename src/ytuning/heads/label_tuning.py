@@ -14,10 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ytuning.heads.dropout import dropped
 from ytuning.heads.pairs import PairMode
 
-__all__ = ["LabelTuningConfig", "LabelTuningHead", "means_of_labels"]
+__all__ = ["LabelTuningConfig", "LabelTuningHead", "dropout", "means_of_labels"]
+
+
+def dropout(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Each value 0 with a probability of ``share``, else ``1 / (1 - share)`` times itself.
+
+    ``nn.Dropout`` does not take a generator.
+    """
+    if not share:
+        return values
+    # Four draws of 16 bits from each random number, for drawing is slow on a CPU.
+    bits = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+    bits.random_(-(2**63), None, generator=generator)
+    kept = bits.view(torch.int16)[: values.numel()].view(values.shape) >= round(share * 2**16) - 2**15
+    return values * (kept / (1 - share))
 
 
 def means_of_labels(texts: Tensor, labels: Tensor, there: Tensor) -> Tensor:
@@ -61,16 +74,8 @@ class LabelTuningHead(nn.Module):
         self.label_rows = nn.Parameter(torch.zeros(1, labels, layers * width * (4 if pair_mode == "separate" else 1)))
         self.bias = nn.Parameter(torch.zeros(1, labels))
         self.register_buffer("center", torch.zeros(layers, width))
-
-    @property
-    def members(self) -> int:
-        """E, always 1: the head is no ensemble."""
-        return 1
-
-    @property
-    def match_width(self) -> int:
-        """H, numbers of a label row."""
-        return self.label_rows.shape[-1]
+        # E, as the head is no ensemble, and H, the numbers of a label row.
+        self.members, self.match_width = 1, self.label_rows.shape[-1]
 
     @property
     def label_bias(self) -> Tensor:
@@ -93,7 +98,7 @@ class LabelTuningHead(nn.Module):
             product = first * second * math.sqrt(text.shape[1])
             text = torch.cat((first, second, (first - second).abs(), product), 1)
         share = self.config.dropout if self.training else 0.0
-        return self.config.scale * dropped(text, share, generator)[None]
+        return self.config.scale * dropout(text, share, generator)[None]
 
     @staticmethod
     def mean_states(features: Tensor, mask: Tensor) -> Tensor:

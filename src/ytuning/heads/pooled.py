@@ -24,7 +24,7 @@ the generator that is given, so that heads can be trained side by side and each 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,8 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ytuning.errors import InputError, must_be_one_of
 from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHead
-from ytuning.heads.dropout import dropped
-from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, means_of_labels
+from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, dropout, means_of_labels
 from ytuning.heads.pairs import PairMode
 
 __all__ = [
@@ -125,6 +124,8 @@ class PooledHead(nn.Module):
         """
         super().__init__()
         self.config, self.pair_mode = config, pair_mode
+        # E and H, as every head with label rows has them.
+        self.members, self.match_width = config.members, config.width
         members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
@@ -145,16 +146,6 @@ class PooledHead(nn.Module):
         self.contract_bias = _zeros(members, config.width)
         self.label_rows = _random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
-
-    @property
-    def members(self) -> int:
-        """E."""
-        return self.config.members
-
-    @property
-    def match_width(self) -> int:
-        """H."""
-        return self.config.width
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
@@ -181,12 +172,12 @@ class PooledHead(nn.Module):
             difference = first - second
             # As in SIDES.
             pooled = torch.cat((difference, difference.abs(), first * second), 2)
-        pooled = dropped(pooled, share, generator)
+        pooled = dropout(pooled, share, generator)
         # (E, B, H)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
-        return dropped(_normalised(text), share, generator)
+        return dropout(_normalised(text), share, generator)
 
     def match(self, text: Tensor) -> Tensor:
         """Logits (E, B, C) of texts (E, B, H) in label space."""
@@ -204,51 +195,47 @@ class PooledHead(nn.Module):
                 rows[there] = functional.normalize(means - means.mean(0), dim=-1)
 
     @staticmethod
-    def joined_texts(heads: Sequence[PooledHead]) -> PooledHead:
-        """One head of the members of several of one form, for :meth:`text` alone: their labels may differ."""
-        states = [
-            {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("label_")}
-            for head in heads
-        ]
-        whole = heads[0]._empty(sum(head.members for head in heads), labels=1)
-        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]}, strict=False)
-        return whole.eval()
+    def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
+        """One head whose members are those of several of one form: its logits are the mean of theirs.
 
-    def _empty(self, members: int, labels: int) -> PooledHead:
-        """A head of this form whose weights are yet to come."""
-        config = replace(self.config, members=members)
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced at once should not move the caller's state
-            return PooledHead(config, labels=labels, layers=1, width=self.token_map.shape[1], pair_mode=self.pair_mode)
-
-    @staticmethod
-    def joined(heads: Sequence[PooledHead]) -> PooledHead:
-        """One head whose members are those of several of one form: its logits are the mean of theirs."""
+        Heads of different labels can be joined without them, for :meth:`text` alone.
+        """
         states = [head.state_dict() for head in heads]
-        whole = heads[0]._empty(sum(head.members for head in heads), labels=heads[0].label_rows.shape[1])
-        whole.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
-        return whole.train(heads[0].training)
+        if not with_labels:
+            # The first label stays, as there is no head without one.
+            for state in states:
+                state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
+        return heads[0]._with_weights({name: torch.cat([state[name] for state in states]) for name in states[0]})
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
         """The head with a label more, after the others: its row (E, H) and bias (E,)."""
-        state = {
-            **self.state_dict(),
-            "label_rows": torch.cat((self.label_rows.detach(), row[:, None]), 1),
-            "label_bias": torch.cat((self.label_bias.detach(), bias[:, None]), 1),
-        }
-        grown = self._empty(self.members, labels=self.label_rows.shape[1] + 1)
-        grown.load_state_dict(state)
-        return grown.train(self.training)
+        state = self.state_dict()
+        state["label_rows"] = torch.cat((state["label_rows"], row[:, None]), 1)
+        state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)
+        return self._with_weights(state)
 
-    def fold_projection(self, components: Tensor, *, layers: int, width: int) -> PooledHead:
+    def fold_projection(self, components: Tensor) -> PooledHead:
         """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = components (R, L * D) f.
 
         Only the two maps that touch a token change, both of them linear, so nothing is left of the components.
         """
-        labels = self.label_rows.shape[1]
-        wide = PooledHead(self.config, labels=labels, layers=layers, width=width, pair_mode=self.pair_mode)
         maps = {"token_map": self.token_map @ components, "queries": self.queries @ components}
-        wide.load_state_dict({**self.state_dict(), **maps})
-        return wide.train(self.training)
+        return self._with_weights({**self.state_dict(), **maps})
+
+    def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
+        """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
+        members, labels = state["label_bias"].shape
+        # Weights that are replaced at once should not move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            head = PooledHead(
+                replace(self.config, members=members),
+                labels=labels,
+                layers=1,
+                width=state["token_map"].shape[1],
+                pair_mode=self.pair_mode,
+            )
+        head.load_state_dict(state)
+        return head.train(self.training)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""

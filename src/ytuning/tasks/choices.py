@@ -33,8 +33,8 @@ from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, Po
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
 from ytuning.training.batches import shuffled_batches
+from ytuning.training.fit import clearly_lower, standard_error
 from ytuning.training.joint import Learner, stack_logits, stack_step
-from ytuning.training.losses import clearly_lower, standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [
@@ -77,7 +77,7 @@ def pair_modes(choice: PairChoice, *, has_pairs: bool) -> tuple[PairMode | None,
 def choose_pair_mode(joint: np.ndarray | Tensor, separate: np.ndarray | Tensor) -> PairMode:
     """``"joint"`` where its losses (N,) are clearly lower than those (N,) of the same rows read separately.
 
-    See `losses.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
+    See `fit.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
     """
     is_better = clearly_lower(torch.as_tensor(joint), torch.as_tensor(separate))
     return "joint" if is_better else "separate"

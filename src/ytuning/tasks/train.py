@@ -30,9 +30,8 @@ from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
-from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
+from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
-from ytuning.training.losses import standard_error
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
 
 __all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]

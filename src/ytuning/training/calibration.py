@@ -52,8 +52,7 @@ class Calibration:
 
     def scale(self, logits: np.ndarray) -> np.ndarray:
         """(rows, C) float64 of logits (rows, C): those that probabilities are made of."""
-        found: np.ndarray = undo_label_smoothing(logits, self.smoothing) / self.temperature
-        return found
+        return undo_label_smoothing(logits, self.smoothing) / self.temperature
 
     def answers(self, target: TaskKind, logits: np.ndarray) -> Answers:
         """A task's answers, of logits (rows, C)."""
@@ -70,19 +69,20 @@ class Calibration:
         Raises:
             ValueError: not such fields, or numbers beyond their range.
         """
-        if not isinstance(calibration, dict) or set(calibration) != {"temperature", "smoothing", "abstain_below"}:
-            wanted = "a calibration has temperature, smoothing and abstain_below"
-            raise ValueError(f"{wanted}. Got {shown(calibration)} instead.")
+        if not isinstance(calibration, dict) or set(calibration) != set(cls().to_json()):
+            raise ValueError(
+                f"a calibration has temperature, smoothing and abstain_below. Got {shown(calibration)} instead."
+            )
         if not isinstance(thresholds, list | None):
             raise ValueError(f"thresholds must be a list or null. Got {shown(thresholds)} instead.")
+        if thresholds is not None:
+            thresholds = [_number("a threshold", threshold, "from 0 to 1") for threshold in thresholds]
         below = calibration["abstain_below"]
         return cls(
             temperature=_number("temperature", calibration["temperature"], "above 0"),
-            smoothing=_number("smoothing", calibration["smoothing"], "from 0 to below 1"),
-            thresholds=None
-            if thresholds is None
-            else tuple(_number("a threshold", each, "from 0 to 1") for each in thresholds),
+            thresholds=None if thresholds is None else tuple(thresholds),
             abstain_below=None if below is None else _number("abstain_below", below, "from 0 to 1"),
+            smoothing=_number("smoothing", calibration["smoothing"], "from 0 to below 1"),
         )
 
 
@@ -102,11 +102,14 @@ def check_abstain_at(target: TaskKind, abstain_at: float | None, rows: int) -> N
     if not 0 < abstain_at <= 1:
         raise InputError(f"abstain_at must be a share above 0 and at most 1. Got {abstain_at!r} instead.")
     if not target.can_abstain:
-        problem = f"abstain_at is for single-label and ordinal tasks, and this one is {target.kind}. "
-        raise InputError(f"{problem}Leave it out")
+        raise InputError(
+            f"abstain_at is for single-label and ordinal tasks, and this one is {target.kind}. Leave it out"
+        )
     if rows < ANSWERED_ROWS:
-        problem = f"abstain_at needs at least {ANSWERED_ROWS} validation rows. Got {rows} instead. "
-        raise InputError(f"{problem}Give more rows or a validation file")
+        raise InputError(
+            f"abstain_at needs at least {ANSWERED_ROWS} validation rows. Got {rows} instead. "
+            "Give more rows or a validation file"
+        )
 
 
 def fit_calibration(
@@ -133,18 +136,16 @@ def fit_calibration(
         InputError: ``abstain_at`` is no such share, the task is of another kind, or validation does not reach it.
     """
     check_abstain_at(target, abstain_at, len(truth))
-    found = Calibration()
+    calibration = Calibration()
     if target.labels is None:
-        return found
+        return calibration
     if len(logits) >= TEMPERATURE_ROWS:
         # A head that has learned its rows by heart is not where its loss is least for others.
-        found, _ = min(
-            (_fit_temperature(target, logits, truth, each) for each in dict.fromkeys((smoothing, 0.0))),
-            key=lambda fitted: fitted[1],
-        )
-    probabilities = found.answers(target, logits).probabilities
+        fitted = (_fit_temperature(target, logits, truth, share) for share in dict.fromkeys((smoothing, 0.0)))
+        calibration, _ = min(fitted, key=lambda pair: pair[1])
+    probabilities = calibration.answers(target, logits).probabilities
     below = None if abstain_at is None else target.fit_abstaining(probabilities, truth, abstain_at)
-    return replace(found, thresholds=target.fit_thresholds(probabilities, truth), abstain_below=below)
+    return replace(calibration, thresholds=target.fit_thresholds(probabilities, truth), abstain_below=below)
 
 
 def calibrated_logits(target: TaskKind, logits: np.ndarray, truth: np.ndarray, *, smoothing: float = 0.0) -> np.ndarray:
@@ -176,8 +177,7 @@ def undo_label_smoothing(logits: np.ndarray, smoothing: float) -> np.ndarray:
     floor = smoothing / values.shape[1]
     above = (scipy.special.softmax(values, axis=1) - floor) / (SOFTNESS * floor)
     # A factor of all, such as 1 / (1 - s), would change nothing.
-    found: np.ndarray = np.log(np.logaddexp(0, above))
-    return found
+    return np.log(np.logaddexp(0, above))
 
 
 def _fit_temperature(
@@ -185,13 +185,13 @@ def _fit_temperature(
 ) -> tuple[Calibration, float]:
     """The best temperature after a smoothing is undone, and its loss."""
     margins = target.margins(undo_label_smoothing(logits, smoothing), truth)
-    found = scipy.optimize.minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         lambda log: target.margin_loss(margins / math.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     # A single label, or logits that are all equal, have the same loss at any temperature.
     plain = target.margin_loss(margins)
-    temperature = math.exp(found.x) if found.fun < plain else 1.0
-    return Calibration(temperature, smoothing=smoothing), min(float(found.fun), plain)
+    temperature = math.exp(best.x) if best.fun < plain else 1.0
+    return Calibration(temperature, smoothing=smoothing), min(float(best.fun), plain)
 
 
 def _number(name: str, value: object, wanted: str) -> float:

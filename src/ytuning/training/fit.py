@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,23 +18,18 @@ from ytuning.features.features import CPU, Features
 from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
-from ytuning.training.batches import shuffled_batches
+from ytuning.training.batches import Projection, project_features, shuffled_batches
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
-from ytuning.training.losses import standard_error
-from ytuning.training.projection import Projection, project_features
 from ytuning.training.recipes import Recipe, TrainingConfig
 
-__all__ = [
-    "FitResult",
-    "HeadJob",
-    "Validation",
-    "fit_heads",
-    "logits_of",
-]
+__all__ = ["FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "logits_of", "standard_error"]
 
-
-# Share of a GPU's free memory that features may take.
+# Share of a GPU's free memory that features may take; the rest is for the training.
 RESIDENT_SHARE = 0.5
+# By one standard error, the worse of two is often the lower one by chance.
+CLEARLY = 2.0
+# The standard error of fewer rows says little.
+FEWEST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def fit_heads(
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
     noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled head is
-    trained on half as many components (`training/projection.py`), which is faster.
+    trained on half as many components (`batches.project_features`), which is faster.
 
     Args:
         features: of all rows.
@@ -138,8 +132,10 @@ def fit_heads(
     progress = progress or Progress()
     batch_size = _batch_size(jobs, len(train))
     rows = torch.from_numpy(np.union1d(train, validation))
-    with torch.random.fork_rng(devices=[]), workers() as pool, _returning_memory():
-        if device.type == "cuda" and _fits_in_memory_of(device, features, rows):
+    with torch.random.fork_rng(devices=[]), workers() as pool, ExitStack() as ending:
+        # Freed memory goes back to the system in the end, however that comes.
+        ending.callback(give_back_freed_memory)
+        if device.type == "cuda" and features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             features = features.resident(rows, device)
         projection = None
         if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
@@ -148,8 +144,6 @@ def fit_heads(
         shared = _Shared(view, torch.from_numpy(train), torch.from_numpy(validation), batch_size, seed, pool, progress)
         runs = [_HeadRun(job, _fresh_head(job, shared, projection), shared) for job in jobs]
         interrupted = _train_until_stopped(runs, shared)
-        for run in runs:
-            run.choose()
         refitted_heads: Sequence[LabelHead | None] = [None] * len(runs)
         if refit and not interrupted:
             try:
@@ -157,11 +151,26 @@ def fit_heads(
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
-        fold = partial(_fold_projection, projection=projection, features=features)
         return [
-            run.result(fold(run.best), None if refitted is None else fold(refitted), interrupted)
-            for run, refitted in zip(runs, refitted_heads, strict=True)
+            run.result(refitted, projection, interrupted) for run, refitted in zip(runs, refitted_heads, strict=True)
         ]
+
+
+def standard_error(values: Tensor) -> float:
+    """The standard error of the mean of (N,) values, such as losses or scores of rows."""
+    return float(values.std(correction=0)) / math.sqrt(len(values))
+
+
+def clearly_lower(losses: Tensor, others: Tensor) -> bool:
+    """Whether the mean of losses (N,) of some rows is below that of others of the same rows by ``CLEARLY`` errors.
+
+    Those are standard errors of the difference. Losses that are no numbers are above all others, and of fewer than
+    ``FEWEST_ROWS`` rows none are clearly lower.
+    """
+    if not losses.isfinite().all() or len(losses) < FEWEST_ROWS:
+        return False
+    lead = others - losses
+    return not float(lead.mean()) <= CLEARLY * standard_error(lead)
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:
@@ -170,27 +179,20 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
     if not len(rows):
         raise ValueError("there are no rows")
     with workers() as pool:
-        logits: np.ndarray = stack_logits([head], features, rows, pool)[0].numpy()
-    return logits
+        return stack_logits([head], features, rows, pool)[0].numpy()
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all heads of one training have in common.
+    """What all heads of one training have in common."""
 
-    Attributes:
-        features: that training reads: coordinates where the heads are pooled and train on the CPU.
-        train, validation: (N,) int64 positions of rows.
-        batch_size: B.
-        seed: of the order of rows.
-        pool: threads.
-        progress: is told every step.
-    """
-
+    # What training reads: coordinates where the heads are pooled and train on the CPU.
     features: Features
+    # (N,) int64 positions of rows.
     train: Tensor
     validation: Tensor
     batch_size: int
+    # Of the order of rows.
     seed: int
     pool: Workers
     progress: Progress
@@ -208,11 +210,10 @@ class _HeadRun:
     def __init__(self, job: HeadJob, head: LabelHead, shared: _Shared) -> None:
         config = job.recipe.training
         total = _steps(config, len(shared.train), shared.batch_size, job.target.outputs)
-        self.job, self.goal = job, job.goal
+        self.job = job
         self.learner = _learner(job, config, head, shared.train, total)
         # Steps after which the head is validated, at equal distances; the last one is the end.
         self.validation_steps = {round(total * part / config.rounds) for part in range(1, config.rounds + 1)}
-        self.chosen = 0
         # Every validation, and of those that may still be chosen the head and the logits (N, C): one value, so that
         # Ctrl-C never finds a validation without its head.
         self._validations: tuple[list[Validation], dict[int, tuple[LabelHead, Tensor]]] = ([], {})
@@ -222,6 +223,13 @@ class _HeadRun:
     def history(self) -> list[Validation]:
         """Every validation so far."""
         return self._validations[0]
+
+    @property
+    def chosen(self) -> int:
+        """The last validation within half a standard error of the best one."""
+        best = max(self.history, key=lambda validation: validation.score)
+        floor = best.score - 0.5 * best.error
+        return max(position for position, validation in enumerate(self.history) if validation.score >= floor)
 
     @property
     def best(self) -> LabelHead:
@@ -251,24 +259,18 @@ class _HeadRun:
         heads = {position: kept for position, kept in heads.items() if history[position].score > now.score}
         heads[len(history)] = copy.deepcopy(self.learner.head), logits
         self._validations = ([*history, now], heads)
-        is_last = self.learner.step == self.learner.total
-        self.finished = is_last or _should_stop_early(self.history, config.patience)
+        self.finished = self.learner.step == self.learner.total or _should_stop_early(self.history, config.patience)
 
-    def choose(self) -> None:
-        """Choose the last validation within half a standard error of the best one."""
-        best = max(self.history, key=lambda validation: validation.score)
-        floor = best.score - 0.5 * best.error
-        self.chosen = max(position for position, validation in enumerate(self.history) if validation.score >= floor)
-
-    def result(self, chosen_head: LabelHead, refitted_head: LabelHead | None, interrupted: bool) -> FitResult:
+    def result(self, refitted: LabelHead | None, projection: Projection | None, interrupted: bool) -> FitResult:
         """What the training gives; the heads are on the features themselves."""
+        chosen_head = _fold_projection(self.best, projection)
         return FitResult(
-            head=chosen_head if refitted_head is None else refitted_head,
+            head=chosen_head if refitted is None else _fold_projection(refitted, projection),
             history=self.history,
             chosen=self.chosen,
             validation_logits=self._validations[1][self.chosen][1].cpu().numpy(),
             chosen_head=chosen_head,
-            refitted=refitted_head is not None,
+            refitted=refitted is not None,
             interrupted=interrupted,
         )
 
@@ -299,13 +301,12 @@ def _validate(runs: list[_HeadRun], shared: _Shared, longest: int) -> None:
     """Validate the heads of some runs, all at the same step of ``longest``."""
     all_logits = stack_logits([run.learner.head for run in runs], shared.features, shared.validation, shared.pool)
     for run, logits in zip(runs, all_logits, strict=True):
-        run.validate(logits, run.goal[shared.validation])
+        run.validate(logits, run.learner.goal[shared.validation])
         run.learner.head.train()
     target = runs[0].job.target
     shown = sorted({target.shown_score(run.history[-1].score) for run in runs})
     scores = shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
-    note = f"validation {target.score_name} {scores}"
-    shared.progress.step("train", runs[0].learner.step, longest, note)
+    shared.progress.step("train", runs[0].learner.step, longest, f"validation {target.score_name} {scores}")
 
 
 def _should_stop_early(history: list[Validation], patience: int) -> bool:
@@ -339,13 +340,8 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
 
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
     """A learner of rows (N,) for ``total`` steps; their shares of the labels give the weights of a balanced loss."""
-    loss = job.target.loss(
-        config.loss,
-        job.goal[rows],
-        margin=config.margin,
-        smoothing=config.label_smoothing,
-        weights=config.label_weights,
-    )
+    margin, smoothing, weights = config.margin, config.label_smoothing, config.label_weights
+    loss = job.target.loss(config.loss, job.goal[rows], margin=margin, smoothing=smoothing, weights=weights)
     return Learner(head.train(), job.goal, loss, config=config, total=total, seed=job.seed)
 
 
@@ -371,36 +367,24 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
 def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     torch.manual_seed(job.seed)
-    config, view = job.recipe.head, shared.features
-    energy = 1.0
-    if projection is not None:
-        # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
-        energy = projection.components.shape[1] / projection.components.shape[0]
+    view = shared.features
+    # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
+    energy = 1.0 if projection is None else projection.components.shape[1] / projection.components.shape[0]
     head = build_head(
-        config, labels=job.target.outputs, layers=view.layers, width=view.width, pair_mode=view.pair_mode, energy=energy
-    )
+        job.recipe.head,
+        labels=job.target.outputs,
+        layers=view.layers,
+        width=view.width,
+        pair_mode=view.pair_mode,
+        energy=energy,
+    ).to(view.device)
     texts = np.arange(0) if job.label_texts is None else job.label_texts
-    head = head.to(view.device)
     start_label_rows(head, view, shared.train.numpy(), texts, job.targets)
     return head
 
 
-def _fold_projection(head: LabelHead, projection: Projection | None, features: Features) -> LabelHead:
+def _fold_projection(head: LabelHead, projection: Projection | None) -> LabelHead:
     """The head on the features themselves that gives the logits of ``head`` on their coordinates, ready for use."""
     if projection is not None and isinstance(head, PooledHead):
-        head = head.fold_projection(projection.components, layers=features.layers, width=features.width)
+        head = head.fold_projection(projection.components)
     return head.to(CPU).eval()
-
-
-def _fits_in_memory_of(device: torch.device, features: Features, rows: Tensor) -> bool:
-    """Whether the features of rows (N,) fit into a GPU's memory, with room for what training needs."""
-    return features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-
-
-@contextmanager
-def _returning_memory() -> Iterator[None]:
-    """Freed memory goes back to the system in the end, however that comes."""
-    try:
-        yield
-    finally:
-        give_back_freed_memory()

@@ -27,8 +27,8 @@ __all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits",
 JOINED_TOKENS = 192
 # Train rows whose mean is the center of a head of label tuning.
 CENTER_ROWS = 2000
-# Tokens in a batch that a GPU answers at once.
-GPU_TOKENS = 65_536
+# Tokens of a batch that a device answers at once.
+CPU_TOKENS, GPU_TOKENS = 4096, 65_536
 # Parts of a batch that are computed side by side; a head learns the same on any number of cores.
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
@@ -58,14 +58,7 @@ class Learner:
     """
 
     def __init__(
-        self,
-        head: LabelHead,
-        goal: Tensor,
-        loss: Loss,
-        *,
-        config: TrainingConfig,
-        total: int,
-        seed: int,
+        self, head: LabelHead, goal: Tensor, loss: Loss, *, config: TrainingConfig, total: int, seed: int
     ) -> None:
         """``config`` gives the rates, the decay and the largest norm; ``seed`` is that of dropout."""
         self.head, self.goal, self.loss = head, goal, loss
@@ -105,30 +98,30 @@ def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, p
     """One step of each learner on one batch of rows (B,), which is gathered once."""
     on_gpu = features.device.type == "cuda"
     # A GPU is not kept busy by halves of a batch.
-    numbered = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))
-    shares = [len(rows) / len(batch) for _, rows in numbered]
+    chunks = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))
 
-    def gather(rows: Tensor) -> Part:
-        return rows, *features.batch(rows)
+    def gather(numbered: tuple[int, Tensor]) -> tuple[int, Part, float]:
+        number, rows = numbered
+        return number, (rows, *features.batch(rows)), len(rows) / len(batch)
+
+    if len(learners) == 1 and not on_gpu:
+        # The parts of the batch are gathered and computed side by side.
+        (learner,) = learners
+        learner.take(pool.map(lambda chunk: learner.gradients(*gather(chunk)), chunks))
+        return
+
+    def learn(learner: Learner) -> None:
+        learner.take([learner.gradients(*part) for part in parts])
 
     if on_gpu:
         # There is one stream of work, so threads would only wait for each other.
-        parts = [(number, gather(rows)) for number, rows in numbered]
+        parts = [gather(chunk) for chunk in chunks]
         for learner in learners:
-            learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
-        return
-    if len(learners) == 1:
-        # The parts of the batch are gathered and computed side by side.
-        (learner,) = learners
-        learner.take(pool.map(lambda it: learner.gradients(it[0], gather(it[1]), shares[it[0]]), numbered))
-        return
-    # The heads are computed side by side, each one part after part: the same sums in the same order.
-    parts = list(enumerate(pool.map(lambda it: gather(it[1]), numbered)))
-
-    def learn(learner: Learner) -> None:
-        learner.take([learner.gradients(number, part, shares[number]) for number, part in parts])
-
-    pool.map(learn, learners)
+            learn(learner)
+    else:
+        # The heads are computed side by side, each one part after part: the same sums in the same order.
+        parts = pool.map(gather, chunks)
+        pool.map(learn, learners)
 
 
 def start_label_rows(
@@ -145,24 +138,19 @@ def start_label_rows(
     """
     if isinstance(head, LabelTuningHead):
         # Every n-th row, so that the sample is spread over the data set.
-        sample = train[:: -(-len(train) // CENTER_ROWS)]
-        head.center.copy_(_common_states(features, torch.from_numpy(sample)))
+        sample = torch.from_numpy(train[:: -(-len(train) // CENTER_ROWS)])
+        # (L, D): the mean of the texts' mean states.
+        total, count = torch.zeros(features.layers, features.width, dtype=torch.float64), 0
+        for batch in ordered_batches(features.lengths[sample]):
+            means = head.mean_states(*features.batch(sample[batch]))
+            total, count = total + means.double().sum(0).cpu(), count + len(means)
+        head.center.copy_((total / count).float())
     if len(texts) and isinstance(head, MatchingHead):
         goal = torch.from_numpy(targets[texts])
         ids = goal if goal.ndim == 1 else goal.argmax(1)
         # (N, E, H): where the labels' texts lie in the label space of each member.
         vectors, device = label_space(head, features, torch.from_numpy(texts)), head.label_rows.device
         head.start_rows(vectors.to(device), ids.to(device))
-
-
-def _common_states(features: Features, rows: Tensor) -> Tensor:
-    """(L, D): the mean of the texts' mean states, of rows (N,), for the center of a head of label tuning."""
-    total = torch.zeros(features.layers, features.width, dtype=torch.float64)
-    texts = 0
-    for batch in ordered_batches(features.lengths[rows]):
-        means = LabelTuningHead.mean_states(*features.batch(rows[batch]))
-        total, texts = total + means.double().sum(0).cpu(), texts + len(means)
-    return (total / texts).float()
 
 
 def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
@@ -179,21 +167,21 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
     """Each head's logits (N, C) of rows (N,), in their order; every batch is gathered once for all heads."""
     for head in heads:
         head.eval()
+    on_gpu = features.device.type == "cuda"
+    batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS if on_gpu else CPU_TOKENS))
 
     def compute(batch: Tensor) -> list[Tensor]:
         with torch.inference_mode():
             values, mask = features.batch(rows[batch])
             return [head(values, mask) for head in heads]
 
-    if features.device.type == "cuda":
-        batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS))
-        by_batch = [compute(batch) for batch in batches]
-    else:
-        batches = list(ordered_batches(features.lengths[rows]))
-        by_batch = pool.map(compute, batches)
-    # Batches are ordered by length; this puts their rows back into the order in which they were asked for.
+    return _in_order(batches, [compute(batch) for batch in batches] if on_gpu else pool.map(compute, batches))
+
+
+def _in_order(batches: list[Tensor], logits: list[list[Tensor]]) -> list[Tensor]:
+    """Each head's logits (N, C) in the order of the rows, from those of each batch, which are ordered by length."""
     order = torch.cat(batches).argsort()
-    return [torch.cat(logits).cpu()[order] for logits in zip(*by_batch, strict=True)]
+    return [torch.cat(of_head).cpu()[order] for of_head in zip(*logits, strict=True)]
 
 
 class JointHeads:
@@ -206,36 +194,26 @@ class JointHeads:
     def __init__(self, heads: Sequence[LabelHead]) -> None:
         """``heads`` read the same hidden states; they are not to change afterwards."""
         self.heads = [head.eval() for head in heads]
-        self._alone: list[int] = []
-        self._joined: list[tuple[PooledHead, list[int]]] = []
-        forms: dict[tuple[PooledConfig, PairMode | None], list[int]] = {}
+        alike: dict[tuple[PooledConfig, PairMode | None], dict[int, PooledHead]] = {}
         for index, head in enumerate(self.heads):
             if isinstance(head, PooledHead):
                 # The number of members may differ; everything else has to be the same.
-                forms.setdefault((replace(head.config, members=1), head.pair_mode), []).append(index)
-            else:
-                self._alone.append(index)
-        for indices in forms.values():
-            alike = [head for index in indices if isinstance(head := self.heads[index], PooledHead)]
-            if len(alike) == 1:
-                self._alone += indices
-            else:
-                self._joined.append((PooledHead.joined_texts(alike), indices))
+                alike.setdefault((replace(head.config, members=1), head.pair_mode), {})[index] = head
+        self._joined = [
+            (PooledHead.joined(list(group.values()), with_labels=False), group)
+            for group in alike.values()
+            if len(group) > 1
+        ]
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
-        if mask.numel() > JOINED_TOKENS:
-            return [head(values, mask) for head in self.heads]
-        logits: dict[int, Tensor] = {index: self.heads[index](values, mask) for index in self._alone}
-        for joined, indices in self._joined:
+        logits: dict[int, Tensor] = {}
+        for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
             # (sum of E, B, H): the texts in the label spaces of all members of these heads, one head after the other.
-            text, first = joined.text(values, mask), 0
-            for index in indices:
-                head = self.heads[index]
-                assert isinstance(head, PooledHead)
-                logits[index] = head.match(text[first : first + head.members]).mean(0)
-                first += head.members
-        return [logits[index] for index in range(len(self.heads))]
+            texts = joined.text(values, mask).split([head.members for head in group.values()])
+            for (index, head), text in zip(group.items(), texts, strict=True):
+                logits[index] = head.match(text).mean(0)
+        return [logits[index] if index in logits else head(values, mask) for index, head in enumerate(self.heads)]
 
     def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
         """Each head's logits (N, C) of rows (N,), in their order."""
@@ -245,16 +223,13 @@ class JointHeads:
             with torch.inference_mode():
                 return self(*features.batch(rows[batch]))
 
-        if len(batches) == 1:
-            # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                by_batch = [compute(batches[0])]
-            finally:
-                torch.set_num_threads(threads)
-        else:
+        if len(batches) > 1:
             with workers() as pool:
-                by_batch = pool.map(compute, batches)
-        order = torch.cat(batches).argsort()
-        return [torch.cat(logits)[order] for logits in zip(*by_batch, strict=True)]
+                return _in_order(batches, pool.map(compute, batches))
+        # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return _in_order(batches, [compute(batches[0])])
+        finally:
+            torch.set_num_threads(threads)

@@ -106,29 +106,18 @@ class Recipe:
     layers: tuple[int, ...] | None = None
 
 
-def default_recipe() -> Recipe:
-    """Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md)."""
-    return Recipe(PooledConfig(), TrainingConfig())
-
-
-def paper_recipe() -> Recipe:
-    """Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817)."""
-    training = TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500)
-    return Recipe(CrossAttentionConfig(), training, layers=(-1,))
-
-
-def few_shot_recipe() -> Recipe:
-    """Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
-
-    Label smoothing costs where a row is most of what is known of its label.
-    """
-    return Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,))
-
-
 PRESETS: dict[str, Callable[[], Recipe]] = {
-    "default": default_recipe,
-    "few-shot": few_shot_recipe,
-    "paper": paper_recipe,
+    # Pool first, then match: chosen by experiment on validation rows (benchmarks/LOG.md).
+    "default": Recipe,
+    # Label rows in the space of the last hidden state, for a few rows of each label: label tuning (arXiv 2203.14655).
+    # Label smoothing costs where a row is most of what is known of its label.
+    "few-shot": lambda: Recipe(LabelTuningConfig(), TrainingConfig(label_smoothing=0.0), layers=(-1,)),
+    # Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817).
+    "paper": lambda: Recipe(
+        CrossAttentionConfig(),
+        TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500),
+        layers=(-1,),
+    ),
 }
 
 
@@ -205,8 +194,8 @@ def recipe_from_json(value: Any) -> Recipe:
     numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
     config = config_from_json(head)
     return Recipe(
-        replace(config, **_checked({name: head[name] for name in asdict(config)}, type(config)())),
-        TrainingConfig(loss=training["loss"], label_weights=weights, **_checked(numbers, TrainingConfig())),
+        replace(config, **_check_numbers(asdict(config), type(config)())),
+        TrainingConfig(loss=training["loss"], label_weights=weights, **_check_numbers(numbers, TrainingConfig())),
         None if layers is None else tuple(layers),
     )
 
@@ -230,9 +219,9 @@ def read_recipe(file: str | Path) -> Recipe:
         raise InputError(f"{path}: {error}") from error
 
 
-def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
+def _check_numbers(values: dict[str, Any], like: Any) -> dict[str, Any]:
     """Numbers of the types that a config ``like`` this has, each in its range."""
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, value in values.items():
         whole = type(getattr(like, name)) is int
         number = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
@@ -246,8 +235,8 @@ def _checked(values: dict[str, Any], like: Any) -> dict[str, Any]:
             wanted, right = "a number above 0", number and value > 0
         if not right:
             raise InputError(f"{name} must be {wanted}. Got {value!r} instead.")
-        found[name] = value if whole else float(value)
-    return found
+        numbers[name] = value if whole else float(value)
+    return numbers
 
 
 def default_label_texts(config: HeadConfig, target: TaskKind, *, pairs: bool) -> LabelTexts | None:
