@@ -319,7 +319,9 @@ def test_a_search_of_other_rows_options_or_versions_is_not_gone_on_with(
 
 def test_a_folder_of_something_else_is_refused(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds files and is no search's\. Choose another with --out$"):
+    with pytest.raises(
+        InputError, match=r"is not empty and was not written by ytuning search\. Choose another with --out$"
+    ):
         found(toy, encoder, tmp_path)
     with pytest.raises(InputError, match=r"cannot write .*\. Choose another with --out$|is not a folder"):
         found(toy, encoder, tmp_path / "notes.txt")
@@ -408,7 +410,10 @@ def test_the_command(run: Callable[..., tuple[int, str, str]], tiny_encoder: Pat
         (("--trials", "0"), "--trials must be a whole number from 1 to 10000. Got '0' instead."),
         (("--minutes", "nan"), "--minutes must be a number of at least 0. Got 'nan' instead."),
         (("--preset", "x"), "--preset must be one of 'all', 'default', 'few-shot', 'paper'. Got 'x' instead."),
-        (("--out", "full"), "the folder full holds files and is no search's. Choose another with --out"),
+        (
+            ("--out", "full"),
+            "the folder full is not empty and was not written by ytuning search. Choose another with --out",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(

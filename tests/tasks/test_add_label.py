@@ -1,4 +1,4 @@
-"""A label more for a trained task."""
+"""Adding a label to a trained task."""
 
 from __future__ import annotations
 

@@ -391,7 +391,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.txt").write_text("precious")
-    assert "holds files and is no task folder. Choose another with --out" in refusal(call, foreign)
+    assert "is not empty and was not written by ytuning train. Choose another with --out" in refusal(call, foreign)
     assert [file.name for file in foreign.iterdir()] == ["chapter.txt"]
     assert "is a file, not a folder for the task" in refusal(call, foreign / "chapter.txt")
     assert (foreign / "chapter.txt").read_text() == "precious"
@@ -406,9 +406,9 @@ def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_
 
 def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    assert "holds files and is no task folder" in refusal(check_target, tmp_path)
+    assert "is not empty and was not written by ytuning train" in refusal(check_target, tmp_path)
     (tmp_path / "task.json").write_text("{}")
-    assert "holds files and is no task folder" in refusal(check_target, tmp_path)
+    assert "is not empty and was not written by ytuning train" in refusal(check_target, tmp_path)
 
 
 def test_accepts_an_empty_folder_an_older_task_and_a_new_one(folder: Path, tmp_path: Path) -> None:

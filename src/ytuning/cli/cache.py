@@ -14,7 +14,9 @@ from ytuning.errors import InputError, StoreError, quantity
 __all__ = ["cache"]
 
 cache = typer.Typer(
-    rich_markup_mode="markdown", help="Manage the feature cache in the folder $YTUNING_CACHE.", no_args_is_help=True
+    rich_markup_mode="markdown",
+    help="Manage the feature store: the folder $YTUNING_CACHE, or the cache folder of the system.",
+    no_args_is_help=True,
 )
 
 

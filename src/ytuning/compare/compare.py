@@ -107,8 +107,8 @@ def _compare(
     metric = work.target.headlines[0]
     if work.test is None:
         progress.say(
-            "there is no test file (--test): the figures are of the validation rows, which have also chosen strengths, "
-            "epochs and heads, and so flatter every method"
+            "there is no test set (--test), so the scores are from the validation set, which also chose between heads "
+            "and epochs. They are too optimistic"
         )
     runs: list[Run] = []
     skipped: dict[str, str] = {}

@@ -118,7 +118,7 @@ class LabelTuningHead(nn.Module):
             self.label_rows[0, there] = functional.normalize(means_of_labels(texts[:, 0], labels, there), dim=-1)
 
     def with_label(self, row: Tensor, bias: Tensor) -> LabelTuningHead:
-        """The head with a label more, after the others: its row (1, H) and bias (1,)."""
+        """The head with one more label, after the others: its row (1, H) and bias (1,)."""
         rows = torch.cat((self.label_rows.detach(), row[:, None]), 1)
         layers, width = self.center.shape
         grown = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, pair_mode=self.pair_mode)

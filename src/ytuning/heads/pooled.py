@@ -208,7 +208,7 @@ class PooledHead(nn.Module):
         return heads[0]._with_weights({name: torch.cat([state[name] for state in states]) for name in states[0]})
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
-        """The head with a label more, after the others: its row (E, H) and bias (E,)."""
+        """The head with one more label, after the others: its row (E, H) and bias (E,)."""
         state = self.state_dict()
         state["label_rows"] = torch.cat((state["label_rows"], row[:, None]), 1)
         state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)

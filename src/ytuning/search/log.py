@@ -103,7 +103,9 @@ class Log:
         file = folder / SEARCH_FILE
         others = os.listdir(folder) if os.path.isdir(folder) else []
         if not os.path.isfile(file) and not all(name.endswith(PARTIAL_SUFFIX) for name in others):
-            raise InputError(f"the folder {folder} holds files and is no search's. Choose another with --out")
+            raise InputError(
+                f"the folder {folder} is not empty and was not written by ytuning search. Choose another with --out"
+            )
         if os.path.isfile(file):
             self._read(file)
         with write_errors(f"the folder {folder}", "--out"):

@@ -130,7 +130,7 @@ class _Unit:
 
 
 Key = tuple[SharedEncoder, PairMode | None, bool]
-"""What the units of a batch share: encoder, whether it reads a pair's texts one by one, whether they are pairs."""
+"""What the units of a batch share: their encoder, how it reads pairs, and whether they are pairs."""
 
 
 class Batcher:

@@ -1,4 +1,4 @@
-"""A label more for a trained task: a row for it among the label rows, everything else as it was.
+"""Add a label to a trained task: a row among the label rows, with everything else as it was.
 
 The head maps the examples and, as far as they were kept with the task, texts of the old labels into its label space.
 There the new row is a logistic regression of the new label against the old ones, whose rows stay as they are. So it
@@ -111,7 +111,7 @@ def grow_task(
     *,
     progress: Progress | None = None,
 ) -> AddedLabel:
-    """Give a trained task a label more, of which ``examples`` are texts; see :func:`add_label`.
+    """Add a label to a trained task, of which ``examples`` are texts; see :func:`add_label`.
 
     Raises:
         InputError: the task cannot grow, or has a label of this name.
@@ -126,7 +126,7 @@ def grow_task(
 
 
 def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
-    """Give a task a label more.
+    """Add a label to a task.
 
     Args:
         task: see :func:`check_can_grow`.

@@ -126,7 +126,7 @@ def save_task(task: Task, folder: str | Path) -> None:
     """Write a task folder; an older task in it is replaced file by file, ``task.json`` last.
 
     Raises:
-        InputError: the folder cannot be written, or holds files that are not a task's.
+        InputError: the folder cannot be written, or is not empty and was not written by training.
         WriteError: the disk is full or broken.
     """
     path = Path(folder)
@@ -178,7 +178,9 @@ def check_target(folder: str | Path) -> None:
     if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
     if os.path.isdir(path) and not _is_free(path):
-        raise InputError(f"the folder {path} holds files and is no task folder. Choose another with --out")
+        raise InputError(
+            f"the folder {path} is not empty and was not written by ytuning train. Choose another with --out"
+        )
     nearest = next(place for place in (path, *path.resolve().parents) if os.path.exists(place))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
         problem = "cannot be written" if os.path.isdir(nearest) else "is not a folder"

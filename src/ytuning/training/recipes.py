@@ -98,7 +98,7 @@ class Recipe:
     Attributes:
         head: form and sizes.
         training: losses, steps and rates.
-        layers: hidden states of the encoder, as for `encoder.load_encoder`; ``None``: its default ones.
+        layers: numbers of hidden states, see `Encoder.resolve_states`; ``None``: the encoder's default ones.
     """
 
     head: HeadConfig = field(default_factory=PooledConfig)
