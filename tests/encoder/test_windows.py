@@ -103,10 +103,9 @@ def test_pairs_that_are_read_as_one_are_cut(windowed: Encoder) -> None:
     assert tokens.lengths.tolist() == [32] and tokens.truncated.all()
 
 
-def test_a_text_without_end_is_cut_all_the_same(windowed: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ytuning.encoder.encoder.LONGEST_WINDOWED", 100)
-    tokens = windowed.tokenize([(LONG, None)])
-    assert tokens.lengths.tolist() == [100] and tokens.truncated.all()
+def test_a_text_without_end_is_cut_all_the_same(windowed: Encoder) -> None:
+    tokens = windowed.tokenize([("card " * 70_000, None)])
+    assert tokens.lengths.tolist() == [65_536] and tokens.truncated.all()
 
 
 def test_unknown_ways_are_refused(tiny_encoder: Path) -> None:

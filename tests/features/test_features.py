@@ -63,7 +63,7 @@ class Recorder(Progress):
 
 def in_small_batches(encoder: Encoder) -> Encoder:
     """The same, of which the few short texts here make many batches, on any number of cores."""
-    encoder._tokens_per_batch = 24
+    encoder.tokens_per_batch = 24
     return encoder
 
 

@@ -29,7 +29,7 @@ own varlen_attn 0.20, but on texts of 36 tokens 0.29 against 0.14)."""
 @triton.jit  # type: ignore[untyped-decorator]
 def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a kernel's arguments are plain pointers and numbers
     projected,  # (N, 3 D): queries, keys and values of each token
-    found,  # (N, D)
+    out,  # (N, D)
     offsets,  # (texts + 1,) int32: first token of each text
     block_text,  # (blocks,) int32: the text of each block of queries
     block_first,  # (blocks,) int32: its first query, counted in the text
@@ -86,12 +86,12 @@ def _attention(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917  # a k
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         highest = above
     result = (mixed / total[:, None]).to(query.dtype)
-    tl.store(found + start[:, None] * width + lane[None, :], result, mask=there[:, None])
+    tl.store(out + start[:, None] * width + lane[None, :], result, mask=there[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_and_normalise(  # type: ignore[no-untyped-def]
-    values, residual, weight, bias, found, width, eps, size: tl.constexpr
+    values, residual, weight, bias, out, width, eps, size: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * width
     lane = tl.arange(0, size)
@@ -103,7 +103,7 @@ def _add_and_normalise(  # type: ignore[no-untyped-def]
     inverse = 1.0 / tl.sqrt(tl.sum(centered * centered, 0) / width + eps)
     scaled = centered * inverse * tl.load(weight + lane, mask=there, other=0.0).to(tl.float32)
     scaled += tl.load(bias + lane, mask=there, other=0.0).to(tl.float32)
-    tl.store(found + row + lane, scaled.to(found.dtype.element_ty), mask=there)
+    tl.store(out + row + lane, scaled.to(out.dtype.element_ty), mask=there)
 
 
 def packed_attention(
@@ -123,10 +123,10 @@ def packed_attention(
     """
     width = projected.shape[1] // 3
     given = distances or Distances()
-    found = torch.zeros(len(projected), width, dtype=projected.dtype, device=projected.device)
+    mixed = torch.zeros(len(projected), width, dtype=projected.dtype, device=projected.device)
     _attention[(len(packing.block_text), heads)](
         projected,
-        found,
+        mixed,
         packing.offsets,
         packing.block_text,
         packing.block_first,
@@ -145,14 +145,13 @@ def packed_attention(
         num_warps=WARPS,
         num_stages=STAGES,
     )
-    return found
+    return mixed
 
 
 def add_and_normalise(values: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer normalisation of ``values + residual``, both (N, D), computed in float32; ``weight``, ``bias``: (D,)."""
-    found = torch.empty_like(values)
-    width = values.shape[1]
+    width, normalised = values.shape[1], torch.empty_like(values)
     _add_and_normalise[(len(values),)](
-        values, residual, weight, bias, found, width, eps, size=triton.next_power_of_2(width), num_warps=4
+        values, residual, weight, bias, normalised, width, eps, size=triton.next_power_of_2(width), num_warps=4
     )
-    return found
+    return normalised
