@@ -23,7 +23,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import LongText
 from ytuning.errors import DataError, InputError, allowed, counted
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar

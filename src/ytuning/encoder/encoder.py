@@ -41,7 +41,7 @@ from ytuning.encoder.tokens import LONG_TEXTS, LongText, TokenizedTexts, plan_ba
 from ytuning.errors import EncoderError, allowed
 from ytuning.system.machine import keep_freed_memory
 
-__all__ = ["Encoder", "Span", "load_encoder"]
+__all__ = ["Batches", "Encoder", "Span", "load_encoder"]
 
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""

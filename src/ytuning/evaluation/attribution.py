@@ -11,8 +11,7 @@ import torch
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, Span
 from ytuning.features.codecs import Codec
-from ytuning.features.features import Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead

@@ -10,8 +10,7 @@ from ytuning.data.dataset import Dataset, check_labels_known, labels_of
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
-from ytuning.features.features import CacheUse, Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import CacheUse, Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import MatchingHead
 from ytuning.progress import Progress
