@@ -183,12 +183,12 @@ def test_a_basis_goes_through_its_bytes() -> None:
 @pytest.mark.parametrize("data", [b"", b"nothing", PcaInt8Codec.fitted(normal(50)).to_bytes()[:-1]])
 def test_bytes_that_are_no_basis(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a basis \(SafetensorError\)"):
-        PcaInt8Codec.from_bytes(2, 6, data)
+        build_codec("compact", 2, 6, data)
 
 
 def test_a_basis_of_another_encoder() -> None:
     with pytest.raises(ValueError, match=r"a basis of .*\(6, 12\).*, where .*\(9, 18\).* is needed"):
-        PcaInt8Codec.from_bytes(3, 6, PcaInt8Codec.fitted(normal(50)).to_bytes())
+        build_codec("compact", 3, 6, PcaInt8Codec.fitted(normal(50)).to_bytes())
 
 
 def test_a_token_far_from_the_basis_saturates() -> None:

@@ -10,12 +10,7 @@ from pathlib import Path
 
 from ytuning.errors import EncoderError, MissingExtraError
 
-__all__ = [
-    "DEFAULT_ENCODER",
-    "DEFAULT_WEIGHTS_SHA256",
-    "find_encoder",
-    "weights_hash",
-]
+__all__ = ["DEFAULT_ENCODER", "DEFAULT_WEIGHTS_SHA256", "find_encoder", "weights_hash"]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -89,8 +84,7 @@ def weights_hash(folder: Path, name: str) -> str:
             f"the encoder {name!r} has no safetensors weights (model.safetensors). Other formats can run code and are "
             "not read; convert it with transformers: model.save_pretrained(folder)"
         )
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    if missing := [file.name for file in files if not file.is_file()]:
         raise EncoderError(f"the encoder {name!r} lacks the weights file {missing[0]}. Download it again")
     hashes = []
     for file in files:

@@ -11,13 +11,13 @@ import copy
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from ytuning.encoder.pretrained import (
     longest_input,
     tokenizer_rules,
 )
-from ytuning.encoder.tokens import LONG_TEXTS, LongText, TokenizedTexts, plan_batches, plan_windows
+from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.errors import EncoderError, allowed
 from ytuning.system.machine import keep_freed_memory
 
@@ -72,30 +72,17 @@ class TorchStates:
         self._stacks: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __call__(
-        self,
-        ids: np.ndarray,
-        types: np.ndarray | None,
-        count: int,
-        states: Sequence[int],
-        mask: np.ndarray | None = None,
-    ) -> torch.Tensor:
-        """Hidden states of the first ``count`` rows of a batch; the other rows only fill it.
+    def __call__(self, inputs: Mapping[str, np.ndarray | None], count: int, states: Sequence[int]) -> torch.Tensor:
+        """Hidden states (count, T, L, D) float16, on the device, of the first rows; the other rows only fill a batch.
 
         Args:
-            ids: (B, T) int64 token ids.
-            types: (B, T) int64 segment ids, or None for an encoder without segments.
+            inputs: (B, T) int64 arguments of the model; None for one that it does not take.
             count: number of rows that are wanted.
             states: (L,) numbers of hidden states.
-            mask: (B, T) int64, 1 at tokens and 0 beyond them, where texts have different lengths.
-
-        Returns:
-            (count, T, L, D) float16, on the device.
         """
-        given = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         with torch.inference_mode():
             tensors = {
-                name: torch.from_numpy(values).to(self.device) for name, values in given.items() if values is not None
+                name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items() if rows is not None
             }
             outputs = self._up_to(max(states))(**tensors, output_hidden_states=True, return_dict=True)
             # depth + 1 x (B, T, D) -> (count, T, L, D)
@@ -244,11 +231,7 @@ class Encoder:
         return self._batches(tokens, states, finish, "padded")
 
     def _batches(
-        self,
-        tokens: TokenizedTexts,
-        states: Sequence[int],
-        finish: Finish | None,
-        form: Literal["equal", "packed", "padded"],
+        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None, form: BatchForm
     ) -> Batches:
         """Batches and what ``finish`` makes of their features, then each text that is read in windows."""
         numbers, finish = self.resolve_states(states), finish or (lambda features: features)
@@ -272,7 +255,12 @@ class Encoder:
         # (B, T) each
         ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)
         assert isinstance(self.backend, TorchStates)
-        hidden = self.backend(ids, types if self._typed else None, len(batch), states, mask.astype(np.int64))
+        inputs = {
+            "input_ids": ids,
+            "token_type_ids": types if self._typed else None,
+            "attention_mask": mask.astype(np.int64),
+        }
+        hidden = self.backend(inputs, len(batch), states)
         return hidden[torch.from_numpy(mask).to(hidden.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:
@@ -305,7 +293,7 @@ class Encoder:
         ids = tokens.ids[places].astype(np.int64)
         types = tokens.types[places].astype(np.int64) if self._typed else None
         if isinstance(self.backend, TorchStates):
-            return self.backend(ids, types, len(batch), states).flatten(0, 1)
+            return self.backend({"input_ids": ids, "token_type_ids": types}, len(batch), states).flatten(0, 1)
         return self.backend(ids, types, tokens.lengths[batch], states)
 
     def _fill(self, texts: int, length: int) -> int:

@@ -22,21 +22,9 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
 __all__ = [
-    "BLOCK",
-    "COUNTED_FROM_PADDING",
-    "DISTANCES",
-    "FEWEST_TOKENS",
-    "MATERIALISED",
-    "PRODUCT_BLOCK",
-    "ROWS",
-    "Distances",
-    "PackedStates",
-    "Packing",
-    "half",
-    "is_onednn_faster",
-    "pack",
-    "packed_positions",
-]
+    "BLOCK", "COUNTED_FROM_PADDING", "DISTANCES", "FEWEST_TOKENS", "MATERIALISED", "PRODUCT_BLOCK", "ROWS", "Distances",
+    "PackedStates", "Packing", "half", "is_onednn_faster", "pack", "packed_positions",
+]  # fmt: skip
 
 # Matrix libraries switch kernels below about 16 rows, and with them the last bits of the result.
 FEWEST_TOKENS = 64

@@ -22,16 +22,9 @@ from ytuning.encoder.tokens import LongText
 from ytuning.errors import EncoderError
 
 __all__ = [
-    "PRECISIONS",
-    "EncoderIdentity",
-    "Precision",
-    "States",
-    "default_states",
-    "fast_precision",
-    "load_model",
-    "longest_input",
-    "tokenizer_rules",
-]
+    "PRECISIONS", "EncoderIdentity", "Precision", "States", "default_states", "fast_precision", "load_model",
+    "longest_input", "tokenizer_rules",
+]  # fmt: skip
 
 # Tokens; where neither the encoder nor the caller sets a smaller maximum.
 LONGEST = 512

@@ -10,14 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 
 __all__ = [
-    "LONG_TEXTS",
-    "LongText",
-    "TokenizedTexts",
-    "Window",
-    "padded_places",
-    "plan_batches",
-    "plan_windows",
-]
+    "LONG_TEXTS", "BatchForm", "LongText", "TokenizedTexts", "Window", "padded_places", "plan_batches", "plan_windows",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,14 +70,17 @@ def padded_places(starts: np.ndarray, lengths: np.ndarray, step: int = 1) -> tup
     return starts[:, None] + np.minimum(columns, lengths[:, None] - 1), columns < lengths[:, None]
 
 
-def plan_batches(lengths: np.ndarray, tokens: int, form: Literal["equal", "packed", "padded"]) -> Iterator[np.ndarray]:
+BatchForm = Literal["equal", "packed", "padded"]
+"""Texts of one length only; of any lengths, end to end; of similar lengths, with the padding to the longest counted."""
+
+
+def plan_batches(lengths: np.ndarray, tokens: int, form: BatchForm) -> Iterator[np.ndarray]:
     """Cut texts into batches, shortest first.
 
     Args:
         lengths: (texts,) tokens in each text, at least one.
         tokens: about the most in a batch; a text longer than that has a batch of its own.
-        form: ``"equal"``: texts of one length only; ``"packed"``: of any lengths, end to end; ``"padded"``: of similar
-            lengths, with the padding to the longest of them counted.
+        form: what a batch may hold.
 
     Yields:
         Positions (B,) of a batch's texts, which together are every text once.

@@ -191,18 +191,6 @@ class PcaInt8Codec:
             raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
         return cls(layers, width, tensors["components"], tensors["weights"])
 
-    @classmethod
-    def from_bytes(cls, layers: int, width: int, data: bytes) -> PcaInt8Codec:
-        """The inverse of :meth:`to_bytes`.
-
-        Raises:
-            ValueError: not the bytes of a basis for L hidden states of width D.
-        """
-        try:
-            return cls.from_tensors(layers, width, safetensors.numpy.load(data))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"not a basis ({type(error).__name__})") from error
-
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         """What a file keeps of the basis."""
@@ -342,11 +330,16 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
 
     Raises:
         InputError: unknown name.
-        ValueError: see :meth:`PcaInt8Codec.from_bytes`.
+        ValueError: ``basis`` is not that of a compact codec (:meth:`PcaInt8Codec.to_bytes`) for such hidden states.
     """
-    if _known(name) == "compact":
-        return None if basis is None else PcaInt8Codec.from_bytes(layers, width, basis)
-    return Float16Codec(layers, width) if name == "fp16" else Int8Codec(layers, width)
+    if _known(name) != "compact":
+        return Float16Codec(layers, width) if name == "fp16" else Int8Codec(layers, width)
+    if basis is None:
+        return None
+    try:
+        return PcaInt8Codec.from_tensors(layers, width, safetensors.numpy.load(basis))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a basis ({type(error).__name__})") from error
 
 
 def _known(name: str) -> str:

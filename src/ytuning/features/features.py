@@ -33,7 +33,7 @@ from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
 __all__ = [
-    "CacheUse", "Features", "PairFeatures", "TextFeatures", "keep_features", "keep_inputs", "live_features",
+    "CacheUse", "Features", "PairFeatures", "TextFeatures", "keep_inputs", "live_features",
     "live_inputs", "ordered_batches", "stored_features", "stored_inputs",
 ]  # fmt: skip
 
@@ -175,10 +175,9 @@ class TextFeatures:
     def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Rows (N,) in runs of neighbours, each of about ``BLOCK_BYTES`` of one array."""
         ordered = self.in_order(rows)
-        array = self._array[ordered]
         block = self._start[ordered] * self._arrays[0].shape[1] // BLOCK_BYTES
-        borders = ((array.diff() != 0) | (block.diff() != 0)).nonzero()[:, 0] + 1
-        return list(ordered.tensor_split(borders))
+        apart = (self._array[ordered].diff() != 0) | (block.diff() != 0)
+        return list(ordered.tensor_split(apart.nonzero()[:, 0] + 1))
 
     def prefetch(self, block: torch.Tensor) -> None:
         """Ask the system to read a block of neighbouring rows (N,) at once; only a hint, and without a map nothing."""
@@ -389,32 +388,6 @@ def stored_features(
     )
 
 
-def keep_features(
-    inputs: Sequence[TextInput],
-    features: TextFeatures,
-    encoder: Encoder,
-    store: FeatureStore,
-    progress: Progress,
-    *,
-    states: Sequence[int],
-    codec: str = DEFAULT_CODEC,
-) -> int:
-    """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
-
-    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
-
-    Raises: as :func:`stored_features`.
-    """
-    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
-    rows = {text_key(*pair): row for row, pair in enumerate(inputs)}
-    with space.locked(lambda: progress.say(WAITING)):
-        _say_damages(space, progress)
-        missing = [key for key in rows if key not in space]
-        source = _copying(features, np.array([rows[key] for key in missing], np.int64))
-        write_features(space, missing, source, progress, store.sizes)
-    return len(missing)
-
-
 def _dtype(encoder: Encoder) -> torch.dtype:
     return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
 
@@ -524,10 +497,22 @@ def keep_inputs(
     states: Sequence[int],
     codec: str = DEFAULT_CODEC,
 ) -> int:
-    """Write features of :func:`live_inputs` or :func:`stored_inputs` into the store; see :func:`keep_features`."""
+    """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
+
+    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
+
+    Raises: as :func:`stored_features`.
+    """
     texts, _ = _encoded_texts(inputs, features.pair_mode)
     of_texts = features.texts if isinstance(features, PairFeatures) else features
-    return keep_features(texts, of_texts, encoder, store, progress, states=states, codec=codec)
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
+    rows = {text_key(*pair): row for row, pair in enumerate(texts)}
+    with space.locked(lambda: progress.say(WAITING)):
+        _say_damages(space, progress)
+        missing = [key for key in rows if key not in space]
+        source = _copying(of_texts, np.array([rows[key] for key in missing], np.int64))
+        write_features(space, missing, source, progress, store.sizes)
+    return len(missing)
 
 
 def _encoded_texts(

@@ -114,10 +114,6 @@ class _Shard:
     truncated: np.ndarray
     basis: str | None
 
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
 
 class FeatureStore:
     """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
@@ -254,7 +250,7 @@ class FeatureSpace:
     @property
     def tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(shard.tokens for shard in self._shards.values())
+        return sum(int(shard.lengths.sum()) for shard in self._shards.values())
 
     @property
     def size(self) -> int:
@@ -367,8 +363,7 @@ class FeatureSpace:
             # The manifest comes last: with it the shard exists.
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
-        length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
-        self._add(_Shard(name, sha256, list(keys), length, cut, self._basis))
+        self._add(_Shard(name, sha256, list(keys), lengths.astype(np.int64), truncated.astype(bool), self._basis))
         self._intact.add(name)
 
     def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
@@ -467,8 +462,9 @@ class FeatureSpace:
                     break
                 except ValueError:
                     self._move_aside(file, file.name)
-        for name in [name for name, shard in self._shards.items() if shard.basis != self._basis]:
-            self._set_aside(name, OTHER_BASIS)
+        for shard in list(self._shards.values()):
+            if shard.basis != self._basis:
+                self._set_aside(shard.name, OTHER_BASIS)
 
     def _digest(self, name: str) -> str | None:
         try:
