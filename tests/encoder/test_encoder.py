@@ -310,10 +310,10 @@ def test_sharded_weights_are_read_and_hashed(tiny_encoder: Path, tmp_path: Path)
     folder = Path(shutil.copytree(tiny_encoder, tmp_path / "parts"))
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    parts = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
     names = sorted(weights)
-    for part, chosen in zip(parts, (names[:9], names[9:]), strict=True):
-        save_file({name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"})
+    for part, half in zip(parts, (names[:9], names[9:]), strict=True):
+        save_file({name: weights[name] for name in half}, folder / part, metadata={"format": "pt"})
     places = {name: parts[position >= 9] for position, name in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     encoder = load_encoder(folder, precision="fp32", device="cpu")

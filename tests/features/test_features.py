@@ -143,12 +143,12 @@ def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: Fe
     space = store.space(encoder.identity.to_json(), STATES, codec)
     assert space.codec is not None
     live = live_features(inputs, encoder, states=STATES)
-    found = []
+    decoded = []
     for row in range(len(inputs)):
         half = live.tokens(torch.tensor([row])).half()
         stored = space.codec.encode(half)
-        found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
-    return found
+        decoded.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
+    return decoded
 
 
 def shards(space: FeatureSpace) -> dict[str, int]:
@@ -280,21 +280,21 @@ def test_a_batch_is_what_a_loop_gathers(encoder: WatchedEncoder, inputs: list[Te
     assert store.spaces()[0].shards > 3
     tokens = encoder.tokenize(inputs)
     naive: dict[int, np.ndarray] = {}
-    for indices, batch in encoder.encode(tokens, STATES):
-        naive.update(zip(indices.tolist(), np.split(batch, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
+    for indices, part in encoder.encode(tokens, STATES):
+        naive.update(zip(indices.tolist(), np.split(part, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
 
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 9, 60):
         rows = torch.randint(len(inputs), (size,), generator=generator)
-        found, mask = features.batch(rows)
+        batch, mask = features.batch(rows)
         longest = max(len(naive[int(row)]) for row in rows)
-        assert found.shape == (size, longest, 2, 32)
-        assert found.dtype == torch.float32
+        assert batch.shape == (size, longest, 2, 32)
+        assert batch.dtype == torch.float32
         assert mask.shape == (size, longest)
         for position, row in enumerate(rows.tolist()):
             for token in range(longest):
                 expected = naive[row][min(token, len(naive[row]) - 1)]
-                assert np.array_equal(found[position, token].numpy(), expected.astype(np.float32))
+                assert np.array_equal(batch[position, token].numpy(), expected.astype(np.float32))
                 assert bool(mask[position, token]) == (token < len(naive[row]))
         features.release()  # pages come back by themselves
 
@@ -321,8 +321,8 @@ def test_a_batch_is_what_a_loop_decodes(
     stored = space.rows([text_key(*pair) for pair in inputs])
     assert stored is not None and len(stored.arrays) > 3
     rows = torch.arange(0, 60, 3)
-    found, mask = features.batch(rows)
-    for values, there, row in zip(found, mask, rows.tolist(), strict=True):
+    batch, mask = features.batch(rows)
+    for values, there, row in zip(batch, mask, rows.tolist(), strict=True):
         start = stored.start[row]
         for token in range(int(there.sum())):
             data = stored.arrays[stored.array[row]][start + token]
@@ -783,7 +783,7 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
         assert padded.lengths.tolist() == exact.lengths.tolist()
         assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
         for row in range(len(rows)):
-            alone = [each.tokens(torch.tensor([row])) for each in (exact, padded)]
+            alone = [features.tokens(torch.tensor([row])) for features in (exact, padded)]
             torch.testing.assert_close(alone[1], alone[0], atol=4e-3, rtol=4e-3)
         values, mask = padded.batch(torch.arange(len(rows)))
         expected, _ = exact.batch(torch.arange(len(rows)))

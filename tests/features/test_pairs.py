@@ -98,10 +98,10 @@ def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: P
 def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairFeatures) -> None:
     store = FeatureStore()
     _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16", states=STATES)
-    found, use = separate_stored(PAIRS, encoder, store, codec="fp16")
+    features, use = separate_stored(PAIRS, encoder, store, codec="fp16")
     assert (before.misses, use.hits, use.misses) == (1, 1, len(TEXTS) - 1)
     rows = torch.arange(4)
-    torch.testing.assert_close(found.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(features.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
 
 
 def test_rows_in_order_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +127,12 @@ def test_rows_in_order_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("codec", ["int8", "compact"])
 def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) -> None:
-    found, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
+    features, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
     rows = torch.tensor([0, 2])
     with workers() as pool:
-        reduced = project_features(found, rows, pool, Progress())
+        reduced = project_features(features, rows, pool, Progress())
     assert reduced.features.pair_mode == "separate" and reduced.features.layers == 1
-    values, mask = found.batch(rows)
+    values, mask = features.batch(rows)
     coordinates, same = reduced.features.batch(rows)
     assert torch.equal(mask, same)
     projected = values.flatten(2) @ reduced.components.T
@@ -141,11 +141,11 @@ def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) 
 
 
 def test_a_view_of_pairs_and_what_is_kept_of_it(encoder: Encoder) -> None:
-    found = separate_live(PAIRS, encoder, states=range(4))
-    view = found.at_positions([2, 3])
+    features = separate_live(PAIRS, encoder, states=range(4))
+    view = features.at_positions([2, 3])
     assert isinstance(view, PairFeatures) and view.layers == 2
     rows = torch.tensor([4, 1])
-    assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
+    assert torch.equal(view.batch(rows)[0], features.batch(rows)[0][:, :, 2:])
     store = FeatureStore()
     assert keep_inputs(PAIRS, view, encoder, store, Progress(), states=STATES) == len(TEXTS)
     kept, use = separate_stored(PAIRS, encoder, store)
@@ -199,4 +199,4 @@ def test_pairs_have_default_hidden_states_of_their_own(
     ranking = rank_layers(
         data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
     )
-    assert ranking.default == layers and layers in {each.states for each in ranking.ranked}
+    assert ranking.default == layers and layers in {choice.states for choice in ranking.ranked}

@@ -119,8 +119,8 @@ def test_what_is_written_comes_back_through_reopening(codec: str, shards: list[l
     with tempfile.TemporaryDirectory() as root, mock.patch.object(os, "fsync"):  # hundreds of them take long
         space = FeatureStore(root).space(identity(), (1, 2), codec)
         written: dict[str, np.ndarray] = {}
-        for number, lengths in enumerate(shards):
-            written |= write(space, {f"{number}.{row}": length for row, length in enumerate(lengths)}, number)
+        for shard, lengths in enumerate(shards):
+            written |= write(space, {f"{shard}.{row}": length for row, length in enumerate(lengths)}, shard)
         texts = data.draw(st.lists(st.sampled_from(sorted(written)), max_size=12))
         for opened in (space, FeatureStore(root).space(identity(), (1, 2), codec), *FeatureStore(root).spaces()):
             assert opened.codec_name == codec
@@ -280,8 +280,8 @@ def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: Feat
     keys += [("f", (1, 3), "fp16"), ("f", (2,), "fp16"), ("e", (1, 2), "fp16")]
     spaces = [store.space(identity(name), states, codec) for name, states, codec in keys]
     assert len({space.folder for space in spaces}) == len(keys)
-    found = [(space.identity["fingerprint"], space.states, space.codec_name) for space in store.spaces()]
-    assert sorted(found) == sorted(keys)
+    stated = [(space.identity["fingerprint"], space.states, space.codec_name) for space in store.spaces()]
+    assert sorted(stated) == sorted(keys)
     content = json.loads((spaces[0].folder / "space.json").read_text())
     assert content == {"schema": 1, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
     for space in spaces[:3]:

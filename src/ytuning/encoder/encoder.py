@@ -151,12 +151,12 @@ class Encoder:
         Raises:
             EncoderError: it has no such hidden state.
         """
-        chosen = default_states(self.depth, pairs=pairs) if wanted is None else tuple(wanted)
-        states = tuple(sorted({self.depth if state == -1 else int(state) for state in chosen}))
+        numbers = default_states(self.depth, pairs=pairs) if wanted is None else tuple(wanted)
+        states = tuple(sorted({self.depth if state == -1 else int(state) for state in numbers}))
         if not states or states[0] < 0 or states[-1] > self.depth:
             raise EncoderError(
                 f"layers must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 for the last. "
-                f"Got {list(chosen)} instead."
+                f"Got {list(numbers)} instead."
             )
         return states
 

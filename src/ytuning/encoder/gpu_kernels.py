@@ -112,7 +112,7 @@ def packed_attention(
         (N, D), of the type of ``projected``; zeros for tokens that belong to no text.
     """
     width = projected.shape[1] // 3
-    given = distances or Distances()
+    terms = distances or Distances()
     mixed = torch.zeros(len(projected), width, dtype=projected.dtype, device=projected.device)
     _attention[(len(packing.block_text), heads)](
         projected,
@@ -120,18 +120,18 @@ def packed_attention(
         packing.offsets,
         packing.block_text,
         packing.block_first,
-        given.bias,
-        given.keys,
-        given.queries,
+        terms.bias,
+        terms.keys,
+        terms.queries,
         width,
         ROWS,
         scale * math.log2(math.e),
         center=DISTANCES,
         size=width // heads,
         side=packing.block,
-        has_bias=given.bias is not None,
-        has_keys=given.keys is not None,
-        has_queries=given.queries is not None,
+        has_bias=terms.bias is not None,
+        has_keys=terms.keys is not None,
+        has_queries=terms.queries is not None,
         num_warps=WARPS,
         num_stages=STAGES,
     )

@@ -119,9 +119,9 @@ class PackedGpu:
             rows = np.stack([np.pad(values, (0, fill)) for values in (ids, positions, segments)])
             ids_there, positions_there, types_there = self._moved(torch.from_numpy(rows))
             packing = pack(lengths, self._moved, self._block)
-            given = {"token_type_ids": types_there[None]} if self._typed else {}
+            optional = {"token_type_ids": types_there[None]} if self._typed else {}
             # (N + fill, D), as all that follow
-            hidden = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
+            hidden = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **optional)[0]
             if self._project_embeddings is not None:
                 hidden = self._project_embeddings(hidden)
             first = hidden
