@@ -195,27 +195,24 @@ class _Convolution:
 
 def _known(model: Any, max_length: int) -> bool:
     """Whether the architecture is one of those whose layers :class:`_Layer` computes."""
-    config = model.config
-    kind = config.model_type
-    size, odd = divmod(config.hidden_size, config.num_attention_heads)
-    if (
-        kind not in (*BERT_LIKE, "mpnet", "deberta-v2")
-        or getattr(config, "hidden_act", None) != "gelu"
-        or getattr(config, "position_embedding_type", "absolute") not in ("absolute", None)
-        or getattr(config, "is_decoder", False)
-        or odd
-        or size < 16
-        or size & (size - 1)
-    ):
-        return False
-    if kind == "deberta-v2" and not (model.encoder.relative_attention and _is_plain_convolution(model)):
-        return False
-    if kind in ("mpnet", "deberta-v2") and max_length > DISTANCES:
+    config, kind = model.config, model.config.model_type
+    if kind not in (*BERT_LIKE, "mpnet", "deberta-v2"):
         return False
     layers = [_parts(layer, kind) for layer in model.encoder.layer]
-    return all(
-        type(product) is torch.nn.Linear and product.bias is not None for parts in layers for product in parts[:6]
-    ) and all(parts.query.out_features == config.hidden_size for parts in layers)
+    size, odd = divmod(config.hidden_size, config.num_attention_heads)
+    return (
+        getattr(config, "hidden_act", None) == "gelu"
+        and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+        and not getattr(config, "is_decoder", False)
+        # The kernel needs heads of a power of two.
+        and not odd
+        and size >= 16
+        and not size & (size - 1)
+        and (kind in BERT_LIKE or max_length <= DISTANCES)
+        and (kind != "deberta-v2" or (model.encoder.relative_attention and _is_plain_convolution(model)))
+        and all(type(part) is torch.nn.Linear and part.bias is not None for parts in layers for part in parts[:6])
+        and all(parts.query.out_features == config.hidden_size for parts in layers)
+    )
 
 
 def _is_plain_convolution(model: Any) -> bool:

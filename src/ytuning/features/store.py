@@ -270,26 +270,23 @@ class FeatureSpace:
         self._forget(set(self._shards) - names)
         for name in sorted(names - set(self._shards)):
             try:
-                shard = self._read_manifest(name)
+                with self._reading():
+                    shard = self._read_manifest(name)
+            # Another process has just set it aside.
             except FileNotFoundError:
-                # Another process has just set it aside.
                 continue
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    with explained(self.folder, 0):
-                        raise
+            except OSError:
                 self._set_aside(name, "manifest cannot be read from the disk")
-                continue
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
-                continue
-            # Another process may have begun the space anew.
-            if shard.basis != self._basis:
-                self._read_basis()
-            if shard.basis != self._basis:
-                self._set_aside(name, OTHER_BASIS)
-                continue
-            self._add(shard)
+            else:
+                # Another process may have begun the space anew.
+                if shard.basis != self._basis:
+                    self._read_basis()
+                if shard.basis == self._basis:
+                    self._add(shard)
+                else:
+                    self._set_aside(name, OTHER_BASIS)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -443,39 +440,41 @@ class FeatureSpace:
         """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
         self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
         for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
-            with explained(self.folder, 0):
-                try:
+            try:
+                with self._reading():
                     data = file.read_bytes()
-                except FileNotFoundError:
-                    # Another process has just set it aside.
-                    continue
-                except OSError as error:
-                    if error.errno != errno.EIO:
-                        raise
-                    # A bad sector: no better than a wrong byte.
-                    data = b""
                 checksum = hashlib.sha256(data).hexdigest()
-                try:
-                    if file.name != BASIS_FILE.format(checksum):
-                        raise ValueError("checksum differs")
-                    self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
-                    break
-                except ValueError:
-                    self._move_aside(file, file.name)
+                if file.name != BASIS_FILE.format(checksum):
+                    raise ValueError("checksum differs")
+                self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
+                break
+            # Another process has just set it aside.
+            except FileNotFoundError:
+                continue
+            # A bad sector is no better than a wrong byte.
+            except (OSError, ValueError):
+                self._move_aside(file, file.name)
         for shard in list(self._shards.values()):
             if shard.basis != self._basis:
                 self._set_aside(shard.name, OTHER_BASIS)
 
     def _digest(self, name: str) -> str | None:
         try:
-            with self._file(name, DATA_SUFFIX).open("rb") as stream:
+            with self._reading(), self._file(name, DATA_SUFFIX).open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError:
             return None
+        except OSError:
+            return "unreadable"
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Explains errors of the disk but those that say something of a file: it is gone, or has a bad sector."""
+        try:
+            yield
         except OSError as error:
-            # This is a bad sector; any other error says nothing about the shard.
-            if error.errno == errno.EIO:
-                return "unreadable"
+            if error.errno in (errno.ENOENT, errno.EIO):
+                raise
             with explained(self.folder, 0):
                 raise
 
