@@ -22,7 +22,7 @@ from benchmarks.machine import record
 from ytuning.data.dataset import TextInput, read_dataset
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.torch_backend import PRECISIONS
+from ytuning.encoder.pretrained import PRECISIONS
 from ytuning.features.features import stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress

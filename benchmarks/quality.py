@@ -29,7 +29,7 @@ from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.splits import task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES
 from ytuning.progress import Progress

@@ -14,7 +14,7 @@ from ytuning.data.dataset import read_dataset
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.download import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.torch_backend import Precision
+from ytuning.encoder.pretrained import Precision
 from ytuning.features.codecs import CODECS, PcaInt8Codec, build_codec
 from ytuning.features.features import live_features, stored_features
 from ytuning.features.store import FeatureStore

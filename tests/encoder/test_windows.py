@@ -70,18 +70,18 @@ def test_a_long_text_is_read_whole(windowed: Encoder, tiny_encoder: Path) -> Non
     inputs = [("my card", None), (LONG, None), ("the app was slow", None), (LONG + " again", None)]
     tokens = windowed.tokenize(inputs)
     assert tokens.lengths.tolist() == [4, 152, 6, 153] and not tokens.truncated.any()
-    found = {
+    by_row = {
         int(row): part
         for rows, values in windowed.encode(tokens, STATES)
         for row, part in zip(rows, np.split(values, np.cumsum(tokens.lengths[rows])[:-1]), strict=True)
     }
-    assert [len(found[row]) for row in range(4)] == [4, 152, 6, 153]
-    np.testing.assert_allclose(found[1].astype(np.float32), naive(windowed, tiny_encoder, LONG), atol=4e-3)
+    assert [len(by_row[row]) for row in range(4)] == [4, 152, 6, 153]
+    np.testing.assert_allclose(by_row[1].astype(np.float32), naive(windowed, tiny_encoder, LONG), atol=4e-3)
     # What fits is read as ever.
     cut = load_encoder(tiny_encoder, precision="fp32")
     assert cut.tokenize(inputs).truncated.tolist() == [False, True, False, True]
     (_, same), *_ = cut.encode(cut.tokenize(inputs[:1]), STATES)
-    assert (same == found[0]).all()
+    assert (same == by_row[0]).all()
 
 
 def test_a_windowed_store_is_a_space_of_its_own(windowed: Encoder, tiny_encoder: Path) -> None:
@@ -103,10 +103,9 @@ def test_pairs_that_are_read_as_one_are_cut(windowed: Encoder) -> None:
     assert tokens.lengths.tolist() == [32] and tokens.truncated.all()
 
 
-def test_a_text_without_end_is_cut_all_the_same(windowed: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ytuning.encoder.encoder.LONGEST_WINDOWED", 100)
-    tokens = windowed.tokenize([(LONG, None)])
-    assert tokens.lengths.tolist() == [100] and tokens.truncated.all()
+def test_a_text_without_end_is_cut_all_the_same(windowed: Encoder) -> None:
+    tokens = windowed.tokenize([("card " * 70_000, None)])
+    assert tokens.lengths.tolist() == [65_536] and tokens.truncated.all()
 
 
 def test_unknown_ways_are_refused(tiny_encoder: Path) -> None:

@@ -15,8 +15,7 @@ from tests.conftest import STATES
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.attribution import explain, token_effects
-from ytuning.features.features import Features, live_features
-from ytuning.features.pairs import PairFeatures, live_inputs
+from ytuning.features.features import Features, PairFeatures, live_features, live_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head

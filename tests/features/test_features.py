@@ -19,14 +19,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import STATES, WORDS
+from tests.conftest import STATES
 from ytuning.data.dataset import TextInput
-from ytuning.encoder import encoder as encoder_module
-from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.encoder import Batches, Encoder, Finish, load_encoder
+from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import TokenizedTexts
-from ytuning.encoder.torch_backend import Precision
 from ytuning.errors import StoreError
-from ytuning.features import features as module
 from ytuning.features.codecs import (
     CODECS,
     Float16Codec,
@@ -35,11 +33,20 @@ from ytuning.features.codecs import (
     PcaInt8Codec,
     ProjectedReader,
     Selected,
+    build_codec,
     row_bytes,
 )
-from ytuning.features.features import TextFeatures, keep_features, live_features, ordered_batches, stored_features
-from ytuning.features.pairs import live_inputs, stored_inputs
-from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.features.features import (
+    CHUNK_TOKENS,
+    TextFeatures,
+    keep_inputs,
+    live_features,
+    live_inputs,
+    ordered_batches,
+    stored_features,
+    stored_inputs,
+)
+from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, WriteSizes, text_key
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
@@ -61,15 +68,44 @@ class Recorder(Progress):
         self.said.append(message)
 
 
-def in_small_batches(encoder: Encoder) -> Encoder:
-    """The same, of which the few short texts here make many batches, on any number of cores."""
-    encoder._tokens_per_batch = 24
-    return encoder
+class WatchedEncoder(Encoder):
+    """An encoder that remembers what it reads; the few short texts here make many batches on any number of cores.
+
+    Attributes:
+        read: token ids of every text.
+        asked: texts that were cut into tokens.
+    """
+
+    def __init__(self, folder: Path, precision: Precision = "fp32") -> None:
+        vars(self).update(vars(load_encoder(folder, precision=precision, device="cpu")))
+        self.tokens_per_batch = 24
+        self.read: list[tuple[int, ...]] = []
+        self.asked = 0
+
+    def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
+        self.asked += len(inputs)
+        return super().tokenize(inputs)
+
+    def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
+        for indices, features in super().encode(tokens, states, finish):
+            self.read += [tuple(tokens.ids[slice(*tokens.offsets[row : row + 2])].tolist()) for row in indices]
+            yield indices, features
+
+
+class WatchedStore(FeatureStore):
+    """A store whose spaces are of a class of the test's own."""
+
+    def __init__(self, root: Path, space_class: type[FeatureSpace], sizes: WriteSizes | None = None) -> None:
+        super().__init__(root, sizes)
+        self.space_class = space_class
+
+    def space(self, *key: Any) -> FeatureSpace:
+        return self.space_class(super().space(*key).folder)
 
 
 @pytest.fixture
-def encoder(tiny_encoder: Path) -> Encoder:
-    return in_small_batches(load_encoder(tiny_encoder, precision="fp32", device="cpu"))
+def encoder(tiny_encoder: Path) -> WatchedEncoder:
+    return WatchedEncoder(tiny_encoder)
 
 
 @pytest.fixture
@@ -83,19 +119,9 @@ def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(tmp_path / "root")
 
 
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Token ids of every text that the encoder has read since, in small batches."""
-    seen: list[tuple[int, ...]] = []
-    compute = Encoder._features
-
-    def recording(self: Encoder, tokens: TokenizedTexts, batch: np.ndarray, states: Any) -> torch.Tensor:
-        seen.extend(tuple(tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tolist()) for row in batch)
-        return compute(self, tokens, batch, states)
-
-    monkeypatch.setattr(Encoder, "_features", recording)
-    monkeypatch.setitem(encoder_module.TOKENS_PER_BATCH, "cpu", 64)
-    return seen
+def in_small_shards(store: FeatureStore, codec: str, tokens: int = 63, **sizes: int) -> FeatureStore:
+    """The same store, which writes shards of so many tokens."""
+    return FeatureStore(store.root, WriteSizes(shard_bytes=tokens * row_bytes(codec, 2, 32), **sizes))
 
 
 def ids(encoder: Encoder, inputs: Sequence[TextInput]) -> list[tuple[int, ...]]:
@@ -117,12 +143,12 @@ def through(codec: str, encoder: Encoder, inputs: Sequence[TextInput], store: Fe
     space = store.space(encoder.identity.to_json(), STATES, codec)
     assert space.codec is not None
     live = live_features(inputs, encoder, states=STATES)
-    found = []
+    decoded = []
     for row in range(len(inputs)):
         half = live.tokens(torch.tensor([row])).half()
         stored = space.codec.encode(half)
-        found.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
-    return found
+        decoded.append(space.codec.decode(stored, torch.float32).view(-1, 2, 32))
+    return decoded
 
 
 def shards(space: FeatureSpace) -> dict[str, int]:
@@ -135,16 +161,14 @@ def shards(space: FeatureSpace) -> dict[str, int]:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_second_task_makes_no_encoder_call(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     inputs: list[TextInput],
     store: FeatureStore,
-    encoded: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
     codec: str,
 ) -> None:
     progress = Recorder()
     first, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
-    assert sorted(encoded) == ids(encoder, inputs)
+    assert sorted(encoder.read) == ids(encoder, inputs)
     assert (use.hits, use.misses) == (0, 60)
     assert (
         use.bytes
@@ -155,37 +179,36 @@ def test_a_second_task_makes_no_encoder_call(
     assert progress.said == []
     assert same(values(first), through(codec, encoder, inputs, store))
 
-    for verb in ("encode", "tokenize", "_features"):
-        monkeypatch.setattr(Encoder, verb, lambda *_: pytest.fail("the encoder was called"))
+    encoder.read, encoder.asked = [], 0
     second, use = stored_features(inputs[::-2], encoder, store, progress, codec=codec, states=STATES)
-    assert (use.hits, use.misses) == (30, 0)
+    assert (use.hits, use.misses, encoder.read, encoder.asked) == (30, 0, [], 0)
     assert same(values(second), values(first)[::-2])
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_only_what_is_new_is_encoded(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]], codec: str
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, codec: str
 ) -> None:
     stored_features(inputs[:40], encoder, store, Progress(), codec=codec, states=STATES)
-    encoded.clear()
+    encoder.read.clear()
     features, use = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
-    assert sorted(encoded) == ids(encoder, inputs[40:])
+    assert sorted(encoder.read) == ids(encoder, inputs[40:])
     assert (use.hits, use.misses) == (40, 20)
     assert same(values(features), through(codec, encoder, inputs, store))
 
 
-def test_a_text_that_occurs_twice_is_encoded_once(
-    encoder: Encoder, store: FeatureStore, encoded: list[tuple[int, ...]]
-) -> None:
+def test_a_text_that_occurs_twice_is_encoded_once(encoder: WatchedEncoder, store: FeatureStore) -> None:
     twice: list[TextInput] = [("card", None), ("lost card", None), ("card", None), ("card", "lost"), ("card", "lost")]
     features, use = stored_features(twice, encoder, store, Progress(), codec="fp16", states=STATES)
-    assert sorted(encoded) == ids(encoder, [twice[0], twice[1], twice[3]])
+    assert sorted(encoder.read) == ids(encoder, [twice[0], twice[1], twice[3]])
     assert (use.hits, use.misses) == (0, 3)
     assert use.bytes == store.space(encoder.identity.to_json(), STATES, "fp16").size
     assert same(values(features), values(live_features(twice, encoder, states=STATES)))
 
 
-def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextInput], store: FeatureStore) -> None:
+def test_live_features_are_the_stored_ones(
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
+) -> None:
     inputs = [*inputs, ("card " * 40, None)]
     live = live_features(inputs, encoder, states=STATES)
     stored, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
@@ -197,7 +220,7 @@ def test_live_features_are_the_stored_ones(encoder: Encoder, inputs: list[TextIn
 
 
 def test_other_hidden_states_have_a_space_of_their_own(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
     stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     features, use = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=[-1])
@@ -209,11 +232,9 @@ def test_other_hidden_states_have_a_space_of_their_own(
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_windows_and_shards_of_any_size_give_the_same(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, codec: str
 ) -> None:
-    monkeypatch.setattr(module, "WINDOW_TEXTS", 7)
-    monkeypatch.setattr(module, "SHARD_BYTES", 16 * row_bytes(codec, 2, 32))
-    monkeypatch.setattr(module, "FIT_TOKENS", 100)
+    store = in_small_shards(store, codec, 16, window_texts=7, fit_tokens=100)
     progress = Recorder()
     features, _ = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
     assert store.space(encoder.identity.to_json(), STATES, codec).shards > 9
@@ -221,22 +242,17 @@ def test_windows_and_shards_of_any_size_give_the_same(
     assert same(values(features), through(codec, encoder, inputs, store))
 
 
-def test_shards_begin_small_and_double(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_begin_small_and_double(encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore) -> None:
     token = row_bytes("fp16", 2, 32)
-    monkeypatch.setattr(module, "FIRST_SHARD_BYTES", 40 * token)
-    monkeypatch.setattr(module, "SHARD_BYTES", 150 * token)
-    monkeypatch.setattr(module, "WINDOW_TEXTS", 45)
-    monkeypatch.setattr("ytuning.encoder.encoder.TOKENS_PER_BATCH", {"cpu": 16})
     written: list[int] = []
-    write = FeatureSpace.write
 
-    def recorded(self: FeatureSpace, keys: Any, lengths: Any, truncated: Any, features: np.ndarray) -> None:
-        written.append(len(features))
-        write(self, keys, lengths, truncated, features)
+    class Recorded(FeatureSpace):
+        def write(self, keys: Any, lengths: Any, truncated: Any, features: np.ndarray) -> None:
+            written.append(len(features))
+            super().write(keys, lengths, truncated, features)
 
-    monkeypatch.setattr(FeatureSpace, "write", recorded)
+    sizes = WriteSizes(shard_bytes=150 * token, first_shard_bytes=40 * token, window_texts=45)
+    store = WatchedStore(store.root, Recorded, sizes)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     tokens = int(encoder.tokenize(inputs).lengths.sum())
     assert sum(written) == tokens
@@ -251,36 +267,34 @@ def test_shards_begin_small_and_double(
 def test_batches_keep_the_encoders_precision(tiny_encoder: Path, inputs: list[TextInput]) -> None:
     features = live_features(inputs, load_encoder(tiny_encoder, precision="bf16"), states=STATES)
     values, _ = features.batch(torch.arange(len(inputs)))
-    stored = torch.cat([array.view(torch.float16).flatten() for array in features._arrays]).float()
+    stored = features.tokens(torch.arange(len(inputs))).flatten()
     assert values.dtype == torch.bfloat16
     assert set(values.float().flatten().tolist()) == set(stored.bfloat16().float().tolist())
     normal = stored.abs() > 1e-4  # smaller ones lost digits when they became float16
     assert torch.equal(stored[normal].bfloat16().float(), stored[normal])
 
 
-def test_a_batch_is_what_a_loop_gathers(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 4000)
+def test_a_batch_is_what_a_loop_gathers(encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore) -> None:
+    store = in_small_shards(store, "fp16", 31)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
-    assert len(features._arrays) > 3
+    assert store.spaces()[0].shards > 3
     tokens = encoder.tokenize(inputs)
     naive: dict[int, np.ndarray] = {}
-    for indices, batch in encoder.encode(tokens, STATES):
-        naive.update(zip(indices.tolist(), np.split(batch, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
+    for indices, part in encoder.encode(tokens, STATES):
+        naive.update(zip(indices.tolist(), np.split(part, np.cumsum(tokens.lengths[indices])[:-1]), strict=True))
 
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 9, 60):
         rows = torch.randint(len(inputs), (size,), generator=generator)
-        found, mask = features.batch(rows)
+        batch, mask = features.batch(rows)
         longest = max(len(naive[int(row)]) for row in rows)
-        assert found.shape == (size, longest, 2, 32)
-        assert found.dtype == torch.float32
+        assert batch.shape == (size, longest, 2, 32)
+        assert batch.dtype == torch.float32
         assert mask.shape == (size, longest)
         for position, row in enumerate(rows.tolist()):
             for token in range(longest):
                 expected = naive[row][min(token, len(naive[row]) - 1)]
-                assert np.array_equal(found[position, token].numpy(), expected.astype(np.float32))
+                assert np.array_equal(batch[position, token].numpy(), expected.astype(np.float32))
                 assert bool(mask[position, token]) == (token < len(naive[row]))
         features.release()  # pages come back by themselves
 
@@ -298,19 +312,17 @@ def test_a_batch_is_what_a_loop_decodes(
     tiny_encoder: Path,
     inputs: list[TextInput],
     store: FeatureStore,
-    monkeypatch: pytest.MonkeyPatch,
     codec: str,
     precision: Precision,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
-    encoder = in_small_batches(load_encoder(tiny_encoder, precision=precision, device="cpu"))
+    store, encoder = in_small_shards(store, codec), WatchedEncoder(tiny_encoder, precision)
     features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
     space = store.space(encoder.identity.to_json(), STATES, codec)
     stored = space.rows([text_key(*pair) for pair in inputs])
     assert stored is not None and len(stored.arrays) > 3
     rows = torch.arange(0, 60, 3)
-    found, mask = features.batch(rows)
-    for values, there, row in zip(found, mask, rows.tolist(), strict=True):
+    batch, mask = features.batch(rows)
+    for values, there, row in zip(batch, mask, rows.tolist(), strict=True):
         start = stored.start[row]
         for token in range(int(there.sum())):
             data = stored.arrays[stored.array[row]][start + token]
@@ -330,53 +342,46 @@ def test_a_batch_is_what_a_loop_decodes(
 
 
 def test_a_basis_stands_for_texts_of_every_length_and_warns_where_it_is_fitted_on_few(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
-    fitted: list[np.ndarray] = []
-    fit = PcaInt8Codec.fitted
-
-    def watched(features: np.ndarray) -> PcaInt8Codec:
-        fitted.append(features)
-        return fit(features)
-
-    monkeypatch.setattr(PcaInt8Codec, "fitted", watched)
-    monkeypatch.setattr(module, "FIT_TOKENS", 250)
-    progress = Recorder()
+    store, progress = in_small_shards(store, "compact", fit_tokens=250), Recorder()
     features, _ = stored_features(inputs, encoder, store, progress, codec="compact", states=STATES)
-    tokens = int(features.lengths.sum())
-    every = round(tokens / 250)
-    assert [len(part) for part in fitted] == [int(features.lengths[::every].sum())]
-    assert 200 < len(fitted[0]) < 320
+    sample = slice(None, None, round(int(features.lengths.sum()) / 250))
+    fitted = int(features.lengths[sample].sum())
+    assert 200 < fitted < 320
+    live = live_features(inputs[sample], encoder, states=STATES)
+    basis = PcaInt8Codec.fitted(live.tokens(torch.arange(len(live))).half().numpy())
+    assert isinstance(features.codec, PcaInt8Codec)
+    np.testing.assert_allclose(features.codec.weights, basis.weights, rtol=1e-4)
     name = store.space(encoder.identity.to_json(), STATES, "compact").folder.name
     assert progress.said == [
-        f"the store's compact basis is fitted on {len(fitted[0])} tokens only and may fit other texts badly: before "
+        f"the store's compact basis is fitted on {fitted} tokens only and may fit other texts badly: before "
         f"you add many, begin anew with ytuning cache remove {name}"
     ]
     stored_features([*inputs, ("another card", None)], encoder, store, progress, codec="compact", states=STATES)
-    assert len(fitted) == len(progress.said) == 1
+    assert len(progress.said) == 1
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_features_are_written_in_another_codec_without_the_encoder(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch, codec: str
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, codec: str
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes("fp16", 2, 32))
+    store = in_small_shards(store, "fp16")
     inputs = [*inputs, ("card " * 40, None), inputs[4]]
     live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     twin = FeatureStore(store.root / "twin")
-    with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode", lambda *_: pytest.fail("the encoder was called"))
-        assert keep_features(inputs[:30], live, encoder, twin, Progress(), codec=codec, states=STATES) == 30
-        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 31
-        assert keep_features(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 0
-        features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec, states=STATES)
-    assert (use.hits, use.misses) == (61, 0)
+    encoder.read.clear()
+    assert keep_inputs(inputs[:30], live, encoder, twin, Progress(), codec=codec, states=STATES) == 30
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 31
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 0
+    features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec, states=STATES)
+    assert (use.hits, use.misses, encoder.read) == (61, 0, [])
     assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
     assert same(values(features), through(codec, encoder, inputs, twin))
 
 
 def test_the_default_codec_takes_about_half_the_bytes(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
     features, use = stored_features(inputs, encoder, store, Progress(), states=STATES)
     assert [space.codec_name for space in store.spaces()] == ["int8"]
@@ -423,23 +428,25 @@ def harm_manifest(features: Path, manifest: Path) -> None:
     ids=["byte", "truncated", "missing", "manifest", "foreign", "foreign-text"],
 )
 def test_a_damaged_shard_is_named_set_aside_and_computed_again(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     inputs: list[TextInput],
     store: FeatureStore,
-    encoded: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
     harm: Callable[[Path, Path], None],
     reason: str,
     codec: str,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
+    store = in_small_shards(store, codec)
     before = values(stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)[0])
     space = store.space(encoder.identity.to_json(), STATES, codec)
-    name = space._place[text_key(*inputs[3])][0]
-    lost = [pair for pair in inputs if space._place[text_key(*pair)][0] == name]
+    name, keys = next(
+        (file.stem, keys)
+        for file in (space.folder / "shards").glob("*.json")
+        if text_key(*inputs[3]).hex() in (keys := json.loads(file.read_text())["keys"])
+    )
+    lost = [pair for pair in inputs if text_key(*pair).hex() in keys]
     assert 1 < len(lost) < len(inputs)
     untouched = {file: when for file, when in shards(space).items() if not file.startswith(name)}
-    encoded.clear()
+    encoder.read.clear()
     harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
 
     progress = Recorder()
@@ -448,21 +455,25 @@ def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     assert progress.said[0].startswith(f"shard {name} is damaged ({reason}")
     assert str(space.folder / "damaged") in progress.said[0]
     assert {file.name.split(".")[0] for file in (space.folder / "damaged").iterdir()} == {name}
-    assert sorted(encoded) == ids(encoder, lost)
+    assert sorted(encoder.read) == ids(encoder, lost)
     assert (use.hits, use.misses) == (len(inputs) - len(lost), len(lost))
     assert same(values(features), before)
     assert untouched.items() <= shards(space).items()
 
-    encoded.clear()
+    encoder.read.clear()
     assert stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)[1].misses == 0
     assert len(progress.said) == 1
-    assert encoded == []
+    assert encoder.read == []
 
 
 def test_a_disk_that_never_reads_back_is_reported(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
-    monkeypatch.setattr(FeatureSpace, "rows", lambda self, keys: None)
+    class Unreliable(FeatureSpace):
+        def rows(self, keys: Sequence[bytes]) -> None:
+            return None
+
+    store = WatchedStore(store.root, Unreliable)
     with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
         stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
 
@@ -473,16 +484,14 @@ def test_a_disk_that_never_reads_back_is_reported(
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("call", [9, 11], ids=["features", "manifest"])  # of the third shard; a shard syncs four times
 def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     inputs: list[TextInput],
     store: FeatureStore,
-    encoded: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
     call: int,
     codec: str,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 63 * row_bytes(codec, 2, 32))
-    monkeypatch.setattr(module, "FIT_TOKENS", 100)
+    store = in_small_shards(store, codec, fit_tokens=100)
     space = store.space(encoder.identity.to_json(), STATES, codec)
     calls = iter(range(1, 1000))
 
@@ -498,10 +507,14 @@ def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
     space.refresh()
     assert space.shards == 2
     missing = [pair for pair in inputs if text_key(*pair) not in space]
-    kept = {file: when for file, when in shards(space).items() if Path(file).stem in space._shards}
-    encoded.clear()
+    kept = {
+        file: when
+        for file, when in shards(space).items()
+        if (space.folder / "shards" / file).with_suffix(".json").exists()
+    }
+    encoder.read.clear()
     features, use = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
-    assert sorted(encoded) == ids(encoder, missing)
+    assert sorted(encoder.read) == ids(encoder, missing)
     assert use.hits == len(inputs) - len(missing) > 0
     assert kept.items() <= shards(space).items()
     assert same(values(features), through(codec, encoder, inputs, store))
@@ -525,14 +538,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     inputs: list[TextInput],
     small_disk: Path,
-    encoded: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
-    store = FeatureStore(small_disk)
+    store = in_small_shards(FeatureStore(small_disk), "fp16", 62)
     with pytest.raises(StoreError, match="the disk is full"):
         stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     assert not list(small_disk.rglob("*.partial"))
@@ -542,9 +552,9 @@ def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
     assert 0 < len(missing) < len(inputs)
 
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    encoded.clear()
+    encoder.read.clear()
     features, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
-    assert sorted(encoded) == ids(encoder, missing)
+    assert sorted(encoder.read) == ids(encoder, missing)
     assert same(values(features), values(live_features(inputs, encoder, states=STATES)))
 
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -552,9 +562,7 @@ def test_a_small_disk_fills_up_and_is_resumed_after_it_has_grown(
         stored_features([*inputs, ("something new", None)], encoder, store, Progress(), codec="fp16", states=STATES)
 
 
-def test_ctrl_c_keeps_finished_batches(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, encoded: list[tuple[int, ...]]
-) -> None:
+def test_ctrl_c_keeps_finished_batches(encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore) -> None:
     class Impatient(Recorder):
         def step(self, stage: str, done: int, total: int, note: str = "") -> None:
             super().step(stage, done, total, note)
@@ -567,9 +575,9 @@ def test_ctrl_c_keeps_finished_batches(
     space = store.space(encoder.identity.to_json(), STATES, "fp16")
     assert 20 < len(space) == progress.last[0] < 60
     missing = [pair for pair in inputs if text_key(*pair) not in space]
-    encoded.clear()
+    encoder.read.clear()
     features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16", states=STATES)
-    assert sorted(encoded) == ids(encoder, missing)
+    assert sorted(encoder.read) == ids(encoder, missing)
     assert same(values(features), values(live_features(inputs, encoder, states=STATES)))
 
 
@@ -619,10 +627,9 @@ def finished_shards(root: Path) -> int:
 
 @pytest.mark.parametrize("codec", ["fp16", "compact"])
 def test_a_killed_run_resumes_and_keeps_every_finished_shard(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     toy_rows: tuple[list[str], list[str]],
     store: FeatureStore,
-    encoded: list[tuple[int, ...]],
     child: Callable[[float, str], Child],
     codec: str,
 ) -> None:
@@ -639,7 +646,7 @@ def test_a_killed_run_resumes_and_keeps_every_finished_shard(
     kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
     (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
     features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec, states=STATES)
-    assert sorted(encoded) == ids(encoder, missing)
+    assert sorted(encoder.read) == ids(encoder, missing)
     assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
     assert kept.items() <= shards(space).items()
     assert not list(space.folder.rglob("*.partial"))
@@ -648,10 +655,9 @@ def test_a_killed_run_resumes_and_keeps_every_finished_shard(
 
 @pytest.mark.parametrize("codec", ["fp16", "compact"])
 def test_two_processes_encode_each_text_once(
-    encoder: Encoder,
+    encoder: WatchedEncoder,
     toy_rows: tuple[list[str], list[str]],
     store: FeatureStore,
-    encoded: list[tuple[int, ...]],
     child: Callable[[float, str], Child],
     codec: str,
 ) -> None:
@@ -665,24 +671,24 @@ def test_two_processes_encode_each_text_once(
     assert json.loads(output) == [0, 120]
     assert progress.said == ["waiting for another process that encodes with this encoder"]
     assert use.misses == 1
-    assert encoded == ids(encoder, inputs[-1:])
-    assert sorted([*other.read(), *encoded]) == ids(encoder, inputs)
+    assert encoder.read == ids(encoder, inputs[-1:])
+    assert sorted([*other.read(), *encoder.read]) == ids(encoder, inputs)
     assert same(values(features), through(codec, encoder, inputs, store))
 
 
 def test_a_file_in_the_place_of_the_store_is_explained(
-    encoder: Encoder, inputs: list[TextInput], tmp_path: Path, encoded: list[Any]
+    encoder: WatchedEncoder, inputs: list[TextInput], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Set YTUNING_CACHE to a folder you can write"):
         stored_features(inputs, encoder, FeatureStore(tmp_path / "file"), Progress(), codec="fp16", states=STATES)
-    assert encoded == []
+    assert encoder.read == []
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_view_of_some_states_is_those_of_all(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, codec: str, dtype: torch.dtype
 ) -> None:
     features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=range(4))
     features.dtype = dtype
@@ -699,7 +705,7 @@ def test_a_view_of_some_states_is_those_of_all(
 
 @pytest.mark.parametrize("codec", ["fp16", "int8"])
 def test_a_view_is_what_is_stored_of_those_states_and_can_be_stored_as_it(
-    encoder: Encoder, inputs: list[TextInput], tmp_path: Path, codec: str
+    encoder: WatchedEncoder, inputs: list[TextInput], tmp_path: Path, codec: str
 ) -> None:
     every, _ = stored_features(
         inputs, encoder, FeatureStore(tmp_path / "all"), Progress(), codec=codec, states=range(4)
@@ -709,14 +715,14 @@ def test_a_view_is_what_is_stored_of_those_states_and_can_be_stored_as_it(
     rows = torch.arange(len(inputs))
     assert torch.equal(view.tokens(rows), own.tokens(rows))
     copied = FeatureStore(tmp_path / "copied")
-    assert keep_features(inputs, view, encoder, copied, Progress(), codec=codec, states=STATES) == len(inputs)
+    assert keep_inputs(inputs, view, encoder, copied, Progress(), codec=codec, states=STATES) == len(inputs)
     kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses) == (len(inputs), 0)
     assert torch.equal(kept.tokens(rows), own.tokens(rows))
 
 
 @pytest.mark.parametrize("positions", [[], [2, 1], [1, 1], [-1], [4]])
-def test_a_view_needs_positions_that_there_are(encoder: Encoder, positions: list[int]) -> None:
+def test_a_view_needs_positions_that_there_are(encoder: WatchedEncoder, positions: list[int]) -> None:
     features = live_features([("my card", None)], encoder, states=range(4))
     with pytest.raises(ValueError, match=r"positions must differ, rise and be from 0 to 3\. Got \["):
         features.at_positions(positions)
@@ -725,7 +731,7 @@ def test_a_view_needs_positions_that_there_are(encoder: Encoder, positions: list
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("mode", [None, "separate"])
 def test_live_features_through_a_codec_are_the_stored_ones(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, codec: str, mode: PairMode | None
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, codec: str, mode: PairMode | None
 ) -> None:
     rows = [(text, other) for (text, _), (other, _) in zip(inputs, inputs[::-1], strict=True)] if mode else inputs
     stored, _ = stored_inputs(rows, encoder, store, Progress(), states=STATES, pair_mode=mode, codec=codec)
@@ -741,7 +747,7 @@ def test_live_features_through_a_codec_are_the_stored_ones(
 
 
 def test_compact_features_keep_the_basis_that_is_asked_for(
-    encoder: Encoder, inputs: list[TextInput], store: FeatureStore, tmp_path: Path
+    encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore, tmp_path: Path
 ) -> None:
     first, _ = stored_features(inputs, encoder, store, Progress(), states=STATES, codec="compact")
     assert isinstance(first.codec, PcaInt8Codec)
@@ -777,7 +783,7 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
         assert padded.lengths.tolist() == exact.lengths.tolist()
         assert padded.truncated_rows.tolist() == exact.truncated_rows.tolist()
         for row in range(len(rows)):
-            alone = [each.tokens(torch.tensor([row])) for each in (exact, padded)]
+            alone = [features.tokens(torch.tensor([row])) for features in (exact, padded)]
             torch.testing.assert_close(alone[1], alone[0], atol=4e-3, rtol=4e-3)
         values, mask = padded.batch(torch.arange(len(rows)))
         expected, _ = exact.batch(torch.arange(len(rows)))
@@ -786,27 +792,19 @@ def test_padded_features_are_nearly_those_of_equal_lengths(tiny_encoder: Path) -
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("order", ["as stored", "shuffled"])
-def test_features_in_a_devices_memory_are_the_stored_ones(
-    encoder: Encoder, store: FeatureStore, codec: str, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs: list[TextInput] = [
-        (" ".join([*WORDS[row % 7 : row % 7 + 1 + row % 5], str(row)]), None) for row in range(60)
-    ]
-    stored_features(
-        [inputs[row] for row in np.random.default_rng(0).permutation(60)],
-        encoder,
-        store,
-        Progress(),
-        codec=codec,
-        states=STATES,
-    )
-    features, _ = stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)
-    rows = torch.arange(5, 55)
+def test_features_in_a_devices_memory_are_the_stored_ones(codec: str, order: str) -> None:
+    """As stored, long runs are copied from where they lie; shuffled rows are gathered, in more than one chunk."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(2, 2 * CHUNK_TOKENS, 1, 4)).astype(np.float16)
+    made = build_codec(codec, 1, 4) or PcaInt8Codec.fitted(values[0])
+    arrays = [made.encode(torch.from_numpy(part)).numpy() for part in values]
+    start = np.concatenate([np.arange(0, 2 * CHUNK_TOKENS, 256)] * 2)
+    array, lengths = np.repeat([0, 1], len(start) // 2), np.full(len(start), 256)
+    features = TextFeatures(StoredRows(arrays, array, start, lengths, np.zeros(len(start), bool), made), torch.float32)
+    rows = torch.arange(5, len(start) - 5)
     if order == "shuffled":
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:20]
-    for fewest in (1, 1000):  # copied from where they lie, and gathered
-        monkeypatch.setattr(module, "FEWEST_RUN_TOKENS", fewest)
-        monkeypatch.setattr(module, "CHUNK_TOKENS", 50)
-        resident = features.resident(rows, torch.device("cpu"))
-        for batch in rows.split(7):
-            assert all(torch.equal(*pair) for pair in zip(resident.batch(batch), features.batch(batch), strict=True))
+        rows = rows[torch.from_numpy(generator.permutation(len(rows)))][: 3 * len(rows) // 4]
+    resident = features.resident(rows, torch.device("cpu"))
+    assert resident.is_resident and not features.is_resident
+    for batch in rows.split(100):
+        assert all(torch.equal(*pair) for pair in zip(resident.batch(batch), features.batch(batch), strict=True))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +17,19 @@ from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.splits import target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.estimator import YTuningClassifier
-from ytuning.features.features import CacheUse, live_features, stored_features
-from ytuning.features.pairs import PairFeatures, keep_inputs, live_inputs, stored_inputs
-from ytuning.features.store import FeatureStore
+from ytuning.features.codecs import Float16Codec
+from ytuning.features.features import (
+    BLOCK_BYTES,
+    CacheUse,
+    PairFeatures,
+    TextFeatures,
+    keep_inputs,
+    live_features,
+    live_inputs,
+    stored_features,
+    stored_inputs,
+)
+from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import PooledConfig
 from ytuning.progress import Progress
@@ -40,17 +50,17 @@ TEXTS = list(dict.fromkeys(text for pair in PAIRS for text in pair))
 
 
 def separate_live(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[int] = STATES) -> PairFeatures:
-    found = live_inputs(inputs, encoder, states=states, pair_mode="separate")
-    assert isinstance(found, PairFeatures)
-    return found
+    features = live_inputs(inputs, encoder, states=states, pair_mode="separate")
+    assert isinstance(features, PairFeatures)
+    return features
 
 
 def separate_stored(
     inputs: Sequence[TextInput], encoder: Encoder, store: FeatureStore, codec: str = "int8"
 ) -> tuple[PairFeatures, CacheUse]:
-    found, use = stored_inputs(inputs, encoder, store, Progress(), states=STATES, pair_mode="separate", codec=codec)
-    assert isinstance(found, PairFeatures)
-    return found, use
+    features, use = stored_inputs(inputs, encoder, store, Progress(), states=STATES, pair_mode="separate", codec=codec)
+    assert isinstance(features, PairFeatures)
+    return features, use
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +97,41 @@ def test_what_is_known_of_a_row_is_that_of_both_texts(encoder: Encoder, pairs: P
 def test_each_text_is_encoded_once_and_stored_like_any_other(encoder: Encoder, pairs: PairFeatures) -> None:
     store = FeatureStore()
     _, before = stored_features([(TEXTS[0], None)], encoder, store, Progress(), codec="fp16", states=STATES)
-    found, use = separate_stored(PAIRS, encoder, store, codec="fp16")
+    features, use = separate_stored(PAIRS, encoder, store, codec="fp16")
     assert (before.misses, use.hits, use.misses) == (1, 1, len(TEXTS) - 1)
     rows = torch.arange(4)
-    torch.testing.assert_close(found.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(features.batch(rows)[0], pairs.batch(rows)[0], atol=2e-3, rtol=2e-3)
 
 
-def test_rows_in_order_and_in_blocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [(f"card {word}", f"late {word}") for word in ["my", "the", "your", "a", "please", "help", "why", "how"]]
-    store = FeatureStore()
-    stored_features([(first, None) for first, _ in texts[::-1]], encoder, store, Progress(), states=STATES)
-    found, _ = separate_stored(texts, encoder, store)
+def test_rows_in_order_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eight first texts of one token each, stored backwards after their second ones; two pairs fill a block.
+    start = np.concatenate((np.arange(15, 7, -1), np.arange(8)))
+    codec, truncated = Float16Codec(1, BLOCK_BYTES // 8), np.zeros(16, bool)
+    array = np.random.default_rng(0).integers(0, 99, (16, BLOCK_BYTES // 4), np.uint8)
+    texts = TextFeatures(
+        StoredRows([array], np.zeros(16, np.int64), start, np.ones(16, np.int64), truncated, codec), torch.float32
+    )
+    pairs = PairFeatures(texts, torch.arange(8), torch.arange(8, 16))
     rows = torch.tensor([5, 1, 7, 2])
-    places = found.texts.in_order(found.first).tolist()
-    wanted = sorted(rows.tolist(), key=lambda row: places.index(int(found.first[row])))
-    monkeypatch.setattr("ytuning.features.pairs.BLOCK_BYTES", 2 * found.bytes_of(rows) // 4)
-    blocks = found.blocks(rows)
-    assert [len(block) for block in blocks] == [2, 2] and torch.cat(blocks).tolist() == wanted
-    found.prefetch(blocks[0])
+    blocks = pairs.blocks(rows)
+    assert [block.tolist() for block in blocks] == [[7, 5], [2, 1]]
+    pairs.prefetch(blocks[0])
     monkeypatch.setattr("ytuning.training.batches.IN_MEMORY", 0)
-    batches = shuffled_batches(found.lengths, rows, 2, seed=0, stored=found)
-    for _ in range(3):  # epochs
+    batches = shuffled_batches(pairs.lengths, rows, 2, seed=0, stored=pairs)
+    # Three epochs.
+    for _ in range(3):
         assert sorted(torch.cat([next(batches), next(batches)]).tolist()) == sorted(rows.tolist())
-    found.release()
+    pairs.release()
 
 
 @pytest.mark.parametrize("codec", ["int8", "compact"])
 def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) -> None:
-    found, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
+    features, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
     rows = torch.tensor([0, 2])
     with workers() as pool:
-        reduced = project_features(found, rows, pool, Progress())
+        reduced = project_features(features, rows, pool, Progress())
     assert reduced.features.pair_mode == "separate" and reduced.features.layers == 1
-    values, mask = found.batch(rows)
+    values, mask = features.batch(rows)
     coordinates, same = reduced.features.batch(rows)
     assert torch.equal(mask, same)
     projected = values.flatten(2) @ reduced.components.T
@@ -128,11 +140,11 @@ def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) 
 
 
 def test_a_view_of_pairs_and_what_is_kept_of_it(encoder: Encoder) -> None:
-    found = separate_live(PAIRS, encoder, states=range(4))
-    view = found.at_positions([2, 3])
+    features = separate_live(PAIRS, encoder, states=range(4))
+    view = features.at_positions([2, 3])
     assert isinstance(view, PairFeatures) and view.layers == 2
     rows = torch.tensor([4, 1])
-    assert torch.equal(view.batch(rows)[0], found.batch(rows)[0][:, :, 2:])
+    assert torch.equal(view.batch(rows)[0], features.batch(rows)[0][:, :, 2:])
     store = FeatureStore()
     assert keep_inputs(PAIRS, view, encoder, store, Progress(), states=STATES) == len(TEXTS)
     kept, use = separate_stored(PAIRS, encoder, store)
@@ -158,7 +170,7 @@ def test_pairs_have_default_hidden_states_of_their_own(
 ) -> None:
     quick = TrainingConfig(fewest_steps=10, most_steps=10, label_steps=1)
     monkeypatch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(width=16), quick))
-    texts, labels = (each[:60] for each in toy_rows)
+    texts, labels = (column[:60] for column in toy_rows)
     others = texts[::-1] if paired else None
     data = Dataset(texts, labels, text_pairs=others)
 
@@ -170,10 +182,10 @@ def test_pairs_have_default_hidden_states_of_their_own(
     if others:
         rows = [{**row, "text_pair": other} for row, other in zip(rows, others, strict=True)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = f"ytuning train {tmp_path / 'train.jsonl'} --encoder {deep} --out {tmp_path / 'task'} --quiet"
-    monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit, match="0"):
-        main()
+        main(
+            ["train", str(tmp_path / "train.jsonl"), "--encoder", str(deep), "--out", str(tmp_path / "task"), "--quiet"]
+        )
     assert json.loads((tmp_path / "task" / "task.json").read_text())["states"] == list(layers)
 
     work = work_on(data, str(deep))
@@ -186,4 +198,4 @@ def test_pairs_have_default_hidden_states_of_their_own(
     ranking = rank_layers(
         data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
     )
-    assert ranking.default == layers and layers in {each.states for each in ranking.ranked}
+    assert ranking.default == layers and layers in {choice.states for choice in ranking.ranked}

@@ -13,8 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from ytuning.data.kinds import TaskKind
-from ytuning.features.features import Features, ordered_batches
-from ytuning.features.pairs import PairFeatures
+from ytuning.features.features import Features, PairFeatures, ordered_batches
 
 __all__ = ["Probe", "mean_pooled", "tuned_probe"]
 

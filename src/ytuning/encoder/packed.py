@@ -14,62 +14,55 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
-from ytuning.encoder.torch_backend import FEWEST_TOKENS, half
-
 __all__ = [
-    "BLOCK",
-    "COUNTED_FROM_PADDING",
-    "DISTANCES",
-    "PRODUCT_BLOCK",
-    "ROWS",
-    "Distances",
-    "PackedStates",
-    "Packing",
-    "pack",
-    "packed_positions",
-]
+    "BLOCK", "COUNTED_FROM_PADDING", "DISTANCES", "FEWEST_TOKENS", "MATERIALISED", "PRODUCT_BLOCK", "ROWS", "Distances",
+    "PackedStates", "Packing", "half", "is_onednn_faster", "pack", "packed_positions",
+]  # fmt: skip
 
-TOKEN_STEP = 32  # rows of a product are a multiple of it: oneDNN compiles, and keeps in memory, every shape it meets
+# Matrix libraries switch kernels below about 16 rows, and with them the last bits of the result.
+FEWEST_TOKENS = 64
+# Rows of a product are a multiple of it: oneDNN compiles, and keeps in memory, every shape it meets.
+TOKEN_STEP = 32
 PACKED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Model types that are laid out like BERT."""
-
+COUNTED_FROM_PADDING = ("camembert", "roberta", "xlm-roberta", "mpnet")
+"""Model types whose positions begin after the padding's token id, which itself has that id as its position."""
 TRIED_ROWS = (FEWEST_TOKENS, 96, 128, 192, 256, 384, 512, 768, 1024)
-FEW_PRODUCTS = 4096  # multiplications up to which torch's batched products do not go to oneDNN
-MATERIALISED = 512  # tokens up to which bf16 attention keeps all weights (heads, T, T) of a text
-
+# Multiplications up to which torch's batched products do not go to oneDNN.
+FEW_PRODUCTS = 4096
+# Tokens up to which bf16 attention keeps all weights (heads, T, T) of a text.
+MATERIALISED = 512
 OPERATIONS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 """Of oneDNN, which torch's compiler uses and does not promise to keep."""
-
-Product = Callable[[Tensor], Tensor]
-ResidualProduct = Callable[[Tensor, Tensor], Tensor]
+Product = Callable[..., Tensor]
+"""Of states (N, D) and, where one is added, a residual."""
 
 
 class PackedStates:
     """Hidden states of an encoder that :meth:`fits`."""
 
-    def __init__(self, model: Any) -> None:
-        """``model`` is transformers' encoder on the CPU, fp32 or bf16.
+    def __init__(self, model: Any, *, onednn: bool) -> None:
+        """``model`` is transformers' encoder on the CPU, fp32 or bf16; oneDNN computes its products, or torch itself.
 
         Its layers' weights are taken from it, or they would be in memory twice; the model itself computes no more.
         """
         config = model.config
-        self.padding = (config.pad_token_id or 0) if config.model_type in COUNTED_FROM_PADDING else None
+        self._padding = (config.pad_token_id or 0) if config.model_type in COUNTED_FROM_PADDING else None
         self._embeddings = model.embeddings
-        fused = _fused(model.dtype)
         self._layers: list[_Layer] = []
         for layer in model.encoder.layer:
-            self._layers.append(_Layer(layer, fused=fused))
+            self._layers.append(_Layer(layer, onednn=onednn))
             layer.to("meta")
 
     @staticmethod
-    def fits(model: Any, device: torch.device) -> bool:
+    def fits(model: Any, device: torch.device, *, onednn: bool) -> bool:
         """Whether a model is laid out like BERT, nothing has been put into it or cut out of it, and it is on a CPU.
 
         In bf16 only oneDNN's products do not depend on the rows beside a row.
@@ -77,7 +70,7 @@ class PackedStates:
         config = model.config
         return (
             device.type == "cpu"
-            and (model.dtype == torch.float32 or _fused(model.dtype))
+            and (model.dtype == torch.float32 or onednn)
             and config.model_type in PACKED
             and config.hidden_act == "gelu"
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
@@ -99,67 +92,61 @@ class PackedStates:
         """
         count = len(ids)
         fill = max(FEWEST_TOKENS, -(-count // TOKEN_STEP) * TOKEN_STEP) - count
-        positions = packed_positions(ids, lengths, self.padding)
+        positions = packed_positions(ids, lengths, self._padding)
         borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
         groups = [(last - first, int(lengths[first])) for first, last in pairwise(borders)]
         with torch.inference_mode():
             types = np.zeros_like(ids) if types is None else types
             filled = [torch.from_numpy(np.pad(values, (0, fill))) for values in (ids, positions, types)]
-            hidden = self._embedded(*filled)  # (N + fill, D), as all that follow
+            embeddings = self._embeddings
+            sums = embeddings.word_embeddings(filled[0]) + embeddings.token_type_embeddings(filled[2])
+            # (N + fill, D), as all that follow
+            hidden = embeddings.LayerNorm(sums + embeddings.position_embeddings(filled[1]))
             kept = [hidden] if states[0] == 0 else []
-            for number, layer in enumerate(self._layers[: states[-1]], start=1):
+            for state, layer in enumerate(self._layers[: states[-1]], start=1):
                 hidden = layer(hidden, groups)
-                if number in states:
+                if state in states:
                     kept.append(hidden)
-            return half(torch.stack([each[:count] for each in kept], dim=1))
-
-    def _embedded(self, ids: Tensor, positions: Tensor, types: Tensor) -> Tensor:
-        """(N, D): hidden state 0."""
-        modules = self._embeddings
-        states = modules.word_embeddings(ids) + modules.token_type_embeddings(types)
-        normalised: Tensor = modules.LayerNorm(states + modules.position_embeddings(positions))
-        return normalised
+            return half(torch.stack([hidden[:count] for hidden in kept], dim=1))
 
 
 class _Layer:
     """One layer of BERT on tokens end to end."""
 
-    def __init__(self, layer: Any, *, fused: bool) -> None:
+    def __init__(self, layer: Any, *, onednn: bool) -> None:
         attention, output = layer.attention.self, layer.attention.output
         self.heads = attention.num_attention_heads
-        scale = attention.attention_head_size**-0.5  # of the scores, which spares a pass over them
-        query = [(each.float() * scale).to(each.dtype) for each in (attention.query.weight, attention.query.bias)]
-        projections = (attention.key, attention.value)
-        weight = torch.cat([query[0], *(each.weight for each in projections)])
-        bias = torch.cat([query[1], *(each.bias for each in projections)])
-        self.project = _product(weight, bias, fused=fused)
-        self.mix = _residual_product(output.dense, fused=fused)
-        self.widen = _product(layer.intermediate.dense.weight, layer.intermediate.dense.bias, fused=fused, active=True)
-        self.narrow = _residual_product(layer.output.dense, fused=fused)
-        self.norms = [(norm.weight, norm.bias, norm.eps) for norm in (output.LayerNorm, layer.output.LayerNorm)]
+        # Queries are scaled instead of the scores, which spares a pass over these.
+        scale = attention.attention_head_size**-0.5
+        query = [(values.float() * scale).to(values.dtype) for values in (attention.query.weight, attention.query.bias)]
+        # (3 D, D) and (3 D,)
+        weight = torch.cat([query[0], attention.key.weight, attention.value.weight])
+        bias = torch.cat([query[1], attention.key.bias, attention.value.bias])
+        widen = layer.intermediate.dense
+        self.project = _product(weight, bias, "none", onednn=onednn)
+        self.mix = _product(output.dense.weight, output.dense.bias, "add", onednn=onednn)
+        self.widen = _product(widen.weight, widen.bias, "gelu", onednn=onednn)
+        self.narrow = _product(layer.output.dense.weight, layer.output.dense.bias, "add", onednn=onednn)
+        norms = (output.LayerNorm, layer.output.LayerNorm)
+        self.norms = [(norm.weight.shape, norm.weight, norm.bias, norm.eps) for norm in norms]
 
     def __call__(self, states: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
         """(N, D) from (N, D), which are texts of these counts and lengths, and rows that stand for nothing."""
-        mixed = self._normalised(self.mix(self._attention(self.project(states), groups), states), 0)
-        return self._normalised(self.narrow(self.widen(mixed), mixed), 1)
-
-    def _normalised(self, states: Tensor, number: int) -> Tensor:
-        weight, bias, eps = self.norms[number]
-        return layer_norm(states, weight.shape, weight, bias, eps)
+        mixed = layer_norm(self.mix(self._attention(self.project(states), groups), states), *self.norms[0])
+        return layer_norm(self.narrow(self.widen(mixed), mixed), *self.norms[1])
 
     def _attention(self, projected: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
         """(N, D) from queries, keys and values (N, 3 D)."""
         width = projected.shape[1] // 3
-        found = projected.new_zeros(len(projected), width)
+        mixed = projected.new_zeros(len(projected), width)
         first = 0
         for count, length in groups:
             last = first + count * length
             # (3, texts, heads, T, D / heads)
             parts = projected[first:last].view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = _attended(parts).transpose(1, 2).reshape(count * length, width)
-            found[first:last] = mixed
+            mixed[first:last] = _attended(parts).transpose(1, 2).reshape(-1, width)
             first = last
-        return found
+        return mixed
 
 
 def _attended(parts: Tensor) -> Tensor:
@@ -187,7 +174,7 @@ def _is_plain(layer: Any, config: Any) -> bool:
     )
 
 
-def _fused(dtype: torch.dtype) -> bool:
+def is_onednn_faster(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies faster than the library behind torch's own products.
 
     So it is in bf16 and, with AVX-512, in fp32 (by a fifth); with AVX2 in fp32 it is slower.
@@ -199,25 +186,24 @@ def _fused(dtype: torch.dtype) -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _product(weight: Tensor, bias: Tensor, *, fused: bool, active: bool = False) -> Product:
-    """The product x W' + b and, if ``active``, GELU of it."""
-    if not fused:
-        return lambda x: gelu(linear(x, weight, bias)) if active else linear(x, weight, bias)
-    laid_out, kind = _laid_out(weight), ("gelu" if active else "none")
-    operation = torch.ops.mkldnn._linear_pointwise.default
-    return _steady(lambda x: operation(x, laid_out, bias, kind, [], "none" if active else ""), weight)
+def _product(weight: Tensor, bias: Tensor, after: Literal["none", "gelu", "add"], *, onednn: bool) -> Product:
+    """The product x W' + b, then GELU of it or a residual added, which is the second argument."""
+    if not onednn:
+        plain: dict[str, Product] = {
+            "none": lambda x: linear(x, weight, bias),
+            "gelu": lambda x: gelu(linear(x, weight, bias)),
+            "add": lambda x, residual: linear(x, weight, bias).add_(residual),
+        }
+        return plain[after]
+    # A copy in the layout that oneDNN's kernels read.
+    laid_out, operation = torch.ops.mkldnn._reorder_linear_weight(weight.data), torch.ops.mkldnn._linear_pointwise
+    if after == "add":
+        return _steady(lambda x, residual: operation.binary(x, residual, laid_out, bias, "add"), weight, residual=True)
+    algorithm = "none" if after == "gelu" else ""
+    return _steady(lambda x: operation.default(x, laid_out, bias, after, [], algorithm), weight)
 
 
-def _residual_product(dense: Any, *, fused: bool) -> ResidualProduct:
-    """The product x W' + b, and a residual added."""
-    weight, bias = dense.weight, dense.bias
-    if not fused:
-        return lambda x, residual: linear(x, weight, bias).add_(residual)
-    laid_out, operation = _laid_out(weight), torch.ops.mkldnn._linear_pointwise.binary
-    return _steady(lambda x, residual: operation(x, residual, laid_out, bias, "add"), weight, residual=True)
-
-
-def _steady(product: Callable[..., Tensor], weight: Tensor, *, residual: bool = False) -> Callable[..., Tensor]:
+def _steady(product: Product, weight: Tensor, *, residual: bool = False) -> Product:
     """The product, with zeros below its rows where fewer rows would give other bits.
 
     In bf16 on AMX, oneDNN adds up the terms of a long product in another order where there are few rows: below 384 for
@@ -228,36 +214,36 @@ def _steady(product: Callable[..., Tensor], weight: Tensor, *, residual: bool = 
     generator = torch.Generator().manual_seed(0)
     # (R, D) each: what is multiplied, and the residual.
     widths = [weight.shape[1], weight.shape[0]] if residual else [weight.shape[1]]
-    given = [torch.randn(TRIED_ROWS[-1], width, generator=generator).bfloat16() for width in widths]
-    whole = product(*given)
+    tried = [torch.randn(TRIED_ROWS[-1], width, generator=generator).bfloat16() for width in widths]
+    whole = product(*tried)
     fewest = TRIED_ROWS[-1]
     for rows in reversed(TRIED_ROWS[:-1]):
-        if not torch.equal(product(*(each[:rows].contiguous() for each in given)), whole[:rows]):
+        if not torch.equal(product(*(values[:rows].contiguous() for values in tried)), whole[:rows]):
             break
         fewest = rows
 
-    def steady(*rows: Tensor) -> Tensor:
-        count = len(rows[0])
+    def steady(*operands: Tensor) -> Tensor:
+        count = len(operands[0])
         if count >= fewest:
-            return product(*rows)
-        return product(*(pad(each, (0, 0, 0, fewest - count)) for each in rows))[:count]
+            return product(*operands)
+        return product(*(pad(values, (0, 0, 0, fewest - count)) for values in operands))[:count]
 
     return steady
 
 
-def _laid_out(weight: Tensor) -> Tensor:
-    """A copy of a weight in the layout that oneDNN's kernels read."""
-    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.data)
-    return found
+def half(states: Tensor) -> Tensor:
+    """Float16, whatever they are in."""
+    # Saturating is better than inf: some encoders have a few huge activations, which carry no meaning.
+    limit = torch.finfo(torch.float16).max
+    return states.float().clamp_(-limit, limit).to(torch.float16)
 
 
-COUNTED_FROM_PADDING = ("camembert", "roberta", "xlm-roberta", "mpnet")
-"""Model types whose positions begin after the padding's token id, which itself has that id as its position."""
-
-BLOCK = 64  # queries, and keys, of a tile of the GPU's attention...
-PRODUCT_BLOCK = 32  # ...and where scores get products by distance
-DISTANCES = 512  # the row of distance 0 in the tables of Distances, which end at this distance
-ROWS = 2 * DISTANCES + 2 * BLOCK  # of a table: a tile also reads rows of distances that no text has, and ignores them
+# Queries, and keys, of a tile of the GPU's attention, and of one where scores get products by distance.
+BLOCK, PRODUCT_BLOCK = 64, 32
+# The row of distance 0 in the tables of Distances, which end at this distance.
+DISTANCES = 512
+# Rows of a table: a tile also reads rows of distances that no text has, and ignores them.
+ROWS = 2 * DISTANCES + 2 * BLOCK
 
 
 @dataclass(frozen=True)

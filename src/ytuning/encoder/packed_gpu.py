@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,15 +25,16 @@ from ytuning.encoder.packed import (
     ROWS,
     Distances,
     Packing,
+    half,
     pack,
     packed_positions,
 )
-from ytuning.encoder.torch_backend import half
 
 __all__ = ["Kernels", "PackedGpu"]
 
 BERT_LIKE = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-TOKEN_STEP = 256  # rows of a product are a multiple of it, so that the library chooses among few kernels
+# Rows of a product are a multiple of it, so that the library chooses among few kernels.
+TOKEN_STEP = 256
 
 
 class Kernels(Protocol):
@@ -49,42 +49,28 @@ class Kernels(Protocol):
         """(N, D): the layer norm of a sum."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The modules of a layer, whatever they are called in its architecture."""
+class _Parts(NamedTuple):
+    """The modules of a layer, whatever they are called in its architecture: six products, then two norms."""
 
     query: Any
     key: Any
     value: Any
     mix: Any
-    mix_norm: Any
     widen: Any
     narrow: Any
+    mix_norm: Any
     narrow_norm: Any
 
-    @classmethod
-    def of(cls, layer: Any, kind: str) -> _Parts:
-        if kind == "mpnet":
-            attention = layer.attention.attn
-            projections = (attention.q, attention.k, attention.v, attention.o)
-            norm = layer.attention.LayerNorm
-        else:
-            attention = layer.attention.self
-            suffix = "_proj" if kind == "deberta-v2" else ""
-            names = ("query", "key", "value")
-            projections = (*(getattr(attention, name + suffix) for name in names), layer.attention.output.dense)
-            norm = layer.attention.output.LayerNorm
-        return cls(
-            *projections,
-            mix_norm=norm,
-            widen=layer.intermediate.dense,
-            narrow=layer.output.dense,
-            narrow_norm=layer.output.LayerNorm,
-        )
 
-    @property
-    def products(self) -> tuple[Any, ...]:
-        return self.query, self.key, self.value, self.mix, self.widen, self.narrow
+def _parts(layer: Any, kind: str) -> _Parts:
+    if kind == "mpnet":
+        attention, norm = layer.attention.attn, layer.attention.LayerNorm
+        products = (attention.q, attention.k, attention.v, attention.o)
+    else:
+        attention, norm = layer.attention.self, layer.attention.output.LayerNorm
+        names = ("query_proj", "key_proj", "value_proj") if kind == "deberta-v2" else ("query", "key", "value")
+        products = (*(getattr(attention, name) for name in names), layer.attention.output.dense)
+    return _Parts(*products, layer.intermediate.dense, layer.output.dense, norm, layer.output.LayerNorm)
 
 
 class PackedGpu:
@@ -102,15 +88,16 @@ class PackedGpu:
         config = model.config
         self.device = model.device
         self._embeddings = model.embeddings
-        self._project_embeddings = getattr(model, "embeddings_project", None)  # ELECTRA's small ones
+        # ELECTRA's small ones.
+        self._project_embeddings = getattr(model, "embeddings_project", None)
         self._typed = config.model_type != "mpnet"
         counted = config.model_type in COUNTED_FROM_PADDING
-        self.padding = int(model.embeddings.word_embeddings.padding_idx or 0) if counted else None
+        self._padding = int(model.embeddings.word_embeddings.padding_idx or 0) if counted else None
         with torch.inference_mode():
             distances = _distances(model)
             self._layers: list[_Layer] = []
             for layer in model.encoder.layer:
-                parts = _Parts.of(layer, config.model_type)
+                parts = _parts(layer, config.model_type)
                 self._layers.append(_Layer(parts, config.num_attention_heads, distances(layer), kernels))
                 layer.to("meta")
         products = any(layer.distances is not None and layer.distances.bias is None for layer in self._layers)
@@ -123,37 +110,27 @@ class PackedGpu:
         return device.type == "cuda" and importlib.util.find_spec("triton") is not None and _known(model, max_length)
 
     def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray, states: Sequence[int]) -> Tensor:
-        """Features of texts end to end; no layer above the deepest of the states is computed.
-
-        Args:
-            ids: (N,) token ids, int64.
-            types: (N,) segment ids, int64; None for an encoder without segments.
-            lengths: (B,) tokens in each text, N in all.
-            states: (L,) numbers of hidden states, rising.
-
-        Returns:
-            (N, L, D) float16, on the device.
-        """
+        """(N, L, D) float16, on the device: as of :class:`PackedStates`, of texts in any order."""
         count = len(ids)
         fill = -(-count // TOKEN_STEP) * TOKEN_STEP - count
-        positions = packed_positions(ids, lengths, self.padding)
+        positions = packed_positions(ids, lengths, self._padding)
         segments = np.zeros_like(ids) if types is None else types
         with torch.inference_mode():
             rows = np.stack([np.pad(values, (0, fill)) for values in (ids, positions, segments)])
             ids_there, positions_there, types_there = self._moved(torch.from_numpy(rows))
             packing = pack(lengths, self._moved, self._block)
-            given = {"token_type_ids": types_there[None]} if self._typed else {}
+            optional = {"token_type_ids": types_there[None]} if self._typed else {}
             # (N + fill, D), as all that follow
-            hidden = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **given)[0]
+            hidden = self._embeddings(input_ids=ids_there[None], position_ids=positions_there[None], **optional)[0]
             if self._project_embeddings is not None:
                 hidden = self._project_embeddings(hidden)
             first = hidden
             kept = [hidden[:count]] if states[0] == 0 else []
-            for number, layer in enumerate(self._layers[: states[-1]], start=1):
+            for state, layer in enumerate(self._layers[: states[-1]], start=1):
                 hidden = layer(hidden, packing)
-                if number == 1 and self._convolution is not None:
+                if state == 1 and self._convolution is not None:
                     hidden = self._convolution(first, hidden, packing)
-                if number in states:
+                if state in states:
                     kept.append(hidden[:count])
             return half(torch.stack(kept, dim=1))
 
@@ -169,22 +146,26 @@ class _Layer:
         self.heads, self.distances, self.kernels = heads, distances, kernels
         products = 1 if distances is None else 1 + (distances.keys is not None) + (distances.queries is not None)
         self.scale = (parts.query.out_features // heads * products) ** -0.5
-        projections = (parts.query, parts.key, parts.value)
-        self.weight = torch.cat([each.weight for each in projections])  # (3 D, D)
-        self.bias = torch.cat([each.bias for each in projections])
+        # (3 D, D) and (3 D,)
+        self.weight, self.bias = (
+            torch.cat([getattr(part, name) for part in (parts.query, parts.key, parts.value)])
+            for name in ("weight", "bias")
+        )
         self.mix, self.widen, self.narrow = (
-            (each.weight, each.bias) for each in (parts.mix, parts.widen, parts.narrow)
+            (part.weight, part.bias) for part in (parts.mix, parts.widen, parts.narrow)
         )
         self.norms = [(norm.weight, norm.bias, norm.eps) for norm in (parts.mix_norm, parts.narrow_norm)]
 
     def __call__(self, states: Tensor, packing: Packing) -> Tensor:
         """(N, D) from (N, D)."""
-        projected = linear(states, self.weight, self.bias)  # (N, 3 D)
-        found = self.kernels.packed_attention(
+        # (N, 3 D) -> (N, D)
+        projected = linear(states, self.weight, self.bias)
+        attended = self.kernels.packed_attention(
             projected, packing, self.heads, scale=self.scale, distances=self.distances
         )
-        mixed = self.kernels.add_and_normalise(linear(found, *self.mix), states, *self.norms[0])
-        wide = torch.ops.aten.gelu_(linear(mixed, *self.widen))  # (N, I)
+        mixed = self.kernels.add_and_normalise(linear(attended, *self.mix), states, *self.norms[0])
+        # (N, I)
+        wide = torch.ops.aten.gelu_(linear(mixed, *self.widen))
         return self.kernels.add_and_normalise(linear(wide, *self.narrow), mixed, *self.norms[1])
 
 
@@ -201,7 +182,8 @@ class _Convolution:
     def __call__(self, embedded: Tensor, states: Tensor, packing: Packing) -> Tensor:
         """(N, D) from the embeddings and the first layer's output, both (N, D); beyond a text's ends are zeros."""
         places = torch.arange(len(embedded), device=embedded.device)
-        texts = torch.bucketize(places, packing.offsets[1:], right=True)  # (N,)
+        # (N,)
+        texts = torch.bucketize(places, packing.offsets[1:], right=True)
         neighbours = []
         for shift in range(-self.reach, self.reach + 1):
             other = (places + shift).clamp(0, len(places) - 1)
@@ -213,61 +195,58 @@ class _Convolution:
 
 def _known(model: Any, max_length: int) -> bool:
     """Whether the architecture is one of those whose layers :class:`_Layer` computes."""
-    config = model.config
-    kind = config.model_type
+    config, kind = model.config, model.config.model_type
+    if kind not in (*BERT_LIKE, "mpnet", "deberta-v2"):
+        return False
+    layers = [_parts(layer, kind) for layer in model.encoder.layer]
     size, odd = divmod(config.hidden_size, config.num_attention_heads)
-    if (
-        kind not in (*BERT_LIKE, "mpnet", "deberta-v2")
-        or getattr(config, "hidden_act", None) != "gelu"
-        or getattr(config, "position_embedding_type", "absolute") not in ("absolute", None)
-        or getattr(config, "is_decoder", False)
-        or odd
-        or size < 16
-        or size & (size - 1)
-    ):
-        return False
-    if kind == "deberta-v2" and not _plain_deberta(model):
-        return False
-    if kind in ("mpnet", "deberta-v2") and max_length > DISTANCES:
-        return False
-    layers = [_Parts.of(layer, kind) for layer in model.encoder.layer]
-    return all(
-        type(product) is torch.nn.Linear and product.bias is not None for parts in layers for product in parts.products
-    ) and all(parts.query.out_features == config.hidden_size for parts in layers)
-
-
-def _plain_deberta(model: Any) -> bool:
-    convolution = getattr(model.encoder, "conv", None)
-    return model.encoder.relative_attention and (
-        convolution is None or (convolution.conv.groups == 1 and convolution.conv.kernel_size[0] % 2 == 1)
+    return (
+        getattr(config, "hidden_act", None) == "gelu"
+        and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+        and not getattr(config, "is_decoder", False)
+        # The kernel needs heads of a power of two.
+        and not odd
+        and size >= 16
+        and not size & (size - 1)
+        and (kind in BERT_LIKE or max_length <= DISTANCES)
+        and (kind != "deberta-v2" or (model.encoder.relative_attention and _is_plain_convolution(model)))
+        and all(type(part) is torch.nn.Linear and part.bias is not None for parts in layers for part in parts[:6])
+        and all(parts.query.out_features == config.hidden_size for parts in layers)
     )
+
+
+def _is_plain_convolution(model: Any) -> bool:
+    """Whether :class:`_Convolution` computes the model's convolution, if it has one."""
+    module = getattr(model.encoder, "conv", None)
+    return module is None or (module.conv.groups == 1 and module.conv.kernel_size[0] % 2 == 1)
 
 
 def _distances(model: Any) -> Callable[[Any], Distances | None]:
     """What makes a layer's terms by distance."""
     kind = model.config.model_type
-    distance = (torch.arange(ROWS) - DISTANCES).clamp(1 - DISTANCES, DISTANCES - 1)  # query - key
+    # (ROWS,): query - key
+    distance = (torch.arange(ROWS) - DISTANCES).clamp(1 - DISTANCES, DISTANCES - 1)
     query, key = distance.clamp_min(0).to(model.device), (-distance).clamp_min(0).to(model.device)
     probe = torch.zeros(1, DISTANCES, 1, device=model.device)
     if kind == "mpnet":
-        bias = model.encoder.compute_position_bias(probe)[0]  # (heads, T, T)
+        # (heads, T, T)
+        bias = model.encoder.compute_position_bias(probe)[0]
         shared = Distances(bias=bias[:, query, key].float().contiguous())
         return lambda _: shared
     if kind == "deberta-v2":
         embedded = model.encoder.get_rel_embedding()
         span = model.encoder.layer[0].attention.self.pos_ebd_size
         places = model.encoder.get_rel_pos(probe).view(DISTANCES, DISTANCES)[query, key]
-        chosen = embedded[(places + span).clamp(0, 2 * span - 1)]  # (ROWS, D)
+        # (ROWS, D)
+        positions = embedded[(places + span).clamp(0, 2 * span - 1)]
 
         def of_layer(layer: Any) -> Distances:
-            own = layer.attention.self
-            shared = own.share_att_key
-            keys = (own.key_proj if shared else own.pos_key_proj) if "c2p" in own.pos_att_type else None
-            queries = (own.query_proj if shared else own.pos_query_proj) if "p2c" in own.pos_att_type else None
-            return Distances(
-                keys=None if keys is None else keys(chosen).contiguous(),
-                queries=None if queries is None else queries(chosen).contiguous(),
-            )
+            own, tables = layer.attention.self, {}
+            prefix = "" if own.share_att_key else "pos_"
+            for table, module, term in (("keys", "key_proj", "c2p"), ("queries", "query_proj", "p2c")):
+                if term in own.pos_att_type:
+                    tables[table] = getattr(own, prefix + module)(positions).contiguous()
+            return Distances(**tables)
 
         return of_layer
     return lambda _: None

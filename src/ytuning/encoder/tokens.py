@@ -10,14 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 
 __all__ = [
-    "LONG_TEXTS",
-    "LongText",
-    "TokenizedTexts",
-    "Window",
-    "padded_places",
-    "plan_batches",
-    "plan_windows",
-]
+    "LONG_TEXTS", "BatchForm", "LongText", "TokenizedTexts", "Window", "padded_places", "plan_batches", "plan_windows",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,15 +35,10 @@ class TokenizedTexts:
         """(texts,) int64: tokens in each text."""
         return np.diff(self.offsets)
 
-    def alone(self, text: int) -> TokenizedTexts:
-        """One of the texts."""
-        return self.gathered([np.arange(self.offsets[text], self.offsets[text + 1])])
-
     def gathered(self, places: Sequence[np.ndarray]) -> TokenizedTexts:
         """Texts of tokens at these positions in ``ids``, none of them cut."""
-        chosen = np.concatenate(places)
-        offsets = np.concatenate(([0], np.cumsum([len(each) for each in places])))
-        return TokenizedTexts(self.ids[chosen], self.types[chosen], offsets, np.zeros(len(places), bool))
+        kept, offsets = np.concatenate(places), np.cumsum([0, *map(len, places)])
+        return TokenizedTexts(self.ids[kept], self.types[kept], offsets, np.zeros(len(places), bool))
 
     def places(self, indices: np.ndarray) -> np.ndarray:
         """(sum of their tokens,): positions in ``ids`` of the tokens of texts (B,), one text after the other."""
@@ -64,11 +53,6 @@ class TokenizedTexts:
         places, mask = padded_places(self.offsets[indices], self.lengths[indices])
         ids, types = np.where(mask, self.ids[places], padding), np.where(mask, self.types[places], 0)
         return ids.astype(np.int64), types.astype(np.int64), mask
-
-    def rows(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """(B, T): ``values`` (``ids`` or ``types``) of texts that all have T tokens."""
-        length = int(self.offsets[indices[0] + 1] - self.offsets[indices[0]])
-        return values[self.offsets[indices][:, None] + np.arange(length)]
 
 
 def padded_places(starts: np.ndarray, lengths: np.ndarray, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -86,14 +70,17 @@ def padded_places(starts: np.ndarray, lengths: np.ndarray, step: int = 1) -> tup
     return starts[:, None] + np.minimum(columns, lengths[:, None] - 1), columns < lengths[:, None]
 
 
-def plan_batches(lengths: np.ndarray, tokens: int, form: Literal["equal", "packed", "padded"]) -> Iterator[np.ndarray]:
+BatchForm = Literal["equal", "packed", "padded"]
+"""Texts of one length only; of any lengths, end to end; of similar lengths, with the padding to the longest counted."""
+
+
+def plan_batches(lengths: np.ndarray, tokens: int, form: BatchForm) -> Iterator[np.ndarray]:
     """Cut texts into batches, shortest first.
 
     Args:
         lengths: (texts,) tokens in each text, at least one.
         tokens: about the most in a batch; a text longer than that has a batch of its own.
-        form: ``"equal"``: texts of one length only; ``"packed"``: of any lengths, end to end; ``"padded"``: of similar
-            lengths, with the padding to the longest of them counted.
+        form: what a batch may hold.
 
     Yields:
         Positions (B,) of a batch's texts, which together are every text once.
@@ -121,7 +108,8 @@ def plan_batches(lengths: np.ndarray, tokens: int, form: Literal["equal", "packe
 LongText = Literal["truncate", "window"]
 """``"truncate"`` reads the beginning of a long text, ``"window"`` all of it."""
 LONG_TEXTS: tuple[LongText, ...] = get_args(LongText)
-OVERLAP = 4  # one part of so many of a window is in the next one too, so that no token stands at an edge
+# One part of so many of a window is in the next one too, so that no token stands at an edge.
+OVERLAP = 4
 
 
 @dataclass(frozen=True)
@@ -156,9 +144,9 @@ def plan_windows(length: int, most: int, before: int, after: int) -> list[Window
     cuts = [0, *((left + inner + right) // 2 for left, right in itertools.pairwise(starts)), content]
     special = np.arange(before), np.arange(length - after, length)
     windows = []
-    for number, start in enumerate(starts):
+    for start, (left, right) in zip(starts, itertools.pairwise(cuts), strict=True):
         tokens = np.concatenate((special[0], np.arange(before + start, before + start + inner), special[1]))
-        first = 0 if number == 0 else before + cuts[number] - start
-        last = most if number == len(starts) - 1 else before + cuts[number + 1] - start
+        first = before + left - start if left else 0
+        last = before + right - start if right < content else most
         windows.append(Window(tokens, slice(first, last)))
     return windows

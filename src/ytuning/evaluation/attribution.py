@@ -15,8 +15,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.kinds import Mistake, TaskKind
 from ytuning.encoder.encoder import Encoder, Span
 from ytuning.features.codecs import Codec
-from ytuning.features.features import Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead

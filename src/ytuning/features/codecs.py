@@ -28,23 +28,15 @@ if TYPE_CHECKING:
 # torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
 
 __all__ = [
-    "CODECS",
-    "DEFAULT_CODEC",
-    "Codec",
-    "Decoder",
-    "Float16Codec",
-    "Int8Codec",
-    "PcaCoordinates",
-    "PcaInt8Codec",
-    "ProjectedReader",
-    "Selected",
-    "build_codec",
-    "row_bytes",
-]
+    "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "Codec", "Decoder", "Float16Codec", "Int8Codec", "PcaCoordinates",
+    "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
+]  # fmt: skip
 
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
 HIGHEST = 127
+# A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
+FIT_TOKENS = 50_000
 # Rows decoded at a time, so that what is between the passes stays in the cache.
 PART = 128
 # Rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it.
@@ -83,9 +75,8 @@ class Float16Codec:
 
     def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
-        # (N, L, 2 * D) -> (N, S, 2 * D)
-        chosen = rows.unflatten(1, (self.layers, -1))[:, list(positions)]
-        return Float16Codec(len(positions), self.width).decode(chosen.flatten(1), dtype)
+        # (N, L, 2 * D) -> (N, S * 2 * D)
+        return self.decode(rows.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1), dtype)
 
 
 @dataclass(frozen=True)
@@ -122,9 +113,9 @@ class Int8Codec:
         import torch
 
         # (N, 2 * L) and (N, L * D), of which S of L groups are taken
-        scales, numbers = rows.split((2 * self.layers, self.layers * self.width), 1)
-        chosen = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in (scales, numbers)]
-        return _numbers(torch.cat(chosen, 1), len(positions), dtype)
+        parts = rows.split((2 * self.layers, self.layers * self.width), 1)
+        selected = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in parts]
+        return _numbers(torch.cat(selected, 1), len(positions), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +164,7 @@ class PcaInt8Codec:
                 # (P, L * D) -> (L * D, L * D)
                 whole = part.float()
                 moments += whole.T @ whole
-            energy, vectors = (found.numpy() for found in torch.linalg.eigh(moments / len(features)))
+            energy, vectors = (values.numpy() for values in torch.linalg.eigh(moments / len(features)))
         finally:
             torch.set_num_threads(threads)
         # (R,) and (L * D, R), the strongest first
@@ -183,12 +174,8 @@ class PcaInt8Codec:
         # Tokens that are not here have some energy in directions that those here lack.
         unseen = float(moments.trace()) / len(features) / size * kept / len(features)
         weights = (energy + unseen) ** 0.25 if unseen > 0 else np.ones(kept)
-        return cls(
-            layers,
-            width,
-            np.ascontiguousarray((vectors * np.sign(largest)).T, np.float32),
-            weights.astype(np.float32),
-        )
+        components = np.ascontiguousarray((vectors * np.sign(largest)).T, np.float32)
+        return cls(layers, width, components, weights.astype(np.float32))
 
     @classmethod
     def from_tensors(cls, layers: int, width: int, tensors: Mapping[str, np.ndarray]) -> PcaInt8Codec:
@@ -203,18 +190,6 @@ class PcaInt8Codec:
         if shapes != wanted or any(values.dtype != np.float32 for values in tensors.values()):
             raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
         return cls(layers, width, tensors["components"], tensors["weights"])
-
-    @classmethod
-    def from_bytes(cls, layers: int, width: int, data: bytes) -> PcaInt8Codec:
-        """The inverse of :meth:`to_bytes`.
-
-        Raises:
-            ValueError: not the bytes of a basis for L hidden states of width D.
-        """
-        try:
-            return cls.from_tensors(layers, width, safetensors.numpy.load(data))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"not a basis ({type(error).__name__})") from error
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -255,14 +230,13 @@ class PcaInt8Codec:
         """What features are encoded with, (L * D, R), or coordinates decoded to a type with, (R, L * D)."""
         import torch
 
-        key = (use, device)
-        if key not in self._matrices:
+        if (use, device) not in self._matrices:
             if isinstance(use, torch.dtype):
-                made = torch.from_numpy(self.components * self.weights[:, None]).to(use)
+                matrix = torch.from_numpy(self.components * self.weights[:, None]).to(use)
             else:
-                made = torch.from_numpy(self.components / self.weights[:, None]).T.contiguous()
-            self._matrices[key] = made.to(device)
-        return self._matrices[key]
+                matrix = torch.from_numpy(self.components / self.weights[:, None]).T.contiguous()
+            self._matrices[use, device] = matrix.to(device)
+        return self._matrices[use, device]
 
     def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D): the states at S positions, for each of which every number is needed."""
@@ -347,13 +321,8 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     Raises:
         InputError: unknown name.
     """
-    if name == "fp16":
-        return 2 * layers * width
-    if name == "int8":
-        return layers * (width + 2)
-    if name == "compact":
-        return _component_count(layers, width) + 2
-    raise InputError(must_be_one_of("store", name, CODECS))
+    sizes = (2 * layers * width, layers * (width + 2), _component_count(layers, width) + 2)
+    return dict(zip(CODECS, sizes, strict=True))[_known(name)]
 
 
 def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) -> Codec | None:
@@ -361,15 +330,22 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
 
     Raises:
         InputError: unknown name.
-        ValueError: see :meth:`PcaInt8Codec.from_bytes`.
+        ValueError: ``basis`` is not that of a compact codec (:meth:`PcaInt8Codec.to_bytes`) for such hidden states.
     """
-    if name == "fp16":
-        return Float16Codec(layers, width)
-    if name == "int8":
-        return Int8Codec(layers, width)
-    if name == "compact":
-        return None if basis is None else PcaInt8Codec.from_bytes(layers, width, basis)
-    raise InputError(must_be_one_of("store", name, CODECS))
+    if _known(name) != "compact":
+        return Float16Codec(layers, width) if name == "fp16" else Int8Codec(layers, width)
+    if basis is None:
+        return None
+    try:
+        return PcaInt8Codec.from_tensors(layers, width, safetensors.numpy.load(basis))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a basis ({type(error).__name__})") from error
+
+
+def _known(name: str) -> str:
+    if name not in CODECS:
+        raise InputError(must_be_one_of("store", name, CODECS))
+    return name
 
 
 def _component_count(layers: int, width: int) -> int:

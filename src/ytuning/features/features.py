@@ -1,4 +1,7 @@
-"""Texts -> token features, computing only what the store lacks."""
+"""Features of single texts and of pairs: computed where the store lacks them, and gathered batch by batch.
+
+Of pairs that are encoded separately, a text that many share is encoded once.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import copy
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from ytuning.data.dataset import TextInput
-from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.encoder import Batches, Encoder
 from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
 from ytuning.features.codecs import (
@@ -26,25 +28,15 @@ from ytuning.features.codecs import (
     Selected,
 )
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.features.writing import Source, encoded, write_features
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 
 __all__ = [
-    "CacheUse",
-    "Features",
-    "TextFeatures",
-    "keep_features",
-    "live_features",
-    "ordered_batches",
-    "stored_features",
-]
+    "CacheUse", "Features", "PairFeatures", "TextFeatures", "keep_inputs", "live_features",
+    "live_inputs", "ordered_batches", "stored_features", "stored_inputs",
+]  # fmt: skip
 
-# A shard is written when it holds this many bytes, so a killed run loses no more than them.
-SHARD_BYTES = 256 << 20
-# The first shard of a run is small and the next ones double, so a short run that is killed loses about half.
-FIRST_SHARD_BYTES = 4 << 20
-# So many texts are tokenised and sorted by length at a time. Memory then does not grow with the data.
-WINDOW_TEXTS = 16_384
 # Tokens of a batch when stored features are written again in another codec.
 COPIED_TOKENS = 4096
 # Tokens that are copied to a GPU at a time, where they have to be gathered first.
@@ -59,10 +51,6 @@ RESIDENT_BYTES = 48 << 20
 # Batches are padded to a multiple of so many tokens: in bfloat16 oneDNN computes, which compiles, and keeps in memory,
 # every shape that it meets. In float32 another library does, and padding would only cost time.
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
-# A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
-FIT_TOKENS = 50_000
-# With fewer tokens for each component than this, the basis may fit other texts badly, and a warning says so.
-FEWEST_FIT_TOKENS = 10
 # Bytes that are read at once from a store larger than the memory: one seek for many rows.
 BLOCK_BYTES = 256 << 10
 WAITING = "waiting for another process that encodes with this encoder"
@@ -71,11 +59,6 @@ OTHER_BASIS = (
 )
 # What was just written is read back so many times before the disk is called bad.
 ATTEMPTS = 3
-
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
-Source = Callable[[np.ndarray, Codec | None], tuple[np.ndarray, np.ndarray, Batches]]
-"""Positions of texts (N,) -> their token counts (N,), whether each was cut (N,), and batches as of Encoder.encode, in a
-codec where one is given."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +76,11 @@ class CacheUse:
     bytes: int
 
 
-class Features(Protocol):
-    """Frozen token features of the rows of a data set: what training and answering read, batch by batch.
-
-    :class:`TextFeatures` has a text, or a pair that was encoded as one text, in each row; `pairs.PairFeatures` has two
-    texts.
+class TextFeatures:
+    """Frozen token features with one encoded text, or two encoded as one, in each row, gathered from where they lie.
 
     Attributes:
+        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
         lengths: (rows,) int64 tensor; tokens of each row.
         truncated_rows: (rows,) bool array; whether the row's text was cut at the encoder's maximum length.
         layers: L, hidden states kept of each token.
@@ -108,59 +89,6 @@ class Features(Protocol):
         is_resident: whether they are those of :meth:`resident`.
         pair_mode: ``"separate"`` if a row is a pair of texts that were encoded separately, else None.
         codec: what stored bytes are decoded with.
-    """
-
-    lengths: torch.Tensor
-    truncated_rows: np.ndarray
-    layers: int
-    width: int
-    device: torch.device
-    is_resident: bool
-    pair_mode: PairMode | None
-    codec: Decoder
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        ...
-
-    def bytes_of(self, rows: torch.Tensor) -> int:
-        """What rows (N,) take where they lie."""
-        ...
-
-    def at_positions(self, positions: Sequence[int]) -> Features:
-        """The same rows, of each token only the hidden states at these positions among the L."""
-        ...
-
-    def recoded(self, codec: Codec) -> Features:
-        """The same rows in memory in another codec."""
-        ...
-
-    def resident(self, rows: torch.Tensor, device: torch.device) -> Features:
-        """The same features in a device's memory, of rows (N,) only."""
-        ...
-
-    def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Rows (N,) in runs of neighbours in the store."""
-        ...
-
-    def prefetch(self, block: torch.Tensor) -> None:
-        """Ask the system to read a block of rows (N,) at once; only a hint."""
-        ...
-
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, T, L, D) and mask (B, T) of rows (B,), or of separate pairs (2 * B, T, L, D) and (2 * B, T)."""
-        ...
-
-    def release(self) -> None:
-        """Let go of the pages of the store that reading has brought into memory."""
-        ...
-
-
-class TextFeatures:
-    """Features with one encoded text in each row, gathered from where they lie.
-
-    Attributes:
-        dtype: of the batches: bfloat16 where the encoder computed in it, which loses nothing more, else float32.
     """
 
     pair_mode: PairMode | None = None
@@ -192,16 +120,16 @@ class TextFeatures:
 
     def at_positions(self, positions: Sequence[int]) -> TextFeatures:
         """The same rows, of each token only the hidden states at these positions among the L (from 0, rising)."""
-        chosen = tuple(positions)
-        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.layers:
-            raise ValueError(f"positions must differ, rise and be from 0 to {self.layers - 1}. Got {list(chosen)}")
-        if len(chosen) == self.layers:
+        wanted, codec = tuple(positions), self.codec
+        if not wanted or list(wanted) != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < self.layers:
+            raise ValueError(f"positions must differ, rise and be from 0 to {self.layers - 1}. Got {list(wanted)}")
+        if len(wanted) == self.layers:
             return self
-        if isinstance(self.codec, Selected):
-            return self.seen_as(Selected(self.codec.codec, tuple(self.codec.positions[each] for each in chosen)))
+        if isinstance(codec, Selected):
+            wanted, codec = tuple(codec.positions[position] for position in wanted), codec.codec
         # Readers of coordinates hold a single state, which has been returned above.
-        assert not isinstance(self.codec, PcaCoordinates | ProjectedReader)
-        return self.seen_as(Selected(self.codec, chosen))
+        assert not isinstance(codec, PcaCoordinates | ProjectedReader)
+        return self.seen_as(Selected(codec, wanted))
 
     def recoded(self, codec: Codec) -> TextFeatures:
         """The same rows in memory in another codec: what a store in that codec would hold of them."""
@@ -222,22 +150,21 @@ class TextFeatures:
         # Rows that follow each other in the store, as those of one data set do, are copied from where they lie.
         array, start = self._array[ordered], self._start[ordered]
         apart = (array.diff() != 0) | (start.diff() != lengths[:-1])
-        runs = list(ordered.tensor_split(apart.nonzero()[:, 0] + 1))
+        runs = ordered.tensor_split(apart.nonzero()[:, 0] + 1)
         gathered = len(runs) * FEWEST_RUN_TOKENS > len(held)
-        first = 0
-        for rows_there in _chunks(ordered, ends) if gathered else runs:
-            place, tokens = int(self._start[rows_there[0]]), int(self.lengths[rows_there].sum())
-            array_there = self._arrays[int(self._array[rows_there[0]])]
-            stored = self._stored_tokens(rows_there) if gathered else array_there[place : place + tokens]
-            held[first : first + tokens] = stored.to(device)
-            first += tokens
+        if gathered:
+            runs = ordered.split(torch.bincount((ends - 1) // CHUNK_TOKENS).tolist())
+        for run, target in zip(runs, held.split([int(self.lengths[run].sum()) for run in runs]), strict=True):
+            first = int(self._start[run[0]])
+            neighbours = self._arrays[int(self._array[run[0]])][first : first + len(target)]
+            target.copy_(self._stored_tokens(run) if gathered else neighbours)
         self.release()
         view = copy.copy(self)
-        view.device, view._arrays, view._maps, view._gathered = device, [held], [], 0
+        view.device, view.is_resident = device, True
+        view._arrays, view._maps, view._gathered = [held], [], 0
         # Of other rows: out of bounds.
         view._start = torch.full((len(self),), len(held)).index_copy_(0, ordered, ends - lengths)
         view._array = torch.zeros(len(self), dtype=torch.int64)
-        view.is_resident = True
         return view
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
@@ -248,10 +175,9 @@ class TextFeatures:
     def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Rows (N,) in runs of neighbours, each of about ``BLOCK_BYTES`` of one array."""
         ordered = self.in_order(rows)
-        array = self._array[ordered]
         block = self._start[ordered] * self._arrays[0].shape[1] // BLOCK_BYTES
-        borders = ((array.diff() != 0) | (block.diff() != 0)).nonzero()[:, 0] + 1
-        return list(ordered.tensor_split(borders))
+        apart = (self._array[ordered].diff() != 0) | (block.diff() != 0)
+        return list(ordered.tensor_split(apart.nonzero()[:, 0] + 1))
 
     def prefetch(self, block: torch.Tensor) -> None:
         """Ask the system to read a block of neighbouring rows (N,) at once; only a hint, and without a map nothing."""
@@ -298,16 +224,16 @@ class TextFeatures:
 
     def _gather(self, tokens: torch.Tensor, array: torch.Tensor) -> torch.Tensor:
         """(B * T, row bytes) uint8 of tokens (B, T) of the arrays (B,)."""
-        numbers = array.unique().tolist()
-        if len(numbers) == 1:
-            stored = self._arrays[numbers[0]].index_select(0, tokens.flatten())
+        first, *others = array.unique().tolist()
+        if not others:
+            stored = self._arrays[first].index_select(0, tokens.flatten())
         else:
             stored = torch.empty(*tokens.shape, self._arrays[0].shape[1], dtype=torch.uint8)
-            for number in numbers:
-                rows = (array == number).nonzero()[:, 0]
+            for shard in (first, *others):
+                rows = (array == shard).nonzero()[:, 0]
                 # (tokens of the rows, row bytes)
-                found = self._arrays[number].index_select(0, tokens[rows].flatten())
-                stored.index_copy_(0, rows, found.view(len(rows), *stored.shape[1:]))
+                values = self._arrays[shard].index_select(0, tokens[rows].flatten())
+                stored.index_copy_(0, rows, values.view(len(rows), *stored.shape[1:]))
             stored = stored.flatten(0, 1)
         self._gathered += stored.nbytes
         if self._gathered > RESIDENT_BYTES:
@@ -322,9 +248,76 @@ class TextFeatures:
                 view.madvise(mmap.MADV_DONTNEED)
 
 
-def _chunks(ordered: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
-    """Rows (N,), whose tokens end at (N,), in parts of about ``CHUNK_TOKENS`` tokens."""
-    return list(torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist()))
+class PairFeatures:
+    """Features of pairs of rows of other features; a batch holds the first texts of its pairs, then the second ones.
+
+    Attributes:
+        texts: features of single texts.
+        first, second: (rows,) int64, positions in ``texts`` of the texts of each pair.
+    """
+
+    pair_mode: PairMode | None = "separate"
+
+    def __init__(self, texts: TextFeatures, first: torch.Tensor, second: torch.Tensor) -> None:
+        self.texts, self.first, self.second = texts, first, second
+        # (rows,): a batch pads both sides to the longer text of its pairs, so that is what a row costs.
+        self.lengths = torch.maximum(texts.lengths[first], texts.lengths[second])
+        self.truncated_rows = texts.truncated_rows[first.numpy()] | texts.truncated_rows[second.numpy()]
+        self.layers, self.width, self.codec = texts.layers, texts.width, texts.codec
+        self.device, self.is_resident = texts.device, texts.is_resident
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def with_texts(self, texts: TextFeatures) -> PairFeatures:
+        """The same pairs of other features of the same texts."""
+        return PairFeatures(texts, self.first, self.second)
+
+    def texts_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Positions in ``texts`` of all texts of rows (N,), sorted, each once."""
+        return torch.cat((self.first[rows], self.second[rows])).unique()
+
+    def bytes_of(self, rows: torch.Tensor) -> int:
+        """What the texts of rows (N,) take where they lie."""
+        return self.texts.bytes_of(self.texts_of(rows))
+
+    def at_positions(self, positions: Sequence[int]) -> PairFeatures:
+        """The same pairs, of each token only the hidden states at these positions among the L."""
+        return self.with_texts(self.texts.at_positions(positions))
+
+    def recoded(self, codec: Codec) -> PairFeatures:
+        """The same pairs with their texts in another codec; see `TextFeatures.recoded`."""
+        return self.with_texts(self.texts.recoded(codec))
+
+    def resident(self, rows: torch.Tensor, device: torch.device) -> PairFeatures:
+        """The same pairs with the texts of rows (N,) in a device's memory."""
+        return self.with_texts(self.texts.resident(self.texts_of(rows), device))
+
+    def blocks(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Rows (N,) in runs whose first texts are neighbours; the second ones may lie anywhere."""
+        # (texts,): where each text comes in the store, so that pairs are ordered by their first text.
+        rank = torch.empty(len(self.texts), dtype=torch.int64)
+        rank[self.texts.in_order(torch.arange(len(self.texts)))] = torch.arange(len(self.texts))
+        ordered = rows[torch.argsort(rank[self.first[rows]], stable=True)]
+        # Second texts may lie anywhere, so a block is only as many pairs as fit into it on average.
+        bytes_each = self.bytes_of(rows) // len(rows)
+        return list(ordered.split(max(1, BLOCK_BYTES // max(1, bytes_each))))
+
+    def prefetch(self, block: torch.Tensor) -> None:
+        """Ask the system to read the first texts of a block of rows (N,) at once; only a hint."""
+        self.texts.prefetch(self.first[block])
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (2 * B, T, L, D) and mask (2 * B, T) of rows (B,): B first texts, then B second ones."""
+        return self.texts.batch(torch.cat((self.first[indices], self.second[indices])))
+
+    def release(self) -> None:
+        """Let go of the pages of the store that reading has brought into memory."""
+        self.texts.release()
+
+
+Features = TextFeatures | PairFeatures
+"""Frozen token features of the rows of a data set: what training and answering read, batch by batch."""
 
 
 def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch.Tensor]:
@@ -367,11 +360,10 @@ def stored_features(
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
-    said = 0
     for _ in range(ATTEMPTS):
         if space.codec is None or any(key not in space for key in distinct):
             with space.locked(lambda: progress.say(WAITING)):
-                said = _say_damages(space, said, progress)
+                _say_damages(space, progress)
                 # A task's basis comes first: these texts alone would give another one.
                 if basis is not None and space.codec is None:
                     space.establish(basis)
@@ -379,57 +371,32 @@ def stored_features(
                     missing = [key for key in distinct if key not in space]
                     misses.update(missing)
                     source = _encoding([distinct[key] for key in missing], encoder, states)
-                    _write_into(space, missing, source, progress)
+                    write_features(space, missing, source, progress, store.sizes)
         # Only a task's own basis gives the numbers that its head was trained on.
         if basis is not None and not basis.has_basis_of(space.codec):
             progress.say(OTHER_BASIS)
             features = live_features(inputs, encoder, states=states, codec=basis)
             return features, CacheUse(0, len(distinct), 0)
         rows = space.rows(keys)
-        said = _say_damages(space, said, progress)
+        _say_damages(space, progress)
         if rows is not None:
-            stored = dict(zip(keys, rows.length.tolist(), strict=True))
-            use = CacheUse(len(distinct) - len(misses), len(misses), sum(stored.values()) * space.row_bytes)
+            tokens = sum(dict(zip(keys, rows.length.tolist(), strict=True)).values())
+            use = CacheUse(len(distinct) - len(misses), len(misses), tokens * space.row_bytes)
             return TextFeatures(rows, _dtype(encoder)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
 
 
-def keep_features(
-    inputs: Sequence[TextInput],
-    features: TextFeatures,
-    encoder: Encoder,
-    store: FeatureStore,
-    progress: Progress,
-    *,
-    states: Sequence[int],
-    codec: str = DEFAULT_CODEC,
-) -> int:
-    """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
-
-    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
-
-    Raises: as :func:`stored_features`.
-    """
-    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
-    rows = {text_key(*pair): row for row, pair in enumerate(inputs)}
-    with space.locked(lambda: progress.say(WAITING)):
-        _say_damages(space, 0, progress)
-        missing = [key for key in rows if key not in space]
-        _write_into(space, missing, _copying(features, np.array([rows[key] for key in missing], np.int64)), progress)
-    return len(missing)
-
-
 def _dtype(encoder: Encoder) -> torch.dtype:
     return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
 
 
-def _say_damages(space: FeatureSpace, said: int, progress: Progress) -> int:
-    """Name the damages after the first ``said``; returns how many have been named now."""
-    for damage in space.damages[said:]:
+def _say_damages(space: FeatureSpace, progress: Progress) -> None:
+    """Name the damages that have not been named yet."""
+    for damage in space.damages:
         progress.say(str(damage))
-    return len(space.damages)
+    space.damages.clear()
 
 
 def live_features(
@@ -478,11 +445,11 @@ def _copying(features: TextFeatures, rows: np.ndarray) -> Source:
     """Features that are there already as a source; position i is their row ``rows[i]``."""
 
     def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
-        chosen = torch.from_numpy(rows[positions])
-        lengths = features.lengths[chosen].numpy()
+        wanted = torch.from_numpy(rows[positions])
+        lengths = features.lengths[wanted].numpy()
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
-            (batch, _encoded(features.tokens(chosen[batch]), codec))
+            (batch, encoded(features.tokens(wanted[batch]), codec))
             for batch in plan_batches(lengths, COPIED_TOKENS, "equal")
         )
         return lengths, features.truncated_rows[rows[positions]], batches
@@ -490,90 +457,73 @@ def _copying(features: TextFeatures, rows: np.ndarray) -> Source:
     return source
 
 
-def _write_into(space: FeatureSpace, keys: list[bytes], source: Source, progress: Progress) -> None:
-    """Write the features of texts in shards; when it is interrupted, what is finished is written too.
+def stored_inputs(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    states: Sequence[int],
+    pair_mode: PairMode | None,
+    codec: str | Codec = DEFAULT_CODEC,
+) -> tuple[Features, CacheUse]:
+    """Features through the store of single texts (``pair_mode`` None) or of pairs; see :func:`stored_features`."""
+    texts, with_pairs = _encoded_texts(inputs, pair_mode)
+    features, use = stored_features(texts, encoder, store, progress, states=states, codec=codec)
+    return with_pairs(features), use
 
-    A space that has no basis yet gets it from a sample of the texts, which is held in memory and written first.
+
+def live_inputs(
+    inputs: Sequence[TextInput],
+    encoder: Encoder,
+    *,
+    states: Sequence[int],
+    pair_mode: PairMode | None,
+    codec: Codec | None = None,
+    padded: bool = False,
+) -> Features:
+    """The same in memory, with the store left alone; see :func:`live_features`."""
+    texts, with_pairs = _encoded_texts(inputs, pair_mode)
+    return with_pairs(live_features(texts, encoder, states=states, codec=codec, padded=padded))
+
+
+def keep_inputs(
+    inputs: Sequence[TextInput],
+    features: Features,
+    encoder: Encoder,
+    store: FeatureStore,
+    progress: Progress,
+    *,
+    states: Sequence[int],
+    codec: str = DEFAULT_CODEC,
+) -> int:
+    """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
+
+    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
+
+    Raises: as :func:`stored_features`.
     """
-    done, limit = 0, FIRST_SHARD_BYTES
-    for window in _windows(len(keys), source if space.codec is None else None):
-        lengths, truncated, batches = source(window, space.codec)
-        if space.codec is None:
-            held = list(batches)
-            space.establish(_fitted([features for _, features in held], space, progress))
-            batches = ((indices, _encoded(torch.from_numpy(features), space.codec)) for indices, features in held)
-        shard = _Shard(space, [keys[position] for position in window], lengths, truncated, limit)
-        try:
-            for indices, rows in batches:
-                shard.add(indices, rows)
-                done += len(indices)
-                progress.step("encode", done, len(keys))
-        finally:
-            shard.flush()
-        limit = shard.limit
+    texts, _ = _encoded_texts(inputs, features.pair_mode)
+    of_texts = features.texts if isinstance(features, PairFeatures) else features
+    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
+    rows = {text_key(*pair): row for row, pair in enumerate(texts)}
+    with space.locked(lambda: progress.say(WAITING)):
+        _say_damages(space, progress)
+        missing = [key for key in rows if key not in space]
+        source = _copying(of_texts, np.array([rows[key] for key in missing], np.int64))
+        write_features(space, missing, source, progress, store.sizes)
+    return len(missing)
 
 
-def _windows(count: int, unfitted: Source | None) -> Iterator[np.ndarray]:
-    """Positions of all texts in parts; the first part is what a basis should be fitted on, if one has to be.
-
-    Within a part the encoder goes from short texts to long ones: its first tokens would stand for short texts only.
-    """
-    rest = np.arange(count)
-    if unfitted is not None and count:
-        lengths, _, _ = unfitted(rest[:: -(-count // 1024)], None)
-        sample = rest[:: max(1, round(count * lengths.mean() / FIT_TOKENS))]
-        yield sample
-        rest = np.delete(rest, sample)
-    yield from (rest[first : first + WINDOW_TEXTS] for first in range(0, len(rest), WINDOW_TEXTS))
-
-
-def _encoded(features: torch.Tensor, codec: Codec | None) -> np.ndarray:
-    return (features if codec is None else codec.encode(features)).numpy()
-
-
-def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) -> PcaInt8Codec:
-    """The basis fitted on batches (tokens, L, D)."""
-    tokens = np.concatenate(batches)
-    basis = PcaInt8Codec.fitted(tokens)
-    if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
-        progress.say(
-            f"the store's compact basis is fitted on {len(tokens):,} tokens only and may fit other texts badly: before "
-            f"you add many, begin anew with ytuning cache remove {space.folder.name}"
-        )
-    return basis
-
-
-class _Shard:
-    """Gathers encoded batches in one buffer, so that no batch outlives its turn, and writes it when it is full.
-
-    It is full at ``limit`` bytes, then at twice as many. The time does not matter, so that the same texts lie in the
-    same shards on a slow machine.
-    """
-
-    def __init__(
-        self, space: FeatureSpace, keys: list[bytes], lengths: np.ndarray, truncated: np.ndarray, limit: int
-    ) -> None:
-        self.space, self.limit = space, limit
-        self.keys, self.lengths, self.truncated = keys, lengths, truncated
-        self.buffer = np.empty((max(1, SHARD_BYTES // space.row_bytes), space.row_bytes), np.uint8)
-        self.rows: list[np.ndarray] = []
-        self.used = 0
-
-    def add(self, indices: np.ndarray, batch: np.ndarray) -> None:
-        """Take a batch: positions of its texts (B,) and their encoded tokens (tokens, row bytes)."""
-        if self.rows and self.used + len(batch) > min(len(self.buffer), self.limit // self.space.row_bytes):
-            self.flush()
-            self.limit = min(2 * self.limit, SHARD_BYTES)
-        if len(batch) > len(self.buffer):
-            self.buffer = np.empty_like(batch)
-        self.buffer[self.used : self.used + len(batch)] = batch
-        self.rows.append(indices)
-        self.used += len(batch)
-
-    def flush(self) -> None:
-        """Write what has been gathered, if anything."""
-        if not self.rows:
-            return
-        rows, features = np.concatenate(self.rows), self.buffer[: self.used]
-        self.rows, self.used = [], 0
-        self.space.write([self.keys[row] for row in rows], self.lengths[rows], self.truncated[rows], features)
+def _encoded_texts(
+    inputs: Sequence[TextInput], pair_mode: PairMode | None
+) -> tuple[Sequence[TextInput], Callable[[TextFeatures], Features]]:
+    """What the encoder reads for texts or pairs, each text of separate pairs once, and what makes rows of that."""
+    if pair_mode != "separate":
+        return inputs, lambda features: features
+    places: dict[str, int] = {}
+    first, second = (
+        torch.tensor([places.setdefault(text or "", len(places)) for text in side])
+        for side in zip(*inputs, strict=True)
+    )
+    return [(text, None) for text in places], lambda features: PairFeatures(features, first, second)

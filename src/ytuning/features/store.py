@@ -35,10 +35,10 @@ import numpy as np
 import platformdirs
 
 from ytuning.errors import InputError, StoreError, must_be_one_of, wrong_schema
-from ytuning.features.codecs import CODECS, Decoder, PcaInt8Codec, build_codec, row_bytes
+from ytuning.features.codecs import CODECS, FIT_TOKENS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
-__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "text_key"]
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
 
 SCHEMA = 1
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
@@ -54,6 +54,20 @@ def text_key(text: str, pair: str | None = None) -> bytes:
     first = text.encode()
     content = b"%d:" % len(first) + first + (b"" if pair is None else b"+" + pair.encode())
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class WriteSizes:
+    """How much is written, tokenised and fitted at a time."""
+
+    # A shard is written when it holds this many bytes, so a killed run loses no more than them.
+    shard_bytes: int = 256 << 20
+    # The first shard of a run is small and the next ones double, so a short run that is killed loses about half.
+    first_shard_bytes: int = 4 << 20
+    # So many texts are tokenised and sorted by length at a time. Memory then does not grow with the data.
+    window_texts: int = 16_384
+    # Tokens that the basis of a compact space is fitted on.
+    fit_tokens: int = FIT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -100,17 +114,14 @@ class _Shard:
     truncated: np.ndarray
     basis: str | None
 
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
 
 class FeatureStore:
     """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, sizes: WriteSizes | None = None) -> None:
         default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
         self.root = Path(default if root is None else root)
+        self.sizes = sizes or WriteSizes()
 
     def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:
         """The space for an encoder, some of its hidden states and a codec, made if it is not there.
@@ -142,15 +153,18 @@ class FeatureStore:
             on_unreadable: is told of a space that cannot be read, which is then left out. Without it, such a space
                 raises StoreError.
         """
-        found = []
-        for file in sorted(self.root.glob(f"*/{SPACE_FILE}")):
+        spaces = []
+        for name in self._names():
             try:
-                found.append(FeatureSpace(file.parent))
+                spaces.append(FeatureSpace(self.root / name))
             except StoreError as error:
                 if on_unreadable is None:
                     raise
                 on_unreadable(error)
-        return found
+        return spaces
+
+    def _names(self) -> list[str]:
+        return [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
 
     def remove(self, prefix: str | None = None) -> list[str]:
         """Delete the space whose name is or starts with ``prefix``; returns the names.
@@ -160,14 +174,14 @@ class FeatureStore:
         Raises:
             InputError: no space's name starts so, or several do.
         """
-        names = [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
-        chosen = [name for name in names if prefix is None or (prefix and name.startswith(prefix))]
+        names = self._names()
+        removed = [name for name in names if prefix is None or (prefix and name.startswith(prefix))]
         if prefix in names:
-            chosen = [prefix]
-        if prefix is not None and len(chosen) != 1:
-            problem = "no feature space starts" if not chosen else f"{len(chosen)} feature spaces start"
+            removed = [prefix]
+        if prefix is not None and len(removed) != 1:
+            problem = "no feature space starts" if not removed else f"{len(removed)} feature spaces start"
             raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
-        for name in chosen:
+        for name in removed:
             folder = self.root / name
             with store_errors(folder, 0):
                 try:
@@ -181,7 +195,7 @@ class FeatureStore:
                         f"{folder} is in use by a process that encodes. Wait for it and try again"
                     ) from None
                 shutil.rmtree(folder)
-        return chosen
+        return removed
 
 
 class FeatureSpace:
@@ -219,7 +233,6 @@ class FeatureSpace:
             problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
-        # None until the space has the basis it needs.
         self.codec = build_codec(self.codec_name, *self.row_shape)
         self.damages: list[Damage] = []
         self._basis: str | None = None
@@ -237,7 +250,7 @@ class FeatureSpace:
     @property
     def tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(shard.tokens for shard in self._shards.values())
+        return sum(int(shard.lengths.sum()) for shard in self._shards.values())
 
     @property
     def size(self) -> int:
@@ -253,34 +266,27 @@ class FeatureSpace:
         """Take in shards that other processes have written; drop those that are gone."""
         if self.codec is None:
             self._read_basis()
-        found = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
-        gone = set(self._shards) - found
-        if gone:
-            for name in gone:
-                del self._shards[name]
-            self._place = {key: place for key, place in self._place.items() if place[0] not in gone}
-        for name in sorted(found - set(self._shards)):
+        names = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
+        self._forget(set(self._shards) - names)
+        for name in sorted(names - set(self._shards)):
             try:
-                shard = self._read_manifest(name)
+                with self._reading():
+                    shard = self._read_manifest(name)
+            # Another process has just set it aside.
             except FileNotFoundError:
-                # Another process has just set it aside.
                 continue
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    with store_errors(self.folder, 0):
-                        raise
+            except OSError:
                 self._set_aside(name, "manifest cannot be read from the disk")
-                continue
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self._set_aside(name, f"unreadable manifest: {type(error).__name__}")
-                continue
-            # Another process may have begun the space anew.
-            if shard.basis != self._basis:
-                self._read_basis()
-            if shard.basis != self._basis:
-                self._set_aside(name, OTHER_BASIS)
-                continue
-            self._add(shard)
+            else:
+                # Another process may have begun the space anew.
+                if shard.basis != self._basis:
+                    self._read_basis()
+                if shard.basis == self._basis:
+                    self._add(shard)
+                else:
+                    self._set_aside(name, OTHER_BASIS)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -350,13 +356,11 @@ class FeatureSpace:
             "truncated": np.flatnonzero(truncated).tolist(),
             **({} if self._basis is None else {"basis": self._basis}),
         }
-        # The manifest comes last: without it the shard does not exist for anyone.
         with store_errors(self.folder, len(data)):
             # The manifest comes last: with it the shard exists.
             commit(self._file(name, DATA_SUFFIX), data)
             commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
-        length, cut = np.asarray(lengths, np.int64), np.asarray(truncated, bool)
-        self._add(_Shard(name, sha256, list(keys), length, cut, self._basis))
+        self._add(_Shard(name, sha256, list(keys), lengths.astype(np.int64), truncated.astype(bool), self._basis))
         self._intact.add(name)
 
     def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
@@ -365,10 +369,9 @@ class FeatureSpace:
         Returns:
             The damages found by this call.
         """
-        chosen = sorted(self._shards if names is None else names)
-        before = len(self.damages)
+        names, before = sorted(self._shards if names is None else names), len(self.damages)
         with ThreadPoolExecutor() as pool:
-            for name, digest in zip(chosen, pool.map(self._digest, chosen), strict=True):
+            for name, digest in zip(names, pool.map(self._digest, names), strict=True):
                 if digest == self._shards[name].sha256:
                     self._intact.add(name)
                 else:
@@ -386,11 +389,11 @@ class FeatureSpace:
         names = sorted({self._place[key][0] for key in keys})
         if self.verify([name for name in names if name not in self._intact]):
             return None
-        number = {name: index for index, name in enumerate(names)}
+        position = {name: index for index, name in enumerate(names)}
         shards = [self._shards[name] for name in names]
-        # For each shard (texts + 1,), the first token of each text and, last, the number of all tokens
-        starts = [np.concatenate(([0], np.cumsum(shard.lengths))) for shard in shards]
-        places = [(number[self._place[key][0]], self._place[key][1]) for key in keys]
+        # (texts,) for each shard: the first token of each text.
+        starts = [np.cumsum(shard.lengths) - shard.lengths for shard in shards]
+        places = [(position[name], row) for name, row in (self._place[key] for key in keys)]
         try:
             maps = [self._map(name) for name in names]
         # Another process has set a shard aside since the check.
@@ -416,6 +419,12 @@ class FeatureSpace:
         for row, key in enumerate(shard.keys):
             self._place.setdefault(key, (shard.name, row))
 
+    def _forget(self, names: set[str]) -> None:
+        """Drop shards and where their texts lie."""
+        if names := names & set(self._shards):
+            self._shards = {name: shard for name, shard in self._shards.items() if name not in names}
+            self._place = {key: place for key, place in self._place.items() if place[0] not in names}
+
     def _read_manifest(self, name: str) -> _Shard:
         """Raises OSError, ValueError, LookupError, TypeError or AttributeError on anything but a whole manifest."""
         content = json.loads(self._file(name, MANIFEST_SUFFIX).read_text())
@@ -431,38 +440,41 @@ class FeatureSpace:
         """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
         self.codec, self._basis = build_codec(self.codec_name, *self.row_shape), None
         for file in sorted(self.folder.glob(BASIS_FILE.format("*"))):
-            with store_errors(self.folder, 0):
-                try:
+            try:
+                with self._reading():
                     data = file.read_bytes()
-                except FileNotFoundError:
-                    # Another process has just set it aside.
-                    continue
-                except OSError as error:
-                    if error.errno != errno.EIO:
-                        raise
-                    # A bad sector: no better than a wrong byte.
-                    data = b""
                 checksum = hashlib.sha256(data).hexdigest()
-                try:
-                    if file.name != BASIS_FILE.format(checksum):
-                        raise ValueError("checksum differs")
-                    self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
-                    break
-                except ValueError:
-                    self._move_aside(file, file.name)
-        for name in [name for name, shard in self._shards.items() if shard.basis != self._basis]:
-            self._set_aside(name, OTHER_BASIS)
+                if file.name != BASIS_FILE.format(checksum):
+                    raise ValueError("checksum differs")
+                self.codec, self._basis = build_codec(self.codec_name, *self.row_shape, data), checksum
+                break
+            # Another process has just set it aside.
+            except FileNotFoundError:
+                continue
+            # A bad sector is no better than a wrong byte.
+            except (OSError, ValueError):
+                self._move_aside(file, file.name)
+        for shard in list(self._shards.values()):
+            if shard.basis != self._basis:
+                self._set_aside(shard.name, OTHER_BASIS)
 
     def _digest(self, name: str) -> str | None:
         try:
-            with self._file(name, DATA_SUFFIX).open("rb") as stream:
+            with self._reading(), self._file(name, DATA_SUFFIX).open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError:
             return None
+        except OSError:
+            return "unreadable"
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Explains errors of the disk but those that say something of a file: it is gone, or has a bad sector."""
+        try:
+            yield
         except OSError as error:
-            # This is a bad sector; any other error says nothing about the shard.
-            if error.errno == errno.EIO:
-                return "unreadable"
+            if error.errno in (errno.ENOENT, errno.EIO):
+                raise
             with store_errors(self.folder, 0):
                 raise
 
@@ -476,8 +488,7 @@ class FeatureSpace:
         for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
             self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")
         self._intact.discard(name)
-        if self._shards.pop(name, None) is not None:
-            self._place = {key: place for key, place in self._place.items() if place[0] != name}
+        self._forget({name})
         self.damages.append(Damage(name, reason, self.folder / DAMAGED_FOLDER))
 
     def _move_aside(self, file: Path, name: str) -> None:

@@ -29,8 +29,7 @@ from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, must_be_one_of
-from ytuning.features.features import Features
-from ytuning.features.pairs import keep_inputs, stored_inputs
+from ytuning.features.features import Features, keep_inputs, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.progress import Progress

@@ -25,8 +25,7 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import States
 from ytuning.errors import DataError
 from ytuning.features.codecs import row_bytes
-from ytuning.features.features import Features
-from ytuning.features.pairs import keep_inputs, live_inputs
+from ytuning.features.features import Features, keep_inputs, live_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelHead, PooledConfig, build_head

@@ -9,8 +9,7 @@ from ytuning.data.splits import check_labels_known
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
-from ytuning.features.features import CacheUse, Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import CacheUse, Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.task import Task

@@ -12,8 +12,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
 from ytuning.features.codecs import Codec, Float16Codec, Int8Codec
-from ytuning.features.features import Features
-from ytuning.features.pairs import live_inputs
+from ytuning.features.features import Features, live_inputs
 from ytuning.heads.pairs import PairMode
 from ytuning.tasks.task import Task, check_encoder
 from ytuning.training.joint import JointHeads

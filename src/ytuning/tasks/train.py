@@ -20,8 +20,7 @@ from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, must_be_one_of
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
-from ytuning.features.features import CacheUse, Features
-from ytuning.features.pairs import stored_inputs
+from ytuning.features.features import CacheUse, Features, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.features.codecs import PcaCoordinates, PcaInt8Codec, ProjectedReader
-from ytuning.features.features import FIT_TOKENS, Features, TextFeatures
-from ytuning.features.pairs import PairFeatures
+from ytuning.features.codecs import FIT_TOKENS, PcaCoordinates, PcaInt8Codec, ProjectedReader
+from ytuning.features.features import Features, PairFeatures, TextFeatures
 from ytuning.features.store import StoredRows
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
