@@ -470,9 +470,11 @@ def test_only_the_best_head_has_to_reach_a_precision(toy: Dataset, encoder: Enco
 
 @pytest.mark.parametrize("stage", ["encode", "train"])
 def test_ctrl_c_in_the_second_way_of_reading_pairs_keeps_the_first(
-    stage: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    stage: str, toy: Dataset, tiny_encoder: Path
 ) -> None:
-    monkeypatch.setattr(encoder, "_tokens_per_batch", 100)  # or a single batch would be all
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    # All texts would be a single batch otherwise.
+    encoder.tokens_per_batch = 100
     data = replace(toy, text_pairs=toy.texts[::-1])
 
     class Second(Progress):
