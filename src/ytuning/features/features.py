@@ -375,8 +375,7 @@ def stored_features(
         # Only a task's own basis gives the numbers that its head was trained on.
         if basis is not None and not basis.has_basis_of(space.codec):
             progress.say(OTHER_BASIS)
-            features = live_features(inputs, encoder, states=states, codec=basis)
-            return features, CacheUse(0, len(distinct), 0)
+            return live_features(inputs, encoder, states=states, codec=basis), CacheUse(0, len(distinct), 0)
         rows = space.rows(keys)
         _say_damages(space, progress)
         if rows is not None:
