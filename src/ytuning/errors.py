@@ -64,7 +64,10 @@ class MissingExtraError(InputError):
     """A package of an optional extra is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package!r} is not installed. Install it with: pip install 'ytuning[{extra}]'")
+        clone = f"in a clone of the repository: pip install -c constraints.txt '.[{extra}]'"
+        super().__init__(
+            f"the package {package!r} is not installed. Install it with: pip install 'ytuning[{extra}]' ({clone})"
+        )
 
 
 class StoreError(YTuningError):

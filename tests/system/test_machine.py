@@ -140,7 +140,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         with pytest.raises(MissingExtraError) as caught:
             require(module, "search")
         assert str(caught.value) == (
-            "the package 'no-such-package' is not installed. Install it with: pip install 'ytuning[search]'"
+            "the package 'no-such-package' is not installed. Install it with: pip install 'ytuning[search]' "
+            "(in a clone of the repository: pip install -c constraints.txt '.[search]')"
         )
 
 

@@ -198,7 +198,7 @@ def add_label(
 ) -> None:
     """Add a label to a trained task without training it again.
 
-    The command reports how many texts of the old labels get another label than before.
+    A task keeps some texts of its labels. The command reports how many of them it labels correctly before and after.
     """
     from ytuning.data.dataset import read_dataset
     from ytuning.encoder.encoder import load_encoder
@@ -273,7 +273,8 @@ def _print_added(added: AddedLabel, result: dict[str, Any]) -> None:
     print(f"Saved in {result['task_dir']}, which now has {result['labels']} labels.")
     print(f"The task gives the new label to {added.recall:.1%} of its examples.")
     print(
-        f"It labels {added.before:.1%} of the kept texts of the old labels correctly before, {added.after:.1%} after."
+        f"Of the texts of the old labels that the task keeps, {added.before:.1%} were labelled correctly before, "
+        f"and {added.after:.1%} are now."
     )
     if worst := sorted(added.lost.items(), key=lambda item: -item[1])[:5]:
         print("Labels that lose the most texts: " + ", ".join(f"{name} {share:.1%}" for name, share in worst) + ".")

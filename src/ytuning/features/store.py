@@ -198,6 +198,12 @@ class FeatureStore:
         return removed
 
 
+def _unreadable(folder: Path, reason: str) -> StoreError:
+    """That a space does not say what it holds."""
+    problem = f"{folder / SPACE_FILE} is damaged, or another version of ytuning wrote it ({reason})"
+    return StoreError(f"{problem}. Remove the feature space with: ytuning cache remove {folder.name}")
+
+
 class FeatureSpace:
     """The shards of one encoder's hidden states in one codec. Reading needs no lock: what is there does not change.
 
@@ -219,16 +225,12 @@ class FeatureSpace:
                 # (L, D)
                 self.row_shape = (len(self.states), int(self.identity["width"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{folder} is not a readable feature space ({type(error).__name__}). Move it away and run again"
-            ) from error
+            raise _unreadable(folder, f"{type(error).__name__}: {error}") from error
         if schema != SCHEMA:
             remedy = "Move the folder away, or set YTUNING_CACHE to another one"
             raise StoreError(wrong_schema(folder / SPACE_FILE, schema, SCHEMA, remedy))
         if missing := {"name", "precision", "max_length"} - set(self.identity):
-            raise StoreError(
-                f"{folder} is not a readable feature space (it states no {min(missing)}). Move it away and run again"
-            )
+            raise _unreadable(folder, f"it lacks {min(missing)}")
         if self.codec_name not in CODECS:
             problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")

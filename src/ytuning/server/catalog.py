@@ -75,7 +75,7 @@ class Catalog:
         with self._lock:
             tasks = [(folder, _stamp(folder), load_task(folder)) for folder in self.folders()]
             if not tasks:
-                where = ", ".join(map(str, self._places))
+                where = ", ".join(repr(str(place)) for place in self._places)
                 raise InputError(
                     f"there is no task folder in {where}. Make one with: ytuning train DATA --out TASK_DIR"
                 )
