@@ -109,7 +109,8 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with write_errors(path, option):  # here, as other errors of the work that writes are not the file's
+        # Only errors of this write are the file's; the code that computes the text has errors of its own.
+        with write_errors(path, option):
             new.stream.write(text.encode())
 
     try:
@@ -138,7 +139,8 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     with write_errors(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
+        # Permissions are asked for, because opening a pipe would wait for its reader.
+        if os.path.exists(target) and not os.path.isfile(target):
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         elif target.parent != folder or os.path.isdir(folder):

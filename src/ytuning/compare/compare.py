@@ -37,9 +37,12 @@ __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 # In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
 PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
-ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
-FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
-PAUSE = 0.1  # seconds between two reports of a process
+# A run depends on the encoder's configuration and tokenizer, which are files with these suffixes.
+ENCODER_FILES = (".json", ".model", ".txt")
+# A sample needs two rows of each label: one to train on and one to validate on.
+FEWEST_OF_A_LABEL = 2
+# A method's process reports its progress at most once in this many seconds.
+PAUSE = 0.1
 
 Start = Callable[[str, Work, int, Path, Progress], Run]
 """Method, work, seed, folder for its store, progress -> its run."""
@@ -118,13 +121,15 @@ def _compare(
             if name in skipped:
                 continue
             key = _key(work, digest, name, seed)
-            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"  # so that other rows or settings do not replace it
+            # The key is part of the name, so that runs with other rows or settings do not replace this one.
+            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"
             run = _kept(file, key)
             if run is None:
                 told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
                 try:
                     run = _fresh(start, name, work, seed, out / STORE, told)
-                except Exception as error:  # whatever it is, the other methods do not depend on it
+                # The other methods do not depend on this one, so any error leaves out this method only.
+                except Exception as error:
                     skipped[name] = _reason(error)
                     progress.say(f"{name} is left out: {skipped[name]}")
                     continue
@@ -205,10 +210,12 @@ def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Prog
 
 def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path) -> None:
     """What the new process does."""
-    os.dup2(2, 1)  # what a package prints is no result
+    # Packages print to stdout, which is kept for results.
+    os.dup2(2, 1)
     try:
         run = run_method(name, work, seed, store, _Sent(connection))
-    except Exception as error:  # the process that waits tells it
+    # The waiting process reports the error.
+    except Exception as error:
         connection.send(("failed", _reason(error)))
     else:
         connection.send(("done", run))
@@ -244,7 +251,8 @@ class _Told(Progress):
 
 def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
     """A run from an empty store, which is removed in the end."""
-    shutil.rmtree(store, ignore_errors=True)  # of a comparison that was killed
+    # A comparison that was killed may have left its store.
+    shutil.rmtree(store, ignore_errors=True)
     try:
         return start(name, work, seed, store, progress)
     finally:

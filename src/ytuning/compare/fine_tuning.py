@@ -40,8 +40,10 @@ __all__ = [
     "setfit_pairs",
 ]
 
-EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
-FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
+# Maximum number of tokens, padding included, in a batch that needs no gradients.
+EVALUATED_TOKENS = 4096
+# The first rate suits small encoders; 2e-5 to 5e-5 is usual for large ones.
+FULL_RATES = (1e-4, 3e-5, 3e-4)
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
 # PEFT's usual factor.
@@ -49,7 +51,8 @@ LORA_ALPHA = 16
 # SetFit's pairs of each kind for a row, as published, and of all rows, or it takes days.
 SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000
 SETFIT_BATCH_SIZE = 32
-EDGE = 1e-9  # the least probability of SetFit, whose logarithm is a logit
+# Probabilities of SetFit are clipped to this minimum, because a logit is their logarithm.
+EDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,8 @@ def lora(
         model = _classifier(data, _arithmetic(encoder))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
+                # PEFT uses names that transformers has deprecated.
+                warnings.simplefilter("ignore", FutureWarning)
                 model = peft.get_peft_model(model, form)
         except ValueError as error:
             raise InputError(
@@ -265,7 +269,8 @@ def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
     weights_hash(folder, name)
     logs = transformers.utils.logging
     level, bar = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()  # it warns that the classifier is new, which it is meant to be
+    # Transformers would warn that the classifier has new weights, which is intended here.
+    logs.set_verbosity_error()
     logs.disable_progress_bar()
     try:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -279,7 +284,8 @@ def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
         logs.set_verbosity(level)
         if bar:
             logs.enable_progress_bar()
-    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
+    # Buffers keep their precision, because rotary frequencies must stay exact.
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.to(rows.encoder.device)
 
@@ -318,7 +324,8 @@ def _train(model: Any, rows: _Data, config: TuningConfig, progress: Progress, se
         progress.step("tune", len(result.step_seconds), most, note)
         if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break
-    assert best is not None  # there is a step, and so a validation
+    # Every training has at least one step, and so at least one validation.
+    assert best is not None
     for parameter, value in zip(chosen, best[0], strict=True):
         parameter.data.copy_(value)
     model.eval()
@@ -337,7 +344,8 @@ def _step(
     torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm)
     optimizer.step()
     if rows.encoder.device.type == "cuda":
-        torch.cuda.synchronize()  # or its seconds would be those of later work
+        # The GPU works asynchronously, so without waiting this step's time would be counted in a later one.
+        torch.cuda.synchronize()
 
 
 def _logits(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarray) -> np.ndarray:

@@ -20,8 +20,10 @@ __all__ = ["Probe", "mean_pooled", "tuned_probe"]
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
-MOST_ITERATIONS = 300  # of L-BFGS
-NEVER = -1e4  # logit of a label that no row to fit on has
+# L-BFGS stops after this number of iterations.
+MOST_ITERATIONS = 300
+# A label that no training row has gets this logit.
+NEVER = -1e4
 
 Linear = tuple[np.ndarray, np.ndarray]
 """Weights (F, K) and bias (K,)."""
@@ -132,13 +134,15 @@ def _fitter(target: TaskKind, pooled: np.ndarray, goal: np.ndarray) -> Callable[
         parts = []
         for model, column in zip(models, goal.T if several else [goal], strict=True):
             ids = column.astype(np.int64)
-            if several and len(np.unique(ids)) == 1:  # a label that all rows have, or none, has its share only
+            # Nothing can be fitted for a label that all rows have or none has; its logit is its smoothed share.
+            if several and len(np.unique(ids)) == 1:
                 having = float(ids.sum())
                 share = np.log((having + 0.5) / (len(ids) - having + 0.5))
                 parts.append((np.zeros((values.shape[1], 1)), np.array([share])))
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges what was reached
+                # The validation set shows whether a fit that has not converged is good enough.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 model.set_params(C=strength).fit(values, ids)
             parts.append(_columns(model, 1 if several else outputs))
         weights, biases = zip(*parts, strict=True)
@@ -158,7 +162,8 @@ def _columns(model: LogisticRegression, outputs: int) -> Linear:
     coefficients, intercepts = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
     if outputs == 1:
         return coefficients, intercepts
-    met = model.classes_[1:] if len(model.classes_) == 2 else model.classes_  # of two, the first has logit 0
+    # With two labels the model has one column of weights, and the first label's logit is 0.
+    met = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
     weights, bias = np.zeros((len(coefficients), outputs)), np.full(outputs, NEVER)
     bias[model.classes_] = 0.0
     weights[:, met], bias[met] = coefficients, intercepts

@@ -44,8 +44,10 @@ from ytuning.training.recipes import preset
 
 __all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
-EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
-PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
+# Methods that train the encoder take these epochs, or more to reach the least steps, because few rows need more passes.
+EPOCHS, FEWEST_STEPS = 5, 300
+# Such a training stops early after this share of its epochs without a better validation.
+PATIENCE = 0.4
 TUNINGS: dict[str, tuple[Callable[..., TunedEncoder], Sequence[float]]]
 TUNINGS = {"full": (full_fine_tuning, FULL_RATES), "lora": (lora, LORA_RATES)}
 """What trains the encoder, and the learning rates that are worth a search; the first is taken without one."""
@@ -302,7 +304,8 @@ def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
         require("peft", "peft")
     start = time.perf_counter()
     encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
-    encoder.release()  # the model that is trained is another, and this one would count as its memory
+    # Training loads its own copy of the model, and this one would be counted as part of its memory.
+    encoder.release()
     found = train(
         encoder,
         TuningRows(work.target, work.inputs, targets, *split),
@@ -341,7 +344,8 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     pairs = setfit_pairs(len(rows))
     start = time.perf_counter()
     encoder = load_encoder(work.encoder)
-    encoder.release()  # as above
+    # SetFit loads its own copy of the model, and this one would be counted as part of its memory.
+    encoder.release()
     texts = [text for text, _ in work.inputs]
     found = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
     seconds = time.perf_counter() - start

@@ -24,7 +24,8 @@ from ytuning.system.machine import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
 
-OURS = "ytuning"  # that the others are compared with
+# All other methods are compared with this one.
+OURS = "ytuning"
 RESAMPLES = 1000
 PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "numpy", "peft", "setfit")
 

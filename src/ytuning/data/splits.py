@@ -28,7 +28,8 @@ __all__ = [
     "task_rows",
 ]
 
-MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+# Maximum number of validation rows; more would take training rows away and hardly measure better.
+MOST_HELD_OUT = 2000
 
 
 # --- checks between rows and between data sets ----------------------------------------------------------------------
@@ -83,7 +84,8 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
         index, label = unknown[0]
         such = f"{len(unknown)} {role} {'rows have unknown labels' if len(unknown) > 1 else 'row has an unknown label'}"
         hint = did_you_mean(label, target.names)
-        if not hint or known.isdisjoint(names_in(dataset)):  # of another task, or the wrong column
+        # The labels may come from another task or the wrong column, so the message lists those that are known.
+        if not hint or known.isdisjoint(names_in(dataset)):
             hint += f" The {len(known)} labels are {listed(target.names)}."
         problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
         raise dataset.error(index, "label", problem)

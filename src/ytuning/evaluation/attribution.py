@@ -60,15 +60,19 @@ def token_effects(head: LabelHead, features: Features, row: int, tokens_at_once:
         (T, C) float32; of a pair that was encoded one by one (T1 + T2, C), the first text's tokens first. The only
         token of a text cannot be hidden and has 0.
     """
-    values, mask = features.batch(torch.tensor([row]))  # (S, T, L, D) and (S, T), of S texts
-    places = mask.nonzero()  # (N, 2), of the tokens
+    # The shapes are (S, T, L, D) and (S, T) for S texts: 2 for a pair that was encoded one by one, else 1.
+    values, mask = features.batch(torch.tensor([row]))
+    # The shape is (N, 2): the text and the position of each token.
+    places = mask.nonzero()
     fallen = []
     head.eval()
     with torch.inference_mode():
-        whole = head(values, mask)  # (1, C)
+        # The shape is (1, C): the logits when no token is hidden.
+        whole = head(values, mask)
         for hidden in places.split(max(1, tokens_at_once // mask.numel())):
             count = len(hidden)
-            masks = mask[:, None].repeat(1, count, 1)  # (S, N, T): of pairs all first texts come first
+            # The shape is (S, N, T): for a pair, the copies of all first texts come first.
+            masks = mask[:, None].repeat(1, count, 1)
             masks[hidden[:, 0], torch.arange(count), hidden[:, 1]] = False
             copies = values[:, None].expand(-1, count, -1, -1, -1)
             fallen.append(whole - head(copies.flatten(0, 1), masks.flatten(0, 1)))

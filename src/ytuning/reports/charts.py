@@ -21,15 +21,23 @@ __all__ = [
 ]  # fmt: skip
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
-MOST_POINTS = 1500  # of a scatter: more would only hide each other
-RESIDUAL_BINS = 21  # odd, so that one is around no error
-PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
-ROOM_OF_DECADE = 120  # with 1, 2 and 5 as ticks; a shorter one has a single tick
-STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
-MOST_PARAMETERS = 3  # of a search that are drawn
+# Edges of the area between the axes, in units of the SVG.
+LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226
+# Maximum number of points in a scatter plot; more would hide each other.
+MOST_POINTS = 1500
+# The number of bins is odd, so that the middle one is centred on an error of 0.
+RESIDUAL_BINS = 21
+# The table of a regression divides the rows into this number of parts, from the lowest target to the highest.
+PARTS = 5
+# A decade of at least this length has ticks at 1, 2 and 5; a shorter one has a single tick.
+ROOM_OF_DECADE = 120
+# Ticks are one of these distances apart, times a power of ten.
+STEPS = (1, 2, 2.5, 5, 10)
+# Maximum number of a search's parameters that are drawn.
+MOST_PARAMETERS = 3
 LOSS = "validation loss, calibrated"
-ROOM = 0.05  # share of an axis beyond the first and the last value of a curve or a search
+# An axis extends by this share of its length beyond the first and the last value of a curve or a search.
+ROOM = 0.05
 
 Point = tuple[float, float]
 Bar = tuple[float, float, float, float, str]

@@ -25,7 +25,8 @@ from ytuning.tasks.train import Trained
 
 __all__ = ["plot_search", "render", "render_report"]
 
-SHOWN_LABELS = 30  # of the table and of the confusion matrix; more are folded away or left out
+# The table and the confusion matrix show this number of labels; more are folded away or left out.
+SHOWN_LABELS = 30
 SHOWN_MISTAKES = 20
 PAIR_FACTS = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}
 

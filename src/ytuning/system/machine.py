@@ -30,11 +30,15 @@ __all__ = [
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
 """Packages that every result depends on."""
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
+# These are the numbers of the options in glibc's malloc.h.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEPT = {
-    TRIM_THRESHOLD: 2**31 - 1,  # bytes at the end of the heap that are kept
-    TOP_PAD: 64 << 20,  # by which the heap grows
-    MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes; larger blocks always come from the system
+    # The C library keeps up to this many free bytes at the end of the heap.
+    TRIM_THRESHOLD: 2**31 - 1,
+    # The heap grows by this many bytes.
+    TOP_PAD: 64 << 20,
+    # This is the maximum that glibc accepts; blocks of more bytes always come from the system.
+    MMAP_THRESHOLD: 32 << 20,
 }
 
 
@@ -64,7 +68,8 @@ def peak_bytes() -> int | None:
         pass
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
+        # Windows has no such module.
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -74,7 +79,8 @@ def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         return library if hasattr(library, "gnu_get_libc_version") else None
-    except (OSError, TypeError):  # Windows has no library of that kind
+    except (OSError, TypeError):
+        # Windows has no library of that kind.
         return None
 
 
@@ -97,11 +103,13 @@ class Workers:
         running: list[Future[Result]] = []
         try:
             for item in items:
-                running.append(self._pool.submit(function, item))  # what runs must be known
+                # Submitted work is kept in a list, so that it can be cancelled and waited for after an error.
+                running.append(self._pool.submit(function, item))
             return [future.result() for future in running]
         finally:
             for future in running:
-                future.cancel()  # those that have not begun
+                # This cancels the work that has not started yet.
+                future.cancel()
             wait(running)
 
 

@@ -280,7 +280,8 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> Seq
         return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
     if isinstance(cell, int | float | np.number) and math.isfinite(cell):
         return [cell]
-    if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
+    # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
+    if not isinstance(cell, str):
         problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
         raise column.error(row, problem)
     if not cell.lstrip().startswith("["):
