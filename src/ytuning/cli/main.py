@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A test or a caller may have replaced stdout by a stream that cannot be reconfigured.
     with suppress(AttributeError):
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    # SIGTERM, which schedulers and `docker stop` send, should lose no more than Ctrl-C. Only the main thread may set it.
+    # SIGTERM from schedulers or `docker stop` should lose no more than Ctrl-C. Only the main thread can handle it.
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
