@@ -25,7 +25,7 @@ class Messages(Progress):
     """Prints messages on stderr and no bars, for users who want quiet."""
 
     def say(self, message: str) -> None:
-        """Print a line."""
+        """Print a message on a line of its own."""
         print(message, file=sys.stderr)
 
 

@@ -73,7 +73,7 @@ def read_parts(
         rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
-    # Once: the other files were split to fit the train rows, whose labels they may well have.
+    # This is said once, because the other files were split to fit the training rows and may well have their labels.
     if whole := unsplit_names(train):
         progress.say(
             f"{train.source}: {train.separator!r} separates the labels of a row, so each of these is one label: "
@@ -126,8 +126,8 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     """Refuse a file that :func:`result_file` could not write, or should not; called before any work is done.
 
     Args:
-        path: of the file.
-        option: that names it.
+        path: path of the file.
+        option: option that names it.
         inputs: files that the work reads, or makes by itself, none of which it should replace.
         made: folder that the work makes, where the file may lie.
     """
@@ -153,7 +153,7 @@ def _target(path: str | Path) -> Path:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print one JSON value on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
@@ -164,7 +164,7 @@ def write_page(path: Path, page: str, option: str = "--report") -> None:
 
 
 def split_of_report(reports: Container[str]) -> str:
-    """Which rows the report of a training is about."""
+    """Say in words which rows the report of a training is about."""
     return "test" if "test" in reports else "validation"
 
 

@@ -34,7 +34,7 @@ from ytuning.system.machine import versions
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
-# In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
+# The folder of results has a folder of finished runs, the current run's store, and the lock of the comparing process.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
 PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
 # A run depends on the encoder's configuration and tokenizer, which are files with these suffixes.
@@ -45,18 +45,18 @@ FEWEST_OF_A_LABEL = 2
 PAUSE = 0.1
 
 Start = Callable[[str, Work, int, Path, Progress], Run]
-"""Method, work, seed, folder for its store, progress -> its run."""
+"""Starts a run: takes a method, the work, a seed, a folder for the store and a progress."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What has been found.
+    """The results of a comparison.
 
     Attributes:
         work: what was compared on.
-        methods: that were asked for, in their order.
-        seeds: of each.
-        runs: that are finished.
+        methods: names of the compared methods, in the order of the request.
+        seeds: number of seeds for each method.
+        runs: the finished runs.
         skipped: why a method has fewer runs than seeds.
         interrupted: whether Ctrl-C ended it early.
     """
@@ -173,10 +173,10 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
 
 
 def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
-    """As `methods.run_method`, in a new process, which ends with this call.
+    """Call `methods.run_method` in a new process, which ends with this call.
 
     Raises:
-        YTuningError: it failed; says how.
+        YTuningError: the run failed; the message says why.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -250,7 +250,7 @@ class _Told(Progress):
 
 
 def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
-    """A run from an empty store, which is removed in the end."""
+    """Start a run with an empty store and remove the store at the end."""
     # A comparison that was killed may have left its store.
     shutil.rmtree(store, ignore_errors=True)
     try:
@@ -277,7 +277,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line."""
+    """Return an error's message as one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, YTuningError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
@@ -286,7 +286,7 @@ def _reason(error: Exception) -> str:
 
 
 def _digest(work: Work) -> str:
-    """Of everything that all methods are given."""
+    """Return the SHA-256 of the encoder and of the rows, which are the same for all methods."""
     folder = find_encoder(work.encoder)
     digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
     for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
@@ -298,7 +298,7 @@ def _digest(work: Work) -> str:
 
 
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
-    """Two runs of one key would find the same."""
+    """Return the key of a run. Two runs with the same key would have the same result."""
     code = versions(*PACKAGES.get(name, ()))
     settings = [work.epochs, work.search_rates] if name in TUNINGS else []
     return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()

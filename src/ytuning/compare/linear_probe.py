@@ -30,9 +30,9 @@ Linear = tuple[np.ndarray, np.ndarray]
 
 
 def mean_pooled(features: Features) -> np.ndarray:
-    """(rows, L * D) float32: the mean over tokens of every stored hidden state, side by side.
+    """Pool features to (rows, L * D) float32: the mean over tokens of each stored hidden state, side by side.
 
-    Of pairs that were encoded one by one (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
+    Pairs that were encoded separately have (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
     Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
     """
     if isinstance(features, PairFeatures):
@@ -59,8 +59,8 @@ class Probe:
         parameters: numbers that were fitted.
         strength: scikit-learn's ``C``, or ``1 / alpha`` of ridge regression, which is the same.
         validation_logits: (validation rows, C) float32 of that strength, fitted on train rows only.
-        validation_score: of these, the mean of the kind's `row_scores`: of a single-label task accuracy.
-        validation_loss: of these, see `kinds.TaskKind.mean_loss`.
+        validation_score: mean of the kind's `row_scores` on the validation rows; accuracy for a single-label task.
+        validation_loss: loss on the validation rows, see `kinds.TaskKind.mean_loss`.
     """
 
     weights: np.ndarray
@@ -73,7 +73,7 @@ class Probe:
     validation_loss: float
 
     def logits(self, pooled: np.ndarray) -> np.ndarray:
-        """(rows, C) float32 of pooled features (rows, F), as ``target`` reads them."""
+        """Return the logits (rows, C) float32 of pooled features (rows, F), in the form that ``target`` reads."""
         return _logits(self.target, pooled, self.weights, self.bias)
 
 
@@ -95,10 +95,10 @@ def tuned_probe(
     Args:
         target: kind of the task.
         pooled: (rows, F), see :func:`mean_pooled`.
-        targets: of all rows, as ``target`` encodes them.
+        targets: targets of all rows, as ``target`` encodes them.
         train: positions of rows to fit on.
         validation: positions of rows that choose the strength.
-        strengths: to try; default: eight or nine from weak to strong regularisation.
+        strengths: strengths to try; the default is eight or nine values from weak to strong regularisation.
         refit: whether to fit once more on train and validation rows together.
     """
     goal = torch.from_numpy(np.asarray(targets, target.dtype)[validation])
@@ -113,7 +113,7 @@ def tuned_probe(
     if refit:
         rows = np.union1d(train, validation)
         weights, bias = _fitter(target, pooled[rows], targets[rows])(strength)
-    # Of two labels that exclude each other, and of two anchors, one is fitted.
+    # Two labels that exclude each other, or two anchors, need only one column of weights.
     columns = 1 if targets.ndim == 1 and target.outputs == 2 else target.outputs
     loss = target.mean_loss(torch.from_numpy(logits), goal)
     return Probe(weights, bias, target, columns * (len(weights) + 1), strength, logits, score, loss)
@@ -150,7 +150,7 @@ def _fitter(target: TaskKind, pooled: np.ndarray, goal: np.ndarray) -> Callable[
 
     def fit(strength: float) -> Linear:
         weights, bias = (ridge if target.labels is None else logistic)(strength)
-        # The same map of features that are not standardised.
+        # This turns the weights into those of the same map on features that are not standardised.
         weights = weights / scaler.scale_[:, None]
         return weights, bias - scaler.mean_ @ weights
 
@@ -171,5 +171,5 @@ def _columns(model: LogisticRegression, outputs: int) -> Linear:
 
 
 def _logits(target: TaskKind, pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """(rows, C) float32."""
+    """Return the logits (rows, C) float32 of pooled features (rows, F)."""
     return target.logits_of_linear(pooled @ weights + bias).astype(np.float32)

@@ -74,7 +74,7 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
 
     Args:
         given: texts; None is ``"none"``.
-        target: of the task.
+        target: kind of the task.
         pairs: whether its rows are pairs of texts, which a label's text has no place in.
 
     Raises:

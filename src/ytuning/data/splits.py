@@ -115,9 +115,9 @@ def split_holdout(
     as whole groups permit. Where every group has more than ``most`` rows, the smallest one is held out.
 
     Args:
-        dataset: with labels.
+        dataset: rows with labels.
         seed: chooses the rows.
-        fraction: of the rows to hold out, between 0 and 1.
+        fraction: share of the rows to hold out, between 0 and 1.
         most: rows to hold out at most.
 
     Returns:
@@ -154,7 +154,7 @@ def _linked_rows(dataset: Dataset) -> list[list[int]]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # A graph in which each row is linked to its input and its group.
+    # In this graph each row is linked to its input and its group.
     nodes: dict[object, int] = {}
     links: list[tuple[int, int]] = []
     groups = dataset.groups or [None] * len(dataset)
@@ -170,7 +170,7 @@ def _linked_rows(dataset: Dataset) -> list[list[int]]:
 
 
 def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
-    """Refuse rows of a single group."""
+    """Raise an error if all rows are in a single group."""
     if dataset.groups is None or len(parts) > 1:
         return
     column = dataset.columns.group if dataset.columns else None
@@ -274,7 +274,9 @@ class TaskRows:
         target: kind of the task and its labels, of the train rows.
         inputs: texts or pairs (N,).
         truth: target array (N, ...).
-        train, validation, test: positions (rows,) int64 of each part.
+        train: positions (rows,) int64 of the training rows.
+        validation: positions (rows,) int64 of the validation rows.
+        test: positions (rows,) int64 of the test rows.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -291,18 +293,18 @@ class TaskRows:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each part."""
+        """The number of rows of each part."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
     @property
     def median_of_labels(self) -> float:
-        """Train rows of the label in the middle."""
+        """The median over labels of the number of training rows."""
         truth = self.truth[self.train]
         counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
         return float(np.median(counts))
 
     def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
-        """The same rows and, after them, the labels' texts."""
+        """Return the same rows, followed by the labels' texts."""
         if described is None:
             return self
         truth = self.target.encode_names(described.labels)

@@ -42,7 +42,7 @@ class Column:
 
     Attributes:
         source: file name, or what the rows came from (``"the data frame"``).
-        name: of the column.
+        name: name of the column.
         cells: whatever the source holds, row by row.
     """
 
@@ -66,7 +66,7 @@ class Column:
         return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
 
     def text(self, row: int, cell: object, what: str) -> str:
-        """One cell, as :meth:`texts` does it."""
+        """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
         if not isinstance(cell, str):
@@ -113,7 +113,7 @@ class Table:
     Attributes:
         source: file name, or what the rows came from.
         rows: how many there are.
-        names: of the columns, in order.
+        names: names of the columns, in order.
         cells: those of one column; where the source allows, a column that nobody asks for is never read.
     """
 
@@ -338,7 +338,7 @@ def _undecodable(path: Path, delimiter: str) -> DataError:
 
 
 def _read_json(path: Path) -> Table:
-    """JSON lines, or one list of objects."""
+    """Read JSON lines, or one list of objects."""
     rows: list[object] = []
     with _open(path) as file:
         for number, line in enumerate(file):

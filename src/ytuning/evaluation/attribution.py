@@ -24,9 +24,9 @@ from ytuning.progress import Progress
 
 __all__ = ["Effects", "Piece", "explain", "explain_one", "mark_texts", "strongest_pieces", "token_effects"]
 
-# Of all copies of a text in a pass: the copies of a long text have the square of its length.
+# Maximum number of tokens in a pass, over all copies of a text, whose tokens grow with the square of its length.
 TOKENS_AT_ONCE = 4096
-# Of a text whose pieces are shown.
+# Maximum number of characters of a text that are shown in pieces.
 SHOWN_CHARACTERS = 2000
 # A token with a smaller share of the strongest effect is not marked.
 FAINTEST = 0.05
@@ -37,7 +37,7 @@ class Effects:
     """What each token of a row does for each logit.
 
     Attributes:
-        spans: (T,) of the tokens; of the kind that `Encoder.spans` gives.
+        spans: (T,) places of the tokens, as `Encoder.spans` gives them.
         values: (T, C) float32, see :func:`token_effects`.
     """
 
@@ -51,10 +51,10 @@ def token_effects(head: LabelHead, features: Features, row: int, tokens_at_once:
     The encoder has seen it, so that what other tokens took over from it stays.
 
     Args:
-        head: on the features.
-        features: of the row, among others.
+        head: head on the features.
+        features: features of the row, among others.
         row: its position.
-        tokens_at_once: in a pass, at most, padding included; one copy of the text in any case.
+        tokens_at_once: maximum number of tokens in a pass, padding included; one copy of the text in any case.
 
     Returns:
         (T, C) float32; of a pair that was encoded one by one (T1 + T2, C), the first text's tokens first. The only
@@ -95,13 +95,13 @@ def explain(
     """Effects of the tokens of texts or pairs, on features as `pairs.stored_inputs` gives them.
 
     Args:
-        head: on features of this encoder.
+        head: head on features of this encoder.
         inputs: texts or pairs.
         encoder: reads what is not stored.
         store: where features are kept.
         states: numbers of the hidden states that the head reads.
         pair_mode: how the encoder reads pairs.
-        codec: in which the features are kept.
+        codec: codec of the features.
         progress: is told every row.
     """
     if not inputs:

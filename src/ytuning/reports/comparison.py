@@ -69,7 +69,7 @@ def _title(standings: Standings) -> str:
 
 
 def _cells(standing: Standing) -> list[str]:
-    """What a row of the table shows."""
+    """Return the cells of a method's row of the table."""
     score, difference, stored = standing.score, standing.difference, standing.seconds_with_stored_features
     gap = ""
     if difference is not None:
@@ -156,7 +156,7 @@ NEAR = 6
 PLACES = [(x, y) for y in (-16, 16, -32, 32) for x in (12, -12)]
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+"""A box has left, top, right and bottom edges."""
 
 
 def score_against_cost(standings: Standings) -> Chart:

@@ -44,7 +44,7 @@ KEPT = {
 
 @cache
 def keep_freed_memory() -> None:
-    """From now on keep freed memory in this process; where the C library is not glibc, nothing happens."""
+    """Keep freed memory in this process from now on. Without glibc as the C library, nothing happens."""
     library = _glibc()
     if library is not None:
         for option, value in KEPT.items():
@@ -61,7 +61,7 @@ def give_back_freed_memory() -> None:
 def peak_bytes() -> int | None:
     """The most memory (resident set) that this process has held so far; ``None`` where the system does not tell."""
     try:
-        # Not of getrusage, which on Linux starts a child with what its parent holds.
+        # On Linux getrusage is not used, because it starts a child with the memory of its parent.
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -115,8 +115,8 @@ class Workers:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """As many workers as torch has threads; within, the caller's operations run on one thread too."""
-    # Loaded here: what only asks for memory should not take torch's.
+    """Make as many workers as torch has threads; within, the caller's operations run on one thread too."""
+    # torch is imported here, because callers that only measure memory should not take the memory of torch.
     import torch
 
     keep_freed_memory()

@@ -20,7 +20,7 @@ from ytuning.tasks.task import Task, load_task
 
 __all__ = ["Answer", "Prediction", "Predictor", "answers_of"]
 
-# Texts that are read, encoded and answered at a time, so that memory does not grow with the input.
+# This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
 
 
@@ -29,9 +29,10 @@ class Prediction:
     """One task's answer for one input.
 
     Attributes:
-        text, text_pair: the input.
+        text: the input, or its first text.
+        text_pair: the second text of a pair; None for single texts.
         task: name of the task folder.
-        kind: of the task.
+        kind: kind of the task.
         answer: a label, or None where the task abstains; of the kind "multi" the labels, most probable first; of the
             kind "regression" a number.
         scores: calibrated probability of each label, by name; none of a regression.
@@ -105,7 +106,7 @@ class Predictor:
             position += len(window)
 
     def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
-        """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
+        """Return for each task its answers, probabilities (inputs, C) float64 and whether each input was cut."""
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
             together.setdefault((encoder, task.pair_mode), []).append(number)

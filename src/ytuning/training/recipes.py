@@ -37,10 +37,10 @@ __all__ = [
 
 AUTO_LAYERS: Final = "auto"
 RECIPE_SCHEMA = 1
-# From 0 to less than 1.
+# These numbers of a config lie from 0 to below 1.
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
 FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
-"""Numbers that may be 0; other whole numbers are at least 1, others above 0."""
+"""These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TrainingConfig:
 
     Attributes:
         loss: ``"cross_entropy"``, ``"focal"``, or ``"triplet"`` with ``margin``; see `kinds.TaskKind.loss`.
-        margin: by which the true label's logit should exceed every other, or of several labels its own absence.
+        margin: margin by which the true label's logit should exceed every other, or with several labels its absence.
         label_smoothing: share of the target that cross-entropy spreads over all labels.
         epochs: wanted passes over the train rows...
         fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
@@ -57,7 +57,7 @@ class TrainingConfig:
         most_steps: ...and at most so many.
         batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
         learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
@@ -158,7 +158,7 @@ def reading_layers(recipe: Recipe, text: str) -> Recipe:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """A JSON-ready mapping."""
+    """Return a JSON-ready mapping."""
     weights = recipe.training.label_weights
     training = {**asdict(recipe.training), "label_weights": list(weights) if isinstance(weights, tuple) else weights}
     layers = None if recipe.layers is None else list(recipe.layers)
