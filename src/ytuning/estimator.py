@@ -164,9 +164,9 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         value is None, NaN or an empty text is a group of its own.
 
         Raises:
-            InputError: a parameter that is not among those allowed.
-            DataError: a row that is not text, texts and labels or groups of different number, one label or one group
-                only, or a label that occurs once.
+            InputError: a parameter is not allowed.
+            DataError: a row is not text, there are fewer or more labels or groups than texts, there is only one label or
+                one group, or a label occurs once.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -199,7 +199,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             NotFittedError: before ``fit``.
-            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+            DataError: a row is not text, or is a pair where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
         return self._in_columns(self.task_.calibration.answers(self.task_.target, logits).probabilities, 0.0)
@@ -261,9 +261,9 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         """Train on texts (rows,) and numbers (rows,); ``groups`` as for :meth:`YTuningClassifier.fit`.
 
         Raises:
-            InputError: a parameter that is not among those allowed, or numbers of another shape.
-            DataError: a row that is not text or no number, texts and numbers or groups of different number, one number
-                or one group only.
+            InputError: a parameter is not allowed, or the numbers have another shape.
+            DataError: a row is not text or has no number, there are fewer or more numbers or groups than texts, or there
+                is only one number or one group.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -277,7 +277,7 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             NotFittedError: before ``fit``.
-            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+            DataError: a row is not text, or is a pair where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
         return self.task_.calibration.answers(self.task_.target, logits).values

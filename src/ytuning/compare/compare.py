@@ -92,7 +92,7 @@ def compare(
         start: runs a method; default: :func:`in_own_process`.
 
     Raises:
-        InputError: unknown methods, or ``out`` cannot be written, or another process compares into it.
+        InputError: a method is unknown, ``out`` cannot be written, or another process compares into it.
         EncoderError: there is no such encoder.
         YTuningError: no method could be run.
     """

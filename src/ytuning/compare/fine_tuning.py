@@ -402,8 +402,8 @@ def load_setfit() -> Any:
     """The package SetFit, which takes seconds to import.
 
     Raises:
-        MissingExtraError: it is not installed.
-        InputError: it is, but does not work with the other packages that are: it lags behind transformers.
+        MissingExtraError: SetFit is not installed.
+        InputError: SetFit does not work with the other installed packages, often because it lags behind transformers.
     """
     try:
         return require("setfit", "benchmark")

@@ -63,7 +63,7 @@ class Work:
         test: rows that judge; ``None``: those that chose do.
         target: kind of the task, with the labels of the training rows.
         encoder: folder or name.
-        epochs: at most, of methods that train the encoder; ``None``: 5, or of few rows as many as make 300 steps.
+        epochs: maximum for methods that train the encoder; ``None`` means 5, or more where few rows need 300 steps.
         search_rates: whether these try several learning rates.
     """
 
@@ -174,7 +174,7 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
         progress: is told every step.
 
     Raises:
-        MissingExtraError: a package that it needs is not installed.
+        MissingExtraError: a package that the method needs is not installed.
         InputError: it cannot do this kind of task.
     """
     outcome = METHODS[name](work, seed, store, progress)

@@ -212,8 +212,8 @@ def read_dataset(
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
-        InputError: a column that is not there, or an unknown ``kind`` or type of source.
-        MissingExtraError: a Parquet file without pyarrow.
+        InputError: a column is missing, or ``kind`` or the type of the source is unknown.
+        MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if kind not in (kinds := ("auto", *KINDS)):
         raise InputError(must_be_one_of("kind", kind, kinds))
@@ -397,7 +397,7 @@ def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
 def _flags(column: Column) -> list[bool]:
     flags: list[bool] = []
     for row, cell in enumerate(column.cells, 1):
-        # As text every form of a number or truth value is one of few: 1, 1.0, True, numpy's, and what a CSV file has.
+        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are told alike.
         flag = FLAGS.get(str(cell).strip().lower())
         if flag is None:
             problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "

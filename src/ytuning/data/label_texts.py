@@ -41,7 +41,7 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     has a row for each text, with the columns ``text`` and ``label``.
 
     Raises:
-        InputError: a JSON file that holds something else.
+        InputError: the JSON file holds something else.
         DataError: the file cannot be read, or a text is missing.
     """
     path = Path(given)

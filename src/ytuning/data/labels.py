@@ -109,7 +109,7 @@ class LabelSet:
             (rows,) int64.
 
         Raises:
-            InputError: a label is not in the set; names it and the ones closest to it.
+            InputError: a label is unknown; the message names it and the ones closest to it.
         """
         try:
             return np.array([self._ids[label] for label in labels], np.int64)

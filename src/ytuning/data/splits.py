@@ -324,7 +324,7 @@ def task_rows(
     """Check the rows of a task and put them together; arguments as `train.train_task` takes them.
 
     Raises:
-        DataError: rows that cannot be trained on.
+        DataError: the rows cannot be trained on.
     """
     target = target_of(train, validation, test, order)
     parts = [part for part in (train, validation, test) if part is not None]
@@ -357,8 +357,8 @@ def target_of(
     """The target of train rows, which can be trained on, chosen by and tested on all these rows.
 
     Raises:
-        DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
-        InputError: train rows have groups although there are validation rows; a label order of another kind of task.
+        DataError: rows cannot be used so; an ordinal task's labels have no order, or ``label_order`` is not theirs.
+        InputError: training rows have groups beside validation rows, or the kind of task has no label order.
     """
     check_groups(grouped=train.groups is not None, validation=validation is not None)
     check_trainable(train, holdout=validation is None)

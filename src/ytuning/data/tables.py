@@ -84,7 +84,7 @@ class Column:
         """One cell, or a part of it, as the name of a label.
 
         Raises:
-            DataError: it has no name or is a list.
+            DataError: the cell has no name or is a list.
         """
         if isinstance(cell, np.generic):
             cell = cell.item()
@@ -137,7 +137,7 @@ def read_table(source: object) -> Table:
     Raises:
         DataError: the source cannot be read as a table, has no rows, or has two columns of one name.
         InputError: the source is none of these.
-        MissingExtraError: a Parquet file without pyarrow.
+        MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if isinstance(source, str | os.PathLike):
         table = _read_file(Path(source))

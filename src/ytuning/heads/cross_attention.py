@@ -57,7 +57,13 @@ class CrossAttentionHead(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return logits (B, C) of features (B, T, L, D) and mask (B, T), True at tokens; ``generator`` draws dropout."""
+        """Return logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens.
+
+        Args:
+            features: hidden states of the tokens.
+            mask: whether a position holds a token.
+            generator: draws the dropout.
+        """
         # (B, T, D)
         tokens = features[:, :, -1]
         if self.pair_mode == "separate":

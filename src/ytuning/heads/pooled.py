@@ -378,7 +378,7 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     """The inverse of :func:`config_to_json`.
 
     Raises:
-        InputError: unknown form, or not exactly the form's fields.
+        InputError: the form is unknown, or the fields are not exactly those of the form.
     """
     fields = dict(value)
     form = fields.pop("form", None)

@@ -61,7 +61,11 @@ class Trial:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
-        """The inverse of :meth:`to_json`; raises ``TypeError``, ``KeyError`` or ``InputError`` on anything else."""
+        """Invert :meth:`to_json`.
+
+        Raises:
+            TypeError, KeyError, InputError: the value is not such a mapping.
+        """
         fields = {name: field for name, field in value.items() if name != "pair"}
         return cls(**{**fields, "recipe": recipe_from_json(value["recipe"]), "pair_mode": value["pair"]})
 

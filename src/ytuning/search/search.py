@@ -122,8 +122,8 @@ def search(
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        InputError: an option that is not allowed, or a folder that holds something else.
-        DataError: rows that cannot be trained on.
+        InputError: an option is not allowed, or the folder holds something else.
+        DataError: the rows cannot be trained on.
         StoreError, WriteError: the disk is full or broken.
     """
     options, progress, watch = options or SearchOptions(), progress or Progress(), Stopwatch()

@@ -258,7 +258,7 @@ def check_exposure(settings: Settings) -> None:
     """Refuse to be reachable from other machines without keys.
 
     Raises:
-        InputError: it would be.
+        InputError: the server would be reachable.
     """
     # A host that is a name and no address raises ValueError.
     with contextlib.suppress(ValueError):

@@ -66,7 +66,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, text: str) -> Settings:
-        """The inverse of :meth:`to_environment`."""
+        """Invert :meth:`to_environment`."""
         return TypeAdapter(cls).validate_json(text)
 
 
@@ -84,7 +84,7 @@ class Service:
         """Whether all tasks are loaded and warmed up.
 
         Raises:
-            Refused: they are not.
+            Refused: the tasks are not ready.
         """
         if not self.ready:
             raise Refused(503, "unavailable", "the tasks are still loading. Try again in a moment.")

@@ -49,7 +49,11 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The answer of a task of one label a row."""
+        """The answer of a task with one label a row.
+
+        Raises:
+            AttributeError: the task gives several labels or a number.
+        """
         if isinstance(self.answer, str | None):
             return self.answer
         raise AttributeError(f"a task of kind {self.kind!r} gives no single label; see answer")
@@ -71,8 +75,8 @@ class Predictor:
         device: see `encoder.load_encoder`.
 
     Raises:
-        TaskFolderError: a folder that cannot be used, or an encoder that differs from the one it was trained with.
-        InputError: no folder, or two tasks of one name.
+        TaskFolderError: a folder cannot be used, or an encoder differs from the one that a task was trained with.
+        InputError: there is no folder, or two tasks have the same name.
     """
 
     def __init__(self, folders: Sequence[str | Path], *, encoder: str | None = None, device: str | None = None) -> None:
@@ -89,7 +93,7 @@ class Predictor:
         """Predictions for inputs in their order, for each input one of each task in the order of the folders.
 
         Raises:
-            InputError: a pair for a task of single texts, or the other way round.
+            InputError: an input is a pair and the task is for single texts, or the other way round.
         """
         stream = iter(inputs)
         position = 0

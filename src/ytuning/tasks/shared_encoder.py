@@ -66,6 +66,9 @@ class SharedEncoder:
             tasks: tasks that will ask for them.
             pair_mode: how pairs are read.
             padded: see `features.live_features`.
+
+        Raises:
+            EncoderError: a text has no tokens, or a hidden state does not exist.
         """
         states = tuple(sorted({state for task in tasks for state in task.states}))
         # A hidden state has the same int8 numbers whatever states lie beside it; other codecs need it whole.

@@ -172,7 +172,7 @@ def check_target(folder: str | Path) -> None:
     """Refuse a folder that a task must not be written to; called before any work is done.
 
     Raises:
-        InputError: it is a file, holds something that is not a task, or cannot be made or written.
+        InputError: the folder is a file, holds something that is not a task, or cannot be made or written.
     """
     path = Path(folder)
     if os.path.exists(path) and not os.path.isdir(path):
@@ -236,7 +236,7 @@ def load_task(folder: str | Path) -> Task:
     """Read a task folder, checking everything in it.
 
     Raises:
-        TaskFolderError: not there, foreign, damaged, or of another schema; each with its own message.
+        TaskFolderError: the folder is missing, foreign, damaged, or of another schema; each has its own message.
     """
     path = Path(folder)
     content = _read_json(path)
@@ -275,7 +275,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """Refuse to use a head with features it was not trained on.
 
     Raises:
-        TaskFolderError: names what differs.
+        TaskFolderError: the encoders differ; the message names the difference.
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
@@ -312,7 +312,7 @@ def _pair_mode(value: Any) -> PairMode | None:
     """How the task reads pairs, None where its rows are single texts.
 
     Raises:
-        ValueError: neither of these.
+        ValueError: the value is none of these.
     """
     if value not in (None, *PAIR_MODES):
         raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
@@ -324,7 +324,7 @@ def _states(value: Any) -> States:
     """Numbers of hidden states.
 
     Raises:
-        ValueError: they are not whole numbers from 0 that rise.
+        ValueError: the numbers are not whole numbers from 0 that rise.
     """
     if not (isinstance(value, list) and value and all(type(state) is int and state >= 0 for state in value)):
         raise ValueError("states must be a list of whole numbers from 0")

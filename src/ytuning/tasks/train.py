@@ -156,9 +156,9 @@ def train_task(
         progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
     Raises:
-        InputError: an option that is not allowed; no confidence gives the precision of ``abstain_at``.
+        InputError: an option is not allowed, or no confidence gives the precision of ``abstain_at``.
         EncoderError: the encoder does not have the hidden states that the recipe reads.
-        DataError: rows that cannot be trained on.
+        DataError: the rows cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     options, progress = options or TrainOptions(), progress or Progress()

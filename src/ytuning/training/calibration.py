@@ -67,7 +67,7 @@ class Calibration:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: not such fields, or numbers beyond their range.
+            ValueError: the fields are wrong, or a number is out of its range.
         """
         if not isinstance(calibration, dict) or set(calibration) != set(cls().to_json()):
             raise ValueError(
@@ -95,7 +95,7 @@ def check_abstain_at(target: TaskKind, abstain_at: float | None, rows: int) -> N
         rows: number of rows that it will be measured on.
 
     Raises:
-        InputError: it is no share, the task is not one of a label a row, or there are too few rows.
+        InputError: the precision is not a share, the task has not one label a row, or there are too few rows.
     """
     if abstain_at is None:
         return

@@ -64,8 +64,9 @@ class TrainingConfig:
         refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
-        label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count); of several labels the
-            root of that, and at least 1), or the weight of each label by id, scaled so that the train rows' mean is 1.
+        label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or with
+            several labels a row the root of that, at least 1; or each label's weight by id. Weights are scaled to a
+            mean of 1 over the training rows.
     """
 
     loss: str = "cross_entropy"
@@ -125,7 +126,7 @@ def preset(name: str) -> Recipe:
     """The recipe of a preset's name.
 
     Raises:
-        InputError: unknown name.
+        InputError: the name is unknown.
     """
     if name not in PRESETS:
         raise InputError(must_be_one_of("preset", name, PRESETS))
@@ -141,7 +142,7 @@ def reading_layers(recipe: Recipe, text: str) -> Recipe:
     """The recipe with the hidden states of ``--layers``; ``default`` and ``auto`` leave it as it is.
 
     Raises:
-        InputError: neither one of the names nor numbers.
+        InputError: the text is neither a known name nor numbers.
     """
     if text in ("default", AUTO_LAYERS):
         return recipe
@@ -169,7 +170,7 @@ def recipe_from_json(value: Any) -> Recipe:
     """The inverse of :func:`recipe_to_json`.
 
     Raises:
-        InputError: not exactly its fields, or a value that is out of its range; names it.
+        InputError: a field is missing, unknown or out of its range; the message names it.
     """
     expected = {"schema", "head", "training", "layers"}
     if not isinstance(value, dict) or set(value) != expected:

@@ -66,7 +66,7 @@ def kind_from_json(content: dict[str, Any]) -> TaskKind:
     """The inverse of ``to_json``.
 
     Raises:
-        InputError, KeyError, TypeError, ValueError: not such fields.
+        InputError, KeyError, TypeError, ValueError: the fields are wrong.
     """
     if content["kind"] not in KINDS:
         raise ValueError(f"unknown kind {shown(content['kind'])}")

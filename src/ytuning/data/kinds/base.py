@@ -141,7 +141,7 @@ class TaskKind(ABC):
         """The inverse of :meth:`to_json`.
 
         Raises:
-            InputError, KeyError, TypeError, ValueError: not such fields.
+            InputError, KeyError, TypeError, ValueError: the fields are wrong.
         """
         return cls(LabelSet(tuple(content["labels"])))
 
@@ -194,7 +194,7 @@ class TaskKind(ABC):
         """Targets of the labels of rows.
 
         Raises:
-            InputError: a label is not in the set; names it and the ones closest to it.
+            InputError: a label is unknown; the message names it and the ones closest to it.
         """
 
     def encode_names(self, names: Sequence[str]) -> np.ndarray:
@@ -229,7 +229,7 @@ class TaskKind(ABC):
             weights: weights of the labels, as in `recipes.TrainingConfig`.
 
         Raises:
-            InputError: an unknown loss, or label weights that do not fit.
+            InputError: the loss is unknown, or the label weights do not fit.
         """
         if name not in LOSSES:
             raise InputError(must_be_one_of("loss", name, LOSSES))
