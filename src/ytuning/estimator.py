@@ -86,7 +86,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         return logits_of(self.task_.head, features)
 
     def save(self, folder: str | Path) -> None:
-        """Write the trained task as a folder that the command line and `Predictor` read."""
+        """Write the trained task as a folder that the command line and `Predictor` read.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            InputError: the folder cannot be written, or holds files that do not belong to a task.
+            WriteError: the disk is full or broken.
+        """
         check_is_fitted(self, "task_")
         save_task(replace(self.task_, name=Path(folder).resolve().name), folder)
 
@@ -117,7 +123,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         layers: hidden states to read, as numbers; ``None``: those of the preset; ``"auto"`` chooses on a sample.
         label_texts: what the labels mean, a mapping from label to its text or texts; ``"names"``: the labels in words;
             ``"none"``. Default: names for ``"few-shot"`` (unless they are numbers), else none.
-        seed: of the hold-out, the head's weights and the order of rows.
+        seed: seed of the validation split, the head's weights and the order of rows.
         refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
         verbose: whether to show progress on stderr.
@@ -158,9 +164,9 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         value is None, NaN or an empty text is a group of its own.
 
         Raises:
-            InputError: a parameter that is not among those allowed.
-            DataError: a row that is not text, texts and labels or groups of different number, one label or one group
-                only, or a label that occurs once.
+            InputError: a parameter is not allowed.
+            DataError: a row is not text, there are fewer or more labels or groups than texts, there is only one label or
+                one group, or a label occurs once.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -193,7 +199,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             NotFittedError: before ``fit``.
-            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+            DataError: a row is not text, or is a pair where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
         return self._in_columns(self.task_.calibration.answers(self.task_.target, logits).probabilities, 0.0)
@@ -255,9 +261,9 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         """Train on texts (rows,) and numbers (rows,); ``groups`` as for :meth:`YTuningClassifier.fit`.
 
         Raises:
-            InputError: a parameter that is not among those allowed, or numbers of another shape.
-            DataError: a row that is not text or no number, texts and numbers or groups of different number, one number
-                or one group only.
+            InputError: a parameter is not allowed, or the numbers have another shape.
+            DataError: a row is not text or has no number, there are fewer or more numbers or groups than texts, or there
+                is only one number or one group.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -271,7 +277,7 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             NotFittedError: before ``fit``.
-            DataError: a row that is not text, or pairs where single texts were fitted, or the other way round.
+            DataError: a row is not text, or is a pair where single texts were fitted, or the other way round.
         """
         logits = self._logits(X)
         return self.task_.calibration.answers(self.task_.target, logits).values
@@ -294,16 +300,16 @@ def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
     if not np.isin(given, (0, 1)).all():
         problem = "y of two dimensions must hold 0 and 1, a column for each label. "
         raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
-    # Labels of files are stripped, too.
+    # The names of labels in data files are stripped too.
     names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]
-    # It refuses names that are not all different.
+    # LabelSet raises an error if two names are equal.
     LabelSet(tuple(names))
     return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
 
 
 def _names_of(classes: np.ndarray) -> list[str]:
-    """What the task calls the labels (C,) of one a row."""
-    # Labels of files are stripped, too.
+    """Return the task's names of the labels (C,), for rows with one label each."""
+    # The names of labels in data files are stripped too.
     names = [str(label).strip() for label in classes.tolist()]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
@@ -338,7 +344,7 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
     if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
         raise InputError("y holds fractional or missing numbers. Use labels, or YTuningRegressor for numbers")
-    # Not those of the array, where NaN beside text has become the text "nan".
+    # Check the given values: in the array, NaN beside text has become the text "nan".
     for row, label in enumerate(y, 1):
         if label is None or (isinstance(label, float) and math.isnan(label)):
             raise DataError("the label is missing. Fill it in or remove the row", source="y", row=row)
@@ -350,7 +356,7 @@ def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(layers: str | Sequence[int]) -> tuple[int, ...]:
-    """Numbers of hidden states."""
+    """Read the numbers of hidden states."""
     if isinstance(layers, str) or not all(isinstance(layer, (int, np.integer)) for layer in layers):
         raise InputError(must_be_one_of("layers", layers, (None, AUTO_LAYERS, "numbers of hidden states")))
     return tuple(int(layer) for layer in layers)

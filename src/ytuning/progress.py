@@ -25,7 +25,7 @@ class Messages(Progress):
     """Prints messages on stderr and no bars, for users who want quiet."""
 
     def say(self, message: str) -> None:
-        """Print a line."""
+        """Print a message on a line of its own."""
         print(message, file=sys.stderr)
 
 
@@ -56,7 +56,8 @@ class ProgressBar(Progress):
     def step(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Move the bar of ``stage``."""
         if not self._tasks:
-            self._bars.start()  # not before there is a bar to show: stopping an empty display prints a blank line
+            # The display starts with its first bar, because stopping an empty one prints a blank line.
+            self._bars.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
         self._bars.update(self._tasks[stage], completed=done, total=total, note=note)

@@ -78,9 +78,11 @@ def cache_verify(as_json: Json = False, quiet: Quiet = False) -> None:
             checked += space.shards
             try:
                 space.verify()
-            except StoreError as problem:  # the other spaces are checked all the same
+            except StoreError as problem:
+                # One damaged space does not keep the others from being checked.
                 unreadable.append(problem)
-            for damage in space.damages:  # those found while opening the space, too
+            # The list also has the damages that were found while the space was opened.
+            for damage in space.damages:
                 progress.say(str(damage))
             damages.extend(space.damages)
     if as_json:

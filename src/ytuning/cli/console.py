@@ -73,7 +73,7 @@ def read_parts(
         rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
     tell_alike(progress, set().union(*(names_in(part) for part in parts)))
-    # Once: the other files were split to fit the train rows, whose labels they may well have.
+    # This is said once, because the other files were split to fit the training rows and may well have their labels.
     if whole := unsplit_names(train):
         progress.say(
             f"{train.source}: {train.separator!r} separates the labels of a row, so each of these is one label: "
@@ -109,7 +109,8 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
         new = NewFile(_target(path))
 
     def write(text: str) -> None:
-        with write_errors(path, option):  # here, as other errors of the work that writes are not the file's
+        # Only errors of this write are the file's; the code that computes the text has errors of its own.
+        with write_errors(path, option):
             new.stream.write(text.encode())
 
     try:
@@ -125,8 +126,8 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     """Refuse a file that :func:`result_file` could not write, or should not; called before any work is done.
 
     Args:
-        path: of the file.
-        option: that names it.
+        path: path of the file.
+        option: option that names it.
         inputs: files that the work reads, or makes by itself, none of which it should replace.
         made: folder that the work makes, where the file may lie.
     """
@@ -138,7 +139,8 @@ def check_result_file(path: Path, option: str, inputs: Sequence[str | Path | Non
     with write_errors(path, option):
         if target == folder or os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if os.path.exists(target) and not os.path.isfile(target):  # opening a pipe would wait for its reader
+        # Permissions are asked for, because opening a pipe would wait for its reader.
+        if os.path.exists(target) and not os.path.isfile(target):
             if not os.access(target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         elif target.parent != folder or os.path.isdir(folder):
@@ -151,7 +153,7 @@ def _target(path: str | Path) -> Path:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print one JSON value on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
@@ -162,7 +164,7 @@ def write_page(path: Path, page: str, option: str = "--report") -> None:
 
 
 def split_of_report(reports: Container[str]) -> str:
-    """Which rows the report of a training is about."""
+    """Say in words which rows the report of a training is about."""
     return "test" if "test" in reports else "validation"
 
 

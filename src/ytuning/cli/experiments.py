@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "search"]
 
-BEST = 10  # trials that are shown
+# The summary of a search shows this number of trials.
+BEST = 10
 PLOT_FILE = "search.html"
 
 

@@ -24,7 +24,8 @@ from ytuning.errors import InputError, YTuningError, must_be_one_of
 
 __all__ = ["app", "main"]
 
-TYPER_INTERRUPTED = 130  # what newer versions of typer make of Ctrl-C; older ones raise Abort
+# Newer versions of typer return this status after Ctrl-C; older ones raise Abort.
+TYPER_INTERRUPTED = 130
 
 # Modules that load torch are imported inside the commands: --help and mistakes should answer at once.
 
@@ -72,9 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    with suppress(AttributeError):  # a stream that a test or a caller has put there
+    # A test or a caller may have replaced stdout by a stream that cannot be reconfigured.
+    with suppress(AttributeError):
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    with suppress(ValueError):  # only the main thread may; schedulers and `docker stop` should lose no more than Ctrl-C
+    # SIGTERM from schedulers or `docker stop` should lose no more than Ctrl-C. Only the main thread can handle it.
+    with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = app(words, prog_name="ytuning", standalone_mode=False)
@@ -94,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _close_stdout()
         status = 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:  # nothing but stdout is written without a message of its own
+        # Every other file has its own message for a full disk, so only stdout can end here.
+        if error.errno != errno.ENOSPC:
             raise
         _close_stdout()
         status = _fail(
@@ -118,7 +122,8 @@ def _close_stdout() -> None:
 
 def _fail(message: str, status: int) -> int:
     one_line = " ".join(message.split())
-    if one_line:  # without arguments the help has been shown, and there is nothing to add
+    # Without arguments typer has shown the help, and there is no message to add.
+    if one_line:
         print(f"error: {one_line}", file=sys.stderr)
     return status
 

@@ -116,7 +116,7 @@ Quiet = Annotated[bool, OUTPUT(None, "Hide the progress on stderr.", True, "--qu
 
 
 def in_order(label_order: str | None) -> list[str] | None:
-    """The labels that ``--label-order`` names."""
+    """Return the labels that ``--label-order`` names."""
     return None if label_order is None else label_order.split(",")
 
 

@@ -1,4 +1,4 @@
-"""``ytuning serve``."""
+"""``ytuning serve``: answer for tasks over HTTP."""
 
 from __future__ import annotations
 

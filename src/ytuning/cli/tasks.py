@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["add_label", "evaluate", "predict"]
 
-NEXT = 2  # labels that are shown after the answer
-REPLACED = "\ufffd"  # stands for a character that cannot be printed
+# The answer is followed by this number of less probable labels.
+NEXT = 2
+# This character replaces one that the terminal cannot print.
+REPLACED = "\ufffd"
 
 
 def predict(
@@ -97,7 +99,8 @@ def predict(
 def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Leading arguments that are folders are tasks, the rest are texts; the first is a task whatever it looks like."""
     count = 1
-    while count < len(arguments) and os.path.isdir(arguments[count]):  # never raises, unlike Path
+    # Path.is_dir raises an error for a text that cannot be a path; os.path.isdir never does.
+    while count < len(arguments) and os.path.isdir(arguments[count]):
         count += 1
     return arguments[:count], arguments[count:]
 
@@ -207,7 +210,8 @@ def add_label(
     from ytuning.tasks.task import check_encoder, check_target, load_task, save_task
 
     task = load_task(task_dir)
-    name = name.strip()  # as the labels of rows are
+    # The names of labels in data files are stripped too.
+    name = name.strip()
     check_can_grow(task, name)
     target = out or task_dir
     check_target(target)

@@ -1,4 +1,4 @@
-"""``ytuning train``."""
+"""``ytuning train``: train a head and save it as a task folder."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
     if trained.fit.interrupted:
         best, target = trained.fit.history[trained.fit.chosen], trained.task.target
         figures = f"step {best.step}, validation {target.score_name} {target.shown_score(best.score)}"
-        # Not progress, so --quiet does not hide it.
+        # This is not progress, so --quiet does not hide it.
         print(f"Interrupted. The best head so far ({figures}) is saved in {out}.", file=sys.stderr)
 
 

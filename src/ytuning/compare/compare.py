@@ -34,26 +34,29 @@ from ytuning.system.machine import versions
 
 __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
-# In the folder of results: a file for each run; the store of the one that goes on; held by the process that compares.
+# The folder of results has a folder of finished runs, the current run's store, and the lock of the comparing process.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
 PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
-ENCODER_FILES = (".json", ".model", ".txt")  # suffixes, beside the weights: its configuration and its tokenizer
-FEWEST_OF_A_LABEL = 2  # rows in a sample: one to train on and one to choose
-PAUSE = 0.1  # seconds between two reports of a process
+# A run depends on the encoder's configuration and tokenizer, which are files with these suffixes.
+ENCODER_FILES = (".json", ".model", ".txt")
+# A sample needs two rows of each label: one to train on and one to validate on.
+FEWEST_OF_A_LABEL = 2
+# A method's process reports its progress at most once in this many seconds.
+PAUSE = 0.1
 
 Start = Callable[[str, Work, int, Path, Progress], Run]
-"""Method, work, seed, folder for its store, progress -> its run."""
+"""Starts a run: takes a method, the work, a seed, a folder for the store and a progress."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What has been found.
+    """The results of a comparison.
 
     Attributes:
         work: what was compared on.
-        methods: that were asked for, in their order.
-        seeds: of each.
-        runs: that are finished.
+        methods: names of the compared methods, in the order of the request.
+        seeds: number of seeds for each method.
+        runs: the finished runs.
         skipped: why a method has fewer runs than seeds.
         interrupted: whether Ctrl-C ended it early.
     """
@@ -89,7 +92,7 @@ def compare(
         start: runs a method; default: :func:`in_own_process`.
 
     Raises:
-        InputError: unknown methods, or ``out`` cannot be written, or another process compares into it.
+        InputError: a method is unknown, ``out`` cannot be written, or another process compares into it.
         EncoderError: there is no such encoder.
         YTuningError: no method could be run.
     """
@@ -118,13 +121,15 @@ def _compare(
             if name in skipped:
                 continue
             key = _key(work, digest, name, seed)
-            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"  # so that other rows or settings do not replace it
+            # The key is part of the name, so that runs with other rows or settings do not replace this one.
+            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"
             run = _kept(file, key)
             if run is None:
                 told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
                 try:
                     run = _fresh(start, name, work, seed, out / STORE, told)
-                except Exception as error:  # whatever it is, the other methods do not depend on it
+                # The other methods do not depend on this one, so any error leaves out this method only.
+                except Exception as error:
                     skipped[name] = _reason(error)
                     progress.say(f"{name} is left out: {skipped[name]}")
                     continue
@@ -168,10 +173,10 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
 
 
 def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
-    """As `methods.run_method`, in a new process, which ends with this call.
+    """Call `methods.run_method` in a new process, which ends with this call.
 
     Raises:
-        YTuningError: it failed; says how.
+        YTuningError: the run failed; the message says why.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -205,10 +210,12 @@ def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Prog
 
 def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path) -> None:
     """What the new process does."""
-    os.dup2(2, 1)  # what a package prints is no result
+    # Packages print to stdout, which is kept for results.
+    os.dup2(2, 1)
     try:
         run = run_method(name, work, seed, store, _Sent(connection))
-    except Exception as error:  # the process that waits tells it
+    # The waiting process reports the error.
+    except Exception as error:
         connection.send(("failed", _reason(error)))
     else:
         connection.send(("done", run))
@@ -243,8 +250,9 @@ class _Told(Progress):
 
 
 def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
-    """A run from an empty store, which is removed in the end."""
-    shutil.rmtree(store, ignore_errors=True)  # of a comparison that was killed
+    """Start a run with an empty store and remove the store at the end."""
+    # A comparison that was killed may have left its store.
+    shutil.rmtree(store, ignore_errors=True)
     try:
         return start(name, work, seed, store, progress)
     finally:
@@ -269,7 +277,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line."""
+    """Return an error's message as one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, YTuningError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
@@ -278,7 +286,7 @@ def _reason(error: Exception) -> str:
 
 
 def _digest(work: Work) -> str:
-    """Of everything that all methods are given."""
+    """Return the SHA-256 of the encoder and of the rows, which are the same for all methods."""
     folder = find_encoder(work.encoder)
     digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
     for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
@@ -290,7 +298,7 @@ def _digest(work: Work) -> str:
 
 
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
-    """Two runs of one key would find the same."""
+    """Return the key of a run. Two runs with the same key would have the same result."""
     code = versions(*PACKAGES.get(name, ()))
     settings = [work.epochs, work.search_rates] if name in TUNINGS else []
     return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()

@@ -40,16 +40,19 @@ __all__ = [
     "setfit_pairs",
 ]
 
-EVALUATED_TOKENS = 4096  # in a batch without gradients, padding included
-FULL_RATES = (1e-4, 3e-5, 3e-4)  # the first suits small encoders, 2e-5 to 5e-5 is usual for large ones
+# Maximum number of tokens, padding included, in a batch that needs no gradients.
+EVALUATED_TOKENS = 4096
+# The first rate suits small encoders; 2e-5 to 5e-5 is usual for large ones.
+FULL_RATES = (1e-4, 3e-5, 3e-4)
 LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
-# PEFT's usual factor.
+# This is the usual factor in PEFT.
 LORA_ALPHA = 16
-# SetFit's pairs of each kind for a row, as published, and of all rows, or it takes days.
+# SetFit makes 20 pairs of each kind for a row, as published. The total is limited, or training would take days.
 SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000
 SETFIT_BATCH_SIZE = 32
-EDGE = 1e-9  # the least probability of SetFit, whose logarithm is a logit
+# Probabilities of SetFit are clipped to this minimum, because a logit is their logarithm.
+EDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class TuningConfig:
         epochs: passes over the train rows, each followed by a validation; the best one is taken...
         patience: ...and so many in a row that are no better than the best end the training.
         batch_size: rows in a step.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         warmup: share of all steps in which the rate rises.
         clip_norm: largest norm of the gradient.
         checkpointing: compute activations twice instead of keeping them: slower, in less memory.
@@ -81,12 +84,12 @@ class TuningConfig:
 
 @dataclass(frozen=True)
 class TuningRows:
-    """What an encoder is trained on.
+    """The rows that an encoder is trained on.
 
     Attributes:
         target: kind of the task.
         inputs: texts, or pairs as one text, of all rows.
-        targets: of all rows, as ``target`` encodes them.
+        targets: targets of all rows, as ``target`` encodes them.
         train: positions of rows to train on.
         validation: positions of rows that choose the epoch and, of several, the learning rate.
     """
@@ -104,15 +107,15 @@ class TunedEncoder:
 
     Attributes:
         model: a sequence classification model of transformers (for LoRA in PEFT's wrapper), in evaluation mode.
-        encoder: whose tokenizer, arithmetic and device it uses.
+        encoder: the encoder that gives the tokenizer, arithmetic and device.
         parameters: numbers that were trained.
-        planned_steps: of all epochs.
-        step_seconds: of each step that was taken.
-        validation_seconds: of each validation.
+        planned_steps: number of steps in all epochs.
+        step_seconds: seconds of each step that was taken.
+        validation_seconds: seconds of each validation.
         validation_scores: mean of the kind's `row_scores` at each validation (of a single-label task
             accuracy); the model is that of the best.
         validation_logits: (validation rows, C) float32 of the best.
-        learning_rate: of the training that was taken.
+        learning_rate: learning rate of the chosen training.
         rates: the best validation score of each learning rate that was tried.
     """
 
@@ -147,10 +150,10 @@ def full_fine_tuning(
 
     Args:
         encoder: gives the weights to start from, the tokenizer, maximum length, arithmetic and device; not changed.
-        rows: that it is trained on; the loss is that of a head, without label smoothing.
+        rows: rows to train on; the loss is that of a head, without label smoothing.
         config: default: the first of ``FULL_RATES``.
         rates: learning rates to try instead of the config's, each in a whole training.
-        seed: of the classifier's weights, the order of rows and dropout.
+        seed: seed of the classifier's weights, the order of rows and dropout.
         progress: is told every step.
 
     Raises:
@@ -198,7 +201,8 @@ def lora(
         model = _classifier(data, _arithmetic(encoder))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names it is to drop
+                # PEFT uses names that transformers has deprecated.
+                warnings.simplefilter("ignore", FutureWarning)
                 model = peft.get_peft_model(model, form)
         except ValueError as error:
             raise InputError(
@@ -265,7 +269,8 @@ def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
     weights_hash(folder, name)
     logs = transformers.utils.logging
     level, bar = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()  # it warns that the classifier is new, which it is meant to be
+    # Transformers would warn that the classifier has new weights, which is intended here.
+    logs.set_verbosity_error()
     logs.disable_progress_bar()
     try:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -279,7 +284,8 @@ def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
         logs.set_verbosity(level)
         if bar:
             logs.enable_progress_bar()
-    for parameter in model.parameters():  # not the buffers: rotary frequencies must stay exact
+    # Buffers keep their precision, because rotary frequencies must stay exact.
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.to(rows.encoder.device)
 
@@ -287,7 +293,7 @@ def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
 def _train(model: Any, rows: _Data, config: TuningConfig, progress: Progress, seed: int) -> TunedEncoder:
     """Train what requires a gradient, epoch by epoch, and take the weights of the epoch that validates best."""
     if config.checkpointing:
-        # The second name is that of transformers before 5.
+        # Versions of transformers before 5 use the second name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     per_epoch = math.ceil(len(rows.train) / config.batch_size)
@@ -318,7 +324,8 @@ def _train(model: Any, rows: _Data, config: TuningConfig, progress: Progress, se
         progress.step("tune", len(result.step_seconds), most, note)
         if len(scores) - 1 - int(np.argmax(scores)) >= config.patience:
             break
-    assert best is not None  # there is a step, and so a validation
+    # Every training has at least one step, and so at least one validation.
+    assert best is not None
     for parameter, value in zip(chosen, best[0], strict=True):
         parameter.data.copy_(value)
     model.eval()
@@ -337,7 +344,8 @@ def _step(
     torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm)
     optimizer.step()
     if rows.encoder.device.type == "cuda":
-        torch.cuda.synchronize()  # or its seconds would be those of later work
+        # The GPU works asynchronously, so without waiting this step's time would be counted in a later one.
+        torch.cuda.synchronize()
 
 
 def _logits(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndarray) -> np.ndarray:
@@ -370,12 +378,12 @@ def _forward(model: Any, encoder: Encoder, tokens: TokenizedTexts, rows: np.ndar
 
 @dataclass(frozen=True)
 class SetFitResult:
-    """A model of SetFit.
+    """A model that SetFit has trained.
 
     Attributes:
         model: SetFit's own.
         parameters: numbers that were trained.
-        planned_steps: of the one epoch over the pairs.
+        planned_steps: number of steps in the one epoch over the pairs.
         step_ends: when each step that was taken ended, in seconds of ``time.perf_counter``.
     """
 
@@ -385,7 +393,7 @@ class SetFitResult:
     step_ends: list[float]
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Logits (texts, C) float32."""
+        """Return the logits (texts, C) float32."""
         shares = np.asarray(self.model.predict_proba(list(texts), as_numpy=True, show_progress_bar=False))
         return np.log(shares.clip(EDGE)).astype(np.float32)
 
@@ -394,8 +402,8 @@ def load_setfit() -> Any:
     """The package SetFit, which takes seconds to import.
 
     Raises:
-        MissingExtraError: it is not installed.
-        InputError: it is, but does not work with the other packages that are: it lags behind transformers.
+        MissingExtraError: SetFit is not installed.
+        InputError: SetFit does not work with the other installed packages, often because it lags behind transformers.
     """
     try:
         return require("setfit", "benchmark")
@@ -426,11 +434,11 @@ def setfit(
 
     Args:
         encoder: gives the weights to start from and the device; not changed.
-        texts: of the train rows.
+        texts: texts of the training rows.
         targets: (rows,) label ids.
-        pairs: of one label, and as many of two, for each row.
+        pairs: number of pairs for each row with the same label, and as many with different labels.
         most_steps: end after so many steps, to measure what one takes.
-        seed: of the pairs and their order.
+        seed: seed of the pairs and their order.
 
     Raises:
         InputError, MissingExtraError: as :func:`load_setfit`.

@@ -19,17 +19,19 @@ __all__ = ["Probe", "mean_pooled", "tuned_probe"]
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
-MOST_ITERATIONS = 300  # of L-BFGS
-NEVER = -1e4  # logit of a label that no row to fit on has
+# L-BFGS stops after this number of iterations.
+MOST_ITERATIONS = 300
+# A label that no training row has gets this logit.
+NEVER = -1e4
 
 Linear = tuple[np.ndarray, np.ndarray]
 """Weights (F, K) and bias (K,)."""
 
 
 def mean_pooled(features: Features) -> np.ndarray:
-    """(rows, L * D) float32: the mean over tokens of every stored hidden state, side by side.
+    """Pool features to (rows, L * D) float32: the mean over tokens of each stored hidden state, side by side.
 
-    Of pairs that were encoded one by one (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
+    Pairs that were encoded separately have (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
     Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
     """
     if isinstance(features, PairFeatures):
@@ -56,8 +58,8 @@ class Probe:
         parameters: numbers that were fitted.
         strength: scikit-learn's ``C``, or ``1 / alpha`` of ridge regression, which is the same.
         validation_logits: (validation rows, C) float32 of that strength, fitted on train rows only.
-        validation_score: of these, the mean of the kind's `row_scores`: of a single-label task accuracy.
-        validation_loss: of these, see `kinds.TaskKind.mean_loss`.
+        validation_score: mean of the kind's `row_scores` on the validation rows; accuracy for a single-label task.
+        validation_loss: loss on the validation rows, see `kinds.TaskKind.mean_loss`.
     """
 
     weights: np.ndarray
@@ -70,7 +72,7 @@ class Probe:
     validation_loss: float
 
     def logits(self, pooled: np.ndarray) -> np.ndarray:
-        """(rows, C) float32 of pooled features (rows, F), as ``target`` reads them."""
+        """Return the logits (rows, C) float32 of pooled features (rows, F), in the form that ``target`` reads."""
         return _logits(self.target, pooled, self.weights, self.bias)
 
 
@@ -92,10 +94,10 @@ def tuned_probe(
     Args:
         target: kind of the task.
         pooled: (rows, F), see :func:`mean_pooled`.
-        targets: of all rows, as ``target`` encodes them.
+        targets: targets of all rows, as ``target`` encodes them.
         train: positions of rows to fit on.
         validation: positions of rows that choose the strength.
-        strengths: to try; default: eight or nine from weak to strong regularisation.
+        strengths: strengths to try; the default is eight or nine values from weak to strong regularisation.
         refit: whether to fit once more on train and validation rows together.
     """
     goal = torch.from_numpy(np.asarray(targets, target.dtype)[validation])
@@ -110,7 +112,7 @@ def tuned_probe(
     if refit:
         rows = np.union1d(train, validation)
         weights, bias = _fitter(target, pooled[rows], targets[rows])(strength)
-    # Of two labels that exclude each other, and of two anchors, one is fitted.
+    # Two labels that exclude each other, or two anchors, need only one column of weights.
     columns = 1 if targets.ndim == 1 and target.outputs == 2 else target.outputs
     loss = target.mean_loss(torch.from_numpy(logits), goal)
     return Probe(weights, bias, target, columns * (len(weights) + 1), strength, logits, score, loss)
@@ -131,13 +133,15 @@ def _fitter(target: TaskKind, pooled: np.ndarray, goal: np.ndarray) -> Callable[
         parts = []
         for model, column in zip(models, goal.T if several else [goal], strict=True):
             ids = column.astype(np.int64)
-            if several and len(np.unique(ids)) == 1:  # a label that all rows have, or none, has its share only
+            # Nothing can be fitted for a label that all rows have or none has; its logit is its smoothed share.
+            if several and len(np.unique(ids)) == 1:
                 having = float(ids.sum())
                 share = np.log((having + 0.5) / (len(ids) - having + 0.5))
                 parts.append((np.zeros((values.shape[1], 1)), np.array([share])))
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges what was reached
+                # The validation set shows whether a fit that has not converged is good enough.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 model.set_params(C=strength).fit(values, ids)
             parts.append(_columns(model, 1 if several else outputs))
         weights, biases = zip(*parts, strict=True)
@@ -145,7 +149,7 @@ def _fitter(target: TaskKind, pooled: np.ndarray, goal: np.ndarray) -> Callable[
 
     def fit(strength: float) -> Linear:
         weights, bias = (ridge if target.labels is None else logistic)(strength)
-        # The same map of features that are not standardised.
+        # This turns the weights into those of the same map on features that are not standardised.
         weights = weights / scaler.scale_[:, None]
         return weights, bias - scaler.mean_ @ weights
 
@@ -157,7 +161,8 @@ def _columns(model: LogisticRegression, outputs: int) -> Linear:
     coefficients, intercepts = model.coef_.T.astype(np.float64), model.intercept_.astype(np.float64)
     if outputs == 1:
         return coefficients, intercepts
-    met = model.classes_[1:] if len(model.classes_) == 2 else model.classes_  # of two, the first has logit 0
+    # With two labels the model has one column of weights, and the first label's logit is 0.
+    met = model.classes_[1:] if len(model.classes_) == 2 else model.classes_
     weights, bias = np.zeros((len(coefficients), outputs)), np.full(outputs, NEVER)
     bias[model.classes_] = 0.0
     weights[:, met], bias[met] = coefficients, intercepts
@@ -165,5 +170,5 @@ def _columns(model: LogisticRegression, outputs: int) -> Linear:
 
 
 def _logits(target: TaskKind, pooled: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """(rows, C) float32."""
+    """Return the logits (rows, C) float32 of pooled features (rows, F)."""
     return target.logits_of_linear(pooled @ weights + bias).astype(np.float32)

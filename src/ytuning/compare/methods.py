@@ -43,8 +43,10 @@ from ytuning.training.recipes import preset
 
 __all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
-EPOCHS, FEWEST_STEPS = 5, 300  # of methods that train the encoder; few rows need more passes, as for a head
-PATIENCE = 0.4  # of the epochs, without a better one, that end such a training
+# Methods that train the encoder take these epochs, or more to reach the least steps, because few rows need more passes.
+EPOCHS, FEWEST_STEPS = 5, 300
+# Such a training stops early after this share of its epochs without a better validation.
+PATIENCE = 0.4
 TUNINGS: dict[str, tuple[Callable[..., TunedEncoder], Sequence[float]]]
 TUNINGS = {"full": (full_fine_tuning, FULL_RATES), "lora": (lora, LORA_RATES)}
 """What trains the encoder, and the learning rates that are worth a search; the first is taken without one."""
@@ -58,9 +60,9 @@ class Work:
         train: rows to train on; without ``validation`` those that choose are held out of them.
         validation: rows that choose.
         test: rows that judge; ``None``: those that chose do.
-        target: of the train rows.
+        target: kind of the task, with the labels of the training rows.
         encoder: folder or name.
-        epochs: at most, of methods that train the encoder; ``None``: 5, or of few rows as many as make 300 steps.
+        epochs: maximum for methods that train the encoder; ``None`` means 5, or more where few rows need 300 steps.
         search_rates: whether these try several learning rates.
     """
 
@@ -74,12 +76,12 @@ class Work:
 
     @property
     def inputs(self) -> list[TextInput]:
-        """Of train rows, then of validation rows."""
+        """The inputs of the training rows, then of the validation rows."""
         return [row for part in (self.train, self.validation) if part for row in part.inputs]
 
     @property
     def targets(self) -> np.ndarray:
-        """Of the same rows."""
+        """The targets of the same rows as ``inputs``."""
         return np.concatenate([self.target.encode(labels_of(part)) for part in (self.train, self.validation) if part])
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,15 +108,15 @@ class Run:
 
     Attributes:
         method: its name.
-        seed: of the split, of weights and of the order of rows.
-        metrics: on the rows that judge.
+        seed: seed of the split, the weights and the order of rows.
+        metrics: metrics on the rows that judge.
         predicted: answers there: label ids, lists of them, or numbers.
-        seconds: from the rows to the trained model.
+        seconds: time from the rows to the trained model.
         seconds_with_stored_features: the same for a further task on the same texts; ``None``: the method reads no
             stored features.
         parameters: numbers that were trained.
-        peak_bytes: of memory that its process has held, Python and packages included.
-        rows: of ``train``, ``validation`` and ``judged``.
+        peak_bytes: peak memory of the process, Python and packages included.
+        rows: numbers of rows of ``train``, ``validation`` and ``judged``.
         encoder: name, fingerprint and parameters.
         details: what was chosen, by name.
     """
@@ -166,12 +168,12 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
     Args:
         name: one of ``METHODS``.
         work: rows and settings.
-        seed: as in :class:`Run`.
+        seed: seed of the run, as in :class:`Run`.
         store: folder for a feature store that nobody has written to.
         progress: is told every step.
 
     Raises:
-        MissingExtraError: a package that it needs is not installed.
+        MissingExtraError: a package that the method needs is not installed.
         InputError: it cannot do this kind of task.
     """
     outcome = METHODS[name](work, seed, store, progress)
@@ -210,7 +212,7 @@ class _Outcome:
 
 
 def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: str) -> _Outcome:
-    """Ours, with a preset: the main job as ``ytuning train`` does it."""
+    """Run our own method with a preset: the main job, as ``ytuning train`` runs it."""
     recipe = preset(preset_name)
     start = time.perf_counter()
     encoder, features = load_encoder(work.encoder), FeatureStore(store)
@@ -283,7 +285,7 @@ def _encoded(
 
 
 def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: States) -> float:
-    """What stands in for the encoder pass where the features are stored."""
+    """Return the seconds that reading stored features takes in place of the encoder pass."""
     start = time.perf_counter()
     for mode in _modes(work):
         _encoded(work.inputs, encoder, store, Progress(), states, mode)
@@ -294,14 +296,15 @@ def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: 
 
 
 def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
-    """One that trains the encoder; of pairs as one text, as anybody does."""
+    """Run a method that trains the encoder. The two texts of a pair are encoded together, as is usual."""
     train, rates = TUNINGS[name]
     if name == "lora":
         # Importing takes seconds, which are not to be timed.
         require("peft", "peft")
     start = time.perf_counter()
     encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
-    encoder.release()  # the model that is trained is another, and this one would count as its memory
+    # Training loads its own copy of the model, and this one would be counted as part of its memory.
+    encoder.release()
     found = train(
         encoder,
         TuningRows(work.target, work.inputs, targets, *split),
@@ -329,7 +332,10 @@ def _config(work: Work, rate: float, rows: int) -> TuningConfig:
 
 
 def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
-    """Its logits are not calibrated, as it has no validation rows; where these judge, it has not seen them."""
+    """Run SetFit, which is not trained on the rows that judge.
+
+    It has no validation rows, so its logits are not calibrated.
+    """
     if work.target.kind != "single" or work.train.text_pairs is not None:
         kind = "pairs" if work.train.text_pairs is not None else f"kind {work.target.kind!r}"
         raise InputError(f"SetFit takes single texts with one label each, and these rows are of {kind}. Leave it out")
@@ -340,7 +346,8 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     pairs = setfit_pairs(len(rows))
     start = time.perf_counter()
     encoder = load_encoder(work.encoder)
-    encoder.release()  # as above
+    # SetFit loads its own copy of the model, and this one would be counted as part of its memory.
+    encoder.release()
     texts = [text for text, _ in work.inputs]
     found = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
     seconds = time.perf_counter() - start

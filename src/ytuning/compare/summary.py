@@ -24,7 +24,8 @@ from ytuning.system.machine import version_of
 
 __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
 
-OURS = "ytuning"  # that the others are compared with
+# All other methods are compared with this one.
+OURS = "ytuning"
 RESAMPLES = 1000
 PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "numpy", "peft", "setfit")
 
@@ -34,9 +35,10 @@ class Figure:
     """A figure over seeds and rows.
 
     Attributes:
-        mean: over the seeds.
-        deviation: over the seeds, 0 of one.
-        low, high: ends of its interval.
+        mean: mean over the seeds.
+        deviation: standard deviation over the seeds; 0 with one seed.
+        low: lower end of its interval.
+        high: upper end of its interval.
     """
 
     mean: float
@@ -47,17 +49,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Standing:
-    """One method.
+    """The results of one method.
 
     Attributes:
         method: its name.
         score: the headline metric.
-        difference: of the score to that of ours, over the seeds that both have; ``None``: there is no such seed.
-        parameters: that were trained.
+        difference: the score minus our score, over the seeds that both have; ``None`` if there is no such seed.
+        parameters: number of trained parameters.
         seconds: median over the seeds, see `methods.Run`.
         seconds_with_stored_features: the same with stored features.
         peak_bytes: the largest.
-        runs: of the method, seed by seed.
+        runs: runs of the method, seed by seed.
     """
 
     method: str
@@ -80,7 +82,7 @@ class Standings:
     """All methods that have a run, in their order.
 
     Attributes:
-        comparison: that they are of.
+        comparison: the comparison that they belong to.
         metric: the score's name.
         split: what judged, ``"test"`` or ``"validation"``.
         methods: one for each method that has a run.
@@ -121,7 +123,7 @@ def standings_of(comparison: Comparison) -> Standings:
     runs: dict[str, dict[int, Run]] = {name: {} for name in comparison.methods}
     for run in comparison.runs:
         runs[run.method][run.seed] = run
-    # (resamples,) of each run; seeds that the same rows judge have the same draws of them.
+    # Each run has (resamples,) values. Seeds with the same test rows get the same resamples of them.
     same_rows = work.test is not None or work.validation is not None
     truths = {seed: target.decode(work.judged(seed)) for seed in comparison.seeds}
     figures = {

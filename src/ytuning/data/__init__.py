@@ -1,1 +1,1 @@
-"""From files, lists and frames to a data set: tables, columns, labels, kinds of task, label texts and splits."""
+"""Files, lists and frames become a data set: tables, columns, labels, kinds of task, label texts and splits."""

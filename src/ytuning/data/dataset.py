@@ -39,7 +39,7 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "text_pair": ("text_pair",),
     "label": ("label", "labels"),
 }
-"""Of a group column there is none: nobody should find rows kept together without having asked for it."""
+"""Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -48,9 +48,10 @@ class Columns:
     """The columns of a table that a data set was made of, named by the user or inferred.
 
     Attributes:
-        text, text_pair: of the texts.
-        label: of the labels; a tuple of columns of 0 and 1, each of which is a label.
-        group: whose equal values keep rows on one side of a split.
+        text: column of the texts.
+        text_pair: column of the second texts; None for single texts.
+        label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
+        group: column whose equal values keep rows on one side of a split.
     """
 
     text: str
@@ -78,8 +79,8 @@ class Dataset:
         text_pairs: the second text of each row, or None for single texts.
         source: file name, or what the rows came from; messages start with it.
         rows: number of each row in the source, counted from 1; None if they are all there in order.
-        columns: of the source; None if it has none.
-        kind: of task that the labels are for.
+        columns: columns of the source; None if it has none.
+        kind: kind of task that the labels are for.
         separator: where texts with several labels were split; None if none was.
         groups: the group of each row; rows of one group stay together when validation rows are held out
             (`splits.split_holdout`), a row of None is a group of its own. None without groups.
@@ -131,7 +132,8 @@ class Dataset:
         """The rows at ``indices`` (from 0), which keep the row numbers they have in the source.
 
         Raises:
-            DataError: there is no index.
+            DataError: ``indices`` is empty.
+            IndexError: an index is out of range.
         """
         places = [int(i) for i in indices]
         return replace(
@@ -153,7 +155,7 @@ def labels_of(dataset: Dataset) -> Labels:
     """The labels, which must be there.
 
     Raises:
-        DataError: they are not.
+        DataError: there are no labels.
     """
     if dataset.labels is None:
         raise DataError("the rows have no labels. Give a label for each row.", source=dataset.source)
@@ -210,8 +212,8 @@ def read_dataset(
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
-        InputError: a column that is not there, or an unknown ``kind`` or type of source.
-        MissingExtraError: a Parquet file without pyarrow.
+        InputError: a column is missing, or ``kind`` or the type of the source is unknown.
+        MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if kind not in (kinds := ("auto", *KINDS)):
         raise InputError(must_be_one_of("kind", kind, kinds))
@@ -257,9 +259,9 @@ def from_lists(
 
     Args:
         texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns.
-        labels: as :func:`read_dataset` takes them; None for prediction.
+        labels: labels as :func:`read_dataset` takes them; None for prediction.
         text_pairs: second texts, unless ``texts`` holds pairs.
-        kind: as for :func:`read_dataset`.
+        kind: kind of task, as for :func:`read_dataset`.
         groups: one value for each row; rows with the same one stay together when validation rows are held out.
 
     Raises:
@@ -325,7 +327,7 @@ def _option(role: Role) -> str:
 
 
 def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
-    """That no column has a default name of ``role``, or that the one that has it was given another use."""
+    """Make the error that no column has a default name of ``role``, or that another role uses the one that has it."""
     looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
     problem = f"there is no column {looked_for}"
     for other, names in chosen.items():
@@ -395,7 +397,7 @@ def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
 def _flags(column: Column) -> list[bool]:
     flags: list[bool] = []
     for row, cell in enumerate(column.cells, 1):
-        # As text every form of a number or truth value is one of few: 1, 1.0, True, numpy's, and what a CSV file has.
+        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are told alike.
         flag = FLAGS.get(str(cell).strip().lower())
         if flag is None:
             problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "

@@ -41,7 +41,7 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     has a row for each text, with the columns ``text`` and ``label``.
 
     Raises:
-        InputError: a JSON file that holds something else.
+        InputError: the JSON file holds something else.
         DataError: the file cannot be read, or a text is missing.
     """
     path = Path(given)
@@ -58,7 +58,8 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     except OSError as error:
         problem = f"cannot read the label texts: {error.strerror or error}. Check --label-texts."
         raise DataError(problem, source=str(path)) from error
-    except ValueError as error:  # of the encoding, too
+    except ValueError as error:
+        # This includes bytes that are not UTF-8.
         raise DataError(f"the label texts are not valid JSON ({error}).", source=str(path)) from error
     wrong = [shown(value)]
     if isinstance(value, dict):
@@ -73,7 +74,7 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
 
     Args:
         given: texts; None is ``"none"``.
-        target: of the task.
+        target: kind of the task.
         pairs: whether its rows are pairs of texts, which a label's text has no place in.
 
     Raises:
@@ -95,7 +96,8 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         given = {}
     own: dict[str, str | Sequence[str]] = {}
     for spelt, words in given.items():
-        name = spelt.strip()  # as the labels of rows are
+        # The names of labels in data files are stripped too.
+        name = spelt.strip()
         if name not in target.labels:
             has = f"The task's labels are {listed(target.names)}."
             raise InputError(

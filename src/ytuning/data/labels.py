@@ -35,8 +35,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'label'?"`` with up to three known names that are spelt much like ``name``, else nothing."""
-    # Cut, because the comparison is quadratic and a wrong column can make whole documents into names.
+    """Return ``" Did you mean 'label'?"`` with up to three known names spelt much like ``name``, or an empty text."""
+    # The name is cut, because the comparison is quadratic and a wrong column can make whole documents into names.
     close = difflib.get_close_matches(name[:SHOWN_CHARACTERS], known)
     return f" Did you mean {' or '.join(shown(other) for other in close)}?" if close else ""
 
@@ -54,7 +54,7 @@ class LabelSet:
     """The labels of one task; a label's id is its place in ``names``.
 
     Attributes:
-        names: at least one, all different, none empty.
+        names: the names, at least one, all different, none empty.
 
     Raises:
         InputError: the names are not so.
@@ -109,7 +109,7 @@ class LabelSet:
             (rows,) int64.
 
         Raises:
-            InputError: a label is not in the set; names it and the ones closest to it.
+            InputError: a label is unknown; the message names it and the ones closest to it.
         """
         try:
             return np.array([self._ids[label] for label in labels], np.int64)

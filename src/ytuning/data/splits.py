@@ -28,7 +28,8 @@ __all__ = [
     "task_rows",
 ]
 
-MOST_HELD_OUT = 2000  # rows of a large train set; more would cost train rows and hardly measure better
+# Maximum number of validation rows; more would take training rows away and hardly measure better.
+MOST_HELD_OUT = 2000
 
 
 # --- checks between rows and between data sets ----------------------------------------------------------------------
@@ -83,7 +84,8 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
         index, label = unknown[0]
         such = f"{len(unknown)} {role} {'rows have unknown labels' if len(unknown) > 1 else 'row has an unknown label'}"
         hint = did_you_mean(label, target.names)
-        if not hint or known.isdisjoint(names_in(dataset)):  # of another task, or the wrong column
+        # The labels may come from another task or the wrong column, so the message lists those that are known.
+        if not hint or known.isdisjoint(names_in(dataset)):
             hint += f" The {len(known)} labels are {listed(target.names)}."
         problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
         raise dataset.error(index, "label", problem)
@@ -113,9 +115,9 @@ def split_holdout(
     as whole groups permit. Where every group has more than ``most`` rows, the smallest one is held out.
 
     Args:
-        dataset: with labels.
+        dataset: rows with labels.
         seed: chooses the rows.
-        fraction: of the rows to hold out, between 0 and 1.
+        fraction: share of the rows to hold out, between 0 and 1.
         most: rows to hold out at most.
 
     Returns:
@@ -152,7 +154,7 @@ def _linked_rows(dataset: Dataset) -> list[list[int]]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # A graph in which each row is linked to its input and its group.
+    # In this graph each row is linked to its input and its group.
     nodes: dict[object, int] = {}
     links: list[tuple[int, int]] = []
     groups = dataset.groups or [None] * len(dataset)
@@ -168,7 +170,7 @@ def _linked_rows(dataset: Dataset) -> list[list[int]]:
 
 
 def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
-    """Refuse rows of a single group."""
+    """Raise an error if all rows are in a single group."""
     if dataset.groups is None or len(parts) > 1:
         return
     column = dataset.columns.group if dataset.columns else None
@@ -272,7 +274,9 @@ class TaskRows:
         target: kind of the task and its labels, of the train rows.
         inputs: texts or pairs (N,).
         truth: target array (N, ...).
-        train, validation, test: positions (rows,) int64 of each part.
+        train: positions (rows,) int64 of the training rows.
+        validation: positions (rows,) int64 of the validation rows.
+        test: positions (rows,) int64 of the test rows.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -289,18 +293,18 @@ class TaskRows:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each part."""
+        """The number of rows of each part."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
     @property
     def median_of_labels(self) -> float:
-        """Train rows of the label in the middle."""
+        """The median over labels of the number of training rows."""
         truth = self.truth[self.train]
         counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
         return float(np.median(counts))
 
     def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
-        """The same rows and, after them, the labels' texts."""
+        """Return the same rows, followed by the labels' texts."""
         if described is None:
             return self
         truth = self.target.encode_names(described.labels)
@@ -320,7 +324,7 @@ def task_rows(
     """Check the rows of a task and put them together; arguments as `train.train_task` takes them.
 
     Raises:
-        DataError: rows that cannot be trained on.
+        DataError: the rows cannot be trained on.
     """
     target = target_of(train, validation, test, order)
     parts = [part for part in (train, validation, test) if part is not None]
@@ -353,8 +357,8 @@ def target_of(
     """The target of train rows, which can be trained on, chosen by and tested on all these rows.
 
     Raises:
-        DataError: rows that cannot; the labels of an ordinal task have no order, or ``label_order`` is not theirs.
-        InputError: train rows have groups although there are validation rows; a label order of another kind of task.
+        DataError: rows cannot be used so; an ordinal task's labels have no order, or ``label_order`` is not theirs.
+        InputError: training rows have groups beside validation rows, or the kind of task has no label order.
     """
     check_groups(grouped=train.groups is not None, validation=validation is not None)
     check_trainable(train, holdout=validation is None)

@@ -30,7 +30,8 @@ from ytuning.system.machine import require
 
 __all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
 
-LARGEST_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is shorter than some documents
+# Maximum number of characters in a cell; Python's own limit of 131,072 is shorter than some documents.
+LARGEST_CELL = 2**31 - 1
 LISTS = (list, tuple, set, np.ndarray)
 FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
 
@@ -41,7 +42,7 @@ class Column:
 
     Attributes:
         source: file name, or what the rows came from (``"the data frame"``).
-        name: of the column.
+        name: name of the column.
         cells: whatever the source holds, row by row.
     """
 
@@ -65,7 +66,7 @@ class Column:
         return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
 
     def text(self, row: int, cell: object, what: str) -> str:
-        """One cell, as :meth:`texts` does it."""
+        """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
         if not isinstance(cell, str):
@@ -76,13 +77,14 @@ class Column:
         if not _is_unicode(cell):
             problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
             raise self.error(row, f"the {what} {shown(cell)} {problem}")
-        return str(cell)  # numpy.str_ becomes str
+        # The cell may be a numpy.str_, which becomes a str here.
+        return str(cell)
 
     def label(self, row: int, cell: object) -> str:
         """One cell, or a part of it, as the name of a label.
 
         Raises:
-            DataError: it has no name or is a list.
+            DataError: the cell has no name or is a list.
         """
         if isinstance(cell, np.generic):
             cell = cell.item()
@@ -95,7 +97,8 @@ class Column:
         if isinstance(cell, LISTS):
             problem = f"the label {shown(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
-        return self.text(row, cell, "label").strip()  # of all white space that Unicode knows: nobody means it
+        # This strips all white space that Unicode knows, because nobody means it as part of a name.
+        return self.text(row, cell, "label").strip()
 
     @property
     def groups(self) -> list[str | None]:
@@ -110,7 +113,7 @@ class Table:
     Attributes:
         source: file name, or what the rows came from.
         rows: how many there are.
-        names: of the columns, in order.
+        names: names of the columns, in order.
         cells: those of one column; where the source allows, a column that nobody asks for is never read.
     """
 
@@ -134,7 +137,7 @@ def read_table(source: object) -> Table:
     Raises:
         DataError: the source cannot be read as a table, has no rows, or has two columns of one name.
         InputError: the source is none of these.
-        MissingExtraError: a Parquet file without pyarrow.
+        MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if isinstance(source, str | os.PathLike):
         table = _read_file(Path(source))
@@ -220,7 +223,8 @@ def _from_datasets(data: Any) -> Table:
         if not _is_a(feature, "datasets", "ClassLabel"):
             return values
         names = dict(enumerate(feature.names))
-        return [names.get(cast("int", value)) for value in values]  # -1 is how `datasets` says "no label"
+        # The package `datasets` writes -1 where a row has no label; it becomes None here.
+        return [names.get(cast("int", value)) for value in values]
 
     return Table(SET, len(plain), list(plain.column_names), cells)
 
@@ -250,7 +254,8 @@ def _from_rows(rows: Sequence[object], source: str) -> Table:
 
 def _read_file(path: Path) -> Table:
     """A file by its suffix; what the system says about one that cannot be read becomes a :class:`DataError`."""
-    if os.path.isdir(path):  # never raises, unlike Path
+    # Path.is_dir raises an error for some names; os.path.isdir never does.
+    if os.path.isdir(path):
         raise DataError("this is a folder. Give the name of a file in it.", source=path)
     packed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
@@ -280,8 +285,10 @@ def _not_utf8(start: bytes) -> str:
 
 def _read_delimited(path: Path, delimiter: str) -> Table:
     """CSV or TSV with a header, quoted as RFC 4180 says; strict, as a lenient reader swallows rows without a word."""
-    csv.field_size_limit(LARGEST_CELL)  # for the whole process: putting it back would race with another thread
-    records: list[list[str]] = []  # the header is record 0, so row n is record n
+    # The limit holds for the whole process. It is not put back, because another thread may be reading too.
+    csv.field_size_limit(LARGEST_CELL)
+    # The header is record 0, so row n is record n.
+    records: list[list[str]] = []
     line = 0
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -331,7 +338,7 @@ def _undecodable(path: Path, delimiter: str) -> DataError:
 
 
 def _read_json(path: Path) -> Table:
-    """JSON lines, or one list of objects."""
+    """Read JSON lines, or one list of objects."""
     rows: list[object] = []
     with _open(path) as file:
         for number, line in enumerate(file):
@@ -355,7 +362,8 @@ def _parse_json(content: bytes, path: Path, row: int | None) -> object:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
         problem = f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place})."
         raise DataError(problem, source=path, row=row) from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+    except (ValueError, RecursionError) as error:
+        # JSON may hold numbers or nesting beyond Python's limits.
         raise DataError(f"this JSON cannot be read: {error}", source=path, row=row) from None
 
 

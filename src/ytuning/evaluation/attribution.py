@@ -23,9 +23,9 @@ from ytuning.progress import Progress
 
 __all__ = ["Effects", "Piece", "explain", "explain_one", "mark_texts", "strongest_pieces", "token_effects"]
 
-# Of all copies of a text in a pass: the copies of a long text have the square of its length.
+# Maximum number of tokens in a pass, over all copies of a text, whose tokens grow with the square of its length.
 TOKENS_AT_ONCE = 4096
-# Of a text whose pieces are shown.
+# Maximum number of characters of a text that are shown in pieces.
 SHOWN_CHARACTERS = 2000
 # A token with a smaller share of the strongest effect is not marked.
 FAINTEST = 0.05
@@ -36,7 +36,7 @@ class Effects:
     """What each token of a row does for each logit.
 
     Attributes:
-        spans: (T,) of the tokens; of the kind that `Encoder.spans` gives.
+        spans: (T,) places of the tokens, as `Encoder.spans` gives them.
         values: (T, C) float32, see :func:`token_effects`.
     """
 
@@ -50,24 +50,28 @@ def token_effects(head: LabelHead, features: Features, row: int, tokens_at_once:
     The encoder has seen it, so that what other tokens took over from it stays.
 
     Args:
-        head: on the features.
-        features: of the row, among others.
+        head: head on the features.
+        features: features of the row, among others.
         row: its position.
-        tokens_at_once: in a pass, at most, padding included; one copy of the text in any case.
+        tokens_at_once: maximum number of tokens in a pass, padding included; one copy of the text in any case.
 
     Returns:
         (T, C) float32; of a pair that was encoded one by one (T1 + T2, C), the first text's tokens first. The only
         token of a text cannot be hidden and has 0.
     """
-    values, mask = features.batch(torch.tensor([row]))  # (S, T, L, D) and (S, T), of S texts
-    places = mask.nonzero()  # (N, 2), of the tokens
+    # The shapes are (S, T, L, D) and (S, T) for S texts: 2 for a pair that was encoded one by one, else 1.
+    values, mask = features.batch(torch.tensor([row]))
+    # The shape is (N, 2): the text and the position of each token.
+    places = mask.nonzero()
     fallen = []
     head.eval()
     with torch.inference_mode():
-        whole = head(values, mask)  # (1, C)
+        # The shape is (1, C): the logits when no token is hidden.
+        whole = head(values, mask)
         for hidden in places.split(max(1, tokens_at_once // mask.numel())):
             count = len(hidden)
-            masks = mask[:, None].repeat(1, count, 1)  # (S, N, T): of pairs all first texts come first
+            # The shape is (S, N, T): for a pair, the copies of all first texts come first.
+            masks = mask[:, None].repeat(1, count, 1)
             masks[hidden[:, 0], torch.arange(count), hidden[:, 1]] = False
             copies = values[:, None].expand(-1, count, -1, -1, -1)
             fallen.append(whole - head(copies.flatten(0, 1), masks.flatten(0, 1)))
@@ -90,13 +94,13 @@ def explain(
     """Effects of the tokens of texts or pairs, on features as `pairs.stored_inputs` gives them.
 
     Args:
-        head: on features of this encoder.
+        head: head on features of this encoder.
         inputs: texts or pairs.
         encoder: reads what is not stored.
         store: where features are kept.
         states: numbers of the hidden states that the head reads.
         pair_mode: how the encoder reads pairs.
-        codec: in which the features are kept.
+        codec: codec of the features.
         progress: is told every row.
     """
     if not inputs:

@@ -21,10 +21,10 @@ class Report:
     """How a task did on labelled rows.
 
     Attributes:
-        kind: of the task.
+        kind: kind of the task.
         rows: evaluated.
-        metrics: by name; which ones depends on the kind, see `data/kinds/`.
-        intervals: of some metrics the 95 % interval over rows, see `data/kinds/metrics.py`.
+        metrics: metrics by name; which ones depends on the kind, see `data/kinds/`.
+        intervals: 95 % intervals over rows of some metrics, see `data/kinds/metrics.py`.
         labels: figures of each label, by name; none of a regression.
         confusions: the most frequent mistakes, of tasks with one label a row.
     """
@@ -45,7 +45,7 @@ class EvaluatedRows:
         data: the labelled rows.
         truth: (rows,) or (rows, C), their labels as the kind of task encodes them.
         logits: (rows, C) float32.
-        head: that gave them.
+        head: head that gave them.
     """
 
     data: Dataset
@@ -59,14 +59,14 @@ def evaluate(target: TaskKind, calibration: Calibration, truth: np.ndarray, logi
 
     Args:
         target: kind of the task, with its labels or its scale.
-        calibration: of the task.
-        truth: (rows,) or (rows, C), as ``target`` encodes labels.
+        calibration: calibration of the task.
+        truth: labels (rows,) or (rows, C), as ``target`` encodes them.
         logits: (rows, C).
     """
     answers, truth = calibration.answers(target, logits), target.decode(truth)
     metrics = target.metrics(truth, answers)
     if calibration.abstain_below is not None:
-        # Also where every row was answered.
+        # A task that may abstain has these two metrics even where every row was answered.
         metrics = {"coverage": 1.0, "precision_answered": metrics["accuracy"], **metrics}
     return Report(
         target.kind,

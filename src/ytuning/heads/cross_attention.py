@@ -57,7 +57,13 @@ class CrossAttentionHead(nn.Module):
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` is that of dropout."""
+        """Return logits (B, C) of features (B, T, L, D) with mask (B, T), True at tokens.
+
+        Args:
+            features: hidden states of the tokens.
+            mask: whether a position holds a token.
+            generator: draws the dropout.
+        """
         # (B, T, D)
         tokens = features[:, :, -1]
         if self.pair_mode == "separate":
@@ -91,7 +97,7 @@ class _LabelBlock(nn.Module):
         )
 
     def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
+        """Return label rows (B, R, H), from rows (R, H) or (B, R, H), tokens (B, T, D) and a mask (B, T)."""
         share = self.dropout if self.training else 0.0
         normed = self.self_norm(rows)
         rows = rows + dropout(self.self_attention(normed, normed, normed, need_weights=False)[0], share, generator)
@@ -117,7 +123,7 @@ class _CrossAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Label rows (R, H) or (B, R, H), tokens (B, T, D), mask (B, T) -> (B, R, H)."""
+        """Return label rows (B, R, H), from rows (R, H) or (B, R, H), tokens (B, T, D) and a mask (B, T)."""
         queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -128,7 +134,7 @@ class _CrossAttention(nn.Module):
         return self.out(attend(queries, tokens, hidden).transpose(1, 2).flatten(2))
 
     def _folded(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Queries (h, R, d) -> (B, h, R, d), touching each token at its own width only."""
+        """Attend with queries (h, R, d), touching each token at its own width only; returns (B, h, R, d)."""
         # (h, d, D)
         keys = self.key.weight.unflatten(0, (self.heads, self.size))
         # (h * R, D)
@@ -143,7 +149,7 @@ class _CrossAttention(nn.Module):
         return pooled @ values + self.value.bias.view(self.heads, 1, self.size)
 
     def _projected(self, queries: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Queries (h, R, d) or (B, h, R, d) -> (B, h, R, d), through keys and values of each token."""
+        """Attend with queries (h, R, d) or (B, h, R, d) to keys and values of each token; returns (B, h, R, d)."""
         keys = functional.linear(tokens, self.key.weight.to(tokens.dtype)).float()
         values = functional.linear(tokens, self.value.weight.to(tokens.dtype)).float() + self.value.bias
         keys, values = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in (keys, values))

@@ -20,13 +20,13 @@ __all__ = ["LabelTuningConfig", "LabelTuningHead", "dropout", "means_of_labels"]
 
 
 def dropout(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Each value 0 with a probability of ``share``, else ``1 / (1 - share)`` times itself.
+    """Set each value to 0 with a probability of ``share``, else multiply it by ``1 / (1 - share)``.
 
-    ``nn.Dropout`` does not take a generator.
+    It replaces ``nn.Dropout``, which does not take a generator.
     """
     if not share:
         return values
-    # Four draws of 16 bits from each random number, for drawing is slow on a CPU.
+    # Drawing is slow on a CPU, so each random number gives four draws of 16 bits.
     bits = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
     bits.random_(-(2**63), None, generator=generator)
     kept = bits.view(torch.int16)[: values.numel()].view(values.shape) >= round(share * 2**16) - 2**15
@@ -34,7 +34,7 @@ def dropout(values: Tensor, share: float, generator: torch.Generator | None) -> 
 
 
 def means_of_labels(texts: Tensor, labels: Tensor, there: Tensor) -> Tensor:
-    """(K, H): the mean of the texts (N, H), of label ids (N,), of each of the labels ``there`` (K,)."""
+    """Return each label's mean text (K, H), for texts (N, H) with label ids (N,) and the labels ``there`` (K,)."""
     shares = (labels == there[:, None]).to(texts.dtype)
     return shares @ texts / shares.sum(1, keepdim=True)
 
@@ -44,7 +44,7 @@ class LabelTuningConfig:
     """Sizes of a :class:`LabelTuningHead`.
 
     Attributes:
-        scale: of the cosine of a text and a label in the logit, as long as the label's row has length 1.
+        scale: factor of the cosine of a text and a label in the logit, while the label's row has length 1.
         dropout: share of a text's numbers that training sets to zero.
     """
 
@@ -65,7 +65,7 @@ class LabelTuningHead(nn.Module):
     def __init__(
         self, config: LabelTuningConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None = None
     ) -> None:
-        """For C labels on L hidden states of width D; all rows are 0 until they are started or learned.
+        """Make a head for C labels on L hidden states of width D; all rows are 0 until they are started or learned.
 
         ``center`` (L, D), what texts have in common, is 0 until it is set.
         """
@@ -74,12 +74,12 @@ class LabelTuningHead(nn.Module):
         self.label_rows = nn.Parameter(torch.zeros(1, labels, layers * width * (4 if pair_mode == "separate" else 1)))
         self.bias = nn.Parameter(torch.zeros(1, labels))
         self.register_buffer("center", torch.zeros(layers, width))
-        # E, as the head is no ensemble, and H, the numbers of a label row.
+        # E is 1, as the head is no ensemble, and H is the width of a label row.
         self.members, self.match_width = 1, self.label_rows.shape[-1]
 
     @property
     def label_bias(self) -> Tensor:
-        """(1, C): what is added to the logits. Learned on the scale of the cosines, or it would lag behind the rows."""
+        """The bias (1, C) of the logits. It is learned on the scale of the cosines, or it would lag behind the rows."""
         return self.config.scale * self.bias
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -88,13 +88,13 @@ class LabelTuningHead(nn.Module):
         return logits if self.training else logits[0]
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(1, B, H): what label rows are multiplied with, of length ``scale``."""
+        """Return the vectors (1, B, H) of length ``scale`` that label rows are multiplied with."""
         text = functional.normalize(self.mean_states(features, mask) - self.center, dim=-1)
         # (B, L * D)
         text = text.flatten(1) / math.sqrt(features.shape[2])
         if self.pair_mode == "separate":
             first, second = text.chunk(2)
-            # About as long as the others.
+            # The factor makes the product about as long as the other parts.
             product = first * second * math.sqrt(text.shape[1])
             text = torch.cat((first, second, (first - second).abs(), product), 1)
         share = self.config.dropout if self.training else 0.0
@@ -102,13 +102,13 @@ class LabelTuningHead(nn.Module):
 
     @staticmethod
     def mean_states(features: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D): each hidden state's mean over the tokens."""
+        """Return each hidden state's mean over the tokens, (B, L, D)."""
         # (B, T)
         shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)
         return torch.bmm(shares[:, None], features.flatten(2)).float().unflatten(2, features.shape[2:])[:, 0]
 
     def match(self, text: Tensor) -> Tensor:
-        """Logits (1, B, C) of texts (1, B, H)."""
+        """Return the logits (1, B, C) of texts (1, B, H)."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
 
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:

@@ -83,13 +83,13 @@ class PooledConfig:
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
-# Of a pair; the first one knows which text is which.
+# A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# Added to an attention score, leaves a share of exactly 0.
+# A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
-# Factor of a pair's first queries, which are also its keys: else training rarely finds what is alike.
+# A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
 ALIKE = 1.5
-# Of the attention between the texts of pairs.
+# Maximum number of attention scores in memory at a time.
 SCORES_AT_ONCE = 2**24
 FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
@@ -118,7 +118,7 @@ class PooledHead(nn.Module):
         pair_mode: PairMode | None = None,
         energy: float = 1.0,
     ) -> None:
-        """For C labels on L hidden states of width D; ``pair_mode``: how the encoder reads pairs of texts.
+        """Make a head for C labels on L hidden states of width D; ``pair_mode`` says how the encoder reads pairs.
 
         Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
         """
@@ -159,18 +159,18 @@ class PooledHead(nn.Module):
         return logits if self.training else logits.mean(0)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(E, B, H): texts in each member's label space, arguments as :meth:`forward` takes them."""
+        """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
-            # Never a text without tokens.
+            # The first token stays, so that no text is without tokens.
             kept[:, 0] = True
             mask = mask & kept
         pooled = _normalised(self._pool(features.flatten(2), mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
-            # As in SIDES.
+            # The order is that of SIDES.
             pooled = torch.cat((difference, difference.abs(), first * second), 2)
         pooled = dropout(pooled, share, generator)
         # (E, B, H)
@@ -238,7 +238,7 @@ class PooledHead(nn.Module):
         return head.train(self.training)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(E, B, (1 + Q) * K): maximum and attention pools of each member's map of the tokens (B, T, L * D)."""
+        """Pool each member's map of the tokens (B, T, L * D) by maximum and attention to (E, B, (1 + Q) * K)."""
         members, count, dtype = self.config.members, len(tokens), tokens.dtype
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -299,7 +299,7 @@ class PooledHead(nn.Module):
 
 
 def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
-    """``tokens`` (N, T, K) and what their ``queries`` (N, T, A) gather from ``values`` (N, S, K) by ``keys`` (N, S, A).
+    """Add to ``tokens`` (N, T, K) what ``queries`` (N, T, A) gather from ``values`` (N, S, K) by ``keys`` (N, S, A).
 
     ``there`` (N, 1, S) is added to the scores.
     """
@@ -308,7 +308,7 @@ def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, the
 
 
 def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
-    """The same in pieces, so that few scores are in memory; the backward pass computes them again."""
+    """Return the same as :func:`_attended`, in pieces with few scores in memory; the backward pass repeats them."""
     rows = max(1, SCORES_AT_ONCE // (keys.shape[0] * keys.shape[1]))
     if rows >= tokens.shape[1]:
         return _attended(tokens, queries, keys, values, there)
@@ -319,14 +319,15 @@ def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: T
 
 
 def _normalised(values: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the last dimension; scale and shift are left to the matrix that follows."""
+    """Scale to mean 0 and variance 1 over the last dimension; the following matrix learns scale and shift."""
     return functional.layer_norm(values, values.shape[-1:])
 
 
 def _maximum(values: Tensor) -> Tensor:
-    """(B, C) of (B, T, C); on a CPU through pooling, whose forward and backward take half the time of ``amax``'s.
+    """Return the maximum (B, C) over the tokens (B, T, C).
 
-    On a GPU the backward pass of pooling adds in any order, so the same training would not give the same bytes.
+    On a CPU ``max_pool2d`` takes half the time of ``amax``, forward and backward. On a GPU its backward pass adds in
+    any order, so the same training would not give the same bytes.
     """
     if values.is_cuda:
         return values.amax(1)
@@ -334,7 +335,7 @@ def _maximum(values: Tensor) -> Tensor:
 
 
 def _random(*shape: int, fan_in: float) -> nn.Parameter:
-    """Normal weights of variance 1 / fan_in."""
+    """Draw normal weights of variance 1 / fan_in."""
     return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
 
 
@@ -356,7 +357,7 @@ def build_head(
     pair_mode: PairMode | None = None,
     energy: float = 1.0,
 ) -> LabelHead:
-    """A head with fresh weights (from torch's random state) for C labels on features of L hidden states of width D.
+    """Make a head with fresh weights (from torch's random state) for C labels on L hidden states of width D.
 
     ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` is for a :class:`PooledHead`.
     """
@@ -368,7 +369,7 @@ def build_head(
 
 
 def config_to_json(config: HeadConfig) -> dict[str, Any]:
-    """``{"form": ..., **fields}``."""
+    """Return the config as ``{"form": ..., **fields}``."""
     form = next(name for name, kind in FORMS.items() if isinstance(config, kind))
     return {"form": form, **asdict(config)}
 
@@ -377,7 +378,7 @@ def config_from_json(value: dict[str, Any]) -> HeadConfig:
     """The inverse of :func:`config_to_json`.
 
     Raises:
-        InputError: unknown form, or not exactly the form's fields.
+        InputError: the form is unknown, or the fields are not exactly those of the form.
     """
     fields = dict(value)
     form = fields.pop("form", None)

@@ -21,24 +21,32 @@ __all__ = [
 ]  # fmt: skip
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226  # of the area between the axes
-MOST_POINTS = 1500  # of a scatter: more would only hide each other
-RESIDUAL_BINS = 21  # odd, so that one is around no error
-PARTS = 5  # of the rows, from the lowest number to the highest, in the table of a regression
-ROOM_OF_DECADE = 120  # with 1, 2 and 5 as ticks; a shorter one has a single tick
-STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
-MOST_PARAMETERS = 3  # of a search that are drawn
+# Edges of the area between the axes, in units of the SVG.
+LEFT, RIGHT, TOP, BOTTOM = 62, 388, 14, 226
+# Maximum number of points in a scatter plot; more would hide each other.
+MOST_POINTS = 1500
+# The number of bins is odd, so that the middle one is centred on an error of 0.
+RESIDUAL_BINS = 21
+# The table of a regression divides the rows into this number of parts, from the lowest target to the highest.
+PARTS = 5
+# A decade of at least this length has ticks at 1, 2 and 5; a shorter one has a single tick.
+ROOM_OF_DECADE = 120
+# Ticks are one of these distances apart, times a power of ten.
+STEPS = (1, 2, 2.5, 5, 10)
+# Maximum number of a search's parameters that are drawn.
+MOST_PARAMETERS = 3
 LOSS = "validation loss, calibrated"
-ROOM = 0.05  # share of an axis beyond the first and the last value of a curve or a search
+# An axis extends by this share of its length beyond the first and the last value of a curve or a search.
+ROOM = 0.05
 
 Point = tuple[float, float]
 Bar = tuple[float, float, float, float, str]
-"""Left, top, width, height and meaning."""
+"""A bar has a left, top, width, height and meaning."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From ``low`` to ``high`` in data, drawn from ``start`` to ``end``.
+    """An axis from ``low`` to ``high`` in data, which is drawn from ``start`` to ``end``.
 
     Attributes:
         logarithmic: whether equal distances are equal factors.
@@ -97,13 +105,15 @@ class Chart:
     Attributes:
         title: heading.
         summary: what can be seen, in words.
-        x, y: axes.
+        x: horizontal axis.
+        y: vertical axis.
         lines: a class and the corners of each.
         bars: left, top, width, height and meaning of each.
         dots: centre, class and meaning of each.
         marks: a class, x and name of vertical lines.
         names: words beside what they name.
-        columns, rows: the table.
+        columns: headings of the table.
+        rows: rows of the table.
     """
 
     title: str
@@ -128,7 +138,7 @@ def _y(name: str, low: float, high: float) -> Axis:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Ends that differ."""
+    """Return the two ends, moved apart if they are equal."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-9):
         return low, high
     return low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
@@ -160,7 +170,7 @@ def calibration_figure(truth: np.ndarray, probabilities: np.ndarray) -> Chart:
     bars = []
     for confidence, _, count in points:
         number = min(int(confidence * CALIBRATION_BINS), CALIBRATION_BINS - 1)
-        # Of the many decisions that a multi-label task makes, nearly all lie in one bin.
+        # A multi-label task makes many decisions, and nearly all of them lie in one bin.
         height = math.log1p(count) / math.log1p(most) if several else count / most
         ends = number / CALIBRATION_BINS, number / CALIBRATION_BINS + 1 / CALIBRATION_BINS
         bars.append(_bar(x, *ends, y.place(0.4 * height), 1, f"{count:,} {what}"))
@@ -186,11 +196,11 @@ def learning_figures(target: TaskKind, history: Sequence[Validation], chosen: in
 
     Args:
         target: kind of the task.
-        history: at least one round.
-        chosen: position in ``history`` of the round whose steps were taken.
+        history: validations, at least one.
+        chosen: position in ``history`` of the chosen validation.
     """
     name, sign = target.score_name, target.score_sign
-    # The loss of some tasks is what their score is the mean of; its unit is another, so both are shown.
+    # Some tasks have a loss much like their score, but in another unit, so both are shown.
     return [
         _curve(
             f"Validation {name}", name, [(entry.step, sign * entry.score, entry.error) for entry in history], chosen
@@ -355,10 +365,10 @@ class Matrix:
     """A confusion matrix, or the part of it with the most mistakes.
 
     Attributes:
-        names: of the rows, true labels.
-        columns: of the columns: the same, then what else was answered.
+        names: names of the rows, which are true labels.
+        columns: names of the columns: the same labels, then other answers.
         cells: (names, columns), rows of data.
-        shares: (names, columns), of the true label's rows.
+        shares: (names, columns), shares of the true label's rows.
     """
 
     names: list[str]
@@ -373,7 +383,7 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], mo
     Args:
         truth: (rows,) label ids.
         predicted: (rows,) label ids, -1 = abstained.
-        names: (C,) of the labels.
+        names: (C,) names of the labels.
         most: labels that are shown; of more, those that are confused most often, which may be fewer.
     """
     pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)

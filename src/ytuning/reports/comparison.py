@@ -69,7 +69,7 @@ def _title(standings: Standings) -> str:
 
 
 def _cells(standing: Standing) -> list[str]:
-    """What a row of the table shows."""
+    """Return the cells of a method's row of the table."""
     score, difference, stored = standing.score, standing.difference, standing.seconds_with_stored_features
     gap = ""
     if difference is not None:
@@ -144,14 +144,19 @@ def _short(value: Any) -> str:
 
 
 WIDTH, HEIGHT = 800, 480
-LEFT, RIGHT, TOP, BOTTOM = 72, 790, 10, 425  # of the area between the axes
-CAP = 5  # half the width of an interval's ends
-LETTER, LINE = 8.0, 14.0  # about the width and the height of a letter
-NEAR = 6  # around a mark, where no name should be
-PLACES = [(x, y) for y in (-16, 16, -32, 32) for x in (12, -12)]  # of a name's middle beside its mark, the best first
+# Edges of the area between the axes, in units of the SVG.
+LEFT, RIGHT, TOP, BOTTOM = 72, 790, 10, 425
+# Half the width of the caps at an interval's ends in units of the SVG.
+CAP = 5
+# Approximate width and height of a letter in units of the SVG.
+LETTER, LINE = 8.0, 14.0
+# Names stay at least this many units of the SVG away from a mark.
+NEAR = 6
+# Offsets in units of the SVG from a mark to the middle of its name, the best first.
+PLACES = [(x, y) for y in (-16, 16, -32, 32) for x in (12, -12)]
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+"""A box has left, top, right and bottom edges."""
 
 
 def score_against_cost(standings: Standings) -> Chart:

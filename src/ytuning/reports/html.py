@@ -25,7 +25,8 @@ from ytuning.tasks.train import Trained
 
 __all__ = ["plot_search", "render", "render_report"]
 
-SHOWN_LABELS = 30  # of the table and of the confusion matrix; more are folded away or left out
+# The table and the confusion matrix show this number of labels; more are folded away or left out.
+SHOWN_LABELS = 30
 SHOWN_MISTAKES = 20
 PAIR_FACTS = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}
 
@@ -67,10 +68,10 @@ def render_report(
     """A page with metrics, charts and the worst mistakes, in which words that support an answer are marked.
 
     Args:
-        task: that was evaluated.
-        report: of the evaluation.
+        task: task that was evaluated.
+        report: report of the evaluation.
         judged: rows that the report is about.
-        encoder: of the task; reads the texts of the worst mistakes if the store lacks them.
+        encoder: encoder of the task; reads the texts of the worst mistakes if the store lacks them.
         store: has the features of the rows.
         title: heading; default: the names of task and rows.
         trained: the task's training, for its learning curves and the seconds of its stages.
@@ -124,7 +125,7 @@ def _metrics(target: TaskKind, report: Report) -> list[dict[str, Any]]:
 
 
 def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
-    """What the figures depend on, by name."""
+    """Return the facts that the figures depend on, by name."""
     target, training = task.target, task.training
     facts = {"rows": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind, **target.facts}
     if target.labels is not None:

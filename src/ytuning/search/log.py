@@ -22,7 +22,7 @@ __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Log", "Trial", "best_of
 
 SCHEMA = 1
 SEARCH_FILE, RECIPE_FILE, TASK_FOLDER = "search.json", "recipe.json", "task"
-# Groups of a parameter's values, between which its importance is measured.
+# A parameter's values are divided into this number of groups to measure its importance.
 GROUPS = 4
 
 
@@ -36,9 +36,9 @@ class Trial:
         recipe: made of it.
         pair_mode: how pairs were read; ``None``: single texts.
         loss: calibrated, on validation rows, see `kinds.TaskKind.row_losses`; the less the better.
-        score: as of `fit.Validation`, with its standard error ``error``.
-        steps: of the chosen round.
-        parameters: of the head.
+        score: score as in `fit.Validation`, with its standard error ``error``.
+        steps: number of steps at the chosen validation.
+        parameters: number of parameters of the head.
         seconds: its share of the time that training its batch took.
     """
 
@@ -54,27 +54,32 @@ class Trial:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         fields = asdict(self) | {"recipe": recipe_to_json(self.recipe)}
         fields["pair"] = fields.pop("pair_mode")
         return fields
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
-        """The inverse of :meth:`to_json`; raises ``TypeError``, ``KeyError`` or ``InputError`` on anything else."""
+        """Invert :meth:`to_json`.
+
+        Raises:
+            TypeError, KeyError, InputError: the value is not such a mapping.
+        """
         fields = {name: field for name, field in value.items() if name != "pair"}
         return cls(**{**fields, "recipe": recipe_from_json(value["recipe"]), "pair_mode": value["pair"]})
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Of the lowest loss, of equal ones the first."""
+    """Return the trial with the lowest loss; the first one if several have it."""
     return min(trials, key=lambda trial: (trial.loss, trial.number))
 
 
 def importances(trials: Sequence[Trial]) -> dict[str, float]:
-    """For each parameter the share of the loss's variance that lies between groups of its values, largest first.
+    """Return for each parameter the share of the loss's variance between groups of its values, largest first.
 
-    The correlation ratio, of up to ``GROUPS`` groups of about the same number of trials. With few trials it is a hint.
+    This is the correlation ratio of up to ``GROUPS`` groups with about the same number of trials. With few trials it is
+    only a hint.
     """
     shares: dict[str, float] = {}
     for name in dict.fromkeys(name for trial in trials for name in trial.choices):

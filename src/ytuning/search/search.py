@@ -6,8 +6,8 @@
 
 The hidden states that a search may read are chosen on a sample (`tasks/choices.py`) and stored once. Trials
 are proposed a few at a time; those share their states and their form, so that one read of each batch serves all of
-them. What is minimised is the validation loss as it is after calibration: other than the accuracy of few rows it
-tells close recipes apart, and other than the plain loss it compares heads whose logits are of different size.
+them. The search minimises the validation loss after calibration. Unlike accuracy on few rows, it tells close recipes
+apart. Unlike the plain loss, it compares heads whose logits differ in size.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from ytuning.training.recipes import PRESETS, Recipe, default_label_texts, prese
 
 __all__ = ["SearchOptions", "Searched", "propose", "search"]
 
-# Trials that are proposed, and trained, at a time.
+# This number of trials is proposed and trained at a time.
 TOGETHER = 4
-# Trials before Optuna's sampler follows those that did well.
+# The first trials are random; after this number Optuna's sampler follows the good ones.
 AT_RANDOM = 8
-# Sets of hidden states that are searched over: the default one and the best of a sample.
+# Number of sets of hidden states in the search: the default one and the best ones on a sample.
 SETS = 3
 
 
@@ -58,12 +58,12 @@ class SearchOptions:
     """What a user chooses for one search, beside the data and the encoder.
 
     Attributes:
-        presets: to start from; the first one's own recipe is the first trial.
+        presets: presets to start from; the first one's own recipe is the first trial.
         pairs: how the encoder reads two texts; ``"auto"`` is searched over.
-        label_order: of an ordinal task's labels, from the lowest.
-        trials: to make in all.
+        label_order: an ordinal task's labels, from the lowest.
+        trials: total number of trials.
         minutes: after which no more are begun; of a new search the first batch is, even with 0.
-        seed: of the hold-out, the proposals, weights and the order of rows.
+        seed: seed of the validation split, the proposals, the weights and the order of rows.
     """
 
     presets: Sequence[str] = tuple(PRESETS)
@@ -76,13 +76,13 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search gives.
+    """The result of a search.
 
     Attributes:
-        trials: in order.
+        trials: all trials in order.
         trained: the winner, saved in the folder ``task`` unless it was interrupted and a finished one is there.
         interrupted: whether Ctrl-C ended the search or the winner's training.
-        seconds: of each stage, those of training the winner included.
+        seconds: seconds of each stage, including the training of the winner.
     """
 
     trials: list[Trial]
@@ -92,7 +92,7 @@ class Searched:
 
     @property
     def best(self) -> Trial:
-        """The winner."""
+        """The trial that won the search."""
         return best_of(self.trials)
 
 
@@ -113,7 +113,7 @@ def search(
         train: labelled rows; without ``validation`` a part is held out, as in training.
         encoder: reads the texts.
         store: where features are kept.
-        folder: for the results; a search of the same rows and options in it goes on.
+        folder: folder for the results; a search there with the same rows and options is resumed.
         validation: rows that choose.
         test: rows that the winner, once chosen, is reported on.
         options: everything else that can be chosen.
@@ -121,8 +121,8 @@ def search(
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        InputError: an option that is not allowed, or a folder that holds something else.
-        DataError: rows that cannot be trained on.
+        InputError: an option is not allowed, or the folder holds something else.
+        DataError: the rows cannot be trained on.
         StoreError, WriteError: the disk is full or broken.
     """
     options, progress, watch = options or SearchOptions(), progress or Progress(), Stopwatch()
@@ -257,12 +257,12 @@ class _TrialRunner:
     """What all trials of a search share.
 
     Attributes:
-        space: that proposals come from.
-        features: of all rows, with every state that is searched over, by how pairs are read.
+        space: space that proposals come from.
+        features: features of all rows in every state of the search, by how pairs are read.
         states: numbers of these hidden states, rising.
-        rows: of the task.
-        seed: of weights and of the order of rows.
-        device: that heads are trained on.
+        rows: rows of the task.
+        seed: seed of the weights and the order of rows.
+        device: device that heads are trained on.
         progress: is told every step.
     """
 
@@ -373,7 +373,7 @@ def _layer_sets(
 
 
 def _digest(*parts: Dataset | None) -> str:
-    """SHA-256 of labelled rows."""
+    """Return the SHA-256 of labelled rows."""
     content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind, part.groups] for part in parts]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

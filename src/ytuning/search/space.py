@@ -15,10 +15,10 @@ from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
 
-# What trials that are trained in one read of the features share.
+# Trials that are trained in one read of the features have the same values of these parameters.
 SHARED = ("preset", "pairs", "layers", "layer")
 WIDTHS = (32, 48, 64, 96)
-# Share of the encoder's parameters that a head of up to so many labels may have.
+# A head for up to this number of labels may have this share of the encoder's number of parameters.
 BUDGET, BUDGET_LABELS = 0.02, 8
 
 Choices = dict[str, Any]
@@ -27,7 +27,7 @@ Choices = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """One of some values."""
+    """A choice of one of several values."""
 
     values: tuple[Any, ...]
 
@@ -44,14 +44,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Space:
-    """Recipes that differ from those of presets.
+    """The recipes that a search can try, which are variations of presets.
 
     Attributes:
         presets: recipes to start from, by name; the first one's is the first trial.
         layers: sets of hidden states, the default one first.
         modes: ways of reading pairs, ``(None,)`` of single texts.
         target: kind of the task.
-        width: D, of the encoder; ``parameters``: of it.
+        width: D, the width of the encoder.
+        parameters: number of the encoder's parameters.
     """
 
     presets: Mapping[str, Recipe]
@@ -144,12 +145,12 @@ class Space:
         return Recipe(self._head(base.head, choices, len(layers)), training, layers)
 
     def mode(self, choices: Choices) -> PairMode | None:
-        """How pairs are read."""
+        """Return how a trial's pairs are read."""
         mode: PairMode | None = choices.get("pairs", self.modes[0])
         return mode
 
     def size(self, config: HeadConfig, layers: int, mode: PairMode | None) -> int:
-        """Parameters of a head of this task on so many hidden states."""
+        """Return the number of parameters of a head of this task on this number of hidden states."""
         return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, pair_mode=mode)
 
     @property
@@ -178,7 +179,7 @@ class Space:
 
 
 def head_size(config: HeadConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None) -> int:
-    """Parameters of a head, arguments as of `pooled.build_head`."""
+    """Return the number of parameters of a head; the arguments are those of `pooled.build_head`."""
     with torch.device("meta"):
         head = build_head(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
     return sum(parameter.numel() for parameter in head.parameters())

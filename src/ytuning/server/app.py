@@ -34,7 +34,7 @@ from ytuning.server.telemetry import Telemetry, log, log_to_stderr
 __all__ = ["check_exposure", "create_app", "from_environment", "serve"]
 
 SETTINGS = "YTUNING_SERVER_SETTINGS"
-# Seconds that the server waits for replies when it stops, beyond those that a request may take.
+# When it stops, the server waits for replies this number of seconds longer than a request may take.
 GRACE = 5
 KINDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 PAGE = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
@@ -45,7 +45,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     """An ASGI application.
 
     Args:
-        settings: of the server.
+        settings: settings of the server.
         catalog: default: of the settings' folders. Unless it has been opened already, it is opened while the
             application starts, which answers 503 until then.
     """
@@ -80,7 +80,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     gate = Gate(app, settings, telemetry)
     if not settings.origins:
         return gate
-    # Around the gate: a browser asks without a key first, and pages should see refusals, too.
+    # CORS lies around the gate, because a browser asks without a key first, and pages should see refusals too.
     return CORSMiddleware(
         gate,
         allow_origins=list(settings.origins),
@@ -112,7 +112,7 @@ async def _load_and_watch(service: Service) -> None:
         try:
             service.tell(await asyncio.to_thread(catalog.reload))
         except Exception as error:
-            # Whatever it is, the server looks again.
+            # The server survives any error and looks again later.
             log("cannot look at the task folders", kind=type(error).__name__, level=logging.ERROR)
 
 
@@ -126,7 +126,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
-        # The names are known beforehand: no path reaches the file system.
+        # Only names known beforehand are served, so no path of a request reaches the file system.
         if name not in content:
             raise HTTPException(404, "there is no such file. The page is at /.")
         return Response(content[name], media_type=PAGE[name])
@@ -187,7 +187,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
     """Serve until SIGTERM or Ctrl-C; what has been accepted by then is answered.
 
     Args:
-        settings: of the server.
+        settings: settings of the server.
         workers: processes, each with its own encoder.
 
     Raises:
@@ -207,7 +207,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
     }
     catalog = Catalog(settings.folders, encoder=settings.encoder)
     with _exit_on_signals():
-        # Before it listens, so that a mistake is told and not logged.
+        # The tasks are loaded before the server listens, so that a mistake is printed and not logged.
         catalog.open()
         with _open_socket(settings) as listening:
             log_to_stderr()
@@ -217,7 +217,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
                 uvicorn.Server(config).run(sockets=[listening])
                 return
             options["port"] = listening.getsockname()[1]
-        # Each process has its own, and its own share of the port.
+        # Each process loads its own tasks and has its own share of the port.
         del catalog
         os.environ[SETTINGS] = settings.to_environment()
         uvicorn.run("ytuning.server.app:from_environment", factory=True, workers=workers, **options)
@@ -258,9 +258,9 @@ def check_exposure(settings: Settings) -> None:
     """Refuse to be reachable from other machines without keys.
 
     Raises:
-        InputError: it would be.
+        InputError: the server would be reachable.
     """
-    # The host may be a name, which is no address.
+    # A host that is a name and no address raises ValueError.
     with contextlib.suppress(ValueError):
         if settings.keys or settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback:
             return

@@ -31,14 +31,14 @@ from ytuning.tasks.shared_encoder import SharedEncoder
 
 __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Refused", "Stopped", "Unanswered"]
 
-# Bytes that a token of a text that is not tokenised yet is taken to have.
+# A text that is not tokenised yet is estimated to have one token for this number of characters.
 BYTES_OF_A_TOKEN = 4
 SPECIAL_TOKENS = 2
-# Explanations that wait, at most.
+# Maximum number of waiting explanations.
 MOST_CALLS = 16
-# Texts of a batch that may be padded; a larger one has enough texts of each length.
+# Batches of up to this number of texts may be padded; a larger one has enough texts of each length.
 FEW_TEXTS = 256
-# Tokens a second, before any was measured.
+# Estimated speed in tokens a second, before any was measured.
 SPEED = 2000.0
 
 
@@ -46,9 +46,9 @@ class Refused(Exception):  # noqa: N818  # a state, not a fault
     """A request that is not answered.
 
     Attributes:
-        status: of HTTP.
-        kind: of error, for the client's program; the message is for its user.
-        headers: of the reply.
+        status: HTTP status.
+        kind: kind of error, for the client's program; the message is for its user.
+        headers: headers of the reply.
     """
 
     def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
@@ -92,12 +92,12 @@ class Answered:
     """A task's answer for one text.
 
     Attributes:
-        answer: as in `predictor.Prediction`.
+        answer: the answer, as in `predictor.Prediction`.
         scores: (C,) calibrated probabilities; of a regression none.
-        logits: (C,) of the head.
-        tokens: that the encoder has read.
+        logits: (C,) logits of the head.
+        tokens: number of tokens that the encoder has read.
         truncated: whether it has read the beginning only.
-        batch: that it was computed in.
+        batch: batch that it was computed in.
     """
 
     answer: Answer
@@ -137,8 +137,8 @@ class Batcher:
     """Computes answers in a thread of its own; all methods but :meth:`run` are for one event loop.
 
     Args:
-        batch_tokens: of a batch, at most; a longer text has one of its own.
-        queue_tokens: that wait, at most.
+        batch_tokens: maximum number of tokens in a batch; a longer text has a batch of its own.
+        queue_tokens: maximum number of waiting tokens.
         telemetry: is told what happens.
     """
 
@@ -164,7 +164,7 @@ class Batcher:
         self._thread.join()
 
     async def answer(self, inputs: Sequence[TextInput], tasks: Sequence[Served]) -> list[list[Answered]]:
-        """For each input each task's answer.
+        """Return each task's answer for each input.
 
         Raises:
             Overloaded: too much waits; nothing of the request is computed.
@@ -232,7 +232,7 @@ class Batcher:
                     return
             if key is not None and units:
                 self._compute(*key[:2], units)
-            # One call after each batch, so that neither keeps the other waiting.
+            # One call follows each batch, so that neither keeps the other waiting.
             if call is not None:
                 self._explain(*call)
 
@@ -255,7 +255,7 @@ class Batcher:
                 units.append(unit)
                 tokens += unit.tokens
         if queue:
-            # Put back as the last one: the others have their turn first.
+            # The queue is put back as the last one, so that the others have their turn first.
             self._queues[key] = queue
         self._telemetry.queue_tokens.set(self._waiting_tokens)
         return key, units
@@ -265,7 +265,7 @@ class Batcher:
         try:
             answers = self._answers(encoder, pair_mode, units)
         except Exception as error:
-            # Whatever it is, the server goes on. One text may be to blame, and the others are not.
+            # The server survives any error. One text may be the cause, so each is tried alone.
             if len(units) > 1:
                 for unit in units:
                     self._compute(encoder, pair_mode, [unit])

@@ -15,7 +15,7 @@ from ytuning.tasks.task import HEAD_FILE, TASK_FILE, Task, load_task
 __all__ = ["Catalog", "Changes", "Served"]
 
 Stamp = tuple[tuple[int, int, int], ...]
-"""Of each file of a task: inode, size and time of its last change."""
+"""Inode, size and time of the last change of each of a task's files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,9 @@ class Changes:
     """What a look at the folders has found.
 
     Attributes:
-        added, changed, removed: names of tasks.
+        added: names of new tasks.
+        changed: names of tasks that were loaded again.
+        removed: names of tasks that are gone.
         refused: folder -> why it is not read; what was served from it still is.
     """
 

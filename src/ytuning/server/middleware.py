@@ -26,7 +26,7 @@ USE_KEYS, ADMIN_KEYS = "YTUNING_API_KEYS", "YTUNING_ADMIN_KEYS"
 FEWEST_CHARACTERS_OF_A_KEY = 16
 OPEN_PATHS = ("/", "/health", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDER, ADMIN_FOLDER = "/page/", "/admin/"
-# Paths that are answered however many requests there are.
+# These paths are answered however many requests there are.
 UNCOUNTED = (*OPEN_PATHS, "/metrics", "/info")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -39,7 +39,7 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
-# By status. The connection is closed where the rest of the body is not read.
+# Headers of refusals by status. The connection is closed where the rest of the body is not read.
 HEADERS_OF_REFUSALS = {401: {"www-authenticate": "Bearer"}, 413: {"connection": "close"}, 429: {"retry-after": "1"}}
 
 
@@ -70,14 +70,14 @@ def read_keys(file: Path | None, variable: str, option: str) -> tuple[str, ...]:
 
 
 class _TooLarge(Exception):  # noqa: N818
-    """The body goes on beyond the limit."""
+    """The body is longer than the limit."""
 
 
 class Gate:
     """An ASGI application around another.
 
     Args:
-        app: that answers.
+        app: application that answers.
         settings: keys and limits.
         telemetry: counts every request.
     """
@@ -89,7 +89,7 @@ class Gate:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection's request; what is none passes."""
+        """Check and answer one HTTP request; other connections pass unchecked."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -213,7 +213,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, kind:
 
 def error_body(path: str, kind: str, message: str) -> dict[str, Any]:
     """A refusal in the form of the path's protocol: of OpenAI under /v1, of the Open Inference Protocol under /v2."""
-    # No reply can hold lone surrogates.
+    # Lone surrogates are escaped, because no reply can hold them.
     message = message.encode("utf-8", "backslashreplace").decode()
     if path.startswith("/v1/"):
         return {"error": {"message": message, "type": kind, "param": None, "code": kind}}

@@ -25,7 +25,7 @@ from ytuning.tasks.task import Task
 
 __all__ = ["router"]
 
-# The one "label" of a regression.
+# A regression answers with this as its only "label".
 VALUE = "value"
 
 
@@ -241,7 +241,7 @@ async def explain(request: Request, service: TheService, body: schemas.ExplainRe
     effects = await unless_gone(request, service.batcher.explain(content, served))
     values = effects.values
     if served.task.target.labels is None:
-        # Of the two anchors.
+        # A regression has two anchors, whose difference gives the number.
         values = values[:, 1:] - values[:, :1]
     tokens = [{"side": side, "start": start, "end": end} for side, start, end in effects.spans]
     labels = _names_of_scores(served.task)

@@ -29,7 +29,8 @@ class Settings:
     Attributes:
         folders: task folders, and folders that hold task folders.
         encoder: name or folder in place of the one named in the tasks, when it has moved.
-        host, port: to listen on.
+        host: host name or address to listen on.
+        port: port to listen on.
         keys: keys of clients; without any, everybody may use the server.
         admin_keys: keys of those who may also reload tasks.
         origins: origins of web pages that may read the replies (CORS).
@@ -65,13 +66,13 @@ class Settings:
 
     @classmethod
     def from_environment(cls, text: str) -> Settings:
-        """The inverse of :meth:`to_environment`."""
+        """Invert :meth:`to_environment`."""
         return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass
 class Service:
-    """What the routes share."""
+    """The state and the work that the routes share."""
 
     settings: Settings
     catalog: Catalog
@@ -83,7 +84,7 @@ class Service:
         """Whether all tasks are loaded and warmed up.
 
         Raises:
-            Refused: they are not.
+            Refused: the tasks are not ready.
         """
         if not self.ready:
             raise Refused(503, "unavailable", "the tasks are still loading. Try again in a moment.")
@@ -114,7 +115,7 @@ class Service:
     async def answers(
         self, request: Request, inputs: Sequence[TextInput], tasks: Sequence[Served], *, truncate: bool = True
     ) -> list[list[Answered]]:
-        """For each input each task's answer.
+        """Return each task's answer for each input.
 
         Raises:
             Refused: too many or too long inputs, a form that a task does not take, a text that would be cut, or the
@@ -175,7 +176,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """What the work gives, unless the client closes the connection first; then it is given up.
 
     Raises:
-        Refused: so it was.
+        Refused: the client has closed the connection.
     """
 
     async def leave() -> None:

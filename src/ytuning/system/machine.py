@@ -30,17 +30,21 @@ __all__ = [
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
 """Packages that every result depends on."""
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
+# These are the numbers of the options in glibc's malloc.h.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEPT = {
-    TRIM_THRESHOLD: 2**31 - 1,  # bytes at the end of the heap that are kept
-    TOP_PAD: 64 << 20,  # by which the heap grows
-    MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes; larger blocks always come from the system
+    # The C library keeps up to this many free bytes at the end of the heap.
+    TRIM_THRESHOLD: 2**31 - 1,
+    # The heap grows by this many bytes.
+    TOP_PAD: 64 << 20,
+    # This is the maximum that glibc accepts; blocks of more bytes always come from the system.
+    MMAP_THRESHOLD: 32 << 20,
 }
 
 
 @cache
 def keep_freed_memory() -> None:
-    """From now on keep freed memory in this process; where the C library is not glibc, nothing happens."""
+    """Keep freed memory in this process from now on. Without glibc as the C library, nothing happens."""
     library = _glibc()
     if library is not None:
         for option, value in KEPT.items():
@@ -57,14 +61,15 @@ def give_back_freed_memory() -> None:
 def peak_bytes() -> int | None:
     """The most memory (resident set) that this process has held so far; ``None`` where the system does not tell."""
     try:
-        # Not of getrusage, which on Linux starts a child with what its parent holds.
+        # On Linux getrusage is not used, because it starts a child with the memory of its parent.
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         pass
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
+        # Windows has no such module.
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -74,7 +79,8 @@ def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         return library if hasattr(library, "gnu_get_libc_version") else None
-    except (OSError, TypeError):  # Windows has no library of that kind
+    except (OSError, TypeError):
+        # Windows has no library of that kind.
         return None
 
 
@@ -97,18 +103,20 @@ class Workers:
         running: list[Future[Result]] = []
         try:
             for item in items:
-                running.append(self._pool.submit(function, item))  # what runs must be known
+                # Submitted work is kept in a list, so that it can be cancelled and waited for after an error.
+                running.append(self._pool.submit(function, item))
             return [future.result() for future in running]
         finally:
             for future in running:
-                future.cancel()  # those that have not begun
+                # This cancels the work that has not started yet.
+                future.cancel()
             wait(running)
 
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """As many workers as torch has threads; within, the caller's operations run on one thread too."""
-    # Loaded here: what only asks for memory should not take torch's.
+    """Make as many workers as torch has threads; within, the caller's operations run on one thread too."""
+    # torch is imported here, because callers that only measure memory should not take the memory of torch.
     import torch
 
     keep_freed_memory()

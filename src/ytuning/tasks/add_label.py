@@ -31,29 +31,30 @@ from ytuning.training.joint import label_space
 
 __all__ = ["AddedLabel", "add_label", "check_can_grow", "exemplar_rows", "fit_label_row", "grow_task", "keep_exemplars"]
 
-# A task keeps the place in label space of so many texts.
+# A task keeps the vectors in label space of this number of texts.
 EXEMPLARS = 2000
 # It keeps more where a label would have fewer than this, because a new label may take what is not there.
 FEWEST_OF_A_LABEL = 5
-# Examples of an added label that are kept.
+# Maximum number of an added label's examples that are kept.
 KEPT_EXAMPLES = 200
-# L-BFGS ends by itself before so many steps.
+# Maximum number of L-BFGS steps, which converges in fewer.
 STEPS = 60
-# Pull of the new row towards the direction of its examples.
+# Weight decay that pulls the new row towards the direction of its examples.
 DECAY = 1e-3
-# Of a new label of a multi-label task: its examples are too few to fit one.
+# A new label of a multi-label task gets this threshold, because its examples are too few to fit one.
 NEW_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class AddedLabel:
-    """A task that has grown, and what that did to the old labels.
+    """A task with an added label, and the effect on the old labels.
 
     Attributes:
-        task: with the new label.
+        task: the task with the new label.
         recall: share of the examples that are now given the new label; they also made it.
-        before, after: share of the kept texts of the old labels that are given their labels.
-        lost: by old label, the share of its kept texts that the new label has taken, where it is not 0.
+        before: share of the kept texts of the old labels that the old task labels correctly.
+        after: the same share with the new task.
+        lost: for each old label, the share of its kept texts that get the new label, where it is not 0.
     """
 
     task: Task
@@ -90,9 +91,9 @@ def keep_exemplars(
     """Where texts lie in the label space of a head that can grow, for :func:`add_label`.
 
     Args:
-        head: trained.
-        features: of all rows.
-        targets: of all rows, (rows,) ids or (rows, C) 0 and 1.
+        head: the trained head.
+        features: features of all rows.
+        targets: targets of all rows, (rows,) ids or (rows, C) 0 and 1.
         rows: positions of the texts, of which about ``EXEMPLARS`` are kept.
         others: positions of texts that the head was trained on, for labels that have hardly any of ``rows``.
     """
@@ -115,9 +116,10 @@ def grow_task(
 
     Raises:
         InputError: the task cannot grow, or has a label of this name.
-        DataError: examples that do not fit the task.
+        DataError: the examples do not fit the task.
+        StoreError: the feature store cannot be read or written.
     """
-    # Labels of rows are stripped, too.
+    # The names of labels in data files are stripped too.
     name = name.strip()
     check_can_grow(task, name)
     assert isinstance(task.head, MatchingHead)
@@ -130,7 +132,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
 
     Args:
         task: see :func:`check_can_grow`.
-        name: of the new label.
+        name: name of the new label.
         examples: (n, E, H), texts of it in the task's label space, see `joint.label_space`.
 
     Raises:
@@ -176,7 +178,7 @@ def fit_label_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tenso
     """A new label's row (E, H) and bias (E,): each member's logistic regression, in which every label weighs alike.
 
     Args:
-        head: with the old labels' rows, which stay as they are.
+        head: the head with the old labels' rows, which stay as they are.
         old: (N, E, H), texts of the old labels in the head's label space.
         goal: their labels, (N,) ids or (N, C) 0 and 1.
         examples: (n, E, H), texts of the new label.
@@ -226,7 +228,7 @@ def exemplar_rows(targets: np.ndarray, rows: np.ndarray, others: np.ndarray, *, 
     labels = targets.shape[1] if several else int(targets.max()) + 1
     counts = (targets[kept] > 0).sum(0) if several else np.bincount(targets[kept], minlength=labels)
     fewest = max(1, min(FEWEST_OF_A_LABEL, most // labels))
-    # In order, each row once: it may have several labels.
+    # The dictionary keeps the order and holds each row once, because a row may have several labels.
     more: dict[int, None] = {}
     for label in np.flatnonzero(counts < fewest):
         has = targets[further, label] > 0 if several else targets[further] == label
@@ -253,7 +255,7 @@ def _only_last(rows: int, labels: int) -> Tensor:
 
 
 def _share_right(given: np.ndarray, truth: np.ndarray) -> float:
-    """Rows that have just their labels."""
+    """Return the share of rows whose labels are all correct."""
     return float((given == truth).all(1).mean() if truth.ndim == 2 else (given == truth).mean())
 
 

@@ -51,18 +51,18 @@ __all__ = [
 ]
 
 STEPS, BATCH_ROWS = 160, 64
-# Validations at equal distances. Each set counts at its best round, as sets do not over-fit equally soon.
+# Number of validations, at equal distances. Each set counts at its best one, as sets do not overfit equally soon.
 ROUNDS = 4
-# A set so many standard errors behind the best after half the steps learns no further.
+# A set that is this many standard errors behind the best after half the steps is not trained further.
 HOPELESS = 2.0
-# Adam moves a number by about the learning rate each step: too little to tell softmax weights apart.
+# Adam moves a number by about the learning rate each step, which is too little for softmax weights, so they are scaled.
 SHARPNESS = 10.0
-# So many standard errors of the difference to the best set may a cheaper one lose.
+# A cheaper set is taken if it is at most this many standard errors of the difference behind the best.
 WITHIN = 0.5
 SAMPLE_TEXTS = 2000
-# The sample's features are held in memory.
+# Maximum number of bytes of the sample's features, which are held in memory.
 SAMPLE_BYTES = 512 << 20
-# Share of the sample that heads are measured on.
+# The heads are measured on this share of the sample.
 HELD_OUT = 0.2
 
 
@@ -74,7 +74,7 @@ def pair_modes(choice: PairChoice, *, has_pairs: bool) -> tuple[PairMode | None,
 
 
 def choose_pair_mode(joint: np.ndarray | Tensor, separate: np.ndarray | Tensor) -> PairMode:
-    """``"joint"`` where its losses (N,) are clearly lower than those (N,) of the same rows read separately.
+    """Choose ``"joint"`` if its losses (N,) are clearly lower than those (N,) of the same rows encoded separately.
 
     See `fit.clearly_lower`. Otherwise ``"separate"`` is taken: it encodes a text once that many pairs share.
     """
@@ -107,11 +107,11 @@ class LayerRanking:
         default: the states that the task would read without a choice.
         ranked: every set, the best first; empty where no row could be held out.
         mix: weight of each state in the learned mix.
-        mix_loss: of the head on the mix.
+        mix_loss: loss of the head on the mix.
         rows: held out.
         sample: rows whose states were computed.
-        states: that were computed.
-        features: of the sample, by how its pairs were read (``None``: single texts).
+        states: hidden states that were computed.
+        features: features of the sample, by how its pairs were read (``None``: single texts).
     """
 
     default: States
@@ -187,9 +187,9 @@ def rank_layers(
         recipe: form of the head; a cross-attention head reads a single state.
         modes: ways of reading pairs, ``None`` of single texts; of both the joint one ranks where the default states are
             clearly better in it (by raw losses: heads that learn for few steps are hardly too sure of themselves).
-        seed: of the sample, of what is held out, of weights and of the order of rows.
+        seed: seed of the sample, the held-out rows, the weights and the order of rows.
         progress: is told every step.
-        target: of all train rows.
+        target: kind of the task, with the labels of all training rows.
 
     Raises:
         EncoderError, InputError: as loading and training.
@@ -215,7 +215,7 @@ def rank_layers(
     }
     by_set, mix, mix_loss = next(iter(by_mode.values()))
     if len(by_mode) > 1:
-        # The way in which the task will probably read pairs.
+        # The sets are compared in the way in which the task will probably read pairs.
         joint, separate = by_mode["joint"], by_mode["separate"]
         by_set, mix, mix_loss = by_mode[choose_pair_mode(joint[0][default], separate[0][default])]
     best = min(by_set.values(), key=lambda losses: float(losses.mean()))
@@ -253,7 +253,7 @@ class MixedStatesHead(nn.Module):
 
     @property
     def weights(self) -> Tensor:
-        """(L,), whose sum is 1."""
+        """The weights (L,) of the hidden states; their sum is 1."""
         return (SHARPNESS * self.scores).softmax(0)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -278,7 +278,7 @@ class StateComparison:
         seed: int,
         progress: Progress,
     ) -> None:
-        """``split`` has the positions of the rows to learn and of those held out."""
+        """Take ``split``, the positions of the rows to train on and of those held out."""
         self.features, self.target, self.states = features, target, states
         self.goal = torch.from_numpy(truth)
         self.rows, self.held = map(torch.from_numpy, split)
@@ -306,7 +306,7 @@ class StateComparison:
             return build_head(_small(self.recipe.head), **shape, pair_mode=self.features.pair_mode)
 
     def _losses(self, heads: Sequence[nn.Module]) -> list[Tensor]:
-        """(held rows,) each: train the heads together; each one's losses at the best of its rounds.
+        """Train the heads together and return each one's losses (held rows,) at its best round.
 
         What a head learns does not depend on the others, but how long it does; the first always learns to the end.
         """
@@ -377,9 +377,9 @@ class SampleProgress(Progress):
         self.progress = progress
 
     def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Whatever the stage, it is the sample's."""
+        """Report every stage as the stage of the sample."""
         self.progress.step("sample", done, total, note)
 
     def say(self, message: str) -> None:
-        """Passed on."""
+        """Pass the message on."""
         self.progress.say(message)

@@ -20,11 +20,11 @@ __all__ = ["TaskEvaluation", "evaluate_task", "task_features"]
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """What a task's evaluation gives.
+    """The result of a task's evaluation.
 
     Attributes:
-        report: on the rows.
-        judged: what it is about.
+        report: report on the rows.
+        judged: rows that the report is about.
         cache: use of the feature store.
         truncated: rows whose text was cut.
     """
@@ -38,12 +38,13 @@ class TaskEvaluation:
 def evaluate_task(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
 ) -> TaskEvaluation:
-    """A task's report on labelled rows, through the store.
+    """Report on a task's labelled rows, whose features are read from the store or added to it.
 
-    The features are those of the codec that the task was trained in.
+    Features have the codec that the task was trained with.
 
     Raises:
-        DataError: rows that do not fit the task.
+        DataError: the rows do not fit the task.
+        StoreError: the feature store cannot be read or written.
     """
     check_labels_known(dataset, task.target, "evaluation")
     features, cache = task_features(task, dataset, encoder, store, progress=progress)
@@ -55,10 +56,11 @@ def evaluate_task(
 def task_features(
     task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
 ) -> tuple[Features, CacheUse]:
-    """Features of rows through the store: in the states and the codec that the task's head was trained on.
+    """Features of rows from the store, in the hidden states and the codec that the task's head was trained with.
 
     Raises:
-        DataError: single texts for a task of pairs, or pairs for one of single texts.
+        DataError: the rows are single texts and the task is for pairs, or the other way round.
+        StoreError: the feature store cannot be read or written.
     """
     if bool(task.pair_mode) != (dataset.text_pairs is not None):
         wanted = (

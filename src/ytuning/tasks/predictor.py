@@ -20,7 +20,7 @@ from ytuning.tasks.task import Task, load_task
 
 __all__ = ["Answer", "Prediction", "Predictor", "answers_of"]
 
-# Texts that are read, encoded and answered at a time, so that memory does not grow with the input.
+# This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
 
 
@@ -29,9 +29,10 @@ class Prediction:
     """One task's answer for one input.
 
     Attributes:
-        text, text_pair: the input.
+        text: the input, or its first text.
+        text_pair: the second text of a pair; None for single texts.
         task: name of the task folder.
-        kind: of the task.
+        kind: kind of the task.
         answer: a label, or None where the task abstains; of the kind "multi" the labels, most probable first; of the
             kind "regression" a number.
         scores: calibrated probability of each label, by name; none of a regression.
@@ -48,7 +49,11 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The answer of a task of one label a row."""
+        """The answer of a task with one label a row.
+
+        Raises:
+            AttributeError: the task gives several labels or a number.
+        """
         if isinstance(self.answer, str | None):
             return self.answer
         raise AttributeError(f"a task of kind {self.kind!r} gives no single label; see answer")
@@ -70,8 +75,8 @@ class Predictor:
         device: see `encoder.load_encoder`.
 
     Raises:
-        TaskFolderError: a folder that cannot be used, or an encoder that differs from the one it was trained with.
-        InputError: no folder, or two tasks of one name.
+        TaskFolderError: a folder cannot be used, or an encoder differs from the one that a task was trained with.
+        InputError: there is no folder, or two tasks have the same name.
     """
 
     def __init__(self, folders: Sequence[str | Path], *, encoder: str | None = None, device: str | None = None) -> None:
@@ -88,7 +93,7 @@ class Predictor:
         """Predictions for inputs in their order, for each input one of each task in the order of the folders.
 
         Raises:
-            InputError: a pair for a task of single texts, or the other way round.
+            InputError: an input is a pair and the task is for single texts, or the other way round.
         """
         stream = iter(inputs)
         position = 0
@@ -105,7 +110,7 @@ class Predictor:
             position += len(window)
 
     def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
-        """For each task: answers, probabilities (inputs, C) float64 and whether each input was cut."""
+        """Return for each task its answers, probabilities (inputs, C) float64 and whether each input was cut."""
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
             together.setdefault((encoder, task.pair_mode), []).append(number)

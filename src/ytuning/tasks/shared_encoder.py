@@ -19,7 +19,7 @@ from ytuning.training.joint import JointHeads
 
 __all__ = ["LiveTexts", "SharedEncoder", "share_encoders"]
 
-# Combinations of tasks whose heads are kept as one; each is a copy of their weights.
+# Maximum number of combinations of tasks whose heads are kept as one; each is a copy of their weights.
 MOST_JOINED = 8
 
 
@@ -28,9 +28,9 @@ class LiveTexts:
     """Features of some texts in all the hidden states that some tasks read.
 
     Attributes:
-        features: in memory.
+        features: features in memory.
         states: numbers of the hidden states that they hold.
-        codec: that they went through.
+        codec: codec that they went through.
     """
 
     features: Features
@@ -62,9 +62,12 @@ class SharedEncoder:
 
         Args:
             inputs: texts or pairs.
-            tasks: that will ask for them.
+            tasks: tasks that will ask for them.
             pair_mode: how pairs are read.
             padded: see `features.live_features`.
+
+        Raises:
+            EncoderError: a text has no tokens, or a hidden state does not exist.
         """
         states = tuple(sorted({state for task in tasks for state in task.states}))
         # A hidden state has the same int8 numbers whatever states lie beside it; other codecs need it whole.
@@ -77,8 +80,8 @@ class SharedEncoder:
         """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.
 
         Args:
-            texts: of :meth:`read`, in the way in which all these tasks read pairs.
-            tasks: that this encoder serves.
+            texts: result of :meth:`read`, in the way in which all these tasks read pairs.
+            tasks: tasks that this encoder serves.
             rows: positions.
         """
         rows = torch.arange(len(texts.features)) if rows is None else rows
@@ -110,10 +113,10 @@ def share_encoders(
     device: str | None = None,
     loaded: Sequence[SharedEncoder] = (),
 ) -> list[SharedEncoder]:
-    """For each task the encoder that serves it, loaded once for all that can share it.
+    """Return each task's encoder, loaded once for all tasks that can share it.
 
     Args:
-        tasks: in any order.
+        tasks: tasks in any order.
         encoder: name or folder to use in place of the one named in the tasks, when it has moved.
         device: see `encoder.load_encoder`.
         loaded: encoders to use where they fit.

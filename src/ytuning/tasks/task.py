@@ -43,11 +43,11 @@ __all__ = [
     "task_files",
 ]
 
-# Names that are tried for what was interrupted.
+# An interrupted training tries this number of names for its folder.
 MOST_BESIDE = 100
 SCHEMA = 1
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
-# In the weights' file, beside the head's own.
+# The weights' file has these tensors beside the head's own.
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
 BASIS_PREFIX = "basis."
 
@@ -70,18 +70,18 @@ class Task:
     """A trained task.
 
     Attributes:
-        name: of its folder; names the task in predictions.
+        name: name of its folder; names the task in predictions.
         target: kind of the task, and its labels or scale.
         encoder: what the head's features come from.
         states: numbers of the encoder's hidden states that the head reads.
         config: form and sizes of the head.
-        head: in evaluation mode.
+        head: the trained head, in evaluation mode.
         calibration: what makes probabilities and decisions of its logits, fitted on validation rows.
-        metrics: of ``validation`` and, if there was one, ``test``.
+        metrics: metrics of ``validation`` and, if there was one, ``test``.
         training: seed, codec of the stored features, rows and steps, for the record.
-        pair_mode: of rows that are pairs of texts how the encoder reads them, ``"joint"`` or ``"separate"``; else None.
-        exemplars: that a label can be added to the task with.
-        basis: of the compact features that the head was trained on; None with any other codec.
+        pair_mode: how the encoder reads pairs, ``"joint"`` or ``"separate"``; None for single texts.
+        exemplars: texts in label space that adding a label needs.
+        basis: basis of the compact features that the head was trained on; None with any other codec.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Task:
 
     @property
     def kind(self) -> Kind:
-        """Of the task."""
+        """The kind of task by name."""
         return self.target.kind
 
     @property
     def head_parameters(self) -> int:
-        """Trained numbers."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.head.parameters())
 
     @property
@@ -172,7 +172,7 @@ def check_target(folder: str | Path) -> None:
     """Refuse a folder that a task must not be written to; called before any work is done.
 
     Raises:
-        InputError: it is a file, holds something that is not a task, or cannot be made or written.
+        InputError: the folder is a file, holds something that is not a task, or cannot be made or written.
     """
     path = Path(folder)
     if os.path.exists(path) and not os.path.isdir(path):
@@ -238,7 +238,7 @@ def load_task(folder: str | Path) -> Task:
     """Read a task folder, checking everything in it.
 
     Raises:
-        TaskFolderError: not there, foreign, damaged, or of another schema; each with its own message.
+        TaskFolderError: the folder is missing, foreign, damaged, or of another schema; each has its own message.
     """
     path = Path(folder)
     content = _read_json(path)
@@ -261,7 +261,7 @@ def load_task(folder: str | Path) -> Task:
         record = {name: content[name] for name in ("metrics", "training")}
     except TaskFolderError:
         raise
-    # torch raises RuntimeError.
+    # A RuntimeError comes from torch, where weights do not fit the head.
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise TaskFolderError(
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
@@ -277,7 +277,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
     """Refuse to use a head with features it was not trained on.
 
     Raises:
-        TaskFolderError: names what differs.
+        TaskFolderError: the encoders differ; the message names the difference.
     """
     if task.encoder.fingerprint == encoder.fingerprint:
         return
@@ -314,7 +314,7 @@ def _pair_mode(value: Any) -> PairMode | None:
     """How the task reads pairs, None where its rows are single texts.
 
     Raises:
-        ValueError: neither of these.
+        ValueError: the value is none of these.
     """
     if value not in (None, *PAIR_MODES):
         raise ValueError(f"pair must be null or one of {', '.join(PAIR_MODES)}")
@@ -326,7 +326,7 @@ def _states(value: Any) -> States:
     """Numbers of hidden states.
 
     Raises:
-        ValueError: they are not whole numbers from 0 that rise.
+        ValueError: the numbers are not whole numbers from 0 that rise.
     """
     if not (isinstance(value, list) and value and all(type(state) is int and state >= 0 for state in value)):
         raise ValueError("states must be a list of whole numbers from 0")
@@ -389,7 +389,7 @@ def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Ta
 
 
 def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
-    """Checked like the weights."""
+    """Read the exemplars, checked like the weights."""
     if isinstance(head, MatchingHead) and len(stored) == 2:
         vectors, targets = stored[VECTORS], stored[TARGETS]
         labels = head.label_rows.shape[1]

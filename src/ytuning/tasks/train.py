@@ -35,7 +35,7 @@ from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, r
 
 __all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]
 
-# With so few rows of a label, the label's name or description often helps.
+# With at most this number of rows for a label, the label's name or description often helps.
 FEW_ROWS = 16
 
 
@@ -65,14 +65,14 @@ class TrainOptions:
     """What a user chooses for one training, beside the data, the encoder and the recipe.
 
     Attributes:
-        name: of the task.
-        seed: of the hold-out, the head's weights and the order of rows.
+        name: name of the task.
+        seed: seed of the validation split, the head's weights and the order of rows.
         seeds: heads to train together on the same hold-out, of this seed and those after it; the first of those with
             the best validation score is taken.
         ensemble: take one head whose logits are the mean of theirs instead.
         refit: go on for some steps on all of the train rows once the held-out ones have chosen the head.
         codec: how the features are stored, see `features/codecs.py`.
-        label_order: of an ordinal task's labels, from the lowest.
+        label_order: an ordinal task's labels, from the lowest.
         abstain_at: the precision below which a task of one label a row gives none.
         pairs: how the encoder reads pairs of texts; ``"auto"`` tries both ways, and takes ``"joint"`` only where its
             calibrated validation loss is clearly lower (`choices.choose_pair_mode`).
@@ -98,20 +98,20 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the main job gives.
+    """The result of the main job.
 
     Attributes:
         task: ready to be saved.
         fit: how the training went.
-        reports: of ``validation`` and, if there was one, ``test``.
+        reports: reports on ``validation`` and, if there was one, ``test``.
         judged: what each of them is about.
         zero_shot: metrics of the same rows from the labels' texts alone, before any training; of none without texts.
         by_seed: metrics of each seed's head in the same form, seed by seed; ``task`` is the one validation prefers.
-        rows: of ``train``, ``validation`` and ``test``.
+        rows: numbers of rows of ``train``, ``validation`` and ``test``.
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
         cache: use of the feature store.
         truncated: rows whose text was cut.
-        seconds: of the stages ``encode``, ``train`` and ``evaluate``.
+        seconds: seconds of the stages ``encode``, ``train`` and ``evaluate``.
     """
 
     task: Task
@@ -155,9 +155,9 @@ def train_task(
         progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
     Raises:
-        InputError: an option that is not allowed; no confidence gives the precision of ``abstain_at``.
+        InputError: an option is not allowed, or no confidence gives the precision of ``abstain_at``.
         EncoderError: the encoder does not have the hidden states that the recipe reads.
-        DataError: rows that cannot be trained on.
+        DataError: the rows cannot be trained on.
         StoreError: the feature store cannot be used.
     """
     options, progress = options or TrainOptions(), progress or Progress()
@@ -343,7 +343,7 @@ def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[_Pai
 
 
 def _calibrated_losses(context: TrainContext, rows: TaskRows, fits: Sequence[FitResult]) -> torch.Tensor:
-    """(validation rows,) float64: the heads' mean loss after calibration, or a surer head would look like a worse one.
+    """Return the heads' mean loss (validation rows,) float64 after calibration, or a surer head would look worse.
 
     The loss tells two ways of reading apart on fewer rows than a score does.
     """
@@ -446,8 +446,8 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
     Validation rows fit the temperature and, of a multi-label task, the thresholds, as they do for a trained head.
 
     Args:
-        features: of all rows.
-        rows: of the task.
+        features: features of all rows.
+        rows: rows of the task.
     """
     metrics: dict[str, dict[str, float]] = {}
     if not len(rows.label_texts):

@@ -1,1 +1,1 @@
-"""From features to a fitted head: recipes, batches, joint training and calibration."""
+"""Features become a fitted head: recipes, batches, joint training and calibration."""

@@ -26,28 +26,28 @@ from ytuning.system.machine import Workers
 
 __all__ = ["Projection", "project_features", "shuffled_batches"]
 
-# Shuffled rows are sorted by length within so many batches, which saves most of the padding.
+# Shuffled rows are sorted by length within this number of batches, which saves most of the padding.
 SORTED_BATCHES = 32
-# Blocks drawn at a time: few blocks would mix few rows.
+# At least this number of blocks is drawn at a time, because few blocks would mix few rows.
 FEWEST_BLOCKS = 64
-# Bytes of features that the system's cache is taken to hold; more are read in blocks.
+# The system's cache is expected to hold this number of bytes of features; more are read in blocks.
 IN_MEMORY = 1 << 30
-# Largest copy: 1.4 million tokens of the default encoder.
+# Maximum size of a copy in bytes, which is that of 1.4 million tokens of the default encoder.
 COPY_BYTES = 1 << 29
-# Tokens that are read and written at a time.
+# This number of tokens is read and written at a time.
 CHUNK_TOKENS = 8192
 
 
 def shuffled_batches(
     lengths: Tensor, rows: Tensor, size: int, seed: int, *, stored: Features | None = None
 ) -> Iterator[Tensor]:
-    """Endlessly, epoch after epoch, every row once in a batch of ``size`` rows of similar length.
+    """Yield endless batches of ``size`` rows of similar length; each epoch has every row once.
 
     Args:
         lengths: (all rows,) int64 tokens.
         rows: (N,) int64 positions of those to read.
         size: B, rows of a batch; the last ones of a pool may be fewer.
-        seed: of the order.
+        seed: seed of the order.
         stored: features of all rows, if they may lie in a store larger than the memory.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ class Projection:
     """What training reads.
 
     Attributes:
-        features: of the same rows, one state of width R: the coordinates.
+        features: the coordinates of the same rows, as one state of width R.
         components: (R, L * D) float32, orthonormal rows.
     """
 
@@ -112,7 +112,7 @@ def project_features(
     the copy would be too large, computed anew for each batch.
 
     Args:
-        features: of all rows.
+        features: features of all rows.
         rows: (N,) int64 positions of the rows that training reads.
         pool: computes the copy.
         progress: is told how far the copy is.
@@ -151,7 +151,7 @@ def _copy_coordinates(
     def copy(number: int) -> None:
         array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number])).numpy()
 
-    # Eight chunks at a time, so that Ctrl-C is heard between them.
+    # Eight chunks are computed at a time, so that Ctrl-C is heard between them.
     for first in range(0, len(chunks), 8):
         pool.map(copy, range(first, min(first + 8, len(chunks))))
         progress.step("prepare", min(first + 8, len(chunks)), len(chunks))

@@ -1,4 +1,4 @@
-"""From a head's logits to probabilities and answers: smoothing undone, a temperature, thresholds, abstaining."""
+"""A head's logits become probabilities and answers: smoothing is undone, then temperature and thresholds apply."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ytuning.errors import InputError
 
 __all__ = ["Calibration", "calibrated_logits", "check_abstain_at", "fit_calibration", "undo_label_smoothing"]
 
-# The lowest and the highest that is tried: rows that are all right would ask for 0.
+# Lowest and highest temperature that is tried. Rows that are all right would ask for 0.
 TEMPERATURES = (0.2, 20.0)
-# Fewer rows say too little.
+# Fewer rows than this say too little about a temperature, so it stays 1.
 TEMPERATURE_ROWS = 20
-# Of the share that smoothing left to a label: what falls below it keeps its order.
+# Probabilities below smoothing's floor fall softly towards 0 over this share of the floor, and so keep their order.
 SOFTNESS = 0.1
-# Of stored numbers.
+# Stored numbers must lie in these ranges, both ends included.
 RANGES = {
     "above 0": (math.ulp(0.0), sys.float_info.max),
     "from 0 to 1": (0.0, 1.0),
@@ -37,11 +37,11 @@ class Calibration:
     """How logits become probabilities and decisions.
 
     Attributes:
-        temperature: that logits are divided by (Guo et al., arXiv 1706.04599).
-        smoothing: of single-label tasks, that the head learned with; it is undone before, see
+        temperature: divisor of the logits (Guo et al., arXiv 1706.04599).
+        smoothing: label smoothing that a single-label head learned with; it is undone first, see
             :func:`undo_label_smoothing`.
-        thresholds: (C,), of multi-label tasks, the probability from which on a label is given; ``None``: 0.5 each.
-        abstain_below: of single-label and ordinal tasks, the highest probability below which there is no answer;
+        thresholds: (C,), for multi-label tasks, the probability from which a label is given; ``None`` means 0.5 each.
+        abstain_below: for single-label and ordinal tasks, the highest probability below which there is no answer;
             ``None``: always answer.
     """
 
@@ -51,15 +51,15 @@ class Calibration:
     smoothing: float = 0.0
 
     def scale(self, logits: np.ndarray) -> np.ndarray:
-        """(rows, C) float64 of logits (rows, C): those that probabilities are made of."""
+        """Scale logits (rows, C) to those that probabilities are made of, (rows, C) float64."""
         return undo_label_smoothing(logits, self.smoothing) / self.temperature
 
     def answers(self, target: TaskKind, logits: np.ndarray) -> Answers:
-        """A task's answers, of logits (rows, C)."""
+        """Return a task's answers to logits (rows, C)."""
         return target.answers(self.scale(logits), self.thresholds, self.abstain_below)
 
     def to_json(self) -> dict[str, float | None]:
-        """Fields of ``task.json``; the thresholds are stored apart."""
+        """Return the fields of ``task.json``; the thresholds are stored separately."""
         return {"temperature": self.temperature, "smoothing": self.smoothing, "abstain_below": self.abstain_below}
 
     @classmethod
@@ -67,7 +67,7 @@ class Calibration:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: not such fields, or numbers beyond their range.
+            ValueError: the fields are wrong, or a number is out of its range.
         """
         if not isinstance(calibration, dict) or set(calibration) != set(cls().to_json()):
             raise ValueError(
@@ -90,12 +90,12 @@ def check_abstain_at(target: TaskKind, abstain_at: float | None, rows: int) -> N
     """Whether a precision may be asked for, see :func:`fit_calibration`; called before any work is done.
 
     Args:
-        target: of the task.
+        target: kind of the task.
         abstain_at: the precision.
-        rows: that it will be measured on.
+        rows: number of rows that it will be measured on.
 
     Raises:
-        InputError: it is no share, the task is not one of a label a row, or there are too few rows.
+        InputError: the precision is not a share, the task has not one label a row, or there are too few rows.
     """
     if abstain_at is None:
         return
@@ -126,10 +126,10 @@ def fit_calibration(
     Thresholds are those of the kind's `fit_thresholds` and `fit_abstaining`.
 
     Args:
-        target: of the task; one without labels has nothing to calibrate.
+        target: kind of the task; one without labels has nothing to calibrate.
         logits: (rows, C).
         truth: target array of the rows, as ``target.encode`` gives it.
-        smoothing: of labels, that the head learned with.
+        smoothing: label smoothing that the head learned with.
         abstain_at: precision that answered rows must have, of single-label and ordinal tasks; ``None``: never abstain.
 
     Raises:
@@ -176,7 +176,7 @@ def undo_label_smoothing(logits: np.ndarray, smoothing: float) -> np.ndarray:
         return values
     floor = smoothing / values.shape[1]
     above = (scipy.special.softmax(values, axis=1) - floor) / (SOFTNESS * floor)
-    # A factor of all, such as 1 / (1 - s), would change nothing.
+    # The common factor 1 / (1 - s) is left out, because it would change nothing.
     return np.log(np.logaddexp(0, above))
 
 

@@ -26,9 +26,9 @@ __all__ = ["FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "
 
 # Share of a GPU's free memory that features may take; the rest is for the training.
 RESIDENT_SHARE = 0.5
-# By one standard error, the worse of two is often the lower one by chance.
+# One loss is clearly lower by this number of standard errors. With one, it often is lower by chance.
 CLEARLY = 2.0
-# The standard error of fewer rows says little.
+# With fewer rows than this, the standard error says little.
 FEWEST_ROWS = 20
 
 
@@ -38,7 +38,7 @@ class Validation:
 
     Attributes:
         step: counted from the start.
-        loss: on validation rows, cross-entropy or squared error, see `kinds.TaskKind.mean_loss`.
+        loss: cross-entropy or squared error on the validation rows, see `kinds.TaskKind.mean_loss`.
         score: mean of the kind's `row_scores` there, the more the better: of a single-label task accuracy.
         error: standard error of ``score``.
     """
@@ -54,12 +54,12 @@ class FitResult:
     """A trained head and how it came about.
 
     Attributes:
-        head: in evaluation mode.
+        head: the trained head, in evaluation mode.
         history: every validation.
         chosen: position in ``history`` of the validation whose head was taken.
         validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit, on what it
             was trained on: the pooled head on coordinates, so they differ a little from those on the features.
-        chosen_head: that head, in evaluation mode; ``head`` itself unless it was refitted.
+        chosen_head: head of the chosen validation, in evaluation mode; ``head`` itself unless it was refitted.
         refitted: whether ``head`` went on on all rows.
         interrupted: whether Ctrl-C ended the training early.
     """
@@ -79,9 +79,9 @@ class HeadJob:
 
     Attributes:
         target: kind of the task.
-        targets: of all rows, as ``target`` encodes them.
+        targets: targets of all rows, as ``target`` encodes them.
         recipe: form of the head and its training.
-        seed: of the weights and of dropout.
+        seed: seed of the weights and of dropout.
         label_texts: positions of rows that label rows start from, each of them of one label; they are train rows, too.
     """
 
@@ -93,7 +93,7 @@ class HeadJob:
 
     @property
     def goal(self) -> Tensor:
-        """(rows,) int64 or float32, or (rows, C) float32: the targets as the loss takes them."""
+        """The targets as the loss takes them: (rows,) int64 or float32, or (rows, C) float32."""
         return torch.from_numpy(np.asarray(self.targets, self.target.dtype))
 
 
@@ -116,11 +116,11 @@ def fit_heads(
     trained on half as many components (`batches.project_features`), which is faster.
 
     Args:
-        features: of all rows.
+        features: features of all rows.
         jobs: one for each head: seeds, losses, learning rates, label rows or different tasks.
         train: positions of train rows.
         validation: positions of validation rows, which choose the number of steps.
-        seed: of the order of rows.
+        seed: seed of the order of rows.
         refit: whether to go on on train and validation rows together.
         device: a GPU trains on the features themselves in its own memory, where they fit; else the CPU trains.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far.
@@ -186,19 +186,19 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
 class _Shared:
     """What all heads of one training have in common."""
 
-    # What training reads: coordinates where the heads are pooled and train on the CPU.
+    # Training reads these; they are coordinates where the heads are pooled and train on the CPU.
     features: Features
     # (N,) int64 positions of rows.
     train: Tensor
     validation: Tensor
     batch_size: int
-    # Of the order of rows.
+    # The seed sets the order of rows.
     seed: int
     pool: Workers
     progress: Progress
 
     def batches(self, rows: Tensor) -> Iterator[Tensor]:
-        """Endless shuffled batches (B,) of positions among rows (N,)."""
+        """Yield endless shuffled batches (B,) of positions among rows (N,)."""
         # Features in a GPU's memory are no store on a disk, which would be read block by block.
         stored = None if self.features.is_resident else self.features
         return shuffled_batches(self.features.lengths, rows, self.batch_size, self.seed, stored=stored)
@@ -212,7 +212,7 @@ class _HeadRun:
         total = _steps(config, len(shared.train), shared.batch_size, job.target.outputs)
         self.job = job
         self.learner = _learner(job, config, head, shared.train, total)
-        # Steps after which the head is validated, at equal distances; the last one is the end.
+        # The head is validated after these steps, at equal distances; the last one is the end.
         self.validation_steps = {round(total * part / config.rounds) for part in range(1, config.rounds + 1)}
         # Every validation, and of those that may still be chosen the head and the logits (N, C): one value, so that
         # Ctrl-C never finds a validation without its head.

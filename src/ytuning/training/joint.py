@@ -25,21 +25,21 @@ __all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits",
 
 # Most tokens in a batch whose heads are computed as one: 50 heads took 0.5 times as long at 16, 1.1 times at 256.
 JOINED_TOKENS = 192
-# Train rows whose mean is the center of a head of label tuning.
+# The center of a label tuning head is the mean of up to this number of training rows.
 CENTER_ROWS = 2000
-# Tokens of a batch that a device answers at once.
+# Maximum number of tokens in a batch without gradients, on a CPU and on a GPU.
 CPU_TOKENS, GPU_TOKENS = 4096, 65_536
-# Parts of a batch that are computed side by side; a head learns the same on any number of cores.
+# A batch is computed in this number of parts side by side, so a head learns the same on any number of cores.
 PARTS = 2
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
 
 
 def rate_share(step: int, total: int, warmup: float) -> float:
-    """Share of the highest learning rate that a step has: a linear rise, then a linear fall.
+    """Return a step's share of the highest learning rate: it rises linearly, then falls linearly.
 
     Args:
-        step: from 0.
+        step: number of the step, from 0.
         total: number of steps.
         warmup: share of the steps in which the rate rises.
     """
@@ -60,7 +60,7 @@ class Learner:
     def __init__(
         self, head: LabelHead, goal: Tensor, loss: Loss, *, config: TrainingConfig, total: int, seed: int
     ) -> None:
-        """``config`` gives the rates, the decay and the largest norm; ``seed`` is that of dropout."""
+        """Make a learner; ``config`` gives the rates, the decay and the largest norm, and ``seed`` sets the dropout."""
         self.head, self.goal, self.loss = head, goal, loss
         self.total, self.step = total, 0
         self._config = config
@@ -73,7 +73,7 @@ class Learner:
         self._generators = [torch.Generator(device).manual_seed(seed * PARTS + number) for number in range(PARTS)]
 
     def gradients(self, number: int, part: Part, share: float) -> tuple[Tensor, ...]:
-        """Of the loss of part ``number`` times its share of the batch, for each of the head's parameters."""
+        """Return the parameters' gradients for the loss of part ``number`` times its share of the batch."""
         rows, values, mask = part
         # (b, C), or of a head with E members (E * b, C): each member learns by itself.
         logits = self.head(values, mask, self._generators[number]).flatten(0, -2)
@@ -131,10 +131,10 @@ def start_label_rows(
 
     Args:
         head: is changed, unless its form starts from nothing.
-        features: that it reads.
+        features: features that it reads.
         train: positions of train rows.
         texts: positions of rows that are labels' texts, each of one label; there may be none.
-        targets: of all rows, label ids (rows,) or (rows, C) 0 and 1.
+        targets: targets of all rows, label ids (rows,) or (rows, C) 0 and 1.
     """
     if isinstance(head, LabelTuningHead):
         # Every n-th row, so that the sample is spread over the data set.
@@ -154,7 +154,7 @@ def start_label_rows(
 
 
 def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
-    """(N, E, H): what the label rows of each of E members are matched with, of rows (N,)."""
+    """Return the vectors (N, E, H) of rows (N,) that the label rows of each of E members are matched with."""
     vectors = torch.empty(len(rows), head.members, head.match_width)
     with torch.inference_mode():
         for batch in ordered_batches(features.lengths[rows]):
@@ -192,7 +192,7 @@ class JointHeads:
     """
 
     def __init__(self, heads: Sequence[LabelHead]) -> None:
-        """``heads`` read the same hidden states; they are not to change afterwards."""
+        """Join ``heads``, which read the same hidden states and must not change afterwards."""
         self.heads = [head.eval() for head in heads]
         alike: dict[tuple[PooledConfig, PairMode | None], dict[int, PooledHead]] = {}
         for index, head in enumerate(self.heads):

@@ -37,10 +37,10 @@ __all__ = [
 
 AUTO_LAYERS: Final = "auto"
 RECIPE_SCHEMA = 1
-# From 0 to less than 1.
+# These numbers of a config lie from 0 to below 1.
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
 FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
-"""Numbers that may be 0; other whole numbers are at least 1, others above 0."""
+"""These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TrainingConfig:
 
     Attributes:
         loss: ``"cross_entropy"``, ``"focal"``, or ``"triplet"`` with ``margin``; see `kinds.TaskKind.loss`.
-        margin: by which the true label's logit should exceed every other, or of several labels its own absence.
+        margin: margin by which the true label's logit should exceed every other, or with several labels its absence.
         label_smoothing: share of the target that cross-entropy spreads over all labels.
         epochs: wanted passes over the train rows...
         fewest_steps: ...but at least so many optimiser steps, as small sets are under-trained otherwise...
@@ -57,15 +57,16 @@ class TrainingConfig:
         most_steps: ...and at most so many.
         batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
         learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
         refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
-        label_weights: of a row's loss, by its label: ``None``, ``"balanced"`` (n / (C * count); of several labels the
-            root of that, and at least 1), or the weight of each label by id, scaled so that the train rows' mean is 1.
+        label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or with
+            several labels a row the root of that, at least 1; or each label's weight by id. Weights are scaled to a
+            mean of 1 over the training rows.
     """
 
     loss: str = "cross_entropy"
@@ -125,7 +126,7 @@ def preset(name: str) -> Recipe:
     """The recipe of a preset's name.
 
     Raises:
-        InputError: unknown name.
+        InputError: the name is unknown.
     """
     if name not in PRESETS:
         raise InputError(must_be_one_of("preset", name, PRESETS))
@@ -141,7 +142,7 @@ def reading_layers(recipe: Recipe, text: str) -> Recipe:
     """The recipe with the hidden states of ``--layers``; ``default`` and ``auto`` leave it as it is.
 
     Raises:
-        InputError: neither one of the names nor numbers.
+        InputError: the text is neither a known name nor numbers.
     """
     if text in ("default", AUTO_LAYERS):
         return recipe
@@ -158,7 +159,7 @@ def reading_layers(recipe: Recipe, text: str) -> Recipe:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """A JSON-ready mapping."""
+    """Return a JSON-ready mapping."""
     weights = recipe.training.label_weights
     training = {**asdict(recipe.training), "label_weights": list(weights) if isinstance(weights, tuple) else weights}
     layers = None if recipe.layers is None else list(recipe.layers)
@@ -169,7 +170,7 @@ def recipe_from_json(value: Any) -> Recipe:
     """The inverse of :func:`recipe_to_json`.
 
     Raises:
-        InputError: not exactly its fields, or a value that is out of its range; names it.
+        InputError: a field is missing, unknown or out of its range; the message names it.
     """
     expected = {"schema", "head", "training", "layers"}
     if not isinstance(value, dict) or set(value) != expected:

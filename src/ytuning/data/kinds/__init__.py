@@ -53,8 +53,8 @@ def fit_kind(kind: Kind, labels: Labels, order: Sequence[str] | None = None) -> 
 
     Args:
         kind: its name.
-        labels: of the train rows, as `dataset.Dataset` holds them.
-        order: of an ordinal task's label names, from the lowest; ``None``: that of their numbers.
+        labels: labels of the training rows, as `dataset.Dataset` holds them.
+        order: an ordinal task's label names, from the lowest; ``None`` takes the order of their numbers.
 
     Raises:
         InputError: the labels of an ordinal task have no order, or ``order`` is not theirs; numbers that are all equal.
@@ -66,7 +66,7 @@ def kind_from_json(content: dict[str, Any]) -> TaskKind:
     """The inverse of ``to_json``.
 
     Raises:
-        InputError, KeyError, TypeError, ValueError: not such fields.
+        InputError, KeyError, TypeError, ValueError: the fields are wrong.
     """
     if content["kind"] not in KINDS:
         raise ValueError(f"unknown kind {shown(content['kind'])}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "TaskKind"]
 
 LOSSES = ("cross_entropy", "triplet", "focal")
-# Gamma of the focal loss.
+# Gamma: the focal loss multiplies a loss by this power of 1 minus the probability of the true answer.
 FOCUS = 2.0
 
 Labels = Sequence[str] | Sequence[tuple[str, ...]] | Sequence[float]
@@ -58,11 +58,12 @@ class Mistake:
 
     Attributes:
         row: its position among the evaluated rows.
-        true, predicted: the labels (of ``multi`` those that only one of them has), or the number.
-        size: probability of what is wrong; of a regression the error.
+        true: the true labels, or the true number; for ``multi`` only the labels that ``predicted`` lacks.
+        predicted: the predicted labels, or the number; for ``multi`` only the labels that ``true`` lacks.
+        size: probability of the wrong answer; for a regression the error.
         towards: logit of what was answered, or None.
         against: logit of what should have been answered, or None.
-        about: of ``multi`` the label of the decision that ``size`` is of.
+        about: for ``multi``, the label whose decision ``size`` is about.
     """
 
     row: int
@@ -82,14 +83,14 @@ class TaskKind(ABC):
     form of answers (:class:`Answers`), which :meth:`decode` gives. Logits are (rows, C), C being ``outputs``.
 
     Attributes:
-        labels: of the task; ``None``: its answers are numbers.
+        labels: labels of the task; ``None`` if its answers are numbers.
         kind: its name.
         has_order: whether the labels go from a lowest to a highest one.
         headlines: the metrics that a task is judged by first.
         score_name: what the mean of :meth:`row_scores` is called.
         score_sign: -1 where ``score_name`` is an error and so the negative of the score; else 1.
         answer_key: where the JSON of a prediction has the answer.
-        dtype: of targets.
+        dtype: dtype of targets.
         training_options: names of the options that only some kinds have.
         drawings: names of the drawings that a report shows.
         can_abstain: whether a task may give no answer where it is not sure.
@@ -132,7 +133,7 @@ class TaskKind(ABC):
         """The sentence of the model card that says what the task answers with."""
 
     def to_json(self) -> dict[str, Any]:
-        """Fields of ``task.json``."""
+        """Return the fields of ``task.json``."""
         return {"kind": self.kind, "labels": list(self.names)}
 
     @classmethod
@@ -140,7 +141,7 @@ class TaskKind(ABC):
         """The inverse of :meth:`to_json`.
 
         Raises:
-            InputError, KeyError, TypeError, ValueError: not such fields.
+            InputError, KeyError, TypeError, ValueError: the fields are wrong.
         """
         return cls(LabelSet(tuple(content["labels"])))
 
@@ -176,7 +177,7 @@ class TaskKind(ABC):
     @classmethod
     @abstractmethod
     def strata(cls, labels: Labels) -> list[int]:
-        """For each row the number of what it stands for in a stratified choice of rows."""
+        """Return for each row the number of the stratum that it belongs to in a stratified choice of rows."""
 
     @classmethod
     @abstractmethod
@@ -193,7 +194,7 @@ class TaskKind(ABC):
         """Targets of the labels of rows.
 
         Raises:
-            InputError: a label is not in the set; names it and the ones closest to it.
+            InputError: a label is unknown; the message names it and the ones closest to it.
         """
 
     def encode_names(self, names: Sequence[str]) -> np.ndarray:
@@ -201,7 +202,7 @@ class TaskKind(ABC):
         return self.encode(names)
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
-        """Targets in the form of answers."""
+        """Return targets in the form of answers."""
         return targets
 
     # --- losses and scores --------------------------------------------------------------------------------------------
@@ -215,20 +216,20 @@ class TaskKind(ABC):
         smoothing: float = 0.0,
         weights: str | tuple[float, ...] | None = None,
     ) -> Loss:
-        """What training minimises.
+        """Return the loss that training minimises.
 
         ``focal`` weighs what is predicted well already less (Lin et al., arXiv 1708.02002). ``triplet`` wants a margin
         between right and wrong labels.
 
         Args:
             name: one of ``LOSSES``.
-            targets: of all train rows, which label weights are scaled by.
-            margin: of the triplet loss.
+            targets: targets of all training rows; label weights are scaled by them.
+            margin: margin of the triplet loss.
             smoothing: share of the target that cross-entropy spreads over all labels, where a row has one.
-            weights: of the labels, as in `recipes.TrainingConfig`.
+            weights: weights of the labels, as in `recipes.TrainingConfig`.
 
         Raises:
-            InputError: an unknown loss, or label weights that do not fit.
+            InputError: the loss is unknown, or the label weights do not fit.
         """
         if name not in LOSSES:
             raise InputError(must_be_one_of("loss", name, LOSSES))
@@ -236,10 +237,10 @@ class TaskKind(ABC):
 
     @abstractmethod
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
-        """As :meth:`loss`, with the weights (C,) of the labels."""
+        """Return the loss that :meth:`loss` describes, with the weights (C,) of the labels."""
 
     def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> Tensor | None:
-        """(C,) of which the train rows' mean is 1, or None for a loss without weights."""
+        """Return weights (C,) whose mean over the training rows is 1, or None for a loss without weights."""
         import torch
 
         if given is None:
@@ -263,15 +264,18 @@ class TaskKind(ABC):
         return weights * counts.sum() / total
 
     def _balanced_weights(self, counts: Tensor, rows: int) -> Tensor:
-        """(C,): what ``"balanced"`` stands for, of the train rows (C,) of each label and of all."""
+        """Return the weights (C,) of ``"balanced"``, from the number of training rows (C,) of each label and of all."""
         return rows / (self.outputs * counts.clamp_min(1))
 
     @abstractmethod
     def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
-        """Unweighted, in the precision of the logits: (N,) or (N, C), or their mean; or half the squared error."""
+        """Return the unweighted cross-entropy, or half the squared error, in the precision of the logits.
+
+        It is (N,) or (N, C), or a scalar where ``reduction`` is ``"mean"``.
+        """
 
     def row_losses(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """(N,) float64: each row's part of :meth:`mean_loss`."""
+        """Return each row's part of :meth:`mean_loss`, (N,) float64."""
         losses = self._cross_entropy(logits.double(), goal, "none")
         return losses.mean(1) if losses.ndim == 2 else losses
 
@@ -281,7 +285,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """(N,) float64: how good each row's answer is, the higher the better."""
+        """Return how good each row's answer is, (N,) float64; higher is better."""
 
     def shown_score(self, score: float) -> str:
         """A mean of :meth:`row_scores` as people read it: errors by their size, a zero without a minus sign."""
@@ -300,7 +304,7 @@ class TaskKind(ABC):
         return values
 
     def margins(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """(rows, C): how far the logits of labels are ahead of the right answer's; only of kinds with labels."""
+        """Return by how much labels' logits exceed the right answer's, (rows, C); only kinds with labels do so."""
         raise NotImplementedError
 
     def margin_loss(self, margins: np.ndarray) -> float:
@@ -331,7 +335,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
-        """Metrics by name."""
+        """Return the metrics by name."""
 
     @abstractmethod
     def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
@@ -340,7 +344,7 @@ class TaskKind(ABC):
     def resampled_metrics(
         self, truth: np.ndarray, values: np.ndarray, *, resamples: int, seed: int
     ) -> dict[str, np.ndarray]:
-        """(resamples,) of each metric that has an interval.
+        """Return the values (resamples,) of each metric that has an interval.
 
         The resamples depend on the number of rows and the seed only. So metrics of different predictions for the same
         rows can be subtracted from each other (paired bootstrap).
@@ -352,7 +356,7 @@ class TaskKind(ABC):
         return interval_ends(self.resampled_metrics(truth, values, resamples=resamples, seed=seed), len(truth))
 
     def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(C,) each: the rows that have a label, that were given it, and both; empty where there are no labels."""
+        """Count the rows that have a label, that were given it, and both, (C,) each; empty without labels."""
         return np.empty(0), np.empty(0), np.empty(0)
 
     def label_figures(self, truth: np.ndarray, values: np.ndarray) -> list[LabelFigures]:
@@ -369,4 +373,4 @@ class TaskKind(ABC):
 
     @abstractmethod
     def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
-        """(T, 2): what tokens do for and against a wrong answer, of their effects (T, C) on the logits."""
+        """Return what tokens do for and against a wrong answer, (T, 2), from their effects (T, C) on the logits."""

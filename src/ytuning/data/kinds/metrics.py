@@ -41,7 +41,7 @@ CALIBRATION_BINS = 15
 PERCENTILES = (2.5, 97.5)
 # A smaller distance between two ends is rounding and no interval.
 SAME = 1e-9
-# Bytes of a chunk of resamples.
+# Maximum number of bytes in a chunk of resamples.
 MEMORY = 64 * 2**20
 # A smaller share of a sum of squares is rounding and no variance.
 FLAT = 1e-12
@@ -52,7 +52,7 @@ Sums = tuple[Any, Callable[[np.ndarray], dict[str, np.ndarray]]]
 
 
 class LabelFigures(dict[str, float]):
-    """``precision``, ``recall``, ``f1`` and ``rows`` of one label."""
+    """The ``precision``, ``recall``, ``f1`` and number of ``rows`` of one label."""
 
 
 def figures_of_counts(true: np.ndarray, given: np.ndarray, right: np.ndarray) -> list[LabelFigures]:
@@ -71,7 +71,7 @@ def macro_f1(true: np.ndarray, given: np.ndarray, right: np.ndarray) -> float:
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``part / whole``, and 0 where the whole is not above 0."""
+    """Divide ``part`` by ``whole``; the ratio is 0 where ``whole`` is not above 0."""
     quotient = np.zeros(part.shape)
     np.divide(part, whole, out=quotient, where=whole > 0)
     return quotient
@@ -119,7 +119,7 @@ def reliability(
         truth: (rows,) label ids, or of a multi-label task (rows, C) bool, whose decisions are counted in place of rows:
             the confidence is then the probability of a label, and it is right if the label is there.
         probabilities: (rows, C).
-        bins: of confidence between 0 and 1; those without rows are left out.
+        bins: number of bins of confidence between 0 and 1; bins without rows are left out.
     """
     return [
         (float(total / count), float(good / count), int(count))
@@ -131,7 +131,7 @@ def reliability(
 def _confidence_bins(
     truth: np.ndarray, probabilities: np.ndarray, bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bins,) each: the sum of confidence, and how many rows or decisions were right and how many there are."""
+    """Return for the bins (bins,) the sum of confidence, the number of right rows or decisions, and their number."""
     if truth.ndim == 2:
         confidence, right = probabilities.ravel(), truth.ravel().astype(bool)
     else:
@@ -150,10 +150,10 @@ def threshold_sweep(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, 
     order = np.argsort(-scores)
     ordered, hits = scores[order], flags[order].cumsum()
     below = np.append(ordered[1:], 0.0)
-    # The last one of equal scores.
+    # Of equal scores only the last one is a split.
     last = np.append(ordered[1:] < ordered[:-1], True)
     halfway = (ordered + below) / 2
-    # Between neighbouring numbers, rounding may give the lower one.
+    # The middle between neighbouring numbers may be rounded to the lower one.
     thresholds = np.where(halfway > below, halfway, ordered)
     return thresholds[last], np.flatnonzero(last) + 1, hits[last]
 
@@ -164,13 +164,13 @@ def threshold_sweep(scores: np.ndarray, flags: np.ndarray) -> tuple[np.ndarray, 
 def resampled_sums(
     sizes: np.ndarray, sums: Sums, resamples: int, seed: int, memory: int = MEMORY
 ) -> dict[str, np.ndarray]:
-    """(resamples,) of each metric.
+    """Return the values (resamples,) of each metric.
 
     Args:
         sizes: (groups,) int64, rows of each group of rows that are alike.
         sums: columns (groups, K), and what their sums over a resample's rows say.
         resamples: number of them.
-        seed: of the resamples.
+        seed: seed of the resamples.
         memory: bytes of a chunk of resamples, at most.
     """
     columns, statistics = sums
@@ -224,19 +224,19 @@ def interval_ends(figures: dict[str, np.ndarray], rows: int) -> Intervals:
 
 
 def resampled_macro_f1(true: np.ndarray, given: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(r,) macro F1 of the rows (r, labels) that have a label, that were given it, and both."""
+    """Return the macro F1 (r,), from counts (r, labels) of rows that have a label, that were given it, and both."""
     either = true + given
     return ratio(ratio(2 * right, either).sum(1), np.count_nonzero(either, axis=1))
 
 
 def moments(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(rows, 5): what sums over rows make a correlation of. Centred and scaled, so that little of them cancels."""
+    """Return columns (rows, 5) whose sums over rows give a correlation; centred and scaled against rounding."""
     x, y = _centred(one), _centred(other)
     return np.stack([x, y, x * x, y * y, x * y], 1)
 
 
 def resampled_correlation(sums: np.ndarray, rows: int) -> np.ndarray:
-    """(r,) correlations of sums (r, 5) of :func:`moments`."""
+    """Return the correlations (r,) for sums (r, 5) of :func:`moments`."""
     x, y, xx, yy, xy = sums.T
     spread = [
         np.where(rows * squares - total**2 > FLAT * rows * squares, rows * squares - total**2, 0.0)

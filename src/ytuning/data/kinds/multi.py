@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SEPARATORS", "UNKNOWN", "MultiLabel"]
 
-# Marks between the labels of a row, and what stands for one that is not known.
+# These marks may separate the labels of a row; the empty text stands for a mark that is not known.
 SEPARATORS, UNKNOWN = ("|", ";", ","), ""
-# The ends of the threshold that all labels share.
+# The threshold that all labels share lies between these two.
 SHARED_ENDS = (0.05, 0.95)
-# Rows with a label at which its own threshold and the shared one weigh the same.
+# With this number of rows, a label's own threshold and the shared one have the same weight.
 OWN_ROWS = 10
 # Thresholds are blended as logits, which 0 and 1 have none of.
 EDGE = 1e-9
@@ -73,7 +73,7 @@ class MultiLabel(TaskKind):
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
-        """The labels as they are."""
+        """Return the labels as they are."""
         return list(cast("Sequence[tuple[str, ...]]", labels))
 
     @classmethod
@@ -87,24 +87,24 @@ class MultiLabel(TaskKind):
 
     @classmethod
     def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """No row has a label; a label that occurs once stays with the train rows."""
+        """Report that no row has a label. A label that occurs once is no problem: it stays with the training rows."""
         if any(cls.label_names(labels)):
             return None
         return 0, f"none of the {len(labels)} rows has a label. Training needs at least one label."
 
     def encode(self, labels: Labels) -> np.ndarray:
-        """(rows, C) float32, 0 or 1."""
+        """Return targets (rows, C) float32, 0 or 1."""
         targets = np.zeros((len(labels), self.outputs), np.float32)
         for row, names in enumerate(self.label_names(labels)):
             targets[row, self.labels.encode(names)] = 1
         return targets
 
     def encode_names(self, names: Sequence[str]) -> np.ndarray:
-        """(rows, C) float32, with a single 1 each."""
+        """Return targets (rows, C) float32, with a single 1 in each row."""
         return self.encode([(name,) for name in names])
 
     def decode(self, targets: np.ndarray) -> np.ndarray:
-        """(rows, C) bool."""
+        """Return the labels of each row, (rows, C) bool."""
         there: np.ndarray = targets > 0
         return there
 
@@ -123,7 +123,7 @@ class MultiLabel(TaskKind):
             else:
                 parts = self._cross_entropy(logits, goal, "none")
             if name == "focal":
-                # The probability given to what is true.
+                # This is the probability of the true answer.
                 right = logits.sigmoid() * (2 * goal - 1) + (1 - goal)
                 parts = parts * (1 - right) ** FOCUS
             if weights is not None:
@@ -148,7 +148,7 @@ class MultiLabel(TaskKind):
     def answers(
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
     ) -> Answers:
-        """(rows, C) bool: the labels whose probability reaches its threshold, 0.5 unless given."""
+        """Give each row the labels whose probability reaches its threshold, (rows, C) bool; 0.5 unless given."""
         probabilities = scipy.special.expit(logits.astype(np.float64))
         return Answers(probabilities >= (0.5 if thresholds is None else np.array(thresholds)), probabilities)
 
@@ -157,11 +157,11 @@ class MultiLabel(TaskKind):
         return np.where(targets > 0, -logits, logits)
 
     def margin_loss(self, margins: np.ndarray) -> float:
-        """The mean over rows and labels."""
+        """Return the mean over rows and labels."""
         return float(np.logaddexp(0, margins).mean())
 
     def fit_thresholds(self, probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
-        """Each lies between the one that maximises the label's F1 and the one that, shared, maximises micro F1.
+        """Fit each label's threshold between the one with its highest F1 and the shared one with the highest micro F1.
 
         The more rows have the label, the nearer it is to the label's own, which few rows tell little about.
         """
@@ -174,24 +174,24 @@ class MultiLabel(TaskKind):
         return tuple(scipy.special.expit(logits).tolist())
 
     def named_answers(self, answers: Answers) -> list[Answer]:
-        """Lists of names, the most probable first."""
+        """Return lists of names, the most probable first."""
         order = np.argsort(-answers.probabilities, axis=1, kind="stable")
         given = np.take_along_axis(answers.values, order, axis=1)
         return [[self.names[label] for label in row[there]] for row, there in zip(order, given, strict=True)]
 
     def answers_to_json(self, values: np.ndarray) -> list[Any]:
-        """Lists of label ids."""
+        """Return lists of label ids."""
         return [np.flatnonzero(row).tolist() for row in values]
 
     def answers_from_json(self, content: Sequence[Any]) -> np.ndarray:
-        """(rows, C) bool."""
+        """Return the labels of each row, (rows, C) bool."""
         given = np.zeros((len(content), self.outputs), bool)
         for row, ids in enumerate(content):
             given[row, ids] = True
         return given
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
-        """``accuracy``, ``macro_f1``, ``micro_f1`` and ``ece``.
+        """Return ``accuracy``, ``macro_f1``, ``micro_f1`` and ``ece``.
 
         Accuracy is the share of rows whose labels are all right. Macro F1 is over the labels that occur in truth or
         prediction. The calibration error is of all decisions: the probability of a label, and whether it is there. F1
@@ -206,7 +206,7 @@ class MultiLabel(TaskKind):
         }
 
     def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
-        """Of ``accuracy``, ``macro_f1`` and ``micro_f1``, as :meth:`metrics` defines them."""
+        """Return the sums for ``accuracy``, ``macro_f1`` and ``micro_f1``, as :meth:`metrics` defines them."""
         import scipy.sparse
 
         flags = [truth, values, truth & values, (truth == values).all(1)[:, None]]
@@ -215,7 +215,7 @@ class MultiLabel(TaskKind):
         )
 
         def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            # (r, C) each
+            # Each has the shape (r, C).
             true, given, right = np.split(sums[:, :-1], 3, axis=1)
             return {
                 "accuracy": sums[:, -1] / len(truth),
@@ -226,13 +226,13 @@ class MultiLabel(TaskKind):
         return columns, statistics
 
     def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of columns of flags."""
+        """Count the labels' flags (C,): true ones, predicted ones, and both."""
         return truth.sum(0), values.sum(0), (truth & values).sum(0)
 
     def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
-        """The rows with the decision that the task was surest of."""
+        """Return the rows with a wrong decision that the task was surest of."""
         given, missed = answers.values & ~truth, truth & ~answers.values
-        # How sure a wrong decision was: the probability of a label that was given, and the rest for a missed one.
+        # A wrong label was as sure as its probability p, and a missed one as sure as 1 - p.
         over = np.where(given, answers.probabilities, -1.0)
         under = np.where(missed, 1 - answers.probabilities, -1.0)
         worst = np.maximum(over, under)
@@ -252,7 +252,7 @@ class MultiLabel(TaskKind):
         ]
 
     def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
-        """Effects on the logits of the two labels, as far as there are such labels."""
+        """Return the effects on the logits of the two labels; 0 where there is no such label."""
         nothing = np.zeros(len(effects))
         columns = (mistake.towards, mistake.against)
         return np.stack([nothing if column is None else effects[:, column] for column in columns], 1)
@@ -280,7 +280,8 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> Seq
         return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
     if isinstance(cell, int | float | np.number) and math.isfinite(cell):
         return [cell]
-    if not isinstance(cell, str):  # a missing cell is refused as a name would be: it may be a mistake
+    # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
+    if not isinstance(cell, str):
         problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
         raise column.error(row, problem)
     if not cell.lstrip().startswith("["):

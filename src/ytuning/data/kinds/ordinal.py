@@ -24,7 +24,7 @@ __all__ = ["Ordinal"]
 
 @dataclass(frozen=True)
 class Ordinal(SingleLabel):
-    """As :class:`SingleLabel`, but ``labels`` go from the lowest to the highest."""
+    """Each row has one label, as in :class:`SingleLabel`, but ``labels`` go from the lowest to the highest."""
 
     kind = "ordinal"
     has_order = True
@@ -55,7 +55,7 @@ class Ordinal(SingleLabel):
         return cls(LabelSet(tuple(order)))
 
     def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
-        """Adds the squared distance between the cumulated probabilities and those of the true label.
+        """Add the squared distance between the cumulated probabilities and those of the true label.
 
         The distance is summed over labels (Hou, Yu, Samaras: arXiv 1611.05916).
         """
@@ -73,7 +73,7 @@ class Ordinal(SingleLabel):
         return -(median - goal).abs().double()
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """(rows,) int64: the label at which the cumulated probability passes one half.
+        """Return the label (rows,) int64 at which the cumulated probability passes one half.
 
         This median has the least mean absolute error.
         """
@@ -81,9 +81,9 @@ class Ordinal(SingleLabel):
         return median
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
-        """Those of a single label, and of the rows answered ``mae``, the mean distance in labels, and ``spearman``.
+        """Return a single label's metrics, and for answered rows ``mae`` (mean distance in labels) and ``spearman``.
 
-        If no row was answered, these two are the worst there is, C - 1, and 0.
+        If no row was answered, ``mae`` is C - 1, the worst possible value, and ``spearman`` is 0.
         """
         metrics = super().metrics(truth, answers)
         answered = answers.values >= 0

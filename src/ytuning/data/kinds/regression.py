@@ -25,15 +25,15 @@ __all__ = ["Regression", "are_numbers"]
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 # Squares of numbers that are larger in size are beyond what 64 bits hold, and so is their spread.
 LARGEST_NUMBER = 1e150
-# Where such a share of the labels are numbers, the others are taken for mistakes, not for names.
+# Where at least this share of the labels are numbers, the others are taken for mistakes, not for names.
 MOSTLY = 0.9
-# In lengths of a scale.
+# Positions on a scale are clipped to this number of lengths of the scale.
 FARTHEST = 1e9
-# Such a share of the rows at the lowest number, and as many at the highest, make a scale that ends there.
+# A scale is bounded if at least this share of the rows has its lowest number, and as many its highest.
 ENDS_SHARE = 0.005
 # A stratified choice takes its share of each of ten quantiles, with at least four rows, or none could be spared.
 QUANTILES, FEWEST_IN_QUANTILE = 10, 4
-# How near to an end of a bounded scale a linear model's answer may lie.
+# A linear model's position on a bounded scale keeps at least this distance from both ends.
 EDGE = 1e-6
 
 
@@ -45,8 +45,8 @@ class Regression(TaskKind):
     lies; on a bounded scale through a sigmoid.
 
     Attributes:
-        low, high: what the positions 0 and 1 stand for. Bounded: the lowest and the highest number; else the mean and
-            a standard deviation above it.
+        low: number at position 0: the lowest number if the scale is bounded, else the mean.
+        high: number at position 1: the highest number if the scale is bounded, else a standard deviation above ``low``.
         bounded: whether there are no numbers beyond them.
     """
 
@@ -68,12 +68,12 @@ class Regression(TaskKind):
 
     @property
     def outputs(self) -> int:
-        """The two anchors."""
+        """The number of logits, one for each of the two anchors."""
         return 2
 
     @property
     def facts(self) -> dict[str, str]:
-        """The scale."""
+        """Return the scale in words."""
         return {"scale": f"{self.low:g} to {self.high:g}" + ("" if self.bounded else " (not bounded)")}
 
     @property
@@ -83,12 +83,12 @@ class Regression(TaskKind):
         return f"It answers with a number {ends}."
 
     def to_json(self) -> dict[str, Any]:
-        """The scale."""
+        """Return the scale's fields of ``task.json``."""
         return {**super().to_json(), "low": self.low, "high": self.high, "bounded": self.bounded}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """The scale."""
+        """Read the scale from the fields of ``task.json``."""
         if content["labels"]:
             raise ValueError("a regression task has no labels")
         return cls(float(content["low"]), float(content["high"]), bool(content["bounded"]))
@@ -119,12 +119,12 @@ class Regression(TaskKind):
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
-        """Numbers have none."""
+        """Return no names, because numbers have none."""
         return [()] * len(labels)
 
     @classmethod
     def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """All rows have one number."""
+        """Report that all rows have the same number."""
         if len(set(labels)) > 1:
             return None
         return 0, f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
@@ -177,7 +177,7 @@ class Regression(TaskKind):
     def answers(
         self, logits: np.ndarray, thresholds: tuple[float, ...] | None = None, abstain_below: float | None = None
     ) -> Answers:
-        """Numbers (rows,) float64."""
+        """Answer with numbers (rows,) float64."""
         position = logits[:, 1].astype(np.float64) - logits[:, 0]
         if self.bounded:
             position = scipy.special.expit(position)
@@ -190,7 +190,7 @@ class Regression(TaskKind):
         return np.concatenate((np.zeros_like(values), values), axis=1)
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
-        """``pearson`` and ``spearman``, which are 0 where one side is constant, ``mae`` and ``rmse``."""
+        """Return ``mae`` and ``rmse``, and ``pearson`` and ``spearman``, which are 0 where one side is constant."""
         gap = answers.values - truth
         return {
             "pearson": correlation(truth, answers.values),
@@ -200,13 +200,13 @@ class Regression(TaskKind):
         }
 
     def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
-        """Of ``pearson`` and ``spearman``; a resample's rows keep their ranks in the whole sample."""
+        """Return the sums for ``pearson`` and ``spearman``. A resample's rows keep their ranks in the whole sample."""
         from scipy.stats import rankdata
 
         columns = np.concatenate([moments(truth, values), moments(rankdata(truth), rankdata(values))], axis=1)
 
         def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            # (r, 5) each
+            # Each has the shape (r, 5).
             pearson, spearman = np.split(sums, 2, axis=1)
             rows = len(truth)
             return {"pearson": resampled_correlation(pearson, rows), "spearman": resampled_correlation(spearman, rows)}
@@ -214,7 +214,7 @@ class Regression(TaskKind):
         return columns, statistics
 
     def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
-        """The largest errors."""
+        """Return the rows with the largest errors."""
         gaps = answers.values - truth
         order = [row for row in np.argsort(-np.abs(gaps), kind="stable")[:most].tolist() if gaps[row]]
         return [
@@ -252,5 +252,5 @@ def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> fl
 
 
 def _as_numbers(labels: Labels) -> np.ndarray:
-    """(rows,) float64."""
+    """Return the labels as numbers (rows,) float64."""
     return np.array([float(label) for label in labels], np.float64)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWERED_ROWS", "SingleLabel"]
 
-# A precision is of at least 10 answered rows, and one row in 100.
+# A precision is measured on at least 10 answered rows, and on at least one row in 100.
 ANSWERED_ROWS, ANSWERED_PART = 10, 100
 
 
@@ -71,7 +71,7 @@ class SingleLabel(TaskKind):
 
     @classmethod
     def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """All rows have one label, or a label occurs once although each needs a train and a validation row."""
+        """Report that all rows have one label, or that a label has a single row but needs a validation row too."""
         counts = Counter(labels)
         if len(counts) == 1:
             problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
@@ -83,7 +83,7 @@ class SingleLabel(TaskKind):
         return row, f"{problem}or give a validation set (--validation)."
 
     def encode(self, labels: Labels) -> np.ndarray:
-        """(rows,) int64 label ids."""
+        """Return label ids (rows,) int64."""
         return self.labels.encode([str(label) for label in labels])
 
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
@@ -99,7 +99,7 @@ class SingleLabel(TaskKind):
             if name == "focal":
                 rows = rows * (1 - logits.softmax(1).gather(1, goal[:, None])[:, 0]) ** FOCUS
             rows = self._with_distance(rows, logits, goal)
-            # Over the number of rows, not the sum of their weights: that is 0 in a batch of labels that weigh nothing.
+            # The sum is divided by the number of rows, because the sum of weights is 0 where all labels have weight 0.
             return (rows if weights is None else rows * weights.to(goal.device)[goal]).mean()
 
         return loss
@@ -114,7 +114,7 @@ class SingleLabel(TaskKind):
         return functional.cross_entropy(logits, goal, reduction=reduction)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
-        """1 where the label is right, else 0."""
+        """Return 1 where the label is right, else 0."""
         return (logits.argmax(1) == goal).double()
 
     def answers(
@@ -128,7 +128,7 @@ class SingleLabel(TaskKind):
         return Answers(values, probabilities)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """(rows,) int64: the most probable label."""
+        """Return the most probable label (rows,) int64."""
         most_probable: np.ndarray = probabilities.argmax(1)
         return most_probable
 
@@ -138,11 +138,11 @@ class SingleLabel(TaskKind):
         return ahead
 
     def margin_loss(self, margins: np.ndarray) -> float:
-        """The mean over rows."""
+        """Return the mean over rows."""
         return float(scipy.special.logsumexp(margins, axis=1).mean())
 
     def fit_abstaining(self, probabilities: np.ndarray, targets: np.ndarray, precision: float) -> float:
-        """The lowest such threshold; 0 if all rows may be answered.
+        """Return the lowest threshold with that precision; 0 if all rows may be answered.
 
         Raises:
             InputError: no threshold reaches the precision.
@@ -154,7 +154,7 @@ class SingleLabel(TaskKind):
         good = np.flatnonzero(reached >= precision)
         if not len(good):
             best = int(np.flatnonzero(reached == reached.max())[-1])
-            # Rounded down, so that the precision shown is one that can be asked for.
+            # The precision is rounded down, so that the one in the message can be asked for.
             best_precision = math.floor(1e4 * reached[best]) / 1e4
             raise InputError(
                 f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
@@ -164,11 +164,11 @@ class SingleLabel(TaskKind):
         return 0.0 if answered[good[-1]] == len(right) else float(thresholds[good[-1]])
 
     def named_answers(self, answers: Answers) -> list[Answer]:
-        """Names, None where the task abstains."""
+        """Return names, None where the task abstains."""
         return [None if number < 0 else self.names[number] for number in answers.values.tolist()]
 
     def metrics(self, truth: np.ndarray, answers: Answers) -> dict[str, float]:
-        """``accuracy``, ``macro_f1``, ``micro_f1``, ``matthews`` and ``ece``.
+        """Return ``accuracy``, ``macro_f1``, ``micro_f1``, ``matthews`` and ``ece``.
 
         Macro F1 is over the labels that occur in truth or prediction. Matthews is the coefficient for several labels
         (Gorodkin 2004), and 0 where it has no value. The calibration error is of the most probable label, whatever was
@@ -179,7 +179,7 @@ class SingleLabel(TaskKind):
         true, given, right = self.label_counts(truth, values)
         rows, hits = len(truth), int(right.sum())
         abstained = rows - int(given.sum())
-        # Whole numbers below 2**53, so that no step is rounded.
+        # These are whole numbers below 2**53, so no step is rounded.
         spread = [float(rows**2 - (one.astype(float) ** 2).sum()) for one in (true, np.append(given, abstained))]
         shared = float(hits * rows - (true.astype(float) * given).sum())
         metrics = {
@@ -195,14 +195,14 @@ class SingleLabel(TaskKind):
         return metrics
 
     def label_counts(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """An abstention is no label."""
+        """Count the labels. An abstention counts as none."""
         true, given, right = (
             np.bincount(ids, minlength=self.outputs) for ids in (truth, values[values >= 0], truth[truth == values])
         )
         return true, given, right
 
     def resampling_sums(self, truth: np.ndarray, values: np.ndarray) -> Sums:
-        """Of ``accuracy``, ``macro_f1`` and ``matthews``; to the last, abstaining is one more prediction."""
+        """Return the sums for ``accuracy``, ``macro_f1`` and ``matthews``, where abstaining is one more label."""
         import scipy.sparse
 
         names = np.unique(np.concatenate((truth, values[values >= 0])))
@@ -215,7 +215,7 @@ class SingleLabel(TaskKind):
         ]
 
         def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            # (r, labels) each
+            # Each has the shape (r, labels).
             true, other, right = np.split(sums, 3, axis=1)
             rows, hits = true.sum(1), right.sum(1)
             abstained = rows - other.sum(1)
@@ -229,7 +229,7 @@ class SingleLabel(TaskKind):
         return scipy.sparse.hstack(flags, format="csr"), statistics
 
     def intervals(self, truth: np.ndarray, values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Intervals:
-        """Of ``accuracy``, ``macro_f1`` and ``matthews``."""
+        """Return the intervals of ``accuracy``, ``macro_f1`` and ``matthews``."""
         # Rows with the same two ids are drawn together: most tasks have few such pairs, however many rows they have.
         pairs, sizes = np.unique(np.stack([truth, values], 1), axis=0, return_counts=True)
         return interval_ends(
@@ -237,7 +237,7 @@ class SingleLabel(TaskKind):
         )
 
     def confusions(self, truth: np.ndarray, values: np.ndarray, most: int = 5) -> list[Confusion]:
-        """Pairs of a true and an answered label."""
+        """Return the most frequent pairs of a true and an answered label."""
         wrong = (values >= 0) & (values != truth)
         pairs, counts = np.unique(np.stack([truth, values], 1)[wrong], axis=0, return_counts=True)
         order = np.argsort(-counts, kind="stable")[:most]
@@ -247,7 +247,7 @@ class SingleLabel(TaskKind):
         ]
 
     def mistakes(self, truth: np.ndarray, answers: Answers, most: int) -> list[Mistake]:
-        """The rows that the task was surest of."""
+        """Return the wrong rows that the task was surest of."""
         values, probabilities = answers.values, answers.probabilities
         wrong = np.flatnonzero((values >= 0) & (values != truth))
         worst = wrong[np.lexsort((-probabilities[wrong, values[wrong]], -self._distance(truth, values)[wrong]))[:most]]
@@ -257,16 +257,16 @@ class SingleLabel(TaskKind):
         ]
 
     def _distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """(rows,): how far wrong labels are from the true ones."""
+        """Return how far wrong labels are from the true ones (rows,)."""
         return np.zeros(len(truth))
 
     def token_effects(self, mistake: Mistake, effects: np.ndarray) -> np.ndarray:
-        """Of a softmax only differences between logits count, so an effect is that beyond its mean over the labels."""
+        """Return effects minus their mean over the labels, because a softmax depends on differences only."""
         beyond_mean = effects - effects.mean(1, keepdims=True)
         return np.stack([beyond_mean[:, mistake.towards], beyond_mean[:, mistake.against]], 1)
 
 
 def _triplet(logits: Tensor, goal: Tensor, margin: float) -> Tensor:
-    """(B,): each row's mean over (true label, other label) pairs of max(0, margin - true + other)."""
+    """Return the loss (B,): a row's mean of max(0, margin - true + other) over its pairs of true and other label."""
     gap = (margin - logits.gather(1, goal[:, None]) + logits).clamp_min(0)
     return gap.scatter(1, goal[:, None], 0.0).sum(1) / (logits.shape[1] - 1)
