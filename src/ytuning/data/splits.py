@@ -295,9 +295,7 @@ class TaskRows:
     @property
     def median_of_labels(self) -> float:
         """Train rows of the label in the middle."""
-        truth = self.truth[self.train]
-        counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
-        return float(np.median(counts))
+        return float(np.median(self.target.count_labels(self.truth[self.train])))
 
     def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
         """The same rows and, after them, the labels' texts."""
