@@ -221,7 +221,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     @property
     def _is_multi(self) -> bool:
         check_is_fitted(self, "task_")
-        return self.task_.kind == "multi"
+        return self.task_.target.gives_many
 
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that several labels are welcome."""

@@ -12,6 +12,7 @@ import pytest
 import scipy.optimize
 import torch
 
+from tests.kinds import kind_of
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
@@ -125,14 +126,15 @@ def test_every_label_has_some_texts(multi: bool) -> None:
     targets = ids if not multi else np.eye(4, dtype=np.float32)[ids]
     rows = np.flatnonzero((ids < 2) | (np.arange(200) == 199))
     others = np.setdiff1d(np.arange(200), rows)
-    found = exemplar_rows(targets, rows, others, most=30)
+    target = kind_of("multi" if multi else "single", 4)
+    found = exemplar_rows(target, targets, rows, others, most=30)
     assert len(set(found.tolist())) == len(found)
     assert (found[:30] == rows[np.linspace(0, len(rows) - 1, 30).astype(int)]).all()
     counts = np.bincount(ids[found])
     assert counts.tolist()[2:] == [5, 5] and 199 in found.tolist()
-    few = exemplar_rows(targets, rows[:12], np.setdiff1d(np.arange(200), rows[:12]), most=30)
+    few = exemplar_rows(target, targets, rows[:12], np.setdiff1d(np.arange(200), rows[:12]), most=30)
     assert (few[:12] == rows[:12]).all() and np.bincount(ids[few]).tolist() == [12, 5, 5, 5]
-    assert len(exemplar_rows(targets, rows, others, most=3)) <= 3 + 4
+    assert len(exemplar_rows(target, targets, rows, others, most=3)) <= 3 + 4
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -143,7 +145,7 @@ def test_the_new_row_is_the_best_one(multi: bool) -> None:
     goal: Any = torch.arange(30) % 3
     if multi:
         goal = torch.nn.functional.one_hot(goal, 3).float()
-    row, bias = fit_label_row(head, old, goal, examples)
+    row, bias = fit_label_row(head, kind_of("multi" if multi else "single"), old, goal, examples)
     counts = [10.0] * 3
     for member in range(2):
         rows, biases = head.label_rows[member].detach().numpy(), head.label_bias[member].detach().numpy()

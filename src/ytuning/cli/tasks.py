@@ -253,17 +253,14 @@ def _test_added(
     before: Task, after: Task, judged: Dataset, encoder: Encoder, store: FeatureStore, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Metrics on all rows and, of the task as it was and as it is, on the rows that do not have the new label."""
+    from ytuning.data.dataset import labels_of
     from ytuning.tasks.evaluate import evaluate_task
 
     evaluation = evaluate_task(after, judged, encoder, store, progress=progress)
     metrics = {"after": evaluation.report.metrics}
     console.tell_cut(progress, evaluation.truncated)
     new = after.target.names[-1]
-    old = [
-        row
-        for row, label in enumerate(judged.labels or [])
-        if new not in (label if isinstance(label, tuple) else (label,))
-    ]
+    old = [row for row, names in enumerate(after.target.label_names(labels_of(judged))) if new not in names]
     if old:
         for when, task in (("before", before), ("after", after)):
             report = evaluate_task(task, judged.select(old), encoder, store, progress=progress).report

@@ -115,6 +115,7 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train a classifier on labelled texts and save it as a task folder."""
+    from ytuning.data.kinds import KINDS
     from ytuning.data.label_texts import read_label_texts
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
@@ -145,8 +146,8 @@ def train(
             rows, held, judged = console.read_parts(
                 progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet
             )
-            if loss is not None and rows.kind == "regression":
-                raise InputError("--loss is for tasks with labels, and these rows have numbers. Leave out --loss.")
+            if loss is not None:
+                KINDS[rows.kind].check_option("loss")
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         trained = train_task(

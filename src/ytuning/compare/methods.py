@@ -336,7 +336,7 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
 
     It has no validation rows, so its logits are not calibrated.
     """
-    if work.target.kind != "single" or work.train.text_pairs is not None:
+    if not work.target.is_nominal or work.train.text_pairs is not None:
         kind = "pairs" if work.train.text_pairs is not None else f"kind {work.target.kind!r}"
         raise InputError(f"SetFit takes single texts with one label each, and these rows are of {kind}. Leave it out")
     # Importing takes seconds, which are not to be timed.

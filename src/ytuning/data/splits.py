@@ -299,9 +299,7 @@ class TaskRows:
     @property
     def median_of_labels(self) -> float:
         """The median over labels of the number of training rows."""
-        truth = self.truth[self.train]
-        counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=self.target.outputs)
-        return float(np.median(counts))
+        return float(np.median(self.target.count_labels(self.truth[self.train])))
 
     def with_label_texts(self, described: DescribedLabels | None) -> TaskRows:
         """Return the same rows, followed by the labels' texts."""

@@ -251,8 +251,8 @@ async def explain(request: Request, service: TheService, body: schemas.ExplainRe
 @router.post("/v1/moderations", response_model=schemas.ModerationReply, responses=_refusals(schemas.V1Error))
 async def moderations(request: Request, service: TheService, body: schemas.ModerationRequest) -> JSONResponse:
     """Answers of a multi-label task in the format of OpenAI's moderations."""
-    served = service.task(body.model, None if body.model is not None else "multi")
-    if served.task.kind != "multi":
+    served = service.task(body.model, gives_many=True)
+    if not served.task.target.gives_many:
         fault = f"{served.task.name!r} is of the kind {served.task.kind!r}. Use /classify."
         raise Refused(422, "validation", f"moderations need a multi-label task, but {fault}")
     labels, results = served.task.target.names, []

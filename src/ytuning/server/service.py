@@ -89,8 +89,8 @@ class Service:
         if not self.ready:
             raise Refused(503, "unavailable", "the tasks are still loading. Try again in a moment.")
 
-    def task(self, name: str | None, kind: str | None = None) -> Served:
-        """The task of a name, or the only one (of a kind).
+    def task(self, name: str | None, *, gives_many: bool = False) -> Served:
+        """The task of a name, or the only one (that may give several labels).
 
         Raises:
             Refused: the tasks are being loaded, there is no such task, or no name where there are several.
@@ -98,10 +98,10 @@ class Service:
         self.check_ready()
         tasks = self.catalog.tasks
         if name is None:
-            some = [served for served in tasks.values() if kind in (None, served.task.kind)]
+            some = [served for served in tasks.values() if served.task.target.gives_many or not gives_many]
             if len(some) == 1:
                 return some[0]
-            what = f"name one of the {len(some)} {'multi-label ' if kind else ''}tasks"
+            what = f"name one of the {len(some)} {'multi-label ' if gives_many else ''}tasks"
             raise Refused(422, "validation", f"{what}: {listed([served.task.name for served in some])}.")
         if name not in tasks:
             hint = f"{did_you_mean(name, tasks)} The tasks are {listed(list(tasks))}."

@@ -7,7 +7,6 @@ takes a moment, and an old label can only lose texts that the new one takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,20 +85,26 @@ def check_can_grow(task: Task, name: str) -> None:
 
 
 def keep_exemplars(
-    head: LabelHead, features: Features, targets: np.ndarray, rows: np.ndarray, others: np.ndarray
+    head: LabelHead,
+    target: TaskKind,
+    features: Features,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    others: np.ndarray,
 ) -> Exemplars | None:
     """Where texts lie in the label space of a head that can grow, for :func:`add_label`.
 
     Args:
         head: the trained head.
+        target: the kind of the task, with its labels.
         features: features of all rows.
-        targets: targets of all rows, (rows,) ids or (rows, C) 0 and 1.
+        targets: targets of all rows.
         rows: positions of the texts, of which about ``EXEMPLARS`` are kept.
         others: positions of texts that the head was trained on, for labels that have hardly any of ``rows``.
     """
-    if not isinstance(head, MatchingHead) or (targets.dtype == np.float32 and targets.ndim == 1):
+    if not (isinstance(head, MatchingHead) and target.can_grow):
         return None
-    some = exemplar_rows(targets, rows, others)
+    some = exemplar_rows(target, targets, rows, others)
     return Exemplars(label_space(head, features, torch.from_numpy(some)).half(), torch.from_numpy(targets[some]))
 
 
@@ -141,49 +146,46 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     check_can_grow(task, name)
     head, target, kept = task.head, task.target, task.exemplars
     assert isinstance(head, MatchingHead) and kept is not None
-    old, goal = kept.vectors.float(), kept.targets
-    multi = goal.ndim == 2
-    row, bias = fit_label_row(head, old, goal, examples)
+    old, truth = kept.vectors.float(), kept.targets.numpy()
+    row, bias = fit_label_row(head, target, old, kept.targets, examples)
     grown = head.with_label(row, bias)
-    names = (*target.names, name)
     thresholds = task.calibration.thresholds
     calibration = replace(task.calibration, thresholds=None if thresholds is None else (*thresholds, NEW_THRESHOLD))
-    places = goal if not multi else functional.pad(goal, (0, 1))
-    new_goal = torch.full((len(examples),), len(target.names)) if not multi else _only_last(len(examples), len(names))
-    bigger = type(target).from_json({**target.to_json(), "labels": names})
+    bigger, new = target.with_label(name), len(target.names)
+    some = examples[:KEPT_EXAMPLES]
+    targets = np.concatenate((bigger.widen_targets(truth), bigger.encode_names([name] * len(some))))
     result = replace(
         task,
         target=bigger,
         head=grown,
         calibration=calibration,
-        exemplars=Exemplars(
-            torch.cat((old, examples[:KEPT_EXAMPLES])).half(),
-            torch.cat((places, new_goal[:KEPT_EXAMPLES].to(places.dtype))),
-        ),
+        exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
     before = _given(target, task.calibration, head, old)
     after = _given(bigger, calibration, grown, old)
-    truth = goal.numpy()
     return AddedLabel(
         task=result,
-        recall=float(_has_last(_given(bigger, calibration, grown, examples), len(names)).mean()),
-        before=_share_right(before, truth),
-        after=_share_right(after[:, :-1] if multi else after, truth),
-        lost=_lost(target.names, truth, _has_last(after, len(names))),
+        recall=float(bigger.has_label(_given(bigger, calibration, grown, examples), new).mean()),
+        before=float(target.are_right(truth, before).mean()),
+        after=float(target.are_right(truth, after).mean()),
+        lost=_lost(target, truth, bigger.has_label(after, new)),
     )
 
 
-def fit_label_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+def fit_label_row(
+    head: MatchingHead, target: TaskKind, old: Tensor, goal: Tensor, examples: Tensor
+) -> tuple[Tensor, Tensor]:
     """A new label's row (E, H) and bias (E,): each member's logistic regression, in which every label weighs alike.
 
     Args:
         head: the head with the old labels' rows, which stay as they are.
+        target: the kind of the task, with the old labels.
         old: (N, E, H), texts of the old labels in the head's label space.
         goal: their labels, (N,) ids or (N, C) 0 and 1.
         examples: (n, E, H), texts of the new label.
     """
-    multi = goal.ndim == 2
+    multi = target.gives_many
     # (E, N, C) and (E, n, C)
     logits = head.match(old.transpose(0, 1)).detach()
     beside = head.match(examples.transpose(0, 1)).detach()
@@ -192,7 +194,7 @@ def fit_label_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tenso
     length = head.label_rows.detach().norm(dim=-1).mean(1, keepdim=True)
     start = functional.normalize(direction, dim=-1) * length
     row, bias = start.clone().requires_grad_(), head.label_bias.detach().mean(1).clone().requires_grad_()
-    counts = (goal.sum(0) if multi else torch.bincount(goal, minlength=logits.shape[-1])).clamp_min(1)
+    counts = torch.from_numpy(target.count_labels(goal.numpy())).clamp_min(1)
     weights = 1 / counts[goal].float() if not multi else torch.full((len(old),), 1 / max(1.0, float(counts.median())))
     new_weight = 1 / len(examples)
     # (E, N) and (E, n): the old labels' part of the normaliser does not change.
@@ -217,21 +219,21 @@ def fit_label_row(head: MatchingHead, old: Tensor, goal: Tensor, examples: Tenso
     return row.detach(), bias.detach()
 
 
-def exemplar_rows(targets: np.ndarray, rows: np.ndarray, others: np.ndarray, *, most: int = EXEMPLARS) -> np.ndarray:
+def exemplar_rows(
+    target: TaskKind, targets: np.ndarray, rows: np.ndarray, others: np.ndarray, *, most: int = EXEMPLARS
+) -> np.ndarray:
     """Positions of ``most`` of ``rows``, then of more rows and others until each label has the fewest it should.
 
     Arguments as of :func:`keep_exemplars`.
     """
     kept = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     further = np.concatenate((np.setdiff1d(rows, kept, assume_unique=True), others))
-    several = targets.ndim == 2
-    labels = targets.shape[1] if several else int(targets.max()) + 1
-    counts = (targets[kept] > 0).sum(0) if several else np.bincount(targets[kept], minlength=labels)
-    fewest = max(1, min(FEWEST_OF_A_LABEL, most // labels))
+    counts = target.count_labels(targets[kept]).astype(int)
+    fewest = max(1, min(FEWEST_OF_A_LABEL, most // len(counts)))
     # The dictionary keeps the order and holds each row once, because a row may have several labels.
     more: dict[int, None] = {}
-    for label in np.flatnonzero(counts < fewest):
-        has = targets[further, label] > 0 if several else targets[further] == label
+    for label in np.flatnonzero(counts < fewest).tolist():
+        has = target.has_label(targets[further], label)
         more |= dict.fromkeys(further[has][: fewest - counts[label]].tolist())
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
@@ -243,23 +245,8 @@ def _given(target: TaskKind, calibration: Calibration, head: MatchingHead, vecto
     return calibration.answers(target, logits).values
 
 
-def _has_last(given: np.ndarray, labels: int) -> np.ndarray:
-    has: np.ndarray = given[:, -1] if given.ndim == 2 else given == labels - 1
-    return has
-
-
-def _only_last(rows: int, labels: int) -> Tensor:
-    targets = torch.zeros(rows, labels)
-    targets[:, -1] = 1
-    return targets
-
-
-def _share_right(given: np.ndarray, truth: np.ndarray) -> float:
-    """Return the share of rows whose labels are all correct."""
-    return float((given == truth).all(1).mean() if truth.ndim == 2 else (given == truth).mean())
-
-
-def _lost(names: Sequence[str], truth: np.ndarray, taken: np.ndarray) -> dict[str, float]:
-    has = truth > 0 if truth.ndim == 2 else truth[:, None] == np.arange(len(names))
-    shares = {name: float(taken[has[:, number]].mean()) for number, name in enumerate(names) if has[:, number].any()}
+def _lost(target: TaskKind, truth: np.ndarray, taken: np.ndarray) -> dict[str, float]:
+    """The share of each label's rows that are taken, where it is not 0."""
+    has = (target.has_label(truth, label) for label in range(len(target.names)))
+    shares = {name: float(taken[rows].mean()) for name, rows in zip(target.names, has, strict=True) if rows.any()}
     return {name: share for name, share in shares.items() if share}

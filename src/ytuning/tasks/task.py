@@ -378,7 +378,7 @@ def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Ta
     tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
     try:
         basis = PcaInt8Codec.from_tensors(len(task.states), task.encoder.width, tensors) if tensors else None
-        whole = replace(task, basis=basis, exemplars=_exemplars(task.head, exemplars, file) if exemplars else None)
+        whole = replace(task, basis=basis, exemplars=_exemplars(task, exemplars, file) if exemplars else None)
         # It raises where the named codec and the basis do not go together.
         _ = whole.codec
     except (InputError, ValueError) as error:
@@ -388,16 +388,14 @@ def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Ta
     return whole
 
 
-def _exemplars(head: LabelHead, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
+def _exemplars(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:
     """Read the exemplars, checked like the weights."""
+    head = task.head
     if isinstance(head, MatchingHead) and len(stored) == 2:
         vectors, targets = stored[VECTORS], stored[TARGETS]
-        labels = head.label_rows.shape[1]
         wanted = (len(targets), head.members, head.match_width)
-        ids = targets.dtype == torch.int64 and targets.ndim == 1
-        several = targets.dtype == torch.float32 and tuple(targets.shape[1:]) == (labels,)
-        known = len(targets) == 0 or (bool(targets.min() >= 0) and bool(targets.max() < (labels if ids else 2)))
-        if vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted and (ids or several) and known:
+        fits = vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted
+        if fits and task.target.are_targets(targets.numpy()):
             return Exemplars(vectors, targets)
     raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")
 

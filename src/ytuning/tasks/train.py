@@ -225,8 +225,8 @@ def _split(context: TrainContext) -> TaskRows:
         raise InputError(
             f"pairs is for two texts a row, and these are single texts. Got {options.pairs!r}. Leave it out"
         )
-    if "label_weights" not in rows.target.training_options and context.recipe.training.label_weights is not None:
-        raise InputError("label weights are for labels, and these are numbers. Leave out --label-weights")
+    if context.recipe.training.label_weights is not None:
+        rows.target.check_option("label_weights")
     label_texts = options.label_texts
     if label_texts is None:
         label_texts = default_label_texts(context.recipe.head, rows.target, pairs=context.has_pairs)
@@ -513,7 +513,7 @@ def _task(
     exemplars: Exemplars | None = None
     # The task should not be lost for its exemplars.
     with suppress(KeyboardInterrupt):
-        exemplars = keep_exemplars(fit.head, run.features, rows.truth, rows.validation, rows.train)
+        exemplars = keep_exemplars(fit.head, rows.target, run.features, rows.truth, rows.validation, rows.train)
     return Task(
         context.options.name,
         rows.target,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ytuning.data.kinds.base import LOSSES, Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.base import LOSSES, Answer, Answers, Confusion, Labels, Loss, Mistake, ReportWords, TaskKind
 from ytuning.data.kinds.multi import MultiLabel
 from ytuning.data.kinds.ordinal import Ordinal
 from ytuning.data.kinds.regression import Regression
@@ -34,6 +34,7 @@ __all__ = [
     "MultiLabel",
     "Ordinal",
     "Regression",
+    "ReportWords",
     "SingleLabel",
     "TaskKind",
     "fit_kind",

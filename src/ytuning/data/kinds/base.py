@@ -18,7 +18,7 @@ from ytuning.errors import InputError, must_be_one_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "TaskKind"]
+__all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "ReportWords", "TaskKind"]
 
 LOSSES = ("cross_entropy", "triplet", "focal")
 # Gamma: the focal loss multiplies a loss by this power of 1 minus the probability of the true answer.
@@ -76,6 +76,28 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class ReportWords:
+    """What a report calls the answers of a kind of task.
+
+    Attributes:
+        worst: the mistake that the list of mistakes starts with.
+        true, predicted: what stands before the two labels, or numbers, of a mistake.
+        size: what the size of a mistake is.
+        size_format: how that is written, for the operator %.
+        right: what every answer is where there is no mistake.
+        reliability: what the points and bars of the reliability diagram are; empty: there is none.
+    """
+
+    worst: str
+    true: str = "true"
+    predicted: str = "predicted"
+    size: str = "confidence"
+    size_format: str = "%.4f"
+    right: str = "answer is right"
+    reliability: str = ""
+
+
+@dataclass(frozen=True)
 class TaskKind(ABC):
     """A kind of task with its labels or its scale.
 
@@ -86,6 +108,8 @@ class TaskKind(ABC):
         labels: labels of the task; ``None`` if its answers are numbers.
         kind: its name.
         has_order: whether the labels go from a lowest to a highest one.
+        is_nominal: whether a row has exactly one label, and the labels have no order.
+        gives_many: whether a row may have several labels.
         headlines: the metrics that a task is judged by first.
         score_name: what the mean of :meth:`row_scores` is called.
         score_sign: -1 where ``score_name`` is an error and so the negative of the score; else 1.
@@ -93,6 +117,7 @@ class TaskKind(ABC):
         dtype: dtype of targets.
         training_options: names of the options that only some kinds have.
         drawings: names of the drawings that a report shows.
+        words: that a report uses.
         can_abstain: whether a task may give no answer where it is not sure.
         can_grow: whether a label can be added to a task.
         undoes_smoothing: whether the effect of label smoothing on probabilities is known, so that it can be undone.
@@ -101,6 +126,8 @@ class TaskKind(ABC):
     labels: LabelSet | None
     kind: ClassVar[Kind]
     has_order: ClassVar[bool] = False
+    is_nominal: ClassVar[bool] = False
+    gives_many: ClassVar[bool] = False
     headlines: ClassVar[tuple[str, ...]]
     score_name: ClassVar[str]
     score_sign: ClassVar[int] = -1
@@ -108,6 +135,7 @@ class TaskKind(ABC):
     dtype: ClassVar[type[np.generic]]
     training_options: ClassVar[tuple[str, ...]]
     drawings: ClassVar[tuple[str, ...]]
+    words: ClassVar[ReportWords]
     can_abstain: ClassVar[bool] = False
     can_grow: ClassVar[bool] = False
     undoes_smoothing: ClassVar[bool] = False
@@ -149,6 +177,21 @@ class TaskKind(ABC):
     def fit(cls, labels: Labels, order: Sequence[str] | None) -> Self:
         """The kind with the labels that occur, sorted, or with their scale; arguments as of `kinds.fit_kind`."""
         return cls(LabelSet.from_labels(name for names in cls.label_names(labels) for name in names))
+
+    def with_label(self, name: str) -> Self:
+        """The kind with one label more, after the others; of kinds that can grow."""
+        return self.from_json({**self.to_json(), "labels": [*self.names, name]})
+
+    @classmethod
+    def check_option(cls, name: str) -> None:
+        """Whether this kind has a training option that every kind with labels has.
+
+        Raises:
+            InputError: its rows have numbers.
+        """
+        if name not in cls.training_options:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for tasks with labels, and these rows have numbers. Leave out {option}.")
 
     # --- labels of rows -----------------------------------------------------------------------------------------------
 
@@ -205,6 +248,30 @@ class TaskKind(ABC):
         """Return targets in the form of answers."""
         return targets
 
+    def are_targets(self, values: np.ndarray) -> bool:
+        """Whether an array that was read from a file has the form of targets; never of kinds without labels."""
+        return False
+
+    def widen_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Targets of the same rows for this kind, given for one that has only the first of its labels."""
+        return targets
+
+    def count_labels(self, targets: np.ndarray) -> np.ndarray:
+        """(C,): the rows that have each label; empty where there are no labels."""
+        return np.empty(0)
+
+    def has_label(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """(rows,) bool: which targets, or answers, hold a label's id; only of kinds with labels."""
+        raise NotImplementedError
+
+    def are_right(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(rows,) bool: which rows have just their labels.
+
+        The answers may be those of a kind with further labels: of several labels a row only the others are compared.
+        """
+        right: np.ndarray = values == truth
+        return right
+
     # --- losses and scores --------------------------------------------------------------------------------------------
 
     def loss(
@@ -245,7 +312,7 @@ class TaskKind(ABC):
 
         if given is None:
             return None
-        counts = targets.sum(0) if targets.ndim == 2 else torch.bincount(targets, minlength=self.outputs)
+        counts = torch.from_numpy(self.count_labels(targets.numpy()))
         if given == "balanced":
             return self._balanced_weights(counts, len(targets))
         if isinstance(given, str):

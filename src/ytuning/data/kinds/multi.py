@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import (
     Sums,
     expected_calibration_error,
@@ -45,12 +45,21 @@ class MultiLabel(TaskKind):
 
     labels: LabelSet
     kind = "multi"
+    gives_many = True
     headlines = ("macro_f1", "micro_f1")
     score_name = "cross-entropy"
     answer_key = "labels"
     dtype = np.float32
     training_options = ("loss", "label_weights")
     drawings = ("reliability", "thresholds")
+    words = ReportWords(
+        worst="the wrong decision of the highest confidence",
+        true="missed",
+        predicted="wrongly given",
+        reliability="Each point groups decisions (a row and a label) of similar probability and shows how often the "
+        "row has the label. Points on the dashed line are perfectly calibrated. The bars show the number of decisions "
+        "on a logarithmic scale.",
+    )
     can_grow = True
 
     @property
@@ -107,6 +116,29 @@ class MultiLabel(TaskKind):
         """Return the labels of each row, (rows, C) bool."""
         there: np.ndarray = targets > 0
         return there
+
+    def are_targets(self, values: np.ndarray) -> bool:
+        """(rows, C) float32, 0 or 1."""
+        fits = values.dtype == self.dtype and values.shape[1:] == (self.outputs,)
+        return fits and bool(np.isin(values, (0, 1)).all())
+
+    def widen_targets(self, targets: np.ndarray) -> np.ndarray:
+        """No row has one of the further labels."""
+        return np.pad(targets, ((0, 0), (0, self.outputs - targets.shape[1])))
+
+    def count_labels(self, targets: np.ndarray) -> np.ndarray:
+        """(C,) float32."""
+        counts: np.ndarray = targets.sum(0)
+        return counts
+
+    def has_label(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """Those with a 1 for the label."""
+        return self.decode(targets[:, label])
+
+    def are_right(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Those of which each decision is right."""
+        right: np.ndarray = (values[:, : self.outputs] == truth).all(1)
+        return right
 
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The mean over rows and labels, each label against its own absence.
@@ -199,7 +231,7 @@ class MultiLabel(TaskKind):
         """
         true, given, right = self.label_counts(truth, answers.values)
         return {
-            "accuracy": float((truth == answers.values).all(1).mean()),
+            "accuracy": float(self.are_right(truth, answers.values).mean()),
             "macro_f1": macro_f1(true, given, right),
             "micro_f1": float(ratio(2 * right.sum(), true.sum() + given.sum())),
             "ece": expected_calibration_error(truth, answers.probabilities),
@@ -209,7 +241,7 @@ class MultiLabel(TaskKind):
         """Return the sums for ``accuracy``, ``macro_f1`` and ``micro_f1``, as :meth:`metrics` defines them."""
         import scipy.sparse
 
-        flags = [truth, values, truth & values, (truth == values).all(1)[:, None]]
+        flags = [truth, values, truth & values, self.are_right(truth, values)[:, None]]
         columns = scipy.sparse.hstack(
             [scipy.sparse.csr_array(columns, dtype=np.float64) for columns in flags], format="csr"
         )

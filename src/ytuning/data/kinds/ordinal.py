@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -27,9 +27,10 @@ class Ordinal(SingleLabel):
     """Each row has one label, as in :class:`SingleLabel`, but ``labels`` go from the lowest to the highest."""
 
     kind = "ordinal"
-    has_order = True
+    has_order, is_nominal = True, False
     headlines = ("accuracy", "mae")
     score_name, score_sign = "mean absolute error", -1
+    words = replace(SingleLabel.words, worst="the answer farthest from the true label")
     can_grow = undoes_smoothing = False
 
     @property

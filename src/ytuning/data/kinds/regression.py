@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
 from ytuning.data.labels import shown
 from ytuning.data.tables import Column
@@ -61,6 +61,7 @@ class Regression(TaskKind):
     dtype = np.float32
     training_options = ()
     drawings = ("scatter", "residuals")
+    words = ReportWords(worst="the largest error", size="error", size_format="%+.4g", right="number is exact")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import FOCUS, Answer, Answers, Confusion, Labels, Loss, Mistake, TaskKind
+from ytuning.data.kinds.base import (
+    FOCUS,
+    Answer,
+    Answers,
+    Confusion,
+    Labels,
+    Loss,
+    Mistake,
+    ReportWords,
+    TaskKind,
+)
 from ytuning.data.kinds.metrics import (
     Intervals,
     Sums,
@@ -42,12 +52,18 @@ class SingleLabel(TaskKind):
 
     labels: LabelSet
     kind: ClassVar[Kind] = "single"
+    is_nominal = True
     headlines = ("accuracy", "macro_f1")
     score_name, score_sign = "accuracy", 1
     answer_key = "label"
     dtype = np.int64
     training_options = ("loss", "label_weights", "label_smoothing")
     drawings = ("reliability", "confusions")
+    words: ClassVar[ReportWords] = ReportWords(
+        worst="the mistake of the highest confidence",
+        reliability="Each point groups rows whose answers have a similar probability and shows how many of these "
+        "answers are right. Points on the dashed line are perfectly calibrated. The bars show the number of rows.",
+    )
     can_abstain = can_grow = undoes_smoothing = True
 
     @property
@@ -85,6 +101,19 @@ class SingleLabel(TaskKind):
     def encode(self, labels: Labels) -> np.ndarray:
         """Return label ids (rows,) int64."""
         return self.labels.encode([str(label) for label in labels])
+
+    def are_targets(self, values: np.ndarray) -> bool:
+        """(rows,) int64 label ids."""
+        return values.dtype == self.dtype and values.ndim == 1 and bool(((values >= 0) & (values < self.outputs)).all())
+
+    def count_labels(self, targets: np.ndarray) -> np.ndarray:
+        """(C,) int64."""
+        return np.bincount(targets, minlength=self.outputs)
+
+    def has_label(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """Those that are the label's id."""
+        has: np.ndarray = targets == label
+        return has
 
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
         """The mean of the rows' losses, each times the weight of its label."""
