@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -461,8 +462,16 @@ def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str)
     (folder / "space.json").write_text(content)
     with pytest.raises(
         StoreError,
-        match=rf"is damaged, or another version of ytuning wrote it \(\w+.*Remove .*: ytuning cache remove {folder.name}",
+        match=rf"is damaged, or another version of ytuning wrote it \(\w+.*: ytuning cache remove {folder.name}",
     ):
+        store.space(identity(), (1, 2), "fp16")
+
+
+@pytest.mark.parametrize("change", [{"states": []}, {"states": [1, 9]}, {"codec": "int8"}])
+def test_a_space_of_another_name_is_refused(store: FeatureStore, change: dict[str, object]) -> None:
+    file = store.space(identity(), (1, 2), "fp16").folder / "space.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(StoreError, match="its content is not what the folder's name stands for"):
         store.space(identity(), (1, 2), "fp16")
 
 
@@ -479,21 +488,25 @@ def test_another_schema_is_refused(store: FeatureStore, content: dict[str, objec
 
 
 def test_spaces_are_removed_by_an_unambiguous_prefix(store: FeatureStore) -> None:
-    names = ["ab1" + "0" * 29, "ab2" + "0" * 29, "cd3" + "0" * 29]
-    for name in names:
-        space = store.space(identity(name), (1, 2), "fp16")
+    # Of 17 names in hexadecimal digits two begin alike.
+    spaces = [store.space(identity(str(number)), (1, 2), "fp16") for number in range(17)]
+    for space in spaces:
         write(space, {"a": 1})
-        space.folder.rename(store.root / name)
+    names = sorted(space.folder.name for space in spaces)
     assert [space.folder.name for space in store.spaces()] == names
+    first = next(name[0] for name, other in pairwise(names) if name[0] == other[0])
+    alike = [name for name in names if name[0] == first]
     with pytest.raises(InputError) as caught:
-        store.remove("ab")
-    assert str(caught.value) == f"2 feature spaces start with 'ab' in {store.root}. There are: {', '.join(names)}"
+        store.remove(first)
+    begin = f"{len(alike)} feature spaces start with {first!r}"
+    assert str(caught.value) == f"{begin} in {store.root}. There are: {', '.join(names)}"
     with pytest.raises(InputError, match="no feature space starts with 'x' in"):
         store.remove("x")
-    assert len(store.spaces()) == 3
-    assert store.remove("ab2") == [names[1]]
-    assert [space.folder.name for space in store.spaces()] == [names[0], names[2]]
-    assert store.remove() == [names[0], names[2]]
+    assert len(store.spaces()) == 17
+    assert store.remove(alike[0][:12]) == alike[:1]
+    names.remove(alike[0])
+    assert [space.folder.name for space in store.spaces()] == names
+    assert store.remove() == names
     assert store.spaces() == []
     assert store.remove() == []
     with pytest.raises(InputError, match=r"There are: none$"):

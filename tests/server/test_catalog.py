@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -65,6 +66,15 @@ def test_a_broken_task_is_told_once_and_the_old_one_stays(content: str, root: Pa
     (root / "one" / "task.json").write_text(whole)
     assert "head.safetensors" in catalog.reload().refused[str(root / "one")]
     assert catalog.tasks == {"one": old}
+
+
+def test_a_broken_folder_keeps_no_other_out(root: Path, served_tasks: Path, catalog: Catalog) -> None:
+    for name in ("a", "z"):
+        shutil.copytree(served_tasks / "single", root / name)
+    broken = json.loads((root / "a" / "task.json").read_text()) | {"training": None}
+    (root / "a" / "task.json").write_text(json.dumps(broken))
+    changes = catalog.reload()
+    assert list(changes.refused) == [str(root / "a")] and changes.added == ["z"]
 
 
 def test_two_of_one_name(root: Path, served_tasks: Path, tmp_path: Path) -> None:

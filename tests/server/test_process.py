@@ -69,6 +69,26 @@ def test_sigterm_under_load_answers_what_was_accepted(served_tasks: Path) -> Non
     assert len(logged) == len(statuses), broken
 
 
+BROKEN = """
+import sys
+from ytuning.server.app import serve
+from ytuning.server.service import Settings
+from ytuning.tasks.shared_encoder import SharedEncoder
+
+def broken(*_, **__):
+    raise RuntimeError("no memory")
+
+SharedEncoder.read = broken
+serve(Settings(folders=(sys.argv[1],), port=0))
+"""
+
+
+def test_a_server_whose_first_answer_fails_ends_with_status_1(served_tasks: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN, str(served_tasks / "single")], capture_output=True, text=True)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1 and "cannot start" in [event["event"] for event in events], done.stderr
+
+
 def test_interrupted_it_ends_with_status_0(served_tasks: Path) -> None:
     with Process(served_tasks / "single") as process:
         assert process.ready().end(signal.SIGINT) == 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +305,27 @@ def weights_of(task: Task) -> Callable[[Path], None]:
     return write("head.safetensors", safetensors.torch.save(task.head.state_dict()))
 
 
+def foreign(**changes: Any) -> Callable[[Path], None]:
+    """Weights with other tensors, another type or another number in one, and their checksum."""
+
+    def apply(folder: Path) -> None:
+        tensors = safetensors.torch.load((folder / "head.safetensors").read_bytes())
+        for name, change in changes.items():
+            if isinstance(change, torch.Tensor):
+                tensors[name] = change
+            elif isinstance(change, torch.dtype):
+                tensors[name] = tensors[name].to(change)
+            else:
+                tensors[name][0] = change
+        data = safetensors.torch.save(tensors)
+        (folder / "head.safetensors").write_bytes(data)
+        edit(head_sha256=hashlib.sha256(data).hexdigest())(folder)
+
+    return apply
+
+
 DAMAGED = "head.safetensors is damaged or no safetensors file"
-OTHER_LABELS = "belongs to another task: label_rows should be ("
+OTHER_LABELS = "belongs to another task: label_bias should be (4, 3) of float32, it is (4, 2) of float32"
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing folder": (remove, "there is no task folder"),
@@ -327,13 +348,36 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "encoder changed": (edit_encoder(max_length=64), "the encoder's fingerprint does not match its fields"),
     "unknown kind": (edit(kind="many"), "task.json is damaged (ValueError: unknown kind 'many')"),
     "unknown pair": (edit(pair="both"), "pair must be null or one of joint, separate"),
+    "training is a list": (edit(training=[]), "metrics and training must be objects"),
+    "metrics are text": (edit(metrics="good"), "metrics and training must be objects"),
+    "no end of blocks": (
+        edit(head={**config_to_json(CROSS), "blocks": 10**30}),
+        "blocks must be at most 64",
+    ),
+    "a huge width": (edit_head(width=10**30), "width must be at most 65,536"),
+    "a large width": (edit_head(width=60_000), "belongs to another task"),
+    "no span": (edit_head(mixing_span=0), "mixing_span must be a whole number of at least 1"),
+    "span as text": (edit_head(mixing_span="x"), "mixing_span must be a whole number of at least 1"),
+    "dropout as text": (edit_head(dropout="x"), "dropout must be a share from 0 to less than 1"),
+    "dropout of all": (edit_head(dropout=2.0), "dropout must be a share from 0 to less than 1"),
+    "another tensor": (foreign(more=torch.zeros(2)), "more should be absent, it is (2,) of float32"),
+    "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (4, 3, 6) of int32"),
+    "labels that are no numbers": (foreign(label_rows=math.nan), "head.safetensors is damaged: label_rows is not"),
+    "exemplars without rows": (
+        foreign(**{"exemplars.vectors": torch.zeros(()).half(), "exemplars.targets": torch.tensor(0)}),
+        "its exemplars do not fit the head. Copy the folder again",
+    ),
+    "basis of other numbers": (
+        foreign(**{"basis.components": torch.zeros(3, 16).bfloat16()}),
+        "head.safetensors does not fit the task's features: ",
+    ),
     "too few thresholds": (edit(thresholds=[0.5]), "there must be a threshold for each label"),
     "no temperature": (edit(calibration={"temperature": 0, "smoothing": 0, "abstain_below": None}), "temperature"),
     "unknown head": (edit_head(form="linear"), "task.json: the head's form must be one of"),
     "unknown head field": (edit_head(depth=3), "task.json: the head's field 'depth' is unknown"),
-    "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json is damaged"),
-    "negative head width": (edit_head(width=-3), "task.json is damaged"),
-    "head width as text": (edit_head(width="6"), "task.json is damaged (TypeError"),
+    "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json: heads must be"),
+    "negative head width": (edit_head(width=-3), "task.json: width must be a whole number of at least 1. Got -3 instead."),
+    "head width as text": (edit_head(width="6"), "task.json: width must be a whole number of at least 1. Got '6' instead."),
     "other head width": (edit_head(width=7), "head.safetensors belongs to another task"),
     "no weights": (lambda folder: (folder / "head.safetensors").unlink(), "lacks head.safetensors"),
     "cut weights": (cut_weights, DAMAGED),
@@ -374,13 +418,18 @@ def test_refuses_a_file(folder: Path) -> None:
 def test_refuses_another_encoder(field: str, value: object) -> None:
     task = make_task()
     other = replace(IDENTITY, name="other", **{field: value})  # type: ignore[arg-type]
-    message = refusal(check_encoder, task, other)
+    message = refusal(partial(check_encoder, depth=6), task, other)
     assert f"{field} is {getattr(IDENTITY, field)!r} in the task and {value!r} in the encoder" in message
     assert "'tickets'" in message and "'other'" in message and "'some/encoder'" in message
 
 
 def test_accepts_the_same_encoder_under_another_name() -> None:
-    check_encoder(make_task(), replace(IDENTITY, name="moved"))
+    check_encoder(make_task(), replace(IDENTITY, name="moved"), depth=3)
+
+
+def test_refuses_an_encoder_that_lacks_a_hidden_state() -> None:
+    message = refusal(partial(check_encoder, depth=2), make_task(), IDENTITY)
+    assert "'tickets' reads the hidden state 3, but 'some/encoder' has the states 0 to 2 only" in message
 
 
 # --- refusals to save -----------------------------------------------------------------------------------------------

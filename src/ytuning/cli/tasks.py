@@ -173,7 +173,7 @@ def evaluate(
     rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=known)
     with console.shown_progress(quiet) as progress:
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
-        check_encoder(task, loaded.identity)
+        check_encoder(task, loaded.identity, depth=loaded.depth)
         evaluation = evaluate_task(task, rows, loaded, store, progress=progress)
         console.tell_cut(progress, evaluation.truncated)
         if report is not None:
@@ -225,7 +225,7 @@ def add_label(
                 console.tell_columns(progress, part)
         console.tell_alike(progress, names)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
-        check_encoder(task, loaded.identity)
+        check_encoder(task, loaded.identity, depth=loaded.depth)
         store = FeatureStore()
         start = time.perf_counter()
         added = grow_task(task, name, rows, loaded, store, progress=progress)

@@ -189,6 +189,8 @@ class PcaInt8Codec:
         shapes = {name: values.shape for name, values in tensors.items()}
         if shapes != wanted or any(values.dtype != np.float32 for values in tensors.values()):
             raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
+        if not all(np.isfinite(values).all() for values in tensors.values()) or not (tensors["weights"] > 0).all():
+            raise ValueError("a basis with numbers that are not finite, or with weights that are not above 0")
         return cls(layers, width, tensors["components"], tensors["weights"])
 
     @property

@@ -138,7 +138,7 @@ class FeatureStore:
         if codec not in CODECS:
             raise InputError(must_be_one_of("store", codec, CODECS))
         # The name is short, so that it can be typed; space.json says what it stands for.
-        folder = self.root / _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
+        folder = self.root / _space_name(identity, states, codec)
         with store_errors(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
@@ -198,6 +198,11 @@ class FeatureStore:
         return removed
 
 
+def _space_name(identity: Mapping[str, Any], states: Sequence[int], codec: str) -> str:
+    """The folder of a space."""
+    return _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
+
+
 def _unreadable(folder: Path, reason: str) -> StoreError:
     """That a space does not say what it holds."""
     problem = f"{folder / SPACE_FILE} is damaged, or another version of ytuning wrote it ({reason})"
@@ -224,6 +229,7 @@ class FeatureSpace:
                 self.states = tuple(int(state) for state in content["states"])
                 # (L, D)
                 self.row_shape = (len(self.states), int(self.identity["width"]))
+                name = _space_name(self.identity, self.states, self.codec_name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(folder, f"{type(error).__name__}: {error}") from error
         if schema != SCHEMA:
@@ -234,6 +240,8 @@ class FeatureSpace:
         if self.codec_name not in CODECS:
             problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
+        if folder.name != name:
+            raise _unreadable(folder, "its content is not what the folder's name stands for")
         self.row_bytes = row_bytes(self.codec_name, *self.row_shape)
         self.codec = build_codec(self.codec_name, *self.row_shape)
         self.damages: list[Damage] = []

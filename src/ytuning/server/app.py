@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -39,6 +40,8 @@ GRACE = 5
 KINDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 PAGE = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 WARM_TEXT = "warm up"
+# A signal ends a server that cannot start, and this tells it apart from one that is asked to stop.
+CANNOT_START = threading.Event()
 
 
 def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
@@ -102,6 +105,7 @@ async def _load_and_watch(service: Service) -> None:
     except Exception as error:
         reason = str(error) if isinstance(error, YTuningError | Refused) else type(error).__name__
         log("cannot start", error=reason, level=logging.ERROR)
+        CANNOT_START.set()
         os.kill(os.getpid(), signal.SIGTERM)
         return
     service.ready = True
@@ -231,10 +235,13 @@ def from_environment() -> Any:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the process with status 0; uvicorn raises them once more when all is answered."""
+    """SIGTERM and Ctrl-C end the process with status 0; uvicorn raises them once more when all is answered.
+
+    A server that could not start ends in the same way, with status 1.
+    """
 
     def leave(*_: object) -> None:
-        raise SystemExit(0)
+        raise SystemExit(int(CANNOT_START.is_set()))
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

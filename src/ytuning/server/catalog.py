@@ -117,6 +117,9 @@ class Catalog:
                     fresh.append((folder, stamp, load_task(folder)))
                 except YTuningError as error:
                     refuse(folder, stamp, str(error))
+                # One folder must not keep the others out, whatever is wrong with it.
+                except Exception as error:
+                    refuse(folder, stamp, f"{folder} cannot be read ({type(error).__name__}: {error})")
             for folder, stamp, task in fresh:
                 try:
                     self._add(kept, folder, stamp, task)

@@ -129,6 +129,7 @@ def share_encoders(
     for task in tasks:
         if task.encoder.fingerprint not in by_fingerprint:
             fresh = load_encoder(encoder or task.encoder.name, device=device, **task.encoder.options)
-            check_encoder(task, fresh.identity)
             by_fingerprint[task.encoder.fingerprint] = SharedEncoder(fresh)
+        shared = by_fingerprint[task.encoder.fingerprint].encoder
+        check_encoder(task, shared.identity, depth=shared.depth)
     return [by_fingerprint[task.encoder.fingerprint] for task in tasks]

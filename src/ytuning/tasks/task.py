@@ -27,9 +27,10 @@ from ytuning.encoder.pretrained import EncoderIdentity, States
 from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import PAIR_MODES, PairMode
-from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_from_json, config_to_json
+from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all
 from ytuning.training.calibration import Calibration
+from ytuning.training.recipes import head_from_json
 
 __all__ = [
     "Exemplars",
@@ -249,8 +250,8 @@ def load_task(folder: str | Path) -> Task:
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
         shape = {"labels": target.outputs, "layers": len(states), "width": encoder.width}
-        # Weights that are replaced at once should not move the caller's state.
-        with torch.random.fork_rng(devices=[]):
+        # Without memory, as the weights come from the file, and sizes that are damaged could ask for any amount.
+        with torch.device("meta"):
             head = build_head(config, **shape, pair_mode=pair_mode)
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
@@ -259,6 +260,8 @@ def load_task(folder: str | Path) -> Task:
         if calibration.thresholds is not None and len(calibration.thresholds) != len(target.names):
             raise ValueError("there must be a threshold for each label")
         record = {name: content[name] for name in ("metrics", "training")}
+        if not all(isinstance(value, dict) for value in record.values()):
+            raise ValueError("metrics and training must be objects")
     except TaskFolderError:
         raise
     # A RuntimeError comes from torch, where weights do not fit the head.
@@ -273,13 +276,23 @@ def load_task(folder: str | Path) -> Task:
     return _with_tensors(task, stored, path / HEAD_FILE)
 
 
-def check_encoder(task: Task, encoder: EncoderIdentity) -> None:
+def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
     """Refuse to use a head with features it was not trained on.
 
+    Args:
+        task: the task.
+        encoder: the encoder that is to read its texts.
+        depth: the number of the encoder's layers.
+
     Raises:
-        TaskFolderError: the encoders differ; the message names the difference.
+        TaskFolderError: the encoders differ, or the encoder lacks a hidden state; the message names the difference.
     """
     if task.encoder.fingerprint == encoder.fingerprint:
+        if task.states[-1] > depth:
+            raise TaskFolderError(
+                f"the task {task.name!r} reads the hidden state {task.states[-1]}, but {encoder.name!r} has the states "
+                f"0 to {depth} only: task.json is damaged. Copy the folder again or train again"
+            )
         return
     fields = ("weights", "tokenizer", "config", "precision", "max_length", "long_text")
     differing = next((name for name in fields if getattr(task.encoder, name) != getattr(encoder, name)), "parameters")
@@ -337,7 +350,7 @@ def _states(value: Any) -> States:
 
 def _head_config(value: Any, file: Path) -> HeadConfig:
     try:
-        return config_from_json(value)
+        return head_from_json(value)
     except InputError as error:
         raise TaskFolderError(f"{file}: {error}") from error
 
@@ -356,34 +369,45 @@ def _fill(head: LabelHead, file: Path, expected: str) -> dict[str, torch.Tensor]
         raise TaskFolderError(
             f"{file} is damaged or no safetensors file ({error}). Copy it again or train again"
         ) from error
-    for name, wanted in head.state_dict().items():
-        shape = tuple(tensors[name].shape) if name in tensors else None
-        if shape != tuple(wanted.shape):
-            raise TaskFolderError(
-                f"{file} belongs to another task: {name} should be {tuple(wanted.shape)}, it is {shape}"
-            )
+    weights = head.state_dict()
+    others = [name for name in tensors if name in (VECTORS, TARGETS) or name.startswith(BASIS_PREFIX)]
+    stored = {name: tensors.pop(name) for name in others}
+    for name in sorted({*weights, *tensors}):
+        wanted, given = (_form(some.get(name)) for some in (weights, tensors))
+        if given != wanted:
+            raise TaskFolderError(f"{file} belongs to another task: {name} should be {wanted}, it is {given}")
+        if not bool(tensors[name].isfinite().all()):
+            raise TaskFolderError(f"{file} is damaged: {name} is not finite. Copy the folder again or train again")
     if hashlib.sha256(data).hexdigest() != expected:
         raise TaskFolderError(
             f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
         )
-    others = [name for name in tensors if name in (VECTORS, TARGETS) or name.startswith(BASIS_PREFIX)]
-    stored = {name: tensors.pop(name) for name in others}
-    head.load_state_dict(tensors)
+    # Copies lie where fast instructions want them, unlike parts of the file.
+    head.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return stored
+
+
+def _form(tensor: torch.Tensor | None) -> str:
+    """Shape and type of a tensor in words."""
+    return "absent" if tensor is None else f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Task:
     """The task with the exemplars and the basis that its weights' file holds, checked like the weights."""
     exemplars = {name: tensor for name, tensor in stored.items() if not name.startswith(BASIS_PREFIX)}
-    tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
     try:
+        tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
         basis = PcaInt8Codec.from_tensors(len(task.states), task.encoder.width, tensors) if tensors else None
         whole = replace(task, basis=basis, exemplars=_exemplars(task, exemplars, file) if exemplars else None)
         # It raises where the named codec and the basis do not go together.
         _ = whole.codec
-    except (InputError, ValueError) as error:
+    except TaskFolderError:
+        raise
+    # NumPy has no bfloat16, which torch tells by a TypeError.
+    except (InputError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise TaskFolderError(
-            f"{file} does not fit the task's features: {error}. Copy the folder again or train again"
+            f"{file} does not fit the task's features: {reason}. Copy the folder again or train again"
         ) from error
     return whole
 
@@ -393,8 +417,8 @@ def _exemplars(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Exemp
     head = task.head
     if isinstance(head, MatchingHead) and len(stored) == 2:
         vectors, targets = stored[VECTORS], stored[TARGETS]
-        wanted = (len(targets), head.members, head.match_width)
-        fits = vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted
+        wanted = (*targets.shape[:1], head.members, head.match_width)
+        fits = vectors.dtype == torch.float16 and tuple(vectors.shape) == wanted and bool(vectors.isfinite().all())
         if fits and task.target.are_targets(targets.numpy()):
             return Exemplars(vectors, targets)
     raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")

@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "TrainingConfig",
     "default_label_texts",
+    "head_from_json",
     "preset",
     "read_recipe",
     "reading_layers",
@@ -38,6 +39,8 @@ __all__ = [
 AUTO_LAYERS: Final = "auto"
 RECIPE_SCHEMA = 1
 # These numbers of a config lie from 0 to below 1.
+# Larger sizes of a head are mistakes, and could take any time and memory.
+LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "members": 1024}
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
 FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
 """These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
@@ -64,9 +67,9 @@ class TrainingConfig:
         refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
-        label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or with
-            several labels a row the root of that, at least 1; or each label's weight by id. Weights are scaled to a
-            mean of 1 over the training rows.
+        label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or
+            with several labels a row the root of that, at least 1; or each label's weight by id. Weights are scaled to
+            a mean of 1 over the training rows.
     """
 
     loss: str = "cross_entropy"
@@ -193,12 +196,26 @@ def recipe_from_json(value: Any) -> Recipe:
     elif weights not in (None, "balanced"):
         raise InputError(must_be_one_of("label_weights", weights, (None, "balanced", "a weight for each label")))
     numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
-    config = config_from_json(head)
     return Recipe(
-        replace(config, **_check_numbers(asdict(config), type(config)())),
+        head_from_json(head),
         TrainingConfig(loss=training["loss"], label_weights=weights, **_check_numbers(numbers, TrainingConfig())),
         None if layers is None else tuple(layers),
     )
+
+
+def head_from_json(value: dict[str, Any]) -> HeadConfig:
+    """The form and the sizes of a head, as `pooled.config_to_json` writes them.
+
+    Raises:
+        InputError: unknown form, not exactly the form's fields, or a number that is out of its range.
+    """
+    config = config_from_json(value)
+    numbers = _check_numbers(asdict(config), type(config)())
+    for name, number in numbers.items():
+        most = LARGEST_SIZES.get(name, LARGEST_SIZE)
+        if number > most:
+            raise InputError(f"{name} must be at most {most:,}. Got {number!r} instead.")
+    return replace(config, **numbers)
 
 
 def read_recipe(file: str | Path) -> Recipe:
