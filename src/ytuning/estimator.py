@@ -165,8 +165,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             InputError: a parameter is not allowed.
-            DataError: a row is not text, there are fewer or more labels or groups than texts, there is only one label or
-                one group, or a label occurs once.
+            DataError: a row is not text, there are fewer or more labels or groups than texts, there is only one label
+                or one group, or a label occurs once.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
@@ -262,8 +262,8 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             InputError: a parameter is not allowed, or the numbers have another shape.
-            DataError: a row is not text or has no number, there are fewer or more numbers or groups than texts, or there
-                is only one number or one group.
+            DataError: a row is not text or has no number, there are fewer or more numbers or groups than texts, or
+                there is only one number or one group.
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
