@@ -1,4 +1,7 @@
-"""The documents are true and easy to read: commands and examples run, links lead somewhere, sentences are short."""
+"""The documents are true and easy to read: commands and examples run, links lead somewhere, sentences are short.
+
+Comments in the code stand above what they explain.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from typer.testing import CliRunner
 from ytuning.cli.main import app
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "ytuning"
 EXAMPLE = ROOT / "examples" / "support"
 OPERATORS = set("();<>|&")
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md") if file.name != "cli.md")]
@@ -241,3 +246,32 @@ def test_the_counts_in_the_example_readme_are_those_of_its_files() -> None:
     }
     counts = [Counter(row["label"] for row in rows) for rows in (train, holdout)]
     assert stated == {label: (counts[0][label], counts[1][label]) for label in counts[0]}
+
+
+PRAGMAS = ("# type:", "# noqa", "# fmt:")
+"""Comments for tools, which have to stand behind the code that they are about."""
+
+
+def trailing_comments(file: Path) -> list[str]:
+    """Line number and text of each comment that stands behind code, pragmas left out."""
+    with file.open("rb") as stream:
+        comments = [token for token in tokenize.tokenize(stream.readline) if token.type == tokenize.COMMENT]
+    return [
+        f"{token.start[0]}: {token.string}"
+        for token in comments
+        if token.line[: token.start[1]].strip() and not token.string.startswith(PRAGMAS)
+    ]
+
+
+def test_comments_stand_above_what_they_explain() -> None:
+    # The encoder still has comments behind code.
+    files = [file for file in SOURCE.rglob("*.py") if SOURCE / "encoder" not in file.parents]
+    assert len(files) > 50
+    found = {str(file.relative_to(SOURCE)): trailing_comments(file) for file in files}
+    assert {name: comments for name, comments in found.items() if comments} == {}
+
+
+def test_the_measure_of_trailing_comments(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("# above\na = 1  # why\nb = 'x # y'  # noqa: E501\n    # alone\nc = (\n    2,  # two\n)\n")
+    assert trailing_comments(file) == ["2: # why", "6: # two"]

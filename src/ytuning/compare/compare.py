@@ -55,7 +55,7 @@ class Comparison:
     Attributes:
         work: what was compared on.
         methods: names of the compared methods, in the order of the request.
-        seeds: number of seeds for each method.
+        seeds: the seeds of each method.
         runs: the finished runs.
         skipped: why a method has fewer runs than seeds.
         interrupted: whether Ctrl-C ended it early.
@@ -128,8 +128,8 @@ def _compare(
                 told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
                 try:
                     run = _fresh(start, name, work, seed, out / STORE, told)
-                # The other methods do not depend on this one, so any error leaves out this method only.
                 except Exception as error:
+                    # The other methods do not depend on this one, so any error leaves out this method only.
                     skipped[name] = _reason(error)
                     progress.say(f"{name} is left out: {skipped[name]}")
                     continue
@@ -214,8 +214,8 @@ def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path
     os.dup2(2, 1)
     try:
         run = run_method(name, work, seed, store, _Sent(connection))
-    # The waiting process reports the error.
     except Exception as error:
+        # The waiting process reports the error.
         connection.send(("failed", _reason(error)))
     else:
         connection.send(("done", run))

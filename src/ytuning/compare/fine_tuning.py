@@ -48,7 +48,7 @@ LORA_RATES = (1e-3, 3e-4, 3e-3)
 """Learning rates worth a search; the first is taken without one."""
 # This is the usual factor in PEFT.
 LORA_ALPHA = 16
-# SetFit makes 20 pairs of each kind for a row, as published. The total is limited, or training would take days.
+# SetFit makes this many pairs of each kind for a row, as published, up to a total; else training would take days.
 SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000
 SETFIT_BATCH_SIZE = 32
 # Probabilities of SetFit are clipped to this minimum, because a logit is their logarithm.
@@ -108,7 +108,7 @@ class TunedEncoder:
     Attributes:
         model: a sequence classification model of transformers (for LoRA in PEFT's wrapper), in evaluation mode.
         encoder: the encoder that gives the tokenizer, arithmetic and device.
-        parameters: numbers that were trained.
+        parameters: number of trained parameters.
         planned_steps: number of steps in all epochs.
         step_seconds: seconds of each step that was taken.
         validation_seconds: seconds of each validation.
@@ -382,7 +382,7 @@ class SetFitResult:
 
     Attributes:
         model: SetFit's own.
-        parameters: numbers that were trained.
+        parameters: number of trained parameters.
         planned_steps: number of steps in the one epoch over the pairs.
         step_ends: when each step that was taken ended, in seconds of ``time.perf_counter``.
     """
@@ -436,7 +436,7 @@ def setfit(
         encoder: gives the weights to start from and the device; not changed.
         texts: texts of the training rows.
         targets: (rows,) label ids.
-        pairs: number of pairs for each row with the same label, and as many with different labels.
+        pairs: number of pairs with the same label for each row, and as many with different labels.
         most_steps: end after so many steps, to measure what one takes.
         seed: seed of the pairs and their order.
 

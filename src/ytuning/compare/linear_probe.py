@@ -55,7 +55,7 @@ class Probe:
         weights: (F, K) float64, of the features as they are. K = C; of regression tasks 1.
         bias: (K,) float64.
         target: kind of the task.
-        parameters: numbers that were fitted.
+        parameters: number of fitted parameters.
         strength: scikit-learn's ``C``, or ``1 / alpha`` of ridge regression, which is the same.
         validation_logits: (validation rows, C) float32 of that strength, fitted on train rows only.
         validation_score: mean of the kind's `row_scores` on the validation rows; accuracy for a single-label task.

@@ -43,7 +43,7 @@ from ytuning.training.recipes import preset
 
 __all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
 
-# Methods that train the encoder take these epochs, or more to reach the least steps, because few rows need more passes.
+# Methods that train the encoder take this many epochs, or more to reach this many steps, as few rows need more passes.
 EPOCHS, FEWEST_STEPS = 5, 300
 # Such a training stops early after this share of its epochs without a better validation.
 PATIENCE = 0.4
@@ -114,7 +114,7 @@ class Run:
         seconds: time from the rows to the trained model.
         seconds_with_stored_features: the same for a further task on the same texts; ``None``: the method reads no
             stored features.
-        parameters: numbers that were trained.
+        parameters: number of trained parameters.
         peak_bytes: peak memory of the process, Python and packages included.
         rows: numbers of rows of ``train``, ``validation`` and ``judged``.
         encoder: name, fingerprint and parameters.

@@ -397,7 +397,7 @@ def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
 def _flags(column: Column) -> list[bool]:
     flags: list[bool] = []
     for row, cell in enumerate(column.cells, 1):
-        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are told alike.
+        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are read alike.
         flag = FLAGS.get(str(cell).strip().lower())
         if flag is None:
             problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "

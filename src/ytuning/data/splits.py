@@ -28,7 +28,7 @@ __all__ = [
     "task_rows",
 ]
 
-# Maximum number of validation rows; more would take training rows away and hardly measure better.
+# Maximum number of rows that are held out of a large training set; more would hardly measure better.
 MOST_HELD_OUT = 2000
 
 

@@ -200,7 +200,7 @@ def learning_figures(target: TaskKind, history: Sequence[Validation], chosen: in
         chosen: position in ``history`` of the chosen validation.
     """
     name, sign = target.score_name, target.score_sign
-    # Some tasks have a loss much like their score, but in another unit, so both are shown.
+    # In some tasks the loss is the same measure as the score in another unit, so both are shown.
     return [
         _curve(
             f"Validation {name}", name, [(entry.step, sign * entry.score, entry.error) for entry in history], chosen

@@ -36,7 +36,7 @@ EXEMPLARS = 2000
 FEWEST_OF_A_LABEL = 5
 # Maximum number of an added label's examples that are kept.
 KEPT_EXAMPLES = 200
-# Maximum number of L-BFGS steps, which converges in fewer.
+# Maximum number of steps of L-BFGS, which converges in fewer.
 STEPS = 60
 # Weight decay that pulls the new row towards the direction of its examples.
 DECAY = 1e-3

@@ -100,7 +100,7 @@ class Task:
 
     @property
     def kind(self) -> Kind:
-        """The kind of task by name."""
+        """The name of the task's kind."""
         return self.target.kind
 
     @property

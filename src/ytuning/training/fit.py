@@ -26,7 +26,7 @@ __all__ = ["FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "
 
 # Share of a GPU's free memory that features may take; the rest is for the training.
 RESIDENT_SHARE = 0.5
-# One loss is clearly lower by this number of standard errors. With one, it often is lower by chance.
+# A loss is clearly lower if it is lower by this many standard errors. A difference of one often arises by chance.
 CLEARLY = 2.0
 # With fewer rows than this, the standard error says little.
 FEWEST_ROWS = 20

@@ -68,8 +68,8 @@ class TrainingConfig:
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
         label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or
-            with several labels a row the root of that, at least 1; or each label's weight by id. Weights are scaled to
-            a mean of 1 over the training rows.
+            with several labels a row the root of that, at least 1; or each label's weight by id, scaled to a mean of 1
+            over the training rows.
     """
 
     loss: str = "cross_entropy"
