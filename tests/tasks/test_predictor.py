@@ -231,11 +231,7 @@ def test_pairs(tasks: Path) -> None:
     ("name", "wrong", "message"),
     [
         ("toy", ("a", "b"), r"^input 2: the task 'toy' was trained on single texts, not pairs$"),
-        (
-            "pairs",
-            ("a", None),
-            r"^input 2: the task 'pairs' was trained on pairs of texts \(give a column text_pair\)$",
-        ),
+        ("pairs", ("a", None), r"^input 2: the task 'pairs' was trained on pairs of texts: give a second text$"),
     ],
 )
 def test_pairs_and_single_texts_do_not_mix(name: str, wrong: tuple[str, str | None], message: str, tasks: Path) -> None:

@@ -189,7 +189,7 @@ def test_pairs(toy: Dataset, encoder: Encoder) -> None:
     trained = train(pairs, encoder)
     assert trained.task.pair_mode
     assert evaluate_task(trained.task, pairs, encoder, FeatureStore()).report.rows == 120
-    with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text column"):
+    with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text"):
         evaluate_task(trained.task, toy, encoder, FeatureStore())
 
 
