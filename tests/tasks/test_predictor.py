@@ -230,7 +230,11 @@ def test_pairs(tasks: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("toy", ("a", "b"), r"^input 2: the task 'toy' was trained on single texts, not pairs$"),
+        (
+            "toy",
+            ("a", "b"),
+            r"^input 2: the task 'toy' was trained on single texts, not pairs: leave out the second text$",
+        ),
         ("pairs", ("a", None), r"^input 2: the task 'pairs' was trained on pairs of texts: give a second text$"),
     ],
 )

@@ -114,7 +114,7 @@ class Task:
         """Why the task cannot read pairs of texts, or single ones; None: it can."""
         if pairs == (self.pair_mode is not None):
             return None
-        wanted = "single texts, not pairs" if pairs else "pairs of texts: give a second text"
+        wanted = "single texts, not pairs: leave out the second text" if pairs else "pairs of texts: give a second text"
         return f"the task {self.name!r} was trained on {wanted}"
 
     @property
