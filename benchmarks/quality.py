@@ -31,8 +31,8 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import stored_inputs
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pairs import PAIR_MODES
 from ytuning.progress import Progress
+from ytuning.tasks.choices import pair_modes
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import fit_calibration
 
@@ -169,7 +169,7 @@ def logistic(
     train, validation, test = parts
     rows = task_rows(train, validation, test, seed=0)
     found = []
-    for mode in (None,) if train.text_pairs is None else PAIR_MODES:
+    for mode in pair_modes("auto", has_pairs=train.has_pairs):
         pooled = mean_pooled(stored_inputs(rows.inputs, encoder, store, Progress(), states=states, pair_mode=mode)[0])
         probe = tuned_probe(
             rows.target,

@@ -218,7 +218,7 @@ def test_pairs(kind: Callable[[Any], Any], make: Callable[..., YTuningClassifier
     model = make().fit(kind(pairs) if kind is not pd.DataFrame else pairs, labels)
     assert model.task_.pair_mode
     assert model.predict(pairs[:4]).shape == (4,)
-    with pytest.raises(DataError, match="this estimator was fitted on pairs of texts"):
+    with pytest.raises(DataError, match="the task 'task' was trained on pairs of texts"):
         model.predict(texts[:2])
 
 
@@ -400,7 +400,7 @@ def test_wrong_rows(x: Any, y: Any, message: str, make: Callable[..., YTuningCla
 
 
 def test_wrong_rows_to_predict(fitted: YTuningClassifier) -> None:
-    with pytest.raises(DataError, match="this estimator was fitted on single texts"):
+    with pytest.raises(DataError, match="the task 'task' was trained on single texts"):
         fitted.predict([("a", "b")])
     with pytest.raises(DataError, match="row 2, column 'text': the text is missing"):
         fitted.predict(["a", None])
@@ -471,5 +471,5 @@ def test_numbers_that_are_none(tiny_encoder: Path) -> None:
         model.fit(["a", "b"], [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="is not a finite number"):
         model.fit(["a", "b"], [1.0, float("inf")])
-    with pytest.raises(InputError, match="this estimator was fitted on single texts"):
+    with pytest.raises(InputError, match="the task 'task' was trained on single texts"):
         model.fit([f"card {word}" for word in ["a", "the", "my", "your"]], [1, 2, 1.5, 3]).predict([("a", "b")])

@@ -78,9 +78,6 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     def _logits(self, X: Any) -> np.ndarray:  # noqa: N803  # scikit-learn's names
         check_is_fitted(self, "task_")
         data = from_lists(X)
-        if (data.text_pairs is not None) != bool(self.task_.pair_mode):
-            wanted = "pairs of texts" if self.task_.pair_mode else "single texts"
-            raise DataError(f"this estimator was fitted on {wanted}", source=data.source)
         features, _ = task_features(self.task_, data, self._encoder, FeatureStore(self.cache))
         _warn_cut(int(features.truncated_rows.sum()))
         return logits_of(self.task_.head, features)

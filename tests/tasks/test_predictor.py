@@ -230,12 +230,12 @@ def test_pairs(tasks: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("toy", ("a", "b"), r"^input 2: the task 'toy' was trained on single texts, not pairs$"),
         (
-            "pairs",
-            ("a", None),
-            r"^input 2: the task 'pairs' was trained on pairs of texts \(give a column text_pair\)$",
+            "toy",
+            ("a", "b"),
+            r"^input 2: the task 'toy' was trained on single texts, not pairs: leave out the second text$",
         ),
+        ("pairs", ("a", None), r"^input 2: the task 'pairs' was trained on pairs of texts: give a second text$"),
     ],
 )
 def test_pairs_and_single_texts_do_not_mix(name: str, wrong: tuple[str, str | None], message: str, tasks: Path) -> None:

@@ -375,9 +375,18 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no temperature": (edit(calibration={"temperature": 0, "smoothing": 0, "abstain_below": None}), "temperature"),
     "unknown head": (edit_head(form="linear"), "task.json: the head's form must be one of"),
     "unknown head field": (edit_head(depth=3), "task.json: the head's field 'depth' is unknown"),
-    "no attention heads": (edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}), "task.json: heads must be"),
-    "negative head width": (edit_head(width=-3), "task.json: width must be a whole number of at least 1. Got -3 instead."),
-    "head width as text": (edit_head(width="6"), "task.json: width must be a whole number of at least 1. Got '6' instead."),
+    "no attention heads": (
+        edit(head={**config_to_json(CrossAttentionConfig()), "heads": 0}),
+        "task.json: heads must be",
+    ),
+    "negative head width": (
+        edit_head(width=-3),
+        "task.json: width must be a whole number of at least 1. Got -3 instead.",
+    ),
+    "head width as text": (
+        edit_head(width="6"),
+        "task.json: width must be a whole number of at least 1. Got '6' instead.",
+    ),
     "other head width": (edit_head(width=7), "head.safetensors belongs to another task"),
     "no weights": (lambda folder: (folder / "head.safetensors").unlink(), "lacks head.safetensors"),
     "cut weights": (cut_weights, DAMAGED),

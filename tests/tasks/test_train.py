@@ -189,7 +189,7 @@ def test_pairs(toy: Dataset, encoder: Encoder) -> None:
     trained = train(pairs, encoder)
     assert trained.task.pair_mode
     assert evaluate_task(trained.task, pairs, encoder, FeatureStore()).report.rows == 120
-    with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text column"):
+    with pytest.raises(DataError, match=r"the task 'task' was trained on pairs of texts: give a second text"):
         evaluate_task(trained.task, toy, encoder, FeatureStore())
 
 
@@ -238,7 +238,7 @@ def test_unknown_label_in_evaluation(toy: Dataset, encoder: Encoder) -> None:
     task = train(toy, encoder).task
     with pytest.raises(DataError, match=r"row 1, column 'label': the label 'x' does not occur in the training set"):
         evaluate_task(task, from_lists(["a card"], ["x"]), encoder, FeatureStore())
-    with pytest.raises(DataError, match="single texts: give rows without a second text"):
+    with pytest.raises(DataError, match="single texts, not pairs: leave out the second text"):
         evaluate_task(task, from_lists(["a card"], ["card"], ["b"]), encoder, FeatureStore())
 
 

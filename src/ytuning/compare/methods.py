@@ -33,9 +33,10 @@ from ytuning.errors import InputError, must_be_one_of
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features, stored_inputs
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pairs import PAIR_MODES, PairMode
+from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 from ytuning.system.machine import peak_bytes, require
+from ytuning.tasks.choices import pair_modes
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
@@ -83,6 +84,11 @@ class Work:
     def targets(self) -> np.ndarray:
         """The targets of the same rows as ``inputs``."""
         return np.concatenate([self.target.encode(labels_of(part)) for part in (self.train, self.validation) if part])
+
+    @property
+    def pair_modes(self) -> Sequence[PairMode | None]:
+        """Ways of reading pairs that a method may choose from; ``None`` of single texts."""
+        return pair_modes("auto", has_pairs=self.train.has_pairs)
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of rows to train on and of rows that choose; a seed's are the same for every method."""
@@ -249,10 +255,10 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     """Tuned logistic or ridge regression; of pairs that are read in both ways, validation chooses."""
     start = time.perf_counter()
     encoder, features = load_encoder(work.encoder), FeatureStore(store)
-    states = encoder.resolve_states(None, pairs=work.train.text_pairs is not None)
+    states = encoder.resolve_states(None, pairs=work.train.has_pairs)
     inputs, targets, split = work.inputs, work.targets, work.split(seed)
     encode, probes = 0.0, []
-    for mode in _modes(work):
+    for mode in work.pair_modes:
         begun = time.perf_counter()
         encoded = _encoded(inputs, encoder, features, progress, states, mode)
         encode += time.perf_counter() - begun
@@ -269,10 +275,6 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     return _Outcome(encoder, logits, calibration, seconds, probe.parameters, seconds - encode + reading, details)
 
 
-def _modes(work: Work) -> Sequence[PairMode | None]:
-    return [None] if work.train.text_pairs is None else PAIR_MODES
-
-
 def _encoded(
     inputs: Sequence[TextInput],
     encoder: Encoder,
@@ -287,7 +289,7 @@ def _encoded(
 def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: States) -> float:
     """Return the seconds that reading stored features takes in place of the encoder pass."""
     start = time.perf_counter()
-    for mode in _modes(work):
+    for mode in work.pair_modes:
         _encoded(work.inputs, encoder, store, Progress(), states, mode)
     return time.perf_counter() - start
 
@@ -336,8 +338,8 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
 
     It has no validation rows, so its logits are not calibrated.
     """
-    if not work.target.is_nominal or work.train.text_pairs is not None:
-        kind = "pairs" if work.train.text_pairs is not None else f"kind {work.target.kind!r}"
+    if not work.target.is_nominal or work.train.has_pairs:
+        kind = "pairs" if work.train.has_pairs else f"kind {work.target.kind!r}"
         raise InputError(f"SetFit takes single texts with one label each, and these rows are of {kind}. Leave it out")
     # Importing takes seconds, which are not to be timed.
     load_setfit()

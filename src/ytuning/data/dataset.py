@@ -118,6 +118,11 @@ class Dataset:
         return list(zip(self.texts, pairs, strict=True))
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether each row is a pair of texts."""
+        return self.text_pairs is not None
+
+    @property
     def names(self) -> list[str]:
         """The labels of rows that have one name each.
 
@@ -218,20 +223,7 @@ def read_dataset(
     if kind not in (kinds := ("auto", *KINDS)):
         raise InputError(must_be_one_of("kind", kind, kinds))
     table = read_table(source)
-    names: dict[Role, list[str] | None] = {
-        "text": None if text is None else [text],
-        "text_pair": None if text_pair is None else [text_pair],
-        "label": _label_columns(table, label) if labelled else None,
-    }
-    chosen = _choose_columns(table, names, labelled=labelled)
-    single = {role: columns[0] for role, columns in chosen.items()}
-    several = label is not None and labelled and single["label"] != label
-    columns = Columns(
-        single["text"],
-        single.get("text_pair"),
-        tuple(chosen["label"]) if several else single.get("label"),
-        None if group is None else _existing(table, "group", group),
-    )
+    columns = _columns_of(table, text, text_pair, label, group, labelled=labelled)
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
@@ -296,6 +288,32 @@ def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[obje
 
 
 # --- which columns --------------------------------------------------------------------------------------------------
+
+
+def _columns_of(
+    table: Table,
+    text: str | None,
+    text_pair: str | None,
+    label: str | Sequence[str] | None,
+    group: str | None,
+    *,
+    labelled: bool,
+) -> Columns:
+    """The columns to read, named or inferred; arguments as :func:`read_dataset` takes them."""
+    names: dict[Role, list[str] | None] = {
+        "text": None if text is None else [text],
+        "text_pair": None if text_pair is None else [text_pair],
+        "label": _label_columns(table, label) if labelled else None,
+    }
+    chosen = _choose_columns(table, names, labelled=labelled)
+    single = {role: columns[0] for role, columns in chosen.items()}
+    several = label is not None and labelled and single["label"] != label
+    return Columns(
+        single["text"],
+        single.get("text_pair"),
+        tuple(chosen["label"]) if several else single.get("label"),
+        None if group is None else _existing(table, "group", group),
+    )
 
 
 def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labelled: bool) -> dict[Role, list[str]]:

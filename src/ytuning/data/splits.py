@@ -377,8 +377,8 @@ def target_of(
 
 
 def _check_same_form(train: Dataset, other: Dataset) -> None:
-    if (train.text_pairs is None) != (other.text_pairs is None):
-        paired, single = (train, other) if train.text_pairs is not None else (other, train)
+    if train.has_pairs != other.has_pairs:
+        paired, single = (train, other) if train.has_pairs else (other, train)
         raise DataError(
             f"the rows are single texts, but those of {paired.source} are pairs. Use the same columns for both.",
             source=single.source,

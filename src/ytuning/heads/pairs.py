@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["PAIR_MODES", "PairChoice", "PairMode"]
+__all__ = ["INPUT_WORDS", "PAIR_MODES", "PairChoice", "PairMode"]
 
 PairMode = Literal["joint", "separate"]
 """``"joint"``: both texts are one input. ``"separate"``: each text is one input, so that a text which many pairs share
@@ -12,3 +12,9 @@ is encoded once. A batch of B separate pairs is (2 * B, T, L, D): all first text
 PairChoice = Literal["auto", "joint", "separate"]
 """What a user may ask for: ``"auto"`` tries both."""
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
+INPUT_WORDS: dict[PairMode | None, str] = {
+    None: "one text",
+    "joint": "a pair of texts, read as one",
+    "separate": "a pair of texts, each",
+}
+"""What a task reads; the words go on with ", cut at N tokens"."""

@@ -28,7 +28,6 @@ __all__ = ["plot_search", "render", "render_report"]
 # The table and the confusion matrix show this number of labels; more are folded away or left out.
 SHOWN_LABELS = 30
 SHOWN_MISTAKES = 20
-PAIR_FACTS = {"joint": "both texts are encoded together", "separate": "each text is encoded alone"}
 
 # Characters that HTML forbids or reads as something else, each as one that can be seen.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
@@ -135,7 +134,7 @@ def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
     if task.calibration.abstain_below is not None:
         facts["no answer below"] = f"a probability of {task.calibration.abstain_below:.4f}"
     if task.pair_mode:
-        facts["pairs"] = PAIR_FACTS[task.pair_mode]
+        facts["input"] = task.input_words
     if rows := training.get("rows"):
         facts["rows trained on"] = f"{rows['train']:,}" + (", then on all rows" if training.get("refitted") else "")
     if steps := training.get("steps"):

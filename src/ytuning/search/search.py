@@ -39,7 +39,7 @@ from ytuning.system.machine import require, versions
 from ytuning.tasks.choices import pair_modes, rank_layers
 from ytuning.tasks.task import holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
-from ytuning.training.calibration import calibrated_logits
+from ytuning.training.calibration import calibrated_losses
 from ytuning.training.fit import FitResult, HeadJob, fit_heads
 from ytuning.training.recipes import PRESETS, Recipe, default_label_texts, preset, recipe_to_json
 
@@ -129,7 +129,7 @@ def search(
     require("optuna", "search")
     bases = {name: preset(name) for name in options.presets}
     rows = _checked_rows(train, validation, test, options, bases)
-    modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
+    modes = pair_modes(options.pairs, has_pairs=train.has_pairs)
     log = Log(folder, _description(train, validation, encoder, options, bases))
     with watch.stage("encode"):
         if not log.layers:
@@ -140,8 +140,7 @@ def search(
             mode: stored_inputs(rows.inputs, encoder, store, progress, states=states, pair_mode=mode)[0]
             for mode in modes
         }
-    identity = encoder.identity
-    space = Space(bases, log.layers, modes, rows.target, identity.width, identity.parameters)
+    space = Space(bases, log.layers, modes, rows.target, encoder.identity.width, encoder.identity.parameters)
     with watch.stage("search"):
         runner = _TrialRunner(space, features, states, rows, options.seed, encoder.device, progress)
         interrupted = _run_trials(runner, log, options)
@@ -180,7 +179,7 @@ def _checked_rows(
         # Mistakes in the test rows should not wait for the end.
         task_rows(train, validation, test, seed=options.seed, order=options.label_order)
     for recipe in bases.values():
-        if texts := default_label_texts(recipe.head, rows.target, pairs=train.text_pairs is not None):
+        if texts := default_label_texts(recipe.head, rows.target, pairs=train.has_pairs):
             return rows.with_label_texts(describe_labels(texts, rows.target))
     return rows
 
@@ -199,7 +198,7 @@ def _description(
         "rows": _digest(train, validation),
         "encoder": encoder.identity.fingerprint,
         "presets": {name: recipe_to_json(recipe) for name, recipe in bases.items()},
-        "pairs": list(pair_modes(options.pairs, has_pairs=train.text_pairs is not None)),
+        "pairs": list(pair_modes(options.pairs, has_pairs=train.has_pairs)),
         "order": None if order is None else list(order),
         "seed": options.seed,
     }
@@ -329,8 +328,7 @@ class _TrialRunner:
         """The mean loss of the validation rows after calibration."""
         target, truth = self.rows.target, self.rows.truth[self.rows.validation]
         smoothing = recipe.training.smoothing_of(target)
-        logits = torch.from_numpy(calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing))
-        return float(target.row_losses(logits, torch.from_numpy(truth)).mean())
+        return float(calibrated_losses(target, fit.validation_logits, truth, smoothing=smoothing).mean())
 
 
 def _run_trials(runner: _TrialRunner, log: Log, options: SearchOptions) -> bool:

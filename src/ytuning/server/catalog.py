@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ytuning.errors import InputError, TaskFolderError, YTuningError
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
-from ytuning.tasks.task import HEAD_FILE, TASK_FILE, Task, load_task
+from ytuning.tasks.task import HEAD_FILE, TASK_FILE, Task, check_names, load_task
 
 __all__ = ["Catalog", "Changes", "Served"]
 
@@ -81,11 +81,7 @@ class Catalog:
                 raise InputError(
                     f"there is no task folder in {where}. Make one with: ytuning train DATA --out TASK_DIR"
                 )
-            names = [task.name for _, _, task in tasks]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise InputError(
-                    f"two task folders are named {twice[0]!r}; a request could not tell them apart. Rename one"
-                )
+            check_names([task for _, _, task in tasks])
             encoders = share_encoders([task for _, _, task in tasks], encoder=self._encoder)
             self.tasks = {
                 task.name: Served(task, shared, folder, stamp)

@@ -166,10 +166,8 @@ class Service:
                     message = f"input {number} contains an invalid Unicode character (an unpaired surrogate)."
                     raise Refused(422, "validation", message) from None
             for served in tasks:
-                if bool(served.task.pair_mode) != (content[1] is not None):
-                    form = "a pair of texts" if served.task.pair_mode else "a single text"
-                    message = f"input {number} must be {form} for the task {served.task.name!r}."
-                    raise Refused(422, "validation", message)
+                if problem := served.task.form_problem(pairs=content[1] is not None):
+                    raise Refused(422, "validation", f"input {number}: {problem}.")
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -195,7 +195,7 @@ def rank_layers(
         EncoderError, InputError: as loading and training.
     """
     single = isinstance(recipe.head, CrossAttentionConfig)
-    default = encoder.resolve_states(recipe.layers, pairs=train.text_pairs is not None)
+    default = encoder.resolve_states(recipe.layers, pairs=train.has_pairs)
     sets = layer_sets(encoder.depth, default, single=single)
     states = tuple(sorted({layer for layers in sets for layer in layers}))
     sample = sample_rows(train, seed, encoder, len(states))

@@ -62,12 +62,7 @@ def task_features(
         DataError: the rows are single texts and the task is for pairs, or the other way round.
         StoreError: the feature store cannot be read or written.
     """
-    if bool(task.pair_mode) != (dataset.text_pairs is not None):
-        wanted = (
-            "pairs of texts: give a second text column"
-            if task.pair_mode
-            else "single texts: give rows without a second text"
-        )
-        raise DataError(f"the task {task.name!r} was trained on {wanted}", source=dataset.source)
+    if problem := task.form_problem(pairs=dataset.has_pairs):
+        raise DataError(problem, source=dataset.source)
     inputs, progress, mode = dataset.inputs, progress or Progress(), task.pair_mode
     return stored_inputs(inputs, encoder, store, progress, states=task.states, pair_mode=mode, codec=task.codec)

@@ -16,7 +16,7 @@ from ytuning.data.labels import Kind
 from ytuning.errors import InputError
 from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
-from ytuning.tasks.task import Task, load_task
+from ytuning.tasks.task import Task, check_names, load_task
 
 __all__ = ["Answer", "Prediction", "Predictor", "answers_of"]
 
@@ -83,10 +83,7 @@ class Predictor:
         if not folders:
             raise InputError("a predictor needs at least one task folder. Got none instead.")
         self.tasks = [load_task(folder) for folder in folders]
-        names = [task.name for task in self.tasks]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"two task folders are named {twice!r}; predictions could not be told apart. Rename one")
+        check_names(self.tasks)
         self._encoders = share_encoders(self.tasks, encoder=encoder, device=device)
 
     def predict(self, inputs: Iterable[TextInput]) -> Iterator[Prediction]:
@@ -125,9 +122,8 @@ class Predictor:
     def _check_form(self, window: list[TextInput], position: int) -> None:
         for row, (_, pair) in enumerate(window, position + 1):
             for task in self.tasks:
-                if bool(task.pair_mode) != (pair is not None):
-                    wanted = "pairs of texts (give a column text_pair)" if task.pair_mode else "single texts, not pairs"
-                    raise InputError(f"input {row}: the task {task.name!r} was trained on {wanted}")
+                if problem := task.form_problem(pairs=pair is not None):
+                    raise InputError(f"input {row}: {problem}")
 
 
 def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:

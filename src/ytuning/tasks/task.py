@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
 from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
-from ytuning.heads.pairs import PAIR_MODES, PairMode
+from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all
 from ytuning.training.calibration import Calibration
@@ -36,6 +38,7 @@ __all__ = [
     "Exemplars",
     "Task",
     "check_encoder",
+    "check_names",
     "check_target",
     "holds_finished_task",
     "load_task",
@@ -102,6 +105,18 @@ class Task:
     def kind(self) -> Kind:
         """The name of the task's kind."""
         return self.target.kind
+
+    @property
+    def input_words(self) -> str:
+        """What the task reads, as people are told."""
+        return f"{INPUT_WORDS[self.pair_mode]}, cut at {self.encoder.max_length} tokens"
+
+    def form_problem(self, *, pairs: bool) -> str | None:
+        """Why the task cannot read pairs of texts, or single ones; None: it can."""
+        if pairs == (self.pair_mode is not None):
+            return None
+        wanted = "single texts, not pairs: leave out the second text" if pairs else "pairs of texts: give a second text"
+        return f"the task {self.name!r} was trained on {wanted}"
 
     @property
     def head_parameters(self) -> int:
@@ -303,6 +318,17 @@ def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
     )
 
 
+def check_names(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that share a name.
+
+    Raises:
+        InputError: two do.
+    """
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"two task folders are named {name!r}; their answers could not be told apart. Rename one")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / TASK_FILE
     if not os.path.isdir(path):
@@ -431,9 +457,6 @@ def _card(task: Task) -> str:
         for name, value in values.items()
     )
     share = task.head_parameters / task.encoder.parameters
-    inputs = {None: "one text", "joint": "a pair of texts, read as one", "separate": "a pair of texts, each"}[
-        task.pair_mode
-    ]
     interrupted = (
         " Its training was interrupted: this is the best head up to then, and a whole training may give a better one."
         if task.training.get("interrupted")
@@ -449,7 +472,7 @@ base_model: {task.encoder.name}
 
 A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder's) on the frozen encoder
 `{task.encoder.name}`, trained with ytuning.{interrupted}
-Input: {inputs}, cut at {task.encoder.max_length} tokens.
+Input: {task.input_words}.
 
 {task.target.answer_sentence}
 

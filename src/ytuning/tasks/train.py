@@ -28,7 +28,7 @@ from ytuning.progress import Progress
 from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
 from ytuning.tasks.task import Exemplars, Task
-from ytuning.training.calibration import Calibration, calibrated_logits, check_abstain_at, fit_calibration
+from ytuning.training.calibration import Calibration, calibrated_losses, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
@@ -161,11 +161,11 @@ def train_task(
         StoreError: the feature store cannot be used.
     """
     options, progress = options or TrainOptions(), progress or Progress()
-    states = encoder.resolve_states(recipe.layers, pairs=train.text_pairs is not None)
+    states = encoder.resolve_states(recipe.layers, pairs=train.has_pairs)
     context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress)
     _check_options(context)
     rows = _split(context)
-    modes = pair_modes(options.pairs, has_pairs=train.text_pairs is not None)
+    modes = pair_modes(options.pairs, has_pairs=train.has_pairs)
     context, sampled = _resolve_auto(context, rows, modes)
     runs, complete = _run_pair_modes(context, rows, modes)
     run = _choose_pair_mode(context, rows, runs)
@@ -192,11 +192,6 @@ class TrainContext:
     progress: Progress
     watch: Stopwatch = field(default_factory=Stopwatch)
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether the rows are pairs of texts."""
-        return self.train.text_pairs is not None
-
 
 # --- split and choose -----------------------------------------------------------------------------------------------
 
@@ -221,7 +216,7 @@ def _split(context: TrainContext) -> TaskRows:
     options = context.options
     rows = task_rows(context.train, context.validation, context.test, seed=options.seed, order=options.label_order)
     check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
-    if options.pairs != "auto" and not context.has_pairs:
+    if options.pairs != "auto" and not context.train.has_pairs:
         raise InputError(
             f"pairs is for two texts a row, and these are single texts. Got {options.pairs!r}. Leave it out"
         )
@@ -229,13 +224,13 @@ def _split(context: TrainContext) -> TaskRows:
         rows.target.check_option("label_weights")
     label_texts = options.label_texts
     if label_texts is None:
-        label_texts = default_label_texts(context.recipe.head, rows.target, pairs=context.has_pairs)
-        may_help = label_texts is None and not context.has_pairs and meaningful_names(rows.target)
+        label_texts = default_label_texts(context.recipe.head, rows.target, pairs=context.train.has_pairs)
+        may_help = label_texts is None and not context.train.has_pairs and meaningful_names(rows.target)
         if may_help and rows.median_of_labels <= FEW_ROWS:
             context.progress.say(
                 "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
             )
-    return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=context.has_pairs))
+    return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=context.train.has_pairs))
 
 
 def _resolve_auto(context: TrainContext, rows: TaskRows, modes: Sequence[PairMode | None]) -> tuple[TrainContext, int]:
@@ -349,10 +344,7 @@ def _calibrated_losses(context: TrainContext, rows: TaskRows, fits: Sequence[Fit
     """
     target, truth = rows.target, rows.truth[rows.validation]
     smoothing = context.recipe.training.smoothing_of(target)
-    losses = []
-    for fit in fits:
-        logits = calibrated_logits(target, fit.validation_logits, truth, smoothing=smoothing)
-        losses.append(target.row_losses(torch.from_numpy(logits), torch.from_numpy(truth)))
+    losses = [calibrated_losses(target, fit.validation_logits, truth, smoothing=smoothing) for fit in fits]
     return torch.stack(losses).mean(0)
 
 

@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import scipy.special
+import torch
 
 from ytuning.data.kinds import Answers, TaskKind
 from ytuning.data.kinds.single import ANSWERED_ROWS
 from ytuning.data.labels import shown
 from ytuning.errors import InputError
 
-__all__ = ["Calibration", "calibrated_logits", "check_abstain_at", "fit_calibration", "undo_label_smoothing"]
+__all__ = [
+    "Calibration",
+    "calibrated_logits",
+    "calibrated_losses",
+    "check_abstain_at",
+    "fit_calibration",
+    "undo_label_smoothing",
+]
 
 # Lowest and highest temperature that is tried. Rows that are all right would ask for 0.
 TEMPERATURES = (0.2, 20.0)
@@ -154,6 +162,14 @@ def calibrated_logits(target: TaskKind, logits: np.ndarray, truth: np.ndarray, *
     To compare heads by their loss: one that is too sure of itself may still know more.
     """
     return fit_calibration(target, logits, truth, smoothing=smoothing).scale(logits).astype(np.float32)
+
+
+def calibrated_losses(
+    target: TaskKind, logits: np.ndarray, truth: np.ndarray, *, smoothing: float = 0.0
+) -> torch.Tensor:
+    """(rows,) float64: each row's loss with the :func:`calibrated_logits`."""
+    calibrated = torch.from_numpy(calibrated_logits(target, logits, truth, smoothing=smoothing))
+    return target.row_losses(calibrated, torch.from_numpy(truth))
 
 
 def undo_label_smoothing(logits: np.ndarray, smoothing: float) -> np.ndarray:

@@ -137,7 +137,7 @@ class MultiLabel(TaskKind):
 
     def are_right(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Those of which each decision is right."""
-        right: np.ndarray = (values[:, : self.outputs] == truth).all(1)
+        right: np.ndarray = (values[:, : truth.shape[1]] == truth).all(1)
         return right
 
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:
