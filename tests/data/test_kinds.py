@@ -137,3 +137,46 @@ def test_json_and_back(target: TaskKind) -> None:
 def test_other_json_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises((InputError, KeyError, ValueError)):
         kind_from_json(content)
+
+
+def test_a_label_more_comes_after_the_others_and_old_targets_stay_what_they_were() -> None:
+    for small, more in ((fit_kind("single", ["b", "a"]), ["z"]), (fit_kind("multi", [("b",), ("a",)]), [("z",)])):
+        grown = small.with_label("z")
+        old = small.encode_names(["b", "a", "b"])
+        targets = np.concatenate((grown.widen_targets(old), grown.encode(more)))
+        assert type(grown) is type(small) and grown.names == ("a", "b", "z")
+        assert targets.dtype == small.dtype and grown.are_targets(targets)
+        assert grown.count_labels(targets).tolist() == [1, 2, 1]
+        assert [grown.has_label(targets, label).tolist() for label in (1, 2)] == [
+            [True, False, True, False],
+            [False, False, False, True],
+        ]
+        # Answers of the grown task: the first is right, the second has the new label in place of its own.
+        answers = grown.decode(grown.encode_names(["b", "z", "b"]))
+        assert small.are_right(small.decode(old), answers).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([0, 2]),
+        np.array([-1, 0]),
+        np.array([[0, 1]]),
+        np.array([0.0, 1.0], np.float32),
+        np.array([[0.0, 0.5]], np.float32),
+        np.array([[0.0, 1.0, 1.0]], np.float32),
+        np.array([[0.0, 1.0]]),
+    ],
+)
+def test_arrays_that_are_no_targets(values: np.ndarray) -> None:
+    for target in (SingleLabel(LabelSet(("a", "b"))), MultiLabel(LabelSet(("a", "b"))), Regression(0, 1, bounded=True)):
+        assert not target.are_targets(values)
+
+
+def test_options_of_labels_are_refused_for_numbers() -> None:
+    for kind in (SingleLabel, Ordinal, MultiLabel):
+        kind.check_option("label_weights")
+    with pytest.raises(
+        InputError, match=r"^--label-weights is for tasks with labels, and these rows have numbers\. Le"
+    ):
+        Regression.check_option("label_weights")
