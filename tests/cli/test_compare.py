@@ -59,7 +59,7 @@ def test_quiet_says_only_what_must_be_known(run: Run, files: Path, tiny_encoder:
     options = ("compare", "train.csv", "--encoder", tiny_encoder, "--seeds", "1", "--methods", "ytuning, full")
     outcome = run(*options, "--out", "found", "--quiet", "--json")
     lines = [line for line in outcome.err.splitlines() if not line.endswith("something")]
-    assert len(lines) == 1 and lines[0].startswith("there is no test file (--test)")
+    assert len(lines) == 1 and lines[0].startswith("there is no test set (--test)")
     assert outcome.json["split"] == "validation"
 
 

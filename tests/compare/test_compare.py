@@ -243,7 +243,9 @@ def test_a_comparison_that_failed_leaves_the_folder_free(work: Work, tmp_path: P
 def test_without_test_rows_it_is_said(work: Work, tmp_path: Path) -> None:
     progress = Listening()
     compare(replace(work, test=None), ["ytuning"], tmp_path, seeds=1, progress=progress, start=Starts())
-    assert progress.said[0].startswith("there is no test file (--test): the figures are of the validation rows, which")
+    assert progress.said[0].startswith(
+        "there is no test set (--test), so the scores are from the validation set, which"
+    )
 
 
 def test_mistakes(work: Work, tmp_path: Path) -> None:
