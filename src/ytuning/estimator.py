@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.label_texts import LabelTexts
-from ytuning.data.labels import LabelSet, listed
+from ytuning.data.labels import LabelSet, list_names
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
@@ -311,7 +311,7 @@ def _names_of(classes: np.ndarray) -> list[str]:
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         alike = [str(label) for label in classes.tolist() if str(label).strip() == twice]
-        raise InputError(f"y holds labels that differ only in white space around them: {listed(alike)}. Strip them")
+        raise InputError(f"y holds labels that differ only in white space around them: {list_names(alike)}. Strip them")
     return names
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ytuning.data.labels import LabelSet, alike_but_for_case, did_you_mean, listed, shown
+from ytuning.data.labels import LabelSet, alike_but_for_case, did_you_mean, list_names, quote
 from ytuning.errors import InputError
 
 
@@ -80,16 +80,16 @@ def test_size_membership_and_readable_texts() -> None:
 
 
 def test_values_are_shown_short_and_on_one_line() -> None:
-    assert shown("a\nb") == r"'a\nb'"
-    assert shown("x" * 58) == f"'{'x' * 58}'"
-    assert shown("x" * 59) == f"'{'x' * 56}..."
-    assert "\n" not in shown(np.eye(2))
+    assert quote("a\nb") == r"'a\nb'"
+    assert quote("x" * 58) == f"'{'x' * 58}'"
+    assert quote("x" * 59) == f"'{'x' * 56}..."
+    assert "\n" not in quote(np.eye(2))
 
 
 def test_many_names_are_cut_and_counted() -> None:
-    assert listed(["a", "b"]) == "'a', 'b'"
-    assert listed([]) == "none"
-    text = listed([f"n{i}" for i in range(13)])
+    assert list_names(["a", "b"]) == "'a', 'b'"
+    assert list_names([]) == "none"
+    text = list_names([f"n{i}" for i in range(13)])
     assert text.endswith("'n11', ... (13 in all)")
 
 

@@ -24,7 +24,7 @@ from ytuning.encoder.pretrained import EncoderIdentity
 from ytuning.errors import InputError, TaskFolderError, WriteError
 from ytuning.features.codecs import Int8Codec, PcaInt8Codec
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head, config_to_json
-from ytuning.tasks.task import Task, check_encoder, check_target, load_task, place_beside, save_task
+from ytuning.tasks.task import Task, check_encoder, check_task_folder, load_task, place_beside, save_task
 from ytuning.training.calibration import Calibration
 
 IDENTITY = EncoderIdentity(
@@ -199,7 +199,7 @@ def test_a_place_where_nothing_can_be_written_beside(
     def refused(_: Path) -> None:
         raise InputError("cannot be written")
 
-    monkeypatch.setattr("ytuning.tasks.task.check_target", refused)
+    monkeypatch.setattr("ytuning.tasks.task.check_task_folder", refused)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = place_beside(folder)
     assert found.is_dir() and found.parent == tmp_path and found.name.startswith("interrupted-")
@@ -444,7 +444,7 @@ def test_refuses_an_encoder_that_lacks_a_hidden_state() -> None:
 # --- refusals to save -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [lambda path: save_task(make_task(), path), check_target], ids=["save", "check"])
+@pytest.mark.parametrize("call", [lambda path: save_task(make_task(), path), check_task_folder], ids=["save", "check"])
 def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_path: Path) -> None:
     foreign = tmp_path / "thesis"
     foreign.mkdir()
@@ -455,7 +455,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
     assert (foreign / "chapter.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("call", [lambda path: save_task(make_task(), path), check_target], ids=["save", "check"])
+@pytest.mark.parametrize("call", [lambda path: save_task(make_task(), path), check_task_folder], ids=["save", "check"])
 def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refusal(call, tmp_path / "file" / "deep" / "task")
@@ -464,15 +464,15 @@ def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_
 
 def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    assert "is not empty and was not written by ytuning train" in refusal(check_target, tmp_path)
+    assert "is not empty and was not written by ytuning train" in refusal(check_task_folder, tmp_path)
     (tmp_path / "task.json").write_text("{}")
-    assert "is not empty and was not written by ytuning train" in refusal(check_target, tmp_path)
+    assert "is not empty and was not written by ytuning train" in refusal(check_task_folder, tmp_path)
 
 
 def test_accepts_an_empty_folder_an_older_task_and_a_new_one(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (folder, tmp_path / "empty", tmp_path / "new" / "deep"):
-        check_target(path)
+        check_task_folder(path)
     assert not (tmp_path / "new").exists()
 
 

@@ -57,7 +57,7 @@ def read_parts(
     ``progress`` is told what looks like a mistake and, unless ``quiet``, which columns were read.
     """
     from ytuning.data.dataset import names_in, read_dataset, unsplit_names
-    from ytuning.data.labels import listed
+    from ytuning.data.labels import list_names
     from ytuning.data.splits import check_groups
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
@@ -77,17 +77,17 @@ def read_parts(
     if whole := unsplit_names(train):
         progress.say(
             f"{train.source}: {train.separator!r} separates the labels of a row, so each of these is one label: "
-            f"{listed(whole)}. If it should be several labels, write {train.separator!r} between them."
+            f"{list_names(whole)}. If it should be several labels, write {train.separator!r} between them."
         )
     return train, validation, test
 
 
 def tell_alike(progress: Progress, names: Iterable[str]) -> None:
     """Tell which labels are equal but for case, if there are any."""
-    from ytuning.data.labels import alike_but_for_case, listed
+    from ytuning.data.labels import alike_but_for_case, list_names
 
     if groups := alike_but_for_case(names):
-        alike = listed([name for group in groups for name in group])
+        alike = list_names([name for group in groups for name in group])
         progress.say(
             f"These labels differ only in case and are different labels: {alike}. Give labels that mean the same one "
             "spelling."

@@ -56,7 +56,7 @@ def predict(
     line of JSON.
     """
     from ytuning.data.dataset import from_lists, read_dataset
-    from ytuning.data.labels import listed, shown
+    from ytuning.data.labels import list_names, quote
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import task_files
 
@@ -66,7 +66,7 @@ def predict(
         console.check_result_file(output, "--output", (input_file, *own))
     if not os.path.isdir(folders[0]):
         raise InputError(
-            f"the first argument must be a task folder, and {shown(folders[0])} is not a folder. Give the folder "
+            f"the first argument must be a task folder, and {quote(folders[0])} is not a folder. Give the folder "
             "before the texts, or make one with: ytuning train DATA --out TASK_DIR"
         )
     if (input_file is None) == (not texts):
@@ -83,8 +83,8 @@ def predict(
     with console.shown_progress(quiet or for_people) as progress, console.result_file(output) as write:
         if paths := [word for word in texts if _looks_like_a_path(word)]:
             progress.say(
-                f"These arguments are read as texts, not as paths: {listed(paths)}. Only folders before the first text "
-                "are tasks; use --input for a file of texts."
+                f"These arguments are read as texts, not as paths: {list_names(paths)}. Only folders before the first "
+                "text are tasks; use --input for a file of texts."
             )
         cut, count = 0, len(predictor.tasks)
         predictions = predictor.predict(data.inputs)
@@ -207,14 +207,14 @@ def add_label(
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.add_label import check_can_grow, grow_task
-    from ytuning.tasks.task import check_encoder, check_target, load_task, save_task
+    from ytuning.tasks.task import check_encoder, check_task_folder, load_task, save_task
 
     task = load_task(task_dir)
     # The names of labels in data files are stripped too.
     name = name.strip()
     check_can_grow(task, name)
     target = out or task_dir
-    check_target(target)
+    check_task_folder(target)
     names = (*task.target.names, name)
     read = partial(read_dataset, text=text, text_pair=text_pair)
     rows = read(examples, labelled=False)

@@ -119,7 +119,7 @@ def train(
     from ytuning.data.label_texts import read_label_texts
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
-    from ytuning.tasks.task import check_target, save_task, task_files
+    from ytuning.tasks.task import check_task_folder, save_task, task_files
     from ytuning.tasks.train import Stopwatch, TrainOptions, train_task
     from ytuning.training.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
     from ytuning.training.recipes import preset as recipe_of
@@ -134,7 +134,7 @@ def train(
         recipe = replace(recipe, training=replace(recipe.training, loss=loss))
     if label_weights == "balanced":
         recipe = weighing_labels(recipe, "balanced")
-    check_target(out)
+    check_task_folder(out)
     if report is not None:
         console.check_result_file(
             report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out

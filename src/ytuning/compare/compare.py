@@ -36,7 +36,7 @@ __all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
 
 # The folder of results has a folder of finished runs, the current run's store, and the lock of the comparing process.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
-PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
+METHOD_PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
 # A run depends on the encoder's configuration and tokenizer, which are files with these suffixes.
 ENCODER_FILES = (".json", ".model", ".txt")
 # A sample needs two rows of each label: one to train on and one to validate on.
@@ -123,7 +123,7 @@ def _compare(
             key = _key(work, digest, name, seed)
             # The key is part of the name, so that runs with other rows or settings do not replace this one.
             file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"
-            run = _kept(file, key)
+            run = _read_run(file, key)
             if run is None:
                 told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
                 try:
@@ -299,12 +299,12 @@ def _digest(work: Work) -> str:
 
 def _key(work: Work, digest: str, name: str, seed: int) -> str:
     """Return the key of a run. Two runs with the same key would have the same result."""
-    code = versions(*PACKAGES.get(name, ()))
+    code = versions(*METHOD_PACKAGES.get(name, ()))
     settings = [work.epochs, work.search_rates] if name in TUNINGS else []
     return hashlib.sha256(json.dumps([digest, code, settings, name, seed]).encode()).hexdigest()
 
 
-def _kept(file: Path, key: str) -> Run | None:
+def _read_run(file: Path, key: str) -> Run | None:
     """The run that a file holds, if it is whole and of this key."""
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())

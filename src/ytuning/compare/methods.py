@@ -238,7 +238,7 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
     logits = trained.fit.validation_logits
     if work.test is not None:
         inputs, mode = work.test.inputs, task.pair_mode
-        logits = logits_of(task.head, _encoded(inputs, encoder, features, progress, task.states, mode))
+        logits = logits_of(task.head, _encode(inputs, encoder, features, progress, task.states, mode))
     reading = _reading_seconds(work, encoder, features, task.states)
     return _Outcome(
         encoder,
@@ -260,7 +260,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     encode, probes = 0.0, []
     for mode in work.pair_modes:
         begun = time.perf_counter()
-        encoded = _encoded(inputs, encoder, features, progress, states, mode)
+        encoded = _encode(inputs, encoder, features, progress, states, mode)
         encode += time.perf_counter() - begun
         probe = tuned_probe(work.target, mean_pooled(encoded), targets, *split, refit=work.validation is None)
         probes.append((probe, mode))
@@ -269,13 +269,13 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     seconds = time.perf_counter() - start
     logits = probe.validation_logits
     if work.test is not None:
-        logits = probe.logits(mean_pooled(_encoded(work.test.inputs, encoder, features, progress, states, mode)))
+        logits = probe.logits(mean_pooled(_encode(work.test.inputs, encoder, features, progress, states, mode)))
     reading = _reading_seconds(work, encoder, features, states)
     details = {"strength": probe.strength, "pairs": mode}
     return _Outcome(encoder, logits, calibration, seconds, probe.parameters, seconds - encode + reading, details)
 
 
-def _encoded(
+def _encode(
     inputs: Sequence[TextInput],
     encoder: Encoder,
     store: FeatureStore,
@@ -290,14 +290,14 @@ def _reading_seconds(work: Work, encoder: Encoder, store: FeatureStore, states: 
     """Return the seconds that reading stored features takes in place of the encoder pass."""
     start = time.perf_counter()
     for mode in work.pair_modes:
-        _encoded(work.inputs, encoder, store, Progress(), states, mode)
+        _encode(work.inputs, encoder, store, Progress(), states, mode)
     return time.perf_counter() - start
 
 
 # --- training the encoder -------------------------------------------------------------------------------------------
 
 
-def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
+def _tune(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
     """Run a method that trains the encoder. The two texts of a pair are encoded together, as is usual."""
     train, rates = TUNINGS[name]
     if name == "lora":
@@ -307,7 +307,7 @@ def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
     encoder, split, targets = load_encoder(work.encoder), work.split(seed), work.targets
     # Training loads its own copy of the model, and this one would be counted as part of its memory.
     encoder.release()
-    found = train(
+    tuned = train(
         encoder,
         TuningRows(work.target, work.inputs, targets, *split),
         config=_config(work, rates[0], len(split[0])),
@@ -315,16 +315,16 @@ def _tuned(work: Work, seed: int, progress: Progress, name: str) -> _Outcome:
         seed=seed,
         progress=progress,
     )
-    if not np.isfinite(found.validation_logits).all():
-        tried = ", ".join(f"{rate:g}" for rate in found.rates)
+    if not np.isfinite(tuned.validation_logits).all():
+        tried = ", ".join(f"{rate:g}" for rate in tuned.rates)
         raise InputError(f"the training diverged with a learning rate of {tried}. Try several with --search-rates")
-    calibration = work.calibrated(split[1], found.validation_logits)
+    calibration = work.calibrated(split[1], tuned.validation_logits)
     seconds = time.perf_counter() - start
-    logits = found.validation_logits if work.test is None else found.logits(work.test.inputs)
-    epoch = 1 + int(np.argmax(found.validation_scores))
-    rates_tried = {f"{rate:g}": score if math.isfinite(score) else None for rate, score in found.rates.items()}
-    details = {"learning_rate": found.learning_rate, "epoch": epoch, "rates": rates_tried}
-    return _Outcome(encoder, logits, calibration, seconds, found.parameters, details=details)
+    logits = tuned.validation_logits if work.test is None else tuned.logits(work.test.inputs)
+    epoch = 1 + int(np.argmax(tuned.validation_scores))
+    rates_tried = {f"{rate:g}": score if math.isfinite(score) else None for rate, score in tuned.rates.items()}
+    details = {"learning_rate": tuned.learning_rate, "epoch": epoch, "rates": rates_tried}
+    return _Outcome(encoder, logits, calibration, seconds, tuned.parameters, details=details)
 
 
 def _config(work: Work, rate: float, rows: int) -> TuningConfig:
@@ -351,11 +351,11 @@ def _setfit(work: Work, seed: int, _: Path, progress: Progress) -> _Outcome:
     # SetFit loads its own copy of the model, and this one would be counted as part of its memory.
     encoder.release()
     texts = [text for text, _ in work.inputs]
-    found = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
+    model = setfit(encoder, [texts[row] for row in rows], work.targets[rows], pairs=pairs, seed=seed)
     seconds = time.perf_counter() - start
-    logits = found.logits(work.test.texts if work.test is not None else [texts[row] for row in held])
+    logits = model.logits(work.test.texts if work.test is not None else [texts[row] for row in held])
     details = {"pairs_of_each_kind_for_a_row": pairs}
-    return _Outcome(encoder, logits, Calibration(), seconds, found.parameters, details=details)
+    return _Outcome(encoder, logits, Calibration(), seconds, model.parameters, details=details)
 
 
 METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
@@ -363,7 +363,7 @@ METHODS: dict[str, Callable[[Work, int, Path, Progress], _Outcome]] = {
     "paper": lambda work, seed, store, progress: _head(work, seed, store, progress, "paper"),
     "few-shot": lambda work, seed, store, progress: _head(work, seed, store, progress, "few-shot"),
     "logistic": _logistic,
-    "full": lambda work, seed, _, progress: _tuned(work, seed, progress, "full"),
-    "lora": lambda work, seed, _, progress: _tuned(work, seed, progress, "lora"),
+    "full": lambda work, seed, _, progress: _tune(work, seed, progress, "full"),
+    "lora": lambda work, seed, _, progress: _tune(work, seed, progress, "lora"),
     "setfit": _setfit,
 }

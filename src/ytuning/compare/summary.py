@@ -27,7 +27,7 @@ __all__ = ["OURS", "Figure", "Standing", "Standings", "standings_of"]
 # All other methods are compared with this one.
 OURS = "ytuning"
 RESAMPLES = 1000
-PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "numpy", "peft", "setfit")
+REPORTED_PACKAGES = ("ytuning", "torch", "transformers", "scikit-learn", "numpy", "peft", "setfit")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Standings:
         """Everything but the answers to single rows."""
         work, first = self.comparison.work, self.comparison.runs[0]
         parts = {"train": work.train, "validation": work.validation, "test": work.test}
-        versions = {package: version for package in PACKAGES if (version := version_of(package))}
+        versions = {package: version for package in REPORTED_PACKAGES if (version := version_of(package))}
         return {
             "kind": work.target.kind,
             "labels": len(work.target.names),

@@ -15,7 +15,7 @@ import numpy as np
 from ytuning.data.kinds import KINDS, Labels, SingleLabel
 from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
 from ytuning.data.kinds.regression import are_numbers
-from ytuning.data.labels import Kind, did_you_mean, listed, shown
+from ytuning.data.labels import Kind, did_you_mean, list_names, quote
 from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
 from ytuning.errors import DataError, InputError, must_be_one_of
 
@@ -282,7 +282,7 @@ def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[obje
     """Pairs of texts as first and second texts."""
     for row, cell in enumerate(cells, 1):
         if not isinstance(cell, list | tuple | np.ndarray) or len(cell) != 2:
-            problem = f"every row must be a pair of texts, as the first is. Got {shown(cell)} instead."
+            problem = f"every row must be a pair of texts, as the first is. Got {quote(cell)} instead."
             raise DataError(problem, source=source, row=row)
     return [pair[0] for pair in cells], [pair[1] for pair in cells]
 
@@ -326,7 +326,7 @@ def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labell
     chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
     used = [name for names in chosen.values() for name in names]
     if len(set(used)) < len(used):
-        uses = ", ".join(f"{role}={shown(','.join(names))}" for role, names in chosen.items())
+        uses = ", ".join(f"{role}={quote(','.join(names))}" for role, names in chosen.items())
         raise InputError(f"each column can have only one use. Got {uses}.")
     for role in named:
         if role in chosen or (role == "label" and not labelled):
@@ -346,13 +346,13 @@ def _option(role: Role) -> str:
 
 def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
     """Make the error that no column has a default name of ``role``, or that another role uses the one that has it."""
-    looked_for = " or ".join(shown(name) for name in DEFAULT_NAMES[role])
+    looked_for = " or ".join(quote(name) for name in DEFAULT_NAMES[role])
     problem = f"there is no column {looked_for}"
     for other, names in chosen.items():
         if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
-            problem = f"{_option(other)} uses the column {shown(taken[0])} already, and there is no other column "
+            problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
             problem += looked_for
-    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {listed(table.names)}."
+    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
     return DataError(f"{problem}. {remedy}", source=table.source)
 
 
@@ -372,8 +372,8 @@ def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str]
 def _existing(table: Table, role: Role, name: str) -> str:
     if name in table.names:
         return name
-    problem = f"{_option(role)} names the column {shown(name)}, which is not there.{did_you_mean(name, table.names)} "
-    raise DataError(f"{problem}The columns are {listed(table.names)}.", source=table.source)
+    problem = f"{_option(role)} names the column {quote(name)}, which is not there.{did_you_mean(name, table.names)} "
+    raise DataError(f"{problem}The columns are {list_names(table.names)}.", source=table.source)
 
 
 # --- what the cells of labels say -----------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
     flags = [_flags(column) for column in columns]
     names = [column.name.strip() for column in columns]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        same = " and ".join(shown(column.name) for column in columns if column.name.strip() == twice)
+        same = " and ".join(quote(column.name) for column in columns if column.name.strip() == twice)
         problem = f"the names of the label columns {same} differ only in white space. Rename or leave out one of them."
         raise DataError(problem, source=columns[0].source)
     return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
@@ -418,7 +418,7 @@ def _flags(column: Column) -> list[bool]:
         # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are read alike.
         flag = FLAGS.get(str(cell).strip().lower())
         if flag is None:
-            problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {shown(cell)} instead. "
+            problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {quote(cell)} instead. "
             raise column.error(row, f"{problem}Correct it or remove the row.")
         flags.append(flag)
     return flags

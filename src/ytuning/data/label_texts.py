@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ytuning.data.dataset import read_dataset
 from ytuning.data.kinds import TaskKind
-from ytuning.data.labels import did_you_mean, listed, shown
+from ytuning.data.labels import did_you_mean, list_names, quote
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = ["LABEL_NAMES", "DescribedLabels", "LabelTexts", "describe_labels", "meaningful_names", "read_label_texts"]
@@ -61,9 +61,9 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     except ValueError as error:
         # This includes bytes that are not UTF-8.
         raise DataError(f"the label texts are not valid JSON ({error}).", source=str(path)) from error
-    wrong = [shown(value)]
+    wrong = [quote(value)]
     if isinstance(value, dict):
-        wrong = [f"{shown(text)} for {shown(name)}" for name, text in value.items() if not _is_text(text)]
+        wrong = [f"{quote(text)} for {quote(name)}" for name, text in value.items() if not _is_text(text)]
     if wrong:
         raise InputError(f"{path} must map each label to its text or a list of texts. Got {wrong[0]} instead.")
     return value
@@ -99,12 +99,12 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         # The names of labels in data files are stripped too.
         name = spelt.strip()
         if name not in target.labels:
-            has = f"The task's labels are {listed(target.names)}."
+            has = f"The task's labels are {list_names(target.names)}."
             raise InputError(
-                f"label_texts names a label that no row has: {shown(name)}.{did_you_mean(name, target.names)} {has}"
+                f"label_texts names a label that no row has: {quote(name)}.{did_you_mean(name, target.names)} {has}"
             )
         if name in own:
-            problem = f"label_texts names {shown(name)} twice, with different white space. "
+            problem = f"label_texts names {quote(name)} twice, with different white space. "
             raise InputError(f"{problem}Put all its texts into one list.")
         own[name] = words
     described = DescribedLabels([], [])
@@ -112,7 +112,7 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         words = own.get(name, readable)
         for text in [words] if isinstance(words, str) else words:
             if not _is_text(text):
-                raise InputError(f"label_texts must be text that is not empty. Got {shown(text)} for {shown(name)}.")
+                raise InputError(f"label_texts must be text that is not empty. Got {quote(text)} for {quote(name)}.")
             described.texts.append(text)
             described.labels.append(name)
     return described

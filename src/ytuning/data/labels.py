@@ -13,7 +13,7 @@ import numpy as np
 
 from ytuning.errors import InputError
 
-__all__ = ["Kind", "LabelSet", "alike_but_for_case", "did_you_mean", "listed", "shown"]
+__all__ = ["Kind", "LabelSet", "alike_but_for_case", "did_you_mean", "list_names", "quote"]
 
 Kind = Literal["single", "ordinal", "multi", "regression"]
 
@@ -22,15 +22,15 @@ LISTED_NAMES = 12
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """A value as a message shows it: its ``repr`` on one line, cut to 60 characters."""
     text = repr(value).replace("\n", " ")
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def listed(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Names as a message lists them: all of a few, the first of many with their number."""
-    text = ", ".join(shown(name) for name in names[:LISTED_NAMES]) or "none"
+    text = ", ".join(quote(name) for name in names[:LISTED_NAMES]) or "none"
     return text if len(names) <= LISTED_NAMES else f"{text}, ... ({len(names)} in all)"
 
 
@@ -38,7 +38,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'label'?"`` with up to three known names spelt much like ``name``, or an empty text."""
     # The name is cut, because the comparison is quadratic and a wrong column can make whole documents into names.
     close = difflib.get_close_matches(name[:SHOWN_CHARACTERS], known)
-    return f" Did you mean {' or '.join(shown(other) for other in close)}?" if close else ""
+    return f" Did you mean {' or '.join(quote(other) for other in close)}?" if close else ""
 
 
 def alike_but_for_case(names: Iterable[str]) -> list[list[str]]:
@@ -67,10 +67,10 @@ class LabelSet:
             raise InputError("a label set needs at least one label name. Got none.")
         if not all(isinstance(name, str) and name for name in self.names):
             wrong = next(name for name in self.names if not (isinstance(name, str) and name))
-            raise InputError(f"a label name must be text that is not empty. Got {shown(wrong)} instead.")
+            raise InputError(f"a label name must be text that is not empty. Got {quote(wrong)} instead.")
         if len(self._ids) < len(self.names):
             twice = next(name for i, name in enumerate(self.names) if self._ids[name] != i)
-            raise InputError(f"all label names must be different, but {shown(twice)} was given more than once.")
+            raise InputError(f"all label names must be different, but {quote(twice)} was given more than once.")
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> LabelSet:
@@ -115,5 +115,5 @@ class LabelSet:
             return np.array([self._ids[label] for label in labels], np.int64)
         except KeyError as error:
             name = error.args[0]
-        known = f"The {len(self)} known labels are {listed(self.names)}."
-        raise InputError(f"unknown label {shown(name)}.{did_you_mean(name, self.names)} {known}")
+        known = f"The {len(self)} known labels are {list_names(self.names)}."
+        raise InputError(f"unknown label {quote(name)}.{did_you_mean(name, self.names)} {known}")

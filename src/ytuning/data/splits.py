@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.dataset import Dataset, TextInput, labels_of, names_in
 from ytuning.data.kinds import KINDS, TaskKind, fit_kind
 from ytuning.data.label_texts import DescribedLabels
-from ytuning.data.labels import did_you_mean, listed, shown
+from ytuning.data.labels import did_you_mean, list_names, quote
 from ytuning.errors import DataError, InputError
 
 __all__ = [
@@ -86,8 +86,8 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
         hint = did_you_mean(label, target.names)
         # The labels may come from another task or the wrong column, so the message lists those that are known.
         if not hint or known.isdisjoint(names_in(dataset)):
-            hint += f" The {len(known)} labels are {listed(target.names)}."
-        problem = f"the label {shown(label)} does not occur in the training set ({such}).{hint}"
+            hint += f" The {len(known)} labels are {list_names(target.names)}."
+        problem = f"the label {quote(label)} does not occur in the training set ({such}).{hint}"
         raise dataset.error(index, "label", problem)
 
 
@@ -174,9 +174,9 @@ def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
     if dataset.groups is None or len(parts) > 1:
         return
     column = dataset.columns.group if dataset.columns else None
-    values = "groups=" if column is None else f"the column {shown(column)}"
+    values = "groups=" if column is None else f"the column {quote(column)}"
     names = sorted({name for name in dataset.groups if name is not None})
-    which = f"the value {shown(names[0])}" if len(names) == 1 else "linked values"
+    which = f"the value {quote(names[0])}" if len(names) == 1 else "linked values"
     raise DataError(
         f"all {len(dataset)} rows have {which} in {values}, so they are one group, which cannot be split into a "
         "training and a validation set. Use another column for --group (groups=) or give a validation set "

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ytuning.data.labels import listed, shown
+from ytuning.data.labels import list_names, quote
 from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.machine import require
 
@@ -70,13 +70,13 @@ class Column:
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
         if not isinstance(cell, str):
-            raise self.error(row, f"the {what} is {shown(cell)} ({type(cell).__name__}), not text. Write it as text.")
+            raise self.error(row, f"the {what} is {quote(cell)} ({type(cell).__name__}), not text. Write it as text.")
         if not cell or cell.isspace():
-            state = f"{shown(cell)} has only white space" if cell else "is empty"
+            state = f"{quote(cell)} has only white space" if cell else "is empty"
             raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
         if not _is_unicode(cell):
             problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
-            raise self.error(row, f"the {what} {shown(cell)} {problem}")
+            raise self.error(row, f"the {what} {quote(cell)} {problem}")
         # The cell may be a numpy.str_, which becomes a str here.
         return str(cell)
 
@@ -95,7 +95,7 @@ class Column:
         if isinstance(cell, float) and math.isfinite(cell):
             return str(int(cell)) if cell.is_integer() else repr(cell)
         if isinstance(cell, LISTS):
-            problem = f"the label {shown(cell)} is a list, but a row of this kind has one label. "
+            problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
         # This strips all white space that Unicode knows, because nobody means it as part of a name.
         return self.text(row, cell, "label").strip()
@@ -147,7 +147,7 @@ def read_table(source: object) -> Table:
         table = _from_datasets(source)
     elif _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
-        problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {listed(splits)}."
+        problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
         raise InputError(problem)
     elif _is_a(source, "datasets", "IterableDataset"):
         raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
@@ -164,7 +164,7 @@ def read_table(source: object) -> Table:
         raise DataError("there are no rows. Give at least one.", source=table.source)
     twice = [name for name, count in Counter(table.names).items() if count > 1]
     if twice:
-        raise DataError(f"more than one column is named {shown(twice[0])}. Rename one of them.", source=table.source)
+        raise DataError(f"more than one column is named {quote(twice[0])}. Rename one of them.", source=table.source)
     return table
 
 
@@ -182,7 +182,7 @@ def as_cells(values: object, name: str) -> list[object]:
     elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
         cells = list(values)
     if not isinstance(cells, list):
-        raise InputError(f"{name} must be a list, an array or a series. Got {shown(values)} instead.")
+        raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
     return cells
 
 
@@ -230,11 +230,11 @@ def _from_datasets(data: Any) -> Table:
 
 
 def _from_columns(columns: Mapping[Any, Any]) -> Table:
-    cells = {str(name): as_cells(values, f"the column {shown(name)}") for name, values in columns.items()}
+    cells = {str(name): as_cells(values, f"the column {quote(name)}") for name, values in columns.items()}
     sizes = {name: len(values) for name, values in cells.items()}
     if len(set(sizes.values())) > 1:
         least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        counts = f"{shown(least)} has {sizes[least]} and {shown(most)} has {sizes[most]}"
+        counts = f"{quote(least)} has {sizes[least]} and {quote(most)} has {sizes[most]}"
         raise DataError(f"all columns must have the same number of rows, but {counts}.", source=COLUMNS)
     return Table(COLUMNS, max(sizes.values(), default=0), list(cells), cells.__getitem__)
 
@@ -242,7 +242,7 @@ def _from_columns(columns: Mapping[Any, Any]) -> Table:
 def _from_rows(rows: Sequence[object], source: str) -> Table:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            problem = f"the row must map column names to values. Got {shown(row)} ({type(row).__name__}) instead."
+            problem = f"the row must map column names to values. Got {quote(row)} ({type(row).__name__}) instead."
             raise DataError(problem, source=source, row=number)
     records = cast("Sequence[Mapping[str, object]]", rows)
     names = list(dict.fromkeys(name for record in records for name in record if isinstance(name, str)))
@@ -297,7 +297,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                 if record:
                     if records and len(record) != len(records[0]):
                         problem = f"the row has {quantity(len(record), 'cell')}, but the header has {len(records[0])}. "
-                        problem += f"Put cells that contain a {SEPARATORS[delimiter]} in double quotes."
+                        problem += f"Put cells that contain a {DELIMITER_NAMES[delimiter]} in double quotes."
                         raise DataError(problem, source=path, row=len(records))
                     records.append(record)
                 line = reader.line_num
@@ -311,7 +311,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
         raise DataError("the file is empty. Give one with rows.", source=path)
     header, *rows = records
     if len(header) == 1 and ";" in header[0]:
-        problem = f"a {SEPARATORS[delimiter]} must separate the cells. The header is {shown(header[0])}."
+        problem = f"a {DELIMITER_NAMES[delimiter]} must separate the cells. The header is {quote(header[0])}."
         raise DataError(problem, source=path)
 
     def cells(name: str) -> list[object]:
@@ -402,7 +402,7 @@ def _is_text(cell: Any) -> bool:
     return True
 
 
-SEPARATORS = {",": "comma", "\t": "tab"}
+DELIMITER_NAMES = {",": "comma", "\t": "tab"}
 _read_csv, _read_tsv = partial(_read_delimited, delimiter=","), partial(_read_delimited, delimiter="\t")
 READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _read_csv,

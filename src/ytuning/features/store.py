@@ -46,7 +46,7 @@ DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
 FOLDER_DIGITS = 32
 # The braces stand for the file's checksum.
 BASIS_FILE = "basis.{}.safetensors"
-OTHER_BASIS = "the basis it was written with is missing or damaged"
+LOST_BASIS = "the basis it was written with is missing or damaged"
 
 
 def text_key(text: str, pair: str | None = None) -> bytes:
@@ -296,7 +296,7 @@ class FeatureSpace:
                 if shard.basis == self._basis:
                     self._add(shard)
                 else:
-                    self._set_aside(name, OTHER_BASIS)
+                    self._set_aside(name, LOST_BASIS)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -466,7 +466,7 @@ class FeatureSpace:
                 self._move_aside(file, file.name)
         for shard in list(self._shards.values()):
             if shard.basis != self._basis:
-                self._set_aside(shard.name, OTHER_BASIS)
+                self._set_aside(shard.name, LOST_BASIS)
 
     def _digest(self, name: str) -> str | None:
         try:

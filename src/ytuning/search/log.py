@@ -15,7 +15,7 @@ from ytuning.errors import InputError, write_errors, wrong_schema
 from ytuning.heads.pairs import PairMode
 from ytuning.search.space import Choices
 from ytuning.system.files import PARTIAL_SUFFIX, commit
-from ytuning.tasks.task import check_target
+from ytuning.tasks.task import check_task_folder
 from ytuning.training.recipes import Recipe, recipe_from_json, recipe_to_json
 
 __all__ = ["RECIPE_FILE", "SEARCH_FILE", "TASK_FOLDER", "Log", "Trial", "best_of", "importances"]
@@ -104,7 +104,7 @@ class Log:
         self.folder, self.about = folder, about
         self.layers: list[tuple[int, ...]] = []
         self.trials: list[Trial] = []
-        check_target(folder / TASK_FOLDER)
+        check_task_folder(folder / TASK_FOLDER)
         file = folder / SEARCH_FILE
         others = os.listdir(folder) if os.path.isdir(folder) else []
         if not os.path.isfile(file) and not all(name.endswith(PARTIAL_SUFFIX) for name in others):

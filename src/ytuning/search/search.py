@@ -245,7 +245,7 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[
                 study.enqueue_trial(space.start)
             elif untried:
                 study.enqueue_trial(untried[0])
-            proposed.append(_suggested(space, study.ask()))
+            proposed.append(_suggest(space, study.ask()))
         return proposed
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -383,7 +383,7 @@ def _distribution(parameter: Options | Interval) -> Any:
     return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def _suggested(space: Space, trial: Any) -> Choices:
+def _suggest(space: Space, trial: Any) -> Choices:
     """A study's next choices: those of the shared parameters, then of whatever else there is."""
 
     def suggest(name: str, parameter: Options | Interval) -> Any:

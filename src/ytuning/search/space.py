@@ -72,7 +72,7 @@ class Space:
         if isinstance(base.head, CrossAttentionConfig):
             parameters["layer"] = Options(tuple(str(layer) for layer in self._single))
         else:
-            parameters["layers"] = Options(tuple(_shown(layers) for layers in self.layers))
+            parameters["layers"] = Options(tuple(_layers_key(layers) for layers in self.layers))
         parameters["learning_rate"] = Interval(2e-4, 2e-2, log=True)
         parameters["length"] = Interval(0.5, 2.0, log=True)
         parameters["dropout"] = Interval(0.0, 0.4, step=0.05)
@@ -96,7 +96,7 @@ class Space:
         values: Choices = {
             "preset": preset,
             "pairs": self.modes[0],
-            "layers": _shown(self.layers[0]),
+            "layers": _layers_key(self.layers[0]),
             "layer": str(self.layers[0][-1]),
             "learning_rate": training.learning_rate,
             "length": 1.0,
@@ -120,7 +120,7 @@ class Space:
             if isinstance(base.head, CrossAttentionConfig):
                 openings.append({"preset": name, "layer": str(self._single[0])})
             else:
-                openings += [{"preset": name, "layers": _shown(layers)} for layers in self.layers]
+                openings += [{"preset": name, "layers": _layers_key(layers)} for layers in self.layers]
         if len(self.modes) > 1:
             openings = [{**opening, "pairs": self.modes[at % len(self.modes)]} for at, opening in enumerate(openings)]
         return openings
@@ -185,5 +185,5 @@ def head_size(config: HeadConfig, *, labels: int, layers: int, width: int, pair_
     return sum(parameter.numel() for parameter in head.parameters())
 
 
-def _shown(layers: Sequence[int]) -> str:
+def _layers_key(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers))

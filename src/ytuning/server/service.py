@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from ytuning.data.dataset import TextInput
-from ytuning.data.labels import did_you_mean, listed
+from ytuning.data.labels import did_you_mean, list_names
 from ytuning.server.batching import Answered, Batcher, Refused
 from ytuning.server.catalog import Catalog, Changes, Served
 from ytuning.server.telemetry import Telemetry, log
@@ -102,9 +102,9 @@ class Service:
             if len(some) == 1:
                 return some[0]
             what = f"name one of the {len(some)} {'multi-label ' if gives_many else ''}tasks"
-            raise Refused(422, "validation", f"{what}: {listed([served.task.name for served in some])}.")
+            raise Refused(422, "validation", f"{what}: {list_names([served.task.name for served in some])}.")
         if name not in tasks:
-            hint = f"{did_you_mean(name, tasks)} The tasks are {listed(list(tasks))}."
+            hint = f"{did_you_mean(name, tasks)} The tasks are {list_names(list(tasks))}."
             raise Refused(404, "not_found", f"there is no task {name[:80]!r}.{hint}")
         return tasks[name]
 

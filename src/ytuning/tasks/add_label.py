@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import TaskKind
-from ytuning.data.labels import shown
+from ytuning.data.labels import quote
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError
 from ytuning.features.features import Features
@@ -81,7 +81,7 @@ def check_can_grow(task: Task, name: str) -> None:
             f"the task {task.name!r} keeps no texts of its labels, as its training was interrupted. Train it again"
         )
     if name in task.target.names:
-        raise InputError(f"the task {task.name!r} has the label {shown(name)} already. Give another name")
+        raise InputError(f"the task {task.name!r} has the label {quote(name)} already. Give another name")
 
 
 def keep_exemplars(
@@ -162,11 +162,11 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
-    before = _given(target, task.calibration, head, old)
-    after = _given(bigger, calibration, grown, old)
+    before = _decide(target, task.calibration, head, old)
+    after = _decide(bigger, calibration, grown, old)
     return AddedLabel(
         task=result,
-        recall=float(bigger.has_label(_given(bigger, calibration, grown, examples), new).mean()),
+        recall=float(bigger.has_label(_decide(bigger, calibration, grown, examples), new).mean()),
         before=float(target.are_right(truth, before).mean()),
         after=float(target.are_right(truth, after).mean()),
         lost=_lost(target, truth, bigger.has_label(after, new)),
@@ -238,7 +238,7 @@ def exemplar_rows(
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
 
-def _given(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
+def _decide(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
     """What the head decides on texts (N, E, H) in its label space."""
     with torch.inference_mode():
         logits = head.match(vectors.transpose(0, 1)).mean(0).numpy()

@@ -134,14 +134,14 @@ class LayerRanking:
     def message(self, states: States) -> str:
         """What was measured, for the user whose task reads ``states``."""
         if not self.ranked:
-            return f"layers: {_named(states)} (the default), as no label has rows enough to hold one out and measure"
+            return f"layers: {_names(states)} (the default), as no label has rows enough to hold one out and measure"
         losses = {ranked.states: ranked.loss for ranked in self.ranked}
         best = self.ranked[0]
         weights = ", ".join(f"{state} {weight:.0%}" for state, weight in self.mix.items())
         return (
-            f"layers: {_named(states)}; on {self.rows:,} held-out rows of a sample the loss is {losses[states]:.4f}, "
-            f"of the default ({_named(self.default)}) {losses[self.default]:.4f}, of the best of {len(losses)} sets "
-            f"({_named(best.states)}) {best.loss:.4f}, of a learned mix {self.mix_loss:.4f} ({weights})"
+            f"layers: {_names(states)}; on {self.rows:,} held-out rows of a sample the loss is {losses[states]:.4f}, "
+            f"of the default ({_names(self.default)}) {losses[self.default]:.4f}, of the best of {len(losses)} sets "
+            f"({_names(best.states)}) {best.loss:.4f}, of a learned mix {self.mix_loss:.4f} ({weights})"
         )
 
     def keep(self, states: States, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
@@ -227,7 +227,7 @@ def rank_layers(
     return LayerRanking(default, tuple(ranked), mix, mix_loss, len(held), sample, states, features)
 
 
-def _named(states: States) -> str:
+def _names(states: States) -> str:
     return ", ".join(map(str, states))
 
 

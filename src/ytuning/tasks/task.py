@@ -39,7 +39,7 @@ __all__ = [
     "Task",
     "check_encoder",
     "check_names",
-    "check_target",
+    "check_task_folder",
     "holds_finished_task",
     "load_task",
     "place_beside",
@@ -146,7 +146,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         WriteError: the disk is full or broken.
     """
     path = Path(folder)
-    check_target(path)
+    check_task_folder(path)
     tensors = task.head.state_dict()
     if task.exemplars is not None:
         tensors = {**tensors, VECTORS: task.exemplars.vectors, TARGETS: task.exemplars.targets}
@@ -184,7 +184,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         )
 
 
-def check_target(folder: str | Path) -> None:
+def check_task_folder(folder: str | Path) -> None:
     """Refuse a folder that a task must not be written to; called before any work is done.
 
     Raises:
@@ -220,7 +220,7 @@ def place_beside(folder: Path) -> Path:
     for number in range(1, MOST_BESIDE):
         beside = whole.with_name(f"{whole.name}-interrupted{'' if number == 1 else f'-{number}'}")
         with suppress(InputError):
-            check_target(beside)
+            check_task_folder(beside)
             if not holds_finished_task(beside):
                 return beside
     with write_errors(f"a folder beside {folder}", "--out"):

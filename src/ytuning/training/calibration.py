@@ -14,7 +14,7 @@ import torch
 
 from ytuning.data.kinds import Answers, TaskKind
 from ytuning.data.kinds.single import ANSWERED_ROWS
-from ytuning.data.labels import shown
+from ytuning.data.labels import quote
 from ytuning.errors import InputError
 
 __all__ = [
@@ -79,10 +79,10 @@ class Calibration:
         """
         if not isinstance(calibration, dict) or set(calibration) != set(cls().to_json()):
             raise ValueError(
-                f"a calibration has temperature, smoothing and abstain_below. Got {shown(calibration)} instead."
+                f"a calibration has temperature, smoothing and abstain_below. Got {quote(calibration)} instead."
             )
         if not isinstance(thresholds, list | None):
-            raise ValueError(f"thresholds must be a list or null. Got {shown(thresholds)} instead.")
+            raise ValueError(f"thresholds must be a list or null. Got {quote(thresholds)} instead.")
         if thresholds is not None:
             thresholds = [_number("a threshold", threshold, "from 0 to 1") for threshold in thresholds]
         below = calibration["abstain_below"]
@@ -214,4 +214,4 @@ def _number(name: str, value: object, wanted: str) -> float:
     low, high = RANGES[wanted]
     if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
         return float(value)
-    raise ValueError(f"{name} must be a number {wanted}. Got {shown(value)} instead.")
+    raise ValueError(f"{name} must be a number {wanted}. Got {quote(value)} instead.")

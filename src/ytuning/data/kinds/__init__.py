@@ -20,7 +20,7 @@ from ytuning.data.kinds.multi import MultiLabel
 from ytuning.data.kinds.ordinal import Ordinal
 from ytuning.data.kinds.regression import Regression
 from ytuning.data.kinds.single import SingleLabel
-from ytuning.data.labels import Kind, shown
+from ytuning.data.labels import Kind, quote
 
 __all__ = [
     "KINDS",
@@ -70,5 +70,5 @@ def kind_from_json(content: dict[str, Any]) -> TaskKind:
         InputError, KeyError, TypeError, ValueError: the fields are wrong.
     """
     if content["kind"] not in KINDS:
-        raise ValueError(f"unknown kind {shown(content['kind'])}")
+        raise ValueError(f"unknown kind {quote(content['kind'])}")
     return KINDS[content["kind"]].from_json(content)

@@ -21,7 +21,7 @@ from ytuning.data.kinds.metrics import (
     resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.labels import LabelSet, shown
+from ytuning.data.labels import LabelSet, quote
 from ytuning.data.tables import LISTS, Column
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> Seq
         return list(json.loads(cell))
     except (ValueError, RecursionError) as error:
         reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
-        problem = f'the labels {shown(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
+        problem = f'the labels {quote(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
         raise column.error(row, problem) from error
 
 

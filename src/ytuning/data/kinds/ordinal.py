@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.kinds.base import Answers, Labels
 from ytuning.data.kinds.metrics import rank_correlation
 from ytuning.data.kinds.single import SingleLabel
-from ytuning.data.labels import LabelSet, listed, shown
+from ytuning.data.labels import LabelSet, list_names, quote
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Ordinal(SingleLabel):
         order = [name.strip() for name in order]
         if differing := set(order) ^ set(names):
             where = "the train rows" if min(differing) in order else "--label-order"
-            raise InputError(f"the order must name each label once. {shown(min(differing))} is missing in {where}")
+            raise InputError(f"the order must name each label once. {quote(min(differing))} is missing in {where}")
         return cls(LabelSet(tuple(order)))
 
     def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ class Ordinal(SingleLabel):
 
 def _by_number(names: Sequence[str]) -> tuple[str, ...]:
     # The message pastes no order: that of the names' letters would be a wrong one that works.
-    give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {listed(names)}"
+    give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {list_names(names)}"
     if wrong := next((name for name in names if not _is_number(name)), None):
-        raise InputError(f"the label {shown(wrong)} is no number, so the labels' order is not known. {give}")
+        raise InputError(f"the label {quote(wrong)} is no number, so the labels' order is not known. {give}")
     ordered = sorted(names, key=float)
     for name, other in itertools.pairwise(ordered):
         if float(name) == float(other):
-            same = f"the labels {shown(name)} and {shown(other)} are one number"
+            same = f"the labels {quote(name)} and {quote(other)} are one number"
             raise InputError(f"{same}, so their order is not known. {give}")
     return tuple(ordered)
 

@@ -13,7 +13,7 @@ import scipy.special
 
 from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
-from ytuning.data.labels import shown
+from ytuning.data.labels import quote
 from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
@@ -128,7 +128,7 @@ class Regression(TaskKind):
         """Report that all rows have the same number."""
         if len(set(labels)) > 1:
             return None
-        return 0, f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
+        return 0, f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:
@@ -246,9 +246,9 @@ def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> fl
         if guessed:
             remedy = "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names "
             remedy += "with kind='single' (--kind single)."
-        raise column.error(row, f"the label {shown(text)} is not a finite number. {remedy}")
+        raise column.error(row, f"the label {quote(text)} is not a finite number. {remedy}")
     if abs(number) > LARGEST_NUMBER:
-        raise column.error(row, f"{shown(cell)} is too large; the limit is 1e150. Correct it or remove the row.")
+        raise column.error(row, f"{quote(cell)} is too large; the limit is 1e150. Correct it or remove the row.")
     return number
 
 

@@ -33,7 +33,7 @@ from ytuning.data.kinds.metrics import (
     resampled_sums,
     threshold_sweep,
 )
-from ytuning.data.labels import Kind, LabelSet, shown
+from ytuning.data.labels import Kind, LabelSet, quote
 from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
@@ -90,12 +90,12 @@ class SingleLabel(TaskKind):
         """Report that all rows have one label, or that a label has a single row but needs a validation row too."""
         counts = Counter(labels)
         if len(counts) == 1:
-            problem = f"all {len(labels)} rows have the label {shown(labels[0])}. Training needs at least two labels."
+            problem = f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
             return 0, problem
         row = next((row for row, label in enumerate(labels) if holdout and counts[label] == 1), None)
         if row is None:
             return None
-        problem = f"the label {shown(labels[row])} occurs once. Add a second row with it, remove this row, "
+        problem = f"the label {quote(labels[row])} occurs once. Add a second row with it, remove this row, "
         return row, f"{problem}or give a validation set (--validation)."
 
     def encode(self, labels: Labels) -> np.ndarray:
