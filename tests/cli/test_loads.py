@@ -56,10 +56,10 @@ def loads(*arguments: str) -> int:
     return count()
 
 
-@pytest.mark.parametrize("layers", ["default", "auto"])
-def test_commands_on_a_task_load_the_encoder_once(layers: str, files: Path, tiny_encoder: Path) -> None:
+@pytest.mark.usefixtures("short_choice")
+def test_commands_on_a_task_load_the_encoder_once(files: Path, tiny_encoder: Path) -> None:
     encoder = ["--encoder", str(tiny_encoder)]
-    assert loads("train", "train.jsonl", *encoder, "--layers", layers, "--out", "task") == 1
+    assert loads("train", "train.jsonl", *encoder, "--layers", "auto", "--out", "task") == 1
     assert loads("predict", "task", "my card") == 1
     assert loads("evaluate", "task", "train.jsonl", "--report", "report.html") == 1
     grow = ("add-label", "task", "new", "--examples", "more.jsonl", "--test", "train.jsonl", "--out", "grown")
@@ -67,7 +67,8 @@ def test_commands_on_a_task_load_the_encoder_once(layers: str, files: Path, tiny
     assert loads("predict", "task", "grown", "my card") == 1
 
 
+@pytest.mark.usefixtures("short_choice")
 def test_a_search_loads_the_encoder_once(files: Path, tiny_encoder: Path) -> None:
     pytest.importorskip("optuna")
-    options = ("--encoder", str(tiny_encoder), "--trials", "2", "--out", "found")
+    options = ("--encoder", str(tiny_encoder), "--trials", "2", "--preset", "few-shot", "--out", "found")
     assert loads("search", "train.jsonl", *options) == 1

@@ -25,7 +25,7 @@ from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig
 
-RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
+RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
 
 
 @pytest.fixture(scope="module")

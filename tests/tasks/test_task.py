@@ -222,7 +222,7 @@ def test_model_card_tells_what_it_is(folder: Path) -> None:
     for part in (
         "# tickets",
         "some/encoder",
-        "a pair of texts, read as one",
+        "a pair of texts, encoded together",
         "32 tokens",
         "`naïve`",
         "| validation | accuracy | 0.5000 |",

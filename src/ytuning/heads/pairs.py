@@ -14,7 +14,7 @@ PairChoice = Literal["auto", "joint", "separate"]
 PAIR_MODES: tuple[PairMode, ...] = get_args(PairMode)
 INPUT_WORDS: dict[PairMode | None, str] = {
     None: "one text",
-    "joint": "a pair of texts, read as one",
-    "separate": "a pair of texts, each",
+    "joint": "a pair of texts, encoded together",
+    "separate": "a pair of texts, encoded separately",
 }
 """What a task reads; the words go on with ", cut at N tokens"."""
