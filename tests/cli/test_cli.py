@@ -408,6 +408,7 @@ def test_other_files_are_read_like_the_train_rows(files: Path) -> None:
     assert [train.labels, test.labels] == [[("x", "y"), ("x,y",), ("x",), ("y",)], [("x,y",), ("x",)]]
 
 
+@pytest.mark.usefixtures("short_choice")
 def test_group_keeps_rows_on_one_side(
     run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]
 ) -> None:
@@ -415,7 +416,7 @@ def test_group_keeps_rows_on_one_side(
     lines = [f"{texts[row]},{labels[row]},{'' if row < 2 else row // 5}" for row in range(100)]
     (files / "users.csv").write_text("\n".join(["text,label,user", *lines]))
     arguments = ("users.csv", "--group", "user", "--encoder", tiny_encoder, "--out")
-    commands = (("train",), ("search", "--preset", "default", "--trials", "1"), ("compare", "--methods", "logistic"))
+    commands = (("train",), ("search", "--preset", "few-shot", "--trials", "1"), ("compare", "--methods", "logistic"))
     for command in commands:
         found = run(*command, *arguments, command[0], "--json")
         assert found.status == 0

@@ -159,6 +159,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_encoder(tmp_path_factory.mktemp("deep"), seed=0, layers=6)
 
 
+@pytest.mark.usefixtures("short_choice")
 @pytest.mark.parametrize(("paired", "layers"), [(False, (3, 5)), (True, (4, 6))])
 def test_pairs_have_default_hidden_states_of_their_own(
     paired: bool,
