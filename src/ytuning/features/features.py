@@ -406,7 +406,7 @@ def live_features(
     codec: Codec | None = None,
     padded: bool = False,
 ) -> TextFeatures:
-    """Features of texts or pairs in memory, the store left alone.
+    """Encode texts or pairs into memory; the store is not used.
 
     Args:
         inputs: texts or pairs.
@@ -423,7 +423,7 @@ def live_features(
     array, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
     read = encoder.encode_padded if padded else encoder.encode
     for indices, rows in read(tokens, states, codec.encode):
-        # rows (tokens of the batch, row bytes), a text's after those of the text before it
+        # (tokens of the batch, row bytes): the tokens of a text follow those of the text before it.
         lengths = tokens.lengths[indices]
         array[indices], start[indices] = len(arrays), np.cumsum(lengths) - lengths
         arrays.append(rows)

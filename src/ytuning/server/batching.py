@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import Answer
 from ytuning.errors import YTuningError
 from ytuning.evaluation.attribution import Effects, explain_one
 from ytuning.heads.pairs import PairMode
 from ytuning.server.catalog import Served
 from ytuning.server.telemetry import Telemetry, log
-from ytuning.tasks.predictor import Answer, answers_of
+from ytuning.tasks.predictor import answers_of
 from ytuning.tasks.shared_encoder import SharedEncoder
 
 __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Refused", "Stopped", "Unanswered"]

@@ -18,7 +18,7 @@ from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, check_names, load_task
 
-__all__ = ["Answer", "Prediction", "Predictor", "answers_of"]
+__all__ = ["Prediction", "Predictor", "answers_of"]
 
 # This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
