@@ -102,6 +102,22 @@ def test_answers_come_on_a_button_or_a_key(browser: Browser, stub: Served) -> No
         assert text.input_value() == "two"
 
 
+@pytest.mark.parametrize("typing", [True, False])
+def test_a_text_that_is_there_before_the_tasks_is_answered_only_while_typing(
+    typing: bool, browser: Browser, stub: Served
+) -> None:
+    # GET /info, which has no body, takes longer than it takes to enter a text.
+    stub.seconds = lambda body: 2.0 if body is None else 0.0
+    with browser.open(stub.address) as page:
+        page.get_by_label("Classify while typing").set_checked(typing)
+        # Without an event the page hears of the text only when it looks.
+        text = page.get_by_role("textbox", name="Text", exact=True)
+        text.evaluate("field => { field.value = 'one' }")
+        page.get_by_text("The server has 5 tasks").wait_for()
+        page.wait_for_timeout(500)
+        assert [body["input"] for body in stub.classified()] == [["one"]] * typing
+
+
 def test_a_late_reply_does_not_replace_a_newer_one(browser: Browser, stub: Served) -> None:
     stub.seconds = lambda body: 1.0 if body and body["input"] == ["money"] else 0.0
     with browser.open(stub.address, forgive=("failed: ",)) as page:

@@ -167,7 +167,8 @@ let timer = 0;
 let running = null; // the AbortController of the answers that are waited for
 let shown = ["", ""]; // the texts that the answers on the page are of
 
-async function begin() {
+/** Load the tasks; then answer a text that is there already, if that was asked for or happens while typing. */
+async function begin(asked = false) {
   try {
     const info = await ask("info", null, { say: (text) => (byId("about").textContent = text) });
     tasks = info.tasks;
@@ -176,7 +177,7 @@ async function begin() {
     cards = tasks.map(cardOf);
     byId("cards").replaceChildren(...cards.map((card) => card.article));
     select();
-    if (tasks.length && byId("first").value.trim()) await answer();
+    if (tasks.length && (asked || byId("typing").checked) && byId("first").value.trim()) await answer();
   } catch (error) {
     tell("problem", error);
     byId("about").textContent = "The tasks could not be loaded.";
@@ -205,7 +206,7 @@ async function answer() {
   clearTimeout(timer);
   running?.abort();
   running = null;
-  if (!tasks.length) return await begin();
+  if (!tasks.length) return await begin(true);
   const item = [byId("first").value, byId("second").value];
   const controller = (running = new AbortController());
   const began = performance.now();
