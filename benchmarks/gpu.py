@@ -83,7 +83,7 @@ WORDS = 1000
 LABELS = 4
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
 """Of the GPU's features, as a share of their norm, against the CPU's in fp32: float16's rounding, and bf16's."""
-STAGES: dict[str, int] = {"check": 60, "passes": 125, "costs": 150, "real_shapes": 80, "served": 60, "attention": 40}
+STAGES: dict[str, int] = {"check": 60, "passes": 125, "costs": 150, "real_shapes": 150, "served": 60, "attention": 40}
 """Stage -> seconds after which it is ended; what it has written by then stays."""
 
 
@@ -286,10 +286,11 @@ def attention(arguments: argparse.Namespace) -> None:
         theirs = partial(varlen_attn, parts[0], parts[1], parts[2], ends, ends, longest, longest)
         figures[f"{name}, varlen_attn"] = do_bench(theirs, warmup=5, rep=20, return_mode="median")
         for form, distances, tried in (("plain", None, tiles[1:2]), ("products", products, tiles)):
-            for block, gpu_kernels.WARPS, gpu_kernels.STAGES in tried:
+            for block, warps, gpu_kernels.STAGES in tried:
+                gpu_kernels.WARPS = gpu_kernels.PRODUCT_WARPS = warps
                 packing = pack(lengths, lambda values: values.to(device), block)
                 ours = partial(gpu_kernels.packed_attention, projected, packing, heads, scale=0.1, distances=distances)
-                key = f"{name}, {form}, tile {block}, {gpu_kernels.WARPS} warps, {gpu_kernels.STAGES} stages"
+                key = f"{name}, {form}, tile {block}, {warps} warps, {gpu_kernels.STAGES} stages"
                 figures[key] = do_bench(ours, warmup=5, rep=20, return_mode="median")
 
 
@@ -313,6 +314,21 @@ def passes(arguments: argparse.Namespace) -> None:
                 "tokens_in_text": arguments.tokens,
                 **encoder_pass(encoder, inputs, arguments.rounds),
             }
+            figures[f"{shape}: seconds by tokens a batch"] = by_batch(encoder, inputs)
+
+
+def by_batch(encoder: Encoder, inputs: list[TextInput]) -> dict[int, dict[str, float]]:
+    """Tokens that are computed at once -> the best of two passes in memory, and the GPU's peak memory of it."""
+    tokens, chosen, found = encoder.tokenize(inputs), encoder.tokens_per_batch, {}
+    for size in (chosen // 4, chosen // 2, chosen, 2 * chosen):
+        encoder.tokens_per_batch = size
+        reset_peak(encoder)
+        passes = [
+            seconds(lambda: [None for _ in encoder.encode(tokens, encoder.resolve_states(None))]) for _ in range(2)
+        ]
+        found[size] = {"seconds": min(passes), "peak_bytes": peak_bytes(encoder) or 0}
+    encoder.tokens_per_batch = chosen
+    return found
 
 
 def encoder_pass(encoder: Encoder, inputs: list[TextInput], rounds: int) -> dict[str, Any]:
@@ -379,11 +395,15 @@ def y_tuning(
         reset_peak(encoder)
         start = time.perf_counter()
         features = into_store(inputs, encoder, root)[0]
-        encode = time.perf_counter() - start
+        encode, encode_peak = time.perf_counter() - start, peak_bytes(encoder)
         job = HeadJob(SingleLabel.fit(targets.tolist(), None), targets, recipe)
         fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
         total = time.perf_counter() - start
-    return cost(total, encoder, arguments) | {"seconds_encode": encode, "seconds_head": total - encode}
+    return cost(total, encoder, arguments) | {
+        "seconds_encode": encode,
+        "seconds_head": total - encode,
+        "peak_bytes_encode": encode_peak,
+    }
 
 
 def encoder_training(
@@ -425,9 +445,18 @@ def encoder_training(
 
 def cost(elapsed: float, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds, what they are in tokens of all epochs, and the peak of the GPU's memory."""
-    peak = torch.cuda.max_memory_allocated() if encoder.device.type == "cuda" else None
     tokens = arguments.epochs * arguments.texts * arguments.tokens
-    return {"seconds": elapsed, "tokens_per_second": tokens / elapsed, "peak_bytes": peak, "extrapolated": False}
+    return {
+        "seconds": elapsed,
+        "tokens_per_second": tokens / elapsed,
+        "peak_bytes": peak_bytes(encoder),
+        "extrapolated": False,
+    }
+
+
+def peak_bytes(encoder: Encoder) -> int | None:
+    """The most memory of the GPU that was taken since :func:`reset_peak`."""
+    return torch.cuda.max_memory_allocated() if encoder.device.type == "cuda" else None
 
 
 def reset_peak(encoder: Encoder) -> None:

@@ -20,10 +20,10 @@ from ytuning.encoder.packed import DISTANCES, ROWS, Distances, Packing
 
 __all__ = ["add_and_normalise", "packed_attention"]
 
-WARPS, STAGES = 4, 2
+WARPS, PRODUCT_WARPS, STAGES = 4, 2, 2
 """Tuned on an H100 at heads of 64 numbers and texts of 128 tokens: tiles of 32 with the products of distances, which
-need more registers and memory (1.14 ms a layer of 32,768 tokens; tiles of 64: 1.58), of 64 without (0.21 ms; torch's
-own varlen_attn 0.20, but on texts of 36 tokens 0.29 against 0.14)."""
+need more registers and memory (0.90 ms a layer of 32,768 tokens with two warps, 1.14 with four; tiles of 64: 1.58), of
+64 without (0.21 ms; torch's own varlen_attn 0.20, but on texts of 36 tokens 0.29 against 0.14)."""
 
 
 # projected: (N, 3 D), queries, keys and values of each token; out: (N, D); offsets, block_text and block_first as in
@@ -113,6 +113,7 @@ def packed_attention(
     """
     width = projected.shape[1] // 3
     terms = distances or Distances()
+    has_keys, has_queries = terms.keys is not None, terms.queries is not None
     mixed = torch.zeros(len(projected), width, dtype=projected.dtype, device=projected.device)
     _attention[(len(packing.block_text), heads)](
         projected,
@@ -130,9 +131,9 @@ def packed_attention(
         size=width // heads,
         side=packing.block,
         has_bias=terms.bias is not None,
-        has_keys=terms.keys is not None,
-        has_queries=terms.queries is not None,
-        num_warps=WARPS,
+        has_keys=has_keys,
+        has_queries=has_queries,
+        num_warps=PRODUCT_WARPS if has_keys or has_queries else WARPS,
         num_stages=STAGES,
     )
     return mixed
