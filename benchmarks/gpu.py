@@ -374,8 +374,8 @@ def costs(arguments: argparse.Namespace) -> None:
             encoder = loaded(folder, arguments)
             few = np.arange(min(512, len(inputs)))  # which warm it up
             y_tuning(encoder, inputs[: len(few)], targets[: len(few)], (few[:-20], few[-20:]), arguments)
-            figures[f"{shape}: y_tuning"] = y_tuning(encoder, inputs, targets, rows, arguments)
-            encoder.release()  # the others train a copy of their own, which should have the memory for itself
+            # As the command does; the others train a copy of their own, which should have the memory for itself.
+            figures[f"{shape}: y_tuning"] = y_tuning(encoder, inputs, targets, rows, arguments, release=True)
             for name, train, rate in (("full_fine_tuning", full_fine_tuning, 2e-5), ("lora", lora, 1e-3)):
                 figures[f"{shape}: {name}"] = encoder_training(train, rate, encoder, inputs, targets, rows, arguments)
 
@@ -386,8 +386,10 @@ def y_tuning(
     targets: np.ndarray,
     rows: tuple[np.ndarray, np.ndarray],
     arguments: argparse.Namespace,
+    *,
+    release: bool = False,
 ) -> dict[str, Any]:
-    """One encoder pass, then all epochs over the store."""
+    """One encoder pass, then all epochs over the store, before which the encoder's weights may be let go."""
     default = preset("default")
     steps = {"epochs": arguments.epochs, "fewest_steps": 1, "most_steps": 1 << 30, "patience": 1 << 30}
     recipe = replace(default, training=replace(default.training, **steps))
@@ -396,6 +398,8 @@ def y_tuning(
         start = time.perf_counter()
         features = into_store(inputs, encoder, root)[0]
         encode, encode_peak = time.perf_counter() - start, peak_bytes(encoder)
+        if release:
+            encoder.release()
         job = HeadJob(SingleLabel.fit(targets.tolist(), None), targets, recipe)
         fit_heads(features, [job], train=rows[0], validation=rows[1], refit=False, device=encoder.device)
         total = time.perf_counter() - start

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import psutil
@@ -251,8 +251,8 @@ def bare_pass(texts: list[str], encoder: str) -> float:
 class Server:
     """A process that serves, and requests to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self.port, self.memories = process, port, list[int]()
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+        self.process, self.port, self.log, self.memories = process, port, log, list[int]()
         self.terminated = math.inf
         self._start = time.perf_counter()
 
@@ -263,7 +263,8 @@ class Server:
                 if (await self.get("/health"))[0] == 200:
                     return time.perf_counter() - self._start
             if self.process.poll() is not None:
-                raise RuntimeError("the server has ended")
+                self.log.seek(0)
+                raise RuntimeError("the server has ended:\n" + self.log.read().decode(errors="replace")[-4000:])
             await asyncio.sleep(0.05)
 
     def memory(self) -> int:
@@ -289,14 +290,18 @@ def running(command: list[str], *, module: bool = True) -> Iterator[Server]:
         port = free.getsockname()[1]
     program = [sys.executable, *(["-c", "from ytuning.cli.main import main; main()"] if module else [])]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(
-        [*program, *command, "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **threads},
-    ) as process:
+    # Why a server ended is read from a file: a pipe that nobody reads would stop the server once it is full.
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            [*program, *command, "--port", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env={**os.environ, **threads},
+        ) as process,
+    ):
         try:
-            yield Server(process, port)
+            yield Server(process, port, log)
         finally:
             process.kill()
 

@@ -169,6 +169,8 @@ def train(
                 pairs=pairs,
                 layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
                 label_texts=None if label_texts is None else read_label_texts(label_texts),
+                # The command reads no more texts.
+                release_encoder=True,
             ),
             progress=progress,
         )

@@ -81,6 +81,8 @@ class TrainOptions:
         label_texts: what the labels mean, see `data/label_texts.py`. The encoder reads them like any text; label rows
             start from them, they are train rows of their labels, and how the labels' texts alone do is reported.
             Default: the names of the labels in words for a head of label tuning (unless they are numbers), else none.
+        release_encoder: let the encoder's weights go once all features are stored, so that the head's training has
+            their memory; the encoder reads no text after that.
     """
 
     name: str = "task"
@@ -94,6 +96,7 @@ class TrainOptions:
     pairs: PairChoice = "auto"
     layers: Literal["auto"] | None = None
     label_texts: LabelTexts | None = None
+    release_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,8 @@ def _run_pair_modes(
     for mode in modes:
         try:
             features, cache = _encode(context, rows, mode)
+            if context.options.release_encoder and mode == modes[-1]:
+                context.encoder.release()
             run = _PairModeRun(mode, features, cache, _fit(context, rows, features))
         except KeyboardInterrupt:
             if not runs:
