@@ -15,14 +15,20 @@ A message is one line: what was wrong, the value that was given, what is allowed
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "must_be_one_of", "quantity", "write_errors", "wrong_schema",
+    "YTuningError", "argument", "must_be_one_of", "naming_options", "quantity", "write_errors", "wrong_schema",
 ]  # fmt: skip
+
+
+# Whether a message is for somebody who types options, rather than for somebody who writes Python.
+_NAMES_OPTIONS = ContextVar("names_options", default=False)
 
 
 class YTuningError(Exception):
@@ -76,6 +82,30 @@ class StoreError(YTuningError):
 
 class WriteError(YTuningError):
     """A task folder or an output file cannot be written, for a reason that lies in the disk, not in the path given."""
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Within it messages name options of the command line, such as ``--text``, instead of arguments of Python."""
+    before = _NAMES_OPTIONS.set(True)
+    try:
+        yield
+    finally:
+        _NAMES_OPTIONS.reset(before)
+
+
+def argument(name: str, value: object = None, *, option: str | None = None) -> str:
+    """An argument as the reader of a message gives it: ``text='body'`` in Python, ``--text body`` in a command.
+
+    Args:
+        name: name of the argument in Python.
+        value: its value; None leaves it out.
+        option: name of the option, if it is not that of the argument.
+    """
+    if not _NAMES_OPTIONS.get():
+        return f"{name}={'' if value is None else repr(value)}"
+    option = option or f"--{name.replace('_', '-')}"
+    return option if value is None else f"{option} {shlex.quote(str(value))}"
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import pytest
 
 from tests.cli.test_cli import Run, run
 from tests.data.test_data import complaint
-from ytuning.data.dataset import Columns, Dataset, read_dataset
+from ytuning.data.columns import Columns
+from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import check_trainable
@@ -127,12 +128,12 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
     [
         (
             {"label": "toxic,obscen"},
-            "the columns: label= (--label) names the column 'obscen', which is not there. Did you mean 'obscene'? "
+            "the columns: label= names the column 'obscen', which is not there. Did you mean 'obscene'? "
             "The columns are 'id', 'text', 'toxic', 'obscene', 'threat'",
         ),
         (
             {"label": "toxic,"},
-            "the columns: label= (--label) names the column '', which is not there. The columns are ",
+            "the columns: label= names the column '', which is not there. The columns are ",
         ),
         ({"label": []}, "label= names no column. Give at least one or leave it out."),
         ({"label": "toxic,toxic"}, "each column can have only one use. Got label='toxic,toxic'."),
@@ -215,7 +216,7 @@ def test_train_evaluate_and_add_a_label(run: Run, jigsaw: Path, tiny_encoder: Pa
     judged = run("evaluate", "t", "more.parquet", *COLUMNS, "--json")
     assert judged.status == 0 and set(judged.json["labels"]) == {"any", "card", "refund"}
     assert run("evaluate", "t", "more.parquet", "--text", "comment_text", "--label", "card,rfund").mistake() == (
-        "more.parquet: label= (--label) names the column 'rfund', which is not there. Did you mean 'refund'? "
+        "more.parquet: --label names the column 'rfund', which is not there. Did you mean 'refund'? "
         "The columns are 'comment_text', 'card', 'refund', 'any'."
     )
     read = read_dataset(jigsaw / "more.parquet", text="comment_text", labelled=False)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ytuning.data.columns import Columns
 from ytuning.data.dataset import (
-    Columns,
     Dataset,
     from_lists,
     labels_of,
@@ -71,22 +71,21 @@ def test_a_named_column_that_is_missing_is_compared_with_those_there_are(tmp_pat
     path = tmp_path / "t.csv"
     path.write_text("text,lable\na,b\n")
     assert complaint(read_dataset, path, label="label") == (
-        f"{path}: label= (--label) names the column 'label', which is not there. Did you mean 'lable'? "
+        f"{path}: label= names the column 'label', which is not there. Did you mean 'lable'? "
         "The columns are 'text', 'lable'."
     )
     assert complaint(read_dataset, path, label="lable", text_pair="other") == (
-        f"{path}: text_pair= (--text-pair) names the column 'other', which is not there. "
-        "The columns are 'text', 'lable'."
+        f"{path}: text_pair= names the column 'other', which is not there. The columns are 'text', 'lable'."
     )
 
 
 def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     assert complaint(read_dataset, [{"body": "a", "label": "b"}]) == (
-        "the rows: there is no column 'text' or 'sentence'. Name the text column with text= (--text); "
+        "the rows: there is no column 'text' or 'sentence'. Name the text column with text=; "
         "the columns are 'body', 'label'."
     )
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
-        "the rows: there is no column 'label' or 'labels'. Name the label column with label= (--label); "
+        "the rows: there is no column 'label' or 'labels'. Name the label column with label=; "
         "the columns are 'text', 'Label'."
     )
 
@@ -94,15 +93,15 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
 def test_a_column_that_has_another_use_is_told() -> None:
     table = [{"text": "a", "label": "b"}]
     assert complaint(read_dataset, table, label="text") == (
-        "the rows: label= (--label) uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
-        "Name the text column with text= (--text); the columns are 'text', 'label'."
+        "the rows: label= uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
+        "Name the text column with text=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text="label") == (
-        "the rows: text= (--text) uses the column 'label' already, and there is no other column 'label' or 'labels'. "
-        "Name the label column with label= (--label); the columns are 'text', 'label'."
+        "the rows: text= uses the column 'label' already, and there is no other column 'label' or 'labels'. "
+        "Name the label column with label=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text_pair="text").startswith(
-        "the rows: text_pair= (--text-pair) uses the column 'text' already, and there is no other column 'text' or "
+        "the rows: text_pair= uses the column 'text' already, and there is no other column 'text' or "
     )
 
 
@@ -323,7 +322,7 @@ def test_texts_of_a_task_are_split_into_its_labels(
 def test_of_several_marks_that_do_the_one_of_the_train_rows_is_taken() -> None:
     for separator, expected in ((";", [("a,b",), ("c",)]), (",", [("a", "b"), ("c",)]), (None, [("a,b",), ("c",)])):
         train = Dataset(["text"], [("a,b", "a", "b", "c")], kind="multi", separator=separator)
-        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train)
+        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train.known)
         assert found.labels == expected
 
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from ytuning.progress import Messages, Progress, ProgressBar
 from ytuning.system.files import NewFile
 
 if TYPE_CHECKING:
+    from ytuning.data.columns import Columns, Role
     from ytuning.data.dataset import Dataset
 
 __all__ = [
-    "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report", "tell_alike",
-    "tell_columns", "tell_cut", "write_page",
+    "check_result_file", "files_json", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report",
+    "tell_alike", "tell_cut", "tell_file", "write_page",
 ]  # fmt: skip
 
 
@@ -32,12 +33,41 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
-def tell_columns(progress: Progress, data: Dataset) -> None:
-    """Say which columns of a file are read, and what the labels are."""
-    if data.columns is not None:
-        named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
+def tell_file(
+    progress: Progress,
+    data: Dataset,
+    *,
+    quiet: bool,
+    named: Container[Role] = (),
+    trained: Mapping[str, Columns | None],
+) -> None:
+    """Say which columns of a file are read and what the labels are, and which columns a training read instead.
+
+    Args:
+        progress: is told.
+        data: rows of the file.
+        quiet: tell only of columns that differ from those of a training without the user having named them.
+        named: roles whose columns the user has named.
+        trained: columns that trainings read, by whose training it was (``"the task 'tickets'"``).
+    """
+    if data.columns is None:
+        return
+    read, notes, chosen = data.columns.spelt, [], True
+    for who, columns in trained.items():
+        before = {} if columns is None else columns.spelt
+        differing = [role for role in read if role in before and read[role] != before[role]]
+        if differing:
+            chosen = chosen and all(role in named for role in differing)
+            other = ", ".join(f"{role} = {before[role]!r}" for role in differing)
+            notes.append(f"; but {who} was trained on {other}")
+    if not quiet or (notes and not chosen):
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {quantity(len(data), 'row')}; columns {', '.join(named)}{kind}")
+        progress.say(f"{data.source}: {quantity(len(data), 'row')}; columns {data.columns}{kind}{''.join(notes)}")
+
+
+def files_json(**files: Dataset | None) -> dict[str, Any]:
+    """What ``--json`` says of each file, by its use."""
+    return {use: data.summary for use, data in files.items() if data is not None}
 
 
 def read_parts(
@@ -64,11 +94,12 @@ def read_parts(
     read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
     train = read(files[0], kind=kind, group=group)
     # The kind is that of the training rows, as a few rows might look like another.
-    alike = partial(read, kind=train.kind, known=train)
+    alike = partial(read, kind=train.kind, known=train.known)
     validation, test = (None if file is None else alike(file) for file in files[1:])
     parts = [part for part in (train, validation, test) if part is not None]
-    for part in parts if not quiet else ():
-        tell_columns(progress, part)
+    named = {role for role, name in (("text", text), ("text_pair", text_pair), ("label", label)) if name is not None}
+    for part in parts:
+        tell_file(progress, part, quiet=quiet, named=named, trained={"the task": train.columns})
     if empty := (train.groups or []).count(None):
         rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ytuning.cli import options
-from ytuning.cli.console import print_json, read_parts, shown_progress, split_of_report, write_page
+from ytuning.cli.console import files_json, print_json, read_parts, shown_progress, split_of_report, write_page
 from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 
@@ -104,7 +104,8 @@ def search(
             )
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        print_json(_search_json(result, out, watch))
+        files = files_json(train=rows, validation=held, test=judged)
+        print_json({**_search_json(result, out, watch), "files": files})
     else:
         _print_search(result, out, watch)
     if result.interrupted:

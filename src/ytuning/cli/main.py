@@ -20,7 +20,7 @@ from ytuning.cli.options import choices_of
 from ytuning.cli.serve import serve
 from ytuning.cli.tasks import add_label, evaluate, predict
 from ytuning.cli.train import train
-from ytuning.errors import InputError, YTuningError, must_be_one_of
+from ytuning.errors import InputError, YTuningError, must_be_one_of, naming_options
 
 __all__ = ["app", "main"]
 
@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(words, prog_name="ytuning", standalone_mode=False)
+        with naming_options():
+            status = app(words, prog_name="ytuning", standalone_mode=False)
         sys.stdout.flush()
         if status == TYPER_INTERRUPTED:
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ytuning.errors import InputError, quantity
 
 if TYPE_CHECKING:
     from ytuning.data.dataset import Dataset
+    from ytuning.data.tables import Table
     from ytuning.encoder.encoder import Encoder
     from ytuning.features.store import FeatureStore
     from ytuning.progress import Progress
@@ -55,8 +56,9 @@ def predict(
     On a terminal the answers are printed for people. With `--json`, with `--output` or in a pipe, each answer is one
     line of JSON.
     """
-    from ytuning.data.dataset import from_lists, read_dataset
+    from ytuning.data.dataset import from_lists
     from ytuning.data.labels import list_names, quote
+    from ytuning.data.tables import Table, read_table
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import task_files
 
@@ -73,14 +75,21 @@ def predict(
         raise InputError(
             "give texts to label either as arguments or with --input FILE" + (", not both." if texts else ".")
         )
-    if input_file is None:
-        data = from_lists(texts)
-    else:
-        data = read_dataset(input_file, text=text, text_pair=text_pair, labelled=False)
+    # The file is read before the encoder, as that takes longer.
+    data = from_lists(texts) if input_file is None else read_table(input_file)
     predictor = Predictor(folders, encoder=encoder)
+    if isinstance(data, Table):
+        data = _read_inputs(data, predictor.tasks, text, text_pair)
     for_people = output is None and not as_json and sys.stdout.isatty()
     # Answers on a terminal show the progress themselves, and a bar would be drawn over them.
     with console.shown_progress(quiet or for_people) as progress, console.result_file(output) as write:
+        console.tell_file(
+            progress,
+            data,
+            quiet=quiet,
+            named=options.named(text, text_pair),
+            trained={f"the task {task.name!r}": task.columns for task in predictor.tasks},
+        )
         if paths := [word for word in texts if _looks_like_a_path(word)]:
             progress.say(
                 f"These arguments are read as texts, not as paths: {list_names(paths)}. Only folders before the first "
@@ -94,6 +103,34 @@ def predict(
                 write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
             progress.step("predict", number, len(data) * count)
         console.tell_cut(progress, -(-cut // count))
+
+
+def _read_inputs(table: Table, tasks: Sequence[Task], text: str | None, text_pair: str | None) -> Dataset:
+    """The texts of a file, read by the columns that all of the tasks were trained on.
+
+    Raises:
+        InputError: the tasks would read different columns, or the columns are not there.
+    """
+    from ytuning.data.dataset import read_dataset
+    from ytuning.data.labels import list_names
+
+    read = partial(read_dataset, table, text=text, text_pair=text_pair, labelled=False)
+    by_task = {task.name: read(known=task.known) for task in tasks}
+    first, *others = by_task.values()
+    if all(data.columns == first.columns for data in others):
+        return first
+    # A task for pairs and one for single texts can never read the same rows, whatever the columns.
+    if len({data.has_pairs for data in by_task.values()}) > 1:
+        pairs, single = (
+            list_names([name for name, data in by_task.items() if data.has_pairs == wanted]) for wanted in (True, False)
+        )
+        problem = f"the tasks cannot read the same rows: pairs of texts are for {pairs}, single texts for {single}"
+        raise InputError(f"{problem}. Run ytuning predict for each of the two kinds.")
+    columns = "; ".join(f"{name!r} on {data.columns}" for name, data in by_task.items())
+    raise InputError(
+        f"the tasks were trained on different columns of {table.source}: {columns}. Name the columns for all of them "
+        "with --text and --text-pair, or run ytuning predict for each task."
+    )
 
 
 def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -169,9 +206,11 @@ def evaluate(
     if report is not None:
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
-    known = task.target.names
-    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=known)
+    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=task.known)
     with console.shown_progress(quiet) as progress:
+        console.tell_file(
+            progress, rows, quiet=quiet, named=options.named(text, text_pair, label), trained={"the task": task.columns}
+        )
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
         evaluation = evaluate_task(task, rows, loaded, store, progress=progress)
@@ -181,6 +220,7 @@ def evaluate(
             console.write_page(report, page)
     if as_json:
         figures = {**asdict(evaluation.report), "cache": asdict(evaluation.cache), "truncated": evaluation.truncated}
+        figures["files"] = console.files_json(data=rows)
         console.print_json({"task": task.name, **figures, "report": None if report is None else str(report)})
     else:
         print_report(Console(), evaluation.report, f"{task.name} on {data}")
@@ -216,13 +256,17 @@ def add_label(
     target = out or task_dir
     check_task_folder(target)
     names = (*task.target.names, name)
-    read = partial(read_dataset, text=text, text_pair=text_pair)
+    columns = None if task.columns is None else task.columns.with_label(name)
+    read = partial(
+        read_dataset, text=text, text_pair=text_pair, known=replace(task.known, names=names, columns=columns)
+    )
     rows = read(examples, labelled=False)
-    judged = None if test is None else read(test, label=label, kind=task.kind, known=names)
+    judged = None if test is None else read(test, label=label, kind=task.kind)
     with console.shown_progress(quiet) as progress:
         for part in (rows, judged):
-            if part is not None and not quiet:
-                console.tell_columns(progress, part)
+            if part is not None:
+                named = options.named(text, text_pair, label)
+                console.tell_file(progress, part, quiet=quiet, named=named, trained={"the task": columns})
         console.tell_alike(progress, names)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
@@ -242,6 +286,7 @@ def add_label(
         "kept_texts": {"before": added.before, "after": added.after, "lost": added.lost},
         "test": metrics,
         "seconds": round(seconds, 3),
+        "files": console.files_json(examples=rows, test=judged),
     }
     if as_json:
         console.print_json(result)

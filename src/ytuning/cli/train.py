@@ -196,7 +196,9 @@ def train(
             console.write_page(report, page)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        console.print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
+        files = console.files_json(train=rows, validation=held, test=judged)
+        shown = {"files": files, "report": None if report is None else str(report)}
+        console.print_json({**_train_json(trained, out, watch), **shown})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:

@@ -12,17 +12,16 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from ytuning.data.columns import Columns, Known, Role, choose_columns
 from ytuning.data.kinds import KINDS, Labels, SingleLabel
-from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
+from ytuning.data.kinds.multi import SEPARATORS
 from ytuning.data.kinds.regression import are_numbers
-from ytuning.data.labels import Kind, did_you_mean, list_names, quote
+from ytuning.data.labels import Kind, quote
 from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
-    "Columns",
     "Dataset",
-    "Role",
     "TextInput",
     "from_lists",
     "labels_of",
@@ -33,39 +32,7 @@ __all__ = [
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
-Role = Literal["text", "text_pair", "label", "group"]
-DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
-    "text": ("text", "sentence"),
-    "text_pair": ("text_pair",),
-    "label": ("label", "labels"),
-}
-"""Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that a data set was made of, named by the user or inferred.
-
-    Attributes:
-        text: column of the texts.
-        text_pair: column of the second texts; None for single texts.
-        label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
-        group: column whose equal values keep rows on one side of a split.
-    """
-
-    text: str
-    text_pair: str | None = None
-    label: str | tuple[str, ...] | None = None
-    group: str | None = None
-
-    @property
-    def spelt(self) -> dict[Role, str]:
-        """Each column by its role, as an option names it: several label columns with commas between them."""
-        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
-        columns: dict[Role, str | None]
-        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
-        return {role: name for role, name in columns.items() if name is not None}
 
 
 @dataclass(frozen=True)
@@ -121,6 +88,20 @@ class Dataset:
     def has_pairs(self) -> bool:
         """Whether each row is a pair of texts."""
         return self.text_pairs is not None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The name of the source, the columns that were read and the number of rows, for JSON."""
+        return {
+            "file": self.source,
+            "columns": None if self.columns is None else self.columns.to_json(),
+            "rows": len(self),
+        }
+
+    @property
+    def known(self) -> Known:
+        """What these rows say about further rows for the same task."""
+        return Known(names_in(self), self.separator, self.columns, self.has_pairs)
 
     @property
     def names(self) -> list[str]:
@@ -186,21 +167,22 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
-    known: Collection[str] | Dataset = (),
+    known: Known | Collection[str] = (),
     group: str | None = None,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
-    A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts are kept exactly, labels without the white space around them. Labels that are not text get the
-    text of their value: 3 -> "3", 3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its
-    name. Several labels of a row are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the
-    first of these that occurs in the column; an empty list or text is no label. Or they are several columns of 0 and
-    1, whose names are the labels.
+    A column that is not named is that of the training, if ``known`` has it and the table too. Else it is inferred:
+    ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or ``labels``. Texts are kept exactly, labels
+    without the white space around them. Labels that are not text get the text of their value: 3 -> "3", 3.0 -> "3",
+    0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row are a list,
+    the JSON text of one, or text with one of ``| ; ,`` between them, the first of these that occurs in the column; an
+    empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels.
 
     Args:
         source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
-            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
+            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows), a mapping of lists (columns)
+            or what `tables.read_table` makes of these.
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
@@ -209,9 +191,9 @@ def read_dataset(
             and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
         labelled: False for prediction: no label column is looked for, and one that is there is ignored.
-        known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
-            data set of the train rows, the one at which their texts were split.
+        known: what the training says about the rows of its task: ``task.known``, or ``train.known`` of its rows; or
+            the names of the task's labels. Texts with several labels are then split at the mark that leaves most rows
+            with known labels only, or at none; of several such marks it is that of the training, else the first.
         group: column whose equal values keep rows together when validation rows are held out; it may be that of a
             text, so that rows with the same text stay together.
 
@@ -222,8 +204,10 @@ def read_dataset(
     """
     if kind not in (kinds := ("auto", *KINDS)):
         raise InputError(must_be_one_of("kind", kind, kinds))
-    table = read_table(source)
-    columns = _columns_of(table, text, text_pair, label, group, labelled=labelled)
+    table = source if isinstance(source, Table) else read_table(source)
+    known = known if isinstance(known, Known) else Known(known)
+    named: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "group": group}
+    columns = choose_columns(table, named, label, known, labelled=labelled)
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
@@ -267,7 +251,7 @@ def from_lists(
         cells, pairs = _unzip_pairs(cells, source)
     read: tuple[Labels | None, Kind, str | None] = (None, "single", None)
     if labels is not None:
-        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
+        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind, Known())
     return Dataset(
         texts=Column(source, "text", cells).texts("text"),
         labels=read[0],
@@ -287,100 +271,11 @@ def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[obje
     return [pair[0] for pair in cells], [pair[1] for pair in cells]
 
 
-# --- which columns --------------------------------------------------------------------------------------------------
-
-
-def _columns_of(
-    table: Table,
-    text: str | None,
-    text_pair: str | None,
-    label: str | Sequence[str] | None,
-    group: str | None,
-    *,
-    labelled: bool,
-) -> Columns:
-    """The columns to read, named or inferred; arguments as :func:`read_dataset` takes them."""
-    names: dict[Role, list[str] | None] = {
-        "text": None if text is None else [text],
-        "text_pair": None if text_pair is None else [text_pair],
-        "label": _label_columns(table, label) if labelled else None,
-    }
-    chosen = _choose_columns(table, names, labelled=labelled)
-    single = {role: columns[0] for role, columns in chosen.items()}
-    several = label is not None and labelled and single["label"] != label
-    return Columns(
-        single["text"],
-        single.get("text_pair"),
-        tuple(chosen["label"]) if several else single.get("label"),
-        None if group is None else _existing(table, "group", group),
-    )
-
-
-def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labelled: bool) -> dict[Role, list[str]]:
-    """The columns of each role: those the user named, else one that has a default name and no other role.
-
-    Raises:
-        InputError: a column is named twice.
-        DataError: a column is not there.
-    """
-    chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
-    used = [name for names in chosen.values() for name in names]
-    if len(set(used)) < len(used):
-        uses = ", ".join(f"{role}={quote(','.join(names))}" for role, names in chosen.items())
-        raise InputError(f"each column can have only one use. Got {uses}.")
-    for role in named:
-        if role in chosen or (role == "label" and not labelled):
-            continue
-        if free := [name for name in DEFAULT_NAMES[role] if name in table.names and name not in used]:
-            chosen[role] = free[:1]
-            used += free[:1]
-        elif role != "text_pair":
-            raise _not_there(table, role, chosen)
-    return chosen
-
-
-def _option(role: Role) -> str:
-    """A role as an argument and as an option of a command."""
-    return f"{role}= (--{role.replace('_', '-')})"
-
-
-def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
-    """Make the error that no column has a default name of ``role``, or that another role uses the one that has it."""
-    looked_for = " or ".join(quote(name) for name in DEFAULT_NAMES[role])
-    problem = f"there is no column {looked_for}"
-    for other, names in chosen.items():
-        if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
-            problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
-            problem += looked_for
-    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
-    return DataError(f"{problem}. {remedy}", source=table.source)
-
-
-def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
-    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
-    if label is None:
-        return None
-    if not isinstance(label, str):
-        if not label:
-            raise InputError("label= names no column. Give at least one or leave it out.")
-        return list(label)
-    if label in table.names or "," not in label:
-        return [label]
-    return [name if name in table.names else name.strip() for name in label.split(",")]
-
-
-def _existing(table: Table, role: Role, name: str) -> str:
-    if name in table.names:
-        return name
-    problem = f"{_option(role)} names the column {quote(name)}, which is not there.{did_you_mean(name, table.names)} "
-    raise DataError(f"{problem}The columns are {list_names(table.names)}.", source=table.source)
-
-
 # --- what the cells of labels say -----------------------------------------------------------------------------------
 
 
 def _read_label_columns(
-    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str] | Dataset
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Known
 ) -> tuple[Labels | None, Kind, str | None]:
     """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
 
@@ -424,14 +319,11 @@ def _flags(column: Column) -> list[bool]:
     return flags
 
 
-def _read_labels(
-    column: Column, kind: Kind | Literal["auto"], known: Collection[str] | Dataset = ()
-) -> tuple[Labels, Kind, str | None]:
+def _read_labels(column: Column, kind: Kind | Literal["auto"], known: Known) -> tuple[Labels, Kind, str | None]:
     """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
     guessed = kind == "auto"
     if kind == "auto":
         lists = any(isinstance(cell, LISTS) for cell in column.cells)
         kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
-    names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
-    labels, separator = KINDS[kind].read_labels(column, known=names, separator=first, guessed=guessed)
+    labels, separator = KINDS[kind].read_labels(column, known=known.names, separator=known.separator, guessed=guessed)
     return labels, kind, separator

@@ -159,6 +159,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         target=bigger,
         head=grown,
         calibration=calibration,
+        columns=None if task.columns is None else task.columns.with_label(name),
         exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )

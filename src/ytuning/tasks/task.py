@@ -1,7 +1,7 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
-task.json          schema version, kind, labels or scale, encoder identity, hidden states, head config, thresholds,
-                   calibration, metrics, checksum of the weights
+task.json          schema version, kind, labels or scale, columns, encoder identity, hidden states, head config,
+                   thresholds, calibration, metrics, checksum of the weights
 head.safetensors   the head's weights, where some texts lie in its label space, and the basis of compact features
 README.md          model card
 """
@@ -23,6 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ytuning.data.columns import Columns, Known
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
@@ -49,7 +50,7 @@ __all__ = [
 
 # An interrupted training tries this number of names for its folder.
 MOST_BESIDE = 100
-SCHEMA = 1
+SCHEMA = 2
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
 # The weights' file has these tensors beside the head's own.
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
@@ -84,6 +85,7 @@ class Task:
         metrics: metrics of ``validation`` and, if there was one, ``test``.
         training: seed, codec of the stored features, rows and steps, for the record.
         pair_mode: how the encoder reads pairs, ``"joint"`` or ``"separate"``; None for single texts.
+        columns: columns of the training rows, which further files are read by; None if the rows had no columns.
         exemplars: texts in label space that adding a label needs.
         basis: basis of the compact features that the head was trained on; None with any other codec.
     """
@@ -98,6 +100,7 @@ class Task:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     pair_mode: PairMode | None = None
+    columns: Columns | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
     basis: PcaInt8Codec | None = field(default=None, compare=False)
 
@@ -105,6 +108,11 @@ class Task:
     def kind(self) -> Kind:
         """The name of the task's kind."""
         return self.target.kind
+
+    @property
+    def known(self) -> Known:
+        """What the training says about further rows; an argument of `data.dataset.read_dataset`."""
+        return Known(self.target.names, columns=self.columns, pairs=self.pair_mode is not None)
 
     @property
     def input_words(self) -> str:
@@ -159,6 +167,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "schema": SCHEMA,
         **task.target.to_json(),
         "pair": task.pair_mode,
+        "columns": None if task.columns is None else task.columns.to_json(),
         "encoder": task.encoder.to_json(),
         "states": list(task.states),
         "head": config_to_json(task.config),
@@ -261,6 +270,7 @@ def load_task(folder: str | Path) -> Task:
     try:
         target = kind_from_json(content)
         pair_mode = _pair_mode(content["pair"])
+        columns = None if content["columns"] is None else Columns.from_json(content["columns"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
@@ -285,10 +295,8 @@ def load_task(folder: str | Path) -> Task:
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error
     stored = _fill(head, path / HEAD_FILE, expected)
-    task = Task(
-        path.resolve().name, target, encoder, states, config, head.eval(), calibration, pair_mode=pair_mode, **record
-    )
-    return _with_tensors(task, stored, path / HEAD_FILE)
+    task = Task(path.resolve().name, target, encoder, states, config, head.eval(), calibration, **record)
+    return _with_tensors(replace(task, pair_mode=pair_mode, columns=columns), stored, path / HEAD_FILE)
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:

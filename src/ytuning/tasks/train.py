@@ -523,6 +523,7 @@ def _task(
         metrics=evaluated.metrics,
         training=training,
         pair_mode=run.pair_mode,
+        columns=context.train.columns,
         exemplars=exemplars,
         basis=run.features.codec if isinstance(run.features.codec, PcaInt8Codec) else None,
     )
