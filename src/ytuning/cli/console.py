@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_result_file", "files_json", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report",
-    "tell_alike", "tell_cut", "tell_file", "write_page",
+    "tell_alike", "tell_cut", "tell_file", "tell_held_out", "write_page",
 ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def tell_file(
     named: Container[Role] = (),
     trained: Mapping[str, Columns | None],
 ) -> None:
-    """Say which columns of a file are read and what the labels are, and which columns a training read instead.
+    """Say which rows and columns of a file are read, what the labels are, and which columns a training read instead.
 
     Args:
         progress: is told.
@@ -62,7 +62,25 @@ def tell_file(
             notes.append(f"; but {who} was trained on {other}")
     if not quiet or (notes and not chosen):
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {quantity(len(data), 'row')}; columns {data.columns}{kind}{''.join(notes)}")
+        progress.say(f"{data.source}: {_row_counts(data)}; columns {data.columns}{kind}{''.join(notes)}")
+    for note in data.notes:
+        progress.say(f"{data.source}: {note}")
+
+
+def _row_counts(data: Dataset) -> str:
+    if data.rows_read == len(data):
+        return quantity(len(data), "row")
+    why = ", ".join(f"{number:,} {reason}" for reason, number in data.left_out.items())
+    return f"{quantity(data.rows_read, 'row')} read, {len(data):,} used (left out: {why})"
+
+
+def tell_held_out(
+    progress: Progress, train: Dataset, rows: Mapping[str, int], held: Dataset | None, *, quiet: bool
+) -> None:
+    """Say how many rows of a training set were held out, unless ``quiet`` or there is a validation set of its own."""
+    if held is None and not quiet:
+        used = f"{rows['validation']:,} of the {quantity(len(train), 'row')} were held out for validation"
+        progress.say(f"{train.source}: {used}.")
 
 
 def files_json(**files: Dataset | None) -> dict[str, Any]:

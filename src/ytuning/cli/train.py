@@ -178,6 +178,7 @@ def train(
         if trained.fit.interrupted:
             out, report = _place_beside_finished(out, report)
         save_task(trained.task, out)
+        console.tell_held_out(progress, rows, trained.rows, held, quiet=quiet)
         _tell_training(progress, trained, out)
         if report is not None:
             from ytuning.reports.html import render_report

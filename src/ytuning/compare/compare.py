@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
     if len(chosen) > most:
         raise InputError(f"rows must be at least {len(chosen)}, two of each label. Got {most} instead.")
     others = order[~np.isin(order, chosen)]
-    return dataset.select(sorted([*chosen, *others[: most - len(chosen)].tolist()]))
+    drawn = dataset.select(sorted([*chosen, *others[: most - len(chosen)].tolist()]))
+    return replace(drawn, left_out={**dataset.left_out, "rows not drawn": len(dataset) - most})
 
 
 # --- one run --------------------------------------------------------------------------------------------------------

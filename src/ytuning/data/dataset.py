@@ -100,11 +100,13 @@ class Dataset:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The name of the source, the columns that were read and the number of rows, for JSON."""
+        """The source, the columns that were read, and the numbers of rows read, used and left out, for JSON."""
         return {
             "file": self.source,
             "columns": None if self.columns is None else self.columns.to_json(),
-            "rows": len(self),
+            "rows_read": self.rows_read,
+            "rows_used": len(self),
+            "left_out": self.left_out,
         }
 
     @property
