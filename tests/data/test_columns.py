@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.test_cli import Run, run
 from tests.data.test_data import complaint
-from ytuning.data.columns import Columns
+from ytuning.data.columns import Columns, Known
 from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
@@ -263,3 +263,71 @@ def test_data_sets_of_rows_chosen_keep_their_columns() -> None:
         ("toxic", "threat"),
         ("toxic",),
     ]
+
+
+ROW = {"a": "1st", "b": "2nd", "text": "3rd", "text_pair": "4th", "sentence": "5th", "x": 1, "y": 0, "label": "l"}
+
+
+@pytest.mark.parametrize(
+    ("known", "named", "chosen"),
+    [
+        (Known(columns=Columns("a", "b", "label")), {}, Columns("a", "b", "label")),
+        (Known(columns=Columns("a")), {"text": "b"}, Columns("b", "text_pair", "label")),
+        (Known(columns=Columns("a"), pairs=False), {}, Columns("a", None, "label")),
+        (Known(columns=Columns("a"), pairs=False), {"text_pair": "b"}, Columns("a", "b", "label")),
+        (Known(columns=Columns("gone", "b", "gone")), {}, Columns("text", "b", "label")),
+        (Known(columns=Columns("a", None, ("x", "y"))), {}, Columns("a", "text_pair", ("x", "y"))),
+        (Known(columns=Columns("a", None, ("x",))), {}, Columns("a", "text_pair", ("x",))),
+        (Known(columns=Columns("a", None, "x"), pairs=False), {"label": "x,y"}, Columns("a", None, ("x", "y"))),
+        (Known(columns=Columns("a", None, ("gone", "away"))), {}, Columns("a", "text_pair", "label")),
+        (Known(columns=Columns("a", "b")), {"text": "b"}, Columns("b", "text_pair", "label")),
+        (Known(columns=Columns("a", "b", "label", "y")), {"labelled": False}, Columns("a", "b")),
+        (Known(columns=Columns("a", "b", "label")), {"label": "a"}, Columns("text", "b", "a")),
+    ],
+)
+def test_columns_of_the_training_come_before_the_defaults(known: Known, named: dict[str, Any], chosen: Columns) -> None:
+    assert read_dataset([ROW], known=known, **named).columns == chosen
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "message"),
+    [
+        (
+            ROW,
+            Known(columns=Columns("text", None, ("x", "y", "z"))),
+            "the rows: the task was trained on 3 label columns, of which these are not there: 'z'. Add them, or name "
+            "the columns to read with label=; the columns are 'a', 'b', 'text',",
+        ),
+        (
+            {"text": "a", "label": "b"},
+            Known(columns=Columns("text", "gone"), pairs=True),
+            "the rows: there is no column 'gone' or 'text_pair'; the task was trained on 'gone'. Name the text pair "
+            "column with text_pair=; the columns are 'text', 'label'.",
+        ),
+        ({"text": "a", "label": "b"}, Known(pairs=True), "the rows: there is no column 'text_pair'. Name the"),
+        (
+            {"text": "a"},
+            Known(columns=Columns("text", None, "gold")),
+            "the rows: there is no column 'gold', 'label' or",
+        ),
+    ],
+)
+def test_columns_of_the_training_that_are_missing(row: dict[str, Any], known: Known, message: str) -> None:
+    assert complaint(read_dataset, [row], known=known).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [Columns("a"), Columns("ä b", "c", "d", "e"), Columns("a", None, ("x",)), Columns("a", None, ("x", "y,z"))],
+)
+def test_columns_are_written_and_read_again(columns: Columns) -> None:
+    assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"text": 1}, {"text": ["a"]}, {"text": "a", "label": []}, {"text": "a", "other": "b"}, {"label": "b"}],
+)
+def test_columns_that_are_damaged_are_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        Columns.from_json(content)

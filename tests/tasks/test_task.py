@@ -334,6 +334,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (write("task.json", b"\xff\xfe\x00"), "task.json is damaged: it is not JSON"),
     "a list": (write("task.json", b"[]"), "was not written by ytuning: it states no schema"),
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
+    "no columns": (edit(columns=[]), "task.json is damaged"),
+    "columns without a text": (edit(columns={"label": "a"}), "task.json is damaged (TypeError"),
+    "a column that is no text": (edit(columns={"text": 7}), "the name of the column text must be text. Got 7 instead."),
     "another schema": (
         edit(schema=6),
         "task.json has schema 6, but this version of ytuning reads schema 2. Train the task again: ytuning train DATA",

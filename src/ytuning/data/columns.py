@@ -171,7 +171,8 @@ def _not_there(table: Table, role: Role, chosen: Mapping[Role, list[str]], known
     """Make the error that no column is the training's or has a default name of ``role``, or that it has another use."""
     of_training = known.columns.named(role) if known.columns else []
     wanted = list(dict.fromkeys([*of_training, *DEFAULT_NAMES[role]]))
-    looked_for = " or ".join(quote(name) for name in wanted)
+    *first, last = map(quote, wanted)
+    looked_for = f"{', '.join(first)} or {last}" if first else last
     problem = f"there is no column {looked_for}"
     for other, names in chosen.items():
         if taken := [name for name in names if name in wanted]:
