@@ -23,7 +23,8 @@ from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "argument", "must_be_one_of", "naming_options", "quantity", "write_errors", "wrong_schema",
+    "YTuningError", "argument", "must_be_one_of", "naming_options", "parameter", "quantity", "write_errors",
+    "wrong_schema",
 ]  # fmt: skip
 
 
@@ -104,8 +105,13 @@ def argument(name: str, value: object = None, *, option: str | None = None) -> s
     """
     if not _NAMES_OPTIONS.get():
         return f"{name}={'' if value is None else repr(value)}"
-    option = option or f"--{name.replace('_', '-')}"
-    return option if value is None else f"{option} {shlex.quote(str(value))}"
+    spelt = parameter(name, option=option)
+    return spelt if value is None else f"{spelt} {shlex.quote(str(value))}"
+
+
+def parameter(name: str, *, option: str | None = None) -> str:
+    """The name of an argument, for a message about its value: ``text`` in Python, ``--text`` on the command line."""
+    return (option or f"--{name.replace('_', '-')}") if _NAMES_OPTIONS.get() else name
 
 
 @contextmanager

@@ -759,7 +759,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--kind", "ordinal", "--label-order", "card,login", *OUT),
         "'refund' is missing in --label-order",
     ),
-    "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "abstain_at must be a share above 0"),
+    "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "--abstain-at must be a share above 0"),
     "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "--pairs must be one of 'auto', 'joint', "),
     "unknown kind": (
         ("train", "train.csv", "--kind", "many", *OUT),

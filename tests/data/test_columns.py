@@ -144,7 +144,7 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
         (
             {"label": "toxic,threat", "kind": "single"},
             "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
-            "with label= (--label).",
+            "with label=.",
         ),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_label_that_no_row_has_cannot_be_trained() -> None:
     found = read_dataset(table, label="toxic,obscene,threat")
     assert complaint(check_trainable, found, holdout=True) == (
         "the columns, column 'obscene': no row has 1, so nothing can be learnt about this label. Leave the column out "
-        "of --label."
+        "of label=."
     )
     none = {**table, "toxic": [0, 0, 0]}
     assert "none of the 3 rows has a label" in complaint(
@@ -234,7 +234,7 @@ def test_a_task_of_one_label_a_row_is_not_judged_by_several_columns(run: Run, ji
     assert run("train", "train.csv", *column, "--encoder", tiny_encoder, "--out", "t").status == 0
     assert run("evaluate", "t", "test.jsonl", *COLUMNS).mistake() == (
         "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
-        "with label= (--label)."
+        "with --label."
     )
 
 

@@ -265,7 +265,7 @@ def test_a_list_is_no_single_label(cell: object) -> None:
     message = complaint(read_dataset, labelled("x", cell), kind="single")
     assert message.startswith("the rows, row 2, column 'label': the label ")
     assert message.endswith(
-        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi' (--kind multi)."
+        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi'."
     )
 
 
@@ -383,8 +383,7 @@ def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
     told = complaint(read_dataset, labelled(*cells, cell, 1.5))
     assert told == (
         f"the rows, row 19, column 'label': the label {str(cell)!r} is not a finite number. Nearly all "
-        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single' (--kind "
-        "single)."
+        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single'."
     )
     assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
     if isinstance(cell, str):
@@ -530,7 +529,7 @@ def test_labels_must_be_for_the_kind_of_task() -> None:
     check_labels_known(from_lists(["a", "b"], [["x"], []]), known, "test")
     assert complaint(check_labels_known, from_lists(["a"], ["x"]), known, "test") == (
         "the rows: the labels are of the kind 'single', but those of the training set are of the kind 'multi'. "
-        "Use the same --kind for both."
+        "Use the same kind= for both."
     )
     check_labels_known(from_lists(["a"], [9.5]), Regression(0, 1, bounded=True), "test")
 
@@ -540,7 +539,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
     check_trainable(dataset, holdout=False)
     assert complaint(check_trainable, dataset, holdout=True) == (
         "the rows, row 2, column 'label': the label 'y' occurs once. Add a second row with it, remove this row, "
-        "or give a validation set (--validation)."
+        "or give a validation set (validation=)."
     )
     check_trainable(from_lists(list("abcd"), ["x", "y", "x", "y"]), holdout=True)
 

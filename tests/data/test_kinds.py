@@ -49,12 +49,12 @@ def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() 
         (
             ["low", "high", "2"],
             None,
-            "^the label 'high' is no number, so the labels' order is not known. Give it: "
-            "--label-order LOWEST,...,HIGHEST. The labels are '2', 'high', 'low'$",
+            "^the label 'high' is no number, so the labels' order is not known. Give it from "
+            "the lowest to the highest with label_order=. The labels are '2', 'high', 'low'$",
         ),
         (["1", "nan", "2"], None, "the label 'nan' is no number"),
         (["1", "2", "1.0"], None, "the labels '1' and '1.0' are one number, so their order is not known"),
-        (["low", "high"], ["low"], "must name each label once. 'high' is missing in --label-order$"),
+        (["low", "high"], ["low"], "must name each label once. 'high' is missing in label_order$"),
         (["low", "high"], ["low", "mid", "high"], "must name each label once. 'mid' is missing in the train rows$"),
         (["low", "high"], ["low", "high", "low"], "all label names must be different, but 'low' was given"),
     ],

@@ -452,7 +452,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.txt").write_text("precious")
-    assert "is not empty and was not written by ytuning train. Choose another with --out" in refusal(call, foreign)
+    assert "is not empty and was not written by ytuning train. Choose another with folder=" in refusal(call, foreign)
     assert [file.name for file in foreign.iterdir()] == ["chapter.txt"]
     assert "is a file, not a folder for the task" in refusal(call, foreign / "chapter.txt")
     assert (foreign / "chapter.txt").read_text() == "precious"
@@ -462,7 +462,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
 def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refusal(call, tmp_path / "file" / "deep" / "task")
-    assert message.startswith("cannot write the task folder") and message.endswith("Choose another with --out")
+    assert message.startswith("cannot write the task folder") and message.endswith("Choose another with folder=")
 
 
 def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
     with pytest.raises(WriteError) as stop:
         save_task(make_task(labels=("x", "y")), folder)
     assert str(stop.value) == (
-        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out."
+        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with folder=."
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert load_task(folder).target.names == ("card", "naïve", "10")

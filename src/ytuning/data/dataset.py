@@ -18,7 +18,7 @@ from ytuning.data.kinds.multi import SEPARATORS
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.labels import Kind, quote
 from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
-from ytuning.errors import DataError, InputError, must_be_one_of
+from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = [
     "Dataset",
@@ -214,7 +214,7 @@ def read_dataset(
         MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if kind not in (kinds := ("auto", *KINDS)):
-        raise InputError(must_be_one_of("kind", kind, kinds))
+        raise InputError(must_be_one_of(parameter("kind"), kind, kinds))
     table = source if isinstance(source, Table) else read_table(source)
     known = known if isinstance(known, Known) else Known(known)
     named: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "group": group}
@@ -301,7 +301,7 @@ def _read_label_columns(
         return _read_labels(table.column(columns.label), kind, known)
     if kind not in ("auto", "multi"):
         problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
-        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
+        raise InputError(f"{problem}Change the kind or name one column with {argument('label')}.")
     return _flagged_names([table.column(name) for name in columns.label]), "multi", None
 
 

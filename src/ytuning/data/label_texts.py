@@ -11,7 +11,7 @@ from typing import Any, Final
 from ytuning.data.dataset import read_dataset
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import did_you_mean, list_names, quote
-from ytuning.errors import DataError, InputError, must_be_one_of
+from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = ["LABEL_NAMES", "DescribedLabels", "LabelTexts", "describe_labels", "meaningful_names", "read_label_texts"]
 
@@ -56,7 +56,7 @@ def read_label_texts(given: str | Path) -> LabelTexts:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        problem = f"cannot read the label texts: {error.strerror or error}. Check --label-texts."
+        problem = f"cannot read the label texts: {error.strerror or error}. Check {argument('label_texts')}."
         raise DataError(problem, source=str(path)) from error
     except ValueError as error:
         # This includes bytes that are not UTF-8.
@@ -83,16 +83,15 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
     if given is None or given == NO_TEXTS:
         return None
     if target.labels is None:
-        raise InputError("a task with numbers has no labels to describe. Leave out --label-texts (label_texts=).")
+        raise InputError(f"a task with numbers has no labels to describe. Leave out {argument('label_texts')}.")
     if pairs:
         raise InputError(
-            "label texts work with single texts only, and these rows are pairs. Leave out --label-texts (label_texts=)."
+            f"label texts work with single texts only, and these rows are pairs. Leave out {argument('label_texts')}."
         )
     if isinstance(given, str):
         if given != LABEL_NAMES:
-            raise InputError(
-                must_be_one_of("label_texts", given, (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts"))
-            )
+            choices = (LABEL_NAMES, NO_TEXTS, "a mapping from labels to texts")
+            raise InputError(must_be_one_of(parameter("label_texts"), given, choices))
         given = {}
     own: dict[str, str | Sequence[str]] = {}
     for spelt, words in given.items():
@@ -101,10 +100,11 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         if name not in target.labels:
             has = f"The task's labels are {list_names(target.names)}."
             raise InputError(
-                f"label_texts names a label that no row has: {quote(name)}.{did_you_mean(name, target.names)} {has}"
+                f"{parameter('label_texts')} names a label that no row has: {quote(name)}."
+                f"{did_you_mean(name, target.names)} {has}"
             )
         if name in own:
-            problem = f"label_texts names {quote(name)} twice, with different white space. "
+            problem = f"{parameter('label_texts')} names {quote(name)} twice, with different white space. "
             raise InputError(f"{problem}Put all its texts into one list.")
         own[name] = words
     described = DescribedLabels([], [])
@@ -112,7 +112,8 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         words = own.get(name, readable)
         for text in [words] if isinstance(words, str) else words:
             if not _is_text(text):
-                raise InputError(f"label_texts must be text that is not empty. Got {quote(text)} for {quote(name)}.")
+                problem = f"{parameter('label_texts')} must be text that is not empty. "
+                raise InputError(f"{problem}Got {quote(text)} for {quote(name)}.")
             described.texts.append(text)
             described.labels.append(name)
     return described

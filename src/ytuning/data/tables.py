@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from ytuning.data.labels import list_names, quote
-from ytuning.errors import DataError, InputError, quantity
+from ytuning.errors import DataError, InputError, argument, quantity
 from ytuning.system.machine import require
 
 __all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
@@ -96,7 +96,7 @@ class Column:
             return str(int(cell)) if cell.is_integer() else repr(cell)
         if isinstance(cell, LISTS):
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
-            raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
+            raise self.error(row, f"{problem}Give each row one label or use {argument('kind', 'multi')}.")
         # This strips all white space that Unicode knows, because nobody means it as part of a name.
         return self.text(row, cell, "label").strip()
 

@@ -27,7 +27,7 @@ from ytuning.data.columns import Columns, Known
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
-from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_schema
+from ytuning.errors import InputError, TaskFolderError, argument, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
@@ -177,7 +177,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "metrics": task.metrics,
         "training": task.training,
     }
-    with write_errors(f"the task folder {path}", "--out"):
+    with write_errors(f"the task folder {path}", _other_folder()):
         path.mkdir(parents=True, exist_ok=True)
         for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
             # A save that was killed may have left some.
@@ -201,15 +201,21 @@ def check_task_folder(folder: str | Path) -> None:
     """
     path = Path(folder)
     if os.path.exists(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
+        raise InputError(f"{path} is a file, not a folder for the task. Choose another with {_other_folder()}")
     if os.path.isdir(path) and not _is_free(path):
         raise InputError(
-            f"the folder {path} is not empty and was not written by ytuning train. Choose another with --out"
+            f"the folder {path} is not empty and was not written by ytuning train. "
+            f"Choose another with {_other_folder()}"
         )
     nearest = next(place for place in (path, *path.resolve().parents) if os.path.exists(place))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
         problem = "cannot be written" if os.path.isdir(nearest) else "is not a folder"
-        raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
+        problem = f"cannot write the task folder {path}: {nearest} {problem}."
+        raise InputError(f"{problem} Choose another with {_other_folder()}")
+
+
+def _other_folder() -> str:
+    return argument("folder", option="--out")
 
 
 def task_files(folder: str | Path) -> list[Path]:
@@ -232,7 +238,7 @@ def place_beside(folder: Path) -> Path:
             check_task_folder(beside)
             if not holds_finished_task(beside):
                 return beside
-    with write_errors(f"a folder beside {folder}", "--out"):
+    with write_errors(f"a folder beside {folder}", _other_folder()):
         return Path(tempfile.mkdtemp(prefix="interrupted-"))
 
 
@@ -251,7 +257,8 @@ def _is_free(path: Path) -> bool:
     try:
         names = {file.name for file in path.iterdir()}
     except OSError as error:
-        raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
+        problem = f"cannot read the folder {path}: {error.strerror}."
+        raise InputError(f"{problem} Choose another with {_other_folder()}") from error
     whole = {name for name in names if not name.endswith(PARTIAL_SUFFIX)}
     # A card without a head is somebody's own README.
     if CARD_FILE in names and HEAD_FILE not in names:

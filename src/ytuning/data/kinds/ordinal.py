@@ -14,7 +14,7 @@ from ytuning.data.kinds.base import Answers, Labels
 from ytuning.data.kinds.metrics import rank_correlation
 from ytuning.data.kinds.single import SingleLabel
 from ytuning.data.labels import LabelSet, list_names, quote
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class Ordinal(SingleLabel):
         # White space is stripped as that of the rows' labels is.
         order = [name.strip() for name in order]
         if differing := set(order) ^ set(names):
-            where = "the train rows" if min(differing) in order else "--label-order"
+            where = "the train rows" if min(differing) in order else parameter("label_order")
             raise InputError(f"the order must name each label once. {quote(min(differing))} is missing in {where}")
         return cls(LabelSet(tuple(order)))
 
@@ -101,7 +101,7 @@ class Ordinal(SingleLabel):
 
 def _by_number(names: Sequence[str]) -> tuple[str, ...]:
     # The message pastes no order: that of the names' letters would be a wrong one that works.
-    give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {list_names(names)}"
+    give = f"Give it from the lowest to the highest with {argument('label_order')}. The labels are {list_names(names)}"
     if wrong := next((name for name in names if not _is_number(name)), None):
         raise InputError(f"the label {quote(wrong)} is no number, so the labels' order is not known. {give}")
     ordered = sorted(names, key=float)
