@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ytuning.data.tables import NOT_UTF8, Table, is_unicode
@@ -109,25 +110,24 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
     """Rows of tab-separated cells, of which quotes are part unless the file clearly quotes.
 
     It does if a cell of the header starts with a quote. It also does if every quote in the file belongs to a cell that
-    is quoted as RFC 4180 says, and either the rows fit the header in no other reading, or such a cell has doubled
-    quotes. What was decided is noted where both readings are possible.
+    is quoted as RFC 4180 says, and either such a cell has doubled quotes in it, or the rows do not fit the header
+    otherwise. What was decided is noted where both readings are possible.
 
     Raises:
-        DataError: no reading gives rows as wide as the header, or both readings do and differ in the rows.
+        DataError: neither reading gives rows as wide as the header; or both do and differ in the rows, so that one cell
+            looks like several rows.
     """
     header = re.search(rb"[^\r\n]+", data)
     if header and re.search(rb'(?<![^\t])"', header.group()):
         records = _read_records(source, data, "\t", quoted=True)
         _settle_doubts(source, records, "\t", notes)
         return records
-    quotes = QUOTED_CELL.findall(data) if b'"' in data else []
-    clear = bool(quotes) and b'"' not in QUOTED_CELL.sub(b"", data)
+    cells = QUOTED_CELL.findall(data) if b'"' in data else []
     quoted = None
-    if clear:
-        try:
+    if cells and b'"' not in QUOTED_CELL.sub(b"", data):
+        # Where quoted cells do not fit the header, the other reading says what is wrong.
+        with suppress(DataError):
             quoted = _read_records(source, data, "\t", quoted=True)
-        except DataError:
-            clear = False
     try:
         plain = _read_records(source, data, "\t", quoted=False)
     except DataError:
@@ -135,12 +135,12 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
             raise
         _settle_doubts(source, quoted, "\t", notes)
         return quoted
-    if quoted is not None and any(b'""' in cell[1:-1] for cell in quotes):
+    if quoted is not None and any(b'""' in cell[1:-1] for cell in cells):
         if quoted.doubtful:
             raise _doubt(source, *next(iter(quoted.doubtful.items())))
         notes.append("cells in double quotes were read as quoted, because quotes within them are doubled.")
         return quoted
-    if rows := [row for row, cells in enumerate(plain.rows, 1) if any(cell.startswith('"') for cell in cells)]:
+    if rows := [row for row, record in enumerate(plain.rows, 1) if any(cell.startswith('"') for cell in record)]:
         notes.append(
             f"quotes are characters in a TSV file; cells start with one in {_list_rows(rows)}. If the file quotes its "
             "cells, save it as CSV."

@@ -5,8 +5,8 @@ included, and a backslash or a NUL byte is a character like others. Texts are UT
 Lines end in a line feed, a carriage return, or both. A column that nobody asks for does not matter.
 
 What is cleaned and told: blank lines are no rows, and are counted. Where a file may be read in more than one way, a
-note of the table says how it was read: which mark separates cells, whether quotes are characters, where in JSON the rows
-are.
+note of the table says how it was read: which mark separates cells, whether quotes are characters, where the rows are in
+JSON.
 
 What is refused, with the row: a row that is not as wide as the header, a broken quote, one cell whose lines look like
 rows, text that is not UTF-8, broken JSON, a column that is asked for and is there twice. A file that is something else
