@@ -36,14 +36,16 @@ class _Records:
         blank_lines: number of lines without content.
         doubtful: rows of several lines, each of which could be a row by itself, with the number of the first line and
             the lines.
-        carriage_returns: rows that end in a carriage return without a line feed.
+        line_end: what ends the first line: a line feed, a carriage return or both.
+        other_ends: rows that end in another way, of which a carriage return may have been a part.
     """
 
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     blank_lines: int = 0
     doubtful: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
-    carriage_returns: list[int] = field(default_factory=list)
+    line_end: str = ""
+    other_ends: list[int] = field(default_factory=list)
 
 
 class _Lines:
@@ -87,8 +89,8 @@ def read_delimited(source: str, data: bytes, separator: str) -> Table:
             _settle_doubts(source, records, used, notes)
     except UnicodeDecodeError:
         raise _undecodable(source, data, used) from None
-    if 0 < len(records.carriage_returns) < len(records.rows):
-        notes.append(f"a carriage return alone ends {_list_rows(records.carriage_returns)}, and line feeds end others.")
+    if records.other_ends:
+        notes.append(f"lines end in different ways; {_list_rows(records.other_ends)} not as the first line does.")
     header, rows = records.header, records.rows
 
     def cells(name: str) -> list[object]:
@@ -117,8 +119,7 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
         DataError: neither reading gives rows as wide as the header; or both do and differ in the rows, so that one cell
             looks like several rows.
     """
-    header = re.search(rb"[^\r\n]+", data)
-    if header and re.search(rb'(?<![^\t])"', header.group()):
+    if _is_header_quoted(data):
         records = _read_records(source, data, "\t", quoted=True)
         _settle_doubts(source, records, "\t", notes)
         return records
@@ -148,6 +149,12 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
     return plain
 
 
+def _is_header_quoted(data: bytes) -> bool:
+    """Whether a cell of a tab-separated header starts with a double quote."""
+    header = re.search(rb"[^\r\n]+", data)
+    return header is not None and re.search(rb'(?<![^\t])"', header.group()) is not None
+
+
 def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> _Records:
     """Header and rows; strict, as a lenient reader swallows rows without a word.
 
@@ -170,6 +177,10 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
             else:
                 records.rows.append(record)
                 _check_row(source, records, separator, line + 1, lines.of_record, quoted=quoted)
+            end = _line_end(lines.of_record[-1])
+            records.line_end = records.line_end or end
+            if end not in ("", records.line_end):
+                records.other_ends.append(len(records.rows) + (not record))
             line = reader.line_num
             lines.of_record = []
     except csv.Error:
@@ -182,8 +193,12 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
     return records
 
 
+def _line_end(line: str) -> str:
+    return line[len(line.rstrip("\r\n")) :] if line[-1:] in ("\r", "\n") else ""
+
+
 def _check_row(source: str, records: _Records, separator: str, line: int, lines: list[str], *, quoted: bool) -> None:
-    """Compare the last row with the header, and note what is unusual about its lines, of which ``line`` is the first.
+    """Compare the last row with the header, and note whether its lines could be rows; ``line`` counts the first.
 
     Raises:
         DataError: it is not as wide as the header.
@@ -200,8 +215,6 @@ def _check_row(source: str, records: _Records, separator: str, line: int, lines:
         raise DataError(problem, source=source, row=row)
     if len(lines) > 1 and all(text.count(separator) == width - 1 for text in lines):
         records.doubtful[row] = line, lines
-    if lines[-1].endswith("\r"):
-        records.carriage_returns.append(row)
 
 
 def _settle_doubts(source: str, records: _Records, separator: str, notes: list[str]) -> None:
@@ -241,7 +254,7 @@ def _undecodable(source: str, data: bytes, separator: str) -> DataError:
     """Where a file is not UTF-8; read again, because decoding runs ahead of the rows."""
     # Bytes that are not UTF-8 become surrogates, which no UTF-8 text holds.
     lines = _Lines(data, "surrogateescape")
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    quoting = csv.QUOTE_NONE if separator == "\t" and not _is_header_quoted(data) else csv.QUOTE_MINIMAL
     header: list[str] = []
     for row, record in enumerate(
         record for record in csv.reader(lines, delimiter=separator, quoting=quoting) if record

@@ -73,9 +73,8 @@ def read_json(source: str, data: bytes, *, lines: bool) -> Table:
 def _parse(source: str, data: bytes, decode: Callable[[str], object], row: int | None = None) -> object:
     try:
         return decode(data.decode())
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(NOT_UTF8 if row else f"line {line}: {NOT_UTF8}", source=source, row=row) from None
+    except UnicodeDecodeError:
+        raise DataError(NOT_UTF8, source=source, row=row or _undecodable_row(data)) from None
     except json.JSONDecodeError as error:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
         problem = f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place})."
@@ -85,6 +84,17 @@ def _parse(source: str, data: bytes, decode: Callable[[str], object], row: int |
     except ValueError as error:
         # JSON may hold numbers beyond Python's limits.
         raise DataError(f"this JSON cannot be read: {error}", source=source, row=row) from None
+
+
+def _undecodable_row(data: bytes) -> int | None:
+    """The first object of a list that is not UTF-8, counted from 1; None if this is no list."""
+    try:
+        # Bytes that are not UTF-8 become surrogates, which no UTF-8 text holds.
+        rows = json.loads(data.decode(errors="surrogateescape"))
+        texts = [json.dumps(row, ensure_ascii=False) for row in rows]
+    except (ValueError, RecursionError, TypeError):
+        return None
+    return next((row for row, text in enumerate(texts, 1) if re.search("[\udc80-\udcff]", text)), None)
 
 
 def _is_begun(line: bytes) -> bool:
