@@ -216,7 +216,7 @@ def test_a_row_of_another_width_is_counted(write: Write, row: str, count: str) -
     assert complaint(path) == (
         f"{path}, row 2: the row has {count}, but the header has 2. Put cells that contain a comma in double quotes."
     )
-    assert "contain a tab" in complaint(write("t.tsv", "text\tlabel\na\tb\tc\n"))
+    assert "Replace the tabs" in complaint(write("t.tsv", "text\tlabel\na\tb\tc\n"))
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,10 @@ def test_two_columns_of_one_name(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "got"), [("t.xlsx", ".xlsx"), ("t.v2.txt", ".txt"), ("t.pq.gz", ".pq.gz")])
 def test_an_unknown_suffix_lists_the_known_ones(write: Write, name: str, got: str) -> None:
     path = write(name, "text\na\n")
+    likely = "" if name.endswith(".gz") else ", and the content looks like CSV"
     assert complaint(path) == (
         f"{path}: the file name must end in one of .csv, .tsv, .tab, .jsonl, .ndjson, .json, .parquet, .pq; "
-        f".gz may follow, except for Parquet. Got {got!r} instead."
+        f".gz may follow, except for Parquet. Got {got!r} instead{likely}."
     )
 
 

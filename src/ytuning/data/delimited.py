@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ytuning.data.labels import quote
 from ytuning.data.tables import NOT_UTF8, Table, is_unicode
 from ytuning.errors import DataError, quantity
 
@@ -190,6 +191,10 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
         raise DataError(problem, source=source, row=row) from None
     if not records.header:
         raise DataError("the file is empty. Give one with rows.", source=source)
+    if records.header[0].startswith("sep="):
+        raise DataError(
+            f"the first line {quote(separator.join(records.header))} is for Excel. Remove it.", source=source
+        )
     return records
 
 
@@ -211,7 +216,7 @@ def _check_row(source: str, records: _Records, separator: str, line: int, lines:
         if quoted:
             problem += f"Put cells that contain a {mark} in double quotes."
         else:
-            problem += "Replace tabs and line ends in cells that contain a tab or a line end, or save the file as CSV."
+            problem += "Replace the tabs and line ends within cells, or save the file as CSV."
         raise DataError(problem, source=source, row=row)
     if len(lines) > 1 and all(text.count(separator) == width - 1 for text in lines):
         records.doubtful[row] = line, lines

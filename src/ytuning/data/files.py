@@ -30,7 +30,6 @@ from typing import Any
 
 from ytuning.data.delimited import read_delimited
 from ytuning.data.json_rows import read_json
-from ytuning.data.labels import quote
 from ytuning.data.tables import NOT_UTF8, Table, table_in_memory
 from ytuning.errors import DataError, InputError
 from ytuning.system.machine import require
@@ -38,6 +37,7 @@ from ytuning.system.machine import require
 __all__ = ["read_table"]
 
 STANDARD_INPUT = "-"
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 HEAD_BYTES = 2**16
 # A packed file may unpack to this many bytes, or to this many times its size; text rarely shrinks to a tenth.
 MOST_UNPACKED, MOST_UNPACKED_RATIO = 2**24, 200
@@ -107,15 +107,16 @@ def _read_file(path: Path) -> Table:
     with _system_errors(source), path.open("rb") as file:
         head = file.read(HEAD_BYTES)
         if suffix in PARQUET_SUFFIXES and not packed:
-            _refuse_foreign(source, head, besides=b"PAR1")
+            _refuse_foreign(source, head, besides=PARQUET)
             # A regular file is not read as a whole, so that columns that nobody asks for are never read.
             return _read_parquet(source, path if path.is_file() else head + file.read())
-        known = suffix in READERS or not suffix
-        _refuse_foreign(source, head, besides=b"\x1f\x8b" if packed or not suffix else None)
-        if not known:
+        if suffix and not packed:
+            _refuse_foreign(source, head)
+        if suffix and suffix not in READERS:
             problem = f"the file name must end in one of {', '.join([*READERS, *PARQUET_SUFFIXES])}; .gz may follow, "
-            got = suffix + path.suffix * packed
-            raise DataError(f"{problem}except for Parquet. Got {quote(got)} instead.", source=source)
+            problem += f"except for Parquet. Got {suffix + path.suffix * packed!r} instead"
+            likely = "" if b"\0" in head or packed else f", and the content looks like {_name(_sniff(head))}"
+            raise DataError(f"{problem}{likely}.", source=source)
         data = head + file.read()
     return _read_bytes(source, _unpacked(source, data) if packed else data, suffix)
 
@@ -130,19 +131,19 @@ def _read_stream(stream: Any, source: str) -> Table:
 
 def _read_bytes(source: str, data: bytes, suffix: str) -> Table:
     """The content of a file by the ending of its name; by its first bytes where that is empty."""
-    if not suffix and data.startswith(b"\x1f\x8b"):
+    if not suffix and data.startswith(GZIP):
         data = _unpacked(source, data)
-    if not suffix and data.startswith(b"PAR1"):
+    if not suffix and data.startswith(PARQUET):
         return _read_parquet(source, data)
     _refuse_foreign(source, data)
     data = _as_utf8(source, data)
     if not suffix:
         suffix = _sniff(data)
         table = READERS[suffix](source, data)
-        note = f"nothing names the format, and the content was read as {suffix.removeprefix('.').upper()}."
+        note = f"nothing names the format, and the content was read as {_name(suffix)}."
         return replace(table, notes=(note, *table.notes))
     if suffix not in JSON_SUFFIXES and JSON_START.match(data):
-        raise DataError("this is JSON, whatever its name says. End its name in .json or .jsonl.", source=source)
+        raise DataError("this is JSON. End its name in .json or .jsonl.", source=source)
     return READERS[suffix](source, data)
 
 
@@ -155,7 +156,8 @@ def _system_errors(source: str) -> Iterator[None]:
         # Errors of this package are ValueErrors too.
         raise
     except FileNotFoundError:
-        raise DataError("there is no such file. Check its name.", source=source) from None
+        step = "This is an address: download the file first." if re.match(r"\w+:/", source) else "Check its name."
+        raise DataError(f"there is no such file. {step}", source=source) from None
     except UnicodeDecodeError:
         raise DataError(NOT_UTF8, source=source) from None
     except (OSError, EOFError, zlib.error, ValueError) as error:
@@ -175,7 +177,7 @@ def _refuse_foreign(source: str, data: bytes, besides: bytes | None = None) -> N
         return
     for start, what, step in FOREIGN_STARTS:
         if start.match(head):
-            raise DataError(f"this is {what}, whatever its name says. {step}", source=source)
+            raise DataError(f"this is {what}. {step}", source=source)
 
 
 def _unpacked(source: str, data: bytes) -> bytes:
@@ -184,7 +186,7 @@ def _unpacked(source: str, data: bytes) -> bytes:
     Raises:
         DataError: it is not, is damaged, or grows so much that it was made to fill the memory.
     """
-    if data and not data.startswith(b"\x1f\x8b"):
+    if data and not data.startswith(GZIP):
         raise DataError("the file is not packed with gzip. Remove .gz from its name.", source=source)
     most = max(MOST_UNPACKED, MOST_UNPACKED_RATIO * len(data))
     with _system_errors(source), gzip.open(io.BytesIO(data)) as file:
@@ -221,6 +223,11 @@ def _sniff(data: bytes) -> str:
         return ".json"
     first = re.search(rb"[^\r\n]+", data)
     return ".tsv" if first and b"\t" in first.group() else ".csv"
+
+
+def _name(suffix: str) -> str:
+    """The name of a format: ``".csv"`` -> ``"CSV"``."""
+    return suffix.removeprefix(".").upper()
 
 
 # --- Parquet --------------------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ def _parse(source: str, data: bytes, decode: Callable[[str], object], row: int |
     except json.JSONDecodeError as error:
         place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
         problem = f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place})."
+        if error.pos == 0 and row in (None, 1):
+            problem += " If it is CSV or TSV, end its name in .csv or .tsv."
         raise DataError(problem, source=source, row=row) from None
     except RecursionError:
         raise DataError("this JSON is nested too deeply. Write flat rows.", source=source, row=row) from None
