@@ -31,7 +31,7 @@ from typing import Any
 from ytuning.data.delimited import read_delimited
 from ytuning.data.json_rows import read_json
 from ytuning.data.tables import NOT_UTF8, Table, table_in_memory
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.machine import require
 
 __all__ = ["read_table"]
@@ -92,7 +92,8 @@ def read_table(source: object) -> Table:
     else:
         table = table_in_memory(source)
     if not table.rows:
-        raise DataError("there are no rows. Give at least one.", source=table.source)
+        blank = f", only {quantity(table.blank_lines, 'blank line')}" if table.blank_lines else ""
+        raise DataError(f"there are no rows{blank}. Give at least one.", source=table.source)
     return table
 
 
