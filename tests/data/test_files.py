@@ -22,7 +22,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import fuzz_reading
+from tests.data import fuzz_reading
 from ytuning.data.dataset import read_dataset
 from ytuning.data.files import read_table
 from ytuning.errors import InputError
@@ -48,9 +48,9 @@ def contents(source: object) -> tuple[Cells, tuple[str, ...]]:
     return {name: table.column(name).cells for name in table.names}, table.notes
 
 
-def complaint(source: object, **options: str) -> str:
+def complaint(source: object, text: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        read_dataset(source, **options)
+        read_dataset(source, text=text)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message.removeprefix(str(source)) if isinstance(source, Path) else message

@@ -259,7 +259,8 @@ def _undecodable(source: str, data: bytes, separator: str) -> DataError:
     """Where a file is not UTF-8; read again, because decoding runs ahead of the rows."""
     # Bytes that are not UTF-8 become surrogates, which no UTF-8 text holds.
     lines = _Lines(data, "surrogateescape")
-    quoting = csv.QUOTE_NONE if separator == "\t" and not _is_header_quoted(data) else csv.QUOTE_MINIMAL
+    quoted = separator != "\t" or _is_header_quoted(data)
+    reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     header: list[str] = []
     for row, record in enumerate(
         record for record in csv.reader(lines, delimiter=separator, quoting=quoting) if record

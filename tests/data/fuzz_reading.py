@@ -1,6 +1,6 @@
 """Damaged, joined and misnamed files through ``read_dataset``: which errors come, and how long and how much it takes.
 
-    python -m benchmarks.fuzz_reading --files 10000 --seed 0
+    python -m tests.data.fuzz_reading --files 10000 --seed 0
 
 It prints one JSON value: files read and refused, the slowest one, the peak memory, and each file that ended in
 an error that ytuning does not raise on purpose. The exit status is 1 if there is one. A file is made from ``--seed``
