@@ -262,9 +262,7 @@ def _undecodable(source: str, data: bytes, separator: str) -> DataError:
     quoted = separator != "\t" or _is_header_quoted(data)
     reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     header: list[str] = []
-    for row, record in enumerate(
-        record for record in csv.reader(lines, delimiter=separator, quoting=quoting) if record
-    ):
+    for row, record in enumerate(record for record in reader if record):
         header = header or record
         bad = next((place for place, cell in enumerate(record) if not is_unicode(cell)), None)
         if bad is not None:
