@@ -746,7 +746,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "groups without a hold-out": (
         ("train", "train.csv", "--group", "text", "--validation", "test.csv", *OUT),
-        "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of the "
+        "--group has no effect together with --validation, because it keeps rows together when rows of the "
         "training set are held out. Leave out one of the two.",
     ),
     "one label": (("train", "one.csv", *OUT), "one.csv, row 1, column 'label': all 2 rows have the label 'card'"),

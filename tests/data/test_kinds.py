@@ -176,7 +176,5 @@ def test_arrays_that_are_no_targets(values: np.ndarray) -> None:
 def test_options_of_labels_are_refused_for_numbers() -> None:
     for kind in (SingleLabel, Ordinal, MultiLabel):
         kind.check_option("label_weights")
-    with pytest.raises(
-        InputError, match=r"^--label-weights is for tasks with labels, and these rows have numbers\. Le"
-    ):
+    with pytest.raises(InputError, match=r"^label_weights is for tasks with labels, and these rows have numbers\. Le"):
         Regression.check_option("label_weights")

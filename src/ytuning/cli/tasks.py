@@ -57,8 +57,9 @@ def predict(
     line of JSON.
     """
     from ytuning.data.dataset import from_lists
+    from ytuning.data.files import read_table
     from ytuning.data.labels import list_names, quote
-    from ytuning.data.tables import Table, read_table
+    from ytuning.data.tables import Table
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import task_files
 

@@ -13,11 +13,12 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ytuning.data.columns import Columns, Known, Role, choose_columns
+from ytuning.data.files import read_table
 from ytuning.data.kinds import KINDS, Labels, SingleLabel
 from ytuning.data.kinds.multi import SEPARATORS
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.labels import Kind, quote
-from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
+from ytuning.data.tables import LISTS, Column, Table, as_cells
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = [
@@ -191,9 +192,9 @@ def read_dataset(
     empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels.
 
     Args:
-        source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
-            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows), a mapping of lists (columns)
-            or what `tables.read_table` makes of these.
+        source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
+            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows), a mapping of lists (columns), or
+            what ``read_table`` makes of these.
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
