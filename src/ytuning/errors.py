@@ -19,11 +19,12 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "argument", "must_be_one_of", "naming_options", "parameter", "quantity", "write_errors",
+    "YTuningError", "argument", "must_be_one_of", "naming_options", "nearest", "parameter", "quantity", "write_errors",
     "wrong_schema",
 ]  # fmt: skip
 
@@ -134,7 +135,16 @@ def write_errors(what: object, option: str) -> Iterator[None]:
 
 def must_be_one_of(name: str, given: object, choices: Iterable[object]) -> str:
     """The message for a value that is not allowed: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
-    return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
+    choices = list(choices)
+    hint = nearest(given, map(str, choices)) if isinstance(given, str) else ""
+    return f"{name} must be one of {', '.join(map(repr, choices))}. Got {given!r} instead.{hint}"
+
+
+def nearest(given: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'single'?"`` with the choice that is most like a word, or nothing."""
+    # The word is cut, because matching is slow for long texts.
+    close = get_close_matches(given[:60], list(choices), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def wrong_schema(what: object, found: object, read: int, remedy: str) -> str:

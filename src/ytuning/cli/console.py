@@ -51,6 +51,8 @@ def tell_file(
         trained: columns that trainings read, by whose training it was (``"the task 'tickets'"``).
     """
     if data.columns is None:
+        if data.left_out and not quiet:
+            progress.say(f"{data.source}: {_row_counts(data)}")
         return
     read, notes, chosen = data.columns.spelt, [], True
     for who, columns in trained.items():

@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 
 from ytuning.data.columns import Columns, Known
+from ytuning.data.files import names_like
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
@@ -42,6 +43,7 @@ __all__ = [
     "check_names",
     "check_task_folder",
     "holds_finished_task",
+    "holds_task",
     "load_task",
     "place_beside",
     "save_task",
@@ -344,10 +346,18 @@ def check_names(tasks: Sequence[Task]) -> None:
         raise InputError(f"two task folders are named {name!r}; their answers could not be told apart. Rename one")
 
 
+def holds_task(folder: str | Path) -> bool:
+    """Whether a folder holds a task, readable or not."""
+    return os.path.isfile(Path(folder) / TASK_FILE)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / TASK_FILE
     if not os.path.isdir(path):
-        raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
+        if os.path.exists(path):
+            raise TaskFolderError(f"{path} is a file, not a task folder. Give the folder of a trained task")
+        like = names_like(path)
+        raise TaskFolderError(f"there is no task folder {path}.{like} Make one with: ytuning train DATA --out {path}")
     if not os.path.isfile(file):
         raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
     try:
