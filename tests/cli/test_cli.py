@@ -778,7 +778,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--seed", "1.5", *OUT),
         "--seed must be a whole number from 0 to 4294967295. Got '1.5' instead.",
     ),
-    "negative seed": (("train", "train.csv", "--seed", "1", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
+    "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
     "no epochs": (
         ("compare", "train.csv", "--epochs", "0", *OUT),
         "--epochs must be a whole number of at least 1. Got '0' instead.",
@@ -821,6 +821,42 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "remove nothing": (("cache", "remove"), "give either the beginning of a fingerprint"),
     "remove both": (("cache", "remove", "ab", "--all"), "give either the beginning of a fingerprint"),
     "remove unknown": (("cache", "remove", "ab"), "no feature space starts with 'ab'"),
+    "an option twice": (
+        ("train", "train.csv", "--seed", "1", "--seed=2", *OUT),
+        "--seed can be given only once. Got '1' and '2'. Leave out one of them.",
+    ),
+    "two label options": (
+        ("train", "train.csv", "--label", "a", "--label", "b", *OUT),
+        "--label can be given only once. Got 'a' and 'b'. Separate the names of several columns by commas.",
+    ),
+    "two inputs": (("predict", "TASK", "--input", "a.csv", "--input", "test.csv"), "--input can be given only once."),
+    "misspelt option": (
+        ("train", "train.csv", "--sede", "1", *OUT),
+        "No such option: --sede. Did you mean '--seed'? The options are in: ytuning train --help",
+    ),
+    "misspelt value": (("train", "train.csv", "--kind", "singel", *OUT), "instead. Did you mean 'single'?"),
+    "misspelt command": (("trian", "train.csv", *OUT), "'trian'"),
+    "misspelt file": (("evaluate", "TASK", "tset.csv"), "tset.csv: there is no such file. Did you mean 'test.csv'"),
+    "misspelt recipe": (("train", "train.csv", "--recipe", "foriegn.csv", *OUT), "Did you mean 'foreign.csv'"),
+    "misspelt label texts": (("train", "train.csv", "--label-texts", "on.csv", *OUT), "Did you mean 'one.csv'"),
+    "misspelt task": (("evaluate", "corupt", "test.csv"), "there is no task folder corupt. Did you mean 'corrupt'"),
+    "a file as a task": (("evaluate", "test.csv", "TASK"), "test.csv is a file, not a task folder."),
+    "a task as a file": (("evaluate", "TASK", "foreign"), "foreign: this is a folder. Give the name of a file in it."),
+    "a pattern": (("evaluate", "TASK", "*.csv"), "*.csv: there is no such file. No file matches this pattern."),
+    "a text with a dash": (
+        ("predict", "TASK", "-5 degrees"),
+        "No such option: -5. Put -- before texts that begin with a dash: ytuning predict TASK_DIR -- TEXT",
+    ),
+    "an empty text": (("predict", "TASK", "a", ""), "text 2 of the command line is empty. Leave it out"),
+    "a blank text": (("predict", "TASK", " \t"), "text 1 of the command line has only white space. Leave it out"),
+    "a text that is not UTF-8": (("predict", "TASK", "caf\udce9"), "text 1 of the command line is not UTF-8."),
+    "a text that is a folder": (("predict", "TASK", "foreign"), "'foreign' is a folder but not a task. Leave it out;"),
+    "columns of texts": (("predict", "TASK", "a", "--text", "b"), "--text and --text-pair name columns of a file."),
+    "a dash among texts": (("predict", "TASK", "a", "-"), "the argument - reads all texts from the standard input."),
+    "the standard input twice": (
+        ("train", "-", "--test", "-", *OUT),
+        "the standard input can be read for one file only. Got it for 2. Name the others.",
+    ),
     "unknown cache command": (("cache", "clear"), "'clear'. The commands are 'list', 'verify', 'remove'."),
 }  # fmt: skip
 

@@ -413,7 +413,7 @@ def test_refuses_to_load(name: str, folder: Path) -> None:
 
 
 def test_refuses_a_file(folder: Path) -> None:
-    assert "there is no task folder" in refusal(load_task, folder / "task.json")
+    assert "task.json is a file, not a task folder" in refusal(load_task, folder / "task.json")
 
 
 @pytest.mark.parametrize(

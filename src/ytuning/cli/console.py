@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ytuning.errors import InputError, quantity, write_errors
 from ytuning.progress import Messages, Progress, ProgressBar
-from ytuning.system.files import NewFile
+from ytuning.system.files import STANDARD_INPUT, NewFile
 
 if TYPE_CHECKING:
     from ytuning.data.columns import Columns, Role
     from ytuning.data.dataset import Dataset
 
 __all__ = [
-    "check_result_file", "files_json", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report",
-    "tell_alike", "tell_cut", "tell_file", "tell_held_out", "write_page",
+    "check_result_file", "check_streams", "files_json", "print_json", "read_parts", "result_file", "shown_progress",
+    "split_of_report", "tell_alike", "tell_cut", "tell_file", "tell_held_out", "write_page",
 ]  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def read_parts(
     from ytuning.data.labels import list_names
     from ytuning.data.splits import check_groups
 
+    check_streams(*files)
     check_groups(grouped=group is not None, validation=files[1] is not None)
     read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
     train = read(files[0], kind=kind, group=group)
@@ -131,6 +132,17 @@ def read_parts(
             f"{list_names(whole)}. If it should be several labels, write {train.separator!r} between them."
         )
     return train, validation, test
+
+
+def check_streams(*files: str | Path | None) -> None:
+    """Refuse the standard input for more than one file, as the second would be empty.
+
+    Raises:
+        InputError: more than one file is ``-``.
+    """
+    count = sum(str(file) in (STANDARD_INPUT, "/dev/stdin") for file in files)
+    if count > 1:
+        raise InputError(f"the standard input can be read for one file only. Got it for {count}. Name the others.")
 
 
 def tell_alike(progress: Progress, names: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from ytuning.cli import console, options
 from ytuning.cli.options import DATA, OUTPUT
 from ytuning.errors import DataError, InputError
+from ytuning.system.files import STANDARD_INPUT, read_input
 
 if TYPE_CHECKING:
     from ytuning.data.columns import Role
@@ -31,8 +32,6 @@ __all__ = ["predict"]
 NEXT = 2
 # This character replaces one that the terminal cannot print.
 REPLACED = "\ufffd"
-# This argument stands for texts on the standard input, one a line.
-STANDARD_INPUT = "-"
 
 
 def predict(
@@ -123,8 +122,9 @@ def _check_folders(folders: Sequence[str]) -> None:
 def _check_use(texts: Sequence[str], input_file: Path | None, named: Collection[Role]) -> None:
     """Refuse anything but texts or a file of texts, and names of columns where there are none."""
     if (input_file is None) == (not texts):
-        ways = "as arguments, with --input FILE, or one a line on the standard input with the argument -"
-        raise InputError(f"give texts to label either {ways}" + (", not in several ways." if texts else "."))
+        ways = "as arguments or with --input FILE"
+        stream = "The argument - reads texts from the standard input, one per line."
+        raise InputError(f"give texts to label either {ways}{', not both.' if texts else f'. {stream}'}")
     if STANDARD_INPUT in texts and len(texts) > 1:
         raise InputError("the argument - reads all texts from the standard input. Leave out the other texts, or it.")
     if texts and named:
@@ -154,9 +154,11 @@ def _read_lines() -> Dataset:
     from ytuning.data.dataset import Dataset
 
     source = "the standard input"
-    if sys.stdin is None:
-        raise DataError("it is closed. Give texts as arguments or with --input FILE.", source=source)
-    data = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        data = read_input(STANDARD_INPUT).removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}. Give texts as arguments or with --input FILE."
+        raise DataError(problem, source=source) from error
     # Other marks that Unicode counts as line ends may stand within a text.
     lines = [line.removesuffix(b"\r") for line in data.split(b"\n")]
     texts: dict[int, str] = {}

@@ -99,6 +99,7 @@ def add_label(
     target = out or task_dir
     check_task_folder(target)
     names = (*task.target.names, name)
+    console.check_streams(examples, test)
     columns = None if task.columns is None else task.columns.with_label(name)
     read = partial(
         read_dataset, text=text, text_pair=text_pair, known=replace(task.known, names=names, columns=columns)

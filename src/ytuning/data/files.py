@@ -34,11 +34,11 @@ from ytuning.data.json_rows import read_json
 from ytuning.data.labels import did_you_mean
 from ytuning.data.tables import NOT_UTF8, Table, table_in_memory
 from ytuning.errors import DataError, InputError, quantity
+from ytuning.system.files import STANDARD_INPUT
 from ytuning.system.machine import require
 
 __all__ = ["names_like", "read_table"]
 
-STANDARD_INPUT = "-"
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 HEAD_BYTES = 2**16
 # A missing file is compared with this number of names in its folder.

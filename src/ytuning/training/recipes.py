@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ytuning.data.files import names_like
 from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
 from ytuning.errors import InputError, argument, must_be_one_of, parameter, wrong_schema
@@ -20,6 +21,7 @@ from ytuning.heads.pooled import (
     config_from_json,
     config_to_json,
 )
+from ytuning.system.files import read_input
 
 __all__ = [
     "AUTO_LAYERS",
@@ -226,10 +228,11 @@ def read_recipe(file: str | Path) -> Recipe:
     """
     path = Path(file)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_input(path).decode())
     except OSError as error:
         problem = f"cannot read the recipe {path}: {error.strerror or error}."
-        raise InputError(f"{problem} Check {argument('file', option='--recipe')}") from error
+        like = names_like(path) if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"{problem}{like} Check {argument('file', option='--recipe')}") from error
     except ValueError as error:
         raise InputError(f"the recipe {path} is not JSON ({error}). Write one with ytuning search") from error
     try:
