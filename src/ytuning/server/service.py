@@ -143,7 +143,7 @@ class Service:
         """Whether these tasks can be asked about these inputs.
 
         Raises:
-            Refused: too many or too long inputs, none, an empty one, or a form that a task does not take.
+            Refused: too many or too long inputs, none, or a form that a task does not take.
         """
         if not inputs:
             raise Refused(422, "validation", "there is no input. Give at least one text.")
@@ -155,8 +155,6 @@ class Service:
             for text in content:
                 if text is None:
                     continue
-                if not text.strip():
-                    raise Refused(422, "validation", f"input {number} is empty. Give a text.")
                 if len(text) > longest:
                     message = f"input {number} has more than {longest:,} characters. Send it in parts."
                     raise Refused(413, "too_large", message)
