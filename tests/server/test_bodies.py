@@ -131,8 +131,14 @@ def test_methods_of_paths_that_take_bodies(path: str, server: Live) -> None:
         assert reply.status_code == status and reply.headers["allow"] == "POST, OPTIONS"
 
 
-def test_a_path_with_both(server: Live) -> None:
-    assert server.client.options("/models/single").headers["allow"] == "GET, HEAD, POST, OPTIONS"
+def test_options_of_a_path_with_both_and_of_the_server(server: Live) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    for target in ("/models/single", "*"):
+        connection.request("OPTIONS", target)
+        reply = connection.getresponse()
+        assert reply.status == 204 and reply.headers["allow"] == "GET, HEAD, POST, OPTIONS"
+        reply.read()
+    connection.close()
 
 
 @pytest.mark.parametrize(

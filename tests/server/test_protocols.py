@@ -503,7 +503,8 @@ def test_metrics_parse(server: Live) -> None:
 
 # --- nonsense -------------------------------------------------------------------------------------------------------
 
-PATHS = ("/predict", "/predict/single", "/classify", "/infinity/classify", "/models/single", "/classify_many", "/explain", "/v1/moderations",
+PATHS = ("/predict", "/predict/single", "/classify", "/infinity/classify", "/models/single",
+         "/classify_many", "/explain", "/v1/moderations",
          "/v2/models/single/infer", "/v2/models/joint/infer")  # fmt: skip
 TYPES = ("application/json", "text/plain", "application/octet-stream", "multipart/form-data; boundary=x", "", "\xff")
 

@@ -152,9 +152,11 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
         """Answer a path or a method that no route takes."""
-        path, methods = request.url.path, _methods_of(app, request)
+        path = str(request.scope["path"])
+        # With * a client asks for what the server can do at all.
+        methods = ["GET", "HEAD", "POST"] if path == "*" else _methods_of(app, request)
         allow = {"allow": ", ".join([*methods, "OPTIONS"])}
-        if request.method == "OPTIONS" and (methods or path == "*"):
+        if request.method == "OPTIONS" and methods:
             return Response(status_code=204, headers=allow)
         if error.status_code not in (404, 405):
             return reply(request, error.status_code, "error", f"{error.detail}.", error.headers)
