@@ -82,6 +82,17 @@ def test_predict(name: str, server: Live, offline: dict[str, list[Prediction]]) 
     assert kept.json()["error"].startswith(f"input {int(cut[0]) + 1} has more tokens than the encoder reads (32)")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/classify", {"model": "single", "input": TEXTS}), ("/infinity/classify", {"model": "single", "input": TEXTS}),
+     ("/models/single", {"inputs": TEXTS}), ("/v1/moderations", {"input": TEXTS}), ("/classify_many", {"input": TEXTS}),
+     ("/v2/models/single/infer", {"inputs": [{"name": "text", "shape": [6], "datatype": "BYTES", "data": TEXTS}]})],
+)  # fmt: skip
+def test_cut_inputs_are_told(path: str, body: Any, server: Live) -> None:
+    assert server.post(path, body).headers["x-truncated-inputs"] == str(len(TEXTS) - 1)
+    assert "x-truncated-inputs" not in server.post("/predict/single", {"inputs": "my card"}).headers
+
+
 def test_raw_scores_are_logits(server: Live) -> None:
     raw = server.post("/predict/single", {"inputs": "my card", "raw_scores": True}).json()
     even = server.post("/predict/single", {"inputs": "my card"}).json()

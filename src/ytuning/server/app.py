@@ -72,7 +72,8 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     app = FastAPI(
         title="ytuning",
         version=ytuning.__version__,
-        description="Text classifiers on frozen encoders: many tasks from one encoder pass.",
+        description="Text classifiers on frozen encoders: many tasks from one encoder pass. "
+        "The header x-truncated-inputs of a reply lists the inputs, counted from 0, that were too long and were cut.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

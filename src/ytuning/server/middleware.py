@@ -104,7 +104,10 @@ class Gate:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS, (b"x-request-id", identifier.encode())]
+                own = [*HEADERS, (b"x-request-id", identifier.encode())]
+                if state.get("cut"):
+                    own.append((b"x-truncated-inputs", ",".join(map(str, state["cut"])).encode()))
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         limited = path not in UNCOUNTED and not path.startswith(OPEN_FOLDER)

@@ -121,8 +121,7 @@ async def _predict(request: Request, service: Service, body: schemas.PredictRequ
         raise Refused(422, "validation", f'{message} A batch is a list of lists: [["a"], ["b"]].')
     answers = await service.answers(request, inputs, [served], truncate=body.truncate is not False)
     scores = [scores_of(served, row[0], raw=body.raw_scores) for row in answers]
-    cut = ",".join(str(number) for number, row in enumerate(answers) if row[0].truncated)
-    return JSONResponse(scores if batch else scores[0], headers={"x-truncated-inputs": cut} if cut else None)
+    return JSONResponse(scores if batch else scores[0])
 
 
 PREDICT_REPLY: Any = list[schemas.Score] | list[list[schemas.Score]]
@@ -130,10 +129,7 @@ PREDICT_REPLY: Any = list[schemas.Score] | list[list[schemas.Score]]
 
 @router.post("/predict", response_model=PREDICT_REPLY)
 async def of_any(request: Request, service: TheService, body: schemas.PredictRequest) -> JSONResponse:
-    """Labels and scores in the format of text-embeddings-inference, the most probable first.
-
-    The header ``x-truncated-inputs`` lists the inputs, counted from 0, that were too long and were cut.
-    """
+    """Labels and scores in the format of text-embeddings-inference, the most probable first."""
     return await _predict(request, service, body, body.task)
 
 
