@@ -5,6 +5,7 @@ Every complaint names source, row and column.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
-from ytuning.data.kinds.multi import FLAGS, SEPARATORS, UNKNOWN
+from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, UNKNOWN, split_labels
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.label_cells import check_answers, open_cells
 from ytuning.data.labels import Kind, describe_alike, describe_read_as, did_you_mean, label_name, list_names, quote
@@ -41,6 +42,10 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "label": ("label", "labels"),
 }
 """Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
+
+
+# A name of which brackets or quotes are the first and the last character may come from a list written as text.
+MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -478,11 +483,35 @@ def _read_labels(
         for name in of_row:
             rows.setdefault(name, row)
     # The names of numbers are not shown to anybody.
-    read_as = column.read_as if rows else {}
-    return _LabelsRead(labels, kind, separator, (*notes, *_notes(rows, rows, read_as)))
+    notes += _notes(rows, rows, column.read_as if rows else {})
+    notes += _joined_note(rows) if kind == "single" else []
+    if separator == HASH:
+        notes.append(f"column {column.name!r}: {HASH!r} separates the labels of a row, as in files of doccano.")
+    return _LabelsRead(labels, kind, separator, tuple(notes))
 
 
 def _notes(names: Iterable[str], rows: Mapping[str, int] | None, read_as: Mapping[str, str]) -> list[str]:
-    """What the user should know about names: those read from another form, and those that look alike."""
-    alike = describe_alike(names, rows)
-    return [describe_read_as(read_as)] * bool(read_as) + [alike] * (alike is not None)
+    """Tell of names that were read from another form, that have brackets or quotes around them, or that look alike."""
+    marked = [name for name in names if MARKED.fullmatch(name)]
+    notes = [
+        describe_read_as(read_as) if read_as else None,
+        f"brackets or quotes are part of these labels: {list_names(marked)}." if marked else None,
+        describe_alike(names, rows),
+    ]
+    return [note for note in notes if note is not None]
+
+
+def _joined_note(names: Collection[str]) -> list[str]:
+    """Tell of names that may be several labels of a row: a part is a name itself, or all parts occur in other names."""
+    for mark in (*SEPARATORS, HASH):
+        parts = {name: split_labels(name, mark) for name in names}
+        counts = Counter(part for of_name in parts.values() for part in set(of_name))
+        for name, of_name in parts.items():
+            if len(of_name) > 1 and (
+                any(part in parts for part in of_name) or all(counts[part] > 1 for part in of_name)
+            ):
+                problem = (
+                    f"{mark!r} in labels such as {quote(name)} may separate several labels of a row. They are read as "
+                )
+                return [f"{problem}one; kind='multi' (--kind multi) splits them."]
+    return []

@@ -20,6 +20,8 @@ STRING = re.compile(r"""'(?:[^'\\]|\\['"\\nrt])*'|"(?:[^"\\]|\\['"\\nrt])*\"""")
 # Python would join two texts without a comma between them, as NumPy writes lists, and refuses other signs anyway.
 LITERAL = re.compile(r"(?![\s\S]*S\s*S)[\sS,:\[\](){}0-9.eE+-]*")
 LONGEST_LITERAL = 100_000
+QUOTED = re.compile(r"""\s*(?:'[^']+'|"[^"]+")\s*""")
+CHOICES = 'Label Studio\'s {"choices": [...]}'
 CLOSING = {"[": "]", "{": "}", "(": ")"}
 SPAN_KEYS = ("start", "end", "start_offset", "end_offset")
 ANSWERS = ("accept", "reject", "ignore")
@@ -37,29 +39,22 @@ def open_cells(column: Column, kind: Kind | None) -> tuple[Column, list[str]]:
         DataError: a cell holds another object, spans of a text, annotators who disagree, or text in brackets that is
             neither a list nor a name.
     """
-    cells = [_plain(cell) for cell in column.cells]
+    one_label = kind not in (None, "multi")
+    cells: list[object] = []
     forms: dict[str, int] = {}
-    whole = any(isinstance(cell, Mapping) for cell in cells)
-    for place, cell in enumerate(cells):
-        form, value = "", cell
-        if isinstance(cell, str):
-            form, value = _open_text(column, place + 1, cell)
-            whole = whole or isinstance(value, Mapping)
-        if isinstance(value, Mapping):
-            inner, value = _open_object(column, place + 1, value)
-            form = f"{inner} as {form} text" if form else inner
-        elif isinstance(value, list | tuple):
-            inner, value = _open_list(column, place + 1, value)
-            form = f"{inner or 'a list'} as {form} text" if form else inner
-        if kind not in (None, "multi") and isinstance(value, LISTS) and len(value) == 1:
+    for row, cell in enumerate(column.cells, 1):
+        form, value = _open_cell(column, row, cell)
+        if one_label and isinstance(value, LISTS) and len(value) == 1:
             (value,) = value
             form = form or "a list of one label"
-        cells[place] = value
+        cells.append(value)
         if form:
-            forms.setdefault(form, place + 1)
-    if whole and kind in (None, "multi"):
-        # Beside objects, a text is the one choice of its row, and a mark in it is part of the name.
-        cells = [[cell] if isinstance(cell, str) and cell.strip() else cell for cell in cells]
+            forms.setdefault(form, row)
+    if kind == "multi" or (kind is None and any(isinstance(cell, LISTS) for cell in cells)):
+        # A text beside objects is the one choice of its row. As in a text in quotes, a mark in it is part of the name.
+        whole = any(form.startswith(CHOICES) for form in forms)
+        names = [isinstance(cell, str) and bool((whole and cell.strip()) or QUOTED.fullmatch(cell)) for cell in cells]
+        cells = [[cell] if name else cell for cell, name in zip(cells, names, strict=True)]
     notes = [f"column {column.name!r}: {form} is read as labels (first in row {row})." for form, row in forms.items()]
     return replace(column, cells=cells), notes
 
@@ -77,7 +72,7 @@ def check_answers(table: Table, used: Sequence[str]) -> None:
     if "answer" not in table.names or "answer" in used:
         return
     column = table.column("answer")
-    if not all(cell is None or cell in ANSWERS for cell in column.cells if not isinstance(cell, LISTS | Mapping)):
+    if not all(cell is None or cell in ANSWERS for cell in column.cells if not isinstance(cell, (*LISTS, Mapping))):
         return
     others = [row for row, cell in enumerate(column.cells, 1) if cell in ANSWERS[1:]]
     if others:
@@ -86,19 +81,28 @@ def check_answers(table: Table, used: Sequence[str]) -> None:
         raise column.error(others[0], problem)
 
 
-def _plain(cell: object) -> object:
-    """An array or tensor as lists, and a frozen set as a set."""
+def _open_cell(column: Column, row: int, cell: object) -> tuple[str, object]:
+    """The value that a cell holds, and in words its form, if that is not the plain one."""
+    text, value = "", cell
     if isinstance(cell, frozenset):
-        return set(cell)
-    if hasattr(cell, "tolist") and getattr(cell, "ndim", 0):
-        return cast("Any", cell).tolist()
-    return cell
+        value = set(cell)
+    elif hasattr(cell, "tolist") and getattr(cell, "ndim", 0):
+        # An array or a tensor.
+        value = cast("Any", cell).tolist()
+    elif isinstance(cell, str):
+        text, value = _open_text(column, row, cell)
+    form = ""
+    if isinstance(value, Mapping):
+        form, value = _open_object(column, row, value)
+    elif isinstance(value, list | tuple):
+        form, value = _open_list(column, row, value)
+    return f"{form or 'a list'} as {text} text" if text else form, value
 
 
 def _open_text(column: Column, row: int, cell: str) -> tuple[str, object]:
     """The list or object that a text holds and the name of its form, or the text as it is."""
     text = cell.strip()
-    if text[:1] not in CLOSING or BRACKETED_NAME.fullmatch(text):
+    if text[:1] not in CLOSING:
         return "", cell
     closed = text.endswith(CLOSING[text[0]])
     reason = ""
@@ -115,9 +119,11 @@ def _open_text(column: Column, row: int, cell: str) -> tuple[str, object]:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = None
-        if isinstance(value, LISTS | dict):
+        if isinstance(value, (*LISTS, dict)):
             return "Python", sorted(value, key=str) if isinstance(value, set) else value
-    if text[0] != "(" and (closed or text[1:].lstrip()[:1] in ("'", '"', "[", "{")):
+    if text[0] == "(" or BRACKETED_NAME.fullmatch(text):
+        return "", cell
+    if closed or text[1:].lstrip()[:1] in ("'", '"', "[", "{"):
         form = 'list ({reason}). Write them as ["a", "b"].' if text[0] == "[" else "object ({reason}). " + WAYS
         problem = f"the labels {quote(cell)} are not a valid {form.format(reason=reason)}"
         raise column.error(row, problem)
@@ -131,7 +137,7 @@ def _without_words(literal: str) -> str:
 def _open_object(column: Column, row: int, value: Mapping[Any, Any]) -> tuple[str, object]:
     if list(value) == ["choices"] and isinstance(value["choices"], str | list | tuple):
         choices = value["choices"]
-        return 'Label Studio\'s {"choices": [...]}', [choices] if isinstance(choices, str) else list(choices)
+        return CHOICES, [choices] if isinstance(choices, str) else list(choices)
     if len(value) > 1 and not set(value) & set(SPAN_KEYS) and all(_is_flag(flag) for flag in value.values()):
         return "an object of 0 and 1", [name for name, flag in value.items() if flag]
     keys = list_names([str(key) for key in value])

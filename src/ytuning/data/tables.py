@@ -225,7 +225,7 @@ def _from_datasets(data: Any) -> Table:
 
 
 def _with_names(values: list[object], feature: Any) -> list[object]:
-    """Class names in place of the ids in a column of `datasets`, also in lists of ids; None where a row has no label."""
+    """Class names for the ids in a column of `datasets`, also in lists of ids; None where a row has no label."""
     if isinstance(feature, list) and feature:
         inner = feature[0]
     elif any(_is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):

@@ -20,18 +20,19 @@ from ytuning.data.kinds.metrics import (
     resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.labels import LabelSet, label_name
+from ytuning.data.labels import LabelSet, label_name, quote
 from ytuning.data.tables import LISTS, Column
+from ytuning.errors import quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SEPARATORS", "UNKNOWN", "MultiLabel"]
+__all__ = ["FLAGS", "HASH", "SEPARATORS", "UNKNOWN", "MultiLabel", "split_labels"]
 
 # These marks may separate the labels of a row; the empty text stands for a mark that is not known.
 SEPARATORS, UNKNOWN = ("|", ";", ","), ""
 # doccano writes this mark between the labels of a row; in names such as "C#" it has no text after it.
-HASH, BETWEEN_LABELS = "#", re.compile(r"\S#\S")
+HASH, BETWEEN_LABELS = "#", re.compile(r"(?<=\S)#(?=[^\s#])")
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 # The threshold that all labels share lies between these two.
 SHARED_ENDS = (0.05, 0.95)
@@ -78,11 +79,14 @@ class MultiLabel(TaskKind):
         """
         separator = _choose_separator(column, set(reading.known), reading.separator)
         rows = [_parts(column, row, cell, separator) for row, cell in enumerate(column.cells, 1)]
-        if _are_flags(column, rows):
+        other = _row_without_flags(column, rows)
+        if other is None:
             rows = _names_of_flags(column, rows, reading.places)
         elif reading.places:
-            problem = "label_names= (--label-names) is for lists of 0 and 1 that all have one length, and the cells of "
-            raise column.error(1, f"{problem}this column are others. Leave it out.")
+            problem = (
+                f"label_names= (--label-names) is for lists of 0 and 1 of one length. Got {quote(column.cells[other])} "
+            )
+            raise column.error(other + 1, f"{problem}instead. Correct it or leave out label_names.")
         names = [dict.fromkeys(column.label(row, part) for part in parts) for row, parts in enumerate(rows, 1)]
         return [tuple(row) for row in names], separator
 
@@ -307,11 +311,14 @@ def _choose_separator(column: Column, known: set[str], first: str | None) -> str
         return marks[0]
     if first != UNKNOWN:
         marks.sort(key=lambda mark: (mark != first, mark is not None))
-    return max(marks, key=lambda mark: sum(known.issuperset(map(label_name, _split(text, mark))) for text in texts))
+    return max(
+        marks, key=lambda mark: sum(known.issuperset(map(label_name, split_labels(text, mark))) for text in texts)
+    )
 
 
-def _split(text: str, separator: str | None) -> list[str]:
-    parts = [text] if separator is None else text.split(separator)
+def split_labels(text: str, separator: str | None) -> list[str]:
+    """The parts of a text between marks, without white space around them; none is empty."""
+    parts = [text] if separator is None else BETWEEN_LABELS.split(text) if separator == HASH else text.split(separator)
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -320,7 +327,7 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> lis
     if isinstance(cell, LISTS):
         return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
     if isinstance(cell, str):
-        return list(_split(cell, separator))
+        return list(split_labels(cell, separator))
     # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
     if label_name(cell) is None:
         problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
@@ -328,15 +335,17 @@ def _parts(column: Column, row: int, cell: object, separator: str | None) -> lis
     return [cell]
 
 
-def _are_flags(column: Column, rows: Sequence[Sequence[object]]) -> bool:
-    """Whether all cells are lists of one length, or texts of several parts, that hold nothing but 0 and 1."""
+def _row_without_flags(column: Column, rows: Sequence[Sequence[object]]) -> int | None:
+    """The first place of a row that is no list of 0 and 1 as long as the first, and no text of several such parts.
+
+    None if all rows are such lists.
+    """
     size = len(rows[0])
-    return bool(size) and all(
-        len(parts) == size
-        and (isinstance(cell, list | tuple) or (isinstance(cell, str) and size > 1))
-        and all(label_name(part) in FLAGS for part in parts)
-        for cell, parts in zip(column.cells, rows, strict=True)
-    )
+    for place, (cell, parts) in enumerate(zip(column.cells, rows, strict=True)):
+        listed = isinstance(cell, list | tuple) or (isinstance(cell, str) and size > 1)
+        if not (listed and size and len(parts) == size and all(label_name(part) in FLAGS for part in parts)):
+            return place
+    return None
 
 
 def _names_of_flags(column: Column, rows: Sequence[Sequence[object]], places: Sequence[str]) -> list[list[object]]:
@@ -344,12 +353,10 @@ def _names_of_flags(column: Column, rows: Sequence[Sequence[object]], places: Se
     size = len(rows[0])
     if len(places) != size:
         problem = (
-            f"every row is a list of {size} values that are 0 or 1, each of which says whether the row has a label. "
+            f"every row is a list of {quantity(size, 'value')}, each 0 or 1, which says by place what labels it has. "
         )
-        problem += f"Name the {size} labels in their order with label_names= (--label-names A,B,...)"
-        given = (
-            f". Got {len(places)} names instead." if places else ", or write the names of a row's labels in its list."
-        )
+        problem += "Name the labels in their order with label_names= (--label-names A,B,...)"
+        given = f". Got {quantity(len(places), 'name')} instead." if places else ", or write their names in the lists."
         raise column.error(1, problem + given)
     return [[name for name, part in zip(places, parts, strict=True) if FLAGS[label_name(part) or ""]] for parts in rows]
 

@@ -13,7 +13,7 @@ import scipy.special
 
 from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, Reading, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
-from ytuning.data.labels import quote
+from ytuning.data.labels import label_name, quote
 from ytuning.data.tables import Column
 from ytuning.errors import InputError
 
@@ -231,7 +231,7 @@ class Regression(TaskKind):
 
 def are_numbers(cells: Sequence[object]) -> bool:
     """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
-    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := label_name(cell) or "")]
     return len(numbers) >= MOSTLY * len(cells) and not all(
         text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers
     )
