@@ -44,6 +44,11 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
 """Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
 
 
+# The columns of exports that hold a row's text and labels inside of other objects.
+EXPORTS = {
+    frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
+    frozenset({"fields", "responses"}): "These are records of Argilla. Export them with to_datasets().",
+}
 # A name of which brackets or quotes are the first and the last character may come from a list written as text.
 MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
 
@@ -92,8 +97,8 @@ class Dataset:
         left_out: what the source holds beside these rows, as reasons with numbers of rows: ``{"blank lines": 2}``.
         rows_read: number of rows that the source holds: these, and those that were left out. A selection of rows
             keeps the number of its source.
-        notes: what the user should know of how the source was read, a sentence each; also about labels that were read from
-            another form, and about labels that look alike.
+        notes: what the user should know of how the source was read, a sentence each; so of labels that were read from
+            another form, and of labels that look alike.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs, groups or row numbers as texts.
@@ -377,6 +382,9 @@ def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataE
         if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
             problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
             problem += looked_for
+    for names, what in EXPORTS.items():
+        if names <= set(table.names):
+            raise DataError(f"{problem}. {what}", source=table.source)
     remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
     return DataError(f"{problem}. {remedy}", source=table.source)
 
