@@ -232,8 +232,8 @@ def test_rows_that_an_annotator_did_not_accept_are_refused() -> None:
     [
         (
             {"id": 1, "data": {"text": "a"}, "annotations": [{"result": []}]},
-            "the rows: there is no column 'text' or 'sentence'. This is a full export of Label Studio. Export as JSON-MIN, "
-            "CSV or TSV.",
+            "the rows: there is no column 'text' or 'sentence'. This is a full export of Label Studio. Export as "
+            "JSON-MIN, CSV or TSV.",
         ),
         (
             {"id": 1, "fields": {"text": "a"}, "responses": {"label": [{"value": "x"}]}},
