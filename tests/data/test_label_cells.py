@@ -70,13 +70,13 @@ def test_texts_that_were_read_in_another_form_are_told() -> None:
 def test_labels_that_look_alike_are_told_with_their_rows() -> None:
     found = read_dataset(labelled("pos", "pos", "p\u043es", "Pos"))
     assert found.notes == (
-        "These labels look alike and are different labels: 'Pos' (row 4), 'pos' (row 1), 'p\u043es' (row 3). "
+        "these labels look alike and are different labels: 'Pos' (row 4), 'pos' (row 1), 'p\u043es' (row 3). "
         "They differ in '\u043e' (U+043E CYRILLIC SMALL LETTER O). Give labels that mean the same one spelling.",
     )
-    assert from_lists(list("abcd"), [["x"], ["X"], [], ["x"]]).notes[0].startswith("These labels look alike")
+    assert from_lists(list("abcd"), [["x"], ["X"], [], ["x"]]).notes[0].startswith("these labels look alike")
     assert read_dataset({"text": ["a"], "x\u200b": [1], "X": [0]}, label=["x\u200b", "X"]).notes == (
         "these labels are read in another form: 'x\\u200b' as 'x'.",
-        "These labels look alike and are different labels: 'X', 'x'. Give labels that mean the same one spelling.",
+        "these labels look alike and are different labels: 'X', 'x'. Give labels that mean the same one spelling.",
     )
 
 

@@ -227,7 +227,7 @@ def test_names_that_differ_visibly(names: list[str]) -> None:
 
 def test_names_that_look_alike_are_told_with_their_code_points() -> None:
     assert describe_alike(["pos", "p\u043es", "caf\u00e9", "Caf\u00e9"], {"p\u043es": 3, "pos": 1}) == (
-        "These labels look alike and are different labels: 'Caf\u00e9', 'caf\u00e9', 'pos' (row 1), 'p\u043es' "
+        "these labels look alike and are different labels: 'Caf\u00e9', 'caf\u00e9', 'pos' (row 1), 'p\u043es' "
         "(row 3). They differ in '\u043e' (U+043E CYRILLIC SMALL LETTER O). Give labels that mean the same one "
         "spelling."
     )

@@ -49,7 +49,7 @@ def read_parts(
     label: str | None,
     kind: Literal["auto", "single", "ordinal", "multi", "regression"],
     group: str | None,
-    label_names: str | None,
+    label_names: str | None = None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The rows of a training, a validation and a test file, of which the last two may be left out.

@@ -464,7 +464,8 @@ def _flagged_names(columns: Sequence[Column]) -> _LabelsRead:
         raise DataError(problem, source=columns[0].source)
     read_as = {column.name: name for column, name in zip(columns, names, strict=True) if column.name.strip() != name}
     labels = [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
-    return _LabelsRead(labels, "multi", None, tuple(_notes(names, None, read_as)))
+    notes = [describe_read_as(read_as)] if read_as else []
+    return _LabelsRead(labels, "multi", None, (*notes, *_notes(names)))
 
 
 def _flags(column: Column) -> list[bool]:
@@ -499,23 +500,23 @@ def _read_labels(
     for row, of_row in enumerate(KINDS[kind].label_names(labels), 1):
         for name in of_row:
             rows.setdefault(name, row)
-    # The names of numbers are not shown to anybody.
-    notes += _notes(rows, rows, column.read_as if rows else {})
-    notes += _joined_note(rows) if kind == "single" else []
+    # Numbers have no names, and their texts are told to nobody.
+    if rows and column.read_as:
+        notes.append(describe_read_as(column.read_as))
+    if not names:
+        # Of the names of a task this was told when it was trained, and it takes no others.
+        notes += _notes(rows, rows) + (_joined_note(rows) if kind == "single" else [])
     if separator == HASH:
         notes.append(f"column {column.name!r}: {HASH!r} separates the labels of a row, as in files of doccano.")
     return _LabelsRead(labels, kind, separator, tuple(notes))
 
 
-def _notes(names: Iterable[str], rows: Mapping[str, int] | None, read_as: Mapping[str, str]) -> list[str]:
-    """Tell of names that were read from another form, that have brackets or quotes around them, or that look alike."""
+def _notes(names: Collection[str], rows: Mapping[str, int] | None = None) -> list[str]:
+    """Tell of names that have brackets or quotes around them, or that look alike."""
     marked = [name for name in names if MARKED.fullmatch(name)]
-    notes = [
-        describe_read_as(read_as) if read_as else None,
-        f"brackets or quotes are part of these labels: {list_names(marked)}." if marked else None,
-        describe_alike(names, rows),
-    ]
-    return [note for note in notes if note is not None]
+    notes = [f"brackets or quotes are part of these labels: {list_names(marked)}."] if marked else []
+    alike = describe_alike(names, rows)
+    return notes if alike is None else [*notes, alike]
 
 
 def _joined_note(names: Collection[str]) -> list[str]:

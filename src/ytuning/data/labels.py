@@ -135,7 +135,7 @@ def describe_alike(names: Iterable[str], rows: Mapping[str, int] | None = None) 
     more = f", ... ({len(shown)} in all)" if len(shown) > LISTED_NAMES else ""
     codes = ", ".join(dict.fromkeys(signs for group in groups if (signs := _code_points(group))))
     return (
-        f"These labels look alike and are different labels: {', '.join(shown[:LISTED_NAMES])}{more}."
+        f"these labels look alike and are different labels: {', '.join(shown[:LISTED_NAMES])}{more}."
         f"{f' They differ in {codes}.' * bool(codes)} Give labels that mean the same one spelling."
     )
 
