@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import io
 import math
+import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from tests.conftest import build_tiny_encoder
 from ytuning import YTuningClassifier, YTuningRegressor, estimator
 from ytuning.data.dataset import from_lists
 from ytuning.data.splits import split_holdout
-from ytuning.errors import DataError, EncoderError, InputError
+from ytuning.errors import DataError, EncoderError, InputError, TaskFolderError
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
@@ -30,6 +36,7 @@ from ytuning.training.recipes import Recipe, TrainingConfig
 
 QUICK = TrainingConfig(fewest_steps=40, most_steps=40)
 Rows = tuple[list[str], list[str]]
+TASK_FILES = ("README.md", "head.safetensors", "task.json")
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +76,7 @@ def test_init_stores_its_arguments_and_nothing_else() -> None:
         "pairs": object(),
         "long_text": object(),
         "layers": object(),
+        "keep_features": object(),
         "label_texts": object(),
     }
     model = YTuningClassifier(**given)  # type: ignore[arg-type]
@@ -82,7 +90,7 @@ def test_get_params_set_params_and_clone(make: Callable[..., YTuningClassifier],
     assert model.get_params() == {
         "encoder": str(tiny_encoder), "preset": "paper", "class_weight": None, "store": "int8", "seed": 5,
         "refit": True, "cache": None, "verbose": False, "precision": "auto",
-        "pairs": "auto", "long_text": "truncate", "layers": None, "label_texts": None,
+        "pairs": "auto", "long_text": "truncate", "layers": None, "keep_features": False, "label_texts": None,
     }  # fmt: skip
     assert model.set_params(seed=7, preset="default") is model
     assert (model.seed, model.preset) == (7, "default")
@@ -234,8 +242,9 @@ def test_second_fit_makes_no_encoder_call(
     assert sum(encoded) == 120
     encoded.clear()
     second = make(seed=1, class_weight="balanced").fit(toy_rows[0], toy_rows[1])
-    first.predict(toy_rows[0])
-    second.predict(toy_rows[0][:3])
+    assert encoded == []
+    for model in (first, second):
+        model.set_params(keep_features=True).predict(toy_rows[0])
     assert encoded == []
 
 
@@ -253,7 +262,7 @@ def test_cache_is_a_folder_of_its_own(make: Callable[..., YTuningClassifier], to
 def test_store_is_the_codec_of_fit_and_predict(
     make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path, store: str, encoded: list[int]
 ) -> None:
-    model = make(cache=tmp_path, store=store).fit(*toy_rows)
+    model = make(cache=tmp_path, store=store, keep_features=True).fit(*toy_rows)
     assert [space.codec_name for space in FeatureStore(tmp_path).spaces()] == [model.task_.codec.name] == [store]
     encoded.clear()
     assert model.score(*toy_rows) > 0.4 and encoded == []
@@ -299,6 +308,106 @@ def test_an_interrupted_fit_leaves_it_unfitted(
         pytest.fail("the interrupt was swallowed")
     with pytest.raises(NotFittedError):
         model.predict(["a"])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_predictions_store_features_only_if_asked(
+    keep: bool, make: Callable[..., YTuningClassifier], toy_rows: Rows, tmp_path: Path, encoded: list[int]
+) -> None:
+    model = make(cache=tmp_path, keep_features=keep).fit(*toy_rows)
+    before, new = contents(tmp_path), ["a new text", "money money", "a new text"]
+    encoded.clear()
+    first = model.predict_proba(new)
+    model.score(new, toy_rows[1][:3])
+    assert (contents(tmp_path) != before) == keep
+    assert sum(encoded) == (2 if keep else 4)
+    model.set_params(keep_features=not keep, cache=tmp_path / "other")
+    np.testing.assert_allclose(model.predict_proba(new), first, rtol=0, atol=1e-5)
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+def by_joblib(model: Any) -> Any:
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "joblib": by_joblib,
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "copy of a copy": lambda model: copy.deepcopy(pickle.loads(pickle.dumps(model))),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_predicts_the_same(way: str, fitted: YTuningClassifier, toy_rows: Rows, tmp_path: Path) -> None:
+    model = COPIES[way](fitted)
+    assert model.get_params() == fitted.get_params() and model.classes_.tolist() == fitted.classes_.tolist()
+    np.testing.assert_array_equal(model.predict_proba(toy_rows[0]), fitted.predict_proba(toy_rows[0]))
+    # The one that was copied keeps its encoder.
+    assert fitted.predict(toy_rows[0][:1]).shape == (1,)
+    model.save(tmp_path / "task")
+    fitted.save(tmp_path / "original" / "task")
+    assert contents(tmp_path / "task").keys() == {tmp_path / "task" / name for name in TASK_FILES}
+    for name in TASK_FILES:
+        assert (tmp_path / "task" / name).read_bytes() == (tmp_path / "original" / "task" / name).read_bytes()
+
+
+def test_a_copy_holds_the_head_and_no_weights_of_the_encoder(
+    fitted: YTuningClassifier, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    copied = pickle.dumps(fitted)
+    fitted.save(tmp_path / "task")
+    # The task folder is the head, where some texts lie in its label space, names and figures.
+    assert len(copied) < 1.1 * sum(map(len, contents(tmp_path / "task").values())) + 10_000
+    with safe_open(tiny_encoder / "model.safetensors", "numpy") as weights:
+        large = [weights.get_tensor(name) for name in weights.keys()]  # noqa: SIM118  # it is no mapping
+    assert not [tensor for tensor in large if tensor.std() > 0 and tensor.tobytes()[:64] in copied]
+
+
+def test_a_copy_refuses_another_encoder(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    copied = pickle.dumps(YTuningClassifier(str(tmp_path / "encoder")).fit(*toy_rows))
+    shutil.move(tmp_path / "encoder", tmp_path / "moved")
+    with pytest.raises(EncoderError, match="there is no encoder folder"):
+        pickle.loads(copied).predict(["a text"])
+    moved = pickle.loads(copied).set_params(encoder=str(tmp_path / "moved"))
+    assert moved.predict(["a text"]).shape == (1,)
+    build_tiny_encoder(tmp_path / "encoder", seed=1)
+    with pytest.raises(TaskFolderError, match=r"was trained with another encoder.*weights is"):
+        pickle.loads(copied).predict(["a text"])
+
+
+def test_a_copy_of_one_that_is_not_fitted(make: Callable[..., YTuningClassifier]) -> None:
+    copied = pickle.loads(pickle.dumps(make(seed=3)))
+    assert copied.get_params() == make(seed=3).get_params()
+    with pytest.raises(NotFittedError):
+        copied.predict(["a text"])
+
+
+def test_a_regressor_is_copied_too(tiny_encoder: Path, toy_rows: Rows) -> None:
+    model = YTuningRegressor(str(tiny_encoder)).fit(toy_rows[0], [float(len(text)) for text in toy_rows[0]])
+    np.testing.assert_array_equal(copy.deepcopy(model).predict(toy_rows[0]), model.predict(toy_rows[0]))
+
+
+def test_fitted_estimators_come_back_from_other_processes(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows
+) -> None:
+    found = cross_validate(make(), *toy_rows, cv=2, n_jobs=2, return_estimator=True, error_score="raise")
+    assert [model.predict(toy_rows[0][:3]).shape for model in found["estimator"]] == [(3,), (3,)]
 
 
 # --- inside scikit-learn --------------------------------------------------------------------------------------------

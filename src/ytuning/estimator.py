@@ -27,6 +27,8 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
 from ytuning.tasks.evaluate import task_features
+from ytuning.tasks.predictor import live_logits
+from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.fit import logits_of
@@ -45,10 +47,12 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     refit: bool
     cache: str | Path | None
     verbose: bool
+    keep_features: bool
     precision: Precision
     pairs: PairChoice
     long_text: LongText
     layers: str | Sequence[int] | None
+    _shared: SharedEncoder | None
 
     def _fit(self, data: Dataset, recipe: Recipe, label_texts: LabelTexts | None = None) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
@@ -70,17 +74,32 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         if trained.fit.interrupted:
             # An estimator is fitted or it is not. The texts read so far stay stored.
             raise KeyboardInterrupt
-        self.task_, self._encoder = trained.task, encoder
+        self.task_, self._shared = trained.task, SharedEncoder(encoder)
         self.validation_metrics_ = trained.reports["validation"].metrics
         self.truncated_ = trained.truncated
         _warn_cut(trained.truncated)
 
     def _logits(self, X: Any) -> np.ndarray:  # noqa: N803  # scikit-learn's names
         check_is_fitted(self, "task_")
-        data = from_lists(X)
-        features, _ = task_features(self.task_, data, self._encoder, FeatureStore(self.cache))
-        _warn_cut(int(features.truncated_rows.sum()))
-        return logits_of(self.task_.head, features)
+        data, shared = from_lists(X), self._loaded_encoder()
+        if self.keep_features:
+            features, _ = task_features(self.task_, data, shared.encoder, FeatureStore(self.cache))
+            logits, truncated = logits_of(self.task_.head, features), features.truncated_rows
+        else:
+            logits, truncated = live_logits(self.task_, data, shared)
+        _warn_cut(int(truncated.sum()))
+        return logits
+
+    def _loaded_encoder(self) -> SharedEncoder:
+        """The encoder of the fit; a copy of a fitted estimator loads it when it is first used."""
+        if self._shared is None:
+            (self._shared,) = share_encoders([self.task_], encoder=self.encoder)
+        return self._shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: parameters and the task. The encoder's weights stay where they are."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_shared": None} if "_shared" in state else state
 
     def save(self, folder: str | Path) -> None:
         """Write the trained task as a folder that the command line and `Predictor` read.
@@ -123,6 +142,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         seed: seed of the validation split, the head's weights and the order of rows.
         refit: whether to go on for some steps on all rows once the held-out ones have chosen a head.
         cache: folder of the feature store; default as for the command line.
+        keep_features: whether predictions read features from the store and add theirs to it, too, as a search over few
+            texts wants. By default only ``fit`` uses the store, and predictions compute features in memory.
         verbose: whether to show progress on stderr.
 
     Attributes:
@@ -147,12 +168,13 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         pairs: PairChoice = "auto",
         long_text: LongText = "truncate",
         layers: str | Sequence[int] | None = None,
+        keep_features: bool = False,
         label_texts: str | Mapping[Any, str | Sequence[str]] | None = None,
     ) -> None:
         self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
         self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
         self.precision, self.pairs, self.long_text = precision, pairs, long_text
-        self.layers, self.label_texts = layers, label_texts
+        self.layers, self.keep_features, self.label_texts = layers, keep_features, label_texts
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> YTuningClassifier:  # noqa: N803  # scikit-learn's names
         """Train on texts (rows,) and labels (rows,), or 0 and 1 (rows, C).
@@ -248,11 +270,12 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         pairs: PairChoice = "auto",
         long_text: LongText = "truncate",
         layers: str | Sequence[int] | None = None,
+        keep_features: bool = False,
     ) -> None:
         self.encoder, self.preset, self.store = encoder, preset, store
         self.seed, self.refit, self.cache, self.verbose = seed, refit, cache, verbose
         self.precision, self.pairs, self.long_text = precision, pairs, long_text
-        self.layers = layers
+        self.layers, self.keep_features = layers, keep_features
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> YTuningRegressor:  # noqa: N803
         """Train on texts (rows,) and numbers (rows,); ``groups`` as for :meth:`YTuningClassifier.fit`.

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.data.dataset import TextInput
+from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.kinds import KINDS, Answer
 from ytuning.data.labels import Kind
-from ytuning.errors import InputError
+from ytuning.errors import DataError, InputError
 from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, check_names, load_task
 
-__all__ = ["Prediction", "Predictor", "answers_of"]
+__all__ = ["Prediction", "Predictor", "answers_of", "live_logits"]
 
 # This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
@@ -130,3 +130,21 @@ def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray
     """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
     answers = task.calibration.answers(task.target, logits)
     return task.target.named_answers(answers), answers.probabilities
+
+
+def live_logits(task: Task, dataset: Dataset, encoder: SharedEncoder) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, C) float32 of a task and which rows were cut (rows,), with the feature store left alone.
+
+    Raises:
+        DataError: the rows are single texts and the task is for pairs, or the other way round.
+    """
+    if problem := task.form_problem(pairs=dataset.has_pairs):
+        raise DataError(problem, source=dataset.source)
+    numbers = {content: number for number, content in enumerate(dict.fromkeys(dataset.inputs))}
+    distinct, logits, truncated = list(numbers), [], []
+    for first in range(0, len(distinct), WINDOW_TEXTS):
+        texts = encoder.read(distinct[first : first + WINDOW_TEXTS], [task], pair_mode=task.pair_mode)
+        logits += encoder.logits(texts, [task])
+        truncated.append(texts.features.truncated_rows)
+    rows = [numbers[content] for content in dataset.inputs]
+    return np.concatenate(logits)[rows], np.concatenate(truncated)[rows]
