@@ -32,6 +32,7 @@ def evaluate(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
+    label_names: options.LabelNames = None,
     encoder: options.MovedEncoder = None,
     report: options.ReportFile = None,
     as_json: options.Json = False,
@@ -49,11 +50,11 @@ def evaluate(
     if report is not None:
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
-    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=task.known)
+    columns = {"text": text, "text_pair": text_pair, "label": label}
+    rows = read_dataset(data, **columns, kind=task.kind, known=task.known, label_names=label_names or ())
     with console.shown_progress(quiet) as progress:
-        console.tell_file(
-            progress, rows, quiet=quiet, named=options.named(text, text_pair, label), trained={"the task": task.columns}
-        )
+        named = options.named(text, text_pair, label)
+        console.tell_file(progress, rows, quiet=quiet, named=named, trained={"the task": task.columns})
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
         evaluation = evaluate_task(task, rows, loaded, store, progress=progress)
@@ -77,6 +78,7 @@ def add_label(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
+    label_names: options.LabelNames = None,
     encoder: options.MovedEncoder = None,
     out: Annotated[Path | None, OUTPUT("FOLDER", "Task folder to write.", "TASK_DIR")] = None,
     as_json: options.Json = False,
@@ -87,14 +89,15 @@ def add_label(
     A task keeps some texts of its labels. The command reports how many of them it labels correctly before and after.
     """
     from ytuning.data.dataset import read_dataset
+    from ytuning.data.labels import label_name
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.add_label import check_can_grow, grow_task
     from ytuning.tasks.task import check_encoder, check_task_folder, load_task, save_task
 
     task = load_task(task_dir)
-    # The names of labels in data files are stripped too.
-    name = name.strip()
+    # The name has the form of those in data files.
+    name = label_name(name) or ""
     check_can_grow(task, name)
     target = out or task_dir
     check_task_folder(target)
@@ -105,7 +108,7 @@ def add_label(
         read_dataset, text=text, text_pair=text_pair, known=replace(task.known, names=names, columns=columns)
     )
     rows = read(examples, labelled=False)
-    judged = None if test is None else read(test, label=label, kind=task.kind)
+    judged = None if test is None else read(test, label=label, kind=task.kind, label_names=label_names or ())
     with console.shown_progress(quiet) as progress:
         for part in (rows, judged):
             if part is not None:

@@ -21,6 +21,12 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
 }
 """Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
 
+# The columns of exports that hold a row's text and labels inside of other objects.
+EXPORTS = {
+    frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
+    frozenset({"fields", "responses"}): "These are records of Argilla. Export them with to_datasets().",
+}
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -178,6 +184,9 @@ def _not_there(table: Table, role: Role, chosen: Mapping[Role, list[str]], known
         if taken := [name for name in names if name in wanted]:
             problem = f"{argument(other)} uses the column {quote(taken[0])} already, and there is no other column "
             problem += looked_for
+    for export, what in EXPORTS.items():
+        if export <= set(table.names):
+            return DataError(f"{problem}. {what}", source=table.source)
     if of_training:
         problem += f"; the task was trained on {list_names(of_training)}"
     remedy = (
