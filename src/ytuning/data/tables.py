@@ -15,7 +15,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +25,15 @@ from typing import IO, Any, cast
 import numpy as np
 
 from ytuning.data.labels import list_names, quote
+from ytuning.data.sequences import as_cells, is_a
 from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.machine import require
 
-__all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
+__all__ = ["LISTS", "Column", "Table", "read_table"]
 
 # Maximum number of characters in a cell; Python's own limit of 131,072 is shorter than some documents.
 LARGEST_CELL = 2**31 - 1
-LISTS = (list, tuple, set, np.ndarray)
+LISTS = (list, tuple, set, frozenset, np.ndarray)
 FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
 
 
@@ -54,24 +55,27 @@ class Column:
         """An error about the cell in ``row``, counted from 1."""
         return DataError(problem, source=self.source, row=row, column=self.name)
 
-    def texts(self, what: str) -> list[str]:
+    def texts(self, what: str, *, blank: bool = False) -> list[str]:
         """The cells, exactly as they are, if all of them are text that says something.
 
         Args:
             what: the cells are, for messages: "text", "label".
+            blank: whether texts may be empty or have only white space.
 
         Raises:
-            DataError: a cell is missing, empty or not text.
+            DataError: a cell is missing, not text, or blank where it must not be.
         """
-        return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
+        return [self.text(row, cell, what, blank=blank) for row, cell in enumerate(self.cells, 1)]
 
-    def text(self, row: int, cell: object, what: str) -> str:
+    def text(self, row: int, cell: object, what: str, *, blank: bool = False) -> str:
         """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
+        if isinstance(cell, bytes | bytearray):
+            raise self.error(row, f"the {what} is {quote(cell)} (bytes), not text. Decode it: .decode('utf-8').")
         if not isinstance(cell, str):
             raise self.error(row, f"the {what} is {quote(cell)} ({type(cell).__name__}), not text. Write it as text.")
-        if not cell or cell.isspace():
+        if not blank and (not cell or cell.isspace()):
             state = f"{quote(cell)} has only white space" if cell else "is empty"
             raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
         if not _is_unicode(cell):
@@ -141,15 +145,15 @@ def read_table(source: object) -> Table:
     """
     if isinstance(source, str | os.PathLike):
         table = _read_file(Path(source))
-    elif _is_a(source, "pandas", "DataFrame"):
+    elif is_a(source, "pandas", "DataFrame"):
         table = _from_frame(source)
-    elif _is_a(source, "datasets", "Dataset"):
+    elif is_a(source, "datasets", "Dataset"):
         table = _from_datasets(source)
-    elif _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
+    elif is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
         raise InputError(problem)
-    elif _is_a(source, "datasets", "IterableDataset"):
+    elif is_a(source, "datasets", "IterableDataset"):
         raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
     elif isinstance(source, Mapping):
         table = _from_columns(source)
@@ -168,24 +172,6 @@ def read_table(source: object) -> Table:
     return table
 
 
-def as_cells(values: object, name: str) -> list[object]:
-    """A list, tuple, NumPy array, pandas series or other iterable as a list; a 2-D array or a frame gives its rows.
-
-    Raises:
-        InputError: ``values`` is one value or a mapping; calls it ``name``.
-    """
-    if _is_a(values, "pandas", "DataFrame"):
-        values = cast("Any", values).to_numpy()
-    cells: object = None
-    if hasattr(values, "tolist"):
-        cells = values.tolist()
-    elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        cells = list(values)
-    if not isinstance(cells, list):
-        raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
-    return cells
-
-
 def _is_missing(cell: object) -> bool:
     """None, NaN, or what pandas puts in their place, told by its name because pandas is not imported to find out."""
     if isinstance(cell, float):
@@ -199,11 +185,6 @@ def _is_unicode(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _is_a(value: object, package: str, name: str) -> bool:
-    """Whether a value is an instance of a class of a package, which is not imported to find out."""
-    return any(base.__name__ == name and base.__module__.partition(".")[0] == package for base in type(value).__mro__)
 
 
 # --- in memory ------------------------------------------------------------------------------------------------------
@@ -220,7 +201,7 @@ def _from_datasets(data: Any) -> Table:
     def cells(name: str) -> list[object]:
         values: list[object] = plain[name][:]
         feature = plain.features[name]
-        if not _is_a(feature, "datasets", "ClassLabel"):
+        if not is_a(feature, "datasets", "ClassLabel"):
             return values
         names = dict(enumerate(feature.names))
         # The package `datasets` writes -1 where a row has no label; it becomes None here.

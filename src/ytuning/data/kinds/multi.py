@@ -309,7 +309,7 @@ def _split(text: str, separator: str | None) -> list[str]:
 def _parts(column: Column, row: int, cell: object, separator: str | None) -> Sequence[object]:
     """The labels that a cell holds, as they stand there."""
     if isinstance(cell, LISTS):
-        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
+        return sorted(cell, key=str) if isinstance(cell, set | frozenset) else list(cell)
     if isinstance(cell, int | float | np.number) and math.isfinite(cell):
         return [cell]
     # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
