@@ -477,6 +477,24 @@ def test_selected_rows_keep_their_numbers() -> None:
     assert str(from_lists(["a"]).error(0, "text", "no")) == "the rows, row 1, column 'text': no"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "text,label\n\na,x\n\nb,y\n"),
+        ("t.tsv", "text\tlabel\r\n\r\n\r\na\tx\r\nb\ty\r\n"),
+        ("t.jsonl", '\n{"text": "a", "label": "x"}\n \n{"text": "b", "label": "y"}\n'),
+    ],
+)
+def test_a_data_set_tells_what_was_left_out(tmp_path: Path, name: str, content: str) -> None:
+    (path := tmp_path / name).write_bytes(content.encode())
+    data = read_dataset(path)
+    assert (data.texts, data.rows_read, data.left_out) == (["a", "b"], 4, {"blank lines": 2})
+    selected = data.select([1])
+    assert (len(selected), selected.rows_read, selected.left_out) == (1, 4, {"blank lines": 2})
+    whole = from_lists(["a", "b", "c"])
+    assert (whole.rows_read, whole.left_out, whole.notes) == (3, {}, ())
+
+
 def test_a_data_set_has_rows_of_one_number() -> None:
     assert complaint(from_lists(["a"]).select, []) == "the rows: there are no rows. Give at least one."
     assert (

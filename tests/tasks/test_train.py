@@ -146,6 +146,21 @@ def test_refit_can_be_switched_off(toy: Dataset, encoder: Encoder) -> None:
     assert not train(toy, encoder, refit=False).fit.refitted
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs read in two ways"])
+def test_an_encoder_that_is_let_go_trains_the_same_head(
+    toy_rows: tuple[list[str], list[str]], tiny_encoder: Path, *, pairs: bool
+) -> None:
+    texts, labels = toy_rows
+    data = from_lists(texts, labels, text_pairs=texts[::-1] if pairs else None)
+    kept, released = (load_encoder(tiny_encoder, precision="fp32") for _ in range(2))
+    heads = [
+        train(data, encoder, release_encoder=encoder is released).task.head.state_dict() for encoder in (kept, released)
+    ]
+    assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+    assert next(kept.model.parameters()).device.type == "cpu"
+    assert next(released.model.parameters()).device.type == "meta"
+
+
 def test_second_task_makes_no_encoder_call(toy: Dataset, encoder: Encoder, encoded: list[int]) -> None:
     first = train(toy, encoder)
     assert (first.cache.hits, first.cache.misses, sum(encoded)) == (0, 120, 120)

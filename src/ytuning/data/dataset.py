@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -88,6 +88,10 @@ class Dataset:
         separator: where texts with several labels were split; None if none was.
         groups: the group of each row; rows of one group stay together when validation rows are held out
             (`splits.split_holdout`), a row of None is a group of its own. None without groups.
+        left_out: what the source holds beside these rows, as reasons with numbers of rows: ``{"blank lines": 2}``.
+        rows_read: number of rows that the source holds: these, and those that were left out. A selection of rows
+            keeps the number of its source.
+        notes: what the user should know of how the source was read, a sentence each.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs, groups or row numbers as texts.
@@ -102,8 +106,13 @@ class Dataset:
     kind: Kind = "single"
     separator: str | None = None
     groups: Sequence[str | None] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    rows_read: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.rows_read:
+            object.__setattr__(self, "rows_read", len(self.texts) + sum(self.left_out.values()))
         if not self.texts:
             raise DataError("there are no rows. Give at least one.", source=self.source)
         for name in ("labels", "text_pairs", "rows", "groups"):
@@ -244,6 +253,8 @@ def read_dataset(
         kind=kind,
         separator=separator,
         groups=None if columns.group is None else table.column(columns.group).groups,
+        left_out={"blank lines": table.blank_lines} if table.blank_lines else {},
+        notes=table.notes,
     )
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -119,12 +119,16 @@ class Table:
         rows: how many there are.
         names: names of the columns, in order.
         cells: those of one column; where the source allows, a column that nobody asks for is never read.
+        blank_lines: number of lines without any content, which are no rows.
+        notes: what the user should know of how the source was read, each in a sentence without the name of the source.
     """
 
     source: str
     rows: int
     names: list[str]
     cells: Callable[[str], list[object]]
+    blank_lines: int = 0
+    notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
         """The column of that name, which must be one of ``names``."""
@@ -270,7 +274,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
     csv.field_size_limit(LARGEST_CELL)
     # The header is record 0, so row n is record n.
     records: list[list[str]] = []
-    line = 0
+    line = blank = 0
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
@@ -281,6 +285,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                         problem += f"Put cells that contain a {DELIMITER_NAMES[delimiter]} in double quotes."
                         raise DataError(problem, source=path, row=len(records))
                     records.append(record)
+                blank += not record
                 line = reader.line_num
         except csv.Error:
             problem = f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing "
@@ -299,7 +304,7 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
         place = header.index(name)
         return [record[place] for record in rows]
 
-    return Table(str(path), len(rows), header, cells)
+    return Table(str(path), len(rows), header, cells, blank)
 
 
 def _undecodable(path: Path, delimiter: str) -> DataError:
@@ -321,6 +326,7 @@ def _undecodable(path: Path, delimiter: str) -> DataError:
 def _read_json(path: Path) -> Table:
     """Read JSON lines, or one list of objects."""
     rows: list[object] = []
+    blank = 0
     with _open(path) as file:
         for number, line in enumerate(file):
             content = line if number else line.removeprefix(codecs.BOM_UTF8)
@@ -329,9 +335,11 @@ def _read_json(path: Path) -> Table:
                 return _from_rows(cast("list[object]", whole), str(path))
             if content.strip():
                 rows.append(_parse_json(content.rstrip(), path, len(rows) + 1))
+            else:
+                blank += 1
     if not rows:
         raise DataError("the file is empty. Give one with rows.", source=path)
-    return _from_rows(rows, str(path))
+    return replace(_from_rows(rows, str(path)), blank_lines=blank)
 
 
 def _parse_json(content: bytes, path: Path, row: int | None) -> object:

@@ -39,7 +39,7 @@ from ytuning.encoder.pretrained import (
 )
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.errors import EncoderError, must_be_one_of
-from ytuning.system.machine import keep_freed_memory
+from ytuning.system.machine import keep_freed_memory, shared_threads
 
 __all__ = ["Batches", "Encoder", "Span", "load_encoder"]
 
@@ -240,12 +240,12 @@ class Encoder:
             form = "packed"
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         lengths, budget = tokens.lengths[short], self.tokens_per_batch
-        if form != "equal" and self.device.type == "cpu":
-            # Few enough tokens that no core is idle.
-            budget = min(budget, max(FEWEST_TOKENS, -(-int(lengths.sum()) // torch.get_num_threads())))
-        batches = [short[batch] for batch in plan_batches(lengths, budget, form)]
         compute = self._padded if form == "padded" else self._features
-        with _workers(self.device) as run:
+        with shared_threads() as threads, _workers(self.device, threads) as run:
+            if form != "equal" and self.device.type == "cpu":
+                # Few enough tokens that no core is idle.
+                budget = min(budget, max(FEWEST_TOKENS, -(-int(lengths.sum()) // threads)))
+            batches = [short[batch] for batch in plan_batches(lengths, budget, form)]
             yield from zip(batches, run(lambda batch: finish(compute(tokens, batch, numbers)), batches), strict=True)
             # Each a batch of its own, (1,).
             long = list(np.flatnonzero(tokens.lengths > self.identity.max_length)[:, None])
@@ -364,7 +364,9 @@ Compute = Callable[[np.ndarray], torch.Tensor]
 
 
 @contextmanager
-def _workers(device: torch.device) -> Iterator[Callable[[Compute, list[np.ndarray]], Iterator[np.ndarray]]]:
+def _workers(
+    device: torch.device, threads: int
+) -> Iterator[Callable[[Compute, list[np.ndarray]], Iterator[np.ndarray]]]:
     """A map over batches, in order, that computes a few batches ahead of its reader and gives it arrays.
 
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
@@ -372,10 +374,10 @@ def _workers(device: torch.device) -> Iterator[Callable[[Compute, list[np.ndarra
     out work; what is ready is copied beside the work on the next batch.
     """
     keep_freed_memory()
-    threads = torch.get_num_threads()
     count = threads if device.type == "cpu" else 1
     fetch = _to_host(device)
-    pool = ThreadPoolExecutor(count, "encoder", initializer=lambda: torch.set_num_threads(1 if count > 1 else threads))
+    each = 1 if count > 1 else threads
+    pool = ThreadPoolExecutor(count, "encoder", initializer=torch.set_num_threads, initargs=(each,))
 
     def run(compute: Compute, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
         def fetched(batch: np.ndarray) -> Callable[[], np.ndarray]:
@@ -392,7 +394,6 @@ def _workers(device: torch.device) -> Iterator[Callable[[Compute, list[np.ndarra
         yield run
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _to_host(device: torch.device) -> Callable[[torch.Tensor], Callable[[], np.ndarray]]:

@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from ytuning.errors import InputError, must_be_one_of
+from ytuning.system.machine import one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -154,10 +155,8 @@ class PcaInt8Codec:
 
         layers, width = features.shape[1:]
         size, kept = layers * width, _component_count(layers, width)
-        threads = torch.get_num_threads()
         # The same sums, and so the same basis, on any number of cores.
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             # (L * D, L * D): sums of products in float64, since those of float32 would drown the weakest components.
             moments = torch.zeros(size, size, dtype=torch.float64)
             for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
@@ -165,8 +164,6 @@ class PcaInt8Codec:
                 whole = part.float()
                 moments += whole.T @ whole
             energy, vectors = (values.numpy() for values in torch.linalg.eigh(moments / len(features)))
-        finally:
-            torch.set_num_threads(threads)
         # (R,) and (L * D, R), the strongest first
         energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
         # An eigenvector's sign is arbitrary; this choice makes the basis the same on every run.

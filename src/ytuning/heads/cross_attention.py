@@ -44,16 +44,23 @@ class CrossAttentionHead(nn.Module):
     """Label rows attend to the tokens of the highest stored hidden state, and are matched with the task row."""
 
     def __init__(
-        self, config: CrossAttentionConfig, *, labels: int, layers: int, width: int, pair_mode: PairMode | None = None
+        self,
+        config: CrossAttentionConfig,
+        *,
+        labels: int,
+        layers: int,
+        width: int,
+        pair_mode: PairMode | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if config.width % config.heads:
             raise InputError(f"width must be a multiple of heads ({config.heads}). Got {config.width} instead.")
         self.labels, self.pair_mode = labels, pair_mode
         # The task row, then M rows for each label: (1 + C * M, H).
-        rows = torch.randn(1 + labels * config.rows_per_label, config.width)
+        rows = torch.randn(1 + labels * config.rows_per_label, config.width, generator=generator)
         self.rows = nn.Parameter(rows / math.sqrt(config.width))
-        self.blocks = nn.ModuleList(_LabelBlock(config, width) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_LabelBlock(config, width, generator) for _ in range(config.blocks))
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -83,17 +90,17 @@ class CrossAttentionHead(nn.Module):
 class _LabelBlock(nn.Module):
     """Pre-norm residual self-attention among label rows, cross-attention to the tokens, feed-forward."""
 
-    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+    def __init__(self, config: CrossAttentionConfig, width: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.self_norm, self.cross_norm = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.self_attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
-        self.cross_attention = _CrossAttention(config, width)
+        self.self_attention = _self_attention(config, generator)
+        self.cross_attention = _CrossAttention(config, width, generator)
         self.dropout = config.dropout
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.hidden * config.width),
+            _linear(config.width, config.hidden * config.width, generator),
             nn.GELU(),
-            nn.Linear(config.hidden * config.width, config.width),
+            _linear(config.hidden * config.width, config.width, generator),
         )
 
     def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -113,14 +120,14 @@ class _CrossAttention(nn.Module):
     form with fewer multiplications for each token is taken.
     """
 
-    def __init__(self, config: CrossAttentionConfig, width: int) -> None:
+    def __init__(self, config: CrossAttentionConfig, width: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.heads, self.size = config.heads, config.width // config.heads
-        self.query = nn.Linear(config.width, config.width)
+        self.query = _linear(config.width, config.width, generator)
         # A bias would shift all scores of a query alike.
-        self.key = nn.Linear(width, config.width, bias=False)
-        self.value = nn.Linear(width, config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.key = _linear(width, config.width, generator, bias=False)
+        self.value = _linear(width, config.width, generator)
+        self.out = _linear(config.width, config.width, generator)
 
     def forward(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return label rows (B, R, H), from rows (R, H) or (B, R, H), tokens (B, T, D) and a mask (B, T)."""
@@ -154,3 +161,31 @@ class _CrossAttention(nn.Module):
         values = functional.linear(tokens, self.value.weight.to(tokens.dtype)).float() + self.value.bias
         keys, values = (part.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for part in (keys, values))
         return (queries @ keys.transpose(-1, -2) + hidden[:, None, None]).softmax(-1) @ values
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator | None, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with the first weights that torch gives it, drawn from ``generator``."""
+    # The default device is asked for, because skip_init would put the layer on the CPU whatever it is.
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    _draw_linear(layer, generator)
+    return layer
+
+
+def _draw_linear(layer: nn.Linear, generator: torch.Generator | None) -> None:
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    if layer.bias is not None:
+        bound = 1 / math.sqrt(layer.in_features)
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+
+def _self_attention(config: CrossAttentionConfig, generator: torch.Generator | None) -> nn.MultiheadAttention:
+    """Attention among label rows with the first weights that torch gives it, drawn from ``generator``."""
+    attention = nn.utils.skip_init(
+        nn.MultiheadAttention, config.width, config.heads, batch_first=True, device=torch.get_default_device()
+    )
+    # Both biases start as 0; that of the last layer is drawn first all the same, as torch does.
+    _draw_linear(attention.out_proj, generator)
+    nn.init.xavier_uniform_(attention.in_proj_weight, generator=generator)
+    nn.init.zeros_(attention.in_proj_bias)
+    nn.init.zeros_(attention.out_proj.bias)
+    return attention

@@ -117,10 +117,12 @@ class PooledHead(nn.Module):
         width: int,
         pair_mode: PairMode | None = None,
         energy: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Make a head for C labels on L hidden states of width D; ``pair_mode`` says how the encoder reads pairs.
 
-        Numbers of ``energy`` times a hidden state's mean square get smaller first weights.
+        Numbers of ``energy`` times a hidden state's mean square get smaller first weights. ``generator`` draws the
+        weights; the default is torch's own.
         """
         super().__init__()
         self.config, self.pair_mode = config, pair_mode
@@ -129,22 +131,23 @@ class PooledHead(nn.Module):
         members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
-        self.token_map = _random(members * config.token_width, states, fan_in=3 * energy * states)
+        random = partial(_random, generator=generator)
+        self.token_map = random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
-        self.mixing = _random(members, config.token_width, mixing, fan_in=3 * config.token_width)
+        self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if pair_mode == "separate":
             with torch.no_grad():
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
                 keys.copy_(queries)
-        self.queries = _random(members * config.queries, states, fan_in=3 * energy * states)
-        self.project = _random(members, pooled, config.width, fan_in=3 * pooled)
+        self.queries = random(members * config.queries, states, fan_in=3 * energy * states)
+        self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
-        self.expand = _random(members, config.width, inner, fan_in=3 * config.width)
+        self.expand = random(members, config.width, inner, fan_in=3 * config.width)
         self.expand_bias = _zeros(members, inner)
-        self.contract = _random(members, inner, config.width, fan_in=3 * inner)
+        self.contract = random(members, inner, config.width, fan_in=3 * inner)
         self.contract_bias = _zeros(members, config.width)
-        self.label_rows = _random(members, labels, config.width, fan_in=config.width)
+        self.label_rows = random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -225,8 +228,8 @@ class PooledHead(nn.Module):
     def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
         """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
         members, labels = state["label_bias"].shape
-        # Weights that are replaced at once should not move the caller's random state.
-        with torch.random.fork_rng(devices=[]):
+        # No weights are drawn, because all of them are replaced at once.
+        with torch.device("meta"):
             head = PooledHead(
                 replace(self.config, members=members),
                 labels=labels,
@@ -234,7 +237,7 @@ class PooledHead(nn.Module):
                 width=state["token_map"].shape[1],
                 pair_mode=self.pair_mode,
             )
-        head.load_state_dict(state)
+        head.to_empty(device="cpu").load_state_dict(state)
         return head.train(self.training)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -334,9 +337,9 @@ def _maximum(values: Tensor) -> Tensor:
     return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
 
 
-def _random(*shape: int, fan_in: float) -> nn.Parameter:
+def _random(*shape: int, fan_in: float, generator: torch.Generator | None) -> nn.Parameter:
     """Draw normal weights of variance 1 / fan_in."""
-    return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))
+    return nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(fan_in))
 
 
 def _zeros(*shape: int) -> nn.Parameter:
@@ -356,16 +359,19 @@ def build_head(
     width: int,
     pair_mode: PairMode | None = None,
     energy: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> LabelHead:
-    """Make a head with fresh weights (from torch's random state) for C labels on L hidden states of width D.
+    """Make a head with fresh weights for C labels on L hidden states of width D.
 
-    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` is for a :class:`PooledHead`.
+    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` is for a :class:`PooledHead`. ``generator``
+    draws the weights; the default is torch's own, which all threads of a process share.
     """
+    shape: dict[str, Any] = {"labels": labels, "layers": layers, "width": width, "pair_mode": pair_mode}
     if isinstance(config, PooledConfig):
-        return PooledHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode, energy=energy)
+        return PooledHead(config, **shape, energy=energy, generator=generator)
     if isinstance(config, LabelTuningConfig):
-        return LabelTuningHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
-    return CrossAttentionHead(config, labels=labels, layers=layers, width=width, pair_mode=pair_mode)
+        return LabelTuningHead(config, **shape)
+    return CrossAttentionHead(config, **shape, generator=generator)
 
 
 def config_to_json(config: HeadConfig) -> dict[str, Any]:

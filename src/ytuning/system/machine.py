@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from typing import Any, TypeVar
 from ytuning.errors import MissingExtraError
 
 __all__ = [
-    "Workers", "give_back_freed_memory", "keep_freed_memory", "peak_bytes", "require", "source_hash", "version_of",
-    "versions", "workers",
+    "Workers", "give_back_freed_memory", "keep_freed_memory", "one_thread", "peak_bytes", "require", "shared_threads",
+    "source_hash", "version_of", "versions", "workers",
 ]  # fmt: skip
 
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -113,21 +114,82 @@ class Workers:
             wait(running)
 
 
+class _TorchThreads:
+    """The number of threads that torch had before computations of this module lowered it.
+
+    torch keeps one number for each thread, and one for the process that new threads start with; setting the first sets
+    the second too. So of computations that run at once, each would take what another has set for what the user wants.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._computations = 0
+        self._before = 1
+
+    def enter(self, own: int) -> int:
+        """Begin a computation in a thread that has ``own`` threads; returns how many it should have."""
+        with self._lock:
+            self._computations += 1
+            if self._computations == 1:
+                self._before = own
+            # The thread started while another computation had lowered the number for new threads.
+            return self._before if own == 1 else own
+
+    def leave(self) -> None:
+        """End it."""
+        with self._lock:
+            self._computations -= 1
+
+
+_torch_threads = _TorchThreads()
+_this_thread = threading.local()
+
+
 @contextmanager
-def workers() -> Iterator[Workers]:
-    """Make as many workers as torch has threads; within, the caller's operations run on one thread too."""
+def shared_threads() -> Iterator[int]:
+    """Give the number of threads that torch should use; threads that are started within may lower theirs to one."""
     # torch is imported here, because callers that only measure memory should not take the memory of torch.
     import torch
 
-    keep_freed_memory()
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
-    torch.set_num_threads(1)
+    if getattr(_this_thread, "is_limited", False):
+        yield 1
+        return
+    threads = _torch_threads.enter(torch.get_num_threads())
     try:
-        yield Workers(pool)
+        yield threads
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+        _torch_threads.leave()
+        # An iterator may end within a computation that began after it.
+        if not getattr(_this_thread, "is_limited", False):
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Within, the caller's operations run on one thread; gives the number of threads that it had."""
+    import torch
+
+    with shared_threads() as threads:
+        outer, _this_thread.is_limited = getattr(_this_thread, "is_limited", False), True
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            _this_thread.is_limited = outer
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """Make as many workers as torch has threads; within, the caller's operations run on one thread too."""
+    import torch
+
+    keep_freed_memory()
+    with one_thread() as threads:
+        pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield Workers(pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def versions(*packages: str) -> dict[str, str]:

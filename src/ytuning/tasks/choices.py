@@ -300,10 +300,14 @@ class StateComparison:
 
     def _head(self, layers: int) -> LabelHead:
         """A small head of the recipe's form; of any number of states the same draws, as far as its shapes allow."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            shape = {"labels": self.target.outputs, "layers": layers, "width": self.features.width}
-            return build_head(_small(self.recipe.head), **shape, pair_mode=self.features.pair_mode)
+        return build_head(
+            _small(self.recipe.head),
+            labels=self.target.outputs,
+            layers=layers,
+            width=self.features.width,
+            pair_mode=self.features.pair_mode,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
 
     def _losses(self, heads: Sequence[nn.Module]) -> list[Tensor]:
         """Train the heads together and return each one's losses (held rows,) at its best round.

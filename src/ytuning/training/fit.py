@@ -132,7 +132,7 @@ def fit_heads(
     progress = progress or Progress()
     batch_size = _batch_size(jobs, len(train))
     rows = torch.from_numpy(np.union1d(train, validation))
-    with torch.random.fork_rng(devices=[]), workers() as pool, ExitStack() as ending:
+    with workers() as pool, ExitStack() as ending:
         # Freed memory goes back to the system in the end, however that comes.
         ending.callback(give_back_freed_memory)
         if device.type == "cuda" and features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -366,7 +366,6 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
 
 def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
-    torch.manual_seed(job.seed)
     view = shared.features
     # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
     energy = 1.0 if projection is None else projection.components.shape[1] / projection.components.shape[0]
@@ -377,6 +376,8 @@ def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) ->
         width=view.width,
         pair_mode=view.pair_mode,
         energy=energy,
+        # One of its own: other threads draw from torch's, so the weights would depend on what these do.
+        generator=torch.Generator().manual_seed(job.seed),
     ).to(view.device)
     texts = np.arange(0) if job.label_texts is None else job.label_texts
     start_label_rows(head, view, shared.train.numpy(), texts, job.targets)

@@ -18,7 +18,7 @@ from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
-from ytuning.system.machine import Workers, workers
+from ytuning.system.machine import Workers, one_thread, workers
 from ytuning.training.recipes import TrainingConfig
 
 __all__ = ["JointHeads", "Learner", "label_space", "rate_share", "stack_logits", "stack_step", "start_label_rows"]
@@ -227,9 +227,5 @@ class JointHeads:
             with workers() as pool:
                 return _in_order(batches, pool.map(compute, batches))
         # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             return _in_order(batches, [compute(batches[0])])
-        finally:
-            torch.set_num_threads(threads)
