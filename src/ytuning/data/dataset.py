@@ -25,6 +25,7 @@ __all__ = [
     "Dataset",
     "Role",
     "TextInput",
+    "check_not_blank",
     "from_lists",
     "labels_of",
     "names_in",
@@ -178,6 +179,21 @@ def labels_of(dataset: Dataset) -> Labels:
     if dataset.labels is None:
         raise DataError("the rows have no labels. Give a label for each row.", source=dataset.source)
     return dataset.labels
+
+
+def check_not_blank(dataset: Dataset) -> None:
+    """Refuse rows to train on whose text has no characters but white space.
+
+    Raises:
+        DataError: there is such a row.
+    """
+    sides: tuple[tuple[Role, str, list[str] | None], ...]
+    sides = (("text", "text", dataset.texts), ("text_pair", "text pair", dataset.text_pairs))
+    for role, what, texts in sides:
+        for index, text in enumerate(texts or []):
+            if not text.strip():
+                state = "has only white space" if text else "is empty"
+                raise dataset.error(index, role, f"the {what} {state}. Fill it in or remove the row.")
 
 
 def names_in(dataset: Dataset) -> set[str]:
