@@ -206,7 +206,7 @@ MISSING = "the label is missing. Fill it in or remove the row."
         ([["a"], [None]], f"the rows, row 2, column 'y': {MISSING}"),
         ([["a"], [["b"]]], "the rows, row 2, column 'y': every row must be a list of labels, and one of them "),
         ([["a"], [1]], "y must hold labels of one type, as they are sorted. Got 'a' and 1 instead."),
-        (np.array([[0, 1], [2, 0]]), "the rows, row 2: y of two dimensions must hold 0 and 1, a column for each label."),
+        (np.array([[0, 1], [2, 0]]), "the rows, row 2: y of two dimensions must hold 0 and 1, a column for each "),
         (np.array([["a", "b"], ["c", "d"]]), "the rows, row 1: y of two dimensions must hold 0 and 1"),
         (np.array([["0", "1"], ["1", "1"]]), "the rows, row 1: y of two dimensions must hold 0 and 1"),
         (sp.csr_array([[0, 3], [1, 0]]), "the rows, row 1: y of two dimensions must hold 0 and 1"),
