@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="folder or name")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "-c", "from ytuning.cli.main import main; main()", "train", str(arguments.train)]
+        command = [sys.executable, "-c", "from ytuning.cli import main; main()", "train", str(arguments.train)]
         command += ["--out", f"{root}/task", "--json", "--quiet", "--encoder", arguments.encoder] + (
             ["--test", str(arguments.test)] if arguments.test else []
         )

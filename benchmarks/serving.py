@@ -288,7 +288,7 @@ def running(command: list[str], *, module: bool = True) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [sys.executable, *(["-c", "from ytuning.cli.main import main; main()"] if module else [])]
+    program = [sys.executable, *(["-c", "from ytuning.cli import main; main()"] if module else [])]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     # Why a server ended is read from a file: a pipe that nobody reads would stop the server once it is full.
     with (

@@ -21,7 +21,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from ytuning.cli.main import app
+from ytuning.cli import app
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ytuning"

@@ -25,7 +25,7 @@ def test_package_itself_loads_nothing_at_once() -> None:
     assert names == {"__future__", "importlib", "typing"}
 
 
-@pytest.mark.parametrize("statement", ["import ytuning", "import ytuning.cli.main", "from ytuning import YTuningError"])
+@pytest.mark.parametrize("statement", ["import ytuning", "import ytuning.cli", "from ytuning import YTuningError"])
 def test_light_imports_load_neither_torch_nor_transformers(statement: str) -> None:
     check = f"{statement}; import sys; print(sorted({{'torch', 'transformers', 'sklearn'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
@@ -63,4 +63,5 @@ def test_every_module_lists_its_names(module: str) -> None:
 def test_every_folder_says_in_a_line_what_is_in_it() -> None:
     for file in SOURCE.glob("*/__init__.py"):
         module = ast.parse(file.read_text(encoding="utf-8"))
-        assert len(module.body) == 1 and ast.get_docstring(module), file
+        # The command line also gives the entry point of the program.
+        assert (len(module.body) == 1 or file.parent.name == "cli") and ast.get_docstring(module), file

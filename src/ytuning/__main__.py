@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ytuning.cli.main import main
+from ytuning.cli import main
 
 __all__ = ["main"]
 

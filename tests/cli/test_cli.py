@@ -20,7 +20,7 @@ import pytest
 
 import ytuning
 from tests.conftest import build_tiny_encoder
-from ytuning.cli import main as cli
+from ytuning.cli import program as cli
 from ytuning.cli.console import read_parts
 from ytuning.data.dataset import from_lists
 from ytuning.encoder.encoder import load_encoder
@@ -894,7 +894,7 @@ def test_unforeseen_errors_keep_their_traceback(run: Run, files: Path, monkeypat
 INTERRUPTED = """
 import os, signal, sys
 from ytuning import progress
-from ytuning.cli import main as cli
+from ytuning.cli import program as cli
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
 step = progress.ProgressBar.step

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from tests.cli.test_cli import Run, run
-from ytuning.cli.main import app
+from ytuning.cli import app
 
 __all__ = ["run"]  # a fixture
 

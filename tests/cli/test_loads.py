@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ytuning.cli.main import app
+from ytuning.cli import app
 
 opened: list[str] = []
 watching = False

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import STATES, build_tiny_encoder
-from ytuning.cli.main import main
+from ytuning.cli import main
 from ytuning.compare.methods import run_method, work_on
 from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.splits import target_of

@@ -17,7 +17,7 @@ from tests.browser import DESKTOP, PHONE, Browser, overflow
 from tests.cli.test_cli import QUICK
 from tests.compare.test_compare import Starts
 from tests.reports.test_html import HOSTILE, contrast
-from ytuning.cli import main as cli
+from ytuning.cli import program as cli
 from ytuning.heads.pooled import PooledConfig
 from ytuning.training import recipes
 from ytuning.training.recipes import Recipe

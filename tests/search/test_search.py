@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.kinds import KindName, kind_of
-from ytuning.cli import main as cli
+from ytuning.cli import program as cli
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, MissingExtraError

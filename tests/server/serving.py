@@ -128,7 +128,7 @@ class Process:
         command = [
             sys.executable,
             "-c",
-            "from ytuning.cli.main import main; main()",
+            "from ytuning.cli import main; main()",
             "serve",
             *map(str, arguments),
             "--port",

@@ -173,7 +173,7 @@ def test_exposure_is_refused(host: str) -> None:
 
 
 def test_without_the_extra(served_tasks: Path) -> None:
-    hidden = "import sys; sys.modules['fastapi'] = None; from ytuning.cli.main import main; main()"
+    hidden = "import sys; sys.modules['fastapi'] = None; from ytuning.cli import main; main()"
     command = [sys.executable, "-c", hidden, "serve", str(served_tasks)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "Traceback" not in done.stderr

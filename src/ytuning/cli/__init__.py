@@ -1,1 +1,5 @@
 """The command line."""
+
+from ytuning.cli.program import app, main
+
+__all__ = ["app", "main"]

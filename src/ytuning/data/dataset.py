@@ -12,12 +12,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from ytuning.data.files import read_table
 from ytuning.data.kinds import KINDS, Labels, SingleLabel
 from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.labels import Kind, did_you_mean, list_names, quote
 from ytuning.data.sequences import as_cells
-from ytuning.data.tables import LISTS, Column, Table, read_table
+from ytuning.data.tables import LISTS, Column, Table
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
@@ -228,7 +229,7 @@ def read_dataset(
     1, whose names are the labels.
 
     Args:
-        source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
+        source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
             ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
