@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -22,15 +22,17 @@ from ytuning.errors import DataError, InputError
 TEXTS = ["ab", "c d", "é"]
 
 
-class PolarsSeries(list[object]):
-    """What is used of a series of polars, which the tests do not install."""
+class PolarsSeries:
+    """What is used of a series of polars, which the tests do not install. Its iterator gives lists as series."""
 
     def __init__(self, name: str, values: list[object]) -> None:
-        super().__init__(values)
-        self.name = name
+        self.name, self.values = name, values
+
+    def __iter__(self) -> Iterator[object]:
+        return (PolarsSeries("", cell) if isinstance(cell, list) else cell for cell in self.values)
 
     def to_list(self) -> list[object]:
-        return list(self)
+        return self.values
 
 
 class PolarsFrame:
@@ -130,6 +132,7 @@ def test_one_column_is_labels(form: str) -> None:
         (pd.Series([1, 2], dtype="Int64"), [1, 2]),
         (pd.Series([True, False], dtype="boolean"), [True, False]),
         (range(2), [0, 1]),
+        (PolarsSeries("labels", [["a"], ["a", "b"]]), [["a"], ["a", "b"]]),
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
     ],
 )

@@ -63,10 +63,12 @@ def as_cells(values: Any, name: str) -> list[object]:
         _refuse(values, name, "Give one of its columns as a list.")
     if hasattr(values, "toarray"):
         _refuse(values, name, "Make an array of a sparse matrix with .toarray().")
-    if hasattr(values, "to_pylist"):
-        return list(values.to_pylist())
     if hasattr(values, "tolist"):
         return _rows_of(values, name)
+    # Columns of pyarrow and of polars, whose own iterators give other objects than Python's.
+    for method in ("to_pylist", "to_list"):
+        if hasattr(values, method):
+            return list(getattr(values, method)())
     if hasattr(values, "numpy"):
         _refuse(values, name, "Make an array of a tensor with .numpy().")
     if not isinstance(values, Iterable):
