@@ -158,7 +158,7 @@ TENSOR = type("Tensor", (), {"numpy": lambda self: 1, "__iter__": lambda self: i
         ({"a"}, "{'a'} instead. A set has no order of rows."),
         (frozenset("a"), "frozenset({'a'}) instead. A set has no order of rows."),
         (scipy.sparse.csr_array(np.eye(2)), "scipy.csr_array instead. Make an array of a sparse matrix with .toarray"),
-        (pd.DataFrame(index=[1, 2]), "pandas.DataFrame instead. It has no columns."),
+        (pd.DataFrame(index=[1, 2]), "pandas.DataFrame instead. Give one of its columns as a list."),
         (LAZY(), "polars.LazyFrame instead. Give one of its columns as a list."),
         (TENSOR(), "tensorflow.Tensor instead. Make an array of a tensor with .numpy()."),
         (object(), "<object object at"),

@@ -47,33 +47,38 @@ def as_cells(values: Any, name: str) -> list[object]:
     Raises:
         InputError: ``values`` is a single value or has no order of rows; the message calls it ``name``.
     """
-    if isinstance(values, str | bytes | bytearray):
-        _refuse(values, name, "Put a single text in a list.")
     columns = frame_columns(values)
-    if columns is not None:
-        if not columns:
-            _refuse(values, name, "It has no columns.")
+    if columns:
         return columns[0][1] if len(columns) == 1 else list(zip(*(cells for _, cells in columns), strict=True))
-    if isinstance(values, Mapping):
-        _refuse(values, name, "Give one of its values.")
-    if isinstance(values, set | frozenset):
-        _refuse(values, name, "A set has no order of rows.")
-    # Frames of other packages and frames that have not been computed.
-    if hasattr(values, "columns"):
-        _refuse(values, name, "Give one of its columns as a list.")
-    if hasattr(values, "toarray"):
-        _refuse(values, name, "Make an array of a sparse matrix with .toarray().")
+    if (remedy := _remedy(values)) is not None:
+        _refuse(values, name, remedy)
     if hasattr(values, "tolist"):
         return _rows_of(values, name)
     # Columns of pyarrow and of polars, whose own iterators give other objects than Python's.
     for method in ("to_pylist", "to_list"):
         if hasattr(values, method):
             return list(getattr(values, method)())
-    if hasattr(values, "numpy"):
-        _refuse(values, name, "Make an array of a tensor with .numpy().")
-    if not isinstance(values, Iterable):
-        _refuse(values, name, "")
     return list(values)
+
+
+def _remedy(values: Any) -> str | None:
+    """What to give in place of a value that is not one list of rows; None for one that is."""
+    if isinstance(values, str | bytes | bytearray):
+        return "Put a single text in a list."
+    if isinstance(values, Mapping):
+        return "Give one of its values."
+    if isinstance(values, set | frozenset):
+        return "A set has no order of rows."
+    # Frames of other packages, frames that have not been computed, and frames without columns.
+    if hasattr(values, "columns"):
+        return "Give one of its columns as a list."
+    if hasattr(values, "toarray"):
+        return "Make an array of a sparse matrix with .toarray()."
+    if hasattr(values, "tolist"):
+        return None
+    if hasattr(values, "numpy"):
+        return "Make an array of a tensor with .numpy()."
+    return None if isinstance(values, Iterable) else ""
 
 
 def _rows_of(values: Any, name: str) -> list[object]:
