@@ -63,22 +63,18 @@ def as_cells(values: Any, name: str) -> list[object]:
 
 def _remedy(values: Any) -> str | None:
     """What to give in place of a value that is not one list of rows; None for one that is."""
-    if isinstance(values, str | bytes | bytearray):
-        return "Put a single text in a list."
-    if isinstance(values, Mapping):
-        return "Give one of its values."
-    if isinstance(values, set | frozenset):
-        return "A set has no order of rows."
-    # Frames of other packages, frames that have not been computed, and frames without columns.
-    if hasattr(values, "columns"):
-        return "Give one of its columns as a list."
-    if hasattr(values, "toarray"):
-        return "Make an array of a sparse matrix with .toarray()."
-    if hasattr(values, "tolist"):
-        return None
-    if hasattr(values, "numpy"):
-        return "Make an array of a tensor with .numpy()."
-    return None if isinstance(values, Iterable) else ""
+    has_list = hasattr(values, "tolist")
+    remedies = (
+        (isinstance(values, str | bytes | bytearray), "Put a single text in a list."),
+        (isinstance(values, Mapping), "Give one of its values."),
+        (isinstance(values, set | frozenset), "A set has no order of rows."),
+        # Frames of other packages, frames that have not been computed, and frames without columns.
+        (hasattr(values, "columns"), "Give one of its columns as a list."),
+        (hasattr(values, "toarray"), "Make an array of a sparse matrix with .toarray()."),
+        (hasattr(values, "numpy") and not has_list, "Make an array of a tensor with .numpy()."),
+        (not isinstance(values, Iterable) and not has_list, ""),
+    )
+    return next((remedy for applies, remedy in remedies if applies), None)
 
 
 def _rows_of(values: Any, name: str) -> list[object]:
