@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from ytuning.data.dataset import Dataset, check_not_blank, from_lists
 from ytuning.data.label_texts import LabelTexts
-from ytuning.data.labels import LabelSet, quote
+from ytuning.data.labels import LabelSet, did_you_mean, label_name, quote
 from ytuning.data.sequences import as_cells
-from ytuning.data.targets import Targets, label_array, label_name_of, label_sets, read_targets
+from ytuning.data.targets import Targets, label_array, label_sets, read_targets
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
@@ -65,6 +65,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     ) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        for note in data.notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
             recipe = replace(recipe, layers=_numbers(self.layers))
@@ -202,10 +204,10 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
             recipe = weighing_labels(recipe, _label_weights(self.class_weight, targets))
         data = from_lists(X, groups=groups)
         check_not_blank(data)
-        data = replace(data, labels=targets.labels, kind=targets.kind)
+        data = replace(data, labels=targets.labels, kind=targets.kind, notes=targets.notes)
         texts = self.label_texts
         if not isinstance(texts, str | None):
-            texts = {label_name_of(label): text for label, text in texts.items()}
+            texts = {label_name(label) or str(label): text for label, text in texts.items()}
         self._fit(data, recipe, texts, targets.order)
         self.classes_, self._container = targets.classes, targets.container
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
@@ -329,12 +331,14 @@ def _label_weights(given: str | Mapping[Any, float], targets: Targets) -> str | 
         raise InputError(must_be_one_of("class_weight", given, choices))
     if targets.kind == "multi":
         raise InputError("class_weight of a multi-label task is None or 'balanced'. Got a mapping instead.")
-    classes = targets.classes.tolist()
-    unknown = [label for label in given if label not in classes]
-    if unknown:
-        has = ", ".join(map(repr, classes[:12]))
-        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {has}")
-    by_name = {name: float(given.get(label, 1.0)) for label, name in zip(classes, targets.names, strict=True)}
+    by_name = dict.fromkeys(targets.names, 1.0)
+    for label, weight in given.items():
+        name = label_name(label) or str(label)
+        if name not in by_name:
+            has = ", ".join(map(repr, targets.classes[:12].tolist()))
+            problem = f"class_weight names a label that y does not have: {label!r}.{did_you_mean(name, by_name)}"
+            raise InputError(f"{problem} y has: {has}")
+        by_name[name] = float(weight)
     return tuple(by_name[name] for name in targets.order or LabelSet.from_labels(targets.names).names)
 
 

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from ytuning.data.targets import label_array, label_name_of, label_sets, read_targets
+from ytuning.data.targets import label_array, label_sets, read_targets
 from ytuning.errors import InputError
 
 NAMES = ["b", "a", "b", "c"]
@@ -213,8 +213,8 @@ MISSING = "the label is missing. Fill it in or remove the row."
         (np.zeros((2, 2, 2)), "y must be a list, an array or a series. Got numpy.ndarray instead. Its shape is "),
         (pd.DataFrame({"a": [0, 1], "b": [1, None]}), "the rows, row 2: y of two dimensions must hold 0 and 1"),
         (pd.DataFrame({"a": [0, 1], "b": ["x", "y"]}), "the rows, row 1: y of two dimensions must hold 0 and 1"),
-        (pd.DataFrame([[0, 1]], columns=["a", " a"]), "y holds labels that are one label to a task, 'a': 'a', ' a'."),
-        (["a", " a"], "y holds labels that are one label to a task, 'a': ' a', 'a'. Write them alike or rename one."),
+        (pd.DataFrame([[0, 1]], columns=["a", " a"]), "y holds labels that are one label, 'a', in "),
+        (["a", " a"], "y holds labels that are one label, 'a', in several forms: ' a', 'a'. Give it one form"),
     ],
 )  # fmt: skip
 def test_what_is_refused(y: object, message: str) -> None:
@@ -222,6 +222,21 @@ def test_what_is_refused(y: object, message: str) -> None:
         read_targets(y)
 
 
-def test_label_sets_and_names() -> None:
+def test_label_sets() -> None:
     assert label_sets([{"a"}, ("b", "a"), np.array([1, 2])]) == [["a"], ["b", "a"], [1, 2]]
-    assert [label_name_of(label) for label in (True, 2.0, np.int64(3), " x ")] == ["true", "2", "3", "x"]
+
+
+@pytest.mark.parametrize(
+    ("y", "notes"),
+    [
+        (["a", "b"], []),
+        ([1, 2], []),
+        (["TRUE", "b"], ["these labels are read in another form: 'TRUE' as 'true'."]),
+        (["Card", "card"], ["these labels look alike and are different labels: 'Card', 'card'."]),
+        ([["Card"], ["card", "b"]], ["these labels look alike and are different labels: 'Card', 'card'."]),
+        (pd.DataFrame([[0, 1]], columns=["Card", "card"]), ["these labels look alike and are different labels"]),
+    ],
+)
+def test_labels_that_need_a_note(y: Any, notes: list[str]) -> None:
+    told = read_targets(y).notes
+    assert len(told) == len(notes) and all(note.startswith(start) for note, start in zip(told, notes, strict=True))

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from ytuning.data.kinds import Labels
-from ytuning.data.labels import Kind, list_names, quote
+from ytuning.data.labels import Kind, describe_alike, describe_read_as, quote
 from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.data.tables import LISTS, Column
 from ytuning.errors import DataError, InputError
 
-__all__ = ["Targets", "label_array", "label_name_of", "label_sets", "read_targets"]
+__all__ = ["Targets", "label_array", "label_sets", "read_targets"]
 
-Y = Column("the rows", "y", [])
 FLAGS = "y of two dimensions must hold 0 and 1, a column for each label. "
 
 
@@ -40,6 +39,14 @@ class Targets:
     labels: Labels
     order: list[str] | None = None
     container: type | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of labels that were read from another form, or that look alike."""
+        texts = [label for label in self.classes.tolist() if isinstance(label, str)]
+        read_as = {text: name for text, name in zip(texts, self.names, strict=False) if text.strip() != name}
+        alike = describe_alike(self.names)
+        return (describe_read_as(read_as),) * bool(read_as) + (() if alike is None else (alike,))
 
 
 def read_targets(y: Any) -> Targets:
@@ -86,26 +93,19 @@ def label_sets(y: Any) -> list[list[Any]]:
     Raises:
         DataError: a row holds something else.
     """
-    sets = []
+    sets, column = [], _column()
     for row, cell in enumerate(as_cells(y, "y"), 1):
         if not isinstance(cell, LISTS):
-            raise Y.error(row, f"every row must be a list of labels, as others are. Got {quote(cell)} instead.")
+            raise column.error(row, f"every row must be a list of labels, as others are. Got {quote(cell)} instead.")
         labels: list[Any] = [label.item() if isinstance(label, np.generic) else label for label in cell]
         for label in labels:
             if isinstance(label, LISTS):
-                raise Y.error(row, f"every row must be a list of labels, and one of them is the list {quote(label)}.")
-            Y.label(row, label)
+                raise column.error(
+                    row, f"every row must be a list of labels, and one of them is the list {quote(label)}."
+                )
+            column.label(row, label)
         sets.append(labels)
     return sets
-
-
-def label_name_of(label: object) -> str:
-    """The name that a label has in a task, whatever its type.
-
-    Raises:
-        DataError: it is no label.
-    """
-    return Y.label(1, label)
 
 
 def _matrix(y: Any) -> tuple[list[str] | None, np.ndarray] | None:
@@ -177,8 +177,9 @@ def _from_single(y: Any, cells: list[object]) -> Targets:
 
 
 def _label_array(y: Any, cells: list[object]) -> np.ndarray:
+    column = _column()
     for row, cell in enumerate(cells, 1):
-        Y.label(row, cell)
+        column.label(row, cell)
     # An array keeps its type; of another column it is that of its values.
     if isinstance(y, np.ndarray) or is_a(y, "pandas", "Series", "Index"):
         given = np.asarray(y).reshape(-1)
@@ -209,10 +210,18 @@ def _order(y: Any) -> list[Any] | None:
 
 def _names_of(classes: np.ndarray) -> list[str]:
     """The names that labels (C,) have in a task."""
-    names = [label_name_of(label) for label in classes.tolist()]
+    column = _column()
+    names = [column.label(1, label) for label in classes.tolist()]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
-        alike = [str(label) for label, name in zip(classes.tolist(), names, strict=True) if name == twice]
-        problem = f"y holds labels that are one label to a task, {quote(twice)}: {list_names(alike)}."
-        raise InputError(f"{problem} Write them alike or rename one.")
+        alike = [label for label, name in zip(classes.tolist(), names, strict=True) if name == twice]
+        shown = ", ".join(map(ascii, alike))
+        raise InputError(
+            f"y holds labels that are one label, {quote(twice)}, in several forms: {shown}. Give it one form"
+        )
     return names
+
+
+def _column() -> Column:
+    """What complains about a row of ``y``."""
+    return Column("the rows", "y", [])
