@@ -610,6 +610,8 @@ def test_sets_of_names_are_answered_by_such_sets(
     right = [set(true) == set(given) for true, given in zip(y, predicted, strict=True)]
     assert model.score(texts, y) == np.mean(right) == matrix.score(texts, indicators[:, :3])
     weights = np.arange(120)
+    with pytest.raises(InputError, match=r"^y must have a row for each of the 120 texts\. Got 1 instead\.$"):
+        model.score(texts, y[:1])
     assert model.score(texts, pd.Series(y), weights) == pytest.approx(np.average(right, weights=weights))
 
 

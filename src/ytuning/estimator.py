@@ -19,7 +19,7 @@ from ytuning.data.dataset import Dataset, check_not_blank, from_lists
 from ytuning.data.label_texts import LabelTexts
 from ytuning.data.labels import LabelSet, did_you_mean, label_name, quote
 from ytuning.data.sequences import as_cells
-from ytuning.data.targets import Targets, label_array, label_sets, read_targets
+from ytuning.data.targets import Targets, label_array, label_matrix, label_sets, read_targets
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
@@ -248,11 +248,14 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Share of the rows whose label, or whose labels, are all right."""
         check_is_fitted(self, "task_")
-        if self._container is not None:
-            pairs = zip(label_sets(y), self.predict(X), strict=True)
-            return float(np.average([set(true) == set(given) for true, given in pairs], weights=sample_weight))
-        single = not self.task_.target.gives_many
-        return float(super().score(X, label_array(y) if single else y, sample_weight))
+        if self._container is None:
+            several = self.task_.target.gives_many
+            return float(super().score(X, label_matrix(y, self.classes_) if several else label_array(y), sample_weight))
+        true, given = label_sets(y), self.predict(X)
+        if len(true) != len(given):
+            raise InputError(f"y must have a row for each of the {len(given)} texts. Got {len(true)} instead.")
+        right = [set(labels) == set(answer) for labels, answer in zip(true, given, strict=True)]
+        return float(np.average(right, weights=sample_weight))
 
     def _in_columns(self, values: np.ndarray, missing: float) -> np.ndarray:
         found: np.ndarray = np.where(self._columns >= 0, values[:, self._columns], missing)

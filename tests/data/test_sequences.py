@@ -15,7 +15,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from ytuning.data.dataset import Dataset, from_lists, read_inputs
+from ytuning.data.dataset import Dataset, from_lists, read_dataset, read_inputs
 from ytuning.data.sequences import as_cells, frame_columns
 from ytuning.errors import DataError, InputError
 
@@ -143,6 +143,10 @@ def test_numbers_stay_numbers(values: object, numbers: list[object]) -> None:
 LAZY = type("LazyFrame", (), {"columns": ["a"], "__iter__": lambda self: iter(["a"]), "__module__": "polars.lazyframe"})
 TENSOR = type("Tensor", (), {"numpy": lambda self: 1, "__iter__": lambda self: iter([]), "__module__": "tensorflow.x"})
 
+DASK = type(
+    "Array", (), {"compute": lambda self: 1, "__iter__": lambda self: iter([]), "__module__": "dask.array.core"}
+)
+
 
 @pytest.mark.parametrize(
     ("values", "given"),
@@ -160,6 +164,7 @@ TENSOR = type("Tensor", (), {"numpy": lambda self: 1, "__iter__": lambda self: i
         (scipy.sparse.csr_array(np.eye(2)), "scipy.csr_array instead. Make an array of a sparse matrix with .toarray"),
         (pd.DataFrame(index=[1, 2]), "pandas.DataFrame instead. Give one of its columns as a list."),
         (LAZY(), "polars.LazyFrame instead. Give one of its columns as a list."),
+        (DASK(), "dask.Array instead. Compute it first with .compute()."),
         (TENSOR(), "tensorflow.Tensor instead. Make an array of a tensor with .numpy()."),
         (object(), "<object object at"),
     ],
@@ -211,6 +216,12 @@ def test_texts_may_be_blank_only_without_labels() -> None:
     assert from_lists([("a", ""), ("", "")]).text_pairs == ["", ""]
     with pytest.raises(DataError, match=r"row 2, column 'text': the text .* has only white space"):
         from_lists(["a", " \n"], ["x", "y"])
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, PolarsFrame, pa.table, pa.record_batch, datasets.Dataset.from_dict])
+def test_every_frame_is_a_data_set(form: Callable[[Any], object]) -> None:
+    data = read_dataset(form({"label": ["x", "y"], "text": ["a", "b"]}))
+    assert (data.texts, data.labels, len(data)) == (["a", "b"], ["x", "y"], 2)
 
 
 def test_columns_of_frames() -> None:

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from ytuning.data.targets import label_array, label_sets, read_targets
+from ytuning.data.targets import label_array, label_matrix, label_sets, read_targets
 from ytuning.errors import InputError
 
 NAMES = ["b", "a", "b", "c"]
@@ -220,6 +220,23 @@ MISSING = "the label is missing. Fill it in or remove the row."
 def test_what_is_refused(y: object, message: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         read_targets(y)
+
+
+@pytest.mark.parametrize("form", [*MATRICES, *FRAMES])
+def test_a_matrix_for_a_score(form: str) -> None:
+    made = {**MATRICES, **FRAMES}[form](np.array(HOT))
+    classes = np.array(COLUMNS) if form in FRAMES else np.arange(3)
+    assert label_matrix(made, classes).tolist() == HOT
+
+
+def test_the_columns_of_a_frame_are_brought_into_order() -> None:
+    frame = pd.DataFrame(HOT, columns=COLUMNS)
+    assert label_matrix(frame[COLUMNS[::-1]], np.array(COLUMNS)).tolist() == HOT
+    with pytest.raises(InputError, match=r"^y has a column that the task was not fitted on: 'cheap'\.$"):
+        label_matrix(frame.rename(columns={"price": "cheap"}), np.array(COLUMNS))
+    for other in (np.array(HOT)[:, :2], ["a", "b"], [["a"], ["b"]]):
+        with pytest.raises(InputError, match=r"^y must be an array or a frame \(rows, 3\) of 0 and 1"):
+            label_matrix(other, np.array(COLUMNS))
 
 
 def test_label_sets() -> None:

@@ -68,6 +68,7 @@ def _remedy(values: Any) -> str | None:
         (isinstance(values, str | bytes | bytearray), "Put a single text in a list."),
         (isinstance(values, Mapping), "Give one of its values."),
         (isinstance(values, set | frozenset), "A set has no order of rows."),
+        (hasattr(values, "compute"), "Compute it first with .compute()."),
         # Frames of other packages, frames that have not been computed, and frames without columns.
         (hasattr(values, "columns"), "Give one of its columns as a list."),
         (hasattr(values, "toarray"), "Make an array of a sparse matrix with .toarray()."),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from ytuning.data.labels import label_name, list_names, quote
-from ytuning.data.sequences import as_cells, is_a
+from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.errors import DataError, InputError
 
 __all__ = [
@@ -135,8 +135,8 @@ def table_in_memory(source: object) -> Table:
     """A table from an object that holds one.
 
     Args:
-        source: a ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists
-            (columns).
+        source: a frame of pandas or polars, a table of pyarrow, a ``datasets.Dataset``, a list of mappings (rows) or a
+            mapping of lists (columns).
 
     Raises:
         DataError: the source cannot be read as a table.
@@ -146,6 +146,9 @@ def table_in_memory(source: object) -> Table:
         return _from_frame(source)
     if is_a(source, "datasets", "Dataset"):
         return _from_datasets(source)
+    if columns := frame_columns(source):
+        named = dict(columns)
+        return Table(FRAME, len(columns[0][1]), [name for name, _ in columns], named.__getitem__)
     if is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."

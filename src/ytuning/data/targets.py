@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.data.tables import LISTS, Column
 from ytuning.errors import DataError, InputError
 
-__all__ = ["Targets", "label_array", "label_sets", "read_targets"]
+__all__ = ["Targets", "label_array", "label_matrix", "label_sets", "read_targets"]
 
 FLAGS = "y of two dimensions must hold 0 and 1, a column for each label. "
 
@@ -85,6 +85,26 @@ def label_array(y: Any) -> np.ndarray:
         DataError: a label is missing or is no label.
     """
     return _label_array(y, as_cells(y, "y"))
+
+
+def label_matrix(y: Any, classes: np.ndarray) -> np.ndarray:
+    """A matrix (rows, C) of 0 and 1 with its columns in the order of ``classes`` (C,).
+
+    Raises:
+        InputError: ``y`` has another form, or other columns.
+    """
+    matrix = read_targets(y)
+    if matrix.kind != "multi" or matrix.container is not None or len(matrix.classes) != len(classes):
+        raise InputError(f"y must be an array or a frame (rows, {len(classes)}) of 0 and 1, as that of fit was.")
+    order = matrix.classes.tolist()
+    # The columns of a frame may have another order than those of the fit.
+    if order and isinstance(order[0], str) and isinstance(classes[0], str):
+        if unknown := sorted(set(order) - set(classes.tolist())):
+            raise InputError(f"y has a column that the task was not fitted on: {quote(unknown[0])}.")
+        order = classes.tolist()
+    names = dict(zip(matrix.classes.tolist(), matrix.names, strict=True))
+    rows = [set(labels) for labels in cast("Sequence[tuple[str, ...]]", matrix.labels)]
+    return np.array([[names[label] in labels for label in order] for labels in rows], int)
 
 
 def label_sets(y: Any) -> list[list[Any]]:
