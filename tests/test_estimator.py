@@ -498,7 +498,7 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
         (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "y, row 3: the label is missing"),
         (["a", "b", "c", "d"], pd.Series(["x", "x", None, "y"]), "y, row 3: the label is missing"),
         (["a", "b", "c", "d"], np.array(["x", "x", 3, 3], object), "labels of one type"),
-        (["a", "b", "c"], ["x", " x", "y"], "^y holds labels that differ only in white space around them: ' x', 'x'"),
+        (["a", "b", "c"], ["x", " x", "y"], "^y holds labels that are one label, 'x', in several forms: ' x', 'x'"),
         ("a text", ["x"], "texts must be a list, an array or a series"),
         ([], [], "no rows"),
     ],

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.label_texts import LabelTexts
-from ytuning.data.labels import LabelSet, list_names
+from ytuning.data.labels import LabelSet, did_you_mean, label_name, quote
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
@@ -57,6 +57,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     def _fit(self, data: Dataset, recipe: Recipe, label_texts: LabelTexts | None = None) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        for note in data.notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
             recipe = replace(recipe, layers=_numbers(self.layers))
@@ -205,7 +207,11 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
                 recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
             data = from_lists(X, [names[number] for number in ids.tolist()], kind="single", groups=groups)
         texts = self.label_texts
-        self._fit(data, recipe, texts if isinstance(texts, str | None) else {str(key): texts[key] for key in texts})
+        self._fit(
+            data,
+            recipe,
+            texts if isinstance(texts, str | None) else {label_name(key) or str(key): texts[key] for key in texts},
+        )
         self.classes_ = classes
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
         # column of zeros is no label of the task, and has no column.
@@ -320,8 +326,8 @@ def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
     if not np.isin(given, (0, 1)).all():
         problem = "y of two dimensions must hold 0 and 1, a column for each label. "
         raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
-    # The names of labels in data files are stripped too.
-    names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]
+    # The names have the form of those in data files.
+    names = [label_name(name) or str(name) for name in getattr(y, "columns", range(given.shape[1]))]
     # LabelSet raises an error if two names are equal.
     LabelSet(tuple(names))
     return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
@@ -329,12 +335,15 @@ def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
 
 def _names_of(classes: np.ndarray) -> list[str]:
     """Return the task's names of the labels (C,), for rows with one label each."""
-    # The names of labels in data files are stripped too.
-    names = [str(label).strip() for label in classes.tolist()]
+    # The names have the form of those in data files, where True and the text "True" are one label.
+    names = [label_name(label) or str(label).strip() for label in classes]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
-        alike = [str(label) for label in classes.tolist() if str(label).strip() == twice]
-        raise InputError(f"y holds labels that differ only in white space around them: {list_names(alike)}. Strip them")
+        alike = [label for label, name in zip(classes.tolist(), names, strict=True) if name == twice]
+        shown = ", ".join(map(ascii, alike))
+        raise InputError(
+            f"y holds labels that are one label, {quote(twice)}, in several forms: {shown}. Give it one form"
+        )
     return names
 
 
@@ -345,11 +354,14 @@ def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: 
     if not isinstance(given, Mapping) or not all(_is_weight(weight) for weight in given.values()):
         choices = (None, "balanced", "a mapping from labels to weights of at least 0")
         raise InputError(must_be_one_of("class_weight", given, choices))
-    unknown = [label for label in given if label not in classes]
-    if unknown:
-        has = ", ".join(map(repr, classes[:12]))
-        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {has}")
-    by_name = {name: float(given.get(label, 1.0)) for label, name in zip(classes, names, strict=True)}
+    by_name = dict.fromkeys(names, 1.0)
+    for label, weight in given.items():
+        name = label_name(label) or str(label)
+        if name not in by_name:
+            has = ", ".join(map(repr, classes[:12]))
+            problem = f"class_weight names a label that y does not have: {label!r}.{did_you_mean(name, names)}"
+            raise InputError(f"{problem} y has: {has}")
+        by_name[name] = float(weight)
     return tuple(by_name[name] for name in LabelSet.from_labels(names).names)
 
 

@@ -295,7 +295,7 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
         )  # fmt: skip
     alike = run("add-label", "toy", "Card", "--examples", "new.csv", "--out", "alike", "--quiet")
     assert alike.err == (
-        "These labels differ only in case and are different labels: 'Card', 'card'. Give labels that mean the same one "
+        "these labels look alike and are different labels: 'Card', 'card'. Give labels that mean the same one "
         "spelling.\n"
     )
     spaced = run("add-label", "toy", " more ", "--examples", "new.csv", "--out", "spaced", "--json")
@@ -314,8 +314,8 @@ def test_labels_that_look_like_mistakes_are_told_once(
     train = ("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, *quiet)
     found = run(*train, "--out", "toy")
     told = (
-        "These labels differ only in case and are different labels: 'Card', 'card'. Give labels that mean the same one "
-        "spelling."
+        "train.csv: these labels look alike and are different labels: 'Card' (row 7), 'card' (row 12). Give labels "
+        "that mean the same one spelling."
     )
     assert found.status == 0 and found.err.splitlines().count(told) == 1
     assert load_task(files / "toy").target.names == ("Card", "card", "login", "refund")

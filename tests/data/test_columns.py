@@ -157,8 +157,8 @@ def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
     assert found.labels == [("toxic", "threat"), ("threat",)]
     check_trainable(found, holdout=True)
     assert complaint(read_dataset, {**table, "toxic": [0, 1]}, label=[" toxic", "toxic"]) == (
-        "the columns: the names of the label columns ' toxic' and 'toxic' differ only in white space. Rename or "
-        "leave out one of them."
+        "the columns: the names of the label columns ' toxic' and 'toxic' are one label, 'toxic'. Rename or leave out "
+        "one of them."
     )
 
 

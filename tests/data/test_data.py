@@ -224,7 +224,7 @@ def test_lists_that_are_refused(arguments: tuple[Any, ...], message: str) -> Non
         ([3, -1, "007"], ["3", "-1", "007"]),
         ([True, np.bool_(False)], ["true", "false"]),
         ([np.int64(2), np.float32(1), 10.0, np.str_("x")], ["2", "1", "10", "x"]),
-        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.0", "2.0", "v2.0"], ["1", "2", "v2.0"]),
         (["0.5", "high"], ["0.5", "high"]),
         ([0.5, "high"], ["0.5", "high"]),
         (["1_0.5", "\u0663.\u0665"], ["1_0.5", "\u0663.\u0665"]),
@@ -261,7 +261,7 @@ def test_a_label_missing_in_pandas(dtype: str) -> None:
     assert message == "the data frame, row 2, column 'label': the label is missing. Fill it in or remove the row."
 
 
-@pytest.mark.parametrize("cell", [["x"], ("x", "y"), [], {"x"}, np.array(["x"])])
+@pytest.mark.parametrize("cell", [["x", "y"], ("x", "y"), [], {"x", "y"}, np.array(["x", "y"])])
 def test_a_list_is_no_single_label(cell: object) -> None:
     message = complaint(read_dataset, labelled("x", cell), kind="single")
     assert message.startswith("the rows, row 2, column 'label': the label ")
@@ -389,7 +389,8 @@ def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
     )
     assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
     if isinstance(cell, str):
-        assert read_dataset(labelled(*cells, cell), kind="single").labels == [*map(str, cells), cell]
+        names = ["0.96", "5", "3", *["0.5"] * 15, cell]
+        assert read_dataset(labelled(*cells, cell), kind="single").labels == names
 
 
 def test_names_beside_a_few_numbers_are_names() -> None:
@@ -436,7 +437,12 @@ def test_fractions_can_be_the_names_of_labels() -> None:
         (float("nan"), "the label is missing. Fill it in or remove the row."),
         (np.float32("nan"), "the label is missing. Fill it in or remove the row."),
         (float("inf"), "the label is inf (float), not text. Write it as text."),
-        ({"a": "b" * 80}, "the label is {'a': '" + "b" * 50 + "... (dict), not text. Write it as text."),
+        (
+            {"a": "b"},
+            'the label is an object with the keys \'a\'. Read are {"choices": ["a", "b"]} and {"a": 1, "b": 0}. '
+            "Write the name of the label, or a list of names.",
+        ),
+        (b"x" * 80, "the label is b'" + "x" * 55 + "... (bytes), not text. Write it as text."),
         ("\ud800", r"the label '\ud800' contains an invalid Unicode character (an unpaired surrogate). Replace it."),
     ],
 )

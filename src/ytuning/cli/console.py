@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report", "tell_alike",
-    "tell_columns", "tell_cut", "write_page",
+    "tell_columns", "tell_cut", "tell_notes", "write_page",
 ]  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def read_parts(
     label: str | None,
     kind: Literal["auto", "single", "ordinal", "multi", "regression"],
     group: str | None,
+    label_names: str | None = None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The rows of a training, a validation and a test file, of which the last two may be left out.
@@ -56,12 +57,12 @@ def read_parts(
     The columns and the kind are as `dataset.read_dataset` takes them; ``group`` is a column of the training file only.
     ``progress`` is told what looks like a mistake and, unless ``quiet``, which columns were read.
     """
-    from ytuning.data.dataset import names_in, read_dataset, unsplit_names
+    from ytuning.data.dataset import read_dataset, unsplit_names
     from ytuning.data.labels import list_names
     from ytuning.data.splits import check_groups
 
     check_groups(grouped=group is not None, validation=files[1] is not None)
-    read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
+    read = partial(read_dataset, text=text, text_pair=text_pair, label=label, label_names=label_names or ())
     train = read(files[0], kind=kind, group=group)
     # The kind is that of the training rows, as a few rows might look like another.
     alike = partial(read, kind=train.kind, known=train)
@@ -72,7 +73,7 @@ def read_parts(
     if empty := (train.groups or []).count(None):
         rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
-    tell_alike(progress, set().union(*(names_in(part) for part in parts)))
+    tell_notes(progress, *parts)
     # This is said once, because the other files were split to fit the training rows and may well have their labels.
     if whole := unsplit_names(train):
         progress.say(
@@ -83,15 +84,18 @@ def read_parts(
 
 
 def tell_alike(progress: Progress, names: Iterable[str]) -> None:
-    """Tell which labels are equal but for case, if there are any."""
-    from ytuning.data.labels import alike_but_for_case, list_names
+    """Tell which labels look alike, if there are any."""
+    from ytuning.data.labels import describe_alike
 
-    if groups := alike_but_for_case(names):
-        alike = list_names([name for group in groups for name in group])
-        progress.say(
-            f"These labels differ only in case and are different labels: {alike}. Give labels that mean the same one "
-            "spelling."
-        )
+    if alike := describe_alike(names):
+        progress.say(alike)
+
+
+def tell_notes(progress: Progress, *parts: Dataset | None) -> None:
+    """Tell what the reading of labels has noted: other forms that were read, and names that look alike."""
+    for part in parts:
+        for note in part.notes if part else ():
+            progress.say(f"{part.source}: {note}" if part else note)
 
 
 @contextmanager
@@ -111,7 +115,8 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     def write(text: str) -> None:
         # Only errors of this write are the file's; the code that computes the text has errors of its own.
         with write_errors(path, option):
-            new.stream.write(text.encode())
+            # Bytes of a file's name that are not UTF-8 are shown as escapes, which JSON reads as such, too.
+            new.stream.write(text.encode(errors="backslashreplace"))
 
     try:
         yield write

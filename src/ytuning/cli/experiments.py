@@ -38,6 +38,7 @@ def search(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     preset: Annotated[
         Literal["all", "default", "few-shot", "paper"],
         HEAD("NAME", "Head and training to start from: default, few-shot, paper (slow with many labels) or all three."),
@@ -75,7 +76,7 @@ def search(
     start, watch = time.perf_counter(), Stopwatch()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
@@ -178,6 +179,7 @@ def compare(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
         str,
@@ -214,7 +216,7 @@ def compare(
     names = [name.strip() for name in methods.split(",")]
     check_methods(names)
     with shown_progress(quiet) as progress:
-        columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+        columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
         training, held, judged = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
         work = work_on(
             training if rows is None else some_rows(training, rows),

@@ -11,9 +11,9 @@ import typer
 from ytuning.heads.pairs import PairChoice
 
 __all__ = [
-    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelOrder", "LongTextOption",
-    "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder", "Test", "Text",
-    "TextPair", "TrainFile", "TrainedEncoder", "Validation", "choices_of", "help_group", "in_order",
+    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelNames", "LabelOrder",
+    "LongTextOption", "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder",
+    "Test", "Text", "TextPair", "TrainFile", "TrainedEncoder", "Validation", "choices_of", "help_group", "in_order",
 ]  # fmt: skip
 
 
@@ -71,6 +71,14 @@ LabelOrder = Annotated[
         "LABELS",
         "Labels of an ordinal task from lowest to highest, separated by commas.",
         "the order of labels that are numbers",
+    ),
+]
+LabelNames = Annotated[
+    str | None,
+    DATA(
+        "LABELS",
+        "Names of the labels, separated by commas, where each cell is a list of 0 and 1: one name for each place.",
+        "none",
     ),
 ]
 PairsOption = Annotated[

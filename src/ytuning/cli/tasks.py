@@ -152,6 +152,7 @@ def evaluate(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
+    label_names: options.LabelNames = None,
     encoder: options.MovedEncoder = None,
     report: options.ReportFile = None,
     as_json: options.Json = False,
@@ -170,8 +171,10 @@ def evaluate(
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
     known = task.target.names
-    rows = read_dataset(data, text=text, text_pair=text_pair, label=label, kind=task.kind, known=known)
+    columns = {"text": text, "text_pair": text_pair, "label": label}
+    rows = read_dataset(data, **columns, kind=task.kind, known=known, label_names=label_names or ())
     with console.shown_progress(quiet) as progress:
+        console.tell_notes(progress, rows)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
         evaluation = evaluate_task(task, rows, loaded, store, progress=progress)
@@ -194,6 +197,7 @@ def add_label(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
+    label_names: options.LabelNames = None,
     encoder: options.MovedEncoder = None,
     out: Annotated[Path | None, OUTPUT("FOLDER", "Task folder to write.", "TASK_DIR")] = None,
     as_json: options.Json = False,
@@ -204,25 +208,28 @@ def add_label(
     A task keeps some texts of its labels. The command reports how many of them it labels correctly before and after.
     """
     from ytuning.data.dataset import read_dataset
+    from ytuning.data.labels import label_name
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.add_label import check_can_grow, grow_task
     from ytuning.tasks.task import check_encoder, check_task_folder, load_task, save_task
 
     task = load_task(task_dir)
-    # The names of labels in data files are stripped too.
-    name = name.strip()
+    # The name has the form of those in data files.
+    name = label_name(name) or ""
     check_can_grow(task, name)
     target = out or task_dir
     check_task_folder(target)
     names = (*task.target.names, name)
     read = partial(read_dataset, text=text, text_pair=text_pair)
     rows = read(examples, labelled=False)
-    judged = None if test is None else read(test, label=label, kind=task.kind, known=names)
+    labels = {"label": label, "kind": task.kind, "known": names, "label_names": label_names or ()}
+    judged = None if test is None else read(test, **labels)
     with console.shown_progress(quiet) as progress:
         for part in (rows, judged):
             if part is not None and not quiet:
                 console.tell_columns(progress, part)
+        console.tell_notes(progress, judged)
         console.tell_alike(progress, names)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)

@@ -35,6 +35,7 @@ def train(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     preset: Annotated[
         Literal["default", "few-shot", "paper"],
         HEAD("NAME", "Form of the head and its training: default, few-shot or paper."),
@@ -142,7 +143,7 @@ def train(
     features = FeatureStore()
     with console.shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = console.read_parts(
                 progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet
             )

@@ -5,18 +5,20 @@ Every complaint names source, row and column.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from ytuning.data.files import read_table
-from ytuning.data.kinds import KINDS, Labels, SingleLabel
-from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
+from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
+from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, UNKNOWN, split_labels
 from ytuning.data.kinds.regression import are_numbers
-from ytuning.data.labels import Kind, did_you_mean, list_names, quote
+from ytuning.data.label_cells import check_answers, open_cells
+from ytuning.data.labels import Kind, describe_alike, describe_read_as, did_you_mean, label_name, list_names, quote
 from ytuning.data.tables import LISTS, Column, Table, as_cells
 from ytuning.errors import DataError, InputError, must_be_one_of
 
@@ -41,7 +43,15 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "label": ("label", "labels"),
 }
 """Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
-FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+
+# The columns of exports that hold a row's text and labels inside of other objects.
+EXPORTS = {
+    frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
+    frozenset({"fields", "responses"}): "These are records of Argilla. Export them with to_datasets().",
+}
+# A name of which brackets or quotes are the first and the last character may come from a list written as text.
+MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class Dataset:
         left_out: what the source holds beside these rows, as reasons with numbers of rows: ``{"blank lines": 2}``.
         rows_read: number of rows that the source holds: these, and those that were left out. A selection of rows
             keeps the number of its source.
-        notes: what the user should know of how the source was read, a sentence each.
+        notes: what the user should know of how the source was read, a sentence each; so of labels that were read from
+            another form, and of labels that look alike.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs, groups or row numbers as texts.
@@ -198,15 +209,17 @@ def read_dataset(
     labelled: bool = True,
     known: Collection[str] | Dataset = (),
     group: str | None = None,
+    label_names: str | Sequence[str] = (),
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
     A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts are kept exactly, labels without the white space around them. Labels that are not text get the
-    text of their value: 3 -> "3", 3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its
-    name. Several labels of a row are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the
-    first of these that occurs in the column; an empty list or text is no label. Or they are several columns of 0 and
-    1, whose names are the labels.
+    ``labels``. Texts are kept exactly. Labels are read in the form of `labels.label_name`: 3 and 3.0 are "3", True and
+    the text "TRUE" are "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row are a list, the
+    text of a list (JSON or Python), or text with one of ``| ; , #`` between them, the first of these that occurs in the
+    column; an empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels, or
+    lists of 0 and 1 with ``label_names``. Cells of annotation tools are read as `label_cells.open_cells` says; the
+    result has ``notes`` of them.
 
     Args:
         source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
@@ -224,6 +237,8 @@ def read_dataset(
             data set of the train rows, the one at which their texts were split.
         group: column whose equal values keep rows together when validation rows are held out; it may be that of a
             text, so that rows with the same text stay together.
+        label_names: labels by their place, where each cell is a list of 0 and 1; as a sequence, or as text with commas
+            between them.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -237,18 +252,21 @@ def read_dataset(
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
-    labels, kind, separator = _read_label_columns(table, columns, kind, known)
+    if columns.label is not None:
+        check_answers(table, [name for name in columns.spelt.values() if name])
+    places = [name.strip() for name in label_names.split(",")] if isinstance(label_names, str) else label_names
+    read = _read_label_columns(table, columns, kind, known, places)
     return Dataset(
         texts=table.column(columns.text).texts("text"),
-        labels=labels,
+        labels=read.labels,
         text_pairs=None if columns.text_pair is None else table.column(columns.text_pair).texts("text pair"),
         source=table.source,
         columns=columns,
-        kind=kind,
-        separator=separator,
+        kind=read.kind,
+        separator=read.separator,
         groups=None if columns.group is None else table.column(columns.group).groups,
         left_out={"blank lines": table.blank_lines} if table.blank_lines else {},
-        notes=table.notes,
+        notes=(*table.notes, *read.notes),
     )
 
 
@@ -277,16 +295,17 @@ def from_lists(
     source = Dataset.source
     if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
         cells, pairs = _unzip_pairs(cells, source)
-    read: tuple[Labels | None, Kind, str | None] = (None, "single", None)
+    read = _LabelsRead(None)
     if labels is not None:
         read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
         texts=Column(source, "text", cells).texts("text"),
-        labels=read[0],
+        labels=read.labels,
         text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
-        kind=read[1],
-        separator=read[2],
+        kind=read.kind,
+        separator=read.separator,
         groups=None if groups is None else Column(source, "groups", as_cells(groups, "groups")).groups,
+        notes=read.notes,
     )
 
 
@@ -364,6 +383,9 @@ def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataE
         if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
             problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
             problem += looked_for
+    for names, what in EXPORTS.items():
+        if names <= set(table.names):
+            raise DataError(f"{problem}. {what}", source=table.source)
     remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
     return DataError(f"{problem}. {remedy}", source=table.source)
 
@@ -391,44 +413,66 @@ def _existing(table: Table, role: Role, name: str) -> str:
 # --- what the cells of labels say -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _LabelsRead:
+    """Labels of rows, and how they were read; attributes as those of `Dataset`."""
+
+    labels: Labels | None
+    kind: Kind = "single"
+    separator: str | None = None
+    notes: tuple[str, ...] = ()
+
+
 def _read_label_columns(
-    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str] | Dataset
-) -> tuple[Labels | None, Kind, str | None]:
-    """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
+    table: Table,
+    columns: Columns,
+    kind: Kind | Literal["auto"],
+    known: Collection[str] | Dataset,
+    places: Sequence[str],
+) -> _LabelsRead:
+    """Read the labels in the columns that were chosen.
 
     Raises:
         InputError: several columns for a kind of task that has one label a row.
     """
     if columns.label is None:
-        return None, "single", None
+        return _LabelsRead(None)
     if not isinstance(columns.label, tuple):
-        return _read_labels(table.column(columns.label), kind, known)
+        return _read_labels(table.column(columns.label), kind, known, places)
     if kind not in ("auto", "multi"):
         problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
         raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
-    return _flagged_names([table.column(name) for name in columns.label]), "multi", None
+    if places:
+        raise InputError(
+            "label_names= (--label-names) names places in lists, and several columns have names. Leave it out."
+        )
+    return _flagged_names([table.column(name) for name in columns.label])
 
 
-def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """The names of the columns that are 1 in each row, in the order of the columns, without white space around them.
+def _flagged_names(columns: Sequence[Column]) -> _LabelsRead:
+    """The names of the columns that are 1 in each row, in the order of the columns.
 
     Raises:
-        DataError: a cell is neither 0 nor 1, or two columns are one label but for white space.
+        DataError: a cell is neither 0 nor 1, or the names of two columns are one label.
     """
     flags = [_flags(column) for column in columns]
-    names = [column.name.strip() for column in columns]
+    names = [label_name(column.name) or "" for column in columns]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        same = " and ".join(quote(column.name) for column in columns if column.name.strip() == twice)
-        problem = f"the names of the label columns {same} differ only in white space. Rename or leave out one of them."
+        same = " and ".join(quote(column.name) for column, name in zip(columns, names, strict=True) if name == twice)
+        problem = (
+            f"the names of the label columns {same} are one label, {quote(twice)}. Rename or leave out one of them."
+        )
         raise DataError(problem, source=columns[0].source)
-    return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
+    read_as = {column.name: name for column, name in zip(columns, names, strict=True) if column.name.strip() != name}
+    labels = [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
+    notes = [describe_read_as(read_as)] if read_as else []
+    return _LabelsRead(labels, "multi", None, (*notes, *_notes(names)))
 
 
 def _flags(column: Column) -> list[bool]:
     flags: list[bool] = []
     for row, cell in enumerate(column.cells, 1):
-        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are read alike.
-        flag = FLAGS.get(str(cell).strip().lower())
+        flag = FLAGS.get(label_name(cell) or "")
         if flag is None:
             problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {quote(cell)} instead. "
             raise column.error(row, f"{problem}Correct it or remove the row.")
@@ -437,13 +481,56 @@ def _flags(column: Column) -> list[bool]:
 
 
 def _read_labels(
-    column: Column, kind: Kind | Literal["auto"], known: Collection[str] | Dataset = ()
-) -> tuple[Labels, Kind, str | None]:
-    """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
+    column: Column,
+    kind: Kind | Literal["auto"],
+    known: Collection[str] | Dataset = (),
+    places: Sequence[str] = (),
+) -> _LabelsRead:
+    """Read the labels in one column; arguments as :func:`read_dataset` takes them."""
     guessed = kind == "auto"
+    column, notes = open_cells(column, None if kind == "auto" else kind)
     if kind == "auto":
         lists = any(isinstance(cell, LISTS) for cell in column.cells)
         kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
+    if places and kind != "multi":
+        problem = f"label_names= (--label-names) is for lists of 0 and 1 of the kind 'multi'. Got {kind!r} instead. "
+        raise InputError(f"{problem}Leave it out.")
     names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
-    labels, separator = KINDS[kind].read_labels(column, known=names, separator=first, guessed=guessed)
-    return labels, kind, separator
+    labels, separator = KINDS[kind].read_labels(column, Reading(names, first, guessed, places))
+    rows: dict[str, int] = {}
+    for row, of_row in enumerate(KINDS[kind].label_names(labels), 1):
+        for name in of_row:
+            rows.setdefault(name, row)
+    # Numbers have no names, and their texts are told to nobody.
+    if rows and column.read_as:
+        notes.append(describe_read_as(column.read_as))
+    if not names:
+        # Of the names of a task this was told when it was trained, and it takes no others.
+        notes += _notes(rows, rows) + (_joined_note(rows) if kind == "single" else [])
+    if separator == HASH:
+        notes.append(f"column {column.name!r}: {HASH!r} separates the labels of a row, as in files of doccano.")
+    return _LabelsRead(labels, kind, separator, tuple(notes))
+
+
+def _notes(names: Collection[str], rows: Mapping[str, int] | None = None) -> list[str]:
+    """Tell of names that have brackets or quotes around them, or that look alike."""
+    marked = [name for name in names if MARKED.fullmatch(name)]
+    notes = [f"brackets or quotes are part of these labels: {list_names(marked)}."] if marked else []
+    alike = describe_alike(names, rows)
+    return notes if alike is None else [*notes, alike]
+
+
+def _joined_note(names: Collection[str]) -> list[str]:
+    """Tell of names that may be several labels of a row: a part is a name itself, or all parts occur in other names."""
+    for mark in (*SEPARATORS, HASH):
+        parts = {name: split_labels(name, mark) for name in names}
+        counts = Counter(part for of_name in parts.values() for part in set(of_name))
+        for name, of_name in parts.items():
+            if len(of_name) > 1 and (
+                any(part in parts for part in of_name) or all(counts[part] > 1 for part in of_name)
+            ):
+                problem = (
+                    f"{mark!r} in labels such as {quote(name)} may separate several labels of a row. They are read as "
+                )
+                return [f"{problem}one; kind='multi' (--kind multi) splits them."]
+    return []

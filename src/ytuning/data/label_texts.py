@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ytuning.data.dataset import read_dataset
 from ytuning.data.kinds import TaskKind
-from ytuning.data.labels import did_you_mean, list_names, quote
+from ytuning.data.labels import did_you_mean, label_name, list_names, quote
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = ["LABEL_NAMES", "DescribedLabels", "LabelTexts", "describe_labels", "meaningful_names", "read_label_texts"]
@@ -96,15 +96,15 @@ def describe_labels(given: LabelTexts | None, target: TaskKind, *, pairs: bool =
         given = {}
     own: dict[str, str | Sequence[str]] = {}
     for spelt, words in given.items():
-        # The names of labels in data files are stripped too.
-        name = spelt.strip()
+        # The names have the form of those in data files.
+        name = label_name(spelt) or ""
         if name not in target.labels:
             has = f"The task's labels are {list_names(target.names)}."
             raise InputError(
                 f"label_texts names a label that no row has: {quote(name)}.{did_you_mean(name, target.names)} {has}"
             )
         if name in own:
-            problem = f"label_texts names {quote(name)} twice, with different white space. "
+            problem = f"label_texts names {quote(name)} twice, in two forms. "
             raise InputError(f"{problem}Put all its texts into one list.")
         own[name] = words
     described = DescribedLabels([], [])

@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.dataset import Dataset, TextInput, labels_of, names_in
 from ytuning.data.kinds import KINDS, TaskKind, fit_kind
 from ytuning.data.label_texts import DescribedLabels
-from ytuning.data.labels import did_you_mean, list_names, quote
+from ytuning.data.labels import did_you_mean, label_name, list_names, quote
 from ytuning.errors import DataError, InputError
 
 __all__ = [
@@ -45,7 +45,7 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     columns = dataset.columns.label if dataset.columns else None
     if isinstance(columns, tuple):
         used = names_in(dataset)
-        idle = next((name for name in columns if used and name.strip() not in used), None)
+        idle = next((name for name in columns if used and (label_name(name) or "") not in used), None)
         if idle is not None:
             none = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label."
             raise DataError(none, source=dataset.source, column=idle)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
-from ytuning.data.labels import list_names, quote
+from ytuning.data.labels import label_name, list_names, quote
 from ytuning.errors import DataError, InputError
 
 __all__ = [
@@ -33,11 +33,13 @@ class Column:
         source: file name, or what the rows came from (``"the data frame"``).
         name: name of the column.
         cells: whatever the source holds, row by row.
+        read_as: texts of labels that :meth:`label` has read in another form, with the names that they became.
     """
 
     source: str
     name: str
     cells: list[object]
+    read_as: dict[str, str] = field(default_factory=dict, compare=False)
 
     def error(self, row: int, problem: str) -> DataError:
         """An error about the cell in ``row``, counted from 1."""
@@ -70,29 +72,28 @@ class Column:
         return str(cell)
 
     def label(self, row: int, cell: object) -> str:
-        """One cell, or a part of it, as the name of a label.
+        """One cell, or a part of it, as the name of a label, in the form that `labels.label_name` gives.
 
         Raises:
             DataError: the cell has no name or is a list.
         """
-        if isinstance(cell, np.generic):
-            cell = cell.item()
-        if isinstance(cell, bool):
-            return "true" if cell else "false"
-        if isinstance(cell, int):
-            return str(cell)
-        if isinstance(cell, float) and math.isfinite(cell):
-            return str(int(cell)) if cell.is_integer() else repr(cell)
-        if isinstance(cell, LISTS):
+        if isinstance(cell, LISTS) and getattr(cell, "ndim", 1):
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
-        # This strips all white space that Unicode knows, because nobody means it as part of a name.
-        return self.text(row, cell, "label").strip()
+        name = label_name(cell)
+        if not isinstance(cell, str) and name is not None:
+            return name
+        text = self.text(row, cell.item() if isinstance(cell, np.generic) else cell, "label").strip()
+        if not name:
+            raise self.error(row, f"the label {quote(cell)} has no visible character. Fill it in or remove the row.")
+        if name != text:
+            self.read_as.setdefault(text, name)
+        return name
 
     @property
     def groups(self) -> list[str | None]:
-        """The group that each cell names, which is its text without white space around it; None for an empty cell."""
-        return [None if _is_missing(cell) else str(cell).strip() or None for cell in self.cells]
+        """The group that each cell names, in the form of a label; None for an empty cell."""
+        return [None if _is_missing(cell) else label_name(cell) or str(cell).strip() or None for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -207,15 +208,24 @@ def _from_datasets(data: Any) -> Table:
     plain = data.with_format(None)
 
     def cells(name: str) -> list[object]:
-        values: list[object] = plain[name][:]
-        feature = plain.features[name]
-        if not _is_a(feature, "datasets", "ClassLabel"):
-            return values
-        names = dict(enumerate(feature.names))
-        # The package `datasets` writes -1 where a row has no label; it becomes None here.
-        return [names.get(cast("int", value)) for value in values]
+        return _with_names(plain[name][:], plain.features[name])
 
     return Table(SET, len(plain), list(plain.column_names), cells)
+
+
+def _with_names(values: list[object], feature: Any) -> list[object]:
+    """Class names for the ids in a column of `datasets`, also in lists of ids; None where a row has no label."""
+    if isinstance(feature, list) and feature:
+        inner = feature[0]
+    elif any(_is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
+        inner = feature.feature
+    elif _is_a(feature, "datasets", "ClassLabel"):
+        # The package `datasets` writes -1 where a row has no label.
+        names = dict(enumerate(feature.names))
+        return [names.get(cast("int", value)) for value in values]
+    else:
+        return values
+    return [_with_names(value, inner) if isinstance(value, list) else value for value in values]
 
 
 def table_of_columns(columns: Mapping[Any, Any], source: str) -> Table:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import TaskKind
-from ytuning.data.labels import quote
+from ytuning.data.labels import label_name, quote
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError
 from ytuning.features.features import Features
@@ -124,8 +124,8 @@ def grow_task(
         DataError: the examples do not fit the task.
         StoreError: the feature store cannot be read or written.
     """
-    # The names of labels in data files are stripped too.
-    name = name.strip()
+    # The name has the form of those in data files.
+    name = label_name(name) or ""
     check_can_grow(task, name)
     assert isinstance(task.head, MatchingHead)
     features, _ = task_features(task, examples, encoder, store, progress=progress)

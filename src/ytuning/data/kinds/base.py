@@ -18,7 +18,10 @@ from ytuning.errors import InputError, must_be_one_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "ReportWords", "TaskKind"]
+__all__ = [
+    "FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "Reading", "ReportWords",
+    "TaskKind",
+]  # fmt: skip
 
 LOSSES = ("cross_entropy", "triplet", "focal")
 # Gamma: the focal loss multiplies a loss by this power of 1 minus the probability of the true answer.
@@ -73,6 +76,23 @@ class Mistake:
     towards: int | None
     against: int | None
     about: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a column of labels before it is read.
+
+    Attributes:
+        known: labels of the task, if there is one.
+        separator: where texts of the train rows were split, or `multi.UNKNOWN`.
+        guessed: whether the kind was inferred from the labels, and may be another.
+        places: labels by their place in lists of 0 and 1, for kinds with several labels a row.
+    """
+
+    known: Collection[str] = ()
+    separator: str | None = None
+    guessed: bool = False
+    places: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -197,16 +217,8 @@ class TaskKind(ABC):
 
     @classmethod
     @abstractmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
-        """The labels in a column, and the mark at which texts were split.
-
-        Args:
-            column: has a cell for each row.
-            known: labels of the task, if there is one.
-            separator: where texts of the train rows were split, or `multi.UNKNOWN`.
-            guessed: whether the kind was inferred from the labels, and may be another.
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
+        """The labels in a column that `label_cells.open_cells` has opened, and the mark at which texts were split.
 
         Raises:
             DataError: a cell holds no label of this kind.

@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.kinds.base import Answers, Labels
 from ytuning.data.kinds.metrics import rank_correlation
 from ytuning.data.kinds.single import SingleLabel
-from ytuning.data.labels import LabelSet, list_names, quote
+from ytuning.data.labels import LabelSet, did_you_mean, label_name, list_names, quote
 from ytuning.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class Ordinal(SingleLabel):
         names = LabelSet.from_labels(str(label) for label in labels).names
         if order is None:
             return cls(LabelSet(_by_number(names)))
-        # White space is stripped as that of the rows' labels is.
-        order = [name.strip() for name in order]
+        # The names have the form of the rows' labels.
+        order = [label_name(name) or "" for name in order]
         if differing := set(order) ^ set(names):
-            where = "the train rows" if min(differing) in order else "--label-order"
-            raise InputError(f"the order must name each label once. {quote(min(differing))} is missing in {where}")
+            wrong = min(differing)
+            where, others = ("the train rows", names) if wrong in order else ("--label-order", order)
+            hint = did_you_mean(wrong, others)
+            problem = f"the order must name each label once. {quote(wrong)} is missing in {where}"
+            raise InputError(f"{problem}.{hint}" if hint else problem)
         return cls(LabelSet(tuple(order)))
 
     def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +18,7 @@ from ytuning.data.kinds.base import (
     Labels,
     Loss,
     Mistake,
+    Reading,
     ReportWords,
     TaskKind,
 )
@@ -73,9 +73,7 @@ class SingleLabel(TaskKind):
         return f"It answers with one of {len(self.names)} labels: {names}"
 
     @classmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
         """Each cell is a name."""
         return [column.label(row, cell) for row, cell in enumerate(column.cells, 1)], None
 
