@@ -16,13 +16,14 @@ from ytuning.data.labels import label_name, list_names, quote
 from ytuning.errors import DataError, InputError
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "as_cells", "is_unicode", "table_in_memory", "table_of_columns",
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "as_cells", "is_unicode", "table_in_memory", "table_of_columns",
     "table_of_rows",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
 LISTS = (list, tuple, set, np.ndarray)
-FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
+FRAME, ARROW, SET = "the data frame", "the Arrow table", "the dataset"
+ROWS, COLUMNS = "the rows", "the columns"
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def table_in_memory(source: object) -> Table:
     """A table from an object that holds one.
 
     Args:
-        source: a ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists
-            (columns).
+        source: a ``pandas.DataFrame``, a ``polars.DataFrame``, a ``pyarrow.Table``, a ``datasets.Dataset``, a list of
+            mappings (rows) or a mapping of lists (columns).
 
     Raises:
         DataError: the source cannot be read as a table.
@@ -140,6 +141,13 @@ def table_in_memory(source: object) -> Table:
     """
     if _is_a(source, "pandas", "DataFrame"):
         return _from_frame(source)
+    if _is_a(source, "polars", "DataFrame"):
+        frame = cast("Any", source)
+        return Table(FRAME, frame.height, list(frame.columns), lambda name: list(frame.get_column(name).to_list()))
+    if _is_a(source, "pyarrow", "Table"):
+        table = cast("Any", source)
+        names = list(table.column_names)
+        return Table(ARROW, table.num_rows, names, lambda name: arrow_cells(ARROW, name, table.column(name)))
     if _is_a(source, "datasets", "Dataset"):
         return _from_datasets(source)
     if _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
@@ -153,8 +161,8 @@ def table_in_memory(source: object) -> Table:
     if isinstance(source, list | tuple):
         return table_of_rows(source, ROWS)
     raise InputError(
-        "data must be a file name, an open file, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a "
-        f"mapping of lists. Got {type(source).__name__} instead."
+        "data must be a file name, an open file, a data frame, a pyarrow.Table, a datasets.Dataset, a list of mappings "
+        f"or a mapping of lists. Got {type(source).__name__} instead."
     )
 
 
@@ -174,6 +182,27 @@ def as_cells(values: object, name: str) -> list[object]:
     if not isinstance(cells, list):
         raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
     return cells
+
+
+def arrow_cells(source: str, name: str, column: Any) -> list[object]:
+    """The cells of an Arrow column.
+
+    Raises:
+        DataError: a text is not UTF-8.
+    """
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        row = next(row for row in range(len(column)) if not _is_decodable(column[row]))
+        raise DataError(NOT_UTF8, source=source, row=row + 1, column=name) from None
+
+
+def _is_decodable(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_missing(cell: object) -> bool:
