@@ -16,8 +16,8 @@ from ytuning.data.labels import label_name, list_names, quote
 from ytuning.errors import DataError, InputError
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "as_cells", "is_unicode", "table_in_memory", "table_of_columns",
-    "table_of_rows",
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "as_cells", "is_unicode", "table_in_memory",
+    "table_of_columns", "table_of_rows",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
