@@ -237,7 +237,8 @@ def test_as_cells_takes_whatever_is_like_a_list() -> None:
 def test_a_row_of_another_width_is_counted(write: Write, row: str, count: str) -> None:
     path = write("t.csv", f"text,label\n\na,b\n{row}\n")
     assert complaint(path) == (
-        f"{path}, row 2: the row has {count}, but the header has 2. Put cells that contain a comma in double quotes."
+        f"{path}, row 2: the row has {count}, but the header has 2. "
+        "Put cells that contain a comma or a line end in double quotes."
     )
     assert "Replace the tabs" in complaint(write("t.tsv", "text\tlabel\na\tb\tc\n"))
 
