@@ -13,17 +13,18 @@ from typing import Any, cast
 import numpy as np
 
 from ytuning.data.labels import label_name, list_names, quote
-from ytuning.data.sequences import as_cells, frame_columns, is_a
+from ytuning.data.sequences import as_cells, is_a
 from ytuning.errors import DataError, InputError
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "is_unicode", "table_in_memory", "table_of_columns",
-    "table_of_rows",
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory",
+    "table_of_columns", "table_of_rows",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
 LISTS = (list, tuple, set, frozenset, np.ndarray)
-FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
+FRAME, ARROW, SET = "the data frame", "the Arrow table", "the dataset"
+ROWS, COLUMNS = "the rows", "the columns"
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,16 @@ def table_in_memory(source: object) -> Table:
     """
     if is_a(source, "pandas", "DataFrame"):
         return _from_frame(source)
+    if is_a(source, "polars", "DataFrame"):
+        series = {column.name: column for column in cast("Any", source).get_columns()}
+        rows = len(next(iter(series.values()), ()))
+        return Table(FRAME, rows, list(series), lambda name: list(series[name].to_list()))
+    if is_a(source, "pyarrow", "Table", "RecordBatch"):
+        table = cast("Any", source)
+        names = list(table.schema.names)
+        return Table(ARROW, table.num_rows, names, lambda name: arrow_cells(ARROW, name, table.column(name)))
     if is_a(source, "datasets", "Dataset"):
         return _from_datasets(source)
-    if columns := frame_columns(source):
-        named = dict(columns)
-        return Table(FRAME, len(columns[0][1]), [name for name, _ in columns], named.__getitem__)
     if is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
@@ -160,9 +166,30 @@ def table_in_memory(source: object) -> Table:
     if isinstance(source, list | tuple):
         return table_of_rows(source, ROWS)
     raise InputError(
-        "data must be a file name, an open file, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a "
-        f"mapping of lists. Got {type(source).__name__} instead."
+        "data must be a file name, an open file, a data frame, a pyarrow.Table, a datasets.Dataset, a list of mappings "
+        f"or a mapping of lists. Got {type(source).__name__} instead."
     )
+
+
+def arrow_cells(source: str, name: str, column: Any) -> list[object]:
+    """The cells of an Arrow column.
+
+    Raises:
+        DataError: a text is not UTF-8.
+    """
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        row = next(row for row in range(len(column)) if not _is_decodable(column[row]))
+        raise DataError(NOT_UTF8, source=source, row=row + 1, column=name) from None
+
+
+def _is_decodable(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_missing(cell: object) -> bool:
