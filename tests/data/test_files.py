@@ -175,9 +175,18 @@ def test_another_form_is_read_and_told(write: Write, name: str, content: str, no
     assert contents(write(name, content)) == (AB, (note,))
 
 
+def test_a_carriage_return_in_a_cell_that_nobody_quoted_is_told(write: Write) -> None:
+    # So writes pandas, which quotes line feeds only.
+    assert complaint(write("t.csv", "text,label\na\rb,x\nc,y\n")) == (
+        ", row 1: the row has 1 cell, but the header has 2. It does not end as the first line does: a carriage return "
+        "or line feed in a cell may have cut it. Put cells that contain a comma or a line end in double quotes."
+    )
+
+
 def test_the_separator_of_the_header_holds_for_all_rows(write: Write) -> None:
     assert complaint(write("t.csv", "text;label\na;x\nb\n")) == (
-        ", row 2: the row has 1 cell, but the header has 2. Put cells that contain a semicolon in double quotes."
+        ", row 2: the row has 1 cell, but the header has 2. "
+        "Put cells that contain a semicolon or a line end in double quotes."
     )
     assert contents(write("t.csv", "text\na;b\n")) == ({"text": ["a;b"]}, ())
     assert contents(write("t.csv", '"a;b",label\n1,2\n'))[0] == {"a;b": ["1"], "label": ["2"]}

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ytuning.data.files import read_table
-from ytuning.data.tables import Column, as_cells
+from ytuning.data.tables import Column
 from ytuning.errors import DataError, InputError, MissingExtraError
 
 Write = Callable[[str, "str | bytes"], Path]
@@ -188,20 +188,35 @@ def test_a_data_frame_gives_plain_values_by_position() -> None:
     assert contents(Special({"text": ["a"]})) == {"text": ["a"]}
 
 
+def test_an_arrow_table_gives_plain_values() -> None:
+    columns = {"text": ["a", None], "label": [1, 2], "tags": [["x"], []]}
+    assert contents(pa.table(columns)) == columns
+    assert read_table(pa.table(columns)).source == "the Arrow table"
+    assert read_table(pa.table([["a"], ["b"], ["c"]], names=["text", "n", "n"])).column("text").cells == ["a"]
+    ends, data = pa.py_buffer(np.array([0, 2, 3], np.int32)), pa.py_buffer(b"ok\xff")
+    broken = pa.table({"text": pa.StringArray.from_buffers(2, ends, data)})
+    assert complaint(broken) == "the Arrow table, row 2, column 'text': the text is not UTF-8. Save the file as UTF-8."
+
+
+def test_a_polars_frame_gives_plain_values() -> None:
+    class DataFrame:
+        """Has the names and methods that a frame of polars has."""
+
+        __module__ = "polars.dataframe.frame"
+        height, columns = 2, ("text", "label")
+
+        def get_column(self, name: str) -> pd.Series:
+            return pd.Series({"text": ["a", "b"], "label": [1, 2]}[name])
+
+    assert contents(DataFrame()) == {"text": ["a", "b"], "label": [1, 2]}
+
+
 def test_a_dataset_gives_the_names_of_its_class_labels() -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     data = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [1, 0, -1, None]}, features=features)
     assert contents(data) == {"text": ["a", "b", "c", "d"], "label": ["pos", "neg", None, None]}
     assert contents(data.select([2, 0]).with_format("numpy")) == {"text": ["c", "a"], "label": [None, "pos"]}
     assert read_table(data).source == "the dataset"
-
-
-def test_as_cells_takes_whatever_is_like_a_list() -> None:
-    assert as_cells(iter("ab"), "texts") == ["a", "b"]
-    assert as_cells(pd.DataFrame({"x": ["a"], "y": ["b"]}), "texts") == [["a", "b"]]
-    for wrong in ("ab", b"ab", 3, {"a": 1}, np.array(3), None):
-        with pytest.raises(InputError, match=r"texts must be a list, an array or a series\. Got .* instead"):
-            as_cells(wrong, "texts")
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -214,7 +229,8 @@ def test_as_cells_takes_whatever_is_like_a_list() -> None:
 def test_a_row_of_another_width_is_counted(write: Write, row: str, count: str) -> None:
     path = write("t.csv", f"text,label\n\na,b\n{row}\n")
     assert complaint(path) == (
-        f"{path}, row 2: the row has {count}, but the header has 2. Put cells that contain a comma in double quotes."
+        f"{path}, row 2: the row has {count}, but the header has 2. "
+        "Put cells that contain a comma or a line end in double quotes."
     )
     assert "Replace the tabs" in complaint(write("t.tsv", "text\tlabel\na\tb\tc\n"))
 
@@ -423,13 +439,16 @@ def test_several_splits_and_streams_are_refused() -> None:
 
 def test_other_objects_are_refused() -> None:
     assert complaint(pd.Series(["a"])) == (
-        "data must be a file name, an open file, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a "
-        "mapping of lists. Got Series instead."
+        "data must be a file name, an open file, a data frame, a pyarrow.Table, a datasets.Dataset, a list of mappings "
+        "or a mapping of lists. Got Series instead."
     )
     assert complaint([{"text": "a"}, "b"]) == (
         "the rows, row 2: the row must map column names to values. Got 'b' (str) instead."
     )
-    assert complaint({"text": "abc"}) == "the column 'text' must be a list, an array or a series. Got 'abc' instead."
+    assert (
+        complaint({"text": "abc"})
+        == "the column 'text' must be a list, an array or a series. Got 'abc' instead. Put a single text in a list."
+    )
     assert complaint({"text": ["a", "b"], "label": ["x"]}) == (
         "the columns: all columns must have the same number of rows, but 'label' has 1 and 'text' has 2."
     )
@@ -449,7 +468,7 @@ def test_other_objects_are_refused() -> None:
         ("", "the text is empty. Fill it in or remove the row."),
         (" \n\u3000", r"the text ' \n\u3000' has only white space. Fill it in or remove the row."),
         (3, "the text is 3 (int), not text. Write it as text."),
-        (b"raw", "the text is b'raw' (bytes), not text. Write it as text."),
+        (b"raw", "the text is b'raw' (bytes), not text. Decode it: .decode('utf-8')."),
         (["a"], "the text is ['a'] (list), not text. Write it as text."),
         (
             "half \ud800",

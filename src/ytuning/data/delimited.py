@@ -171,17 +171,20 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
     line = 0
     try:
         for record in reader:
+            end = _line_end(lines.of_record[-1])
+            records.line_end = records.line_end or end
+            if end and end != records.line_end:
+                records.other_ends.append(len(records.rows) + 1)
             if not record:
                 records.blank_lines += 1
             elif not records.header:
                 records.header = record
             else:
                 records.rows.append(record)
-                _check_row(source, records, separator, line + 1, lines.of_record, quoted=quoted)
-            end = _line_end(lines.of_record[-1])
-            records.line_end = records.line_end or end
-            if end not in ("", records.line_end):
-                records.other_ends.append(len(records.rows) + (not record))
+                if len(record) != len(records.header):
+                    raise _wrong_width(source, records, separator, quoted=quoted)
+                if len(lines.of_record) > 1 and _are_like_rows(lines.of_record, separator, len(record)):
+                    records.doubtful[len(records.rows)] = line + 1, lines.of_record
             line = reader.line_num
             lines.of_record = []
     except csv.Error:
@@ -199,27 +202,28 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
 
 
 def _line_end(line: str) -> str:
-    return line[len(line.rstrip("\r\n")) :] if line[-1:] in ("\r", "\n") else ""
+    """The line feed, carriage return or both at the end of a line; the last line of a file may have none."""
+    if line.endswith("\r\n"):
+        return "\r\n"
+    return line[-1] if line.endswith(("\n", "\r")) else ""
 
 
-def _check_row(source: str, records: _Records, separator: str, line: int, lines: list[str], *, quoted: bool) -> None:
-    """Compare the last row with the header, and note whether its lines could be rows; ``line`` counts the first.
+def _are_like_rows(lines: list[str], separator: str, width: int) -> bool:
+    """Whether each line has the cells of a row, if quotes are characters."""
+    return all(line.count(separator) == width - 1 for line in lines)
 
-    Raises:
-        DataError: it is not as wide as the header.
-    """
-    row, width = len(records.rows), len(records.header)
-    cells = len(records.rows[-1])
-    if cells != width:
-        mark = SEPARATORS[separator]
-        problem = f"the row has {quantity(cells, 'cell')}, but the header has {width}. "
-        if quoted:
-            problem += f"Put cells that contain a {mark} in double quotes."
-        else:
-            problem += "Replace the tabs and line ends within cells, or save the file as CSV."
-        raise DataError(problem, source=source, row=row)
-    if len(lines) > 1 and all(text.count(separator) == width - 1 for text in lines):
-        records.doubtful[row] = line, lines
+
+def _wrong_width(source: str, records: _Records, separator: str, *, quoted: bool) -> DataError:
+    """Make the error that the last row is not as wide as the header."""
+    row = len(records.rows)
+    problem = f"the row has {quantity(len(records.rows[-1]), 'cell')}, but the header has {len(records.header)}. "
+    if records.other_ends[-1:] == [row]:
+        problem += "It does not end as the first line does: a carriage return or line feed in a cell may have cut it. "
+    if quoted:
+        problem += f"Put cells that contain a {SEPARATORS[separator]} or a line end in double quotes."
+    else:
+        problem += "Replace the tabs and line ends within cells, or save the file as CSV."
+    return DataError(problem, source=source, row=row)
 
 
 def _settle_doubts(source: str, records: _Records, separator: str, notes: list[str]) -> None:

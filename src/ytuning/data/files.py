@@ -32,7 +32,7 @@ from typing import Any
 from ytuning.data.delimited import read_delimited
 from ytuning.data.json_rows import read_json
 from ytuning.data.labels import did_you_mean
-from ytuning.data.tables import NOT_UTF8, Table, table_in_memory
+from ytuning.data.tables import NOT_UTF8, Table, arrow_cells, table_in_memory
 from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.files import STANDARD_INPUT
 from ytuning.system.machine import require
@@ -256,11 +256,7 @@ def _read_parquet(source: str, content: Path | bytes) -> Table:
             column = file.read(columns=[name]).column(0)
             if len(column) != rows:
                 raise OSError(f"a column has {len(column)} cells, but there are {rows} rows")
-            try:
-                return list(column.to_pylist())
-            except UnicodeDecodeError:
-                row = next(row for row in range(len(column)) if not _is_text(column[row]))
-                raise DataError(NOT_UTF8, source=source, row=row + 1, column=name) from None
+            return arrow_cells(source, name, column)
 
     with _parquet(source, content) as file:
         rows, names = file.metadata.num_rows, list(file.schema_arrow.names)
@@ -281,14 +277,6 @@ def _parquet(source: str, content: Path | bytes) -> Iterator[Any]:
     except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"the file is not a Parquet file or is damaged: {reason}", source=source) from error
-
-
-def _is_text(cell: Any) -> bool:
-    try:
-        cell.as_py()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _delimited(separator: str) -> Callable[[str, bytes], Table]:

@@ -6,23 +6,25 @@ Cells stay what the source has. Rows count from 1; a header and blank lines do n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from ytuning.data.labels import label_name, list_names, quote
+from ytuning.data.sequences import as_cells, is_a
 from ytuning.errors import DataError, InputError, argument
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "as_cells", "is_unicode", "table_in_memory", "table_of_columns",
-    "table_of_rows",
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory",
+    "table_of_columns", "table_of_rows",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
-LISTS = (list, tuple, set, np.ndarray)
-FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
+LISTS = (list, tuple, set, frozenset, np.ndarray)
+FRAME, ARROW, SET = "the data frame", "the Arrow table", "the dataset"
+ROWS, COLUMNS = "the rows", "the columns"
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,27 @@ class Column:
         """An error about the cell in ``row``, counted from 1."""
         return DataError(problem, source=self.source, row=row, column=self.name)
 
-    def texts(self, what: str) -> list[str]:
+    def texts(self, what: str, *, blank: bool = False) -> list[str]:
         """The cells, exactly as they are, if all of them are text that says something.
 
         Args:
             what: the cells are, for messages: "text", "label".
+            blank: whether texts may be empty or have only white space.
 
         Raises:
-            DataError: a cell is missing, empty or not text.
+            DataError: a cell is missing, not text, or blank where it must not be.
         """
-        return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
+        return [self.text(row, cell, what, blank=blank) for row, cell in enumerate(self.cells, 1)]
 
-    def text(self, row: int, cell: object, what: str) -> str:
+    def text(self, row: int, cell: object, what: str, *, blank: bool = False) -> str:
         """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
+        if isinstance(cell, bytes | bytearray):
+            raise self.error(row, f"the {what} is {quote(cell)} (bytes), not text. Decode it: .decode('utf-8').")
         if not isinstance(cell, str):
             raise self.error(row, f"the {what} is {quote(cell)} ({type(cell).__name__}), not text. Write it as text.")
-        if not cell or cell.isspace():
+        if not blank and (not cell or cell.isspace()):
             state = f"{quote(cell)} has only white space" if cell else "is empty"
             raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
         if not is_unicode(cell):
@@ -131,49 +136,60 @@ def table_in_memory(source: object) -> Table:
     """A table from an object that holds one.
 
     Args:
-        source: a ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists
-            (columns).
+        source: a frame of pandas or polars, a table of pyarrow, a ``datasets.Dataset``, a list of mappings (rows) or a
+            mapping of lists (columns).
 
     Raises:
         DataError: the source cannot be read as a table.
         InputError: the source is none of these.
     """
-    if _is_a(source, "pandas", "DataFrame"):
+    if is_a(source, "pandas", "DataFrame"):
         return _from_frame(source)
-    if _is_a(source, "datasets", "Dataset"):
+    if is_a(source, "polars", "DataFrame"):
+        series = {column.name: column for column in cast("Any", source).get_columns()}
+        rows = len(next(iter(series.values()), ()))
+        return Table(FRAME, rows, list(series), lambda name: list(series[name].to_list()))
+    if is_a(source, "pyarrow", "Table", "RecordBatch"):
+        table = cast("Any", source)
+        names = list(table.schema.names)
+        return Table(ARROW, table.num_rows, names, lambda name: arrow_cells(ARROW, name, table.column(name)))
+    if is_a(source, "datasets", "Dataset"):
         return _from_datasets(source)
-    if _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
+    if is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
         raise InputError(problem)
-    if _is_a(source, "datasets", "IterableDataset"):
+    if is_a(source, "datasets", "IterableDataset"):
         raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
     if isinstance(source, Mapping):
         return table_of_columns(source, COLUMNS)
     if isinstance(source, list | tuple):
         return table_of_rows(source, ROWS)
     raise InputError(
-        "data must be a file name, an open file, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a "
-        f"mapping of lists. Got {type(source).__name__} instead."
+        "data must be a file name, an open file, a data frame, a pyarrow.Table, a datasets.Dataset, a list of mappings "
+        f"or a mapping of lists. Got {type(source).__name__} instead."
     )
 
 
-def as_cells(values: object, name: str) -> list[object]:
-    """A list, tuple, NumPy array, pandas series or other iterable as a list; a 2-D array or a frame gives its rows.
+def arrow_cells(source: str, name: str, column: Any) -> list[object]:
+    """The cells of an Arrow column.
 
     Raises:
-        InputError: ``values`` is one value or a mapping; calls it ``name``.
+        DataError: a text is not UTF-8.
     """
-    if _is_a(values, "pandas", "DataFrame"):
-        values = cast("Any", values).to_numpy()
-    cells: object = None
-    if hasattr(values, "tolist"):
-        cells = values.tolist()
-    elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        cells = list(values)
-    if not isinstance(cells, list):
-        raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
-    return cells
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        row = next(row for row in range(len(column)) if not _is_decodable(column[row]))
+        raise DataError(NOT_UTF8, source=source, row=row + 1, column=name) from None
+
+
+def _is_decodable(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_missing(cell: object) -> bool:
@@ -189,11 +205,6 @@ def is_unicode(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _is_a(value: object, package: str, name: str) -> bool:
-    """Whether a value is an instance of a class of a package, which is not imported to find out."""
-    return any(base.__name__ == name and base.__module__.partition(".")[0] == package for base in type(value).__mro__)
 
 
 # --- in memory ------------------------------------------------------------------------------------------------------
@@ -217,9 +228,9 @@ def _with_names(values: list[object], feature: Any) -> list[object]:
     """Class names for the ids in a column of `datasets`, also in lists of ids; None where a row has no label."""
     if isinstance(feature, list) and feature:
         inner = feature[0]
-    elif any(_is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
+    elif any(is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
         inner = feature.feature
-    elif _is_a(feature, "datasets", "ClassLabel"):
+    elif is_a(feature, "datasets", "ClassLabel"):
         # The package `datasets` writes -1 where a row has no label.
         names = dict(enumerate(feature.names))
         return [names.get(cast("int", value)) for value in values]
