@@ -13,12 +13,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from ytuning.data.files import read_table
 from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
 from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, UNKNOWN, split_labels
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.label_cells import check_answers, open_cells
 from ytuning.data.labels import Kind, describe_alike, describe_read_as, did_you_mean, label_name, list_names, quote
-from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
+from ytuning.data.tables import LISTS, Column, Table, as_cells
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
@@ -221,7 +222,7 @@ def read_dataset(
     result has ``notes`` of them.
 
     Args:
-        source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
+        source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
             ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.

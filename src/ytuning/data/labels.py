@@ -86,7 +86,11 @@ def _name_of_text(text: str) -> str:
 
 def quote(value: object) -> str:
     """A value as a message shows it: its ``repr`` on one line, cut to 60 characters."""
-    text = repr(value).replace("\n", " ")
+    try:
+        text = repr(value).replace("\n", " ")
+    except (RecursionError, ValueError):
+        # Python does not write integers of thousands of digits or deeply nested lists.
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
