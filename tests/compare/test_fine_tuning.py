@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def test_same_seed_same_logits_and_the_callers_random_numbers_stay(encoder: Enco
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(first.logits(rows[0]), again.logits(rows[0]))
     assert not np.array_equal(first.logits(rows[0]), other.logits(rows[0]))
+
+
+def test_models_that_are_tuned_in_threads_are_those_tuned_alone(encoder: Encoder, rows: Rows) -> None:
+    def tuned(seed: int) -> bytes:
+        result = full_fine_tuning(
+            encoder, TuningRows(SINGLE, *rows), config=TuningConfig(1e-3, most_steps=3), seed=seed
+        )
+        return result.logits(rows[0]).tobytes()
+
+    alone = [tuned(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(tuned, (0, 1))) == alone
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +26,14 @@ from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
 from ytuning.features.features import Features, TextFeatures, live_features
-from ytuning.heads.pooled import CrossAttentionConfig, LabelHead, PooledConfig, PooledHead
+from ytuning.heads.pooled import (
+    CrossAttentionConfig,
+    HeadConfig,
+    LabelHead,
+    LabelTuningConfig,
+    PooledConfig,
+    PooledHead,
+)
 from ytuning.progress import Progress
 from ytuning.training.fit import FitResult, HeadJob, clearly_lower, fit_heads, logits_of
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
@@ -180,6 +188,35 @@ def test_leaves_random_state_and_threads_alone(fit: Fit, progress: Progress | No
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
+
+
+FORMS = [PooledConfig(width=16, queries=1), CrossAttentionConfig(width=16, heads=2), LabelTuningConfig()]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+def test_heads_that_are_fitted_in_threads_are_those_fitted_alone(fit: Fit, form: HeadConfig) -> None:
+    recipe = Recipe(form, replace(SHORT, fewest_steps=10, most_steps=10))
+    threads = torch.get_num_threads()
+    alone = [weights(fit(recipe, seed).head) for seed in range(4)]
+    stopped = threading.Event()
+
+    def draw() -> None:
+        """Draw from the generators that all threads share, as other programs in the process may."""
+        while not stopped.is_set():
+            torch.rand(3)
+            np.random.rand(3)
+
+    with ThreadPoolExecutor(5) as pool:
+        noise = pool.submit(draw)
+        try:
+            together = list(pool.map(lambda seed: weights(fit(recipe, seed).head), [0, 1, 2, 3] * 2))
+        finally:
+            stopped.set()
+        noise.result()
+    assert together == alone * 2
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads, "threads that start later have as many"
 
 
 def test_the_callers_random_state_does_not_matter(fit: Fit) -> None:

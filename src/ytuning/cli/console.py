@@ -115,7 +115,8 @@ def result_file(path: Path | None, option: str = "--output") -> Iterator[Callabl
     def write(text: str) -> None:
         # Only errors of this write are the file's; the code that computes the text has errors of its own.
         with write_errors(path, option):
-            new.stream.write(text.encode())
+            # Bytes of a file's name that are not UTF-8 are shown as escapes, which JSON reads as such, too.
+            new.stream.write(text.encode(errors="backslashreplace"))
 
     try:
         yield write

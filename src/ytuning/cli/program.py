@@ -73,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # A test or a caller may have replaced stdout by a stream that cannot be reconfigured.
+    # A test or a caller may have replaced stdout by a stream that cannot be reconfigured. Bytes of a file's name that
+    # are not UTF-8 are shown as escapes, which JSON reads as such, too.
     with suppress(AttributeError):
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     # SIGTERM from schedulers or `docker stop` should lose no more than Ctrl-C. Only the main thread can handle it.
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)

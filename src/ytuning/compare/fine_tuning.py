@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +56,8 @@ SETFIT_PAIRS, SETFIT_ALL_PAIRS = 20, 20_000
 SETFIT_BATCH_SIZE = 32
 # Probabilities of SetFit are clipped to this minimum, because a logit is their logarithm.
 EDGE = 1e-9
+
+_generators_in_use = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -251,15 +256,30 @@ def _best_rate(
     scores: dict[float, float] = {}
     best: TunedEncoder | None = None
     for rate in rates or [config.learning_rate]:
-        # The caller's random numbers go on afterwards where they were.
-        with torch.random.fork_rng(devices=[rows.encoder.device] if rows.encoder.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with _process_generators(rows.encoder.device, seed):
             tuned = _train(model_of(), rows, replace(config, learning_rate=rate), progress or Progress(), seed)
         if best is None or max(tuned.validation_scores) > max(scores.values()):
             best = tuned
         scores[rate] = max(tuned.validation_scores)
     assert best is not None
     return replace(best, rates=scores)
+
+
+@contextmanager
+def _process_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Within, the generators of the process start from ``seed``; afterwards they go on where they were.
+
+    transformers, PEFT and SetFit take no generator and draw from these, so only one model is trained at a time. Other
+    threads must not draw from them meanwhile, or the same seed gives another model.
+    """
+    with _generators_in_use, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        try:
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 def _classifier(rows: _Data, dtype: torch.dtype) -> Any:
@@ -451,7 +471,7 @@ def setfit(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
-    with tempfile.TemporaryDirectory() as root:
+    with _process_generators(encoder.device, seed), tempfile.TemporaryDirectory() as root:
         rows = datasets.Dataset.from_dict({"text": list(texts), "label": targets.tolist()})
         model = setfit.SetFitModel.from_pretrained(str(find_encoder(encoder.identity.name)), device=str(encoder.device))
         settings = setfit.TrainingArguments(

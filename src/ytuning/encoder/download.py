@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from ytuning.errors import EncoderError, MissingExtraError
+from ytuning.system.files import is_plain_name
 
 __all__ = ["DEFAULT_ENCODER", "DEFAULT_WEIGHTS_SHA256", "find_encoder", "weights_hash"]
 
@@ -25,20 +26,28 @@ def find_encoder(name: str) -> Path:
         EncoderError: there is no such folder, or it cannot be had from the Hub.
         MissingExtraError: the same for the default encoder, which the offline package would bring.
     """
+    if not is_plain_name(name):
+        raise EncoderError(
+            f"the encoder {name!r} cannot be named in a task: its name has a control character, or bytes that are not "
+            "UTF-8. Rename the folder"
+        )
     # Never raises, unlike Path.
     if os.path.isdir(name):
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderError(f"there is no encoder folder {name!r}. Give an existing folder or a Hugging Face name")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     # Root files only, and no file that could hold code.
     wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model"], "ignore_patterns": ["*/*"]}
+    # The folder of the Hub's cache keeps its tilde where no home directory is known.
+    is_homeless = constants.HF_HUB_CACHE.startswith("~")
     try:
-        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if _weight_files(cached):
-            return cached
+        if not is_homeless:
+            cached = Path(snapshot_download(name, local_files_only=True, **wanted))
+            if _weight_files(cached):
+                return cached
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
@@ -46,6 +55,11 @@ def find_encoder(name: str) -> Path:
     offline = importlib.util.find_spec(OFFLINE_MODULE) if name == DEFAULT_ENCODER else None
     if offline is not None and offline.origin is not None:
         return Path(offline.origin).parent / "model"
+    if is_homeless:
+        raise EncoderError(
+            f"cannot look for the encoder {name!r}: the Hugging Face cache is in the home directory, and none "
+            "is known. Set HOME or HF_HOME to a folder, or give a folder that holds the encoder"
+        )
     try:
         return Path(snapshot_download(name, **wanted))
     # The Hub client raises its own, its HTTP library's and the system's errors.

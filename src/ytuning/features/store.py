@@ -115,12 +115,27 @@ class _Shard:
     basis: str | None
 
 
+def _default_root() -> str:
+    try:
+        return os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
+    # An unknown user has no home directory, nor does a process without HOME always have one.
+    except (RuntimeError, KeyError) as error:
+        raise StoreError(
+            "there is no place for the feature store, because no home directory is known. Set YTUNING_CACHE or HOME to "
+            "a folder that you can write"
+        ) from error
+
+
 class FeatureStore:
-    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder."""
+    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder.
+
+    Raises:
+        StoreError: no root is given, and no home directory is known.
+    """
 
     def __init__(self, root: str | Path | None = None, sizes: WriteSizes | None = None) -> None:
-        default = os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
-        self.root = Path(default if root is None else root)
+        # An absolute path stays the same folder when the process changes its current one.
+        self.root = Path(os.path.abspath(_default_root() if root is None else root))
         self.sizes = sizes or WriteSizes()
 
     def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:

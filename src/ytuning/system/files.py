@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ytuning.errors import StoreError
 
-__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "store_errors"]
+__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "is_plain_name", "store_errors"]
 
 PARTIAL_SUFFIX = ".partial"
+# Unicode's categories of control characters, surrogates (bytes that are not UTF-8) and ends of lines and paragraphs.
+UNPLAIN = ("Cc", "Cs", "Zl", "Zp")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether the name of a file or folder can stand in JSON, on a line of its own: it is UTF-8 without controls."""
+    return not any(unicodedata.category(character) in UNPLAIN for character in name)
 
 
 class NewFile:

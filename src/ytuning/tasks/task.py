@@ -30,7 +30,7 @@ from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_sche
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
-from ytuning.system.files import PARTIAL_SUFFIX, commit_all
+from ytuning.system.files import PARTIAL_SUFFIX, commit_all, is_plain_name
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import head_from_json
 
@@ -191,6 +191,13 @@ def check_task_folder(folder: str | Path) -> None:
         InputError: the folder is a file, holds something that is not a task, or cannot be made or written.
     """
     path = Path(folder)
+    _check_name(path)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"cannot write the task folder {path}: {error.strerror}. Choose another with --out") from error
     if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
     if os.path.isdir(path) and not _is_free(path):
@@ -258,6 +265,7 @@ def load_task(folder: str | Path) -> Task:
     """
     path = Path(folder)
     content = _read_json(path)
+    _check_name(path)
     try:
         target = kind_from_json(content)
         pair_mode = _pair_mode(content["pair"])
@@ -286,7 +294,7 @@ def load_task(folder: str | Path) -> Task:
         ) from error
     stored = _fill(head, path / HEAD_FILE, expected)
     task = Task(
-        path.resolve().name, target, encoder, states, config, head.eval(), calibration, pair_mode=pair_mode, **record
+        _name_of(path), target, encoder, states, config, head.eval(), calibration, pair_mode=pair_mode, **record
     )
     return _with_tensors(task, stored, path / HEAD_FILE)
 
@@ -327,6 +335,29 @@ def check_names(tasks: Sequence[Task]) -> None:
     name, count = Counter(task.name for task in tasks).most_common(1)[0]
     if count > 1:
         raise InputError(f"two task folders are named {name!r}; their answers could not be told apart. Rename one")
+
+
+def _check_name(folder: Path) -> None:
+    """Refuse a folder whose name cannot name the task in predictions, which are JSON, one a line.
+
+    Raises:
+        TaskFolderError: it holds bytes that are not UTF-8, a control character or the end of a line.
+    """
+    name = _name_of(folder)
+    if not is_plain_name(name):
+        raise TaskFolderError(
+            f"the task folder {name!r} cannot name a task: its name has a control character, or bytes that are not "
+            "UTF-8. Choose another name"
+        )
+
+
+def _name_of(folder: Path) -> str:
+    """The name of a task in a folder, which may be given as ``"."``."""
+    try:
+        return folder.resolve().name
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise TaskFolderError(f"cannot use the task folder {folder}: {problem}. Choose another folder") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
