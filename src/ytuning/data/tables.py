@@ -77,7 +77,7 @@ class Column:
         Raises:
             DataError: the cell has no name or is a list.
         """
-        if isinstance(cell, LISTS) and getattr(cell, "ndim", 1):
+        if isinstance(cell, LISTS) and getattr(cell, "ndim", None) != 0:
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
         name = label_name(cell)
