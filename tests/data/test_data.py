@@ -199,8 +199,15 @@ def test_lists_of_pairs(pairs: object) -> None:
     [
         ((["a", ("b", "c")],), "the rows, row 2, column 'text': the text is ('b', 'c') (tuple), not text. Write "),
         (([("b", "c"), "de"],), "the rows, row 2: every row must be a pair of texts, as the first is. Got 'de' "),
-        (([("b", "c", "d")],), "the rows, row 1: every row must be a pair of texts, as the first is. Got ('b', 'c', "),
-        (([("a", "")],), "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row."),
+        (
+            ([("b", "c", "d")],),
+            "the rows, row 1: every row must be a text or a pair of texts. Got ('b', 'c', 'd') instead.",
+        ),
+        (
+            ([("a", "")], ["x"]),
+            "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the ",
+        ),
+        (([["a"], ["b", "c"]],), "the rows, row 2: every row must be a text, as the first is. Got ['b', 'c'] instead."),
         (([("a", "b")], None, ["c"]), "the rows, row 1, column 'text': the text is ('a', 'b') (tuple), not text."),
         ((["a"], ["x", "y"]), "the rows: there are 1 texts but 2 labels. Give one for each text."),
         ((["a"], None, ["x", "y"]), "the rows: there are 1 texts but 2 text_pairs. Give one for each text."),
@@ -442,7 +449,7 @@ def test_fractions_can_be_the_names_of_labels() -> None:
             'the label is an object with the keys \'a\'. Read are {"choices": ["a", "b"]} and {"a": 1, "b": 0}. '
             "Write the name of the label, or a list of names.",
         ),
-        (b"x" * 80, "the label is b'" + "x" * 55 + "... (bytes), not text. Write it as text."),
+        (b"x" * 80, "the label is b'" + "x" * 55 + "... (bytes), not text. Decode it: .decode('utf-8')."),
         ("\ud800", r"the label '\ud800' contains an invalid Unicode character (an unpaired surrogate). Replace it."),
     ],
 )

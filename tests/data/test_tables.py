@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ytuning.data.files import read_table
-from ytuning.data.tables import Column, as_cells
+from ytuning.data.tables import Column
 from ytuning.errors import DataError, InputError, MissingExtraError
 
 Write = Callable[[str, "str | bytes"], Path]
@@ -194,14 +194,6 @@ def test_a_dataset_gives_the_names_of_its_class_labels() -> None:
     assert contents(data) == {"text": ["a", "b", "c", "d"], "label": ["pos", "neg", None, None]}
     assert contents(data.select([2, 0]).with_format("numpy")) == {"text": ["c", "a"], "label": [None, "pos"]}
     assert read_table(data).source == "the dataset"
-
-
-def test_as_cells_takes_whatever_is_like_a_list() -> None:
-    assert as_cells(iter("ab"), "texts") == ["a", "b"]
-    assert as_cells(pd.DataFrame({"x": ["a"], "y": ["b"]}), "texts") == [["a", "b"]]
-    for wrong in ("ab", b"ab", 3, {"a": 1}, np.array(3), None):
-        with pytest.raises(InputError, match=r"texts must be a list, an array or a series\. Got .* instead"):
-            as_cells(wrong, "texts")
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -429,7 +421,10 @@ def test_other_objects_are_refused() -> None:
     assert complaint([{"text": "a"}, "b"]) == (
         "the rows, row 2: the row must map column names to values. Got 'b' (str) instead."
     )
-    assert complaint({"text": "abc"}) == "the column 'text' must be a list, an array or a series. Got 'abc' instead."
+    assert (
+        complaint({"text": "abc"})
+        == "the column 'text' must be a list, an array or a series. Got 'abc' instead. Put a single text in a list."
+    )
     assert complaint({"text": ["a", "b"], "label": ["x"]}) == (
         "the columns: all columns must have the same number of rows, but 'label' has 1 and 'text' has 2."
     )
@@ -449,7 +444,7 @@ def test_other_objects_are_refused() -> None:
         ("", "the text is empty. Fill it in or remove the row."),
         (" \n\u3000", r"the text ' \n\u3000' has only white space. Fill it in or remove the row."),
         (3, "the text is 3 (int), not text. Write it as text."),
-        (b"raw", "the text is b'raw' (bytes), not text. Write it as text."),
+        (b"raw", "the text is b'raw' (bytes), not text. Decode it: .decode('utf-8')."),
         (["a"], "the text is ['a'] (list), not text. Write it as text."),
         (
             "half \ud800",

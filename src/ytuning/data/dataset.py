@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -19,7 +19,8 @@ from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, UNKNOWN, split_lab
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.label_cells import check_answers, open_cells
 from ytuning.data.labels import Kind, describe_alike, describe_read_as, did_you_mean, label_name, list_names, quote
-from ytuning.data.tables import LISTS, Column, Table, as_cells
+from ytuning.data.sequences import as_cells
+from ytuning.data.tables import LISTS, Column, Table
 from ytuning.errors import DataError, InputError, must_be_one_of
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "Dataset",
     "Role",
     "TextInput",
+    "check_not_blank",
     "from_lists",
     "labels_of",
     "names_in",
     "read_dataset",
+    "read_inputs",
     "unsplit_names",
 ]
 
@@ -43,8 +46,8 @@ DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "label": ("label", "labels"),
 }
 """Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
-
-
+ROWS = (list, tuple, np.ndarray)
+"""What may hold the two texts of a pair."""
 # The columns of exports that hold a row's text and labels inside of other objects.
 EXPORTS = {
     frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
@@ -188,6 +191,21 @@ def labels_of(dataset: Dataset) -> Labels:
     return dataset.labels
 
 
+def check_not_blank(dataset: Dataset) -> None:
+    """Refuse rows to train on whose text has no characters but white space.
+
+    Raises:
+        DataError: there is such a row.
+    """
+    sides: tuple[tuple[Role, str, list[str] | None], ...]
+    sides = (("text", "text", dataset.texts), ("text_pair", "text pair", dataset.text_pairs))
+    for role, what, texts in sides:
+        for index, text in enumerate(texts or []):
+            if not text.strip():
+                state = "has only white space" if text else "is empty"
+                raise dataset.error(index, role, f"the {what} {state}. Fill it in or remove the row.")
+
+
 def names_in(dataset: Dataset) -> set[str]:
     """The names of the labels that rows have; none where they are numbers, or there are no labels."""
     return {name for names in KINDS[dataset.kind].label_names(dataset.labels or []) for name in names}
@@ -231,7 +249,8 @@ def read_dataset(
         kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
             and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
-        labelled: False for prediction: no label column is looked for, and one that is there is ignored.
+        labelled: False for prediction: no label column is looked for, one that is there is ignored, and texts may be
+            blank.
         known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
             most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
             data set of the train rows, the one at which their texts were split.
@@ -257,9 +276,11 @@ def read_dataset(
     places = [name.strip() for name in label_names.split(",")] if isinstance(label_names, str) else label_names
     read = _read_label_columns(table, columns, kind, known, places)
     return Dataset(
-        texts=table.column(columns.text).texts("text"),
+        texts=table.column(columns.text).texts("text", blank=not labelled),
         labels=read.labels,
-        text_pairs=None if columns.text_pair is None else table.column(columns.text_pair).texts("text pair"),
+        text_pairs=None
+        if columns.text_pair is None
+        else table.column(columns.text_pair).texts("text pair", blank=not labelled),
         source=table.source,
         columns=columns,
         kind=read.kind,
@@ -277,31 +298,31 @@ def from_lists(
     kind: Kind | Literal["auto"] = "auto",
     groups: object = None,
 ) -> Dataset:
-    """A data set from lists, tuples, NumPy arrays or pandas series.
+    """A data set from lists, tuples, generators, arrays, series or columns of pandas, polars, pyarrow or ``datasets``.
 
     Args:
-        texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns.
-        labels: labels as :func:`read_dataset` takes them; None for prediction.
+        texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns. One column
+            of an array or a frame is texts.
+        labels: labels as :func:`read_dataset` takes them; None for prediction, where texts may be blank.
         text_pairs: second texts, unless ``texts`` holds pairs.
         kind: kind of task, as for :func:`read_dataset`.
         groups: one value for each row; rows with the same one stay together when validation rows are held out.
 
     Raises:
-        DataError: a text or label is missing, empty or of the wrong type, or their numbers differ; there are no rows.
+        DataError: a text or label is missing, blank or of the wrong type, or their numbers differ; there are no rows.
         InputError: an argument is not a list.
     """
-    cells = as_cells(texts, "texts")
+    cells, source, blank = as_cells(texts, "texts"), Dataset.source, labels is None
     pairs = None if text_pairs is None else as_cells(text_pairs, "text_pairs")
-    source = Dataset.source
-    if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
-        cells, pairs = _unzip_pairs(cells, source)
+    if pairs is None and cells and isinstance(cells[0], ROWS):
+        cells, pairs = _unzip_rows(cells, source)
     read = _LabelsRead(None)
     if labels is not None:
         read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
     return Dataset(
-        texts=Column(source, "text", cells).texts("text"),
+        texts=Column(source, "text", cells).texts("text", blank=blank),
         labels=read.labels,
-        text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
+        text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair", blank=blank),
         kind=read.kind,
         separator=read.separator,
         groups=None if groups is None else Column(source, "groups", as_cells(groups, "groups")).groups,
@@ -309,13 +330,36 @@ def from_lists(
     )
 
 
-def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[object]]:
-    """Pairs of texts as first and second texts."""
+def _unzip_rows(cells: list[Any], source: str) -> tuple[list[object], list[object] | None]:
+    """Rows of a list each as first and second texts, or only first ones where each list has one text."""
+    size = len(cells[0])
     for row, cell in enumerate(cells, 1):
-        if not isinstance(cell, list | tuple | np.ndarray) or len(cell) != 2:
-            problem = f"every row must be a pair of texts, as the first is. Got {quote(cell)} instead."
+        if size not in (1, 2) or not isinstance(cell, ROWS) or len(cell) != size:
+            wanted = "a text or a pair of texts" if size not in (1, 2) else ("a text", "a pair of texts")[size - 1]
+            problem = f"every row must be {wanted}{', as the first is' * (row > 1)}. Got {quote(cell)} instead."
             raise DataError(problem, source=source, row=row)
-    return [pair[0] for pair in cells], [pair[1] for pair in cells]
+    return [cell[0] for cell in cells], None if size == 1 else [cell[1] for cell in cells]
+
+
+def read_inputs(cells: Iterable[object]) -> Iterator[TextInput]:
+    """Texts to predict, one after the other as they are asked for.
+
+    Args:
+        cells: texts, pairs of texts, or pairs of a text and None, which are single texts. They may be blank.
+
+    Raises:
+        DataError: a cell is none of these.
+    """
+    text, text_pair = Column("the inputs", "text", []), Column("the inputs", "text_pair", [])
+    for row, cell in enumerate(cells, 1):
+        first, second = cell, None
+        if isinstance(cell, ROWS):
+            if len(cell) not in (1, 2):
+                problem = f"every input must be a text or a pair of texts. Got {quote(cell)} instead."
+                raise DataError(problem, source=text.source, row=row)
+            first, second = cell[0], cell[1] if len(cell) == 2 else None
+        pair = None if second is None else text_pair.text(row, second, "text pair", blank=True)
+        yield text.text(row, first, "text", blank=True), pair
 
 
 # --- which columns --------------------------------------------------------------------------------------------------

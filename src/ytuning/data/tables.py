@@ -6,22 +6,23 @@ Cells stay what the source has. Rows count from 1; a header and blank lines do n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from ytuning.data.labels import label_name, list_names, quote
+from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.errors import DataError, InputError
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "as_cells", "is_unicode", "table_in_memory", "table_of_columns",
+    "LISTS", "NOT_UTF8", "Column", "Table", "is_unicode", "table_in_memory", "table_of_columns",
     "table_of_rows", "with_class_names",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
-LISTS = (list, tuple, set, np.ndarray)
+LISTS = (list, tuple, set, frozenset, np.ndarray)
 FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
 
 
@@ -45,24 +46,27 @@ class Column:
         """An error about the cell in ``row``, counted from 1."""
         return DataError(problem, source=self.source, row=row, column=self.name)
 
-    def texts(self, what: str) -> list[str]:
+    def texts(self, what: str, *, blank: bool = False) -> list[str]:
         """The cells, exactly as they are, if all of them are text that says something.
 
         Args:
             what: the cells are, for messages: "text", "label".
+            blank: whether texts may be empty or have only white space.
 
         Raises:
-            DataError: a cell is missing, empty or not text.
+            DataError: a cell is missing, not text, or blank where it must not be.
         """
-        return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
+        return [self.text(row, cell, what, blank=blank) for row, cell in enumerate(self.cells, 1)]
 
-    def text(self, row: int, cell: object, what: str) -> str:
+    def text(self, row: int, cell: object, what: str, *, blank: bool = False) -> str:
         """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
+        if isinstance(cell, bytes | bytearray):
+            raise self.error(row, f"the {what} is {quote(cell)} (bytes), not text. Decode it: .decode('utf-8').")
         if not isinstance(cell, str):
             raise self.error(row, f"the {what} is {quote(cell)} ({type(cell).__name__}), not text. Write it as text.")
-        if not cell or cell.isspace():
+        if not blank and (not cell or cell.isspace()):
             state = f"{quote(cell)} has only white space" if cell else "is empty"
             raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
         if not is_unicode(cell):
@@ -131,22 +135,25 @@ def table_in_memory(source: object) -> Table:
     """A table from an object that holds one.
 
     Args:
-        source: a ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists
-            (columns).
+        source: a frame of pandas or polars, a table of pyarrow, a ``datasets.Dataset``, a list of mappings (rows) or a
+            mapping of lists (columns).
 
     Raises:
         DataError: the source cannot be read as a table.
         InputError: the source is none of these.
     """
-    if _is_a(source, "pandas", "DataFrame"):
+    if is_a(source, "pandas", "DataFrame"):
         return _from_frame(source)
-    if _is_a(source, "datasets", "Dataset"):
+    if is_a(source, "datasets", "Dataset"):
         return _from_datasets(source)
-    if _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
+    if columns := frame_columns(source):
+        named = dict(columns)
+        return Table(FRAME, len(columns[0][1]), [name for name, _ in columns], named.__getitem__)
+    if is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
         raise InputError(problem)
-    if _is_a(source, "datasets", "IterableDataset"):
+    if is_a(source, "datasets", "IterableDataset"):
         raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
     if isinstance(source, Mapping):
         return table_of_columns(source, COLUMNS)
@@ -156,24 +163,6 @@ def table_in_memory(source: object) -> Table:
         "data must be a file name, an open file, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a "
         f"mapping of lists. Got {type(source).__name__} instead."
     )
-
-
-def as_cells(values: object, name: str) -> list[object]:
-    """A list, tuple, NumPy array, pandas series or other iterable as a list; a 2-D array or a frame gives its rows.
-
-    Raises:
-        InputError: ``values`` is one value or a mapping; calls it ``name``.
-    """
-    if _is_a(values, "pandas", "DataFrame"):
-        values = cast("Any", values).to_numpy()
-    cells: object = None
-    if hasattr(values, "tolist"):
-        cells = values.tolist()
-    elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        cells = list(values)
-    if not isinstance(cells, list):
-        raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
-    return cells
 
 
 def _is_missing(cell: object) -> bool:
@@ -189,11 +178,6 @@ def is_unicode(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _is_a(value: object, package: str, name: str) -> bool:
-    """Whether a value is an instance of a class of a package, which is not imported to find out."""
-    return any(base.__name__ == name and base.__module__.partition(".")[0] == package for base in type(value).__mro__)
 
 
 # --- in memory ------------------------------------------------------------------------------------------------------
@@ -217,9 +201,9 @@ def _class_names(feature: Any) -> Sequence[str] | None:
     """The names of a ``ClassLabel`` of `datasets`, also of one inside of lists; None of another feature."""
     if isinstance(feature, list) and feature:
         return _class_names(feature[0])
-    if any(_is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
+    if any(is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
         return _class_names(feature.feature)
-    return list(feature.names) if _is_a(feature, "datasets", "ClassLabel") else None
+    return list(feature.names) if is_a(feature, "datasets", "ClassLabel") else None
 
 
 def with_class_names(values: list[object], names: Sequence[str] | None) -> list[object]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ytuning.data.dataset import Dataset
+from ytuning.data.dataset import Dataset, check_not_blank
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import label_name, quote
 from ytuning.encoder.encoder import Encoder
@@ -121,12 +121,13 @@ def grow_task(
 
     Raises:
         InputError: the task cannot grow, or has a label of this name.
-        DataError: the examples do not fit the task.
+        DataError: the examples do not fit the task, or a text is blank.
         StoreError: the feature store cannot be read or written.
     """
     # The name has the form of those in data files.
     name = label_name(name) or ""
     check_can_grow(task, name)
+    check_not_blank(examples)
     assert isinstance(task.head, MatchingHead)
     features, _ = task_features(task, examples, encoder, store, progress=progress)
     return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))

@@ -325,7 +325,7 @@ def split_labels(text: str, separator: str | None) -> list[str]:
 def _parts(column: Column, row: int, cell: object, separator: str | None) -> list[object]:
     """The labels that a cell holds, as they stand there."""
     if isinstance(cell, LISTS):
-        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
+        return sorted(cell, key=str) if isinstance(cell, set | frozenset) else list(cell)
     if isinstance(cell, str):
         return list(split_labels(cell, separator))
     # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
