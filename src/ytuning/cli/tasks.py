@@ -171,8 +171,8 @@ def evaluate(
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
     known = task.target.names
-    columns = {"text": text, "text_pair": text_pair, "label": label}
-    rows = read_dataset(data, **columns, kind=task.kind, known=known, label_names=label_names or ())
+    read = partial(read_dataset, text=text, text_pair=text_pair, label=label, label_names=label_names or ())
+    rows = read(data, kind=task.kind, known=known)
     with console.shown_progress(quiet) as progress:
         console.tell_notes(progress, rows)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
@@ -221,10 +221,9 @@ def add_label(
     target = out or task_dir
     check_task_folder(target)
     names = (*task.target.names, name)
-    read = partial(read_dataset, text=text, text_pair=text_pair)
+    read = partial(read_dataset, text=text, text_pair=text_pair, label_names=label_names or ())
     rows = read(examples, labelled=False)
-    labels = {"label": label, "kind": task.kind, "known": names, "label_names": label_names or ()}
-    judged = None if test is None else read(test, **labels)
+    judged = None if test is None else read(test, label=label, kind=task.kind, known=names)
     with console.shown_progress(quiet) as progress:
         for part in (rows, judged):
             if part is not None and not quiet:

@@ -427,8 +427,8 @@ def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataE
         if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
             problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
             problem += looked_for
-    for names, what in EXPORTS.items():
-        if names <= set(table.names):
+    for columns, what in EXPORTS.items():
+        if columns <= set(table.names):
             raise DataError(f"{problem}. {what}", source=table.source)
     remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
     return DataError(f"{problem}. {remedy}", source=table.source)
