@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ytuning.data.columns import Columns
 from ytuning.data.dataset import (
-    Columns,
     Dataset,
     from_lists,
     labels_of,
@@ -71,22 +71,21 @@ def test_a_named_column_that_is_missing_is_compared_with_those_there_are(tmp_pat
     path = tmp_path / "t.csv"
     path.write_text("text,lable\na,b\n")
     assert complaint(read_dataset, path, label="label") == (
-        f"{path}: label= (--label) names the column 'label', which is not there. Did you mean 'lable'? "
+        f"{path}: label= names the column 'label', which is not there. Did you mean 'lable'? "
         "The columns are 'text', 'lable'."
     )
     assert complaint(read_dataset, path, label="lable", text_pair="other") == (
-        f"{path}: text_pair= (--text-pair) names the column 'other', which is not there. "
-        "The columns are 'text', 'lable'."
+        f"{path}: text_pair= names the column 'other', which is not there. The columns are 'text', 'lable'."
     )
 
 
 def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     assert complaint(read_dataset, [{"body": "a", "label": "b"}]) == (
-        "the rows: there is no column 'text' or 'sentence'. Name the text column with text= (--text); "
+        "the rows: there is no column 'text' or 'sentence'. Name the text column with text=; "
         "the columns are 'body', 'label'."
     )
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
-        "the rows: there is no column 'label' or 'labels'. Name the label column with label= (--label); "
+        "the rows: there is no column 'label' or 'labels'. Name the label column with label=; "
         "the columns are 'text', 'Label'."
     )
 
@@ -94,15 +93,15 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
 def test_a_column_that_has_another_use_is_told() -> None:
     table = [{"text": "a", "label": "b"}]
     assert complaint(read_dataset, table, label="text") == (
-        "the rows: label= (--label) uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
-        "Name the text column with text= (--text); the columns are 'text', 'label'."
+        "the rows: label= uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
+        "Name the text column with text=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text="label") == (
-        "the rows: text= (--text) uses the column 'label' already, and there is no other column 'label' or 'labels'. "
-        "Name the label column with label= (--label); the columns are 'text', 'label'."
+        "the rows: text= uses the column 'label' already, and there is no other column 'label' or 'labels'. "
+        "Name the label column with label=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text_pair="text").startswith(
-        "the rows: text_pair= (--text-pair) uses the column 'text' already, and there is no other column 'text' or "
+        "the rows: text_pair= uses the column 'text' already, and there is no other column 'text' or "
     )
 
 
@@ -273,7 +272,7 @@ def test_a_list_is_no_single_label(cell: object) -> None:
     message = complaint(read_dataset, labelled("x", cell), kind="single")
     assert message.startswith("the rows, row 2, column 'label': the label ")
     assert message.endswith(
-        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi' (--kind multi)."
+        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi'."
     )
 
 
@@ -330,7 +329,7 @@ def test_texts_of_a_task_are_split_into_its_labels(
 def test_of_several_marks_that_do_the_one_of_the_train_rows_is_taken() -> None:
     for separator, expected in ((";", [("a,b",), ("c",)]), (",", [("a", "b"), ("c",)]), (None, [("a,b",), ("c",)])):
         train = Dataset(["text"], [("a,b", "a", "b", "c")], kind="multi", separator=separator)
-        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train)
+        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train.known)
         assert found.labels == expected
 
 
@@ -391,8 +390,7 @@ def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
     told = complaint(read_dataset, labelled(*cells, cell, 1.5))
     assert told == (
         f"the rows, row 19, column 'label': the label {str(cell)!r} is not a finite number. Nearly all "
-        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single' (--kind "
-        "single)."
+        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single'."
     )
     assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
     if isinstance(cell, str):
@@ -544,7 +542,7 @@ def test_labels_must_be_for_the_kind_of_task() -> None:
     check_labels_known(from_lists(["a", "b"], [["x"], []]), known, "test")
     assert complaint(check_labels_known, from_lists(["a"], ["x"]), known, "test") == (
         "the rows: the labels are of the kind 'single', but those of the training set are of the kind 'multi'. "
-        "Use the same --kind for both."
+        "Use the same kind= for both."
     )
     check_labels_known(from_lists(["a"], [9.5]), Regression(0, 1, bounded=True), "test")
 
@@ -554,7 +552,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
     check_trainable(dataset, holdout=False)
     assert complaint(check_trainable, dataset, holdout=True) == (
         "the rows, row 2, column 'label': the label 'y' occurs once. Add a second row with it, remove this row, "
-        "or give a validation set (--validation)."
+        "or give a validation set (validation=)."
     )
     check_trainable(from_lists(list("abcd"), ["x", "y", "x", "y"]), holdout=True)
 

@@ -263,7 +263,7 @@ def test_lists_of_0_and_1_need_names(form: str, tmp_path: Path) -> None:
     message = complaint(read_dataset, source)
     assert message.endswith(
         "row 1, column 'label': every row is a list of 3 values, each 0 or 1, which says by place what labels it has. "
-        "Name the labels in their order with label_names= (--label-names A,B,...), or write their names in the lists."
+        "Name the labels in their order with label_names='A,B,...', or write their names in the lists."
     )
     for names in ("x, y,z", ["x", "y", "z"]):
         found = read_dataset(source, label_names=names)
@@ -312,7 +312,7 @@ def test_lists_of_other_things_are_lists_of_labels(cells: list[Any]) -> None:
     [
         ([[1, 0], [0, 1]], {"label_names": "a,b,c"}, "--label-names A,B,...). Got 3 names instead."),
         ([[1, 0], [0, 2]], {"label_names": "a,b"}, "Got [0, 2] instead. Correct it or leave out label_names."),
-        ([[1, 0], [0]], {"label_names": "a,b"}, "row 2, column 'label': label_names= (--label-names) is for lists of"),
+        ([[1, 0], [0]], {"label_names": "a,b"}, "row 2, column 'label': label_names= is for lists of"),
         (["a", "b"], {"label_names": "a,b"}, "of the kind 'multi'. Got 'single' instead. Leave it out."),
     ],
 )

@@ -13,20 +13,19 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from ytuning.data.columns import Columns, Known, Role, choose_columns
 from ytuning.data.files import read_table
 from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
-from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, UNKNOWN, split_labels
+from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, split_labels
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.label_cells import check_answers, open_cells
-from ytuning.data.labels import Kind, describe_alike, describe_read_as, did_you_mean, label_name, list_names, quote
+from ytuning.data.labels import Kind, describe_alike, describe_read_as, label_name, list_names, quote
 from ytuning.data.sequences import as_cells
 from ytuning.data.tables import LISTS, Column, Table
-from ytuning.errors import DataError, InputError, must_be_one_of
+from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = [
-    "Columns",
     "Dataset",
-    "Role",
     "TextInput",
     "check_not_blank",
     "from_lists",
@@ -39,47 +38,10 @@ __all__ = [
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
-Role = Literal["text", "text_pair", "label", "group"]
-DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
-    "text": ("text", "sentence"),
-    "text_pair": ("text_pair",),
-    "label": ("label", "labels"),
-}
-"""Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
 ROWS = (list, tuple, np.ndarray)
 """What may hold the two texts of a pair."""
-# The columns of exports that hold a row's text and labels inside of other objects.
-EXPORTS = {
-    frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
-    frozenset({"fields", "responses"}): "These are records of Argilla. Export them with to_datasets().",
-}
 # A name of which brackets or quotes are the first and the last character may come from a list written as text.
 MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that a data set was made of, named by the user or inferred.
-
-    Attributes:
-        text: column of the texts.
-        text_pair: column of the second texts; None for single texts.
-        label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
-        group: column whose equal values keep rows on one side of a split.
-    """
-
-    text: str
-    text_pair: str | None = None
-    label: str | tuple[str, ...] | None = None
-    group: str | None = None
-
-    @property
-    def spelt(self) -> dict[Role, str]:
-        """Each column by its role, as an option names it: several label columns with commas between them."""
-        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
-        columns: dict[Role, str | None]
-        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
-        return {role: name for role, name in columns.items() if name is not None}
 
 
 @dataclass(frozen=True)
@@ -145,6 +107,22 @@ class Dataset:
     def has_pairs(self) -> bool:
         """Whether each row is a pair of texts."""
         return self.text_pairs is not None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The source, the columns that were read, and the numbers of rows read, used and left out, for JSON."""
+        return {
+            "file": self.source,
+            "columns": None if self.columns is None else self.columns.to_json(),
+            "rows_read": self.rows_read,
+            "rows_used": len(self),
+            "left_out": self.left_out,
+        }
+
+    @property
+    def known(self) -> Known:
+        """What these rows say about further rows for the same task."""
+        return Known(names_in(self), self.separator, self.columns, self.has_pairs)
 
     @property
     def names(self) -> list[str]:
@@ -225,23 +203,25 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
-    known: Collection[str] | Dataset = (),
+    known: Known | Collection[str] = (),
     group: str | None = None,
     label_names: str | Sequence[str] = (),
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
-    A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts are kept exactly. Labels are read in the form of `labels.label_name`: 3 and 3.0 are "3", True and
-    the text "TRUE" are "true"; a ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row are a list, the
-    text of a list (JSON or Python), or text with one of ``| ; , #`` between them, the first of these that occurs in the
-    column; an empty list or text is no label. Or they are several columns of 0 and 1, whose names are the labels, or
-    lists of 0 and 1 with ``label_names``. Cells of annotation tools are read as `label_cells.open_cells` says; the
-    result has ``notes`` of them.
+    A column that is not named is that of the training, if ``known`` has it and the table too. Else it is inferred:
+    ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or ``labels``. Texts are kept exactly. Labels
+    are read in the form of `labels.label_name`: 3 and 3.0 are "3", True and the text "TRUE" are "true"; a
+    ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row are a list, the text of a list (JSON or
+    Python), or text with one of ``| ; , #`` between them, the first of these that occurs in the column; an empty list
+    or text is no label. Or they are several columns of 0 and 1, whose names are the labels, or lists of 0 and 1 with
+    ``label_names``. Cells of annotation tools are read as `label_cells.open_cells` says; the result has ``notes`` of
+    them.
 
     Args:
         source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
-            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
+            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows), a mapping of lists (columns), or
+            what ``read_table`` makes of these.
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
@@ -251,9 +231,9 @@ def read_dataset(
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
         labelled: False for prediction: no label column is looked for, one that is there is ignored, and texts may be
             blank.
-        known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
-            data set of the train rows, the one at which their texts were split.
+        known: what the training says about the rows of its task: ``task.known``, or ``train.known`` of its rows; or
+            the names of the task's labels. Texts with several labels are then split at the mark that leaves most rows
+            with known labels only, or at none; of several such marks it is that of the training, else the first.
         group: column whose equal values keep rows together when validation rows are held out; it may be that of a
             text, so that rows with the same text stay together.
         label_names: labels by their place, where each cell is a list of 0 and 1; as a sequence, or as text with commas
@@ -265,9 +245,11 @@ def read_dataset(
         MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if kind not in (kinds := ("auto", *KINDS)):
-        raise InputError(must_be_one_of("kind", kind, kinds))
-    table = read_table(source)
-    columns = _columns_of(table, text, text_pair, label, group, labelled=labelled)
+        raise InputError(must_be_one_of(parameter("kind"), kind, kinds))
+    table = source if isinstance(source, Table) else read_table(source)
+    known = known if isinstance(known, Known) else Known(known)
+    named: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "group": group}
+    columns = choose_columns(table, named, label, known, labelled=labelled)
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
@@ -318,7 +300,7 @@ def from_lists(
         cells, pairs = _unzip_rows(cells, source)
     read = _LabelsRead(None)
     if labels is not None:
-        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
+        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind, Known())
     return Dataset(
         texts=Column(source, "text", cells).texts("text", blank=blank),
         labels=read.labels,
@@ -362,98 +344,6 @@ def read_inputs(cells: Iterable[object]) -> Iterator[TextInput]:
         yield text.text(row, first, "text", blank=True), pair
 
 
-# --- which columns --------------------------------------------------------------------------------------------------
-
-
-def _columns_of(
-    table: Table,
-    text: str | None,
-    text_pair: str | None,
-    label: str | Sequence[str] | None,
-    group: str | None,
-    *,
-    labelled: bool,
-) -> Columns:
-    """The columns to read, named or inferred; arguments as :func:`read_dataset` takes them."""
-    names: dict[Role, list[str] | None] = {
-        "text": None if text is None else [text],
-        "text_pair": None if text_pair is None else [text_pair],
-        "label": _label_columns(table, label) if labelled else None,
-    }
-    chosen = _choose_columns(table, names, labelled=labelled)
-    single = {role: columns[0] for role, columns in chosen.items()}
-    several = label is not None and labelled and single["label"] != label
-    return Columns(
-        single["text"],
-        single.get("text_pair"),
-        tuple(chosen["label"]) if several else single.get("label"),
-        None if group is None else _existing(table, "group", group),
-    )
-
-
-def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labelled: bool) -> dict[Role, list[str]]:
-    """The columns of each role: those the user named, else one that has a default name and no other role.
-
-    Raises:
-        InputError: a column is named twice.
-        DataError: a column is not there.
-    """
-    chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
-    used = [name for names in chosen.values() for name in names]
-    if len(set(used)) < len(used):
-        uses = ", ".join(f"{role}={quote(','.join(names))}" for role, names in chosen.items())
-        raise InputError(f"each column can have only one use. Got {uses}.")
-    for role in named:
-        if role in chosen or (role == "label" and not labelled):
-            continue
-        if free := [name for name in DEFAULT_NAMES[role] if name in table.names and name not in used]:
-            chosen[role] = free[:1]
-            used += free[:1]
-        elif role != "text_pair":
-            raise _not_there(table, role, chosen)
-    return chosen
-
-
-def _option(role: Role) -> str:
-    """A role as an argument and as an option of a command."""
-    return f"{role}= (--{role.replace('_', '-')})"
-
-
-def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
-    """Make the error that no column has a default name of ``role``, or that another role uses the one that has it."""
-    looked_for = " or ".join(quote(name) for name in DEFAULT_NAMES[role])
-    problem = f"there is no column {looked_for}"
-    for other, names in chosen.items():
-        if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
-            problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
-            problem += looked_for
-    for columns, what in EXPORTS.items():
-        if columns <= set(table.names):
-            raise DataError(f"{problem}. {what}", source=table.source)
-    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
-    return DataError(f"{problem}. {remedy}", source=table.source)
-
-
-def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
-    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
-    if label is None:
-        return None
-    if not isinstance(label, str):
-        if not label:
-            raise InputError("label= names no column. Give at least one or leave it out.")
-        return list(label)
-    if label in table.names or "," not in label:
-        return [label]
-    return [name if name in table.names else name.strip() for name in label.split(",")]
-
-
-def _existing(table: Table, role: Role, name: str) -> str:
-    if name in table.names:
-        return name
-    problem = f"{_option(role)} names the column {quote(name)}, which is not there.{did_you_mean(name, table.names)} "
-    raise DataError(f"{problem}The columns are {list_names(table.names)}.", source=table.source)
-
-
 # --- what the cells of labels say -----------------------------------------------------------------------------------
 
 
@@ -468,11 +358,7 @@ class _LabelsRead:
 
 
 def _read_label_columns(
-    table: Table,
-    columns: Columns,
-    kind: Kind | Literal["auto"],
-    known: Collection[str] | Dataset,
-    places: Sequence[str],
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Known, places: Sequence[str]
 ) -> _LabelsRead:
     """Read the labels in the columns that were chosen.
 
@@ -485,10 +371,10 @@ def _read_label_columns(
         return _read_labels(table.column(columns.label), kind, known, places)
     if kind not in ("auto", "multi"):
         problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
-        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
+        raise InputError(f"{problem}Change the kind or name one column with {argument('label')}.")
     if places:
         raise InputError(
-            "label_names= (--label-names) names places in lists, and several columns have names. Leave it out."
+            f"{argument('label_names')} names places in lists, and several columns have names. Leave it out."
         )
     return _flagged_names([table.column(name) for name in columns.label])
 
@@ -527,7 +413,7 @@ def _flags(column: Column) -> list[bool]:
 def _read_labels(
     column: Column,
     kind: Kind | Literal["auto"],
-    known: Collection[str] | Dataset = (),
+    known: Known,
     places: Sequence[str] = (),
 ) -> _LabelsRead:
     """Read the labels in one column; arguments as :func:`read_dataset` takes them."""
@@ -537,10 +423,10 @@ def _read_labels(
         lists = any(isinstance(cell, LISTS) for cell in column.cells)
         kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
     if places and kind != "multi":
-        problem = f"label_names= (--label-names) is for lists of 0 and 1 of the kind 'multi'. Got {kind!r} instead. "
+        problem = f"{argument('label_names')} is for lists of 0 and 1 of the kind 'multi'. Got {kind!r} instead. "
         raise InputError(f"{problem}Leave it out.")
-    names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
-    labels, separator = KINDS[kind].read_labels(column, Reading(names, first, guessed, places))
+    reading = Reading(known.names, known.separator, guessed, places)
+    labels, separator = KINDS[kind].read_labels(column, reading)
     rows: dict[str, int] = {}
     for row, of_row in enumerate(KINDS[kind].label_names(labels), 1):
         for name in of_row:
@@ -548,7 +434,7 @@ def _read_labels(
     # Numbers have no names, and their texts are told to nobody.
     if rows and column.read_as:
         notes.append(describe_read_as(column.read_as))
-    if not names:
+    if not known.names:
         # Of the names of a task this was told when it was trained, and it takes no others.
         notes += _notes(rows, rows) + (_joined_note(rows) if kind == "single" else [])
     if separator == HASH:
@@ -576,5 +462,5 @@ def _joined_note(names: Collection[str]) -> list[str]:
                 problem = (
                     f"{mark!r} in labels such as {quote(name)} may separate several labels of a row. They are read as "
                 )
-                return [f"{problem}one; kind='multi' (--kind multi) splits them."]
+                return [f"{problem}one; {argument('kind', 'multi')} splits them."]
     return []

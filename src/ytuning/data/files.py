@@ -24,22 +24,27 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ytuning.data.delimited import read_delimited
 from ytuning.data.json_rows import read_json
+from ytuning.data.labels import did_you_mean
 from ytuning.data.tables import NOT_UTF8, Table, arrow_cells, table_in_memory, with_class_names
 from ytuning.errors import DataError, InputError, quantity
+from ytuning.system.files import STANDARD_INPUT
 from ytuning.system.machine import require
 
-__all__ = ["read_table"]
+__all__ = ["names_like", "read_table"]
 
-STANDARD_INPUT = "-"
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 HEAD_BYTES = 2**16
+# A missing file is compared with this number of names in its folder.
+MOST_NAMES = 10_000
+PATTERN_MARKS = "*?["
 # A packed file may unpack to this many bytes, or to this many times its size; text rarely shrinks to a tenth.
 MOST_UNPACKED, MOST_UNPACKED_RATIO = 2**24, 200
 JSON_START = re.compile(rb"\s*(?:\{\s*\"|\[\s*\{)")
@@ -96,6 +101,17 @@ def read_table(source: object) -> Table:
         blank = f", only {quantity(table.blank_lines, 'blank line')}" if table.blank_lines else ""
         raise DataError(f"there are no rows{blank}. Give at least one.", source=table.source)
     return table
+
+
+def names_like(missing: str | os.PathLike[str]) -> str:
+    """``" Did you mean 'train.csv'?"`` with names in the folder that are like one that is not there, or nothing."""
+    path = Path(missing)
+    if any(mark in path.name for mark in PATTERN_MARKS):
+        return " No file matches this pattern. Give the name of one file."
+    # A name may be too long for the system, or the folder may not be readable.
+    with suppress(OSError, ValueError), os.scandir(path.parent) as entries:
+        return did_you_mean(path.name, [entry.name for entry in islice(entries, MOST_NAMES)])
+    return ""
 
 
 def _read_file(path: Path) -> Table:
@@ -158,8 +174,8 @@ def _system_errors(source: str) -> Iterator[None]:
         # Errors of this package are ValueErrors too.
         raise
     except FileNotFoundError:
-        step = "This is an address: download the file first." if re.match(r"\w+:/", source) else "Check its name."
-        raise DataError(f"there is no such file. {step}", source=source) from None
+        step = " This is an address: download the file first." if re.match(r"\w+:/", source) else names_like(source)
+        raise DataError(f"there is no such file.{step or ' Check its name.'}", source=source) from None
     except UnicodeDecodeError:
         raise DataError(NOT_UTF8, source=source) from None
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ytuning.data.labels import label_name, list_names, quote
 from ytuning.data.sequences import as_cells, is_a
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, argument
 
 __all__ = [
     "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory", "table_of_columns",
@@ -84,7 +84,7 @@ class Column:
         """
         if isinstance(cell, LISTS) and getattr(cell, "ndim", None) != 0:
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
-            raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
+            raise self.error(row, f"{problem}Give each row one label or use {argument('kind', 'multi')}.")
         name = label_name(cell)
         if not isinstance(cell, str) and name is not None:
             return name

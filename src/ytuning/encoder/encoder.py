@@ -38,7 +38,7 @@ from ytuning.encoder.pretrained import (
     tokenizer_rules,
 )
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
-from ytuning.errors import EncoderError, must_be_one_of
+from ytuning.errors import EncoderError, must_be_one_of, parameter
 from ytuning.system.machine import keep_freed_memory, shared_threads
 
 __all__ = ["Batches", "Encoder", "Span", "load_encoder"]
@@ -156,8 +156,8 @@ class Encoder:
         states = tuple(sorted({self.depth if state == -1 else int(state) for state in numbers}))
         if not states or states[0] < 0 or states[-1] > self.depth:
             raise EncoderError(
-                f"layers must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 for the last. "
-                f"Got {list(numbers)} instead."
+                f"{parameter('layers')} must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 "
+                f"for the last. Got {list(numbers)} instead."
             )
         return states
 
@@ -344,9 +344,9 @@ def load_encoder(
         MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
     """
     if precision not in PRECISIONS:
-        raise EncoderError(must_be_one_of("precision", precision, PRECISIONS))
+        raise EncoderError(must_be_one_of(parameter("precision"), precision, PRECISIONS))
     if long_text not in LONG_TEXTS:
-        raise EncoderError(must_be_one_of("long_text", long_text, LONG_TEXTS))
+        raise EncoderError(must_be_one_of(parameter("long_text"), long_text, LONG_TEXTS))
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -13,7 +13,7 @@ import numpy as np
 from ytuning.data.kinds.metrics import Intervals, LabelFigures, Sums, figures_of_counts, interval_ends, resampled_sums
 from ytuning.data.labels import Kind, LabelSet
 from ytuning.data.tables import Column
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, argument, must_be_one_of, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,8 +210,8 @@ class TaskKind(ABC):
             InputError: its rows have numbers.
         """
         if name not in cls.training_options:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is for tasks with labels, and these rows have numbers. Leave out {option}.")
+            problem = f"{parameter(name)} is for tasks with labels, and these rows have numbers. "
+            raise InputError(f"{problem}Leave out {argument(name)}.")
 
     # --- labels of rows -----------------------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class TaskKind(ABC):
             InputError: the loss is unknown, or the label weights do not fit.
         """
         if name not in LOSSES:
-            raise InputError(must_be_one_of("loss", name, LOSSES))
+            raise InputError(must_be_one_of(parameter("loss"), name, LOSSES))
         return self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
 
     @abstractmethod
@@ -328,16 +328,18 @@ class TaskKind(ABC):
         if given == "balanced":
             return self._balanced_weights(counts, len(targets))
         if isinstance(given, str):
-            raise InputError(must_be_one_of("label_weights", given, (None, "balanced", "a weight for each label")))
+            choices = (None, "balanced", "a weight for each label")
+            raise InputError(must_be_one_of(parameter("label_weights"), given, choices))
         if len(given) != len(counts) or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
             raise InputError(
-                f"label_weights must be {len(counts)} weights of at least 0, not all of them 0. Got {given!r} instead."
+                f"{parameter('label_weights')} must be {len(counts)} weights of at least 0, not all of them 0. "
+                f"Got {given!r} instead."
             )
         weights = torch.tensor(given)
         total = (weights * counts).sum()
         if not total > 0:
             raise InputError(
-                "label_weights must be above 0 for a label that a train row has. "
+                f"{parameter('label_weights')} must be above 0 for a label that a train row has. "
                 f"Got {given!r}, and the labels above 0 have no row. Raise another's"
             )
         return weights * counts.sum() / total

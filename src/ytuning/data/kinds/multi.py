@@ -22,7 +22,7 @@ from ytuning.data.kinds.metrics import (
 )
 from ytuning.data.labels import LabelSet, label_name, quote
 from ytuning.data.tables import LISTS, Column
-from ytuning.errors import quantity
+from ytuning.errors import argument, quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,9 +84,9 @@ class MultiLabel(TaskKind):
             rows = _names_of_flags(column, rows, reading.places)
         elif reading.places:
             problem = (
-                f"label_names= (--label-names) is for lists of 0 and 1 of one length. Got {quote(column.cells[other])} "
+                f"{argument('label_names')} is for lists of 0 and 1 of one length. Got {quote(column.cells[other])} "
             )
-            raise column.error(other + 1, f"{problem}instead. Correct it or leave out label_names.")
+            raise column.error(other + 1, f"{problem}instead. Correct it or leave out {argument('label_names')}.")
         names = [dict.fromkeys(column.label(row, part) for part in parts) for row, parts in enumerate(rows, 1)]
         return [tuple(row) for row in names], separator
 
@@ -355,7 +355,7 @@ def _names_of_flags(column: Column, rows: Sequence[Sequence[object]], places: Se
         problem = (
             f"every row is a list of {quantity(size, 'value')}, each 0 or 1, which says by place what labels it has. "
         )
-        problem += "Name the labels in their order with label_names= (--label-names A,B,...)"
+        problem += f"Name the labels in their order with {argument('label_names', 'A,B,...')}"
         given = f". Got {quantity(len(places), 'name')} instead." if places else ", or write their names in the lists."
         raise column.error(1, problem + given)
     return [[name for name, part in zip(places, parts, strict=True) if FLAGS[label_name(part) or ""]] for parts in rows]

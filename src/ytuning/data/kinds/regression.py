@@ -15,7 +15,7 @@ from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, Reading, Rep
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
 from ytuning.data.labels import label_name, quote
 from ytuning.data.tables import Column
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +160,8 @@ class Regression(TaskKind):
 
     def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> None:
         if given is not None:
-            raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
+            weights = parameter("label_weights")
+            raise InputError(f"a regression task has no labels, which {weights} is for. Leave it out")
 
     def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
@@ -245,7 +246,7 @@ def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> fl
         remedy = "Write it as 3 or 3.5."
         if guessed:
             remedy = "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names "
-            remedy += "with kind='single' (--kind single)."
+            remedy += f"with {argument('kind', 'single')}."
         raise column.error(row, f"the label {quote(text)} is not a finite number. {remedy}")
     if abs(number) > LARGEST_NUMBER:
         raise column.error(row, f"{quote(cell)} is too large; the limit is 1e150. Correct it or remove the row.")

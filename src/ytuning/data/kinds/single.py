@@ -35,7 +35,7 @@ from ytuning.data.kinds.metrics import (
 )
 from ytuning.data.labels import Kind, LabelSet, quote
 from ytuning.data.tables import Column
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ class SingleLabel(TaskKind):
         if row is None:
             return None
         problem = f"the label {quote(labels[row])} occurs once. Add a second row with it, remove this row, "
-        return row, f"{problem}or give a validation set (--validation)."
+        return row, f"{problem}or give a validation set ({argument('validation')})."
 
     def encode(self, labels: Labels) -> np.ndarray:
         """Return label ids (rows,) int64."""
@@ -184,7 +184,8 @@ class SingleLabel(TaskKind):
             # The precision is rounded down, so that the one in the message can be asked for.
             best_precision = math.floor(1e4 * reached[best]) / 1e4
             raise InputError(
-                f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
+                f"{parameter('abstain_at')} {precision:g} is not reached on the {len(right)} validation rows by any "
+                f"{fewest} or more "
                 "of them that are answered with the highest confidence. The best precision is "
                 f"{best_precision:g}, of {answered[best] / len(right):.1%} of the rows. Ask for no more than that"
             )
