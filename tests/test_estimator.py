@@ -215,6 +215,21 @@ def test_white_space_around_labels_is_kept_in_classes_and_none_of_the_tasks_name
     assert set(model.predict(texts)) <= set(y) and np.allclose(model.predict_proba(texts).sum(1), 1)
 
 
+def test_labels_that_look_alike_warn_and_class_weights_are_found_by_name(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows
+) -> None:
+    texts, names = toy_rows
+    alike = ["Card" if label == "card" and number % 2 else label for number, label in enumerate(names)]
+    with pytest.warns(UserWarning, match="these labels look alike and are different labels: 'Card'"):
+        make().fit(texts, alike)
+    flags = [label == "card" for label in names]
+    weighed = [make(class_weight={key: 3.0}).fit(texts, flags).predict_proba(texts) for key in (True, "true", "TRUE")]
+    np.testing.assert_array_equal(weighed[0], weighed[1])
+    np.testing.assert_array_equal(weighed[0], weighed[2])
+    with pytest.raises(InputError, match=r"does not have: 'ture'\. Did you mean 'true'\? y has: False, True"):
+        make(class_weight={"ture": 3.0}).fit(texts, flags)
+
+
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda texts: np.array(texts, object), pd.Series])
 def test_kinds_of_texts(kind: Callable[[list[str]], Any], fitted: YTuningClassifier, toy_rows: Rows) -> None:
     texts = toy_rows[0][:7]

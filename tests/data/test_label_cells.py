@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.test_data import complaint, labelled
 from ytuning.data.dataset import from_lists, read_dataset
+from ytuning.data.labels import label_name
+from ytuning.errors import InputError
 
 FORMS = ("rows", "csv", "tsv", "jsonl", "json", "parquet", "pandas", "datasets")
 
@@ -346,3 +351,40 @@ def test_lists_of_class_labels_that_look_like_0_and_1_give_names() -> None:
     features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(CLASSES)})
     data = datasets.Dataset.from_dict({"text": ["a", "b"], "labels": [[0, 1], [1, 0]]}, features=features)
     assert read_dataset(data).labels == [("admiration", "anger"), ("anger", "admiration")]
+
+
+@pytest.mark.parametrize("feature", [CLASSES, datasets.List(CLASSES)], ids=["one", "list"])
+def test_class_names_in_parquet_files_of_datasets(feature: Any, tmp_path: Path) -> None:
+    labels = [0, 2] if feature is CLASSES else [[0], [2, 1]]
+    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
+    data.to_parquet(tmp_path / "t.parquet")
+    found = read_dataset(tmp_path / "t.parquet")
+    assert found.labels == read_dataset(data).labels
+    assert found.kind == ("single" if feature is CLASSES else "multi")
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": 1}', b'{"info": {"features": {"label": [], "x": null}}}'])
+def test_foreign_metadata_of_parquet_files_says_nothing(metadata: bytes, tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": metadata})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert read_dataset(tmp_path / "t.parquet").labels == ["1"]
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda name: label_name(name) == name)
+
+
+@given(st.lists(st.lists(NAMES, unique=True), min_size=1), st.sampled_from([repr, json.dumps]))
+def test_a_list_as_text_is_the_list_or_is_refused(rows: list[list[str]], written: Callable[[list[str]], str]) -> None:
+    texts = [f"text {number}" for number in range(len(rows))]
+    try:
+        read = from_lists(texts, [written(row) for row in rows], kind="multi").labels
+    except InputError as error:
+        # Python's other escapes are not read, and lists of 0 and 1 need names.
+        assert (
+            "is not a valid list" in str(error) or "are not a valid list" in str(error) or "label_names" in str(error)
+        )
+    else:
+        assert read == [tuple(row) for row in rows]

@@ -31,6 +31,9 @@ class PolarsSeries:
     def __iter__(self) -> Iterator[object]:
         return (PolarsSeries("", cell) if isinstance(cell, list) else cell for cell in self.values)
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     def to_list(self) -> list[object]:
         return self.values
 

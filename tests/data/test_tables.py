@@ -198,19 +198,6 @@ def test_an_arrow_table_gives_plain_values() -> None:
     assert complaint(broken) == "the Arrow table, row 2, column 'text': the text is not UTF-8. Save the file as UTF-8."
 
 
-def test_a_polars_frame_gives_plain_values() -> None:
-    class DataFrame:
-        """Has the names and methods that a frame of polars has."""
-
-        __module__ = "polars.dataframe.frame"
-        height, columns = 2, ("text", "label")
-
-        def get_column(self, name: str) -> pd.Series:
-            return pd.Series({"text": ["a", "b"], "label": [1, 2]}[name])
-
-    assert contents(DataFrame()) == {"text": ["a", "b"], "label": [1, 2]}
-
-
 def test_a_dataset_gives_the_names_of_its_class_labels() -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     data = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [1, 0, -1, None]}, features=features)

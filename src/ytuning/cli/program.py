@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _check_current_folder()
         with naming_options():
+            _check_current_folder()
             _check_repeated(words)
             status = app(words, prog_name="ytuning", standalone_mode=False)
         sys.stdout.flush()

@@ -50,8 +50,8 @@ def evaluate(
     if report is not None:
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
-    columns = {"text": text, "text_pair": text_pair, "label": label}
-    rows = read_dataset(data, **columns, kind=task.kind, known=task.known, label_names=label_names or ())
+    read = partial(read_dataset, text=text, text_pair=text_pair, label=label, label_names=label_names or ())
+    rows = read(data, kind=task.kind, known=task.known)
     with console.shown_progress(quiet) as progress:
         named = options.named(text, text_pair, label)
         console.tell_file(progress, rows, quiet=quiet, named=named, trained={"the task": task.columns})

@@ -18,6 +18,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import json
 import os
 import re
 import sys
@@ -32,7 +33,7 @@ from typing import Any
 from ytuning.data.delimited import read_delimited
 from ytuning.data.json_rows import read_json
 from ytuning.data.labels import did_you_mean
-from ytuning.data.tables import NOT_UTF8, Table, arrow_cells, table_in_memory
+from ytuning.data.tables import NOT_UTF8, Table, arrow_cells, table_in_memory, with_class_names
 from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.files import STANDARD_INPUT
 from ytuning.system.machine import require
@@ -256,11 +257,31 @@ def _read_parquet(source: str, content: Path | bytes) -> Table:
             column = file.read(columns=[name]).column(0)
             if len(column) != rows:
                 raise OSError(f"a column has {len(column)} cells, but there are {rows} rows")
-            return arrow_cells(source, name, column)
+            return with_class_names(arrow_cells(source, name, column), classes.get(name))
 
     with _parquet(source, content) as file:
         rows, names = file.metadata.num_rows, list(file.schema_arrow.names)
+        classes = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     return Table(source, rows, names, cells)
+
+
+def _class_names(metadata: bytes) -> dict[str, list[str]]:
+    """The class names of columns of ids, also of lists of ids, in a file that `datasets` has written."""
+    try:
+        features = dict(json.loads(metadata)["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: names for name, feature in features.items() if (names := _names_in(feature)) is not None}
+
+
+def _names_in(feature: Any) -> list[str] | None:
+    if isinstance(feature, list) and feature:
+        return _names_in(feature[0])
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
+        return [str(name) for name in feature["names"]]
+    return _names_in(feature.get("feature"))
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _open_cell(column: Column, row: int, cell: object) -> tuple[str, object]:
     text, value = "", cell
     if isinstance(cell, frozenset):
         value = set(cell)
-    elif hasattr(cell, "tolist") and getattr(cell, "ndim", 0):
+    elif hasattr(cell, "tolist") and getattr(cell, "ndim", None):
         # An array or a tensor.
         value = cast("Any", cell).tolist()
     elif isinstance(cell, str):
@@ -181,7 +181,8 @@ def _is_span(part: object) -> bool:
     """Whether a part of a list is a labelled piece of a text: two places and a name, or an object with such places."""
     if isinstance(part, Mapping):
         inner = part.get("value")
-        places = set(part) | (set(inner) if isinstance(inner, Mapping) else set())
-        return bool(places & set(SPAN_KEYS))
-    places = isinstance(part, list | tuple) and len(part) == 3 and all(isinstance(end, int) for end in part[:2])
-    return bool(places) and isinstance(cast("Any", part)[2], str)
+        keys = set(part) | (set(inner) if isinstance(inner, Mapping) else set())
+        return bool(keys & set(SPAN_KEYS))
+    if not isinstance(part, list | tuple) or len(part) != 3:
+        return False
+    return isinstance(part[0], int) and isinstance(part[1], int) and isinstance(part[2], str)

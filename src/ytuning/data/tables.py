@@ -17,8 +17,8 @@ from ytuning.data.sequences import as_cells, is_a
 from ytuning.errors import DataError, InputError, argument
 
 __all__ = [
-    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory",
-    "table_of_columns", "table_of_rows",
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory", "table_of_columns",
+    "table_of_rows", "with_class_names",
 ]  # fmt: skip
 
 NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
@@ -82,7 +82,7 @@ class Column:
         Raises:
             DataError: the cell has no name or is a list.
         """
-        if isinstance(cell, LISTS) and getattr(cell, "ndim", 1):
+        if isinstance(cell, LISTS) and getattr(cell, "ndim", None) != 0:
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use {argument('kind', 'multi')}.")
         name = label_name(cell)
@@ -219,24 +219,26 @@ def _from_datasets(data: Any) -> Table:
     plain = data.with_format(None)
 
     def cells(name: str) -> list[object]:
-        return _with_names(plain[name][:], plain.features[name])
+        return with_class_names(plain[name][:], _class_names(plain.features[name]))
 
     return Table(SET, len(plain), list(plain.column_names), cells)
 
 
-def _with_names(values: list[object], feature: Any) -> list[object]:
-    """Class names for the ids in a column of `datasets`, also in lists of ids; None where a row has no label."""
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """The names of a ``ClassLabel`` of `datasets`, also of one inside of lists; None of another feature."""
     if isinstance(feature, list) and feature:
-        inner = feature[0]
-    elif any(is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
-        inner = feature.feature
-    elif is_a(feature, "datasets", "ClassLabel"):
-        # The package `datasets` writes -1 where a row has no label.
-        names = dict(enumerate(feature.names))
-        return [names.get(cast("int", value)) for value in values]
-    else:
+        return _class_names(feature[0])
+    if any(is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
+        return _class_names(feature.feature)
+    return list(feature.names) if is_a(feature, "datasets", "ClassLabel") else None
+
+
+def with_class_names(values: list[object], names: Sequence[str] | None) -> list[object]:
+    """Class names for ids, also in lists of ids; None for -1, which `datasets` writes where a row has no label."""
+    if names is None:
         return values
-    return [_with_names(value, inner) if isinstance(value, list) else value for value in values]
+    by_id: dict[object, object] = dict(enumerate(names))
+    return [with_class_names(value, names) if isinstance(value, list) else by_id.get(value) for value in values]
 
 
 def table_of_columns(columns: Mapping[Any, Any], source: str) -> Table:
