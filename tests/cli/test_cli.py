@@ -520,6 +520,40 @@ def test_predict_reads_a_file_without_labels(run: Run, trained: Path, files: Pat
     assert [json.loads(line)["text"] for line in found.out.splitlines()] == ["my card", "login"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", 'text,other\nmy card,1\n"",2\n" ",3\nlogin,4\n'),
+        ("rows.tsv", "text\tother\nmy card\t1\n\t2\n \t3\nlogin\t4\n"),
+        ("rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in ("my card", "", " ", "login"))),
+        ("rows.json", json.dumps([{"text": text} for text in ("my card", "", " ", "login")])),
+    ],
+)
+def test_predict_answers_blank_cells(name: str, content: str, run: Run, trained: Path, files: Path) -> None:
+    (files / name).write_text(content)
+    found = run("predict", trained, "--input", name)
+    answers = [json.loads(line) for line in found.out.splitlines()]
+    assert found.status == 0
+    assert [answer["text"] for answer in answers] == ["my card", "", " ", "login"]
+    assert answers[1]["scores"] == answers[2]["scores"] and answers[1]["label"] in answers[1]["scores"]
+    assert "2 rows (the first is row 2) have a blank text." in found.err
+    assert "blank" not in run("predict", trained, "my card").err
+
+
+def test_predict_refuses_a_missing_text(run: Run, trained: Path, files: Path) -> None:
+    (files / "rows.jsonl").write_text('{"text": "my card"}\n{"text": null}\n')
+    found = run("predict", trained, "--input", "rows.jsonl")
+    assert (found.status, found.out) == (2, "")
+    assert "rows.jsonl, row 2, column 'text': the text is missing" in found.err
+
+
+def test_add_label_refuses_a_blank_example(run: Run, trained: Path, files: Path) -> None:
+    (files / "new.jsonl").write_text('{"text": "a stolen phone"}\n{"text": " "}\n')
+    found = run("add-label", trained, "phone", "--examples", "new.jsonl", "--out", "grown")
+    assert found.status == 2
+    assert "new.jsonl, row 2, column 'text': the text has only white space. Fill it in or remove the row." in found.err
+
+
 def test_predict_pairs(run: Run, trained: Path, files: Path) -> None:
     (files / "in.csv").write_text("text,text_pair\nmy card,your login\n")
     found = run("predict", trained.with_name("pairs"), "--input", "in.csv")

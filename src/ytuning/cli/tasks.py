@@ -86,6 +86,7 @@ def predict(
                 f"These arguments are read as texts, not as paths: {list_names(paths)}. Only folders before the first "
                 "text are tasks; use --input for a file of texts."
             )
+        console.tell_blank(progress, data)
         cut, count = 0, len(predictor.tasks)
         predictions = predictor.predict(data.inputs)
         for number, prediction in enumerate(_print_answers(predictions, count) if for_people else predictions, 1):
