@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.serving import Live, live, settings
+from tests.server.serving import Live, live, settings, until
 
 JSON = "application/json"
 BODY = b'{"inputs": "my card"}'
@@ -85,6 +85,18 @@ def test_compressed_bodies(path: str, server: Live) -> None:
     assert "has the content-encoding 'gzip', which is not read. Send it uncompressed" in reply.text
     as_it_is = server.client.post("/predict/single", content=BODY, headers={**headers, "content-encoding": "identity"})
     assert as_it_is.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict/single", "/v2/models/single/infer"])
+def test_a_client_that_goes_before_the_end_of_its_body(path: str, server: Live) -> None:
+    route = path.replace("single", "{task}" if path.startswith("/predict") else "{model}")
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", path)
+    connection.putheader("content-type", JSON)
+    connection.putheader("content-length", "100")
+    connection.endheaders(b"{")
+    connection.close()
+    until(lambda: server.metric("requests_total", route=route, status="499"))
 
 
 def test_the_json_of_v2_is_read_alike(server: Live) -> None:

@@ -448,7 +448,8 @@ def test_openai_client(server: Live, offline: dict[str, list[Prediction]]) -> No
         reply = client.moderations.create(model="multi", input=TEXTS)
         assert sorted(model.id for model in client.models.list()) == sorted(SINGLES + PAIRS)
         assert client.models.retrieve("multi").id == "multi"
-        part = client.moderations.create(model="multi", input=[{"type": "text", "text": TEXTS[0]}])
+        text: Any = {"type": "text", "text": TEXTS[0]}
+        part = client.moderations.create(model="multi", input=[text])
         assert part.results[0].flagged == reply.results[0].flagged
         image: Any = {"type": "image_url", "image_url": {"url": "https://pages.example/a.png"}}
         with pytest.raises(openai.BadRequestError, match="item 1 is an image, and tasks read only texts"):

@@ -18,6 +18,7 @@ from ytuning.cli.cache import cache
 from ytuning.cli.experiments import compare, search
 from ytuning.cli.options import choices_of
 from ytuning.cli.serve import serve
+from ytuning.cli.streams import prepare_streams
 from ytuning.cli.tasks import add_label, evaluate, predict
 from ytuning.cli.train import train
 from ytuning.errors import InputError, YTuningError, must_be_one_of
@@ -73,14 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # A test or a caller may have replaced stdout by a stream that cannot be reconfigured. Bytes of a file's name that
-    # are not UTF-8 are shown as escapes, which JSON reads as such, too.
-    with suppress(AttributeError):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    prepare_streams()
     # SIGTERM from schedulers or `docker stop` should lose no more than Ctrl-C. Only the main thread can handle it.
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _check_current_folder()
         status = app(words, prog_name="ytuning", standalone_mode=False)
         sys.stdout.flush()
         if status == TYPER_INTERRUPTED:
@@ -111,6 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         status = _fail(_usage_mistake(error, words), 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError(
+            "the current folder has been deleted. Change to another one and run the command again."
+        ) from error
 
 
 def _interrupt(*_: object) -> None:

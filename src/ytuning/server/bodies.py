@@ -11,12 +11,13 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from ytuning.data.labels import quote
 from ytuning.server.batching import Refused
 from ytuning.server.texts import kind_of
 
-__all__ = ["JsonRoute", "read_object"]
+__all__ = ["JsonRoute", "read_body", "read_object"]
 
 HEADER = "the header 'content-type: application/json'"
 
@@ -31,8 +32,7 @@ class JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if not takes_body:
                 return await handler(request)
-            content = await request.body()
-            check_encoding(request.headers)
+            content = await read_body(request)
             if content:
                 check_content_type(request.headers)
             return await handler(_ReadRequest(request, content, read_object(content)))
@@ -54,16 +54,21 @@ class _ReadRequest(Request):
         return self._fields
 
 
-def check_encoding(headers: Mapping[str, str]) -> None:
-    """Whether a body was sent as it is.
+async def read_body(request: Request) -> bytes:
+    """The bytes of a body that was sent as it is.
 
     Raises:
-        Refused: it was compressed.
+        Refused: it was compressed, or the client has closed the connection before its end.
     """
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    try:
+        content = await request.body()
+    except ClientDisconnect:
+        raise Refused(499, "client_gone", "the client closed the connection.") from None
     if encoding not in ("", "identity"):
         message = f"the body has the content-encoding {quote(encoding)}, which is not read. Send it uncompressed."
         raise Refused(415, "unsupported_media_type", message, {"accept-encoding": "identity"})
+    return content
 
 
 def check_content_type(headers: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.labels import quote
 from ytuning.server import schemas
 from ytuning.server.batching import Answered, Refused
-from ytuning.server.bodies import check_encoding, read_object
+from ytuning.server.bodies import read_body, read_object
 from ytuning.server.catalog import Served
 from ytuning.server.replies import TheService, labels_given, refusals_of
 from ytuning.server.texts import kind_of
@@ -191,8 +191,8 @@ INFER_BODY: Any = {
 async def infer(request: Request, service: TheService, model: str) -> JSONResponse:
     """A task's outputs: ``probabilities`` and ``label``, ``labels`` as 0 and 1, or ``value``."""
     served = service.task(model)
-    check_encoding(request.headers)
-    asked, inputs = _read_infer(await request.body(), request.headers.get("inference-header-content-length"), served)
+    length = request.headers.get("inference-header-content-length")
+    asked, inputs = _read_infer(await read_body(request), length, served)
     answers = [row[0] for row in await service.answers(request, inputs, [served])]
     every, outputs = _outputs(served, answers), []
     for name in [output.name for output in asked.outputs] if asked.outputs else every:

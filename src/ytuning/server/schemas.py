@@ -88,9 +88,11 @@ class PredictRequest(_Request):
 class HubParameters(_Request):
     """How scores are given back."""
 
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Maximum number of labels for each text.")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Maximum number of labels for each text."
+    )
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
-        None, description="``none`` returns logits. The other is the one that the task has."
+        default=None, description="``none`` returns logits. The other is the one that the task has."
     )
 
 

@@ -352,12 +352,9 @@ def _check_name(folder: Path) -> None:
 
 
 def _name_of(folder: Path) -> str:
-    """The name of a task in a folder, which may be given as ``"."``."""
-    try:
-        return folder.resolve().name
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise TaskFolderError(f"cannot use the task folder {folder}: {problem}. Choose another folder") from error
+    """The name of a task in a folder, which may be given as ``"."`` or be a link."""
+    # Unlike Path.resolve, it raises no error for links that lead back to themselves.
+    return os.path.basename(os.path.realpath(folder))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
