@@ -68,13 +68,6 @@ def test_lines_that_are_refused(content: bytes, message: str, run: Run, typed: T
     assert run("predict", trained, "-").mistake() == message
 
 
-def test_a_closed_standard_input_is_told(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", None)
-    assert run("predict", trained, "-").mistake() == (
-        "the standard input: it cannot be read: Bad file descriptor. Give texts as arguments or with --input FILE."
-    )
-
-
 @pytest.mark.parametrize("text", ["-5 degrees", "--quiet", "-", "-x"])
 def test_a_text_may_begin_with_a_dash(text: str, run: Run, typed: Typed, trained: Path) -> None:
     typed(b"from the standard input\n")

@@ -80,8 +80,8 @@ class Columns:
         names = {role: tuple(name) if isinstance(name, list) else name for role, name in content.items()}
         columns = cls(**names)  # type: ignore[arg-type]
         for role, name in names.items():
-            several = role == "label" and isinstance(name, tuple) and name
-            if not all(isinstance(part, str) for part in (name if several else [name])):
+            parts = name if role == "label" and isinstance(name, tuple) and name else (name,)
+            if not all(isinstance(part, str) for part in parts):
                 raise TypeError(f"the name of the column {role} must be text. Got {quote(name)} instead.")
         return columns
 
