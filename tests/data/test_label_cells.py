@@ -310,7 +310,7 @@ def test_lists_of_other_things_are_lists_of_labels(cells: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("cells", "options", "problem"),
     [
-        ([[1, 0], [0, 1]], {"label_names": "a,b,c"}, "with label_names='A,B,...'. Got 3 names instead."),
+        ([[1, 0], [0, 1]], {"label_names": "a,b,c"}, "label_names='A,B,...'. Got 3 names instead."),
         ([[1, 0], [0, 2]], {"label_names": "a,b"}, "Got [0, 2] instead. Correct it or leave out label_names=."),
         ([[1, 0], [0]], {"label_names": "a,b"}, "row 2, column 'label': label_names= is for lists of"),
         (["a", "b"], {"label_names": "a,b"}, "of the kind 'multi'. Got 'single' instead. Leave it out."),

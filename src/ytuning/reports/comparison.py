@@ -19,6 +19,8 @@ from ytuning.system.files import commit_all
 __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_standings"]
 
 HEADINGS = ("method", "score (95 % interval)", f"to {OURS}", "parameters", "seconds", "stored", "peak memory")
+# Headings from this one on are about what a method costs.
+COSTS = 3
 FOOTNOTES = (
     "Intervals are bootstraps over rows and seeds. A difference compares the same rows and seeds; ~ means that its "
     "interval includes 0, so the two methods cannot be told apart.",
@@ -37,10 +39,13 @@ def print_standings(console: Console, standings: Standings) -> None:
     """Print the table, what was left out and how to read it."""
     if standings.split == "validation":
         console.print(f"[bold yellow]{ON_VALIDATION}[/bold yellow]\n")
-    table = new_table(_title(standings), HEADINGS[:1], HEADINGS[1:])
-    for standing in standings.methods:
-        table.add_row(*map(escape, _cells(standing)), style="bold" if standing.method == OURS else None)
-    console.print(table)
+    # Two tables, because one with all columns is too wide for a terminal of 80 characters.
+    for title, columns in ((_title(standings), slice(1, COSTS)), ("Costs", slice(COSTS, None))):
+        table = new_table(title, HEADINGS[:1], HEADINGS[columns])
+        for standing in standings.methods:
+            name, cells = standing.method, _cells(standing)[columns]
+            table.add_row(*map(escape, (name, *cells)), style="bold" if name == OURS else None)
+        console.print(table)
     for name, reason in standings.comparison.skipped.items():
         console.print(f"{name} was left out: {reason}", soft_wrap=True, markup=False, highlight=False)
     for note in FOOTNOTES:
