@@ -15,7 +15,9 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
@@ -211,6 +213,21 @@ def test_white_space_around_labels_is_kept_in_classes_and_none_of_the_tasks_name
     model = make(class_weight={y[0]: 2.0}, preset="few-shot", label_texts={y[0]: "some words"}).fit(texts, y)
     assert model.task_.target.names == ("card", "login", "refund")
     assert set(model.predict(texts)) <= set(y) and np.allclose(model.predict_proba(texts).sum(1), 1)
+
+
+def test_labels_that_look_alike_warn_and_class_weights_are_found_by_name(
+    make: Callable[..., YTuningClassifier], toy_rows: Rows
+) -> None:
+    texts, names = toy_rows
+    alike = ["Card" if label == "card" and number % 2 else label for number, label in enumerate(names)]
+    with pytest.warns(UserWarning, match="these labels look alike and are different labels: 'Card'"):
+        make().fit(texts, alike)
+    flags = [label == "card" for label in names]
+    weighed = [make(class_weight={key: 3.0}).fit(texts, flags).predict_proba(texts) for key in (True, "true", "TRUE")]
+    np.testing.assert_array_equal(weighed[0], weighed[1])
+    np.testing.assert_array_equal(weighed[0], weighed[2])
+    with pytest.raises(InputError, match=r"does not have: 'ture'\. Did you mean 'true'\? y has: False, True"):
+        make(class_weight={"ture": 3.0}).fit(texts, flags)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda texts: np.array(texts, object), pd.Series])
@@ -410,6 +427,34 @@ def test_fitted_estimators_come_back_from_other_processes(
     assert [model.predict(toy_rows[0][:3]).shape for model in found["estimator"]] == [(3,), (3,)]
 
 
+# --- blank texts ----------------------------------------------------------------------------------------------------
+
+
+def test_blank_texts_are_predicted_and_not_trained_on(fitted: YTuningClassifier, toy_rows: Rows) -> None:
+    texts = ["my card", "", " \n", "login please"]
+    probabilities = fitted.predict_proba(texts)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(probabilities[[0, 3]], fitted.predict_proba([texts[0], texts[3]]), atol=1e-6)
+    np.testing.assert_array_equal(probabilities[1], probabilities[2])
+    assert fitted.predict([""]).tolist() == [fitted.classes_[probabilities[1].argmax()]]
+    for blank, state in (("", "is empty"), ("\u3000", "has only white space")):
+        with pytest.raises(DataError, match=rf"row 121, column 'text': the text {state}\. Fill it in or remove"):
+            clone(fitted).fit([*toy_rows[0], blank], [*toy_rows[1], "card"])
+
+
+def test_explainers_that_leave_words_out_are_answered(fitted: YTuningClassifier) -> None:
+    # LIME drops words and keeps the spaces; SHAP's masker puts "..." or nothing in their place.
+    chooser, words = np.random.default_rng(0), ["my", "card", "was", "stolen"]
+    kept = chooser.random((60, len(words))) > 0.6
+    variations = [" ".join(word if keep else "" for word, keep in zip(words, row, strict=True)) for row in kept]
+    variations += ["", "...", "... ...", " ".join(words)]
+    assert sum(not text.strip() for text in variations) >= 4
+    for given in (variations, np.array(variations), np.array(variations, object)):
+        assert fitted.predict_proba(given).shape == (64, 3)
+    by_text = dict(zip(variations, fitted.predict_proba(variations).tolist(), strict=True))
+    np.testing.assert_allclose([by_text[text] for text in variations], fitted.predict_proba(variations))
+
+
 # --- inside scikit-learn --------------------------------------------------------------------------------------------
 
 
@@ -489,16 +534,17 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
         (["a", "", "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is empty"),
         (["a", None, "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is missing"),
         ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is 1 \\(int\\), not text"),
-        (["a", "b", "c", "d"], [[1], [1], [2], [2]], r"y of two dimensions must hold 0 and 1, .*Got .*2.* instead"),
-        (["a", "b", "c", "d"], [[[1]], [[1]], [[0]], [[0]]], r"y must be one label for each row, .*\(4, 1, 1\)"),
+        (["a", "b"], np.array([[1, 2], [0, 1]]), r"row 1: y of two dimensions must hold 0 and 1, .*Got .*2.* instead"),
+        (["a", "b", "c", "d"], [[[1]], [[1]], [[0]], [[0]]], r"row 1, column 'y': every row must be a list of "),
+        (["a", "b"], np.zeros((2, 1, 1)), r"y must be a list, .* Its shape is \(2, 1, 1\)"),
         (["a", "b"], [[0, 0], [0, 0]], "none of the 2 rows has a label"),
         (["a", "b", "c", "d"], [0.5, 0.25, 1.5, 2.5], "Use labels, or YTuningRegressor for numbers"),
-        (["a", "b", "c", "d"], [1.0, float("nan"), 2.0, 2.0], "fractional or missing numbers"),
-        (["a", "b", "c", "d"], ["x", "x", None, "y"], "y, row 3: the label is missing"),
-        (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "y, row 3: the label is missing"),
-        (["a", "b", "c", "d"], pd.Series(["x", "x", None, "y"]), "y, row 3: the label is missing"),
+        (["a", "b", "c", "d"], [1.0, float("nan"), 2.0, 2.0], "row 2, column 'y': the label is missing"),
+        (["a", "b", "c", "d"], ["x", "x", None, "y"], "row 3, column 'y': the label is missing"),
+        (["a", "b", "c", "d"], ["x", "x", float("nan"), "y"], "row 3, column 'y': the label is missing"),
+        (["a", "b", "c", "d"], pd.Series(["x", "x", None, "y"]), "row 3, column 'y': the label is missing"),
         (["a", "b", "c", "d"], np.array(["x", "x", 3, 3], object), "labels of one type"),
-        (["a", "b", "c"], ["x", " x", "y"], "^y holds labels that differ only in white space around them: ' x', 'x'"),
+        (["a", "b", "c"], ["x", " x", "y"], "^y holds labels that are one label, 'x', in several forms: ' x', 'x'"),
         ("a text", ["x"], "texts must be a list, an array or a series"),
         ([], [], "no rows"),
     ],
@@ -518,6 +564,10 @@ def test_wrong_rows_to_predict(fitted: YTuningClassifier) -> None:
 
 
 # --- several labels, and numbers -------------------------------------------------------------------------------------
+
+
+def pa_table(matrix: np.ndarray) -> Any:
+    return pa.table({str(place): column for place, column in enumerate(matrix.T)})
 
 
 @pytest.fixture
@@ -549,10 +599,65 @@ def test_a_frame_names_its_labels(
     frame = pd.DataFrame(indicators, columns=["toxic", " insult", "polite", "other"])
     model = make().fit(toy_rows[0], frame)
     assert model.task_.target.names == ("insult", "polite", "toxic")
+    assert model.classes_.tolist() == list(frame.columns)
+    assert model.predict(toy_rows[0]).shape == frame.shape and 0 <= model.score(toy_rows[0], frame) <= 1
     plain = make().fit(toy_rows[0], indicators[:, [1, 2, 0]])
     assert np.allclose(model.predict_proba(toy_rows[0])[:, [1, 2, 0]], plain.predict_proba(toy_rows[0]))
     with pytest.raises(InputError, match="class_weight of a multi-label task is None or 'balanced'"):
         make(class_weight={"toxic": 2.0}).fit(toy_rows[0], frame)
+
+
+@pytest.mark.parametrize("container", [list, tuple, set, frozenset])
+def test_sets_of_names_are_answered_by_such_sets(
+    container: Callable[[Any], Any], make: Callable[..., YTuningClassifier], toy_rows: Rows, indicators: np.ndarray
+) -> None:
+    texts, names = toy_rows[0], np.array(["card", "login", "polite"])
+    y = [container(names[row[:3] > 0].tolist()) for row in indicators]
+    model = make().fit(texts, y)
+    assert model.classes_.tolist() == names.tolist() and model.task_.target.names == tuple(names)
+    matrix = make().fit(texts, pd.DataFrame(indicators[:, :3], columns=names))
+    np.testing.assert_array_equal(model.predict_proba(texts), matrix.predict_proba(texts))
+    predicted = model.predict(texts)
+    assert predicted.shape == (120,) and {type(labels) for labels in predicted} == {container}
+    assert [sorted(labels) for labels in predicted] == [
+        sorted(names[row > 0].tolist()) for row in matrix.predict(texts)
+    ]
+    right = [set(true) == set(given) for true, given in zip(y, predicted, strict=True)]
+    assert model.score(texts, y) == np.mean(right) == matrix.score(texts, indicators[:, :3])
+    weights = np.arange(120)
+    with pytest.raises(InputError, match=r"^y must have a row for each of the 120 texts\. Got 1 instead\.$"):
+        model.score(texts, y[:1])
+    assert model.score(texts, pd.Series(y), weights) == pytest.approx(np.average(right, weights=weights))
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csr_array, np.ndarray.tolist, lambda y: y.astype(bool), pa_table])
+def test_matrices_of_0_and_1_are_alike(
+    form: Callable[[np.ndarray], Any], make: Callable[..., YTuningClassifier], toy_rows: Rows, indicators: np.ndarray
+) -> None:
+    plain, model = (make().fit(toy_rows[0], y) for y in (indicators[:, :3], form(indicators[:, :3])))
+    predicted = model.predict(toy_rows[0])
+    assert predicted.dtype.kind == "i"
+    np.testing.assert_array_equal(predicted, plain.predict(toy_rows[0]))
+    assert model.score(toy_rows[0], form(indicators[:, :3])) == plain.score(toy_rows[0], indicators[:, :3])
+
+
+def test_an_ordered_categorical_trains_an_ordinal_task(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
+    texts, order = toy_rows[0], ["refund", "login", "card", "unused"]
+    y = pd.Series(pd.Categorical(toy_rows[1], order, ordered=True))
+    model = make(class_weight={"card": 2.0}).fit(texts, y)
+    assert model.task_.kind == "ordinal" and model.task_.target.names == ("refund", "login", "card")
+    assert model.classes_.tolist() == ["card", "login", "refund"]
+    # (rows,): the label at which the cumulated probability in the order of the labels passes one half.
+    cumulated = model.predict_proba(texts)[:, [2, 1, 0]].cumsum(1)
+    assert model.predict(texts).tolist() == [order[place] for place in (cumulated < 0.5).sum(1).clip(max=2)]
+    assert model.score(texts, y) == np.mean(model.predict(texts) == np.array(toy_rows[1])) > 0.5
+
+
+@pytest.mark.parametrize("form", [np.array, iter, pd.Series, lambda y: np.array(y)[:, None], pa.array, pd.DataFrame])
+def test_forms_of_numbers(form: Callable[[list[float]], Any], tiny_encoder: Path, toy_rows: Rows) -> None:
+    numbers = [float(len(text)) for text in toy_rows[0]]
+    plain, model = (YTuningRegressor(str(tiny_encoder)).fit(toy_rows[0], y) for y in (numbers, form(numbers)))
+    np.testing.assert_array_equal(model.predict(toy_rows[0]), plain.predict(toy_rows[0]))
 
 
 @pytest.mark.parametrize("name", ["default", "paper"])
@@ -576,7 +681,7 @@ def test_numbers(name: str, tiny_encoder: Path, toy_rows: Rows, tmp_path: Path) 
 
 def test_numbers_that_are_none(tiny_encoder: Path) -> None:
     model = YTuningRegressor(str(tiny_encoder))
-    with pytest.raises(InputError, match=r"y must be one number for each row, .*Got shape \(2, 2\)"):
+    with pytest.raises(InputError, match=r"y must be one number for each row, .*Got the row \[1, 2\]"):
         model.fit(["a", "b"], [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="is not a finite number"):
         model.fit(["a", "b"], [1.0, float("inf")])

@@ -15,14 +15,22 @@ A message is one line: what was wrong, the value that was given, what is allowed
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "must_be_one_of", "quantity", "write_errors", "wrong_schema",
+    "YTuningError", "argument", "must_be_one_of", "naming_options", "nearest", "parameter", "quantity", "write_errors",
+    "wrong_schema",
 ]  # fmt: skip
+
+
+# Whether a message is for somebody who types options, rather than for somebody who writes Python.
+_NAMES_OPTIONS = ContextVar("names_options", default=False)
 
 
 class YTuningError(Exception):
@@ -79,6 +87,35 @@ class WriteError(YTuningError):
 
 
 @contextmanager
+def naming_options() -> Iterator[None]:
+    """Within it messages name options of the command line, such as ``--text``, instead of arguments of Python."""
+    before = _NAMES_OPTIONS.set(True)
+    try:
+        yield
+    finally:
+        _NAMES_OPTIONS.reset(before)
+
+
+def argument(name: str, value: object = None, *, option: str | None = None) -> str:
+    """An argument as the reader of a message gives it: ``text='body'`` in Python, ``--text body`` in a command.
+
+    Args:
+        name: name of the argument in Python.
+        value: its value; None leaves it out.
+        option: name of the option, if it is not that of the argument.
+    """
+    if not _NAMES_OPTIONS.get():
+        return f"{name}={'' if value is None else repr(value)}"
+    spelt = parameter(name, option=option)
+    return spelt if value is None else f"{spelt} {shlex.quote(str(value))}"
+
+
+def parameter(name: str, *, option: str | None = None) -> str:
+    """The name of an argument, for a message about its value: ``text`` in Python, ``--text`` on the command line."""
+    return (option or f"--{name.replace('_', '-')}") if _NAMES_OPTIONS.get() else name
+
+
+@contextmanager
 def write_errors(what: object, option: str) -> Iterator[None]:
     """Says what could not be written and which option chooses another place.
 
@@ -98,7 +135,16 @@ def write_errors(what: object, option: str) -> Iterator[None]:
 
 def must_be_one_of(name: str, given: object, choices: Iterable[object]) -> str:
     """The message for a value that is not allowed: ``"kind must be one of 'auto', 'single'. Got 'x' instead."``"""
-    return f"{name} must be one of {', '.join(repr(choice) for choice in choices)}. Got {given!r} instead."
+    choices = list(choices)
+    hint = nearest(given, map(str, choices)) if isinstance(given, str) else ""
+    return f"{name} must be one of {', '.join(map(repr, choices))}. Got {given!r} instead.{hint}"
+
+
+def nearest(given: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'single'?"`` with the choice that is most like a word, or nothing."""
+    # The word is cut, because matching is slow for long texts.
+    close = get_close_matches(given[:60], list(choices), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def wrong_schema(what: object, found: object, read: int, remedy: str) -> str:

@@ -15,14 +15,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from ytuning.data.dataset import Dataset, from_lists
+from ytuning.data.dataset import Dataset, check_not_blank, from_lists
 from ytuning.data.label_texts import LabelTexts
-from ytuning.data.labels import LabelSet, list_names
+from ytuning.data.labels import LabelSet, did_you_mean, label_name, quote
+from ytuning.data.sequences import as_cells
+from ytuning.data.targets import Targets, label_array, label_matrix, label_sets, read_targets
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import load_encoder
 from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import LongText
-from ytuning.errors import DataError, InputError, must_be_one_of, quantity
+from ytuning.errors import InputError, must_be_one_of, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
@@ -54,9 +56,17 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     layers: str | Sequence[int] | None
     _shared: SharedEncoder | None
 
-    def _fit(self, data: Dataset, recipe: Recipe, label_texts: LabelTexts | None = None) -> None:
+    def _fit(
+        self,
+        data: Dataset,
+        recipe: Recipe,
+        label_texts: LabelTexts | None = None,
+        label_order: Sequence[str] | None = None,
+    ) -> None:
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        for note in data.notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
             recipe = replace(recipe, layers=_numbers(self.layers))
@@ -68,6 +78,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
             pairs=self.pairs,
             layers=AUTO_LAYERS if choosing else None,
             label_texts=label_texts,
+            label_order=label_order,
         )
         with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
             trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
@@ -188,29 +199,21 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
                 or one group, or a label occurs once.
             EncoderError: the encoder cannot be used.
         """
-        recipe = preset(self.preset)
-        several = _dimensions(y) == 2
-        if several:
-            names, rows = _several_labels(y)
-            classes = np.arange(len(names))
-            if self.class_weight is not None:
-                if not isinstance(self.class_weight, str):
-                    raise InputError("class_weight of a multi-label task is None or 'balanced'. Got a mapping instead.")
-                recipe = weighing_labels(recipe, _label_weights(self.class_weight, list(names), list(names)))
-            data = from_lists(X, rows, kind="multi", groups=groups)
-        else:
-            classes, ids = _classes_and_ids(y)
-            names = _names_of(classes)
-            if self.class_weight is not None:
-                recipe = weighing_labels(recipe, _label_weights(self.class_weight, classes.tolist(), names))
-            data = from_lists(X, [names[number] for number in ids.tolist()], kind="single", groups=groups)
+        recipe, targets = preset(self.preset), read_targets(y)
+        if self.class_weight is not None:
+            recipe = weighing_labels(recipe, _label_weights(self.class_weight, targets))
+        data = from_lists(X, groups=groups)
+        check_not_blank(data)
+        data = replace(data, labels=targets.labels, kind=targets.kind, notes=targets.notes)
         texts = self.label_texts
-        self._fit(data, recipe, texts if isinstance(texts, str | None) else {str(key): texts[key] for key in texts})
-        self.classes_ = classes
+        if not isinstance(texts, str | None):
+            texts = {label_name(label) or str(label): text for label, text in texts.items()}
+        self._fit(data, recipe, texts, targets.order)
+        self.classes_, self._container = targets.classes, targets.container
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
         # column of zeros is no label of the task, and has no column.
         known = self.task_.target.names
-        self._columns = np.array([known.index(name) if name in known else -1 for name in names])
+        self._columns = np.array([known.index(name) if name in known else -1 for name in targets.names])
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -224,23 +227,39 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         return self._in_columns(self.task_.calibration.answers(self.task_.target, logits).probabilities, 0.0)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Labels (rows,) of texts, in the type they were fitted in; of a multi-label task 0 and 1 (rows, C)."""
-        if self._is_multi:
-            logits = self._logits(X)
-            answers = self.task_.calibration.answers(self.task_.target, logits)
-            return self._in_columns(answers.values.astype(int), 0)
-        probabilities = self.predict_proba(X)
-        labels: np.ndarray = self.classes_[probabilities.argmax(1)]
-        return labels
+        """Labels (rows,) of texts, in the type they were fitted in.
+
+        Of a multi-label task they are what ``fit`` was given: an integer array (rows, C) of 0 and 1, or an object array
+        (rows,) of lists, tuples or sets of labels.
+        """
+        logits = self._logits(X)
+        answers = self.task_.calibration.answers(self.task_.target, logits)
+        if not self.task_.target.gives_many:
+            # (C,): the place in classes_ of each of the task's labels.
+            labels: np.ndarray = self.classes_[np.argsort(self._columns)[answers.values]]
+            return labels
+        flags = self._in_columns(answers.values.astype(int), 0)
+        if self._container is None:
+            return flags
+        sets = np.empty(len(flags), object)
+        sets[:] = [self._container(self.classes_[row > 0].tolist()) for row in flags]
+        return sets
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Share of the rows whose label, or whose labels, are all right."""
+        check_is_fitted(self, "task_")
+        if self._container is None:
+            several = self.task_.target.gives_many
+            return float(super().score(X, label_matrix(y, self.classes_) if several else label_array(y), sample_weight))
+        true, given = label_sets(y), self.predict(X)
+        if len(true) != len(given):
+            raise InputError(f"y must have a row for each of the {len(given)} texts. Got {len(true)} instead.")
+        right = [set(labels) == set(answer) for labels, answer in zip(true, given, strict=True)]
+        return float(np.average(right, weights=sample_weight))
 
     def _in_columns(self, values: np.ndarray, missing: float) -> np.ndarray:
         found: np.ndarray = np.where(self._columns >= 0, values[:, self._columns], missing)
         return found.astype(values.dtype)
-
-    @property
-    def _is_multi(self) -> bool:
-        check_is_fitted(self, "task_")
-        return self.task_.target.gives_many
 
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that several labels are welcome."""
@@ -287,9 +306,12 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
             EncoderError: the encoder cannot be used.
         """
         recipe = preset(self.preset)
-        if np.ndim(y) != 1:
-            raise InputError(f"y must be one number for each row, of shape (rows,). Got shape {np.shape(y)} instead.")
-        self._fit(from_lists(X, y, kind="regression", groups=groups), recipe)
+        numbers = as_cells(y, "y")
+        if wrong := [cell for cell in numbers if isinstance(cell, list | tuple | np.ndarray)]:
+            raise InputError(
+                f"y must be one number for each row, of shape (rows,). Got the row {quote(wrong[0])} instead."
+            )
+        self._fit(from_lists(X, numbers, kind="regression", groups=groups), recipe)
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -303,76 +325,28 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         return self.task_.calibration.answers(self.task_.target, logits).values
 
 
-def _dimensions(y: Any) -> int:
-    try:
-        return np.ndim(y)
-    # NumPy refuses lists of different lengths.
-    except ValueError as error:
-        raise InputError(
-            "y must be one label for each row, or an array or frame (rows, C) of 0 and 1. Got lists of different "
-            "lengths instead: sklearn.preprocessing.MultiLabelBinarizer makes such an array of them"
-        ) from error
-
-
-def _several_labels(y: Any) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Names of the columns of 0 and 1 (rows, C), and each row's labels."""
-    given = np.asarray(y)
-    if not np.isin(given, (0, 1)).all():
-        problem = "y of two dimensions must hold 0 and 1, a column for each label. "
-        raise InputError(f"{problem}Got {given[~np.isin(given, (0, 1))][0]!r} instead.")
-    # The names of labels in data files are stripped too.
-    names = [str(name).strip() for name in getattr(y, "columns", range(given.shape[1]))]
-    # LabelSet raises an error if two names are equal.
-    LabelSet(tuple(names))
-    return names, [tuple(name for name, there in zip(names, row, strict=True) if there) for row in given]
-
-
-def _names_of(classes: np.ndarray) -> list[str]:
-    """Return the task's names of the labels (C,), for rows with one label each."""
-    # The names of labels in data files are stripped too.
-    names = [str(label).strip() for label in classes.tolist()]
-    if len(set(names)) < len(names):
-        twice = max(names, key=names.count)
-        alike = [str(label) for label in classes.tolist() if str(label).strip() == twice]
-        raise InputError(f"y holds labels that differ only in white space around them: {list_names(alike)}. Strip them")
-    return names
-
-
-def _label_weights(given: str | Mapping[Any, float], classes: list[Any], names: list[str]) -> str | tuple[float, ...]:
+def _label_weights(given: str | Mapping[Any, float], targets: Targets) -> str | tuple[float, ...]:
     """The weights in the order of label ids, which is that of the labels' names."""
     if given == "balanced":
         return "balanced"
     if not isinstance(given, Mapping) or not all(_is_weight(weight) for weight in given.values()):
         choices = (None, "balanced", "a mapping from labels to weights of at least 0")
         raise InputError(must_be_one_of("class_weight", given, choices))
-    unknown = [label for label in given if label not in classes]
-    if unknown:
-        has = ", ".join(map(repr, classes[:12]))
-        raise InputError(f"class_weight names a label that y does not have: {unknown[0]!r}. y has: {has}")
-    by_name = {name: float(given.get(label, 1.0)) for label, name in zip(classes, names, strict=True)}
-    return tuple(by_name[name] for name in LabelSet.from_labels(names).names)
+    if targets.kind == "multi":
+        raise InputError("class_weight of a multi-label task is None or 'balanced'. Got a mapping instead.")
+    by_name = dict.fromkeys(targets.names, 1.0)
+    for label, weight in given.items():
+        name = label_name(label) or str(label)
+        if name not in by_name:
+            has = ", ".join(map(repr, targets.classes[:12].tolist()))
+            problem = f"class_weight names a label that y does not have: {label!r}.{did_you_mean(name, by_name)}"
+            raise InputError(f"{problem} y has: {has}")
+        by_name[name] = float(weight)
+    return tuple(by_name[name] for name in targets.order or LabelSet.from_labels(targets.names).names)
 
 
 def _is_weight(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and 0 <= float(value) < math.inf
-
-
-def _classes_and_ids(y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, sorted (C,), and the place among them of each row's (rows,)."""
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        raise InputError(f"y must be one label for each row, of shape (rows,). Got shape {labels.shape} instead.")
-    if labels.dtype.kind == "f" and not np.all(np.mod(labels, 1) == 0):
-        raise InputError("y holds fractional or missing numbers. Use labels, or YTuningRegressor for numbers")
-    # Check the given values: in the array, NaN beside text has become the text "nan".
-    for row, label in enumerate(y, 1):
-        if label is None or (isinstance(label, float) and math.isnan(label)):
-            raise DataError("the label is missing. Fill it in or remove the row", source="y", row=row)
-    try:
-        classes, ids = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InputError(f"y must hold labels of one type, as they are sorted ({error})") from error
-    return classes, ids
 
 
 def _numbers(layers: str | Sequence[int]) -> tuple[int, ...]:

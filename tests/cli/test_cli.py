@@ -295,7 +295,7 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
         )  # fmt: skip
     alike = run("add-label", "toy", "Card", "--examples", "new.csv", "--out", "alike", "--quiet")
     assert alike.err == (
-        "These labels differ only in case and are different labels: 'Card', 'card'. Give labels that mean the same one "
+        "these labels look alike and are different labels: 'Card', 'card'. Give labels that mean the same one "
         "spelling.\n"
     )
     spaced = run("add-label", "toy", " more ", "--examples", "new.csv", "--out", "spaced", "--json")
@@ -314,8 +314,8 @@ def test_labels_that_look_like_mistakes_are_told_once(
     train = ("train", "train.csv", "--test", "test.csv", "--encoder", tiny_encoder, *quiet)
     found = run(*train, "--out", "toy")
     told = (
-        "These labels differ only in case and are different labels: 'Card', 'card'. Give labels that mean the same one "
-        "spelling."
+        "train.csv: these labels look alike and are different labels: 'Card' (row 7), 'card' (row 12). Give labels "
+        "that mean the same one spelling."
     )
     assert found.status == 0 and found.err.splitlines().count(told) == 1
     assert load_task(files / "toy").target.names == ("Card", "card", "login", "refund")
@@ -735,10 +735,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "empty file": (("train", "empty.csv", *OUT), "empty.csv: the file is empty"),
     "no text column": (("train", "odd.csv", *OUT), "there is no column 'text' or 'sentence'"),
     "bad column": (("train", "train.csv", "--text", "txet", *OUT), "'txet', which is not there. Did you mean 'text'?"),
-    "bad label column": (("train", "train.csv", "--label", "topic", *OUT), "label= (--label) names the column 'topic'"),
+    "bad label column": (("train", "train.csv", "--label", "topic", *OUT), "--label names the column 'topic'"),
     "bad group column": (
         ("train", "train.csv", "--group", "user", *OUT),
-        "train.csv: group= (--group) names the column 'user', which is not there. The columns are 'text', 'label'",
+        "train.csv: --group names the column 'user', which is not there. The columns are 'text', 'label'",
     ),
     "one group": (
         ("train", "group.csv", "--group", "user", *OUT),
@@ -746,7 +746,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "groups without a hold-out": (
         ("train", "train.csv", "--group", "text", "--validation", "test.csv", *OUT),
-        "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of the "
+        "--group has no effect together with --validation, because it keeps rows together when rows of the "
         "training set are held out. Leave out one of the two.",
     ),
     "one label": (("train", "one.csv", *OUT), "one.csv, row 1, column 'label': all 2 rows have the label 'card'"),
@@ -759,7 +759,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--kind", "ordinal", "--label-order", "card,login", *OUT),
         "'refund' is missing in --label-order",
     ),
-    "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "abstain_at must be a share above 0"),
+    "no precision": (("train", "train.csv", "--abstain-at", "1.5", *OUT), "--abstain-at must be a share above 0"),
     "unknown pairs": (("train", "train.csv", "--pairs", "both", *OUT), "--pairs must be one of 'auto', 'joint', "),
     "unknown kind": (
         ("train", "train.csv", "--kind", "many", *OUT),
@@ -778,7 +778,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--seed", "1.5", *OUT),
         "--seed must be a whole number from 0 to 4294967295. Got '1.5' instead.",
     ),
-    "negative seed": (("train", "train.csv", "--seed", "1", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
+    "negative seed": (("train", "train.csv", "--seed=-1", *OUT), "4294967295. Got '-1' instead."),
     "no epochs": (
         ("compare", "train.csv", "--epochs", "0", *OUT),
         "--epochs must be a whole number of at least 1. Got '0' instead.",
@@ -807,17 +807,56 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "same name": (("predict", "TASK", "other/toy", "a text"), "two task folders are named 'toy'"),
     "other encoder": (("predict", "TASK", "a text", "--encoder", "ENCODER"), "was trained with another encoder"),
     "missing input": (("predict", "TASK", "--input", "nothing.csv"), "nothing.csv: there is no such file"),
-    "pairs for single": (("predict", "TASK", "--input", "pairs.csv"), "was trained on single texts, not pairs"),
+    "pairs for single": (
+        ("predict", "TASK", "--input", "pairs.csv", "--text-pair", "text_pair"),
+        "was trained on single texts, not pairs",
+    ),
     "evaluate nothing": (("evaluate", "TASK"), "Missing argument 'DATA'"),
     "evaluate no task": (("evaluate", "nothing", "test.csv"), "there is no task folder nothing"),
     "evaluate no file": (("evaluate", "TASK", "nothing.csv"), "nothing.csv: there is no such file"),
     "evaluate unlabelled": (("evaluate", "TASK", "odd.csv", "--text", "a"), "there is no column 'label' or 'labels'"),
     "evaluate foreign label": (("evaluate", "TASK", "foreign.csv"), "the label 'x' does not occur in the training"),
-    "evaluate pairs": (("evaluate", "TASK", "pairs.csv"), "was trained on single texts"),
+    "evaluate pairs": (("evaluate", "TASK", "pairs.csv", "--text-pair", "text_pair"), "was trained on single texts"),
     "evaluate other encoder": (("evaluate", "TASK", "test.csv", "--encoder", "ENCODER"), "with another encoder"),
     "remove nothing": (("cache", "remove"), "give either the beginning of a fingerprint"),
     "remove both": (("cache", "remove", "ab", "--all"), "give either the beginning of a fingerprint"),
     "remove unknown": (("cache", "remove", "ab"), "no feature space starts with 'ab'"),
+    "an option twice": (
+        ("train", "train.csv", "--seed", "1", "--seed=2", *OUT),
+        "--seed can be given only once. Got '1' and '2'. Leave out one of them.",
+    ),
+    "two label options": (
+        ("train", "train.csv", "--label", "a", "--label", "b", *OUT),
+        "--label can be given only once. Got 'a' and 'b'. Separate the names of several columns by commas.",
+    ),
+    "two inputs": (("predict", "TASK", "--input", "a.csv", "--input", "test.csv"), "--input can be given only once."),
+    "misspelt option": (
+        ("train", "train.csv", "--sede", "1", *OUT),
+        "No such option: --sede. Did you mean '--seed'? The options are in: ytuning train --help",
+    ),
+    "misspelt value": (("train", "train.csv", "--kind", "singel", *OUT), "instead. Did you mean 'single'?"),
+    "misspelt command": (("trian", "train.csv", *OUT), "'trian'"),
+    "misspelt file": (("evaluate", "TASK", "tset.csv"), "tset.csv: there is no such file. Did you mean 'test.csv'"),
+    "misspelt recipe": (("train", "train.csv", "--recipe", "foriegn.csv", *OUT), "Did you mean 'foreign.csv'"),
+    "misspelt label texts": (("train", "train.csv", "--label-texts", "on.csv", *OUT), "Did you mean 'one.csv'"),
+    "misspelt task": (("evaluate", "corupt", "test.csv"), "there is no task folder corupt. Did you mean 'corrupt'"),
+    "a file as a task": (("evaluate", "test.csv", "TASK"), "test.csv is a file, not a task folder."),
+    "a task as a file": (("evaluate", "TASK", "foreign"), "foreign: this is a folder. Give the name of a file in it."),
+    "a pattern": (("evaluate", "TASK", "*.csv"), "*.csv: there is no such file. No file matches this pattern."),
+    "a text with a dash": (
+        ("predict", "TASK", "-5 degrees"),
+        "No such option: -5. Put -- before texts that begin with a dash: ytuning predict TASK_DIR -- TEXT",
+    ),
+    "an empty text": (("predict", "TASK", "a", ""), "text 2 of the command line is empty. Leave it out"),
+    "a blank text": (("predict", "TASK", " \t"), "text 1 of the command line has only white space. Leave it out"),
+    "a text that is not UTF-8": (("predict", "TASK", "caf\udce9"), "text 1 of the command line is not UTF-8."),
+    "a text that is a folder": (("predict", "TASK", "foreign"), "'foreign' is a folder but not a task. Leave it out;"),
+    "columns of texts": (("predict", "TASK", "a", "--text", "b"), "--text and --text-pair name columns of a file."),
+    "a dash among texts": (("predict", "TASK", "a", "-"), "the argument - reads all texts from the standard input."),
+    "the standard input twice": (
+        ("train", "-", "--test", "-", *OUT),
+        "the standard input can be read for one file only. Got it for 2. Name the others.",
+    ),
     "unknown cache command": (("cache", "clear"), "'clear'. The commands are 'list', 'verify', 'remove'."),
 }  # fmt: skip
 

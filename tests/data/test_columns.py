@@ -16,7 +16,8 @@ import pytest
 
 from tests.cli.test_cli import Run, run
 from tests.data.test_data import complaint
-from ytuning.data.dataset import Columns, Dataset, read_dataset
+from ytuning.data.columns import Columns, Known
+from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.kinds import MultiLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import check_trainable
@@ -127,12 +128,12 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
     [
         (
             {"label": "toxic,obscen"},
-            "the columns: label= (--label) names the column 'obscen', which is not there. Did you mean 'obscene'? "
+            "the columns: label= names the column 'obscen', which is not there. Did you mean 'obscene'? "
             "The columns are 'id', 'text', 'toxic', 'obscene', 'threat'",
         ),
         (
             {"label": "toxic,"},
-            "the columns: label= (--label) names the column '', which is not there. The columns are ",
+            "the columns: label= names the column '', which is not there. The columns are ",
         ),
         ({"label": []}, "label= names no column. Give at least one or leave it out."),
         ({"label": "toxic,toxic"}, "each column can have only one use. Got label='toxic,toxic'."),
@@ -143,7 +144,7 @@ def test_a_cell_that_is_neither_zero_nor_one(cell: object) -> None:
         (
             {"label": "toxic,threat", "kind": "single"},
             "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
-            "with label= (--label).",
+            "with label=.",
         ),
     ],
 )
@@ -157,8 +158,8 @@ def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
     assert found.labels == [("toxic", "threat"), ("threat",)]
     check_trainable(found, holdout=True)
     assert complaint(read_dataset, {**table, "toxic": [0, 1]}, label=[" toxic", "toxic"]) == (
-        "the columns: the names of the label columns ' toxic' and 'toxic' differ only in white space. Rename or "
-        "leave out one of them."
+        "the columns: the names of the label columns ' toxic' and 'toxic' are one label, 'toxic'. Rename or leave out "
+        "one of them."
     )
 
 
@@ -167,7 +168,7 @@ def test_a_label_that_no_row_has_cannot_be_trained() -> None:
     found = read_dataset(table, label="toxic,obscene,threat")
     assert complaint(check_trainable, found, holdout=True) == (
         "the columns, column 'obscene': no row has 1, so nothing can be learnt about this label. Leave the column out "
-        "of --label."
+        "of label=."
     )
     none = {**table, "toxic": [0, 0, 0]}
     assert "none of the 3 rows has a label" in complaint(
@@ -215,7 +216,7 @@ def test_train_evaluate_and_add_a_label(run: Run, jigsaw: Path, tiny_encoder: Pa
     judged = run("evaluate", "t", "more.parquet", *COLUMNS, "--json")
     assert judged.status == 0 and set(judged.json["labels"]) == {"any", "card", "refund"}
     assert run("evaluate", "t", "more.parquet", "--text", "comment_text", "--label", "card,rfund").mistake() == (
-        "more.parquet: label= (--label) names the column 'rfund', which is not there. Did you mean 'refund'? "
+        "more.parquet: --label names the column 'rfund', which is not there. Did you mean 'refund'? "
         "The columns are 'comment_text', 'card', 'refund', 'any'."
     )
     read = read_dataset(jigsaw / "more.parquet", text="comment_text", labelled=False)
@@ -233,7 +234,7 @@ def test_a_task_of_one_label_a_row_is_not_judged_by_several_columns(run: Run, ji
     assert run("train", "train.csv", *column, "--encoder", tiny_encoder, "--out", "t").status == 0
     assert run("evaluate", "t", "test.jsonl", *COLUMNS).mistake() == (
         "several label columns need the kind 'multi'. Got 'single' instead. Change the kind or name one column "
-        "with label= (--label)."
+        "with --label."
     )
 
 
@@ -262,3 +263,71 @@ def test_data_sets_of_rows_chosen_keep_their_columns() -> None:
         ("toxic", "threat"),
         ("toxic",),
     ]
+
+
+ROW = {"a": "1st", "b": "2nd", "text": "3rd", "text_pair": "4th", "sentence": "5th", "x": 1, "y": 0, "label": "l"}
+
+
+@pytest.mark.parametrize(
+    ("known", "named", "chosen"),
+    [
+        (Known(columns=Columns("a", "b", "label")), {}, Columns("a", "b", "label")),
+        (Known(columns=Columns("a")), {"text": "b"}, Columns("b", "text_pair", "label")),
+        (Known(columns=Columns("a"), pairs=False), {}, Columns("a", None, "label")),
+        (Known(columns=Columns("a"), pairs=False), {"text_pair": "b"}, Columns("a", "b", "label")),
+        (Known(columns=Columns("gone", "b", "gone")), {}, Columns("text", "b", "label")),
+        (Known(columns=Columns("a", None, ("x", "y"))), {}, Columns("a", "text_pair", ("x", "y"))),
+        (Known(columns=Columns("a", None, ("x",))), {}, Columns("a", "text_pair", ("x",))),
+        (Known(columns=Columns("a", None, "x"), pairs=False), {"label": "x,y"}, Columns("a", None, ("x", "y"))),
+        (Known(columns=Columns("a", None, ("gone", "away"))), {}, Columns("a", "text_pair", "label")),
+        (Known(columns=Columns("a", "b")), {"text": "b"}, Columns("b", "text_pair", "label")),
+        (Known(columns=Columns("a", "b", "label", "y")), {"labelled": False}, Columns("a", "b")),
+        (Known(columns=Columns("a", "b", "label")), {"label": "a"}, Columns("text", "b", "a")),
+    ],
+)
+def test_columns_of_the_training_come_before_the_defaults(known: Known, named: dict[str, Any], chosen: Columns) -> None:
+    assert read_dataset([ROW], known=known, **named).columns == chosen
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "message"),
+    [
+        (
+            ROW,
+            Known(columns=Columns("text", None, ("x", "y", "z"))),
+            "the rows: the task was trained on 3 label columns, of which these are not there: 'z'. Add them, or name "
+            "the columns to read with label=; the columns are 'a', 'b', 'text',",
+        ),
+        (
+            {"text": "a", "label": "b"},
+            Known(columns=Columns("text", "gone"), pairs=True),
+            "the rows: there is no column 'gone' or 'text_pair'; the task was trained on 'gone'. Name the text pair "
+            "column with text_pair=; the columns are 'text', 'label'.",
+        ),
+        ({"text": "a", "label": "b"}, Known(pairs=True), "the rows: there is no column 'text_pair'. Name the"),
+        (
+            {"text": "a"},
+            Known(columns=Columns("text", None, "gold")),
+            "the rows: there is no column 'gold', 'label' or",
+        ),
+    ],
+)
+def test_columns_of_the_training_that_are_missing(row: dict[str, Any], known: Known, message: str) -> None:
+    assert complaint(read_dataset, [row], known=known).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [Columns("a"), Columns("ä b", "c", "d", "e"), Columns("a", None, ("x",)), Columns("a", None, ("x", "y,z"))],
+)
+def test_columns_are_written_and_read_again(columns: Columns) -> None:
+    assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"text": 1}, {"text": ["a"]}, {"text": "a", "label": []}, {"text": "a", "other": "b"}, {"label": "b"}],
+)
+def test_columns_that_are_damaged_are_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        Columns.from_json(content)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ytuning.data.columns import Columns
 from ytuning.data.dataset import (
-    Columns,
     Dataset,
     from_lists,
     labels_of,
@@ -71,22 +71,21 @@ def test_a_named_column_that_is_missing_is_compared_with_those_there_are(tmp_pat
     path = tmp_path / "t.csv"
     path.write_text("text,lable\na,b\n")
     assert complaint(read_dataset, path, label="label") == (
-        f"{path}: label= (--label) names the column 'label', which is not there. Did you mean 'lable'? "
+        f"{path}: label= names the column 'label', which is not there. Did you mean 'lable'? "
         "The columns are 'text', 'lable'."
     )
     assert complaint(read_dataset, path, label="lable", text_pair="other") == (
-        f"{path}: text_pair= (--text-pair) names the column 'other', which is not there. "
-        "The columns are 'text', 'lable'."
+        f"{path}: text_pair= names the column 'other', which is not there. The columns are 'text', 'lable'."
     )
 
 
 def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
     assert complaint(read_dataset, [{"body": "a", "label": "b"}]) == (
-        "the rows: there is no column 'text' or 'sentence'. Name the text column with text= (--text); "
+        "the rows: there is no column 'text' or 'sentence'. Name the text column with text=; "
         "the columns are 'body', 'label'."
     )
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
-        "the rows: there is no column 'label' or 'labels'. Name the label column with label= (--label); "
+        "the rows: there is no column 'label' or 'labels'. Name the label column with label=; "
         "the columns are 'text', 'Label'."
     )
 
@@ -94,15 +93,15 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
 def test_a_column_that_has_another_use_is_told() -> None:
     table = [{"text": "a", "label": "b"}]
     assert complaint(read_dataset, table, label="text") == (
-        "the rows: label= (--label) uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
-        "Name the text column with text= (--text); the columns are 'text', 'label'."
+        "the rows: label= uses the column 'text' already, and there is no other column 'text' or 'sentence'. "
+        "Name the text column with text=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text="label") == (
-        "the rows: text= (--text) uses the column 'label' already, and there is no other column 'label' or 'labels'. "
-        "Name the label column with label= (--label); the columns are 'text', 'label'."
+        "the rows: text= uses the column 'label' already, and there is no other column 'label' or 'labels'. "
+        "Name the label column with label=; the columns are 'text', 'label'."
     )
     assert complaint(read_dataset, table, text_pair="text").startswith(
-        "the rows: text_pair= (--text-pair) uses the column 'text' already, and there is no other column 'text' or "
+        "the rows: text_pair= uses the column 'text' already, and there is no other column 'text' or "
     )
 
 
@@ -199,8 +198,15 @@ def test_lists_of_pairs(pairs: object) -> None:
     [
         ((["a", ("b", "c")],), "the rows, row 2, column 'text': the text is ('b', 'c') (tuple), not text. Write "),
         (([("b", "c"), "de"],), "the rows, row 2: every row must be a pair of texts, as the first is. Got 'de' "),
-        (([("b", "c", "d")],), "the rows, row 1: every row must be a pair of texts, as the first is. Got ('b', 'c', "),
-        (([("a", "")],), "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the row."),
+        (
+            ([("b", "c", "d")],),
+            "the rows, row 1: every row must be a text or a pair of texts. Got ('b', 'c', 'd') instead.",
+        ),
+        (
+            ([("a", "")], ["x"]),
+            "the rows, row 1, column 'text_pair': the text pair is empty. Fill it in or remove the ",
+        ),
+        (([["a"], ["b", "c"]],), "the rows, row 2: every row must be a text, as the first is. Got ['b', 'c'] instead."),
         (([("a", "b")], None, ["c"]), "the rows, row 1, column 'text': the text is ('a', 'b') (tuple), not text."),
         ((["a"], ["x", "y"]), "the rows: there are 1 texts but 2 labels. Give one for each text."),
         ((["a"], None, ["x", "y"]), "the rows: there are 1 texts but 2 text_pairs. Give one for each text."),
@@ -224,7 +230,7 @@ def test_lists_that_are_refused(arguments: tuple[Any, ...], message: str) -> Non
         ([3, -1, "007"], ["3", "-1", "007"]),
         ([True, np.bool_(False)], ["true", "false"]),
         ([np.int64(2), np.float32(1), 10.0, np.str_("x")], ["2", "1", "10", "x"]),
-        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.0", "2.0", "v2.0"], ["1", "2", "v2.0"]),
         (["0.5", "high"], ["0.5", "high"]),
         ([0.5, "high"], ["0.5", "high"]),
         (["1_0.5", "\u0663.\u0665"], ["1_0.5", "\u0663.\u0665"]),
@@ -261,12 +267,12 @@ def test_a_label_missing_in_pandas(dtype: str) -> None:
     assert message == "the data frame, row 2, column 'label': the label is missing. Fill it in or remove the row."
 
 
-@pytest.mark.parametrize("cell", [["x"], ("x", "y"), [], {"x"}, np.array(["x"])])
+@pytest.mark.parametrize("cell", [["x", "y"], ("x", "y"), [], {"x", "y"}, np.array(["x", "y"])])
 def test_a_list_is_no_single_label(cell: object) -> None:
     message = complaint(read_dataset, labelled("x", cell), kind="single")
     assert message.startswith("the rows, row 2, column 'label': the label ")
     assert message.endswith(
-        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi' (--kind multi)."
+        " is a list, but a row of this kind has one label. Give each row one label or use kind='multi'."
     )
 
 
@@ -323,7 +329,7 @@ def test_texts_of_a_task_are_split_into_its_labels(
 def test_of_several_marks_that_do_the_one_of_the_train_rows_is_taken() -> None:
     for separator, expected in ((";", [("a,b",), ("c",)]), (",", [("a", "b"), ("c",)]), (None, [("a,b",), ("c",)])):
         train = Dataset(["text"], [("a,b", "a", "b", "c")], kind="multi", separator=separator)
-        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train)
+        found = read_dataset(labelled("a,b", "c"), kind="multi", known=train.known)
         assert found.labels == expected
 
 
@@ -384,12 +390,12 @@ def test_one_cell_that_is_no_number_among_many_is_told(cell: object) -> None:
     told = complaint(read_dataset, labelled(*cells, cell, 1.5))
     assert told == (
         f"the rows, row 19, column 'label': the label {str(cell)!r} is not a finite number. Nearly all "
-        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single' (--kind "
-        "single)."
+        "labels are numbers. Correct this one, remove the row, or read all labels as names with kind='single'."
     )
     assert complaint(from_lists, ["x"] * 19, [*cells, cell]) == told
     if isinstance(cell, str):
-        assert read_dataset(labelled(*cells, cell), kind="single").labels == [*map(str, cells), cell]
+        names = ["0.96", "5", "3", *["0.5"] * 15, cell]
+        assert read_dataset(labelled(*cells, cell), kind="single").labels == names
 
 
 def test_names_beside_a_few_numbers_are_names() -> None:
@@ -436,7 +442,12 @@ def test_fractions_can_be_the_names_of_labels() -> None:
         (float("nan"), "the label is missing. Fill it in or remove the row."),
         (np.float32("nan"), "the label is missing. Fill it in or remove the row."),
         (float("inf"), "the label is inf (float), not text. Write it as text."),
-        ({"a": "b" * 80}, "the label is {'a': '" + "b" * 50 + "... (dict), not text. Write it as text."),
+        (
+            {"a": "b"},
+            'the label is an object with the keys \'a\'. Read are {"choices": ["a", "b"]} and {"a": 1, "b": 0}. '
+            "Write the name of the label, or a list of names.",
+        ),
+        (b"x" * 80, "the label is b'" + "x" * 55 + "... (bytes), not text. Decode it: .decode('utf-8')."),
         ("\ud800", r"the label '\ud800' contains an invalid Unicode character (an unpaired surrogate). Replace it."),
     ],
 )
@@ -531,7 +542,7 @@ def test_labels_must_be_for_the_kind_of_task() -> None:
     check_labels_known(from_lists(["a", "b"], [["x"], []]), known, "test")
     assert complaint(check_labels_known, from_lists(["a"], ["x"]), known, "test") == (
         "the rows: the labels are of the kind 'single', but those of the training set are of the kind 'multi'. "
-        "Use the same --kind for both."
+        "Use the same kind= for both."
     )
     check_labels_known(from_lists(["a"], [9.5]), Regression(0, 1, bounded=True), "test")
 
@@ -541,7 +552,7 @@ def test_a_hold_out_needs_two_rows_of_each_label() -> None:
     check_trainable(dataset, holdout=False)
     assert complaint(check_trainable, dataset, holdout=True) == (
         "the rows, row 2, column 'label': the label 'y' occurs once. Add a second row with it, remove this row, "
-        "or give a validation set (--validation)."
+        "or give a validation set (validation=)."
     )
     check_trainable(from_lists(list("abcd"), ["x", "y", "x", "y"]), holdout=True)
 

@@ -49,12 +49,12 @@ def test_ordinal_labels_are_in_the_order_of_their_numbers_or_of_the_one_given() 
         (
             ["low", "high", "2"],
             None,
-            "^the label 'high' is no number, so the labels' order is not known. Give it: "
-            "--label-order LOWEST,...,HIGHEST. The labels are '2', 'high', 'low'$",
+            "^the label 'high' is no number, so the labels' order is not known. Give it from "
+            "the lowest to the highest with label_order=. The labels are '2', 'high', 'low'$",
         ),
         (["1", "nan", "2"], None, "the label 'nan' is no number"),
         (["1", "2", "1.0"], None, "the labels '1' and '1.0' are one number, so their order is not known"),
-        (["low", "high"], ["low"], "must name each label once. 'high' is missing in --label-order$"),
+        (["low", "high"], ["low"], "must name each label once. 'high' is missing in label_order$"),
         (["low", "high"], ["low", "mid", "high"], "must name each label once. 'mid' is missing in the train rows$"),
         (["low", "high"], ["low", "high", "low"], "all label names must be different, but 'low' was given"),
     ],
@@ -176,7 +176,5 @@ def test_arrays_that_are_no_targets(values: np.ndarray) -> None:
 def test_options_of_labels_are_refused_for_numbers() -> None:
     for kind in (SingleLabel, Ordinal, MultiLabel):
         kind.check_option("label_weights")
-    with pytest.raises(
-        InputError, match=r"^--label-weights is for tasks with labels, and these rows have numbers\. Le"
-    ):
+    with pytest.raises(InputError, match=r"^label_weights is for tasks with labels, and these rows have numbers\. Le"):
         Regression.check_option("label_weights")

@@ -101,11 +101,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("texts", "target", "options", "message"),
     [
         ({"logon": "x"}, TARGET, {}, r"a label that no row has: 'logon'\. Did you mean 'login'\? The task's"),
-        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' twice, with different white space\. Put all its"),
+        ({"login": "x", " login": "y"}, TARGET, {}, r"'login' twice, in two forms\. Put all its"),
         ({"login": ""}, TARGET, {}, r"must be text that is not empty\. Got '' for 'login'"),
         ("texts", TARGET, {}, r"label_texts must be one of 'names', 'none'"),
         ("names", Regression(0, 1, bounded=True), {}, "a task with numbers has no labels to describe. Leave out "),
-        ("names", TARGET, {"pairs": True}, "these rows are pairs. Leave out --label-texts"),
+        ("names", TARGET, {"pairs": True}, "these rows are pairs. Leave out label_texts="),
     ],
 )  # fmt: skip
 def test_what_cannot_be_described(texts: Any, target: Any, options: dict[str, Any], message: str) -> None:

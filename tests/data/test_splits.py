@@ -226,7 +226,7 @@ def test_a_single_group_cannot_be_split() -> None:
     one = from_lists([*"abcd"], [*"xyxy"], groups=[7] * 4)
     remedy = (
         "so they are one group, which cannot be split into a training and a validation set. "
-        "Use another column for --group (groups=) or give a validation set (--validation)."
+        "Use another column for groups= or give a validation set (validation=)."
     )
     assert complaint(split_holdout, one, 0) == f"the rows: all 4 rows have the value '7' in groups=, {remedy}"
     linked = from_lists([*"abbc"], [*"xyxy"], groups=[1, 1, 2, 2])
@@ -267,9 +267,7 @@ print(*split_holdout(rows, 5)[1])
 def test_nothing_to_hold_out() -> None:
     problem = "no row can be held out for validation, because each label needs another, different row for training. "
     same = from_lists(["a", "a", "b", "b"], ["x", "x", "y", "y"])
-    assert complaint(split_holdout, same, 0) == (
-        f"the rows: {problem}Add rows or give a validation set (--validation)."
-    )
+    assert complaint(split_holdout, same, 0) == (f"the rows: {problem}Add rows or give a validation set (validation=).")
     assert (
         complaint(split_holdout, from_lists(["a"]), 0)
         == "the rows: the rows have no labels. Give a label for each row."

@@ -174,6 +174,48 @@ def test_encoding_restores_the_number_of_threads(tiny_encoder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- tokens, batches
 
 
+@pytest.fixture
+def without_template(copied: Path) -> Path:
+    """An encoder whose tokenizer adds no special tokens to a text."""
+    rules = json.loads((copied / "tokenizer.json").read_text())
+    (copied / "tokenizer.json").write_text(json.dumps({**rules, "post_processor": None}))
+    return copied
+
+
+BLANKS = ["", " \n", "\u3000"]
+
+
+def test_of_a_blank_text_an_encoder_reads_its_own_tokens(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, precision="fp32")
+    inputs = [("my card", None), *((text, None) for text in BLANKS), ("", ""), ("a", "")]
+    assert encoder.tokenize(inputs).lengths.tolist() == [4, 2, 2, 2, 3, 4]
+    assert [len(spans) for spans in encoder.spans(inputs)] == [4, 2, 2, 2, 3, 4]
+    blank = all_features(encoder, inputs[1:4], [3])
+    assert np.array_equal(blank[0], blank[1]) and np.array_equal(blank[0], blank[2])
+
+
+def test_without_any_token_an_encoder_reads_one_that_ends_a_text(without_template: Path) -> None:
+    encoder = load_encoder(without_template, precision="fp32")
+    inputs = [("my card", None), *((text, None) for text in BLANKS), ("", ""), ("a", "")]
+    tokens = encoder.tokenize(inputs)
+    assert tokens.lengths.tolist() == [2, 1, 1, 1, 1, 1]
+    assert tokens.ids[2:6].tolist() == [encoder.tokenizer.sep_token_id] * 4
+    assert encoder.spans(inputs)[1:5] == [[(0, 0, 0)]] * 4
+    assert all(np.isfinite(features).all() for features in all_features(encoder, inputs, [2, 3]))
+    together, alone = all_features(encoder, inputs, [3])[0], all_features(encoder, inputs[:1], [3])[0]
+    assert np.array_equal(together, alone)
+
+
+def test_a_tokenizer_without_special_tokens_refuses_a_blank_text(without_template: Path) -> None:
+    config = json.loads((without_template / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in config.items() if not name.endswith("_token")}
+    (without_template / "tokenizer_config.json").write_text(json.dumps(kept))
+    (without_template / "special_tokens_map.json").unlink(missing_ok=True)
+    encoder = load_encoder(without_template, precision="fp32")
+    with pytest.raises(EncoderError, match=r"^the tokenizer of .* finds no token in ' \\n'\. Remove that row$"):
+        encoder.tokenize([("my card", None), (" \n", None)])
+
+
 def test_long_texts_are_cut_and_counted(tiny_encoder: Path) -> None:
     encoder = load_encoder(tiny_encoder, max_length=8, device="cpu")
     tokens = encoder.tokenize([("card " * 6, None), ("card " * 7, None), ("card", "money " * 9), ("card", "app")])

@@ -434,9 +434,9 @@ def test_a_mistake_is_one_line(
     [
         (
             ("--layers", "4-5"),
-            "layers must be auto, default, last, or numbers of hidden states with commas, such as 4,5.",
+            "--layers must be auto, default, last, or numbers of hidden states with commas, such as 4,5.",
         ),
-        (("--layers", "9"), "layers must be from 0 to 3 for the encoder "),
+        (("--layers", "9"), "--layers must be from 0 to 3 for the encoder "),
         (("--recipe", "none.json"), "cannot read the recipe none.json: No such file or directory. Check --recipe"),
         (("--recipe", "x", "--preset", "paper"), "--recipe replaces a preset, so it cannot be used together with "),
     ],

@@ -82,6 +82,17 @@ def test_predict(name: str, server: Live, offline: dict[str, list[Prediction]]) 
     assert kept.json()["error"].startswith(f"input {int(cut[0]) + 1} has more tokens than the encoder reads (32)")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/classify", {"model": "single", "input": TEXTS}), ("/infinity/classify", {"model": "single", "input": TEXTS}),
+     ("/models/single", {"inputs": TEXTS}), ("/v1/moderations", {"input": TEXTS}), ("/classify_many", {"input": TEXTS}),
+     ("/v2/models/single/infer", {"inputs": [{"name": "text", "shape": [6], "datatype": "BYTES", "data": TEXTS}]})],
+)  # fmt: skip
+def test_cut_inputs_are_told(path: str, body: Any, server: Live) -> None:
+    assert server.post(path, body).headers["x-truncated-inputs"] == str(len(TEXTS) - 1)
+    assert "x-truncated-inputs" not in server.post("/predict/single", {"inputs": "my card"}).headers
+
+
 def test_raw_scores_are_logits(server: Live) -> None:
     raw = server.post("/predict/single", {"inputs": "my card", "raw_scores": True}).json()
     even = server.post("/predict/single", {"inputs": "my card"}).json()
@@ -90,16 +101,74 @@ def test_raw_scores_are_logits(server: Live) -> None:
     assert sum(each["score"] for each in raw) != pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", SINGLES)
-@pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
-def test_classify(path: str, name: str, server: Live, offline: dict[str, list[Prediction]]) -> None:
-    reply = server.post(path, {"model": name, "input": TEXTS}).json()
-    for given, answer in zip(reply["data"], offline[name], strict=True):
-        check_scores(given, answer)
-    assert reply["model"] == name and reply["object"] == "classify"
+def usage() -> dict[str, int]:
     counts = [2 + len(text.split()) for text in TEXTS]
     tokens = sum(min(count, 32) for count in counts)
-    assert reply["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens, "truncated": 1}
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "truncated": 1}
+
+
+@pytest.mark.parametrize("name", SINGLES)
+@pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
+def test_classify_as_vllm(path: str, name: str, server: Live, offline: dict[str, list[Prediction]]) -> None:
+    reply = server.post(path, {"model": name, "input": TEXTS}).json()
+    assert set(reply) == {"id", "object", "created", "model", "data", "usage"}
+    assert reply["id"].startswith("classify-") and reply["object"] == "list" and reply["model"] == name
+    assert reply["usage"] == usage() | {"completion_tokens": 0}
+    for number, (item, answer) in enumerate(zip(reply["data"], offline[name], strict=True)):
+        probs = list(scores_of(answer).values())
+        assert item["probs"] == pytest.approx(probs, abs=1e-5)
+        assert (item["index"], item["num_classes"]) == (number, len(probs))
+        assert set(item) == {"index", "label", "probs", "num_classes"}
+        if name == "number":
+            assert item["label"] == "value"
+        elif name == "multi":
+            given = answer.answer
+            assert isinstance(given, list)
+            assert item["label"] == (max(given, key=lambda label: answer.scores[label]) if given else None)
+        else:
+            assert item["label"] == answer.answer
+
+
+def test_classify_as_vllm_with_logits(server: Live) -> None:
+    """vLLM's clients switch the probabilities off by use_activation."""
+    raw = server.post("/classify", {"model": "single", "input": "my card", "use_activation": False}).json()["data"][0]
+    scores = server.post("/predict/single", {"inputs": "my card", "raw_scores": True}).json()
+    assert sorted(raw["probs"], reverse=True) == pytest.approx([each["score"] for each in scores])
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_classify_as_infinity(name: str, server: Live, offline: dict[str, list[Prediction]]) -> None:
+    reply = server.post("/infinity/classify", {"model": name, "input": TEXTS}).json()
+    assert set(reply) == {"object", "data", "model", "usage", "id", "created"}
+    assert reply["object"] == "classify" and reply["model"] == name and reply["usage"] == usage()
+    for given, answer in zip(reply["data"], offline[name], strict=True):
+        check_scores(given, answer)
+    models = server.client.get("/infinity/models").json()["data"]
+    assert {(model["id"], model["owned_by"]) for model in models} == {(each, "infinity") for each in SINGLES + PAIRS}
+    assert all(isinstance(model["stats"], dict) for model in models)
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_hub_form(name: str, server: Live, offline: dict[str, list[Prediction]]) -> None:
+    """Hugging Face's inference API answers a list of lists, to a lone text too."""
+    many = server.post(f"/models/{name}", {"inputs": TEXTS}).json()
+    for given, answer in zip(many, offline[name], strict=True):
+        check_scores(given, answer)
+    (lone,) = server.post(f"/models/{name}", {"inputs": TEXTS[0], "parameters": {"top_k": 1}}).json()
+    assert lone == [{**many[0][0], "score": pytest.approx(many[0][0]["score"], abs=1e-5)}]
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "status"),
+    [("single", "softmax", 200), ("single", "sigmoid", 422), ("multi", "sigmoid", 200), ("multi", "softmax", 422),
+     ("number", "none", 200), ("number", "softmax", 422), ("single", "none", 200)],
+)  # fmt: skip
+def test_hub_functions(name: str, function: str, status: int, server: Live) -> None:
+    body = {"inputs": "my card", "parameters": {"function_to_apply": function}}
+    reply = server.post(f"/models/{name}", body)
+    assert reply.status_code == status
+    if status == 422:
+        assert reply.json()["error"].startswith(f"function_to_apply: the task {name!r} has ")
 
 
 @pytest.mark.parametrize("names", [SINGLES, PAIRS])
@@ -130,9 +199,17 @@ def test_moderations(server: Live, offline: dict[str, list[Prediction]]) -> None
             assert result["category_scores"] == pytest.approx(answer.scores, abs=1e-5)
     refused = server.post("/v1/moderations", {"input": "my card", "model": "single"})
     assert (
-        refused.status_code == 422
+        refused.status_code == 400
         and "'single' is of the kind 'single'. Use /classify." in refused.json()["error"]["message"]
     )
+
+
+def test_moderations_of_parts(server: Live) -> None:
+    """A list of parts is one input, and its texts are lines."""
+    parts = [{"type": "text", "text": text} for text in ("my card", "late")]
+    reply = server.post("/v1/moderations", {"model": "multi", "input": parts}).json()
+    whole = server.post("/v1/moderations", {"model": "multi", "input": "my card\nlate"}).json()
+    assert reply["results"] == whole["results"] and len(reply["results"]) == 1
 
 
 def tensor(name: str, texts: list[str]) -> dict[str, Any]:
@@ -184,7 +261,11 @@ def test_v2(name: str, server: Live, offline: dict[str, list[Prediction]]) -> No
         ({"shape": [2]}, "as many texts in data as its shape says"),
         ({"shape": [10**4000] * 2}, "shape"),
         ({"shape": [1] * 100}, "shape"),
-        ({"data": [1]}, "as many texts"),
+        ({"data": [1]}, "item 1 of data is a number, not a text"),
+        ({"data": [None]}, "item 1 of data is null, not a text"),
+        ({"data": ["my card"] * 2}, "as its shape says (1). It has 2"),
+        ({"data": ["my card"] * 4, "shape": [2, 2]}, "must have the shape [n] or [n, 1]. Got [2, 2] instead"),
+        ({"parameters": {"content_type": "base64"}}, "has the content_type 'base64'. Send texts as they are"),
         ({"parameters": {"binary_data_size": 5}}, "does not have the number of bytes"),
         ({"parameters": {"binary_data_size": True}}, "does not have the number of bytes"),
     ],
@@ -193,6 +274,37 @@ def test_v2_inputs_that_do_not_fit(change: dict[str, Any], message: str, server:
     reply = server.post("/v2/models/single/infer", {"inputs": [{**tensor("text", ["my card"]), **change}]})
     assert reply.status_code == 400 and message in reply.json()["error"]
     assert set(reply.json()) == {"error"}
+
+
+NESTED = [["my card"], ["late"]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [
+        ([2, 1], NESTED),
+        ([2, 1], ["my card", "late"]),
+        ([1, 2], [["my card", "late"]]),
+        ([2, 1, 1], [[[text] for text in row] for row in NESTED]),
+    ],
+)
+def test_v2_nested_data(shape: list[int], data: Any, server: Live) -> None:
+    inputs = {"name": "text", "shape": shape, "datatype": "BYTES", "data": data, "parameters": {"content_type": "str"}}
+    reply = server.post("/v2/models/single/infer", {"inputs": [inputs]}).json()
+    flat = server.post("/v2/models/single/infer", {"inputs": [tensor("text", ["my card", "late"])]}).json()
+    assert reply["outputs"] == flat["outputs"]
+    assert isinstance(reply["id"], str) and reply["id"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [({"name": "logits"}, "has no output 'logits', only probabilities, label"),
+     ({"name": "label", "parameters": {"classification": 2}}, "have no 'classification'")],
+)  # fmt: skip
+def test_v2_outputs_that_are_not_there(output: dict[str, Any], message: str, server: Live) -> None:
+    body = {"inputs": [tensor("text", ["my card"])], "outputs": [output]}
+    reply = server.post("/v2/models/single/infer", body)
+    assert reply.status_code == 400 and message in reply.json()["error"]
 
 
 @pytest.mark.parametrize("length", [b"\xb2", b"-1", b"99999", b"1e3", b"9" * 5000])
@@ -214,31 +326,93 @@ def test_unknown_and_missing_tasks(server: Live) -> None:
     assert missing.status_code == 422 and missing.json()["error"].startswith("name one of the 7 tasks: ")
 
 
+NO_TEXTS = "it must be a text or a list of texts. Got"
+OPENAI_PATHS = ("/classify", "/v1/classify", "/v1/moderations")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
         ("/predict/single", {"inputs": []}, "there is no input"),
-        ("/predict/single", {"inputs": " \n"}, "input 1 is empty"),
         ("/predict/single", {"inputs": [["a"], []]}, "input 2 must be a text or a pair of texts. Got a list of 0"),
-        ("/predict/single", {"inputs": ["a", "b"]}, "input 1: the task 'single' was trained on single texts"),
+        ("/predict/single", {"inputs": ["a", "b"]}, "is a pair of texts, but the task 'single' takes single texts. A"),
+        ("/predict/single", {"inputs": [["a", "b"]]}, "input 1: the task 'single' was trained on single texts"),
         ("/predict/joint", {"inputs": [["a", "b"], ["c"]]}, "input 2: the task 'joint' was trained on pairs of texts"),
-        ("/predict/single", {"inputs": 5}, "inputs"),
+        ("/predict/single", {"inputs": 5}, f"inputs: {NO_TEXTS} a number"),
+        ("/predict/single", {"inputs": None}, f"inputs: {NO_TEXTS} null"),
+        ("/predict/single", {"inputs": {"text": "a"}}, f"inputs: {NO_TEXTS} an object"),
+        ("/predict/single", {"inputs": [["a"], ["b", None]]}, "inputs: item 2 contains null where a text must be"),
+        ("/predict/single", {"inputs": [["a"], "b"]}, "inputs: item 2 is a text, but others are lists"),
+        ("/predict/single", {"inputs": "\ud800"}, "input 1 contains an invalid Unicode character"),
         ("/predict/single", {"inputs": "a", "truncate": "no"}, "truncate: "),
-        ("/classify", {"input": "a"}, "model: Field required"),
-        ("/classify_many", {"input": ["a", ["b", "c"]]}, "input"),
+        ("/predict/single", {"inputs": "a", "truncation_direction": "Left"}, "truncation_direction: "),
+        ("/models/single", {"inputs": ["a", 5]}, "inputs: item 2 is a number, not a text"),
+        ("/models/single", {"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k: "),
+        ("/models/joint", {"inputs": "a"}, "the task 'joint' takes pairs of texts, which this path does not. Use /"),
+        ("/classify", {"input": "a"}, "name one of the 7 tasks: "),
+        ("/classify", {"model": "single"}, "input: Field required"),
+        ("/classify", {"model": "single", "input": ["a", None]}, "input: item 2 is null, not a text"),
+        ("/classify", {"model": "single", "input": [["a", "b"]]}, "item 1 is a list, not a text. Pairs of texts go to"),
+        ("/classify", {"model": "single", "input": [1, 2]}, "input: item 1 is a number, not a text"),
+        ("/classify", {"model": "single", "input": ["a", "\udc00"]}, "input 2 contains an invalid Unicode character"),
+        ("/classify", {"model": "single", "messages": []}, "messages are not read. Send texts in input"),
+        ("/classify", {"model": "single", "input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens: "),
+        ("/v1/classify", {"model": "joint", "input": "a"}, "takes pairs of texts, which this path does not"),
+        ("/infinity/classify", {"input": ["a"]}, "name one of the 7 tasks: "),
+        ("/infinity/classify", {"model": "single", "input": [True]}, "input: item 1 is true or false, not a text"),
+        ("/classify_many", {"input": ["a", ["b", "c"]]}, "input: item 1 is a text, but others are lists"),
         ("/classify_many", {"input": "a", "tasks": []}, "tasks is empty"),
         ("/explain", {"task": "single", "input": ["a", "b", "c"]}, "input must be a text or a pair"),
+        ("/v1/moderations", {"input": []}, "there is no input"),
+        ("/v1/moderations", {"input": ["a", {"type": "text", "text": "b"}]}, "item 1 is a text, but others are parts"),
+        ("/v1/moderations", {"input": [{"type": "text"}]}, 'item 1 must be {"type": "text", "text": "..."}'),
+        ("/v1/moderations", {"input": [{"type": "image_url"}]}, "item 1 is an image, and tasks read only texts"),
     ],
 )
 def test_bodies_that_do_not_fit(path: str, body: Any, message: str, server: Live) -> None:
+    content = json.dumps(body).encode()
+    reply = server.client.post(path, content=content, headers={"content-type": "application/json"})
+    error = reply.json()["error"]
+    assert reply.status_code == (400 if path in OPENAI_PATHS else 422)
+    if path in (*OPENAI_PATHS, "/infinity/classify"):
+        assert set(error) == {"message", "type", "param", "code"} and error["type"] == "validation"
+        error = error["message"]
+    else:
+        assert reply.json()["error_type"] == "validation"
+    assert message in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict/single", {"inputs": [["my card"], [""], [" \n"]]}),
+        ("/predict/joint", {"inputs": [["my card", ""], ["", ""], [" ", "\t"]]}),
+        ("/models/single", {"inputs": ["my card", "", " "]}),
+        ("/classify", {"model": "single", "input": ["my card", "", " "]}),
+        ("/infinity/classify", {"model": "single", "input": ["my card", "", " "]}),
+        ("/v1/moderations", {"model": "multi", "input": ["my card", "", " "]}),
+        ("/classify_many", {"input": ["my card", "", " "], "tasks": ["number"]}),
+        ("/v2/models/single/infer", {"inputs": [tensor("text", ["my card", "", " "])], "outputs": [{"name": "label"}]}),
+    ],
+)
+def test_blank_texts_are_answered(path: str, body: Any, server: Live) -> None:
     reply = server.post(path, body)
-    assert reply.status_code == 422 and reply.json()["error_type"] == "validation"
-    assert message in reply.json()["error"]
+    assert reply.status_code == 200, reply.text
+    answers: Any = reply.json()
+    if isinstance(answers, dict):
+        answers = answers.get("results") or answers.get("data") or answers["outputs"][0]["data"]
+    assert len(answers[0]["results"] if path == "/classify_many" else answers) == 3
+
+
+def test_blank_texts_are_explained(server: Live) -> None:
+    assert server.post("/explain", {"task": "single", "input": ""}).json()["labels"] == ["card", "login", "refund"]
 
 
 def test_the_only_task_needs_no_name(served_tasks: Path) -> None:
     with live(settings(served_tasks / "single", texts=2, characters=10)) as server:
         assert server.post("/predict", {"inputs": "my card"}).status_code == 200
+        assert server.post("/classify", {"input": "my card"}).json()["model"] == "single"
+        assert server.post("/infinity/classify", {"input": ["my card"]}).json()["model"] == "single"
         info = server.client.get("/info").json()
         assert info["model_id"] == "single"
         assert info["model_type"]["classifier"]["id2label"] == {"0": "card", "1": "login", "2": "refund"}
@@ -260,6 +434,8 @@ def test_what_is_served(server: Live) -> None:
     }
     models = server.client.get("/v1/models").json()
     assert {model["id"] for model in models["data"]} == set(SINGLES + PAIRS)
+    assert server.client.get("/v1/models/single").json() in models["data"]
+    assert server.client.get("/v2/models").json() == {"models": [model["id"] for model in models["data"]]}
 
 
 # --- clients that others wrote --------------------------------------------------------------------------------------
@@ -271,6 +447,13 @@ def test_openai_client(server: Live, offline: dict[str, list[Prediction]]) -> No
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         reply = client.moderations.create(model="multi", input=TEXTS)
         assert sorted(model.id for model in client.models.list()) == sorted(SINGLES + PAIRS)
+        assert client.models.retrieve("multi").id == "multi"
+        text: Any = {"type": "text", "text": TEXTS[0]}
+        part = client.moderations.create(model="multi", input=[text])
+        assert part.results[0].flagged == reply.results[0].flagged
+        image: Any = {"type": "image_url", "image_url": {"url": "https://pages.example/a.png"}}
+        with pytest.raises(openai.BadRequestError, match="item 1 is an image, and tasks read only texts"):
+            client.moderations.create(model="multi", input=[image])
         with pytest.raises(openai.NotFoundError) as raised:
             client.moderations.create(model="mutli", input="my card")
         assert "Did you mean 'multi'" in raised.value.message and raised.value.code == "not_found"
@@ -280,16 +463,16 @@ def test_openai_client(server: Live, offline: dict[str, list[Prediction]]) -> No
     assert {name: scores[name] for name in offline["multi"][0].scores} == pytest.approx(offline["multi"][0].scores)
 
 
-def test_hub_client_posts_and_reads_errors(server: Live) -> None:
-    """Its text_classification takes the first of a list of lists, so of a lone text it can read the best label only."""
+def test_hub_client(server: Live, offline: dict[str, list[Prediction]]) -> None:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError
 
-    client = InferenceClient(model=f"{server.url}/predict/single")
-    best: Any = client.text_classification("my card")
-    assert best.label == server.post("/predict/single", {"inputs": "my card"}).json()[0]["label"]
+    client = InferenceClient(model=f"{server.url}/models/single")
+    scores = {each.label: each.score for each in client.text_classification(TEXTS[0])}
+    assert scores == pytest.approx(offline["single"][0].scores, abs=1e-5)
+    assert len(client.text_classification(TEXTS[0], top_k=2)) == 2
     with pytest.raises(HfHubHTTPError, match="422"):
-        client.text_classification(" ")
+        client.text_classification("my card", function_to_apply="sigmoid")
 
 
 TRITON = """
@@ -332,7 +515,8 @@ def test_metrics_parse(server: Live) -> None:
 
 # --- nonsense -------------------------------------------------------------------------------------------------------
 
-PATHS = ("/predict", "/predict/single", "/classify", "/classify_many", "/explain", "/v1/moderations",
+PATHS = ("/predict", "/predict/single", "/classify", "/infinity/classify", "/models/single",
+         "/classify_many", "/explain", "/v1/moderations",
          "/v2/models/single/infer", "/v2/models/joint/infer")  # fmt: skip
 TYPES = ("application/json", "text/plain", "application/octet-stream", "multipart/form-data; boundary=x", "", "\xff")
 

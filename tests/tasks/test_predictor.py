@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.conftest import build_tiny_encoder
+from ytuning import YTuningClassifier
 from ytuning.data.dataset import Dataset, TextInput, from_lists
 from ytuning.data.labels import Kind
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -219,6 +223,128 @@ def test_cut_texts_are_marked(tasks: Path) -> None:
     assert [answer.truncated for answer in found] == [False, True]
 
 
+# --- forms of arguments ---------------------------------------------------------------------------------------------
+
+
+def test_folders_and_tasks_of_every_form(tasks: Path) -> None:
+    folder = tasks / "toy"
+    forms: list[Any] = [folder, str(folder), [folder], (str(folder),), {folder}, iter([folder]), load_task(folder)]
+    expected = [answer.to_json() for answer in Predictor([folder]).predict(["my card"])]
+    for form in forms:
+        assert [answer.to_json() for answer in Predictor(form).predict(["my card"])] == expected
+    mixed = Predictor([str(folder), load_task(tasks / "initial")])
+    assert [task.name for task in mixed.tasks] == ["toy", "initial"]
+
+
+FORMS_OF_TEXTS: dict[str, Callable[[list[str]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda texts: (text for text in texts),
+    "array": np.array,
+    "array (n, 1)": lambda texts: np.array(texts)[:, None],
+    "series": lambda texts: pd.Series(texts, index=range(5, 5 + len(texts))),
+    "frame of one column": lambda texts: pd.DataFrame({"text": texts}),
+    "inputs": singles,
+    "data set": from_lists,
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_TEXTS)
+def test_texts_of_every_form(form: str, tasks: Path) -> None:
+    texts = ["so good", "my card", "ok", "no", "so good"]
+    found = list(Predictor(tasks / "toy").predict(FORMS_OF_TEXTS[form](texts)))
+    assert found == list(Predictor(tasks / "toy").predict(singles(texts)))
+    assert [(answer.text, answer.text_pair) for answer in found] == singles(texts)
+
+
+FORMS_OF_PAIRS: dict[str, Callable[[list[tuple[str, str]]], Any]] = {
+    "tuples": list,
+    "lists": lambda pairs: [list(pair) for pair in pairs],
+    "generator": iter,
+    "array": np.array,
+    "frame": pd.DataFrame,
+    "data set": from_lists,
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_PAIRS)
+def test_pairs_of_every_form(form: str, tasks: Path) -> None:
+    pairs = [("my card", "your login"), ("ok", "no")]
+    found = Predictor(tasks / "pairs").predict(FORMS_OF_PAIRS[form](pairs))
+    assert [(answer.text, answer.text_pair) for answer in found] == pairs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("so good", r"^inputs must be a list, .* Got 'so good' instead\. Put a single text in a list\.$"),
+        (5, r"^inputs must be a list, an array or a series\. Got 5 instead\.$"),
+        ({"text": "a"}, r"^inputs must be a list, .* Give one of its values\.$"),
+        (["a", None], r"^the inputs, row 2, column 'text': the text is missing"),
+        ([b"a"], r"^the inputs, row 1, column 'text': the text is b'a' \(bytes\), not text\. Decode it"),
+        (
+            [("a", "b", "c")],
+            r"^the inputs, row 1: every input must be a text or a pair of texts\. Got \('a', 'b', 'c'\)",
+        ),
+        ([{"text": "a"}], r"^the inputs, row 1, column 'text': the text is \{'text': 'a'\} \(dict\), not text"),
+        (["a", "half \ud800"], r"^the inputs, row 2, column 'text': .* invalid Unicode character"),
+    ],
+)
+def test_inputs_that_are_refused(inputs: Any, message: str, tasks: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        list(Predictor(tasks / "toy").predict(inputs))
+
+
+def test_what_is_no_list_is_refused_before_the_first_answer(tasks: Path) -> None:
+    with pytest.raises(InputError, match="Put a single text in a list"):
+        Predictor(tasks / "toy").predict("so good")
+
+
+def test_a_predictor_is_copied_without_the_encoder(tasks: Path) -> None:
+    predictor = Predictor([tasks / "toy", tasks / "pairs"])
+    list(predictor.predict([]))
+    copied = pickle.dumps(predictor)
+    both = sum((tasks / name / "head.safetensors").stat().st_size for name in ("toy", "pairs"))
+    assert both < len(copied) < both + 40_000
+    single = Predictor(tasks / "toy")
+    asked = ["my card", "your login"]
+    assert list(pickle.loads(pickle.dumps(single)).predict(asked)) == list(single.predict(asked))
+
+
+# --- blank texts ----------------------------------------------------------------------------------------------------
+
+
+BLANKS = ["", " ", "\n\t", "\u3000", "\u200b"]
+
+
+def test_blank_texts_are_answered_and_change_no_other_row(tasks: Path) -> None:
+    predictor = Predictor(tasks / "toy")
+    alone = {answer.text: answer.scores for answer in predictor.predict(["my card", "login please"])}
+    texts = ["my card", *BLANKS, "login please"]
+    found = list(predictor.predict(texts))
+    assert [answer.text for answer in found] == texts
+    for answer in found:
+        assert sum(answer.scores.values()) == pytest.approx(1)
+        if answer.text in alone:
+            assert answer.scores == pytest.approx(alone[answer.text], abs=1e-6)
+    # The encoder reads the same tokens of all of them: its own.
+    assert {answer.label for answer in found[1:5]} == {found[1].label}
+
+
+@pytest.mark.parametrize("mode", PAIR_MODES)
+def test_blank_texts_of_pairs(
+    mode: PairMode, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    texts, labels = toy_rows
+    options = TrainOptions(pairs=mode)
+    data = from_lists(texts, labels, texts[::-1])
+    task = train_task(data, load_encoder(tiny_encoder), FeatureStore(), RECIPE, options=options).task
+    asked = [("my card", ""), ("", "my card"), ("", ""), ("my card", "login")]
+    found = list(Predictor(task).predict(asked))
+    assert [(answer.text, answer.text_pair) for answer in found] == asked
+    assert all(sum(answer.scores.values()) == pytest.approx(1) for answer in found)
+
+
 # --- pairs ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +408,7 @@ def test_encoder_that_was_changed_in_place(moved: tuple[Path, Path], other_encod
         Predictor([task])
 
 
-Folders = Callable[[Path], list[Path]]
+Folders = Callable[[Path], Any]
 
 
 @pytest.mark.parametrize(
@@ -292,6 +418,15 @@ Folders = Callable[[Path], list[Path]]
         (lambda root: [root / "toy", root / "toy"], r"^two task folders are named 'toy'; .*Rename one$"),
         (lambda root: [root / "nothing"], "there is no task folder"),
         (lambda root: [root], "it holds no task.json"),
+        (lambda root: root, "it holds no task.json"),
+        (lambda root: str(root / "nothing"), "there is no task folder .*nothing"),
+        (lambda root: "", "is not a task folder: it holds no task.json"),
+        (lambda root: 5, r"^a predictor reads task folders\. Got 5 instead\. Give its folder, .* as text or as a path"),
+        (lambda root: None, r"^a predictor reads task folders\. Got None instead"),
+        (lambda root: b"toy", r"^a predictor reads task folders\. Got b'toy' instead"),
+        (lambda root: {"a": root / "toy"}, r"^a predictor reads task folders\. Got \{'a': "),
+        (lambda root: [root / "toy", None], r"^a predictor reads task folders\. Got None instead"),
+        (lambda root: YTuningClassifier(), r"^a predictor reads task folders\. Got YTuningClassifier\(\) instead"),
     ],
 )
 def test_folders_that_cannot_be_used(folders: Folders, message: str, tasks: Path) -> None:

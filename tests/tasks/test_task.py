@@ -208,7 +208,7 @@ def test_a_place_where_nothing_can_be_written_beside(
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "head.safetensors", "task.json"]
     content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["labels"] == ["card", "naïve", "10"]
     assert content["encoder"]["fingerprint"] == IDENTITY.fingerprint
     stored = (folder / "head.safetensors").read_bytes()
@@ -334,9 +334,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (write("task.json", b"\xff\xfe\x00"), "task.json is damaged: it is not JSON"),
     "a list": (write("task.json", b"[]"), "was not written by ytuning: it states no schema"),
     "no schema": (edit(schema=None), "was not written by ytuning: it states no schema"),
+    "no columns": (edit(columns=[]), "task.json is damaged"),
+    "columns without a text": (edit(columns={"label": "a"}), "task.json is damaged (TypeError"),
+    "a column that is no text": (edit(columns={"text": 7}), "the name of the column text must be text. Got 7 instead."),
     "another schema": (
         edit(schema=6),
-        "task.json has schema 6, but this version of ytuning reads schema 1. Train the task again: ytuning train DATA",
+        "task.json has schema 6, but this version of ytuning reads schema 2. Train the task again: ytuning train DATA",
     ),
     "no pair": (edit(pair=None), "task.json is damaged (KeyError: 'pair')"),
     "pair as a truth value": (edit(pair=True), "pair must be null or one of joint, separate"),
@@ -410,7 +413,7 @@ def test_refuses_to_load(name: str, folder: Path) -> None:
 
 
 def test_refuses_a_file(folder: Path) -> None:
-    assert "there is no task folder" in refusal(load_task, folder / "task.json")
+    assert "task.json is a file, not a task folder" in refusal(load_task, folder / "task.json")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +452,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.txt").write_text("precious")
-    assert "is not empty and was not written by ytuning train. Choose another with --out" in refusal(call, foreign)
+    assert "is not empty and was not written by ytuning train. Choose another with folder=" in refusal(call, foreign)
     assert [file.name for file in foreign.iterdir()] == ["chapter.txt"]
     assert "is a file, not a folder for the task" in refusal(call, foreign / "chapter.txt")
     assert (foreign / "chapter.txt").read_text() == "precious"
@@ -459,7 +462,7 @@ def test_refuses_a_target_that_is_not_a_tasks(call: Callable[[Path], None], tmp_
 def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refusal(call, tmp_path / "file" / "deep" / "task")
-    assert message.startswith("cannot write the task folder") and message.endswith("Choose another with --out")
+    assert message.startswith("cannot write the task folder") and message.endswith("Choose another with folder=")
 
 
 def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
@@ -501,7 +504,7 @@ def test_a_failed_save_names_the_folder_and_keeps_the_older_task(
     with pytest.raises(WriteError) as stop:
         save_task(make_task(labels=("x", "y")), folder)
     assert str(stop.value) == (
-        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with --out."
+        f"cannot write the task folder {folder}: {os.strerror(number)}. {remedy}, or choose another disk with folder=."
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert load_task(folder).target.names == ("card", "naïve", "10")

@@ -453,9 +453,9 @@ def test_an_ensemble_is_the_mean_of_its_heads(toy: Dataset, encoder: Encoder, tm
 def test_options_that_would_do_nothing_are_refused(toy: Dataset, of_kind: dict[str, Dataset], encoder: Encoder) -> None:
     weighed = Recipe(RECIPE.head, replace(RECIPE.training, label_weights="balanced"))
     for data, recipe, options, message in (
-        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Add --kind ordinal or leave out --label-order"),
+        (toy, RECIPE, {"label_order": ["card", "login", "refund"]}, "Add kind='ordinal' or leave out label_order="),
         (toy, RECIPE, {"pairs": "joint"}, "pairs is for two texts a row"),
-        (of_kind["regression"], weighed, {}, "Leave out --label-weights"),
+        (of_kind["regression"], weighed, {}, "Leave out label_weights="),
         (toy.select(range(30)), RECIPE, {"abstain_at": 0.9}, "abstain_at needs at least 10 validation rows. Got 3"),
     ):
         store = FeatureStore()

@@ -100,7 +100,7 @@ class Interrupt(Progress):
         ({"label_weights": (0.0, 0.0, 0.0)}, r"^label_weights must be 3 weights of at least 0, not all of them 0"),
         (
             {"learning_rate": 1e30},
-            r"^the training diverged: after \d+ steps .*lower learning_rate in the recipe \(--recipe\)\. Got 1e\+30\.$",
+            r"^the training diverged: after \d+ steps .*lower learning_rate in the recipe \(recipe=\)\. Got 1e\+30\.$",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_is_no_recipe_is_refused(
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^cannot read the recipe .*: No such file or directory\. Check --recipe$"):
+    with pytest.raises(InputError, match=r"^cannot read the recipe .*: No such file or directory\. Check file=$"):
         read_recipe(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"^the recipe .* is not JSON \(.*\)\. Write one with ytuning search$"):

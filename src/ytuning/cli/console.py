@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ytuning.errors import InputError, quantity, write_errors
 from ytuning.progress import Messages, Progress, ProgressBar
-from ytuning.system.files import NewFile
+from ytuning.system.files import STANDARD_INPUT, NewFile
 
 if TYPE_CHECKING:
+    from ytuning.data.columns import Columns, Role
     from ytuning.data.dataset import Dataset
 
 __all__ = [
-    "check_result_file", "print_json", "read_parts", "result_file", "shown_progress", "split_of_report", "tell_alike",
-    "tell_columns", "tell_cut", "write_page",
+    "check_result_file", "check_streams", "files_json", "print_json", "read_parts", "result_file", "shown_progress",
+    "split_of_report", "tell_alike", "tell_cut", "tell_file", "tell_held_out", "write_page",
 ]  # fmt: skip
 
 
@@ -32,12 +33,61 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
-def tell_columns(progress: Progress, data: Dataset) -> None:
-    """Say which columns of a file are read, and what the labels are."""
-    if data.columns is not None:
-        named = [f"{role} = {name!r}" for role, name in data.columns.spelt.items()]
+def tell_file(
+    progress: Progress,
+    data: Dataset,
+    *,
+    quiet: bool,
+    named: Container[Role] = (),
+    trained: Mapping[str, Columns | None],
+) -> None:
+    """Say which rows and columns of a file are read, what the labels are, and which columns a training read instead.
+
+    Args:
+        progress: is told.
+        data: rows of the file.
+        quiet: tell only of columns that differ from those of a training without the user having named them.
+        named: roles whose columns the user has named.
+        trained: columns that trainings read, by whose training it was (``"the task 'tickets'"``).
+    """
+    if data.columns is None:
+        if data.left_out and not quiet:
+            progress.say(f"{data.source}: {_row_counts(data)}")
+        return
+    read, notes, chosen = data.columns.spelt, [], True
+    for who, columns in trained.items():
+        before = {} if columns is None else columns.spelt
+        differing = [role for role in read if role in before and read[role] != before[role]]
+        if differing:
+            chosen = chosen and all(role in named for role in differing)
+            other = ", ".join(f"{role} = {before[role]!r}" for role in differing)
+            notes.append(f"; but {who} was trained on {other}")
+    if not quiet or (notes and not chosen):
         kind = "" if data.labels is None else f"; kind = {data.kind!r}"
-        progress.say(f"{data.source}: {quantity(len(data), 'row')}; columns {', '.join(named)}{kind}")
+        progress.say(f"{data.source}: {_row_counts(data)}; columns {data.columns}{kind}{''.join(notes)}")
+    for note in data.notes:
+        progress.say(f"{data.source}: {note}")
+
+
+def _row_counts(data: Dataset) -> str:
+    if data.rows_read == len(data):
+        return quantity(len(data), "row")
+    why = ", ".join(f"{number:,} {reason}" for reason, number in data.left_out.items())
+    return f"{quantity(data.rows_read, 'row')} read, {len(data):,} used (left out: {why})"
+
+
+def tell_held_out(
+    progress: Progress, train: Dataset, rows: Mapping[str, int], held: Dataset | None, *, quiet: bool
+) -> None:
+    """Say how many rows of a training set were held out, unless ``quiet`` or there is a validation set of its own."""
+    if held is None and not quiet:
+        used = f"{rows['validation']:,} of the {quantity(len(train), 'row')} were held out for validation"
+        progress.say(f"{train.source}: {used}.")
+
+
+def files_json(**files: Dataset | None) -> dict[str, Any]:
+    """What ``--json`` says of each file, by its use."""
+    return {use: data.summary for use, data in files.items() if data is not None}
 
 
 def read_parts(
@@ -49,6 +99,7 @@ def read_parts(
     label: str | None,
     kind: Literal["auto", "single", "ordinal", "multi", "regression"],
     group: str | None,
+    label_names: str | None = None,
     quiet: bool,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The rows of a training, a validation and a test file, of which the last two may be left out.
@@ -56,23 +107,25 @@ def read_parts(
     The columns and the kind are as `dataset.read_dataset` takes them; ``group`` is a column of the training file only.
     ``progress`` is told what looks like a mistake and, unless ``quiet``, which columns were read.
     """
-    from ytuning.data.dataset import names_in, read_dataset, unsplit_names
+    from ytuning.data.dataset import read_dataset, unsplit_names
     from ytuning.data.labels import list_names
     from ytuning.data.splits import check_groups
 
+    check_streams(*files)
     check_groups(grouped=group is not None, validation=files[1] is not None)
-    read = partial(read_dataset, text=text, text_pair=text_pair, label=label)
+    read = partial(read_dataset, text=text, text_pair=text_pair, label=label, label_names=label_names or ())
     train = read(files[0], kind=kind, group=group)
     # The kind is that of the training rows, as a few rows might look like another.
-    alike = partial(read, kind=train.kind, known=train)
+    alike = partial(read, kind=train.kind, known=train.known)
     validation, test = (None if file is None else alike(file) for file in files[1:])
     parts = [part for part in (train, validation, test) if part is not None]
-    for part in parts if not quiet else ():
-        tell_columns(progress, part)
+    roles: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "label": label}
+    named = {role for role, name in roles.items() if name is not None}
+    for part in parts:
+        tell_file(progress, part, quiet=quiet, named=named, trained={"the task": train.columns})
     if empty := (train.groups or []).count(None):
         rows = f"{quantity(empty, 'row')} {'has' if empty == 1 else 'have'} no value in the group column {group!r}"
         progress.say(f"{train.source}: {rows}. Each of them is a group of its own.")
-    tell_alike(progress, set().union(*(names_in(part) for part in parts)))
     # This is said once, because the other files were split to fit the training rows and may well have their labels.
     if whole := unsplit_names(train):
         progress.say(
@@ -82,16 +135,23 @@ def read_parts(
     return train, validation, test
 
 
-def tell_alike(progress: Progress, names: Iterable[str]) -> None:
-    """Tell which labels are equal but for case, if there are any."""
-    from ytuning.data.labels import alike_but_for_case, list_names
+def check_streams(*files: str | Path | None) -> None:
+    """Refuse the standard input for more than one file, as the second would be empty.
 
-    if groups := alike_but_for_case(names):
-        alike = list_names([name for group in groups for name in group])
-        progress.say(
-            f"These labels differ only in case and are different labels: {alike}. Give labels that mean the same one "
-            "spelling."
-        )
+    Raises:
+        InputError: more than one file is ``-``.
+    """
+    count = sum(str(file) in (STANDARD_INPUT, "/dev/stdin") for file in files)
+    if count > 1:
+        raise InputError(f"the standard input can be read for one file only. Got it for {count}. Name the others.")
+
+
+def tell_alike(progress: Progress, names: Iterable[str]) -> None:
+    """Tell which labels look alike, if there are any."""
+    from ytuning.data.labels import describe_alike
+
+    if alike := describe_alike(names):
+        progress.say(alike)
 
 
 @contextmanager

@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from ytuning.cli import options
-from ytuning.cli.console import print_json, read_parts, shown_progress, split_of_report, write_page
+from ytuning.cli.console import (
+    files_json,
+    print_json,
+    read_parts,
+    shown_progress,
+    split_of_report,
+    tell_held_out,
+    write_page,
+)
 from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 
@@ -38,6 +46,7 @@ def search(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     preset: Annotated[
         Literal["all", "default", "few-shot", "paper"],
         HEAD("NAME", "Head and training to start from: default, few-shot, paper (slow with many labels) or all three."),
@@ -75,7 +84,7 @@ def search(
     start, watch = time.perf_counter(), Stopwatch()
     with shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
@@ -97,6 +106,7 @@ def search(
             progress=progress,
         )
         watch.add(result.seconds)
+        tell_held_out(progress, rows, result.trained.rows, held, quiet=quiet)
         write_page(out / PLOT_FILE, plot_search(result.trials), "--out")
         if result.interrupted:
             progress.say(
@@ -104,7 +114,8 @@ def search(
             )
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        print_json(_search_json(result, out, watch))
+        files = files_json(train=rows, validation=held, test=judged)
+        print_json({**_search_json(result, out, watch), "files": files})
     else:
         _print_search(result, out, watch)
     if result.interrupted:
@@ -178,6 +189,7 @@ def compare(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     encoder: options.TrainedEncoder = DEFAULT_ENCODER,
     methods: Annotated[
         str,
@@ -214,10 +226,15 @@ def compare(
     names = [name.strip() for name in methods.split(",")]
     check_methods(names)
     with shown_progress(quiet) as progress:
-        columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+        columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
         training, held, judged = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
+        if rows is not None:
+            some = some_rows(training, rows)
+            if not quiet and len(some) < len(training):
+                progress.say(f"{training.source}: {len(some):,} of the {len(training):,} rows are drawn (--rows).")
+            training = some
         work = work_on(
-            training if rows is None else some_rows(training, rows),
+            training,
             encoder,
             validation=held,
             test=judged,
@@ -227,6 +244,7 @@ def compare(
         )
         comparison = run_comparison(work, names, out, seeds=seeds, progress=progress)
         standings = standings_of(comparison)
+        tell_held_out(progress, training, comparison.runs[0].rows, held, quiet=quiet)
         write_standings(standings, out)
     if as_json:
         print_json(standings.to_json())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from ytuning.heads.pairs import PairChoice
 
+if TYPE_CHECKING:
+    from ytuning.data.columns import Role
+
 __all__ = [
-    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelOrder", "LongTextOption",
-    "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder", "Test", "Text",
-    "TextPair", "TrainFile", "TrainedEncoder", "Validation", "choices_of", "help_group", "in_order",
+    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelNames", "LabelOrder",
+    "LongTextOption", "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder",
+    "Test", "Text", "TextPair", "TrainFile", "TrainedEncoder", "Validation", "choices_of", "help_group", "in_order",
+    "named",
 ]  # fmt: skip
 
 
@@ -73,6 +77,14 @@ LabelOrder = Annotated[
         "the order of labels that are numbers",
     ),
 ]
+LabelNames = Annotated[
+    str | None,
+    DATA(
+        "LABELS",
+        "Names of the labels, separated by commas, where each cell is a list of 0 and 1: one name for each place.",
+        "none",
+    ),
+]
 PairsOption = Annotated[
     PairChoice,
     ENCODER(
@@ -113,6 +125,12 @@ ReportFile = Annotated[
 ]
 Json = Annotated[bool, OUTPUT(None, "Print one JSON value on stdout instead of tables.", True, "--json")]
 Quiet = Annotated[bool, OUTPUT(None, "Hide the progress on stderr.", True, "--quiet")]
+
+
+def named(text: str | None, text_pair: str | None, label: str | None = None) -> set[Role]:
+    """Return the roles whose columns ``--text``, ``--text-pair`` and ``--label`` name."""
+    columns: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "label": label}
+    return {role for role, name in columns.items() if name is not None}
 
 
 def in_order(label_order: str | None) -> list[str] | None:

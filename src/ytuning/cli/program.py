@@ -7,7 +7,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -17,11 +17,12 @@ from ytuning import __version__
 from ytuning.cli.cache import cache
 from ytuning.cli.experiments import compare, search
 from ytuning.cli.options import choices_of
+from ytuning.cli.predict import predict
 from ytuning.cli.serve import serve
 from ytuning.cli.streams import prepare_streams
-from ytuning.cli.tasks import add_label, evaluate, predict
+from ytuning.cli.tasks import add_label, evaluate
 from ytuning.cli.train import train
-from ytuning.errors import InputError, YTuningError, must_be_one_of
+from ytuning.errors import InputError, YTuningError, must_be_one_of, naming_options, nearest
 
 __all__ = ["app", "main"]
 
@@ -79,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _check_current_folder()
-        status = app(words, prog_name="ytuning", standalone_mode=False)
+        with naming_options():
+            _check_current_folder()
+            _check_repeated(words)
+            status = app(words, prog_name="ytuning", standalone_mode=False)
         sys.stdout.flush()
         if status == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
@@ -145,12 +148,15 @@ def _usage_mistake(error: Any, arguments: Sequence[str]) -> str:
     """
     message = str(error.format_message())
     command: Any = getattr(getattr(error, "ctx", None), "command", None)
+    if message.startswith("No such option"):
+        return _unknown_option(error, command)
     if message.startswith("No such command"):
         return f"{message} The commands are {', '.join(map(repr, command.commands))}."
     option = getattr(error, "param", None)
-    value = None if option is None else _last_value(option.opts, arguments)
-    if option is None or value is None:
+    given = [value for name, value in _given_values(command, arguments) if option is not None and name in option.opts]
+    if option is None or not given:
         return message
+    value = given[-1]
     kind, info = get_args(get_type_hints(inspect.unwrap(command.callback), include_extras=True)[option.name])
     if choices := choices_of(kind):
         return must_be_one_of(option.opts[0], value, choices)
@@ -162,11 +168,49 @@ def _usage_mistake(error: Any, arguments: Sequence[str]) -> str:
     return f"{option.opts[0]} must be {what}{'' if info.min is None else bounds}. Got {value!r} instead."
 
 
-def _last_value(spellings: Sequence[str], arguments: Sequence[str]) -> str | None:
-    """The last value of an option in the command line, which is the one that counts."""
-    last = None
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+def _unknown_option(error: Any, command: Any) -> str:
+    """What is said of an option that a command does not have, which may be a text that begins with a dash."""
+    names = [name for option in command.params for name in option.opts if name.startswith("--")]
+    message = f"No such option: {error.option_name}.{nearest(error.option_name, [*names, '--help'])}"
+    if command.name == "predict":
+        return f"{message} Put -- before texts that begin with a dash: ytuning predict TASK_DIR -- TEXT"
+    return f"{message} The options are in: ytuning {command.name} --help"
+
+
+def _check_repeated(words: Sequence[str]) -> None:
+    """Refuse an option that is given twice, as one of its values would be dropped without a word.
+
+    Raises:
+        InputError: there is one.
+    """
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while rest and rest[0] in (commands := getattr(command, "commands", {})):
+        command = commands[rest.pop(0)]
+    single = {name for option in command.params if not option.multiple for name in option.opts}
+    values: dict[str, str] = {}
+    for name, value in _given_values(command, rest):
+        if name in single and name in values:
+            several = " Separate the names of several columns by commas." if name == "--label" else ""
+            given = f"{name} can be given only once. Got {values[name]!r} and {value!r}."
+            raise InputError(f"{given}{several or ' Leave out one of them.'}")
+        values[name] = value
+
+
+def _given_values(command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options in the words of a command line that have a value, each with its value."""
+    takes_value = {
+        name
+        for option in getattr(command, "params", ())
+        if not getattr(option, "is_flag", True)
+        for name in option.opts
+    }
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return
         name, equals, value = word.partition("=")
-        if name in spellings:
-            last = value if equals else following
-    return last
+        if name in takes_value:
+            following = value if equals else next(rest, None)
+            if following is not None:
+                yield name, following

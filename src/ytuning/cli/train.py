@@ -19,6 +19,7 @@ from ytuning.errors import InputError, quantity
 from ytuning.progress import Progress
 
 if TYPE_CHECKING:
+    from ytuning.data.label_texts import LabelTexts
     from ytuning.tasks.train import Stopwatch, Trained
 
 __all__ = ["train"]
@@ -35,6 +36,7 @@ def train(
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
+    label_names: options.LabelNames = None,
     preset: Annotated[
         Literal["default", "few-shot", "paper"],
         HEAD("NAME", "Form of the head and its training: default, few-shot or paper."),
@@ -116,7 +118,6 @@ def train(
 ) -> None:
     """Train a classifier on labelled texts and save it as a task folder."""
     from ytuning.data.kinds import KINDS
-    from ytuning.data.label_texts import read_label_texts
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.task import check_task_folder, save_task, task_files
@@ -125,6 +126,7 @@ def train(
     from ytuning.training.recipes import preset as recipe_of
 
     start, watch = time.perf_counter(), Stopwatch()
+    console.check_streams(train_file, validation, test, recipe_file, label_texts)
     if recipe_file is not None and preset != "default":
         raise InputError(
             "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
@@ -142,7 +144,7 @@ def train(
     features = FeatureStore()
     with console.shown_progress(quiet) as progress:
         with watch.stage("read"):
-            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group}
+            columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = console.read_parts(
                 progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet
             )
@@ -168,7 +170,7 @@ def train(
                 abstain_at=abstain_at,
                 pairs=pairs,
                 layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
-                label_texts=None if label_texts is None else read_label_texts(label_texts),
+                label_texts=_read_label_texts(progress, label_texts, quiet=quiet),
                 # The command reads no more texts.
                 release_encoder=True,
             ),
@@ -178,6 +180,7 @@ def train(
         if trained.fit.interrupted:
             out, report = _place_beside_finished(out, report)
         save_task(trained.task, out)
+        console.tell_held_out(progress, rows, trained.rows, held, quiet=quiet)
         _tell_training(progress, trained, out)
         if report is not None:
             from ytuning.reports.html import render_report
@@ -196,11 +199,24 @@ def train(
             console.write_page(report, page)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        console.print_json({**_train_json(trained, out, watch), "report": None if report is None else str(report)})
+        files = console.files_json(train=rows, validation=held, test=judged)
+        shown = {"files": files, "report": None if report is None else str(report)}
+        console.print_json({**_train_json(trained, out, watch), **shown})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
         raise typer.Exit(1)
+
+
+def _read_label_texts(progress: Progress, given: str | None, *, quiet: bool) -> LabelTexts | None:
+    """The label texts, after saying how many a file has."""
+    from ytuning.data.label_texts import read_label_texts
+
+    texts = None if given is None else read_label_texts(given)
+    if not (quiet or texts is None or isinstance(texts, str)):
+        count = sum(1 if isinstance(words, str) else len(words) for words in texts.values())
+        progress.say(f"{given}: {quantity(count, 'text')} for {quantity(len(texts), 'label')}")
+    return texts
 
 
 def _place_beside_finished(out: Path, report: Path | None) -> tuple[Path, Path | None]:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ytuning.compare.methods import TUNINGS, Run, Work, check_methods, run_metho
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.encoder.download import find_encoder, weights_hash
-from ytuning.errors import InputError, YTuningError, write_errors
+from ytuning.errors import InputError, YTuningError, naming_options, parameter, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit
 from ytuning.system.machine import versions
@@ -164,9 +164,10 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
             chosen.append(row)
             met.update(names[row])
     if len(chosen) > most:
-        raise InputError(f"rows must be at least {len(chosen)}, two of each label. Got {most} instead.")
+        raise InputError(f"{parameter('rows')} must be at least {len(chosen)}, two of each label. Got {most} instead.")
     others = order[~np.isin(order, chosen)]
-    return dataset.select(sorted([*chosen, *others[: most - len(chosen)].tolist()]))
+    drawn = dataset.select(sorted([*chosen, *others[: most - len(chosen)].tolist()]))
+    return replace(drawn, left_out={**dataset.left_out, "rows not drawn": len(dataset) - most})
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -213,7 +214,9 @@ def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path
     # Packages print to stdout, which is kept for results.
     os.dup2(2, 1)
     try:
-        run = run_method(name, work, seed, store, _Sent(connection))
+        # The process that waits prints its messages for somebody who typed a command.
+        with naming_options():
+            run = run_method(name, work, seed, store, _Sent(connection))
     except Exception as error:
         # The waiting process reports the error.
         connection.send(("failed", _reason(error)))

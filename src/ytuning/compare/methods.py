@@ -29,7 +29,7 @@ from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import evaluate
 from ytuning.features.features import Features, stored_inputs
 from ytuning.features.store import FeatureStore
@@ -163,9 +163,10 @@ def check_methods(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in METHODS:
-            raise InputError(must_be_one_of("methods", name, METHODS))
+            raise InputError(must_be_one_of(parameter("methods"), name, METHODS))
     if not names or len(set(names)) < len(names):
-        raise InputError(f"methods must name each method once, and at least one. Got {','.join(names)!r} instead.")
+        problem = f"{parameter('methods')} must name each method once, and at least one. "
+        raise InputError(f"{problem}Got {','.join(names)!r} instead.")
 
 
 def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:

@@ -104,7 +104,7 @@ class Standings:
             "metric": self.metric,
             "split": self.split,
             "rows": first.rows,
-            "sources": {role: part.source for role, part in parts.items() if part is not None},
+            "files": {use: part.summary for use, part in parts.items() if part is not None},
             "encoder": first.encoder,
             "seeds": self.comparison.seeds,
             "settings": {"epochs": work.epochs, "search_rates": work.search_rates},

@@ -5,67 +5,43 @@ Every complaint names source, row and column.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from ytuning.data.kinds import KINDS, Labels, SingleLabel
-from ytuning.data.kinds.multi import SEPARATORS, UNKNOWN
+from ytuning.data.columns import Columns, Known, Role, choose_columns
+from ytuning.data.files import read_table
+from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
+from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, split_labels
 from ytuning.data.kinds.regression import are_numbers
-from ytuning.data.labels import Kind, did_you_mean, list_names, quote
-from ytuning.data.tables import LISTS, Column, Table, as_cells, read_table
-from ytuning.errors import DataError, InputError, must_be_one_of
+from ytuning.data.label_cells import check_answers, open_cells
+from ytuning.data.labels import Kind, describe_alike, describe_read_as, label_name, list_names, quote
+from ytuning.data.sequences import as_cells
+from ytuning.data.tables import LISTS, Column, Table
+from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = [
-    "Columns",
     "Dataset",
-    "Role",
     "TextInput",
+    "check_not_blank",
     "from_lists",
     "labels_of",
     "names_in",
     "read_dataset",
+    "read_inputs",
     "unsplit_names",
 ]
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
-Role = Literal["text", "text_pair", "label", "group"]
-DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
-    "text": ("text", "sentence"),
-    "text_pair": ("text_pair",),
-    "label": ("label", "labels"),
-}
-"""Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
-FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table that a data set was made of, named by the user or inferred.
-
-    Attributes:
-        text: column of the texts.
-        text_pair: column of the second texts; None for single texts.
-        label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
-        group: column whose equal values keep rows on one side of a split.
-    """
-
-    text: str
-    text_pair: str | None = None
-    label: str | tuple[str, ...] | None = None
-    group: str | None = None
-
-    @property
-    def spelt(self) -> dict[Role, str]:
-        """Each column by its role, as an option names it: several label columns with commas between them."""
-        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
-        columns: dict[Role, str | None]
-        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
-        return {role: name for role, name in columns.items() if name is not None}
+ROWS = (list, tuple, np.ndarray)
+"""What may hold the two texts of a pair."""
+# A name of which brackets or quotes are the first and the last character may come from a list written as text.
+MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -87,7 +63,8 @@ class Dataset:
         left_out: what the source holds beside these rows, as reasons with numbers of rows: ``{"blank lines": 2}``.
         rows_read: number of rows that the source holds: these, and those that were left out. A selection of rows
             keeps the number of its source.
-        notes: what the user should know of how the source was read, a sentence each.
+        notes: what the user should know of how the source was read, a sentence each; so of labels that were read from
+            another form, and of labels that look alike.
 
     Raises:
         DataError: there are no rows, or not as many labels, pairs, groups or row numbers as texts.
@@ -130,6 +107,22 @@ class Dataset:
     def has_pairs(self) -> bool:
         """Whether each row is a pair of texts."""
         return self.text_pairs is not None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The source, the columns that were read, and the numbers of rows read, used and left out, for JSON."""
+        return {
+            "file": self.source,
+            "columns": None if self.columns is None else self.columns.to_json(),
+            "rows_read": self.rows_read,
+            "rows_used": len(self),
+            "left_out": self.left_out,
+        }
+
+    @property
+    def known(self) -> Known:
+        """What these rows say about further rows for the same task."""
+        return Known(names_in(self), self.separator, self.columns, self.has_pairs)
 
     @property
     def names(self) -> list[str]:
@@ -176,6 +169,21 @@ def labels_of(dataset: Dataset) -> Labels:
     return dataset.labels
 
 
+def check_not_blank(dataset: Dataset) -> None:
+    """Refuse rows to train on whose text has no characters but white space.
+
+    Raises:
+        DataError: there is such a row.
+    """
+    sides: tuple[tuple[Role, str, list[str] | None], ...]
+    sides = (("text", "text", dataset.texts), ("text_pair", "text pair", dataset.text_pairs))
+    for role, what, texts in sides:
+        for index, text in enumerate(texts or []):
+            if not text.strip():
+                state = "has only white space" if text else "is empty"
+                raise dataset.error(index, role, f"the {what} {state}. Fill it in or remove the row.")
+
+
 def names_in(dataset: Dataset) -> set[str]:
     """The names of the labels that rows have; none where they are numbers, or there are no labels."""
     return {name for names in KINDS[dataset.kind].label_names(dataset.labels or []) for name in names}
@@ -195,21 +203,25 @@ def read_dataset(
     label: str | Sequence[str] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     labelled: bool = True,
-    known: Collection[str] | Dataset = (),
+    known: Known | Collection[str] = (),
     group: str | None = None,
+    label_names: str | Sequence[str] = (),
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
-    A column that is not named is inferred: ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or
-    ``labels``. Texts are kept exactly, labels without the white space around them. Labels that are not text get the
-    text of their value: 3 -> "3", 3.0 -> "3", 0.5 -> "0.5", True -> "true"; a ``ClassLabel`` of ``datasets`` gets its
-    name. Several labels of a row are a list, the JSON text of one, or text with one of ``| ; ,`` between them, the
-    first of these that occurs in the column; an empty list or text is no label. Or they are several columns of 0 and
-    1, whose names are the labels.
+    A column that is not named is that of the training, if ``known`` has it and the table too. Else it is inferred:
+    ``text`` or ``sentence``; ``text_pair`` if there is one; ``label`` or ``labels``. Texts are kept exactly. Labels
+    are read in the form of `labels.label_name`: 3 and 3.0 are "3", True and the text "TRUE" are "true"; a
+    ``ClassLabel`` of ``datasets`` gets its name. Several labels of a row are a list, the text of a list (JSON or
+    Python), or text with one of ``| ; , #`` between them, the first of these that occurs in the column; an empty list
+    or text is no label. Or they are several columns of 0 and 1, whose names are the labels, or lists of 0 and 1 with
+    ``label_names``. Cells of annotation tools are read as `label_cells.open_cells` says; the result has ``notes`` of
+    them.
 
     Args:
-        source: a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
-            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
+        source: a file as :func:`ytuning.data.files.read_table` reads it, "-" for the standard input, an open file, a
+            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows), a mapping of lists (columns), or
+            what ``read_table`` makes of these.
         text: column of the text.
         text_pair: column of the second text, for tasks on pairs.
         label: column of the label; or several of 0 and 1 (also false and true), as a sequence of names or as text with
@@ -217,12 +229,15 @@ def read_dataset(
         kind: "auto": "multi" if there are several label columns, a cell is a list, or the column's name was inferred
             and is ``labels``; "regression" if all are numbers and one has a fraction (of nearly all, the others are
             refused); else "single", which takes numbers for label names. "ordinal": the labels have an order.
-        labelled: False for prediction: no label column is looked for, and one that is there is ignored.
-        known: labels of the task, if there is one: then texts with several labels are split at the mark that leaves
-            most rows with these only, or at none. Of several such marks it is the first, or, where ``known`` is the
-            data set of the train rows, the one at which their texts were split.
+        labelled: False for prediction: no label column is looked for, one that is there is ignored, and texts may be
+            blank.
+        known: what the training says about the rows of its task: ``task.known``, or ``train.known`` of its rows; or
+            the names of the task's labels. Texts with several labels are then split at the mark that leaves most rows
+            with known labels only, or at none; of several such marks it is that of the training, else the first.
         group: column whose equal values keep rows together when validation rows are held out; it may be that of a
             text, so that rows with the same text stay together.
+        label_names: labels by their place, where each cell is a list of 0 and 1; as a sequence, or as text with commas
+            between them.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -230,24 +245,31 @@ def read_dataset(
         MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
     if kind not in (kinds := ("auto", *KINDS)):
-        raise InputError(must_be_one_of("kind", kind, kinds))
-    table = read_table(source)
-    columns = _columns_of(table, text, text_pair, label, group, labelled=labelled)
+        raise InputError(must_be_one_of(parameter("kind"), kind, kinds))
+    table = source if isinstance(source, Table) else read_table(source)
+    known = known if isinstance(known, Known) else Known(known)
+    named: dict[Role, str | None] = {"text": text, "text_pair": text_pair, "group": group}
+    columns = choose_columns(table, named, label, known, labelled=labelled)
     # A column that was found by its name `labels` holds several labels a row; one that the caller names may not.
     if kind == "auto" and label is None and columns.label == "labels":
         kind = "multi"
-    labels, kind, separator = _read_label_columns(table, columns, kind, known)
+    if columns.label is not None:
+        check_answers(table, [name for name in columns.spelt.values() if name])
+    places = [name.strip() for name in label_names.split(",")] if isinstance(label_names, str) else label_names
+    read = _read_label_columns(table, columns, kind, known, places)
     return Dataset(
-        texts=table.column(columns.text).texts("text"),
-        labels=labels,
-        text_pairs=None if columns.text_pair is None else table.column(columns.text_pair).texts("text pair"),
+        texts=table.column(columns.text).texts("text", blank=not labelled),
+        labels=read.labels,
+        text_pairs=None
+        if columns.text_pair is None
+        else table.column(columns.text_pair).texts("text pair", blank=not labelled),
         source=table.source,
         columns=columns,
-        kind=kind,
-        separator=separator,
+        kind=read.kind,
+        separator=read.separator,
         groups=None if columns.group is None else table.column(columns.group).groups,
         left_out={"blank lines": table.blank_lines} if table.blank_lines else {},
-        notes=table.notes,
+        notes=(*table.notes, *read.notes),
     )
 
 
@@ -258,176 +280,129 @@ def from_lists(
     kind: Kind | Literal["auto"] = "auto",
     groups: object = None,
 ) -> Dataset:
-    """A data set from lists, tuples, NumPy arrays or pandas series.
+    """A data set from lists, tuples, generators, arrays, series or columns of pandas, polars, pyarrow or ``datasets``.
 
     Args:
-        texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns.
-        labels: labels as :func:`read_dataset` takes them; None for prediction.
+        texts: texts; or pairs of texts as tuples or lists of two, or as an array or frame of two columns. One column
+            of an array or a frame is texts.
+        labels: labels as :func:`read_dataset` takes them; None for prediction, where texts may be blank.
         text_pairs: second texts, unless ``texts`` holds pairs.
         kind: kind of task, as for :func:`read_dataset`.
         groups: one value for each row; rows with the same one stay together when validation rows are held out.
 
     Raises:
-        DataError: a text or label is missing, empty or of the wrong type, or their numbers differ; there are no rows.
+        DataError: a text or label is missing, blank or of the wrong type, or their numbers differ; there are no rows.
         InputError: an argument is not a list.
     """
-    cells = as_cells(texts, "texts")
+    cells, source, blank = as_cells(texts, "texts"), Dataset.source, labels is None
     pairs = None if text_pairs is None else as_cells(text_pairs, "text_pairs")
-    source = Dataset.source
-    if pairs is None and cells and isinstance(cells[0], list | tuple | np.ndarray):
-        cells, pairs = _unzip_pairs(cells, source)
-    read: tuple[Labels | None, Kind, str | None] = (None, "single", None)
+    if pairs is None and cells and isinstance(cells[0], ROWS):
+        cells, pairs = _unzip_rows(cells, source)
+    read = _LabelsRead(None)
     if labels is not None:
-        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind)
+        read = _read_labels(Column(source, "label", as_cells(labels, "labels")), kind, Known())
     return Dataset(
-        texts=Column(source, "text", cells).texts("text"),
-        labels=read[0],
-        text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair"),
-        kind=read[1],
-        separator=read[2],
+        texts=Column(source, "text", cells).texts("text", blank=blank),
+        labels=read.labels,
+        text_pairs=None if pairs is None else Column(source, "text_pair", pairs).texts("text pair", blank=blank),
+        kind=read.kind,
+        separator=read.separator,
         groups=None if groups is None else Column(source, "groups", as_cells(groups, "groups")).groups,
+        notes=read.notes,
     )
 
 
-def _unzip_pairs(cells: list[Any], source: str) -> tuple[list[object], list[object]]:
-    """Pairs of texts as first and second texts."""
+def _unzip_rows(cells: list[Any], source: str) -> tuple[list[object], list[object] | None]:
+    """Rows of a list each as first and second texts, or only first ones where each list has one text."""
+    size = len(cells[0])
     for row, cell in enumerate(cells, 1):
-        if not isinstance(cell, list | tuple | np.ndarray) or len(cell) != 2:
-            problem = f"every row must be a pair of texts, as the first is. Got {quote(cell)} instead."
+        if size not in (1, 2) or not isinstance(cell, ROWS) or len(cell) != size:
+            wanted = "a text or a pair of texts" if size not in (1, 2) else ("a text", "a pair of texts")[size - 1]
+            problem = f"every row must be {wanted}{', as the first is' * (row > 1)}. Got {quote(cell)} instead."
             raise DataError(problem, source=source, row=row)
-    return [pair[0] for pair in cells], [pair[1] for pair in cells]
+    return [cell[0] for cell in cells], None if size == 1 else [cell[1] for cell in cells]
 
 
-# --- which columns --------------------------------------------------------------------------------------------------
+def read_inputs(cells: Iterable[object]) -> Iterator[TextInput]:
+    """Texts to predict, one after the other as they are asked for.
 
-
-def _columns_of(
-    table: Table,
-    text: str | None,
-    text_pair: str | None,
-    label: str | Sequence[str] | None,
-    group: str | None,
-    *,
-    labelled: bool,
-) -> Columns:
-    """The columns to read, named or inferred; arguments as :func:`read_dataset` takes them."""
-    names: dict[Role, list[str] | None] = {
-        "text": None if text is None else [text],
-        "text_pair": None if text_pair is None else [text_pair],
-        "label": _label_columns(table, label) if labelled else None,
-    }
-    chosen = _choose_columns(table, names, labelled=labelled)
-    single = {role: columns[0] for role, columns in chosen.items()}
-    several = label is not None and labelled and single["label"] != label
-    return Columns(
-        single["text"],
-        single.get("text_pair"),
-        tuple(chosen["label"]) if several else single.get("label"),
-        None if group is None else _existing(table, "group", group),
-    )
-
-
-def _choose_columns(table: Table, named: dict[Role, list[str] | None], *, labelled: bool) -> dict[Role, list[str]]:
-    """The columns of each role: those the user named, else one that has a default name and no other role.
+    Args:
+        cells: texts, pairs of texts, or pairs of a text and None, which are single texts. They may be blank.
 
     Raises:
-        InputError: a column is named twice.
-        DataError: a column is not there.
+        DataError: a cell is none of these.
     """
-    chosen = {role: [_existing(table, role, name) for name in names] for role, names in named.items() if names}
-    used = [name for names in chosen.values() for name in names]
-    if len(set(used)) < len(used):
-        uses = ", ".join(f"{role}={quote(','.join(names))}" for role, names in chosen.items())
-        raise InputError(f"each column can have only one use. Got {uses}.")
-    for role in named:
-        if role in chosen or (role == "label" and not labelled):
-            continue
-        if free := [name for name in DEFAULT_NAMES[role] if name in table.names and name not in used]:
-            chosen[role] = free[:1]
-            used += free[:1]
-        elif role != "text_pair":
-            raise _not_there(table, role, chosen)
-    return chosen
-
-
-def _option(role: Role) -> str:
-    """A role as an argument and as an option of a command."""
-    return f"{role}= (--{role.replace('_', '-')})"
-
-
-def _not_there(table: Table, role: Role, chosen: dict[Role, list[str]]) -> DataError:
-    """Make the error that no column has a default name of ``role``, or that another role uses the one that has it."""
-    looked_for = " or ".join(quote(name) for name in DEFAULT_NAMES[role])
-    problem = f"there is no column {looked_for}"
-    for other, names in chosen.items():
-        if taken := [name for name in names if name in DEFAULT_NAMES[role]]:
-            problem = f"{_option(other)} uses the column {quote(taken[0])} already, and there is no other column "
-            problem += looked_for
-    remedy = f"Name the {role} column with {role}= (--{role}); the columns are {list_names(table.names)}."
-    return DataError(f"{problem}. {remedy}", source=table.source)
-
-
-def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
-    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
-    if label is None:
-        return None
-    if not isinstance(label, str):
-        if not label:
-            raise InputError("label= names no column. Give at least one or leave it out.")
-        return list(label)
-    if label in table.names or "," not in label:
-        return [label]
-    return [name if name in table.names else name.strip() for name in label.split(",")]
-
-
-def _existing(table: Table, role: Role, name: str) -> str:
-    if name in table.names:
-        return name
-    problem = f"{_option(role)} names the column {quote(name)}, which is not there.{did_you_mean(name, table.names)} "
-    raise DataError(f"{problem}The columns are {list_names(table.names)}.", source=table.source)
+    text, text_pair = Column("the inputs", "text", []), Column("the inputs", "text_pair", [])
+    for row, cell in enumerate(cells, 1):
+        first, second = cell, None
+        if isinstance(cell, ROWS):
+            if len(cell) not in (1, 2):
+                problem = f"every input must be a text or a pair of texts. Got {quote(cell)} instead."
+                raise DataError(problem, source=text.source, row=row)
+            first, second = cell[0], cell[1] if len(cell) == 2 else None
+        pair = None if second is None else text_pair.text(row, second, "text pair", blank=True)
+        yield text.text(row, first, "text", blank=True), pair
 
 
 # --- what the cells of labels say -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _LabelsRead:
+    """Labels of rows, and how they were read; attributes as those of `Dataset`."""
+
+    labels: Labels | None
+    kind: Kind = "single"
+    separator: str | None = None
+    notes: tuple[str, ...] = ()
+
+
 def _read_label_columns(
-    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Collection[str] | Dataset
-) -> tuple[Labels | None, Kind, str | None]:
-    """Labels, their kind and the mark that parts several of a row, of the columns that were chosen.
+    table: Table, columns: Columns, kind: Kind | Literal["auto"], known: Known, places: Sequence[str]
+) -> _LabelsRead:
+    """Read the labels in the columns that were chosen.
 
     Raises:
         InputError: several columns for a kind of task that has one label a row.
     """
     if columns.label is None:
-        return None, "single", None
+        return _LabelsRead(None)
     if not isinstance(columns.label, tuple):
-        return _read_labels(table.column(columns.label), kind, known)
+        return _read_labels(table.column(columns.label), kind, known, places)
     if kind not in ("auto", "multi"):
         problem = f"several label columns need the kind 'multi'. Got {kind!r} instead. "
-        raise InputError(f"{problem}Change the kind or name one column with label= (--label).")
-    return _flagged_names([table.column(name) for name in columns.label]), "multi", None
+        raise InputError(f"{problem}Change the kind or name one column with {argument('label')}.")
+    if places:
+        raise InputError(
+            f"{argument('label_names')} names places in lists, and several columns have names. Leave it out."
+        )
+    return _flagged_names([table.column(name) for name in columns.label])
 
 
-def _flagged_names(columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """The names of the columns that are 1 in each row, in the order of the columns, without white space around them.
+def _flagged_names(columns: Sequence[Column]) -> _LabelsRead:
+    """The names of the columns that are 1 in each row, in the order of the columns.
 
     Raises:
-        DataError: a cell is neither 0 nor 1, or two columns are one label but for white space.
+        DataError: a cell is neither 0 nor 1, or the names of two columns are one label.
     """
     flags = [_flags(column) for column in columns]
-    names = [column.name.strip() for column in columns]
+    names = [label_name(column.name) or "" for column in columns]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        same = " and ".join(quote(column.name) for column in columns if column.name.strip() == twice)
-        problem = f"the names of the label columns {same} differ only in white space. Rename or leave out one of them."
+        same = " and ".join(quote(column.name) for column, name in zip(columns, names, strict=True) if name == twice)
+        problem = (
+            f"the names of the label columns {same} are one label, {quote(twice)}. Rename or leave out one of them."
+        )
         raise DataError(problem, source=columns[0].source)
-    return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
+    read_as = {column.name: name for column, name in zip(columns, names, strict=True) if column.name.strip() != name}
+    labels = [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in zip(*flags, strict=True)]
+    notes = [describe_read_as(read_as)] if read_as else []
+    return _LabelsRead(labels, "multi", None, (*notes, *_notes(names)))
 
 
 def _flags(column: Column) -> list[bool]:
     flags: list[bool] = []
     for row, cell in enumerate(column.cells, 1):
-        # Numbers and truth values of all types have few forms as text, so 1, 1.0, True and the text "1" are read alike.
-        flag = FLAGS.get(str(cell).strip().lower())
+        flag = FLAGS.get(label_name(cell) or "")
         if flag is None:
             problem = f"each cell of a label column must be 0 or 1 (or false or true). Got {quote(cell)} instead. "
             raise column.error(row, f"{problem}Correct it or remove the row.")
@@ -436,13 +411,56 @@ def _flags(column: Column) -> list[bool]:
 
 
 def _read_labels(
-    column: Column, kind: Kind | Literal["auto"], known: Collection[str] | Dataset = ()
-) -> tuple[Labels, Kind, str | None]:
-    """The labels of the rows, the kind of task that they are for, and the mark at which texts were split."""
+    column: Column,
+    kind: Kind | Literal["auto"],
+    known: Known,
+    places: Sequence[str] = (),
+) -> _LabelsRead:
+    """Read the labels in one column; arguments as :func:`read_dataset` takes them."""
     guessed = kind == "auto"
+    column, notes = open_cells(column, None if kind == "auto" else kind)
     if kind == "auto":
         lists = any(isinstance(cell, LISTS) for cell in column.cells)
         kind = "multi" if lists else "regression" if are_numbers(column.cells) else "single"
-    names, first = (names_in(known), known.separator) if isinstance(known, Dataset) else (known, UNKNOWN)
-    labels, separator = KINDS[kind].read_labels(column, known=names, separator=first, guessed=guessed)
-    return labels, kind, separator
+    if places and kind != "multi":
+        problem = f"{argument('label_names')} is for lists of 0 and 1 of the kind 'multi'. Got {kind!r} instead. "
+        raise InputError(f"{problem}Leave it out.")
+    reading = Reading(known.names, known.separator, guessed, places)
+    labels, separator = KINDS[kind].read_labels(column, reading)
+    rows: dict[str, int] = {}
+    for row, of_row in enumerate(KINDS[kind].label_names(labels), 1):
+        for name in of_row:
+            rows.setdefault(name, row)
+    # Numbers have no names, and their texts are told to nobody.
+    if rows and column.read_as:
+        notes.append(describe_read_as(column.read_as))
+    if not known.names:
+        # Of the names of a task this was told when it was trained, and it takes no others.
+        notes += _notes(rows, rows) + (_joined_note(rows) if kind == "single" else [])
+    if separator == HASH:
+        notes.append(f"column {column.name!r}: {HASH!r} separates the labels of a row, as in files of doccano.")
+    return _LabelsRead(labels, kind, separator, tuple(notes))
+
+
+def _notes(names: Collection[str], rows: Mapping[str, int] | None = None) -> list[str]:
+    """Tell of names that have brackets or quotes around them, or that look alike."""
+    marked = [name for name in names if MARKED.fullmatch(name)]
+    notes = [f"brackets or quotes are part of these labels: {list_names(marked)}."] if marked else []
+    alike = describe_alike(names, rows)
+    return notes if alike is None else [*notes, alike]
+
+
+def _joined_note(names: Collection[str]) -> list[str]:
+    """Tell of names that may be several labels of a row: a part is a name itself, or all parts occur in other names."""
+    for mark in (*SEPARATORS, HASH):
+        parts = {name: split_labels(name, mark) for name in names}
+        counts = Counter(part for of_name in parts.values() for part in set(of_name))
+        for name, of_name in parts.items():
+            if len(of_name) > 1 and (
+                any(part in parts for part in of_name) or all(counts[part] > 1 for part in of_name)
+            ):
+                problem = (
+                    f"{mark!r} in labels such as {quote(name)} may separate several labels of a row. They are read as "
+                )
+                return [f"{problem}one; {argument('kind', 'multi')} splits them."]
+    return []

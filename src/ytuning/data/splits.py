@@ -13,8 +13,8 @@ import numpy as np
 from ytuning.data.dataset import Dataset, TextInput, labels_of, names_in
 from ytuning.data.kinds import KINDS, TaskKind, fit_kind
 from ytuning.data.label_texts import DescribedLabels
-from ytuning.data.labels import did_you_mean, list_names, quote
-from ytuning.errors import DataError, InputError
+from ytuning.data.labels import did_you_mean, label_name, list_names, quote
+from ytuning.errors import DataError, InputError, argument
 
 __all__ = [
     "MOST_HELD_OUT",
@@ -45,9 +45,10 @@ def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
     columns = dataset.columns.label if dataset.columns else None
     if isinstance(columns, tuple):
         used = names_in(dataset)
-        idle = next((name for name in columns if used and name.strip() not in used), None)
+        idle = next((name for name in columns if used and (label_name(name) or "") not in used), None)
         if idle is not None:
-            none = "no row has 1, so nothing can be learnt about this label. Leave the column out of --label."
+            none = "no row has 1, so nothing can be learnt about this label. "
+            none += f"Leave the column out of {argument('label')}."
             raise DataError(none, source=dataset.source, column=idle)
     if problem:
         raise dataset.error(problem[0], "label", problem[1])
@@ -61,8 +62,8 @@ def check_groups(*, grouped: bool, validation: bool) -> None:
     """
     if grouped and validation:
         raise InputError(
-            "--group (groups=) has no effect together with --validation, because it keeps rows together when rows of "
-            "the training set are held out. Leave out one of the two."
+            f"{argument('groups', option='--group')} has no effect together with {argument('validation')}, because it "
+            "keeps rows together when rows of the training set are held out. Leave out one of the two."
         )
 
 
@@ -76,7 +77,7 @@ def check_labels_known(dataset: Dataset, target: TaskKind, role: str) -> None:
     labels = labels_of(dataset)
     if dataset.kind != target.kind:
         problem = f"the labels are of the kind {dataset.kind!r}, but those of the training set are of the kind "
-        raise DataError(f"{problem}{target.kind!r}. Use the same --kind for both.", source=dataset.source)
+        raise DataError(f"{problem}{target.kind!r}. Use the same {argument('kind')} for both.", source=dataset.source)
     known = set(target.names)
     rows = target.label_names(labels)
     unknown = [(index, name) for index, names in enumerate(rows) for name in names if name not in known]
@@ -145,7 +146,8 @@ def split_holdout(
     if not held:
         other = "a row of another group" if grouped else "another, different row"
         problem = f"no row can be held out for validation, because each label needs {other} for training. "
-        raise DataError(f"{problem}Add rows or give a validation set (--validation).", source=dataset.source)
+        problem += f"Add rows or give a validation set ({argument('validation')})."
+        raise DataError(problem, source=dataset.source)
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
 
 
@@ -174,13 +176,13 @@ def _check_several(dataset: Dataset, parts: list[list[int]]) -> None:
     if dataset.groups is None or len(parts) > 1:
         return
     column = dataset.columns.group if dataset.columns else None
-    values = "groups=" if column is None else f"the column {quote(column)}"
+    values = argument("groups", option="--group") if column is None else f"the column {quote(column)}"
     names = sorted({name for name in dataset.groups if name is not None})
     which = f"the value {quote(names[0])}" if len(names) == 1 else "linked values"
     raise DataError(
         f"all {len(dataset)} rows have {which} in {values}, so they are one group, which cannot be split into a "
-        "training and a validation set. Use another column for --group (groups=) or give a validation set "
-        "(--validation).",
+        f"training and a validation set. Use another column for {argument('groups', option='--group')} or give a "
+        f"validation set ({argument('validation')}).",
         source=dataset.source,
     )
 
@@ -362,8 +364,8 @@ def target_of(
     check_trainable(train, holdout=validation is None)
     if label_order is not None and not KINDS[train.kind].has_order:
         raise InputError(
-            f"--label-order (label_order=) needs labels of the kind 'ordinal'. Got {train.kind!r} instead. "
-            "Add --kind ordinal or leave out --label-order."
+            f"{argument('label_order')} needs labels of the kind 'ordinal'. Got {train.kind!r} instead. "
+            f"Add {argument('kind', 'ordinal')} or leave out {argument('label_order')}."
         )
     try:
         target = fit_kind(train.kind, labels_of(train), label_order)

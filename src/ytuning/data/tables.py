@@ -1,39 +1,30 @@
-"""CSV, TSV, JSON lines, Parquet, pandas, ``datasets``, rows or columns in memory -> :class:`Table`.
+"""A table and its columns; pandas, ``datasets``, rows or columns in memory -> :class:`Table`.
 
-Cells stay what the source has: in a CSV file "NA", "1.0" and "007" are text, and a NUL byte is a character like others.
-Rows count from 1; a header and blank lines do not count.
+Cells stay what the source has. Rows count from 1; a header and blank lines do not count.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import io
-import json
 import math
-import os
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import IO, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
-from ytuning.data.labels import list_names, quote
-from ytuning.errors import DataError, InputError, quantity
-from ytuning.system.machine import require
+from ytuning.data.labels import label_name, list_names, quote
+from ytuning.data.sequences import as_cells, is_a
+from ytuning.errors import DataError, InputError, argument
 
-__all__ = ["LISTS", "Column", "Table", "as_cells", "read_table"]
+__all__ = [
+    "LISTS", "NOT_UTF8", "Column", "Table", "arrow_cells", "is_unicode", "table_in_memory", "table_of_columns",
+    "table_of_rows", "with_class_names",
+]  # fmt: skip
 
-# Maximum number of characters in a cell; Python's own limit of 131,072 is shorter than some documents.
-LARGEST_CELL = 2**31 - 1
-LISTS = (list, tuple, set, np.ndarray)
-FRAME, SET, ROWS, COLUMNS = "the data frame", "the dataset", "the rows", "the columns"
+NOT_UTF8 = "the text is not UTF-8. Save the file as UTF-8."
+LISTS = (list, tuple, set, frozenset, np.ndarray)
+FRAME, ARROW, SET = "the data frame", "the Arrow table", "the dataset"
+ROWS, COLUMNS = "the rows", "the columns"
 
 
 @dataclass(frozen=True)
@@ -44,66 +35,70 @@ class Column:
         source: file name, or what the rows came from (``"the data frame"``).
         name: name of the column.
         cells: whatever the source holds, row by row.
+        read_as: texts of labels that :meth:`label` has read in another form, with the names that they became.
     """
 
     source: str
     name: str
     cells: list[object]
+    read_as: dict[str, str] = field(default_factory=dict, compare=False)
 
     def error(self, row: int, problem: str) -> DataError:
         """An error about the cell in ``row``, counted from 1."""
         return DataError(problem, source=self.source, row=row, column=self.name)
 
-    def texts(self, what: str) -> list[str]:
+    def texts(self, what: str, *, blank: bool = False) -> list[str]:
         """The cells, exactly as they are, if all of them are text that says something.
 
         Args:
             what: the cells are, for messages: "text", "label".
+            blank: whether texts may be empty or have only white space.
 
         Raises:
-            DataError: a cell is missing, empty or not text.
+            DataError: a cell is missing, not text, or blank where it must not be.
         """
-        return [self.text(row, cell, what) for row, cell in enumerate(self.cells, 1)]
+        return [self.text(row, cell, what, blank=blank) for row, cell in enumerate(self.cells, 1)]
 
-    def text(self, row: int, cell: object, what: str) -> str:
+    def text(self, row: int, cell: object, what: str, *, blank: bool = False) -> str:
         """Return one cell as a text, checked as :meth:`texts` does."""
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
+        if isinstance(cell, bytes | bytearray):
+            raise self.error(row, f"the {what} is {quote(cell)} (bytes), not text. Decode it: .decode('utf-8').")
         if not isinstance(cell, str):
             raise self.error(row, f"the {what} is {quote(cell)} ({type(cell).__name__}), not text. Write it as text.")
-        if not cell or cell.isspace():
+        if not blank and (not cell or cell.isspace()):
             state = f"{quote(cell)} has only white space" if cell else "is empty"
             raise self.error(row, f"the {what} {state}. Fill it in or remove the row.")
-        if not _is_unicode(cell):
+        if not is_unicode(cell):
             problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
             raise self.error(row, f"the {what} {quote(cell)} {problem}")
         # The cell may be a numpy.str_, which becomes a str here.
         return str(cell)
 
     def label(self, row: int, cell: object) -> str:
-        """One cell, or a part of it, as the name of a label.
+        """One cell, or a part of it, as the name of a label, in the form that `labels.label_name` gives.
 
         Raises:
             DataError: the cell has no name or is a list.
         """
-        if isinstance(cell, np.generic):
-            cell = cell.item()
-        if isinstance(cell, bool):
-            return "true" if cell else "false"
-        if isinstance(cell, int):
-            return str(cell)
-        if isinstance(cell, float) and math.isfinite(cell):
-            return str(int(cell)) if cell.is_integer() else repr(cell)
-        if isinstance(cell, LISTS):
+        if isinstance(cell, LISTS) and getattr(cell, "ndim", None) != 0:
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
-            raise self.error(row, f"{problem}Give each row one label or use kind='multi' (--kind multi).")
-        # This strips all white space that Unicode knows, because nobody means it as part of a name.
-        return self.text(row, cell, "label").strip()
+            raise self.error(row, f"{problem}Give each row one label or use {argument('kind', 'multi')}.")
+        name = label_name(cell)
+        if not isinstance(cell, str) and name is not None:
+            return name
+        text = self.text(row, cell.item() if isinstance(cell, np.generic) else cell, "label").strip()
+        if not name:
+            raise self.error(row, f"the label {quote(cell)} has no visible character. Fill it in or remove the row.")
+        if name != text:
+            self.read_as.setdefault(text, name)
+        return name
 
     @property
     def groups(self) -> list[str | None]:
-        """The group that each cell names, which is its text without white space around it; None for an empty cell."""
-        return [None if _is_missing(cell) else str(cell).strip() or None for cell in self.cells]
+        """The group that each cell names, in the form of a label; None for an empty cell."""
+        return [None if _is_missing(cell) else label_name(cell) or str(cell).strip() or None for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -127,67 +122,74 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
-        """The column of that name, which must be one of ``names``."""
+        """The column of that name, which must be one of ``names``.
+
+        Raises:
+            DataError: several columns have that name, or its cells cannot be read.
+        """
+        if self.names.count(name) > 1:
+            raise DataError(f"more than one column is named {quote(name)}. Rename one of them.", source=self.source)
         return Column(self.source, name, self.cells(name))
 
 
-def read_table(source: object) -> Table:
-    """A table from whatever holds one.
+def table_in_memory(source: object) -> Table:
+    """A table from an object that holds one.
 
     Args:
-        source: path of a file (.csv, .tsv, .tab, .jsonl, .ndjson, .json, each also .gz; .parquet, .pq), a
-            ``pandas.DataFrame``, a ``datasets.Dataset``, a list of mappings (rows) or a mapping of lists (columns).
+        source: a frame of pandas or polars, a table of pyarrow, a ``datasets.Dataset``, a list of mappings (rows) or a
+            mapping of lists (columns).
 
     Raises:
-        DataError: the source cannot be read as a table, has no rows, or has two columns of one name.
+        DataError: the source cannot be read as a table.
         InputError: the source is none of these.
-        MissingExtraError: the file is a Parquet file and pyarrow is not installed.
     """
-    if isinstance(source, str | os.PathLike):
-        table = _read_file(Path(source))
-    elif _is_a(source, "pandas", "DataFrame"):
-        table = _from_frame(source)
-    elif _is_a(source, "datasets", "Dataset"):
-        table = _from_datasets(source)
-    elif _is_a(source, "datasets", "DatasetDict") or _is_a(source, "datasets", "IterableDatasetDict"):
+    if is_a(source, "pandas", "DataFrame"):
+        return _from_frame(source)
+    if is_a(source, "polars", "DataFrame"):
+        series = {column.name: column for column in cast("Any", source).get_columns()}
+        rows = len(next(iter(series.values()), ()))
+        return Table(FRAME, rows, list(series), lambda name: list(series[name].to_list()))
+    if is_a(source, "pyarrow", "Table", "RecordBatch"):
+        table = cast("Any", source)
+        names = list(table.schema.names)
+        return Table(ARROW, table.num_rows, names, lambda name: arrow_cells(ARROW, name, table.column(name)))
+    if is_a(source, "datasets", "Dataset"):
+        return _from_datasets(source)
+    if is_a(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         splits = list(cast("Mapping[str, object]", source))
         problem = f"a {type(source).__name__} has several splits. Pass one of them as data[...]: {list_names(splits)}."
         raise InputError(problem)
-    elif _is_a(source, "datasets", "IterableDataset"):
+    if is_a(source, "datasets", "IterableDataset"):
         raise InputError("an IterableDataset has no length. Pass a datasets.Dataset: load it with streaming=False.")
-    elif isinstance(source, Mapping):
-        table = _from_columns(source)
-    elif isinstance(source, list | tuple):
-        table = _from_rows(source, ROWS)
-    else:
-        raise InputError(
-            "data must be a file name, a pandas.DataFrame, a datasets.Dataset, a list of mappings or a mapping of "
-            f"lists. Got {type(source).__name__} instead."
-        )
-    if not table.rows:
-        raise DataError("there are no rows. Give at least one.", source=table.source)
-    twice = [name for name, count in Counter(table.names).items() if count > 1]
-    if twice:
-        raise DataError(f"more than one column is named {quote(twice[0])}. Rename one of them.", source=table.source)
-    return table
+    if isinstance(source, Mapping):
+        return table_of_columns(source, COLUMNS)
+    if isinstance(source, list | tuple):
+        return table_of_rows(source, ROWS)
+    raise InputError(
+        "data must be a file name, an open file, a data frame, a pyarrow.Table, a datasets.Dataset, a list of mappings "
+        f"or a mapping of lists. Got {type(source).__name__} instead."
+    )
 
 
-def as_cells(values: object, name: str) -> list[object]:
-    """A list, tuple, NumPy array, pandas series or other iterable as a list; a 2-D array or a frame gives its rows.
+def arrow_cells(source: str, name: str, column: Any) -> list[object]:
+    """The cells of an Arrow column.
 
     Raises:
-        InputError: ``values`` is one value or a mapping; calls it ``name``.
+        DataError: a text is not UTF-8.
     """
-    if _is_a(values, "pandas", "DataFrame"):
-        values = cast("Any", values).to_numpy()
-    cells: object = None
-    if hasattr(values, "tolist"):
-        cells = values.tolist()
-    elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        cells = list(values)
-    if not isinstance(cells, list):
-        raise InputError(f"{name} must be a list, an array or a series. Got {quote(values)} instead.")
-    return cells
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        row = next(row for row in range(len(column)) if not _is_decodable(column[row]))
+        raise DataError(NOT_UTF8, source=source, row=row + 1, column=name) from None
+
+
+def _is_decodable(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_missing(cell: object) -> bool:
@@ -197,17 +199,12 @@ def _is_missing(cell: object) -> bool:
     return cell is None or type(cell).__name__ in ("NAType", "NaTType")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8; half a surrogate pair, which JSON's escapes allow, cannot."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _is_a(value: object, package: str, name: str) -> bool:
-    """Whether a value is an instance of a class of a package, which is not imported to find out."""
-    return any(base.__name__ == name and base.__module__.partition(".")[0] == package for base in type(value).__mro__)
 
 
 # --- in memory ------------------------------------------------------------------------------------------------------
@@ -222,28 +219,43 @@ def _from_datasets(data: Any) -> Table:
     plain = data.with_format(None)
 
     def cells(name: str) -> list[object]:
-        values: list[object] = plain[name][:]
-        feature = plain.features[name]
-        if not _is_a(feature, "datasets", "ClassLabel"):
-            return values
-        names = dict(enumerate(feature.names))
-        # The package `datasets` writes -1 where a row has no label; it becomes None here.
-        return [names.get(cast("int", value)) for value in values]
+        return with_class_names(plain[name][:], _class_names(plain.features[name]))
 
     return Table(SET, len(plain), list(plain.column_names), cells)
 
 
-def _from_columns(columns: Mapping[Any, Any]) -> Table:
-    cells = {str(name): as_cells(values, f"the column {quote(name)}") for name, values in columns.items()}
-    sizes = {name: len(values) for name, values in cells.items()}
-    if len(set(sizes.values())) > 1:
-        least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        counts = f"{quote(least)} has {sizes[least]} and {quote(most)} has {sizes[most]}"
-        raise DataError(f"all columns must have the same number of rows, but {counts}.", source=COLUMNS)
-    return Table(COLUMNS, max(sizes.values(), default=0), list(cells), cells.__getitem__)
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """The names of a ``ClassLabel`` of `datasets`, also of one inside of lists; None of another feature."""
+    if isinstance(feature, list) and feature:
+        return _class_names(feature[0])
+    if any(is_a(feature, "datasets", name) for name in ("Sequence", "List", "LargeList")):
+        return _class_names(feature.feature)
+    return list(feature.names) if is_a(feature, "datasets", "ClassLabel") else None
 
 
-def _from_rows(rows: Sequence[object], source: str) -> Table:
+def with_class_names(values: list[object], names: Sequence[str] | None) -> list[object]:
+    """Class names for ids, also in lists of ids; None for -1, which `datasets` writes where a row has no label."""
+    if names is None:
+        return values
+    by_id: dict[object, object] = dict(enumerate(names))
+    return [with_class_names(value, names) if isinstance(value, list) else by_id.get(value) for value in values]
+
+
+def table_of_columns(columns: Mapping[Any, Any], source: str) -> Table:
+    """A table from a mapping of lists, which have one length."""
+    # A list of pairs, because the names 1 and "1" are one text.
+    cells = [(str(name), as_cells(values, f"the column {quote(name)}")) for name, values in columns.items()]
+    names = [name for name, _ in cells]
+    sizes = [len(values) for _, values in cells]
+    if len(set(sizes)) > 1:
+        least, most = min(sizes), max(sizes)
+        counts = f"{quote(names[sizes.index(least)])} has {least} and {quote(names[sizes.index(most)])} has {most}"
+        raise DataError(f"all columns must have the same number of rows, but {counts}.", source=source)
+    return Table(source, max(sizes, default=0), names, dict(cells).__getitem__)
+
+
+def table_of_rows(rows: Sequence[object], source: str) -> Table:
+    """A table from a list of mappings; a row that lacks a column has None there."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             problem = f"the row must map column names to values. Got {quote(row)} ({type(row).__name__}) instead."
@@ -251,174 +263,3 @@ def _from_rows(rows: Sequence[object], source: str) -> Table:
     records = cast("Sequence[Mapping[str, object]]", rows)
     names = list(dict.fromkeys(name for record in records for name in record if isinstance(name, str)))
     return Table(source, len(records), names, lambda name: [record.get(name) for record in records])
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> Table:
-    """A file by its suffix; what the system says about one that cannot be read becomes a :class:`DataError`."""
-    # Path.is_dir raises an error for some names; os.path.isdir never does.
-    if os.path.isdir(path):
-        raise DataError("this is a folder. Give the name of a file in it.", source=path)
-    packed = path.suffix.lower() == ".gz"
-    suffix = Path(path.stem).suffix if packed else path.suffix
-    reader = READERS.get(suffix.lower())
-    if reader is None or (packed and reader is _read_parquet):
-        problem = f"the file name must end in one of {', '.join(READERS)}; .gz may follow, except for Parquet. "
-        raise DataError(f"{problem}Got {suffix + path.suffix * packed!r} instead.", source=path)
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise DataError("there is no such file. Check its name.", source=path) from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"the file cannot be read: {reason}", source=path) from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _not_utf8(start: bytes) -> str:
-    """What is wrong with a file that is not UTF-8, by its first bytes, and what to do."""
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "the file is UTF-16. Save it as UTF-8."
-    return "the text is not UTF-8. Save the file as UTF-8."
-
-
-def _read_delimited(path: Path, delimiter: str) -> Table:
-    """CSV or TSV with a header, quoted as RFC 4180 says; strict, as a lenient reader swallows rows without a word."""
-    # The limit holds for the whole process. It is not put back, because another thread may be reading too.
-    csv.field_size_limit(LARGEST_CELL)
-    # The header is record 0, so row n is record n.
-    records: list[list[str]] = []
-    line = blank = 0
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        try:
-            for record in reader:
-                if record:
-                    if records and len(record) != len(records[0]):
-                        problem = f"the row has {quantity(len(record), 'cell')}, but the header has {len(records[0])}. "
-                        problem += f"Put cells that contain a {DELIMITER_NAMES[delimiter]} in double quotes."
-                        raise DataError(problem, source=path, row=len(records))
-                    records.append(record)
-                blank += not record
-                line = reader.line_num
-        except csv.Error:
-            problem = f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing "
-            problem += "quote. Inside a quoted cell write each quote twice."
-            raise DataError(problem, source=path, row=len(records) or None) from None
-        except UnicodeDecodeError:
-            raise _undecodable(path, delimiter) from None
-    if not records:
-        raise DataError("the file is empty. Give one with rows.", source=path)
-    header, *rows = records
-    if len(header) == 1 and ";" in header[0]:
-        problem = f"a {DELIMITER_NAMES[delimiter]} must separate the cells. The header is {quote(header[0])}."
-        raise DataError(problem, source=path)
-
-    def cells(name: str) -> list[object]:
-        place = header.index(name)
-        return [record[place] for record in rows]
-
-    return Table(str(path), len(rows), header, cells, blank)
-
-
-def _undecodable(path: Path, delimiter: str) -> DataError:
-    """Where a CSV file is not UTF-8; read again, because decoding runs ahead of the rows."""
-    # Bytes that are not UTF-8 become surrogates, which no UTF-8 text holds.
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as lines:
-        records = (record for record in csv.reader(lines, delimiter=delimiter) if record)
-        header: list[str] = []
-        for row, record in enumerate(records):
-            header = header or record
-            bad = next((place for place, cell in enumerate(record) if not _is_unicode(cell)), None)
-            if bad is not None:
-                column = header[bad] if row and bad < len(header) else None
-                problem = _not_utf8(record[bad].encode(errors="surrogateescape"))
-                return DataError(problem, source=path, row=row or None, column=column)
-    return DataError(_not_utf8(b""), source=path)
-
-
-def _read_json(path: Path) -> Table:
-    """Read JSON lines, or one list of objects."""
-    rows: list[object] = []
-    blank = 0
-    with _open(path) as file:
-        for number, line in enumerate(file):
-            content = line if number else line.removeprefix(codecs.BOM_UTF8)
-            if not rows and content.lstrip().startswith(b"["):
-                whole = _parse_json(content + file.read(), path, None)
-                return _from_rows(cast("list[object]", whole), str(path))
-            if content.strip():
-                rows.append(_parse_json(content.rstrip(), path, len(rows) + 1))
-            else:
-                blank += 1
-    if not rows:
-        raise DataError("the file is empty. Give one with rows.", source=path)
-    return replace(_from_rows(rows, str(path)), blank_lines=blank)
-
-
-def _parse_json(content: bytes, path: Path, row: int | None) -> object:
-    try:
-        return json.loads(content.decode())
-    except UnicodeDecodeError:
-        raise DataError(_not_utf8(content), source=path, row=row) from None
-    except json.JSONDecodeError as error:
-        place = f"character {error.colno}" if row else f"line {error.lineno}, character {error.colno}"
-        problem = f"this is not valid JSON: {error.msg.removesuffix(' at')} ({place})."
-        raise DataError(problem, source=path, row=row) from None
-    except (ValueError, RecursionError) as error:
-        # JSON may hold numbers or nesting beyond Python's limits.
-        raise DataError(f"this JSON cannot be read: {error}", source=path, row=row) from None
-
-
-def _read_parquet(path: Path) -> Table:
-    def cells(name: str) -> list[object]:
-        with _parquet(path) as file:
-            column = file.read(columns=[name]).column(0)
-        try:
-            return list(column.to_pylist())
-        except UnicodeDecodeError:
-            row = next(row for row in range(len(column)) if not _is_text(column[row]))
-            raise DataError(_not_utf8(b""), source=path, row=row + 1, column=name) from None
-
-    with _parquet(path) as file:
-        return Table(str(path), file.metadata.num_rows, file.schema_arrow.names, cells)
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    pyarrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except FileNotFoundError:
-        raise
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"the file is not a Parquet file or is damaged: {reason}", source=path) from error
-
-
-def _is_text(cell: Any) -> bool:
-    try:
-        cell.as_py()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-DELIMITER_NAMES = {",": "comma", "\t": "tab"}
-_read_csv, _read_tsv = partial(_read_delimited, delimiter=","), partial(_read_delimited, delimiter="\t")
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".tab": _read_tsv,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".pq": _read_parquet,
-}

@@ -38,7 +38,7 @@ from ytuning.encoder.pretrained import (
     tokenizer_rules,
 )
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
-from ytuning.errors import EncoderError, must_be_one_of
+from ytuning.errors import EncoderError, must_be_one_of, parameter
 from ytuning.system.machine import keep_freed_memory, shared_threads
 
 __all__ = ["Batches", "Encoder", "Span", "load_encoder"]
@@ -156,8 +156,8 @@ class Encoder:
         states = tuple(sorted({self.depth if state == -1 else int(state) for state in numbers}))
         if not states or states[0] < 0 or states[-1] > self.depth:
             raise EncoderError(
-                f"layers must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 for the last. "
-                f"Got {list(numbers)} instead."
+                f"{parameter('layers')} must be from 0 to {self.depth} for the encoder {self.identity.name!r}, or -1 "
+                f"for the last. Got {list(numbers)} instead."
             )
         return states
 
@@ -167,23 +167,33 @@ class Encoder:
         A pair that is too long loses tokens from its longer text first. A single text that is to be read in windows
         keeps all tokens, up to ``LONGEST_WINDOWED``.
 
+        A text of which the tokenizer makes no token, as one without special tokens does of a blank text, is read as
+        one special token: the one that ends a text, or else another.
+
         Raises:
-            EncoderError: a text without any token, which only tokenizers without special tokens give.
+            EncoderError: there is such a text, and the tokenizer has no special token.
         """
         encodings = self._tokenizer_for(inputs).encode_batch_fast(_joined(inputs))
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        nothing: list[int] = []
         if not lengths.all():
-            text = inputs[int(lengths.argmin())][0]
-            raise EncoderError(
-                f"the tokenizer of {self.identity.name!r} finds no token in {text[:60]!r}. Remove that row"
-            )
+            nothing = [self._token_of_nothing(inputs[int(lengths.argmin())][0])]
+            lengths = lengths.clip(1)
         total = int(lengths.sum())
         return TokenizedTexts(
-            ids=np.fromiter((token for e in encodings for token in e.ids), np.int32, total),
-            types=np.fromiter((kind for e in encodings for kind in e.type_ids), np.int8, total),
+            ids=np.fromiter((token for e in encodings for token in e.ids or nothing), np.int32, total),
+            types=np.fromiter((kind for e in encodings for kind in e.type_ids or [0]), np.int8, total),
             offsets=np.concatenate(([0], np.cumsum(lengths))),
             truncated=np.fromiter((bool(e.overflowing) for e in encodings), bool, len(encodings)),
         )
+
+    def _token_of_nothing(self, text: str) -> int:
+        for name in ("eos", "bos", "sep", "cls", "pad", "unk"):
+            token: int | None = getattr(self.tokenizer, f"{name}_token_id")
+            if token is not None:
+                return token
+        name = self.identity.name
+        raise EncoderError(f"the tokenizer of {name!r} finds no token in {text[:60]!r}. Remove that row")
 
     def spans(self, inputs: Sequence[TextInput]) -> list[list[Span]]:
         """Where each token of :meth:`tokenize` stands in its text; of special tokens nowhere, (0, 0, 0).
@@ -194,6 +204,7 @@ class Encoder:
         encodings = self._tokenizer_for(inputs).encode_batch(_joined(inputs))
         return [
             [(0, 0, 0) if side is None else (side, *ends) for side, ends in zip(e.sequence_ids, e.offsets, strict=True)]
+            or [(0, 0, 0)]
             for e in encodings
         ]
 
@@ -333,9 +344,9 @@ def load_encoder(
         MissingExtraError: the default encoder is neither in the Hub cache nor installed, and the Hub is out of reach.
     """
     if precision not in PRECISIONS:
-        raise EncoderError(must_be_one_of("precision", precision, PRECISIONS))
+        raise EncoderError(must_be_one_of(parameter("precision"), precision, PRECISIONS))
     if long_text not in LONG_TEXTS:
-        raise EncoderError(must_be_one_of("long_text", long_text, LONG_TEXTS))
+        raise EncoderError(must_be_one_of(parameter("long_text"), long_text, LONG_TEXTS))
     folder = find_encoder(str(name))
     weights = weights_hash(folder, str(name))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.system.machine import one_thread
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
 
 def _known(name: str) -> str:
     if name not in CODECS:
-        raise InputError(must_be_one_of("store", name, CODECS))
+        raise InputError(must_be_one_of(parameter("store"), name, CODECS))
     return name
 
 

@@ -34,7 +34,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ytuning.errors import InputError, StoreError, must_be_one_of, wrong_schema
+from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
 from ytuning.features.codecs import CODECS, FIT_TOKENS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
@@ -151,7 +151,7 @@ class FeatureStore:
             StoreError: the folder cannot be made, or holds something else.
         """
         if codec not in CODECS:
-            raise InputError(must_be_one_of("store", codec, CODECS))
+            raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _space_name(identity, states, codec)
         with store_errors(folder, 0):

@@ -125,7 +125,7 @@ def _seed_by_seed(standings: Standings) -> tuple[list[str], list[list[str]]]:
 def _settings(standings: Standings) -> dict[str, str]:
     content = standings.to_json()
     return {
-        **content["sources"],
+        **{use: part["file"] for use, part in content["files"].items()},
         "rows": ", ".join(f"{count:,} {role}" for role, count in content["rows"].items()),
         "kind of task": content["kind"] + (f", {content['labels']} labels" if content["labels"] else ""),
         "encoder": f"{content['encoder']['name']} ({content['encoder']['parameters']:,} parameters)",

@@ -28,7 +28,7 @@ from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.features.features import Features, keep_inputs, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
@@ -173,7 +173,7 @@ def _checked_rows(
 ) -> TaskRows:
     """The rows that trials learn and are chosen by, and the labels' texts if the head of a preset reads them."""
     if options.pairs not in ("auto", *PAIR_MODES):
-        raise InputError(must_be_one_of("pairs", options.pairs, ("auto", *PAIR_MODES)))
+        raise InputError(must_be_one_of(parameter("pairs"), options.pairs, ("auto", *PAIR_MODES)))
     rows = task_rows(train, validation, None, seed=options.seed, order=options.label_order)
     if test is not None:
         # Mistakes in the test rows should not wait for the end.

@@ -21,12 +21,15 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import ytuning
+from ytuning.data.labels import did_you_mean, quote
 from ytuning.errors import InputError, YTuningError
 from ytuning.server.batching import Batcher, Refused
 from ytuning.server.catalog import Catalog
-from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate, error_body
+from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate
+from ytuning.server.refusals import describe_errors, refusal
 from ytuning.server.routes import router
 from ytuning.server.schemas import InferRequest
 from ytuning.server.service import Service, Settings
@@ -37,7 +40,6 @@ __all__ = ["check_exposure", "create_app", "from_environment", "serve"]
 SETTINGS = "YTUNING_SERVER_SETTINGS"
 # When it stops, the server waits for replies this number of seconds longer than a request may take.
 GRACE = 5
-KINDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 PAGE = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 WARM_TEXT = "warm up"
 # A signal ends a server that cannot start, and this tells it apart from one that is asked to stop.
@@ -70,10 +72,12 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     app = FastAPI(
         title="ytuning",
         version=ytuning.__version__,
-        description="Text classifiers on frozen encoders: many tasks from one encoder pass.",
+        description="Text classifiers on frozen encoders: many tasks from one encoder pass. "
+        "The header x-truncated-inputs of a reply lists the inputs, counted from 0, that were too long and were cut.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     app.include_router(router)
@@ -132,24 +136,37 @@ def _add_page(app: FastAPI) -> None:
     async def part(name: str) -> Response:
         # Only names known beforehand are served, so no path of a request reaches the file system.
         if name not in content:
-            raise HTTPException(404, "there is no such file. The page is at /.")
+            raise Refused(404, "not_found", "there is no such file. The page is at /.")
         return Response(content[name], media_type=PAGE[name])
 
 
 def _add_handlers(app: FastAPI) -> None:
     def reply(request: Request, status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse(error_body(request.url.path, kind, message), status, headers)
+        status, body = refusal(request.url.path, status, kind, message)
+        return JSONResponse(body, status, headers)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
     async def invalid(request: Request, error: Any) -> JSONResponse:
-        status = 400 if request.url.path.startswith("/v2") else 422
-        return reply(request, status, "validation", _describe_errors(error.errors(), request.url.path))
+        return reply(request, 422, "validation", describe_errors(error.errors(), request.url.path))
 
     @app.exception_handler(HTTPException)
-    async def known(request: Request, error: HTTPException) -> JSONResponse:
-        kind = KINDS.get(error.status_code, "error")
-        return reply(request, error.status_code, kind, str(error.detail), error.headers)
+    async def unrouted(request: Request, error: HTTPException) -> Response:
+        """Answer a path or a method that no route takes."""
+        path = str(request.scope["path"])
+        # With * a client asks for what the server can do at all.
+        methods = ["GET", "HEAD", "POST"] if path == "*" else _methods_of(app, request)
+        allow = {"allow": ", ".join([*methods, "OPTIONS"])}
+        if request.method == "OPTIONS" and methods:
+            return Response(status_code=204, headers=allow)
+        if error.status_code not in (404, 405):
+            return reply(request, error.status_code, "error", f"{error.detail}.", error.headers)
+        if methods:
+            message = f"{quote(path)} takes {' or '.join(methods)}, not {quote(request.method)}."
+            return reply(request, 405, "method_not_allowed", message, allow)
+        near = did_you_mean(path, [*app.openapi()["paths"]])
+        message = f"there is no path {quote(path)}.{near} GET /openapi.json describes all of them."
+        return reply(request, 404, "not_found", message)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -161,13 +178,14 @@ def _add_handlers(app: FastAPI) -> None:
         return reply(request, 500, "internal", message)
 
 
-def _describe_errors(errors: list[Any], path: str) -> str:
-    """The first error that pydantic found, without the value, which may be a private text."""
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON ({first['ctx']['error']})."
-    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return f"{field or 'the body'}: {first['msg']}. See /openapi.json for the fields of {path}."
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    """The methods that a path takes, beside OPTIONS."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+    return (["GET", "HEAD"] if takes("GET") else []) + (["POST"] if takes("POST") else [])
 
 
 def _add_infer_schema(app: FastAPI) -> None:

@@ -11,16 +11,16 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ytuning.errors import InputError
+from ytuning.server.refusals import refusal
 from ytuning.server.service import Settings
 from ytuning.server.telemetry import Telemetry, log
 
-__all__ = ["ADMIN_KEYS", "USE_KEYS", "Gate", "error_body", "read_keys"]
+__all__ = ["ADMIN_KEYS", "USE_KEYS", "Gate", "read_keys"]
 
 USE_KEYS, ADMIN_KEYS = "YTUNING_API_KEYS", "YTUNING_ADMIN_KEYS"
 FEWEST_CHARACTERS_OF_A_KEY = 16
@@ -93,7 +93,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, path = time.perf_counter(), str(scope["path"])
+        # A path is the same with and without a slash at its end, for keys too. HEAD is GET, of whose reply the
+        # server that called this application sends only the headers.
+        start, path, method = time.perf_counter(), str(scope["path"]).rstrip("/") or "/", scope["method"]
+        scope = {**scope, "path": path, "method": "GET" if method == "HEAD" else method}
         identifier = uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state.update(id=identifier, status=0)
@@ -101,7 +104,10 @@ class Gate:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS, (b"x-request-id", identifier.encode())]
+                own = [*HEADERS, (b"x-request-id", identifier.encode())]
+                if state.get("cut"):
+                    own.append((b"x-truncated-inputs", ",".join(map(str, state["cut"])).encode()))
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         limited = path not in UNCOUNTED and not path.startswith(OPEN_FOLDER)
@@ -122,7 +128,7 @@ class Gate:
             self._telemetry.seconds.labels(route=route).observe(seconds)
             counts = {name: state[name] for name in ("texts", "tokens") if name in state}
             if route not in ("/health", "/metrics"):
-                log("request", id=identifier, method=scope["method"], route=route, status=state["status"],
+                log("request", id=identifier, method=method, route=route, status=state["status"],
                     seconds=round(seconds, 4), **counts)  # fmt: skip
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,14 +213,5 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, kind:
                     part = await receive()
                     left -= len(part.get("body", b""))
                     more = part.get("more_body", False)
-    reply = JSONResponse(error_body(scope["path"], kind, message), status, HEADERS_OF_REFUSALS.get(status))
-    await reply(scope, receive, send)
-
-
-def error_body(path: str, kind: str, message: str) -> dict[str, Any]:
-    """A refusal in the form of the path's protocol: of OpenAI under /v1, of the Open Inference Protocol under /v2."""
-    # Lone surrogates are escaped, because no reply can hold them.
-    message = message.encode("utf-8", "backslashreplace").decode()
-    if path.startswith("/v1/"):
-        return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-    return {"error": message} if path.startswith("/v2") else {"error": message, "error_type": kind}
+    status, body = refusal(scope["path"], status, kind, message)
+    await JSONResponse(body, status, HEADERS_OF_REFUSALS.get(status))(scope, receive, send)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ytuning.data.labels import Kind
 from ytuning.heads.pairs import PairMode
+from ytuning.server.texts import SingleTexts, TextsOrPairs, check_parts
 
 __all__ = [
-    "AdminReply", "ClassifyManyReply", "ClassifyManyRequest", "ClassifyReply", "ClassifyRequest", "Error",
-    "ExplainReply", "ExplainRequest", "InferReply", "InferRequest", "InferTensor", "Info", "Model", "ModelMetadata",
-    "Models", "ModerationReply", "ModerationRequest", "PredictRequest", "Score", "ServerMetadata", "TaskInfo",
+    "ANY_MODEL", "AdminReply", "ClassifyManyReply", "ClassifyManyRequest", "ClassifyReply", "ClassifyRequest", "Error",
+    "ExplainReply", "ExplainRequest", "HubParameters", "HubRequest", "InferReply", "InferRequest", "InferTensor",
+    "InfinityModel", "InfinityModels", "InfinityReply", "InfinityRequest", "Info", "Model", "ModelMetadata", "Models",
+    "ModerationReply", "ModerationRequest", "PredictRequest", "Score", "ServerMetadata", "TaskInfo",
     "TensorMetadata", "V1Error", "V2Error",
 ]  # fmt: skip
-
-Inputs = str | list[str] | list[list[str]]
 
 
 class _Request(BaseModel):
@@ -74,14 +74,33 @@ class Usage(BaseModel):
 class PredictRequest(_Request):
     """``inputs``: a text, a pair ``["a", "b"]``, or a batch of either ``[["a"], ["b"]]``, ``[["a", "b"], ...]``."""
 
-    inputs: Inputs = Field(examples=["I was charged twice"])
-    truncate: bool = Field(
-        True, description="With false, a text that is too long for the encoder is refused instead of cut."
+    inputs: TextsOrPairs = Field(examples=["I was charged twice"])
+    truncate: bool | None = Field(
+        None, description="With false, a text that is too long for the encoder is refused instead of cut."
     )
+    truncation_direction: Literal["right", "Right"] = "right"
     raw_scores: bool = Field(False, description="Return logits instead of calibrated probabilities.")
     task: str | None = Field(
         None, description="Name of the task. Needed if the server has several.", examples=["tickets"]
     )
+
+
+class HubParameters(_Request):
+    """How scores are given back."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Maximum number of labels for each text."
+    )
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
+        default=None, description="``none`` returns logits. The other is the one that the task has."
+    )
+
+
+class HubRequest(_Request):
+    """A text or texts for the task in the path, as Hugging Face's inference API takes them."""
+
+    inputs: SingleTexts = Field(examples=["I was charged twice"])
+    parameters: HubParameters | None = None
 
 
 class TaskInfo(BaseModel):
@@ -105,28 +124,113 @@ class Info(BaseModel):
     max_concurrent_requests: int
     max_input_length: int
     max_batch_tokens: int
+    max_batch_requests: int | None = None
     max_client_batch_size: int
+    auto_truncate: bool = True
+    tokenization_workers: int = 1
     version: str
     tasks: list[TaskInfo]
 
 
-# --- vLLM, infinity ---------------------------------------------------------------------------------------------------
+# --- vLLM -------------------------------------------------------------------------------------------------------------
 
 
 class ClassifyRequest(_Request):
-    """Texts for one task."""
+    """Texts for one task. Options of vLLM that would change the answer in ways that tasks have not are refused."""
 
-    model: str = Field(examples=["tickets"], description="Name of the task.")
-    input: str | list[str] = Field(examples=[["I was charged twice"]])
+    model: str | None = Field(
+        None, examples=["tickets"], description="Name of the task. Needed if the server has several."
+    )
+    input: SingleTexts = Field(examples=[["I was charged twice"]])
+    use_activation: bool | None = Field(None, description="With false, probs are logits.")
+    add_special_tokens: Literal[True] = True
+    truncate_prompt_tokens: Literal[-1] | None = Field(None, description="Texts are cut at the encoder's maximum.")
+    truncation_side: Literal["right"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_messages(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "messages" in fields:
+            raise ValueError("messages are not read. Send texts in input.")
+        return fields
+
+
+class Classification(BaseModel):
+    """The answer for one input.
+
+    ``probs`` are in the order of the task's labels, which /info lists. ``label`` is null if the task abstains or gives
+    no label, and of several labels that it gives the most probable. A regression has the label ``value``.
+    """
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyUsage(Usage):
+    """As all classifiers, it writes no tokens."""
+
+    completion_tokens: int = 0
 
 
 class ClassifyReply(BaseModel):
+    """The answers in the order of the inputs."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: ClassifyUsage
+
+
+# --- infinity ---------------------------------------------------------------------------------------------------------
+
+# What infinity's clients send as the model where none is named.
+ANY_MODEL = "default/not-specified"
+
+
+class InfinityRequest(_Request):
+    """Texts for one task."""
+
+    model: str = Field(ANY_MODEL, description="Name of the task. Needed if the server has several.")
+    input: SingleTexts = Field(examples=[["I was charged twice"]])
+    raw_scores: bool = Field(False, description="Return logits instead of calibrated probabilities.")
+
+
+class InfinityReply(BaseModel):
     """For each input its labels, the most probable first."""
 
     object: Literal["classify"] = "classify"
     data: list[list[Score]]
     model: str
     usage: Usage
+    id: str
+    created: int
+
+
+class InfinityModel(BaseModel):
+    """A task as a model."""
+
+    id: str
+    stats: dict[str, int]
+    object: Literal["model"] = "model"
+    # Infinity's client reads no other owner.
+    owned_by: Literal["infinity"] = "infinity"
+    created: int
+    backend: str = "ytuning"
+    capabilities: list[str] = ["classify"]
+
+
+class InfinityModels(BaseModel):
+    """Every task."""
+
+    object: Literal["list"] = "list"
+    data: list[InfinityModel]
+
+
+# --- OpenAI -----------------------------------------------------------------------------------------------------------
 
 
 class Model(BaseModel):
@@ -145,13 +249,55 @@ class Models(BaseModel):
     data: list[Model]
 
 
+class TextPart(_Request):
+    """A part of an input."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ModerationRequest(_Request):
+    """Texts for a multi-label task. A list of parts is one input: their texts, each on a line of its own."""
+
+    input: Annotated[str | list[str] | list[TextPart], BeforeValidator(check_parts)] = Field(
+        examples=["you are all idiots"]
+    )
+    model: str | None = Field(None, description="Name of the task. Needed if the server has several multi-label tasks.")
+
+    def texts(self) -> list[str]:
+        """One text for each result of the reply."""
+        if isinstance(self.input, str):
+            return [self.input]
+        parts = [part.text for part in self.input if isinstance(part, TextPart)]
+        return ["\n".join(parts)] if parts else [text for text in self.input if isinstance(text, str)]
+
+
+class Moderation(BaseModel):
+    """``categories`` says whether the score of each label is above its threshold."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+
+
+class ModerationReply(BaseModel):
+    """One result for each input."""
+
+    id: str
+    model: str
+    results: list[Moderation]
+
+
 # --- several tasks at once --------------------------------------------------------------------------------------------
 
 
 class ClassifyManyRequest(_Request):
     """Texts, or pairs, for several tasks."""
 
-    input: Inputs = Field(examples=[["I was charged twice"]], description="A text, texts, or pairs [[a, b], ...].")
+    input: TextsOrPairs = Field(
+        examples=[["I was charged twice"]], description="A text, texts, or pairs [[a, b], ...]."
+    )
     tasks: list[str] | None = Field(
         None, description="Names of tasks; null stands for every task that takes such inputs."
     )
@@ -194,7 +340,7 @@ class ExplainRequest(_Request):
     """A text, or a pair, and the task to explain."""
 
     task: str = Field(examples=["tickets"])
-    input: str | list[str] = Field(examples=["I was charged twice"])
+    input: SingleTexts = Field(examples=["I was charged twice"], description="A text, or a pair [a, b].")
 
 
 class TokenSpan(BaseModel):
@@ -212,33 +358,6 @@ class ExplainReply(BaseModel):
     labels: list[str]
     tokens: list[TokenSpan]
     effects: list[list[float]]
-
-
-# --- OpenAI -----------------------------------------------------------------------------------------------------------
-
-
-class ModerationRequest(_Request):
-    """Texts for a multi-label task."""
-
-    input: str | list[str] = Field(examples=["you are all idiots"])
-    model: str | None = Field(None, description="Name of the task. Needed if the server has several multi-label tasks.")
-
-
-class Moderation(BaseModel):
-    """``categories`` says whether the score of each label is above its threshold."""
-
-    flagged: bool
-    categories: dict[str, bool]
-    category_scores: dict[str, float]
-    category_applied_input_types: dict[str, list[str]]
-
-
-class ModerationReply(BaseModel):
-    """One result for each input."""
-
-    id: str
-    model: str
-    results: list[Moderation]
 
 
 # --- Open Inference Protocol v2 ---------------------------------------------------------------------------------------

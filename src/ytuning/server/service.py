@@ -125,9 +125,13 @@ class Service:
         request.state.texts = len(inputs)
         answers = await unless_gone(request, self.batcher.answer(inputs, tasks))
         request.state.tokens = sum(row[0].tokens for row in answers)
-        if not truncate and (cut := [number for number, row in enumerate(answers, 1) if row[0].truncated]):
+        # The header x-truncated-inputs is made of them.
+        cut = request.state.cut = [number for number, row in enumerate(answers) if any(each.truncated for each in row)]
+        if not truncate and cut:
             most = tasks[0].task.encoder.max_length
-            message = f"input {cut[0]} has more tokens than the encoder reads ({most}). Shorten it or allow truncate."
+            message = (
+                f"input {cut[0] + 1} has more tokens than the encoder reads ({most}). Shorten it or allow truncate."
+            )
             raise Refused(413, "validation", message)
         return answers
 
@@ -143,7 +147,7 @@ class Service:
         """Whether these tasks can be asked about these inputs.
 
         Raises:
-            Refused: too many or too long inputs, none, an empty one, or a form that a task does not take.
+            Refused: too many or too long inputs, none, or a form that a task does not take.
         """
         if not inputs:
             raise Refused(422, "validation", "there is no input. Give at least one text.")
@@ -155,8 +159,6 @@ class Service:
             for text in content:
                 if text is None:
                     continue
-                if not text.strip():
-                    raise Refused(422, "validation", f"input {number} is empty. Give a text.")
                 if len(text) > longest:
                     message = f"input {number} has more than {longest:,} characters. Send it in parts."
                     raise Refused(413, "too_large", message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,9 +12,14 @@ from pathlib import Path
 
 from ytuning.errors import StoreError
 
-__all__ = ["PARTIAL_SUFFIX", "NewFile", "commit", "commit_all", "is_plain_name", "store_errors"]
+__all__ = [
+    "PARTIAL_SUFFIX", "STANDARD_INPUT", "NewFile", "commit", "commit_all", "is_plain_name", "read_input",
+    "store_errors",
+]  # fmt: skip
 
 PARTIAL_SUFFIX = ".partial"
+# This name stands for the standard input.
+STANDARD_INPUT = "-"
 # Unicode's categories of control characters, surrogates (bytes that are not UTF-8) and ends of lines and paragraphs.
 UNPLAIN = ("Cc", "Cs", "Zl", "Zp")
 
@@ -83,6 +89,19 @@ def commit_all(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def read_input(file: str | Path) -> bytes:
+    """The content of a file, or of the standard input where its name is ``-``.
+
+    Raises:
+        OSError: it cannot be read, or the standard input is closed.
+    """
+    if str(file) != STANDARD_INPUT:
+        return Path(file).read_bytes()
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdin.buffer.read()
 
 
 @contextmanager

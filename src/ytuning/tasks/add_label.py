@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ytuning.data.dataset import Dataset
+from ytuning.data.dataset import Dataset, check_not_blank
 from ytuning.data.kinds import TaskKind
-from ytuning.data.labels import quote
+from ytuning.data.labels import label_name, quote
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument
 from ytuning.features.features import Features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LabelHead, MatchingHead
@@ -75,7 +75,7 @@ def check_can_grow(task: Task, name: str) -> None:
         raise InputError(f"a label is added to tasks of kind single or multi, and {task.name!r} is {task.kind}")
     if not isinstance(task.head, MatchingHead):
         problem = f"the task {task.name!r} was trained with the paper preset, whose label rows attend to each other. "
-        raise InputError(f"{problem}Train it again with the new label, or with --preset default")
+        raise InputError(f"{problem}Train it again with the new label, or with {argument('preset', 'default')}")
     if task.exemplars is None:
         raise InputError(
             f"the task {task.name!r} keeps no texts of its labels, as its training was interrupted. Train it again"
@@ -121,12 +121,13 @@ def grow_task(
 
     Raises:
         InputError: the task cannot grow, or has a label of this name.
-        DataError: the examples do not fit the task.
+        DataError: the examples do not fit the task, or a text is blank.
         StoreError: the feature store cannot be read or written.
     """
-    # The names of labels in data files are stripped too.
-    name = name.strip()
+    # The name has the form of those in data files.
+    name = label_name(name) or ""
     check_can_grow(task, name)
+    check_not_blank(examples)
     assert isinstance(task.head, MatchingHead)
     features, _ = task_features(task, examples, encoder, store, progress=progress)
     return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
@@ -159,6 +160,7 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         target=bigger,
         head=grown,
         calibration=calibration,
+        columns=None if task.columns is None else task.columns.with_label(name),
         exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ytuning.data.dataset import Dataset, TextInput
+from ytuning.data.dataset import Dataset, TextInput, read_inputs
 from ytuning.data.kinds import KINDS, Answer
-from ytuning.data.labels import Kind
+from ytuning.data.labels import Kind, quote
+from ytuning.data.sequences import as_cells
 from ytuning.errors import DataError, InputError
 from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
@@ -70,29 +73,53 @@ class Predictor:
     of it they read.
 
     Args:
-        folders: task folders.
+        folders: a task folder, a task, or several of them.
         encoder: name or folder to use in place of the encoder named in the tasks, when it has moved.
         device: see `encoder.load_encoder`.
 
     Raises:
         TaskFolderError: a folder cannot be used, or an encoder differs from the one that a task was trained with.
-        InputError: there is no folder, or two tasks have the same name.
+        InputError: there is no folder, something is not a folder, or two tasks have the same name.
     """
 
-    def __init__(self, folders: Sequence[str | Path], *, encoder: str | None = None, device: str | None = None) -> None:
-        if not folders:
-            raise InputError("a predictor needs at least one task folder. Got none instead.")
-        self.tasks = [load_task(folder) for folder in folders]
+    def __init__(
+        self,
+        folders: str | Path | Task | Iterable[str | Path | Task],
+        *,
+        encoder: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.tasks = [given if isinstance(given, Task) else load_task(given) for given in _several(folders)]
         check_names(self.tasks)
-        self._encoders = share_encoders(self.tasks, encoder=encoder, device=device)
+        self._options = {"encoder": encoder, "device": device}
+        # What is wrong with an encoder is told here, not by the first prediction.
+        _ = self._encoders
 
-    def predict(self, inputs: Iterable[TextInput]) -> Iterator[Prediction]:
+    @cached_property
+    def _encoders(self) -> list[SharedEncoder]:
+        """Each task's encoder; a copy of a predictor loads them when it is first used."""
+        return share_encoders(self.tasks, **self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds, which is all but the encoders' weights."""
+        return {name: value for name, value in vars(self).items() if name != "_encoders"}
+
+    def predict(self, inputs: object) -> Iterator[Prediction]:
         """Predictions for inputs in their order, for each input one of each task in the order of the folders.
 
+        Args:
+            inputs: a list, an array, a series or another iterable of texts or of pairs of texts, or a data set. A
+                text with None in place of the second text is a single text. An iterator is read a window at a time.
+
         Raises:
-            InputError: an input is a pair and the task is for single texts, or the other way round.
+            InputError: ``inputs`` is a single text or not a list.
+            DataError: an input is not text, is a pair and the task is for single texts, or the other way round.
         """
-        stream = iter(inputs)
+        if isinstance(inputs, Dataset):
+            return self._predictions(iter(inputs.inputs))
+        return self._predictions(read_inputs(inputs if isinstance(inputs, Iterator) else as_cells(inputs, "inputs")))
+
+    def _predictions(self, stream: Iterator[TextInput]) -> Iterator[Prediction]:
         position = 0
         while window := list(islice(stream, WINDOW_TEXTS)):
             self._check_form(window, position)
@@ -124,6 +151,22 @@ class Predictor:
             for task in self.tasks:
                 if problem := task.form_problem(pairs=pair is not None):
                     raise InputError(f"input {row}: {problem}")
+
+
+def _several(folders: Any) -> list[Any]:
+    """Task folders or tasks of one or several, none checked yet but for its type."""
+    kinds = (str, os.PathLike, Task)
+    if isinstance(folders, kinds):
+        return [folders]
+    if not isinstance(folders, Iterable) or isinstance(folders, bytes | Mapping):
+        folders = [folders]
+    several = list(folders)
+    if not several:
+        raise InputError("a predictor needs at least one task folder. Got none instead.")
+    if wrong := [given for given in several if not isinstance(given, kinds)]:
+        remedy = "Give its folder, which save() writes, as text or as a path."
+        raise InputError(f"a predictor reads task folders. Got {quote(wrong[0])} instead. {remedy}")
+    return several
 
 
 def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:

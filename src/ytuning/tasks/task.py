@@ -1,7 +1,7 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
-task.json          schema version, kind, labels or scale, encoder identity, hidden states, head config, thresholds,
-                   calibration, metrics, checksum of the weights
+task.json          schema version, kind, labels or scale, columns, encoder identity, hidden states, head config,
+                   thresholds, calibration, metrics, checksum of the weights
 head.safetensors   the head's weights, where some texts lie in its label space, and the basis of compact features
 README.md          model card
 """
@@ -23,10 +23,12 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ytuning.data.columns import Columns, Known
+from ytuning.data.files import names_like
 from ytuning.data.kinds import TaskKind, kind_from_json
 from ytuning.data.labels import Kind
 from ytuning.encoder.pretrained import EncoderIdentity, States
-from ytuning.errors import InputError, TaskFolderError, write_errors, wrong_schema
+from ytuning.errors import InputError, TaskFolderError, argument, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
 from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
@@ -41,6 +43,7 @@ __all__ = [
     "check_names",
     "check_task_folder",
     "holds_finished_task",
+    "holds_task",
     "load_task",
     "place_beside",
     "save_task",
@@ -49,7 +52,7 @@ __all__ = [
 
 # An interrupted training tries this number of names for its folder.
 MOST_BESIDE = 100
-SCHEMA = 1
+SCHEMA = 2
 TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
 # The weights' file has these tensors beside the head's own.
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
@@ -84,6 +87,7 @@ class Task:
         metrics: metrics of ``validation`` and, if there was one, ``test``.
         training: seed, codec of the stored features, rows and steps, for the record.
         pair_mode: how the encoder reads pairs, ``"joint"`` or ``"separate"``; None for single texts.
+        columns: columns of the training rows, which further files are read by; None if the rows had no columns.
         exemplars: texts in label space that adding a label needs.
         basis: basis of the compact features that the head was trained on; None with any other codec.
     """
@@ -98,6 +102,7 @@ class Task:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     pair_mode: PairMode | None = None
+    columns: Columns | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
     basis: PcaInt8Codec | None = field(default=None, compare=False)
 
@@ -105,6 +110,11 @@ class Task:
     def kind(self) -> Kind:
         """The name of the task's kind."""
         return self.target.kind
+
+    @property
+    def known(self) -> Known:
+        """What the training says about further rows; an argument of `data.dataset.read_dataset`."""
+        return Known(self.target.names, columns=self.columns, pairs=self.pair_mode is not None)
 
     @property
     def input_words(self) -> str:
@@ -159,6 +169,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "schema": SCHEMA,
         **task.target.to_json(),
         "pair": task.pair_mode,
+        "columns": None if task.columns is None else task.columns.to_json(),
         "encoder": task.encoder.to_json(),
         "states": list(task.states),
         "head": config_to_json(task.config),
@@ -168,7 +179,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "metrics": task.metrics,
         "training": task.training,
     }
-    with write_errors(f"the task folder {path}", "--out"):
+    with write_errors(f"the task folder {path}", _other_folder()):
         path.mkdir(parents=True, exist_ok=True)
         for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
             # A save that was killed may have left some.
@@ -199,15 +210,21 @@ def check_task_folder(folder: str | Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write the task folder {path}: {error.strerror}. Choose another with --out") from error
     if os.path.exists(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is a file, not a folder for the task. Choose another with --out")
+        raise InputError(f"{path} is a file, not a folder for the task. Choose another with {_other_folder()}")
     if os.path.isdir(path) and not _is_free(path):
         raise InputError(
-            f"the folder {path} is not empty and was not written by ytuning train. Choose another with --out"
+            f"the folder {path} is not empty and was not written by ytuning train. "
+            f"Choose another with {_other_folder()}"
         )
     nearest = next(place for place in (path, *path.resolve().parents) if os.path.exists(place))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
         problem = "cannot be written" if os.path.isdir(nearest) else "is not a folder"
-        raise InputError(f"cannot write the task folder {path}: {nearest} {problem}. Choose another with --out")
+        problem = f"cannot write the task folder {path}: {nearest} {problem}."
+        raise InputError(f"{problem} Choose another with {_other_folder()}")
+
+
+def _other_folder() -> str:
+    return argument("folder", option="--out")
 
 
 def task_files(folder: str | Path) -> list[Path]:
@@ -230,7 +247,7 @@ def place_beside(folder: Path) -> Path:
             check_task_folder(beside)
             if not holds_finished_task(beside):
                 return beside
-    with write_errors(f"a folder beside {folder}", "--out"):
+    with write_errors(f"a folder beside {folder}", _other_folder()):
         return Path(tempfile.mkdtemp(prefix="interrupted-"))
 
 
@@ -249,7 +266,8 @@ def _is_free(path: Path) -> bool:
     try:
         names = {file.name for file in path.iterdir()}
     except OSError as error:
-        raise InputError(f"cannot read the folder {path}: {error.strerror}. Choose another with --out") from error
+        problem = f"cannot read the folder {path}: {error.strerror}."
+        raise InputError(f"{problem} Choose another with {_other_folder()}") from error
     whole = {name for name in names if not name.endswith(PARTIAL_SUFFIX)}
     # A card without a head is somebody's own README.
     if CARD_FILE in names and HEAD_FILE not in names:
@@ -269,6 +287,7 @@ def load_task(folder: str | Path) -> Task:
     try:
         target = kind_from_json(content)
         pair_mode = _pair_mode(content["pair"])
+        columns = None if content["columns"] is None else Columns.from_json(content["columns"])
         encoder = EncoderIdentity.from_json(content["encoder"])
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
@@ -293,10 +312,8 @@ def load_task(folder: str | Path) -> Task:
             f"{path / TASK_FILE} is damaged ({type(error).__name__}: {error}). Copy the folder again or train again"
         ) from error
     stored = _fill(head, path / HEAD_FILE, expected)
-    task = Task(
-        _name_of(path), target, encoder, states, config, head.eval(), calibration, pair_mode=pair_mode, **record
-    )
-    return _with_tensors(task, stored, path / HEAD_FILE)
+    task = Task(_name_of(path), target, encoder, states, config, head.eval(), calibration, **record)
+    return _with_tensors(replace(task, pair_mode=pair_mode, columns=columns), stored, path / HEAD_FILE)
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
@@ -337,6 +354,11 @@ def check_names(tasks: Sequence[Task]) -> None:
         raise InputError(f"two task folders are named {name!r}; their answers could not be told apart. Rename one")
 
 
+def holds_task(folder: str | Path) -> bool:
+    """Whether a folder holds a task, readable or not."""
+    return os.path.isfile(Path(folder) / TASK_FILE)
+
+
 def _check_name(folder: Path) -> None:
     """Refuse a folder whose name cannot name the task in predictions, which are JSON, one a line.
 
@@ -360,7 +382,10 @@ def _name_of(folder: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / TASK_FILE
     if not os.path.isdir(path):
-        raise TaskFolderError(f"there is no task folder {path}. Make one with: ytuning train DATA --out {path}")
+        if os.path.exists(path):
+            raise TaskFolderError(f"{path} is a file, not a task folder. Give the folder of a trained task")
+        like = names_like(path)
+        raise TaskFolderError(f"there is no task folder {path}.{like} Make one with: ytuning train DATA --out {path}")
     if not os.path.isfile(file):
         raise TaskFolderError(f"{path} is not a task folder: it holds no {TASK_FILE}")
     try:

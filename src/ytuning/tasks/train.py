@@ -17,7 +17,7 @@ from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_nam
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import States
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
@@ -208,10 +208,11 @@ def _check_options(context: TrainContext) -> None:
         ("layers", options.layers, (None, AUTO_LAYERS)),
     ):
         if given not in choices:
-            raise InputError(must_be_one_of(name, given, choices))
+            raise InputError(must_be_one_of(parameter(name), given, choices))
     if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
-        raise InputError(f"{problem}Give --seeds 2 or more and --preset default, or leave out --ensemble")
+        problem += f"Give {argument('seeds', 2)} or more and {argument('preset', 'default')}"
+        raise InputError(f"{problem}, or leave out {argument('ensemble')}")
 
 
 def _split(context: TrainContext) -> TaskRows:
@@ -221,7 +222,8 @@ def _split(context: TrainContext) -> TaskRows:
     check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
     if options.pairs != "auto" and not context.train.has_pairs:
         raise InputError(
-            f"pairs is for two texts a row, and these are single texts. Got {options.pairs!r}. Leave it out"
+            f"{parameter('pairs')} is for two texts a row, and these are single texts. Got {options.pairs!r}. "
+            "Leave it out"
         )
     if context.recipe.training.label_weights is not None:
         rows.target.check_option("label_weights")
@@ -231,7 +233,8 @@ def _split(context: TrainContext) -> TaskRows:
         may_help = label_texts is None and not context.train.has_pairs and meaningful_names(rows.target)
         if may_help and rows.median_of_labels <= FEW_ROWS:
             context.progress.say(
-                "few rows of each label: --preset few-shot, or --label-texts with what the labels mean, often helps"
+                f"few rows of each label: {argument('preset', 'few-shot')}, or {argument('label_texts')} with what the "
+                "labels mean, often helps"
             )
     return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=context.train.has_pairs))
 
@@ -523,6 +526,7 @@ def _task(
         metrics=evaluated.metrics,
         training=training,
         pair_mode=run.pair_mode,
+        columns=context.train.columns,
         exemplars=exemplars,
         basis=run.features.codec if isinstance(run.features.codec, PcaInt8Codec) else None,
     )

@@ -15,7 +15,7 @@ import torch
 from ytuning.data.kinds import Answers, TaskKind
 from ytuning.data.kinds.single import ANSWERED_ROWS
 from ytuning.data.labels import quote
-from ytuning.errors import InputError
+from ytuning.errors import InputError, parameter
 
 __all__ = [
     "Calibration",
@@ -108,14 +108,16 @@ def check_abstain_at(target: TaskKind, abstain_at: float | None, rows: int) -> N
     if abstain_at is None:
         return
     if not 0 < abstain_at <= 1:
-        raise InputError(f"abstain_at must be a share above 0 and at most 1. Got {abstain_at!r} instead.")
+        problem = f"{parameter('abstain_at')} must be a share above 0 and at most 1."
+        raise InputError(f"{problem} Got {abstain_at!r} instead.")
     if not target.can_abstain:
         raise InputError(
-            f"abstain_at is for single-label and ordinal tasks, and this one is {target.kind}. Leave it out"
+            f"{parameter('abstain_at')} is for single-label and ordinal tasks, and this one is {target.kind}. "
+            "Leave it out"
         )
     if rows < ANSWERED_ROWS:
         raise InputError(
-            f"abstain_at needs at least {ANSWERED_ROWS} validation rows. Got {rows} instead. "
+            f"{parameter('abstain_at')} needs at least {ANSWERED_ROWS} validation rows. Got {rows} instead. "
             "Give more rows or a validation file"
         )
 

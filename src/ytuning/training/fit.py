@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ytuning.data.kinds import TaskKind
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument
 from ytuning.features.features import CPU, Features
 from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
@@ -247,7 +247,7 @@ class _HeadRun:
             if not self.history:
                 raise InputError(
                     f"the training diverged: after {self.learner.step} steps the head's logits are no numbers. Give a "
-                    f"lower learning_rate in the recipe (--recipe). Got {config.learning_rate:g}."
+                    f"lower learning_rate in the recipe ({argument('recipe')}). Got {config.learning_rate:g}."
                 )
             self.finished = True
             return

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ytuning.data.files import names_like
 from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.data.label_texts import LABEL_NAMES, LabelTexts, meaningful_names
-from ytuning.errors import InputError, must_be_one_of, wrong_schema
+from ytuning.errors import InputError, argument, must_be_one_of, parameter, wrong_schema
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
     HeadConfig,
@@ -20,6 +21,7 @@ from ytuning.heads.pooled import (
     config_from_json,
     config_to_json,
 )
+from ytuning.system.files import read_input
 
 __all__ = [
     "AUTO_LAYERS",
@@ -132,7 +134,7 @@ def preset(name: str) -> Recipe:
         InputError: the name is unknown.
     """
     if name not in PRESETS:
-        raise InputError(must_be_one_of("preset", name, PRESETS))
+        raise InputError(must_be_one_of(parameter("preset"), name, PRESETS))
     return PRESETS[name]()
 
 
@@ -155,8 +157,8 @@ def reading_layers(recipe: Recipe, text: str) -> Recipe:
         layers = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"layers must be auto, default, last, or numbers of hidden states with commas, such as 4,5. Got {text!r} "
-            "instead."
+            f"{parameter('layers')} must be auto, default, last, or numbers of hidden states with commas, such as 4,5. "
+            f"Got {text!r} instead."
         ) from None
     return replace(recipe, layers=layers)
 
@@ -226,9 +228,11 @@ def read_recipe(file: str | Path) -> Recipe:
     """
     path = Path(file)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_input(path).decode())
     except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror or error}. Check --recipe") from error
+        problem = f"cannot read the recipe {path}: {error.strerror or error}."
+        like = names_like(path) if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"{problem}{like} Check {argument('file', option='--recipe')}") from error
     except ValueError as error:
         raise InputError(f"the recipe {path} is not JSON ({error}). Write one with ytuning search") from error
     try:

@@ -15,7 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ytuning.data.kinds.base import LOSSES, Answer, Answers, Confusion, Labels, Loss, Mistake, ReportWords, TaskKind
+from ytuning.data.kinds.base import (
+    LOSSES,
+    Answer,
+    Answers,
+    Confusion,
+    Labels,
+    Loss,
+    Mistake,
+    Reading,
+    ReportWords,
+    TaskKind,
+)
 from ytuning.data.kinds.multi import MultiLabel
 from ytuning.data.kinds.ordinal import Ordinal
 from ytuning.data.kinds.regression import Regression
@@ -33,6 +44,7 @@ __all__ = [
     "Mistake",
     "MultiLabel",
     "Ordinal",
+    "Reading",
     "Regression",
     "ReportWords",
     "SingleLabel",

@@ -13,12 +13,15 @@ import numpy as np
 from ytuning.data.kinds.metrics import Intervals, LabelFigures, Sums, figures_of_counts, interval_ends, resampled_sums
 from ytuning.data.labels import Kind, LabelSet
 from ytuning.data.tables import Column
-from ytuning.errors import InputError, must_be_one_of
+from ytuning.errors import InputError, argument, must_be_one_of, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "ReportWords", "TaskKind"]
+__all__ = [
+    "FOCUS", "LOSSES", "Answer", "Answers", "Confusion", "Labels", "Loss", "Mistake", "Reading", "ReportWords",
+    "TaskKind",
+]  # fmt: skip
 
 LOSSES = ("cross_entropy", "triplet", "focal")
 # Gamma: the focal loss multiplies a loss by this power of 1 minus the probability of the true answer.
@@ -73,6 +76,23 @@ class Mistake:
     towards: int | None
     against: int | None
     about: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a column of labels before it is read.
+
+    Attributes:
+        known: labels of the task, if there is one.
+        separator: where texts of the train rows were split, or `multi.UNKNOWN`.
+        guessed: whether the kind was inferred from the labels, and may be another.
+        places: labels by their place in lists of 0 and 1, for kinds with several labels a row.
+    """
+
+    known: Collection[str] = ()
+    separator: str | None = None
+    guessed: bool = False
+    places: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -190,23 +210,15 @@ class TaskKind(ABC):
             InputError: its rows have numbers.
         """
         if name not in cls.training_options:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is for tasks with labels, and these rows have numbers. Leave out {option}.")
+            problem = f"{parameter(name)} is for tasks with labels, and these rows have numbers. "
+            raise InputError(f"{problem}Leave out {argument(name)}.")
 
     # --- labels of rows -----------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
-        """The labels in a column, and the mark at which texts were split.
-
-        Args:
-            column: has a cell for each row.
-            known: labels of the task, if there is one.
-            separator: where texts of the train rows were split, or `multi.UNKNOWN`.
-            guessed: whether the kind was inferred from the labels, and may be another.
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
+        """The labels in a column that `label_cells.open_cells` has opened, and the mark at which texts were split.
 
         Raises:
             DataError: a cell holds no label of this kind.
@@ -299,7 +311,7 @@ class TaskKind(ABC):
             InputError: the loss is unknown, or the label weights do not fit.
         """
         if name not in LOSSES:
-            raise InputError(must_be_one_of("loss", name, LOSSES))
+            raise InputError(must_be_one_of(parameter("loss"), name, LOSSES))
         return self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
 
     @abstractmethod
@@ -316,16 +328,18 @@ class TaskKind(ABC):
         if given == "balanced":
             return self._balanced_weights(counts, len(targets))
         if isinstance(given, str):
-            raise InputError(must_be_one_of("label_weights", given, (None, "balanced", "a weight for each label")))
+            choices = (None, "balanced", "a weight for each label")
+            raise InputError(must_be_one_of(parameter("label_weights"), given, choices))
         if len(given) != len(counts) or not all(0 <= weight < math.inf for weight in given) or max(given) == 0:
             raise InputError(
-                f"label_weights must be {len(counts)} weights of at least 0, not all of them 0. Got {given!r} instead."
+                f"{parameter('label_weights')} must be {len(counts)} weights of at least 0, not all of them 0. "
+                f"Got {given!r} instead."
             )
         weights = torch.tensor(given)
         total = (weights * counts).sum()
         if not total > 0:
             raise InputError(
-                "label_weights must be above 0 for a label that a train row has. "
+                f"{parameter('label_weights')} must be above 0 for a label that a train row has. "
                 f"Got {given!r}, and the labels above 0 have no row. Raise another's"
             )
         return weights * counts.sum() / total

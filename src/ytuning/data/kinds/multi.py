@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, ReportWords, TaskKind
+from ytuning.data.kinds.base import FOCUS, Answer, Answers, Labels, Loss, Mistake, Reading, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import (
     Sums,
     expected_calibration_error,
@@ -21,16 +20,20 @@ from ytuning.data.kinds.metrics import (
     resampled_macro_f1,
     threshold_sweep,
 )
-from ytuning.data.labels import LabelSet, quote
+from ytuning.data.labels import LabelSet, label_name, quote
 from ytuning.data.tables import LISTS, Column
+from ytuning.errors import argument, quantity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SEPARATORS", "UNKNOWN", "MultiLabel"]
+__all__ = ["FLAGS", "HASH", "SEPARATORS", "UNKNOWN", "MultiLabel", "split_labels"]
 
 # These marks may separate the labels of a row; the empty text stands for a mark that is not known.
 SEPARATORS, UNKNOWN = ("|", ";", ","), ""
+# doccano writes this mark between the labels of a row; in names such as "C#" it has no text after it.
+HASH, BETWEEN_LABELS = "#", re.compile(r"(?<=\S)#(?=[^\s#])")
+FLAGS = {"0": False, "false": False, "1": True, "true": True}
 # The threshold that all labels share lies between these two.
 SHARED_ENDS = (0.05, 0.95)
 # With this number of rows, a label's own threshold and the shared one have the same weight.
@@ -69,16 +72,23 @@ class MultiLabel(TaskKind):
         return f"It answers with any number of {len(self.names)} labels: {names}"
 
     @classmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
-        """Each cell is a list, the JSON text of one, or text that is split at a mark; each label counts once."""
-        separator = _choose_separator(column, set(known), separator)
-        rows = [
-            dict.fromkeys(column.label(row, part) for part in _parts(column, row, cell, separator))
-            for row, cell in enumerate(column.cells, 1)
-        ]
-        return [tuple(names) for names in rows], separator
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
+        """Each cell is a list, or text that is split at a mark; each label counts once.
+
+        Lists of 0 and 1, all of one length, say by place which labels a row has; ``reading.places`` names them.
+        """
+        separator = _choose_separator(column, set(reading.known), reading.separator)
+        rows = [_parts(column, row, cell, separator) for row, cell in enumerate(column.cells, 1)]
+        other = _row_without_flags(column, rows)
+        if other is None:
+            rows = _names_of_flags(column, rows, reading.places)
+        elif reading.places:
+            problem = (
+                f"{argument('label_names')} is for lists of 0 and 1 of one length. Got {quote(column.cells[other])} "
+            )
+            raise column.error(other + 1, f"{problem}instead. Correct it or leave out {argument('label_names')}.")
+        names = [dict.fromkeys(column.label(row, part) for part in parts) for row, parts in enumerate(rows, 1)]
+        return [tuple(row) for row in names], separator
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
@@ -292,38 +302,63 @@ class MultiLabel(TaskKind):
 
 def _choose_separator(column: Column, known: set[str], first: str | None) -> str | None:
     """The first mark that occurs in texts with several labels, or that under which most hold ``known`` labels only."""
-    texts = [cell for cell in column.cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
-    marks: list[str | None] = [*(mark for mark in SEPARATORS if any(mark in text for text in texts)), None]
+    texts = [cell for cell in column.cells if isinstance(cell, str)]
+    marks: list[str | None] = [mark for mark in SEPARATORS if any(mark in text for text in texts)]
+    if any(BETWEEN_LABELS.search(text) for text in texts):
+        marks.append(HASH)
+    marks.append(None)
     if not known:
         return marks[0]
     if first != UNKNOWN:
         marks.sort(key=lambda mark: (mark != first, mark is not None))
-    return max(marks, key=lambda mark: sum(known.issuperset(_split(text, mark)) for text in texts))
+    return max(
+        marks, key=lambda mark: sum(known.issuperset(map(label_name, split_labels(text, mark))) for text in texts)
+    )
 
 
-def _split(text: str, separator: str | None) -> list[str]:
-    parts = [text] if separator is None else text.split(separator)
+def split_labels(text: str, separator: str | None) -> list[str]:
+    """The parts of a text between marks, without white space around them; none is empty."""
+    parts = [text] if separator is None else BETWEEN_LABELS.split(text) if separator == HASH else text.split(separator)
     return [part.strip() for part in parts if part.strip()]
 
 
-def _parts(column: Column, row: int, cell: object, separator: str | None) -> Sequence[object]:
+def _parts(column: Column, row: int, cell: object, separator: str | None) -> list[object]:
     """The labels that a cell holds, as they stand there."""
     if isinstance(cell, LISTS):
-        return sorted(cell, key=str) if isinstance(cell, set) else list(cell)
-    if isinstance(cell, int | float | np.number) and math.isfinite(cell):
-        return [cell]
+        return sorted(cell, key=str) if isinstance(cell, set | frozenset) else list(cell)
+    if isinstance(cell, str):
+        return list(split_labels(cell, separator))
     # A missing cell may be a mistake, so it is an error, as a missing name of a label is.
-    if not isinstance(cell, str):
+    if label_name(cell) is None:
         problem = "the labels are missing. If the row has no label, write an empty list or an empty text."
         raise column.error(row, problem)
-    if not cell.lstrip().startswith("["):
-        return _split(cell, separator)
-    try:
-        return list(json.loads(cell))
-    except (ValueError, RecursionError) as error:
-        reason = "too many nested lists" if isinstance(error, RecursionError) else str(error)
-        problem = f'the labels {quote(cell)} are not a valid list ({reason}). Write them as ["a", "b"].'
-        raise column.error(row, problem) from error
+    return [cell]
+
+
+def _row_without_flags(column: Column, rows: Sequence[Sequence[object]]) -> int | None:
+    """The first place of a row that is no list of 0 and 1 as long as the first, and no text of several such parts.
+
+    None if all rows are such lists.
+    """
+    size = len(rows[0])
+    for place, (cell, parts) in enumerate(zip(column.cells, rows, strict=True)):
+        listed = isinstance(cell, list | tuple) or (isinstance(cell, str) and size > 1)
+        if not (listed and size and len(parts) == size and all(label_name(part) in FLAGS for part in parts)):
+            return place
+    return None
+
+
+def _names_of_flags(column: Column, rows: Sequence[Sequence[object]], places: Sequence[str]) -> list[list[object]]:
+    """The names of the places at which each row has a 1."""
+    size = len(rows[0])
+    if len(places) != size:
+        problem = (
+            f"every row is a list of {quantity(size, 'value')}, each 0 or 1, which says by place what labels it has. "
+        )
+        problem += f"Name the labels in their order with {argument('label_names', 'A,B,...')}"
+        given = f". Got {quantity(len(places), 'name')} instead." if places else ", or write their names in the lists."
+        raise column.error(1, problem + given)
+    return [[name for name, part in zip(places, parts, strict=True) if FLAGS[label_name(part) or ""]] for parts in rows]
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:

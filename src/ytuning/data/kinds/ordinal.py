@@ -13,8 +13,8 @@ import numpy as np
 from ytuning.data.kinds.base import Answers, Labels
 from ytuning.data.kinds.metrics import rank_correlation
 from ytuning.data.kinds.single import SingleLabel
-from ytuning.data.labels import LabelSet, list_names, quote
-from ytuning.errors import InputError
+from ytuning.data.labels import LabelSet, did_you_mean, label_name, list_names, quote
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,11 +48,14 @@ class Ordinal(SingleLabel):
         names = LabelSet.from_labels(str(label) for label in labels).names
         if order is None:
             return cls(LabelSet(_by_number(names)))
-        # White space is stripped as that of the rows' labels is.
-        order = [name.strip() for name in order]
+        # The names have the form of the rows' labels.
+        order = [label_name(name) or "" for name in order]
         if differing := set(order) ^ set(names):
-            where = "the train rows" if min(differing) in order else "--label-order"
-            raise InputError(f"the order must name each label once. {quote(min(differing))} is missing in {where}")
+            wrong = min(differing)
+            where, others = ("the train rows", names) if wrong in order else (parameter("label_order"), order)
+            hint = did_you_mean(wrong, others)
+            problem = f"the order must name each label once. {quote(wrong)} is missing in {where}"
+            raise InputError(f"{problem}.{hint}" if hint else problem)
         return cls(LabelSet(tuple(order)))
 
     def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
@@ -101,7 +104,7 @@ class Ordinal(SingleLabel):
 
 def _by_number(names: Sequence[str]) -> tuple[str, ...]:
     # The message pastes no order: that of the names' letters would be a wrong one that works.
-    give = f"Give it: --label-order LOWEST,...,HIGHEST. The labels are {list_names(names)}"
+    give = f"Give it from the lowest to the highest with {argument('label_order')}. The labels are {list_names(names)}"
     if wrong := next((name for name in names if not _is_number(name)), None):
         raise InputError(f"the label {quote(wrong)} is no number, so the labels' order is not known. {give}")
     ordered = sorted(names, key=float)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import scipy.special
 
-from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, ReportWords, TaskKind
+from ytuning.data.kinds.base import Answers, Labels, Loss, Mistake, Reading, ReportWords, TaskKind
 from ytuning.data.kinds.metrics import Sums, correlation, moments, rank_correlation, resampled_correlation
-from ytuning.data.labels import quote
+from ytuning.data.labels import label_name, quote
 from ytuning.data.tables import Column
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,11 +112,11 @@ class Regression(TaskKind):
         return cls(mean, mean + deviation, bounded=False)
 
     @classmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
         """Each cell is a number, or its text."""
-        return [_read_number(column, row, cell, guessed=guessed) for row, cell in enumerate(column.cells, 1)], None
+        return [
+            _read_number(column, row, cell, guessed=reading.guessed) for row, cell in enumerate(column.cells, 1)
+        ], None
 
     @classmethod
     def label_names(cls, labels: Labels) -> list[tuple[str, ...]]:
@@ -160,7 +160,8 @@ class Regression(TaskKind):
 
     def _label_weights(self, given: str | tuple[float, ...] | None, targets: Tensor) -> None:
         if given is not None:
-            raise InputError("a regression task has no labels, which label_weights is for. Leave it at its default")
+            weights = parameter("label_weights")
+            raise InputError(f"a regression task has no labels, which {weights} is for. Leave it out")
 
     def _cross_entropy(self, logits: Tensor, goal: Tensor, reduction: str) -> Tensor:
         from torch.nn import functional
@@ -231,7 +232,7 @@ class Regression(TaskKind):
 
 def are_numbers(cells: Sequence[object]) -> bool:
     """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
-    numbers = [text for cell in cells if NUMBER.fullmatch(text := str(cell).strip())]
+    numbers = [text for cell in cells if NUMBER.fullmatch(text := label_name(cell) or "")]
     return len(numbers) >= MOSTLY * len(cells) and not all(
         text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers
     )
@@ -245,7 +246,7 @@ def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> fl
         remedy = "Write it as 3 or 3.5."
         if guessed:
             remedy = "Nearly all labels are numbers. Correct this one, remove the row, or read all labels as names "
-            remedy += "with kind='single' (--kind single)."
+            remedy += f"with {argument('kind', 'single')}."
         raise column.error(row, f"the label {quote(text)} is not a finite number. {remedy}")
     if abs(number) > LARGEST_NUMBER:
         raise column.error(row, f"{quote(cell)} is too large; the limit is 1e150. Correct it or remove the row.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +18,7 @@ from ytuning.data.kinds.base import (
     Labels,
     Loss,
     Mistake,
+    Reading,
     ReportWords,
     TaskKind,
 )
@@ -35,7 +35,7 @@ from ytuning.data.kinds.metrics import (
 )
 from ytuning.data.labels import Kind, LabelSet, quote
 from ytuning.data.tables import Column
-from ytuning.errors import InputError
+from ytuning.errors import InputError, argument, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +73,7 @@ class SingleLabel(TaskKind):
         return f"It answers with one of {len(self.names)} labels: {names}"
 
     @classmethod
-    def read_labels(
-        cls, column: Column, *, known: Collection[str], separator: str | None, guessed: bool
-    ) -> tuple[Labels, str | None]:
+    def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
         """Each cell is a name."""
         return [column.label(row, cell) for row, cell in enumerate(column.cells, 1)], None
 
@@ -96,7 +94,7 @@ class SingleLabel(TaskKind):
         if row is None:
             return None
         problem = f"the label {quote(labels[row])} occurs once. Add a second row with it, remove this row, "
-        return row, f"{problem}or give a validation set (--validation)."
+        return row, f"{problem}or give a validation set ({argument('validation')})."
 
     def encode(self, labels: Labels) -> np.ndarray:
         """Return label ids (rows,) int64."""
@@ -186,7 +184,8 @@ class SingleLabel(TaskKind):
             # The precision is rounded down, so that the one in the message can be asked for.
             best_precision = math.floor(1e4 * reached[best]) / 1e4
             raise InputError(
-                f"abstain_at {precision:g} is not reached on the {len(right)} validation rows by any {fewest} or more "
+                f"{parameter('abstain_at')} {precision:g} is not reached on the {len(right)} validation rows by any "
+                f"{fewest} or more "
                 "of them that are answered with the highest confidence. The best precision is "
                 f"{best_precision:g}, of {answered[best] / len(right):.1%} of the rows. Ask for no more than that"
             )

@@ -1,0 +1,256 @@
+"""``ytuning predict``: label texts of the command line, of the standard input or of a file."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ytuning.cli import console, options
+from ytuning.cli.options import DATA, OUTPUT
+from ytuning.errors import DataError, InputError
+from ytuning.system.files import STANDARD_INPUT, read_input
+
+if TYPE_CHECKING:
+    from ytuning.data.columns import Role
+    from ytuning.data.dataset import Dataset
+    from ytuning.data.tables import Table
+    from ytuning.tasks.predictor import Prediction
+    from ytuning.tasks.task import Task
+
+__all__ = ["predict"]
+
+# The answer is followed by this number of less probable labels.
+NEXT = 2
+# This character replaces one that the terminal cannot print.
+REPLACED = "\ufffd"
+
+
+def predict(
+    tasks_and_texts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK_DIR... [TEXT...]",
+            help="Task folders, and after them texts; - reads texts from the standard input, one per line.",
+        ),
+    ],
+    input_file: Annotated[
+        Path | None, DATA("FILE", "File of texts to label, instead of TEXT.", "none", "--input")
+    ] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    encoder: options.MovedEncoder = None,
+    output: Annotated[Path | None, OUTPUT("FILE", "File to write JSON lines to.", "stdout")] = None,
+    as_json: Annotated[bool, OUTPUT(None, "Print JSON lines on a terminal, too.", True, "--json")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Label texts with one or more tasks.
+
+    On a terminal the answers are printed for people. With `--json`, with `--output` or in a pipe, each answer is one
+    line of JSON.
+    """
+    from ytuning.data.files import read_table
+    from ytuning.data.labels import list_names
+    from ytuning.tasks.predictor import Predictor
+    from ytuning.tasks.task import task_files
+
+    folders, texts = _split_folders(tasks_and_texts)
+    if output is not None:
+        own = [file for folder in folders for file in task_files(folder)]
+        console.check_result_file(output, "--output", (input_file, *own))
+    _check_folders(folders)
+    _check_use(texts, input_file, options.named(text, text_pair))
+    # Texts are read before the encoder, as that takes longer.
+    table = None if input_file is None else read_table(input_file)
+    given = _read_lines() if texts == [STANDARD_INPUT] else _check_arguments(texts) if texts else None
+    predictor = Predictor(folders, encoder=encoder)
+    data = given or _read_inputs(table, predictor.tasks, text, text_pair)
+    for_people = output is None and not as_json and sys.stdout.isatty()
+    # Answers on a terminal show the progress themselves, and a bar would be drawn over them.
+    with console.shown_progress(quiet or for_people) as progress, console.result_file(output) as write:
+        console.tell_file(
+            progress,
+            data,
+            quiet=quiet,
+            named=options.named(text, text_pair),
+            trained={f"the task {task.name!r}": task.columns for task in predictor.tasks},
+        )
+        if paths := [word for word in texts if _looks_like_a_path(word)]:
+            progress.say(
+                f"These arguments are read as texts, not as paths: {list_names(paths)}. Only folders before the first "
+                "text are tasks; use --input for a file of texts."
+            )
+        cut, count = 0, len(predictor.tasks)
+        predictions = predictor.predict(data.inputs)
+        for number, prediction in enumerate(_print_answers(predictions, count) if for_people else predictions, 1):
+            cut += prediction.truncated
+            if not for_people:
+                write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
+            progress.step("predict", number, len(data) * count)
+        console.tell_cut(progress, -(-cut // count))
+
+
+def _check_folders(folders: Sequence[str]) -> None:
+    """Refuse folders that are no tasks, where they may be texts, and texts where a task should be."""
+    from ytuning.data.files import names_like
+    from ytuning.data.labels import quote
+    from ytuning.tasks.task import holds_task
+
+    first, *others = folders
+    if not os.path.isdir(first):
+        kind = "a file" if os.path.isfile(first) else "not a folder"
+        raise InputError(
+            f"the first argument must be a task folder, and {quote(first)} is {kind}.{names_like(first)} Give the "
+            "folder before the texts, or make one with: ytuning train DATA --out TASK_DIR"
+        )
+    for folder in others:
+        if not holds_task(folder):
+            raise InputError(
+                f"{quote(folder)} is a folder but not a task. Leave it out; if it is a text to label, send it to the "
+                "standard input of: ytuning predict TASK_DIR -"
+            )
+
+
+def _check_use(texts: Sequence[str], input_file: Path | None, named: Collection[Role]) -> None:
+    """Refuse anything but texts or a file of texts, and names of columns where there are none."""
+    if (input_file is None) == (not texts):
+        ways = "as arguments or with --input FILE"
+        stream = "The argument - reads texts from the standard input, one per line."
+        raise InputError(f"give texts to label either {ways}{', not both.' if texts else f'. {stream}'}")
+    if STANDARD_INPUT in texts and len(texts) > 1:
+        raise InputError("the argument - reads all texts from the standard input. Leave out the other texts, or it.")
+    if texts and named:
+        raise InputError("--text and --text-pair name columns of a file. Use them with --input, or leave them out.")
+
+
+def _check_arguments(texts: Sequence[str]) -> Dataset:
+    """The texts of the command line."""
+    from ytuning.data.dataset import Dataset
+
+    for number, text in enumerate(texts, 1):
+        if not text or text.isspace():
+            state = "has only white space" if text else "is empty"
+            raise InputError(f"text {number} of the command line {state}. Leave it out, or write what it should say.")
+        # Bytes that are not UTF-8 come as unpaired surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"text {number} of the command line is not UTF-8. Write it as UTF-8.")
+    return Dataset(list(texts), source="the command line")
+
+
+def _read_lines() -> Dataset:
+    """The lines of the standard input, each of which is a text; blank lines are left out.
+
+    Raises:
+        DataError: the standard input is closed or not UTF-8, or has no text.
+    """
+    from ytuning.data.dataset import Dataset
+
+    source = "the standard input"
+    try:
+        data = read_input(STANDARD_INPUT).removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        problem = f"it cannot be read: {error.strerror}. Give texts as arguments or with --input FILE."
+        raise DataError(problem, source=source) from error
+    # Other marks that Unicode counts as line ends may stand within a text.
+    lines = [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    texts: dict[int, str] = {}
+    for row, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise DataError("the text is not UTF-8. Write it as UTF-8.", source=source, row=row) from None
+        if text and not text.isspace():
+            texts[row] = text
+    # What follows the last line end is no line.
+    blank = len(lines) - (not lines[-1]) - len(texts)
+    left_out = {"blank lines": blank} if blank else {}
+    return Dataset(list(texts.values()), source=source, rows=list(texts), left_out=left_out)
+
+
+def _read_inputs(table: Table | None, tasks: Sequence[Task], text: str | None, text_pair: str | None) -> Dataset:
+    """The texts of a file, read by the columns that all of the tasks were trained on.
+
+    Raises:
+        InputError: the tasks would read different columns, or the columns are not there.
+    """
+    from ytuning.data.dataset import read_dataset
+    from ytuning.data.labels import list_names
+
+    assert table is not None
+    read = partial(read_dataset, table, text=text, text_pair=text_pair, labelled=False)
+    by_task = {task.name: read(known=task.known) for task in tasks}
+    first, *others = by_task.values()
+    if all(data.columns == first.columns for data in others):
+        return first
+    # A task for pairs and one for single texts can never read the same rows, whatever the columns.
+    if len({data.has_pairs for data in by_task.values()}) > 1:
+        pairs, single = (
+            list_names([name for name, data in by_task.items() if data.has_pairs == wanted]) for wanted in (True, False)
+        )
+        problem = f"the tasks cannot read the same rows: pairs of texts are for {pairs}, single texts for {single}"
+        raise InputError(f"{problem}. Run ytuning predict for each of the two kinds.")
+    columns = "; ".join(f"{name!r} on {data.columns}" for name, data in by_task.items())
+    raise InputError(
+        f"the tasks were trained on different columns of {table.source}: {columns}. Name the columns for all of them "
+        "with --text and --text-pair, or run ytuning predict for each task."
+    )
+
+
+def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Leading arguments that are folders are tasks, the rest are texts; the first is a task whatever it looks like."""
+    count = 1
+    # Path.is_dir raises an error for a text that cannot be a path; os.path.isdir never does.
+    while count < len(arguments) and os.path.isdir(arguments[count]):
+        count += 1
+    return arguments[:count], arguments[count:]
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text may be a file, or a misspelt task folder: one beside others. Some texts look like that, too."""
+    if os.path.isfile(text):
+        return True
+    return ("/" in text or os.sep in text) and not any(map(str.isspace, text)) and os.path.isdir(os.path.dirname(text))
+
+
+def _print_answers(predictions: Iterator[Prediction], tasks: int) -> Iterator[Prediction]:
+    """Print predictions for people while they pass: each text once, and below it a line for each of ``tasks`` tasks."""
+    from rich.text import Text
+
+    terminal = Console(highlight=False)
+    for number, prediction in enumerate(predictions):
+        if number % tasks == 0:
+            for start, text in (("", prediction.text), ("+ ", prediction.text_pair)):
+                if text is not None:
+                    line = Text(start + _on_one_line(text))
+                    line.truncate(terminal.width, overflow="ellipsis")
+                    terminal.print(line)
+        answer, others = map(_on_one_line, _answer(prediction))
+        task = "" if tasks == 1 else f"{_on_one_line(prediction.task)}: "
+        terminal.print(Text.assemble("  ", task, (answer, "bold"), others), soft_wrap=True)
+        yield prediction
+
+
+def _answer(prediction: Prediction) -> tuple[str, str]:
+    """The answer with its probability, and the most probable of the other labels with theirs."""
+    answer, scores = prediction.answer, prediction.scores
+    if isinstance(answer, float):
+        return f"{answer:.4f}", ""
+    labels = [answer] if isinstance(answer, str) else answer or []
+    text = ", ".join(f"{name} {scores[name]:.4f}" for name in labels) or "no label"
+    if answer is None:
+        text += " (the confidence is too low)"
+    others = sorted((name for name in scores if name not in labels), key=lambda name: -scores[name])[:NEXT]
+    return text, "; next: " * bool(others) + ", ".join(f"{name} {scores[name]:.4f}" for name in others)
+
+
+def _on_one_line(text: str) -> str:
+    """A text without line breaks and without characters that would steer a terminal."""
+    return "".join(character if character.isprintable() else REPLACED for character in " ".join(text.split()))

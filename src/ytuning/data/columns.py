@@ -1,0 +1,215 @@
+"""Which columns of a table are texts, labels and groups: named by the user, those of the training, or inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ytuning.data.kinds.multi import UNKNOWN
+from ytuning.data.labels import did_you_mean, list_names, quote
+from ytuning.data.tables import Table
+from ytuning.errors import DataError, InputError, argument
+
+__all__ = ["Columns", "Known", "Role", "choose_columns"]
+
+Role = Literal["text", "text_pair", "label", "group"]
+DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
+    "text": ("text", "sentence"),
+    "text_pair": ("text_pair",),
+    "label": ("label", "labels"),
+}
+"""Default names of columns. A group column has none, so that rows are kept together only for those who ask for it."""
+
+# The columns of exports that hold a row's text and labels inside of other objects.
+EXPORTS = {
+    frozenset({"data", "annotations"}): "This is a full export of Label Studio. Export as JSON-MIN, CSV or TSV.",
+    frozenset({"fields", "responses"}): "These are records of Argilla. Export them with to_datasets().",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a data set was made of.
+
+    Attributes:
+        text: column of the texts.
+        text_pair: column of the second texts; None for single texts.
+        label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
+        group: column whose equal values keep rows on one side of a split.
+    """
+
+    text: str
+    text_pair: str | None = None
+    label: str | tuple[str, ...] | None = None
+    group: str | None = None
+
+    @property
+    def spelt(self) -> dict[Role, str]:
+        """Each column by its role, as an option names it: several label columns with commas between them."""
+        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
+        columns: dict[Role, str | None]
+        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
+        return {role: name for role, name in columns.items() if name is not None}
+
+    def __str__(self) -> str:
+        """The columns as messages show them: ``text = 'body', label = 'gold'``."""
+        return ", ".join(f"{role} = {name!r}" for role, name in self.spelt.items())
+
+    def named(self, role: Role) -> list[str]:
+        """The columns of a role: none, one, or several of the role ``label``."""
+        names = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "group": self.group}[role]
+        return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+    def with_label(self, name: str) -> Columns:
+        """The columns of a task that gets a new label: it has a column of its own if the other labels have one each."""
+        return replace(self, label=(*self.label, name)) if isinstance(self.label, tuple) else self
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """The columns by their roles; several label columns are a list."""
+        names = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "group": self.group}
+        return {role: name if isinstance(name, str) else list(name) for role, name in names.items() if name is not None}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> Columns:
+        """The columns that :meth:`to_json` wrote.
+
+        Raises:
+            TypeError: a role is unknown or missing, or a name is not text.
+        """
+        names = {role: tuple(name) if isinstance(name, list) else name for role, name in content.items()}
+        columns = cls(**names)  # type: ignore[arg-type]
+        for role, name in names.items():
+            several = role == "label" and isinstance(name, tuple) and name
+            if not all(isinstance(part, str) for part in (name if several else [name])):
+                raise TypeError(f"the name of the column {role} must be text. Got {quote(name)} instead.")
+        return columns
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a training says about further rows for its task.
+
+    Attributes:
+        names: names of the task's labels.
+        separator: where texts with several labels were split; None if none was, `kinds.multi.UNKNOWN` if nobody knows.
+        columns: columns of the training rows; None if they had none.
+        pairs: whether the rows are pairs of texts; None if nobody knows.
+    """
+
+    names: Collection[str] = ()
+    separator: str | None = UNKNOWN
+    columns: Columns | None = None
+    pairs: bool | None = None
+
+
+def choose_columns(
+    table: Table,
+    named: Mapping[Role, str | None],
+    label: str | Sequence[str] | None,
+    known: Known,
+    *,
+    labelled: bool,
+) -> Columns:
+    """The columns to read of a table.
+
+    Args:
+        table: the table.
+        named: columns that the user names, by their roles; None for those that are not named.
+        label: label column that the user names, or several; None if the user names none.
+        known: what the training says: its columns are taken where the table has them and the user names none.
+        labelled: False if no labels are read.
+
+    Raises:
+        InputError: a column is named twice.
+        DataError: a column is not there.
+    """
+    labels = _label_columns(table, label) if labelled else None
+    names = {role: [name] for role, name in named.items() if name is not None and role != "group"}
+    if labels is not None:
+        names["label"] = labels
+    chosen: dict[Role, list[str]]
+    chosen = {role: [_existing(table, role, name) for name in columns] for role, columns in names.items()}
+    used = [name for columns in chosen.values() for name in columns]
+    if len(set(used)) < len(used):
+        uses = ", ".join(argument(role, ",".join(columns)) for role, columns in chosen.items())
+        raise InputError(f"each column can have only one use. Got {uses}.")
+    # A table may have a column that could be a second text, and a task for single texts does not read it.
+    unread: set[Role] = {"text_pair"} if known.pairs is False else set()
+    if not labelled:
+        unread.add("label")
+    for role in DEFAULT_NAMES:
+        if role not in chosen and role not in unread:
+            taken = {name for columns in chosen.values() for name in columns}
+            free = [name for name in table.names if name not in taken]
+            if columns := _columns_of_training(table, role, known, free) or _default_column(role, free):
+                chosen[role] = columns
+            elif role != "text_pair" or known.pairs:
+                raise _not_there(table, role, chosen, known)
+    of_training = known.columns.label if known.columns else None
+    several = labels != [label] if labels else tuple(chosen.get("label", ())) == of_training
+    group = named.get("group")
+    return Columns(
+        chosen["text"][0],
+        chosen["text_pair"][0] if "text_pair" in chosen else None,
+        None if not labelled else tuple(chosen["label"]) if several else chosen["label"][0],
+        None if group is None else _existing(table, "group", group),
+    )
+
+
+def _columns_of_training(table: Table, role: Role, known: Known, free: Sequence[str]) -> list[str]:
+    """The columns of a role that the training read, if they are free; of several all must be there, or none."""
+    columns = [] if known.columns is None else known.columns.named(role)
+    there = [name for name in columns if name in free]
+    if there and len(there) < len(columns):
+        missing = list_names([name for name in columns if name not in free])
+        problem = f"the task was trained on {len(columns)} label columns, of which these are not there: {missing}. "
+        problem += f"Add them, or name the columns to read with {argument('label')}"
+        raise DataError(f"{problem}; the columns are {list_names(table.names)}.", source=table.source)
+    return there
+
+
+def _default_column(role: Role, free: Sequence[str]) -> list[str]:
+    return [name for name in DEFAULT_NAMES[role] if name in free][:1]
+
+
+def _not_there(table: Table, role: Role, chosen: Mapping[Role, list[str]], known: Known) -> DataError:
+    """Make the error that no column is the training's or has a default name of ``role``, or that it has another use."""
+    of_training = known.columns.named(role) if known.columns else []
+    wanted = list(dict.fromkeys([*of_training, *DEFAULT_NAMES[role]]))
+    *first, last = map(quote, wanted)
+    looked_for = f"{', '.join(first)} or {last}" if first else last
+    problem = f"there is no column {looked_for}"
+    for other, names in chosen.items():
+        if taken := [name for name in names if name in wanted]:
+            problem = f"{argument(other)} uses the column {quote(taken[0])} already, and there is no other column "
+            problem += looked_for
+    for export, what in EXPORTS.items():
+        if export <= set(table.names):
+            return DataError(f"{problem}. {what}", source=table.source)
+    if of_training:
+        problem += f"; the task was trained on {list_names(of_training)}"
+    remedy = (
+        f"Name the {role.replace('_', ' ')} column with {argument(role)}; the columns are {list_names(table.names)}."
+    )
+    return DataError(f"{problem}. {remedy}", source=table.source)
+
+
+def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:
+    """The columns that a user names; blanks around a comma belong to a name only where the table has it so."""
+    if label is None:
+        return None
+    if not isinstance(label, str):
+        if not label:
+            raise InputError(f"{argument('label')} names no column. Give at least one or leave it out.")
+        return list(label)
+    if label in table.names or "," not in label:
+        return [label]
+    return [name if name in table.names else name.strip() for name in label.split(",")]
+
+
+def _existing(table: Table, role: Role, name: str) -> str:
+    if name in table.names:
+        return name
+    problem = f"{argument(role)} names the column {quote(name)}, which is not there.{did_you_mean(name, table.names)} "
+    raise DataError(f"{problem}The columns are {list_names(table.names)}.", source=table.source)
