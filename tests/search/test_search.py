@@ -426,7 +426,8 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
-    status, out, err = run("search", "train.csv", "--encoder", tiny_encoder, "--out", "out", "--quiet", *options)
+    folder = () if "--out" in options else ("--out", "out")
+    status, out, err = run("search", "train.csv", "--encoder", tiny_encoder, "--quiet", *folder, *options)
     assert (status, out) == (2, "") and err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
