@@ -520,6 +520,41 @@ def test_predict_reads_a_file_without_labels(run: Run, trained: Path, files: Pat
     assert [json.loads(line)["text"] for line in found.out.splitlines()] == ["my card", "login"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", 'text,other\nmy card,1\n"",2\n" ",3\nlogin,4\n'),
+        ("rows.tsv", "text\tother\nmy card\t1\n\t2\n \t3\nlogin\t4\n"),
+        ("rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in ("my card", "", " ", "login"))),
+        ("rows.json", json.dumps([{"text": text} for text in ("my card", "", " ", "login")])),
+    ],
+)
+def test_predict_answers_blank_cells(name: str, content: str, run: Run, trained: Path, files: Path) -> None:
+    (files / name).write_text(content)
+    found = run("predict", trained, "--input", name)
+    answers = [json.loads(line) for line in found.out.splitlines()]
+    assert found.status == 0
+    assert [answer["text"] for answer in answers] == ["my card", "", " ", "login"]
+    assert answers[1]["scores"] == answers[2]["scores"] and answers[1]["label"] in answers[1]["scores"]
+    assert "2 rows (the first is row 2) have a blank text." in found.err
+    assert "blank" not in run("predict", trained, "my card").err
+    assert "1 row (the first is row 1) has a blank text." in run("predict", trained, "", "my card").err
+
+
+def test_predict_refuses_a_missing_text(run: Run, trained: Path, files: Path) -> None:
+    (files / "rows.jsonl").write_text('{"text": "my card"}\n{"text": null}\n')
+    found = run("predict", trained, "--input", "rows.jsonl")
+    assert (found.status, found.out) == (2, "")
+    assert "rows.jsonl, row 2, column 'text': the text is missing" in found.err
+
+
+def test_add_label_refuses_a_blank_example(run: Run, trained: Path, files: Path) -> None:
+    (files / "new.jsonl").write_text('{"text": "a stolen phone"}\n{"text": " "}\n')
+    found = run("add-label", trained, "phone", "--examples", "new.jsonl", "--out", "grown")
+    assert found.status == 2
+    assert "new.jsonl, row 2, column 'text': the text has only white space. Fill it in or remove the row." in found.err
+
+
 def test_predict_pairs(run: Run, trained: Path, files: Path) -> None:
     (files / "in.csv").write_text("text,text_pair\nmy card,your login\n")
     found = run("predict", trained.with_name("pairs"), "--input", "in.csv")
@@ -847,8 +882,6 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("predict", "TASK", "-5 degrees"),
         "No such option: -5. Put -- before texts that begin with a dash: ytuning predict TASK_DIR -- TEXT",
     ),
-    "an empty text": (("predict", "TASK", "a", ""), "text 2 of the command line is empty. Leave it out"),
-    "a blank text": (("predict", "TASK", " \t"), "text 1 of the command line has only white space. Leave it out"),
     "a text that is not UTF-8": (("predict", "TASK", "caf\udce9"), "text 1 of the command line is not UTF-8."),
     "a text that is a folder": (("predict", "TASK", "foreign"), "'foreign' is a folder but not a task. Leave it out;"),
     "columns of texts": (("predict", "TASK", "a", "--text", "b"), "--text and --text-pair name columns of a file."),

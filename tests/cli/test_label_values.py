@@ -92,7 +92,7 @@ def test_a_label_that_looks_like_a_known_one_is_told_with_its_code_points(
 def test_the_names_of_places(run: Run, write: Write, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]]) -> None:
     write("train.jsonl", [[1, 0, 0], [0, 1, 0], [0, 1, 1]])
     train = ("train", "train.jsonl", "--encoder", tiny_encoder, "--out", "t")
-    assert "Name the labels in their order with label_names= (--label-names A,B,...)" in run(*train).mistake()
+    assert "Name the labels in their order with --label-names A,B,..., or write" in run(*train).mistake()
     names = ("--label-names", "card,login,money")
     assert run(*train, *names).status == 0
     assert load_task("t").target.names == ("card", "login", "money")

@@ -42,7 +42,7 @@ def test_one_label_a_row(form: str) -> None:
     targets = read_targets(SINGLE[form](NAMES))
     assert (targets.kind, targets.names, targets.labels) == ("single", ["a", "b", "c"], NAMES)
     assert targets.classes.tolist() == ["a", "b", "c"]
-    assert targets.order is targets.container is None
+    assert targets.order is None and targets.container is None
     assert label_array(SINGLE[form](NAMES)).tolist() == NAMES
 
 

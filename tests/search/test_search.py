@@ -123,9 +123,10 @@ def test_heads_of_few_labels_stay_within_the_budget(monkeypatch: pytest.MonkeyPa
 def test_the_size_of_a_head_is_that_of_one_that_is_built(
     config: PooledConfig | CrossAttentionConfig, mode: PairMode | None
 ) -> None:
-    shape = {"labels": 5, "layers": 2, "width": 24}
-    head = build_head(config, **shape, pair_mode=mode)
-    assert head_size(config, **shape, pair_mode=mode) == sum(each.numel() for each in head.parameters())
+    head = build_head(config, labels=5, layers=2, width=24, pair_mode=mode)
+    assert head_size(config, labels=5, layers=2, width=24, pair_mode=mode) == sum(
+        each.numel() for each in head.parameters()
+    )
 
 
 # --- proposals ------------------------------------------------------------------------------------------------------
@@ -425,7 +426,8 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
-    status, out, err = run("search", "train.csv", "--encoder", tiny_encoder, "--out", "out", "--quiet", *options)
+    folder = () if "--out" in options else ("--out", "out")
+    status, out, err = run("search", "train.csv", "--encoder", tiny_encoder, "--quiet", *folder, *options)
     assert (status, out) == (2, "") and err.startswith(f"error: {message}") and err.count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -153,3 +154,35 @@ def test_a_package_that_lacks_a_part_is_not_called_missing(tmp_path: Path, monke
         require("needs_more", "search")
     with pytest.raises(MissingExtraError, match="'no-such-package' is not installed"):
         require("needs_other", "search")
+
+
+# --- forks ----------------------------------------------------------------------------------------------------------
+
+FORKED = """
+import os, signal, sys, torch
+from ytuning.system.machine import one_thread, workers
+
+torch.set_num_threads(2)
+ones = torch.ones(4_000_000)
+expected = float(ones.relu().sum())
+with one_thread():
+    child = os.fork()
+    if not child:
+        # Without a limit, torch waits in the child for threads that only the parent has.
+        signal.alarm(20)
+        with workers() as pool:
+            sums = pool.map(lambda _: float(ones.relu().sum()), range(3))
+        os._exit(0 if sums == [expected] * 3 and float(ones.relu().sum()) == expected else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(0 if float(ones.relu().sum()) == expected else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_computes_and_does_not_hang() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "0 2\n0\n"

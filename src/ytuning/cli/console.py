@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_result_file", "check_streams", "files_json", "print_json", "read_parts", "result_file", "shown_progress",
-    "split_of_report", "tell_alike", "tell_cut", "tell_file", "tell_held_out", "write_page",
+    "split_of_report", "tell_alike", "tell_blank", "tell_cut", "tell_file", "tell_held_out", "write_page",
 ]  # fmt: skip
 
 
@@ -227,6 +227,17 @@ def write_page(path: Path, page: str, option: str = "--report") -> None:
 def split_of_report(reports: Container[str]) -> str:
     """Say in words which rows the report of a training is about."""
     return "test" if "test" in reports else "validation"
+
+
+def tell_blank(progress: Progress, data: Dataset) -> None:
+    """Tell of rows to predict whose text is blank, if there are any."""
+    if rows := [
+        row for row, texts in enumerate(data.inputs, 1) if not all(text is None or text.strip() for text in texts)
+    ]:
+        progress.say(
+            f"{quantity(len(rows), 'row')} (the first is row {rows[0]}) {'has' if len(rows) == 1 else 'have'} a blank "
+            "text. The encoder reads only its own special tokens of it, so the answer says nothing about the text."
+        )
 
 
 def tell_cut(progress: Progress, count: int) -> None:

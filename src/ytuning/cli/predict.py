@@ -83,6 +83,7 @@ def predict(
             named=options.named(text, text_pair),
             trained={f"the task {task.name!r}": task.columns for task in predictor.tasks},
         )
+        console.tell_blank(progress, data)
         if paths := [word for word in texts if _looks_like_a_path(word)]:
             progress.say(
                 f"These arguments are read as texts, not as paths: {list_names(paths)}. Only folders before the first "
@@ -136,9 +137,6 @@ def _check_arguments(texts: Sequence[str]) -> Dataset:
     from ytuning.data.dataset import Dataset
 
     for number, text in enumerate(texts, 1):
-        if not text or text.isspace():
-            state = "has only white space" if text else "is empty"
-            raise InputError(f"text {number} of the command line {state}. Leave it out, or write what it should say.")
         # Bytes that are not UTF-8 come as unpaired surrogates.
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"text {number} of the command line is not UTF-8. Write it as UTF-8.")

@@ -224,7 +224,7 @@ def _order(y: Any) -> list[Any] | None:
     """The categories of an ordered categorical, from the lowest; None of anything else."""
     if is_a(y, "pandas", "DataFrame"):
         y = y.iloc[:, 0]
-    dtype = getattr(y, "dtype", None)
+    dtype: Any = getattr(y, "dtype", None)
     return list(dtype.categories.tolist()) if getattr(dtype, "ordered", False) is True else None
 
 

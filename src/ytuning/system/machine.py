@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -122,6 +123,10 @@ class _TorchThreads:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the computations of other threads."""
         self._lock = threading.Lock()
         self._computations = 0
         self._before = 1
@@ -143,6 +148,19 @@ class _TorchThreads:
 
 _torch_threads = _TorchThreads()
 _this_thread = threading.local()
+
+
+def _use_one_thread_after_fork() -> None:
+    """Let a forked process compute on one thread: torch waits for ever for those of the parent, which it has not."""
+    # The thread that forked is the only one here, and another may have held the lock.
+    _torch_threads.reset()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+# Windows cannot fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread_after_fork)
 
 
 @contextmanager

@@ -91,14 +91,14 @@ class Predictor:
     ) -> None:
         self.tasks = [given if isinstance(given, Task) else load_task(given) for given in _several(folders)]
         check_names(self.tasks)
-        self._options = {"encoder": encoder, "device": device}
+        self._encoder, self._device = encoder, device
         # What is wrong with an encoder is told here, not by the first prediction.
         _ = self._encoders
 
     @cached_property
     def _encoders(self) -> list[SharedEncoder]:
         """Each task's encoder; a copy of a predictor loads them when it is first used."""
-        return share_encoders(self.tasks, **self._options)
+        return share_encoders(self.tasks, encoder=self._encoder, device=self._device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds, which is all but the encoders' weights."""

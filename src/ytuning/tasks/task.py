@@ -291,10 +291,11 @@ def load_task(folder: str | Path) -> Task:
         encoder = EncoderIdentity.from_json(content["encoder"])
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
-        shape = {"labels": target.outputs, "layers": len(states), "width": encoder.width}
         # Without memory, as the weights come from the file, and sizes that are damaged could ask for any amount.
         with torch.device("meta"):
-            head = build_head(config, **shape, pair_mode=pair_mode)
+            head = build_head(
+                config, labels=target.outputs, layers=len(states), width=encoder.width, pair_mode=pair_mode
+            )
         expected = content["head_sha256"]
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
