@@ -139,6 +139,9 @@ SPANS = "a cell in double quotes spans the lines {} to {}, but each of them look
         ("t.csv", 'text,label\nc,x\n"a small wonder,x\ndull stuff",y\nb,y\n', ", row 2: " + SPANS.format(3, 4)),
         ("t.csv", 'label,text\nx,c\ny,d\nx,"a\ny,b"\n', ", row 3: " + SPANS.format(4, 5)),
         ("t.csv", 'text;label\nc;x\n"a;x\nd;x\nb";x\n', ", row 2: " + SPANS.format(3, 5)),
+        # A blank line after each row is no part of a cell.
+        ("t.csv", 'label,text\n\nx,"a\n\ny,b"\n\nx,c\n\ny,d\n', ", row 1: " + SPANS.format(3, 5)),
+        ("t.csv", 'label,text\r\r\nx,"a\r\r\ny,b"\r\r\nx,c\r\r\ny,d\r\r\n', ", row 1: " + SPANS.format(3, 5)),
         # Doubled quotes say that the file quotes, and then this may be one cell or two rows.
         ("t.tsv", 'text\tlabel\n"say ""hi"""\tx\n"a\tx\nb"\ty\n', ", row 2: " + SPANS.format(3, 4)),
     ],
@@ -268,6 +271,10 @@ def test_one_object_may_be_one_row(write: Write, content: str) -> None:
         (
             '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
             ": the file is one JSON object with the keys 'train', 'test', not a list of rows. Write a list of",
+        ),
+        (
+            '{"text": "ab", "label": "x", "tokens": [{"text": "a"}, {"text": "b"}]}',
+            ": the keys 'text' are in the JSON object and in its list 'tokens', so either may be the rows. Write a",
         ),
         ('{"config": {"a": 1}}', ": the file is one JSON object with the keys 'config', not a list of rows."),
         ('{"text": ["a", "b"], "label": ["x"]}', ": all columns must have the same number of rows, but 'label' has 1"),

@@ -388,3 +388,20 @@ def test_a_list_as_text_is_the_list_or_is_refused(rows: list[list[str]], written
         )
     else:
         assert read == [tuple(row) for row in rows]
+
+
+def test_labels_that_may_stand_for_a_missing_value_are_told() -> None:
+    found = read_dataset(labelled("x", "NULL", "y", r"\N"))
+    assert found.labels == ["x", "NULL", "y", r"\N"]
+    expected = r"may stand for a missing value and are read as names: 'NULL' (row 2), '\\N' (row 4). Remove their rows"
+    assert expected in found.notes[0]
+    assert read_dataset(labelled("x", "nano", "Nancy")).notes == ()
+
+
+def test_numbers_with_a_decimal_comma_are_told() -> None:
+    found = read_dataset(labelled("0,5", "1,5", "-0,7"))
+    assert (found.kind, found.labels) == ("single", ["0,5", "1,5", "-0,7"])
+    assert found.notes == (
+        "these labels are read as names: '0,5', '1,5', '-0,7'. If they are numbers, write a point instead of the "
+        "comma.",
+    )

@@ -43,6 +43,11 @@ ROWS = (list, tuple, np.ndarray)
 # A name of which brackets or quotes are the first and the last character may come from a list written as text.
 MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
 
+# A number as programs write it in countries where a comma stands before the fraction; also a list of two numbers.
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+# Programs write these where a value is missing.
+NULL_WORDS = ("null", "none", "nan", "na", "n/a", "nil", r"\n", "<na>", "#n/a", "nat")
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -443,15 +448,27 @@ def _read_labels(
 
 
 def _notes(names: Collection[str], rows: Mapping[str, int] | None = None) -> list[str]:
-    """Tell of names that have brackets or quotes around them, or that look alike."""
+    """Tell of names that have brackets or quotes around them, that mean a missing value, or that look alike."""
     marked = [name for name in names if MARKED.fullmatch(name)]
     notes = [f"brackets or quotes are part of these labels: {list_names(marked)}."] if marked else []
+    if missing := [name for name in names if name.casefold() in NULL_WORDS]:
+        shown = [quote(name) + (f" (row {rows[name]})" if rows else "") for name in missing]
+        notes.append(
+            f"these labels may stand for a missing value and are read as names: {', '.join(shown)}. Remove their rows "
+            "if they have no label."
+        )
     alike = describe_alike(names, rows)
     return notes if alike is None else [*notes, alike]
 
 
 def _joined_note(names: Collection[str]) -> list[str]:
-    """Tell of names that may be several labels of a row: a part is a name itself, or all parts occur in other names."""
+    """Tell of names that may be several labels of a row: a part is a name itself, or all parts occur in other names.
+
+    Numbers with a decimal comma are told as such.
+    """
+    if all(DECIMAL_COMMA.fullmatch(name) for name in names):
+        shown = list_names(list(names))
+        return [f"these labels are read as names: {shown}. If they are numbers, write a point instead of the comma."]
     for mark in (*SEPARATORS, HASH):
         parts = {name: split_labels(name, mark) for name in names}
         counts = Counter(part for of_name in parts.values() for part in set(of_name))

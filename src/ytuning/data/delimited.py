@@ -209,8 +209,13 @@ def _line_end(line: str) -> str:
 
 
 def _are_like_rows(lines: list[str], separator: str, width: int) -> bool:
-    """Whether each line has the cells of a row, if quotes are characters."""
-    return all(line.count(separator) == width - 1 for line in lines)
+    """Whether each line but blank ones has the cells of a row, if quotes are characters."""
+    # A file may have a blank line after each row, so blank lines within a cell say nothing about it.
+    return all(line.count(separator) == width - 1 for line in _without_blank(lines))
+
+
+def _without_blank(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.strip("\r\n")]
 
 
 def _wrong_width(source: str, records: _Records, separator: str, *, quoted: bool) -> DataError:
@@ -238,7 +243,7 @@ def _settle_doubts(source: str, records: _Records, separator: str, notes: list[s
     others = [row for number, row in enumerate(records.rows, 1) if number not in records.doubtful]
     values = [set(column) - {""} for column in zip(*others, strict=True)]
     for row, (line, lines) in records.doubtful.items():
-        columns = zip(*(text.rstrip("\r\n").split(separator) for text in lines), strict=True)
+        columns = zip(*(text.rstrip("\r\n").split(separator) for text in _without_blank(lines)), strict=True)
         if any(known.issuperset(cells) for known, cells in zip(values, columns, strict=False)):
             raise _doubt(source, row, (line, lines))
     rows = _list_rows(list(records.doubtful))

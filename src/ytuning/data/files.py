@@ -110,7 +110,9 @@ def names_like(missing: str | os.PathLike[str]) -> str:
         return " No file matches this pattern. Give the name of one file."
     # A name may be too long for the system, or the folder may not be readable.
     with suppress(OSError, ValueError), os.scandir(path.parent) as entries:
-        return did_you_mean(path.name, [entry.name for entry in islice(entries, MOST_NAMES)])
+        # What has the very name is of another type than the one that was looked for.
+        names = (entry.name for entry in islice(entries, MOST_NAMES))
+        return did_you_mean(path.name, [name for name in names if name != path.name])
     return ""
 
 

@@ -138,16 +138,21 @@ def _table_of_rows(source: str, rows: list[object]) -> Table:
 def _table_of_object(source: str, value: dict[str, Any]) -> Table:
     """The table that one object holds, which is noted unless the object is a row.
 
-    It is the only list of objects in it, ``{"data": [{...}, ...]}``; or a list for each column; or what pandas writes:
-    for each column an object of cells by row number, or for each row number an object of cells by column. An object of
-    values and lists of values is one row.
+    It is the only list of objects in it, ``{"data": [{...}, ...]}``, which has no key of the object itself; or a list
+    for each column; or what pandas writes: for each column an object of cells by row number, or for each row number an
+    object of cells by column. An object of values and lists of values is one row.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, or it may be a row that holds such a list.
     """
     tables = [name for name, cells in value.items() if _is_list_of(dict, cells)]
     if len(tables) == 1:
         table = _table_of_rows(source, value[tables[0]])
+        # The object may be a row with a list of its tokens or spans.
+        if shared := [name for name in table.names if name in value]:
+            problem = f"the keys {list_names(shared)} are in the JSON object and in its list {quote(tables[0])}, so "
+            problem += "either may be the rows. Write a list of objects, or .jsonl with one object on each line."
+            raise DataError(problem, source=source)
         return replace(table, notes=(f"the rows are the list {quote(tables[0])} of a JSON object.",))
     parts = list(value.values())
     note = "the JSON object has a column under each key."
