@@ -309,6 +309,7 @@ def test_deep_values_and_long_numbers_can_be_shown() -> None:
             zipped("[Content_Types].xml", "xl/workbook.xml"),
             "an Excel workbook or another Office file. Save the",
         ),
+        (zipped("[Content_Types].xml", "word/document.xml"), "a Word document. Give a file with a table."),
         (zipped("mimetype", "application/vnd.oasis.opendocument"), "an OpenDocument file. Save the sheet as CSV"),
         (zipped("t.csv"), "a ZIP archive. Unpack it first."),
         (
