@@ -84,7 +84,7 @@ LABELS = 4
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
 """Of the GPU's features, as a share of their norm, against the CPU's in fp32: float16's rounding, and bf16's."""
 STAGES: dict[str, int] = {"check": 60, "passes": 125, "costs": 150, "real_shapes": 150, "served": 60, "attention": 40}
-"""Stage -> seconds after which it is ended on a GPU, which may be lent for minutes; what it has written by then stays."""
+"""Stage -> seconds after which it is ended on a GPU; what it has written by then stays."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
