@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ytuning.data.dataset import from_lists
 from ytuning.data.labels import (
     LabelSet,
     describe_alike,
+    describe_misspelt,
     describe_read_as,
     did_you_mean,
     label_name,
@@ -244,3 +247,23 @@ def test_what_is_read_in_another_form_is_told() -> None:
     )
     many = describe_read_as({f"{number}.0": f"{number}" for number in range(20)})
     assert many.endswith("'11.0' as '11', ... (20 in all).")
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"billing": 20, "biling": 2, "login": 9}, "'biling' (2 rows; 'billing' has 20)"),
+        ({"card_lost": 10, "cardlost": 1}, "'cardlost' (1 row; 'card_lost' has 10)"),
+        # Enough rows of its own, too few of the other, another word, another number, words that are short.
+        ({"billing": 20, "biling": 3}, None),
+        ({"billing": 9, "biling": 2}, None),
+        ({"unhappy": 20, "happy": 1}, None),
+        ({"version 10": 20, "version 11": 1}, None),
+        ({"pos": 20, "post": 1}, None),
+    ],
+)
+def test_rare_labels_that_are_almost_common_ones_are_told(counts: dict[str, int], told: str | None) -> None:
+    wanted = told and f"these labels may be misspelt: {told}. Correct them if they are."
+    assert describe_misspelt(counts) == wanted
+    data = from_lists(["a text"] * sum(counts.values()), list(Counter(counts).elements()))
+    assert list(data.notes) == [wanted] * bool(wanted)

@@ -19,7 +19,7 @@ from ytuning.data.kinds import KINDS, Labels, Reading, SingleLabel
 from ytuning.data.kinds.multi import FLAGS, HASH, SEPARATORS, split_labels
 from ytuning.data.kinds.regression import are_numbers
 from ytuning.data.label_cells import check_answers, open_cells
-from ytuning.data.labels import Kind, describe_alike, describe_read_as, label_name, list_names, quote
+from ytuning.data.labels import Kind, describe_alike, describe_misspelt, describe_read_as, label_name, list_names, quote
 from ytuning.data.sequences import as_cells
 from ytuning.data.tables import LISTS, Column, Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
@@ -442,6 +442,8 @@ def _read_labels(
     if not known.names:
         # Of the names of a task this was told when it was trained, and it takes no others.
         notes += _notes(rows, rows) + (_joined_note(rows) if kind == "single" else [])
+        misspelt = describe_misspelt(Counter(name for names in KINDS[kind].label_names(labels) for name in names))
+        notes += [] if misspelt is None else [misspelt]
     if separator == HASH:
         notes.append(f"column {column.name!r}: {HASH!r} separates the labels of a row, as in files of doccano.")
     return _LabelsRead(labels, kind, separator, tuple(notes))

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
-from ytuning.errors import InputError
+from ytuning.errors import InputError, quantity
 
 __all__ = [
-    "Kind", "LabelSet", "describe_alike", "describe_read_as", "did_you_mean", "label_name", "list_names", "look_alikes",
-    "quote",
+    "Kind", "LabelSet", "describe_alike", "describe_misspelt", "describe_read_as", "did_you_mean", "label_name",
+    "list_names", "look_alikes", "quote",
 ]  # fmt: skip
 
 Kind = Literal["single", "ordinal", "multi", "regression"]
 
 SHOWN_CHARACTERS = 60
 LISTED_NAMES = 12
+# A label of at most FEW_ROWS rows may be a misspelt one of at least MANY_ROWS: they share this part of their letters.
+FEW_ROWS, MANY_ROWS, SHORTEST_WORD, ALMOST_ALIKE = 2, 10, 5, 0.88
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 # Programs write a whole number that they hold as a float in this form.
 WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0)?")
@@ -108,7 +110,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     same = [other for other in known if _appearance(other) == _appearance(name)]
     # The name is cut, because the comparison is quadratic and a wrong column can make whole documents into names.
-    close = same or difflib.get_close_matches(name[:SHOWN_CHARACTERS], known)
+    close = same or get_close_matches(name[:SHOWN_CHARACTERS], known)
     if not close:
         return ""
     codes = _code_points([name, *same])
@@ -142,6 +144,23 @@ def describe_alike(names: Iterable[str], rows: Mapping[str, int] | None = None) 
         f"these labels look alike and are different labels: {', '.join(shown[:LISTED_NAMES])}{more}."
         f"{f' They differ in {codes}.' * bool(codes)} Give labels that mean the same one spelling."
     )
+
+
+def describe_misspelt(counts: Mapping[str, int]) -> str | None:
+    """The sentence that tells of names which may be misspelt ones, from rows of each name; ``None`` if there are none.
+
+    Such a name has few rows, and one that is spelt almost alike has many. Names that end in different digits are none.
+    """
+    usual = [name for name, count in counts.items() if count >= MANY_ROWS and len(name) >= SHORTEST_WORD]
+    shown = []
+    for name, count in counts.items():
+        close = get_close_matches(name[:SHOWN_CHARACTERS], usual, 1, ALMOST_ALIKE) if count <= FEW_ROWS else []
+        if close and re.sub(r"\d+", "", name) != re.sub(r"\d+", "", close[0]):
+            shown.append(f"{quote(name)} ({quantity(count, 'row')}; {quote(close[0])} has {counts[close[0]]})")
+    if not shown:
+        return None
+    more = f", ... ({len(shown)} in all)" if len(shown) > LISTED_NAMES else ""
+    return f"these labels may be misspelt: {', '.join(shown[:LISTED_NAMES])}{more}. Correct them if they are."
 
 
 def describe_read_as(forms: Mapping[str, str]) -> str:

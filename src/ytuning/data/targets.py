@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from ytuning.data.kinds import Labels
-from ytuning.data.labels import Kind, describe_alike, describe_read_as, quote
+from ytuning.data.kinds import KINDS, Labels
+from ytuning.data.labels import Kind, describe_alike, describe_misspelt, describe_read_as, quote
 from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.data.tables import LISTS, Column
 from ytuning.errors import DataError, InputError
@@ -42,11 +43,12 @@ class Targets:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of labels that were read from another form, or that look alike."""
+        """What the user should know of labels: read from another form, looking alike, or perhaps misspelt."""
         texts = [label for label in self.classes.tolist() if isinstance(label, str)]
         read_as = {text: name for text, name in zip(texts, self.names, strict=False) if text.strip() != name}
-        alike = describe_alike(self.names)
-        return (describe_read_as(read_as),) * bool(read_as) + (() if alike is None else (alike,))
+        rows = Counter(name for names in KINDS[self.kind].label_names(self.labels) for name in names)
+        more = (describe_alike(self.names), describe_misspelt(rows))
+        return (describe_read_as(read_as),) * bool(read_as) + tuple(note for note in more if note is not None)
 
 
 def read_targets(y: Any) -> Targets:
