@@ -432,3 +432,22 @@ def test_the_fuzz_tells_what_it_did(tmp_path: Path) -> None:
     assert json.loads(run(command).stdout)["files"] == 2
     run([*command, "--first", "7", "--keep", str(tmp_path)])
     assert sorted(path.name.split(".")[0] for path in tmp_path.iterdir()) == ["7", "8"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_json_lines_end_as_other_lines_do(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(end.join(['{"text": "a"}', "", '{"text": "b"}', "  ", '{"text": "c"}']).encode())
+    rows = read_dataset(path, labelled=False)
+    assert (rows.texts, rows.rows_read, rows.left_out) == (["a", "b", "c"], 5, {"blank lines": 2})
+
+
+@pytest.mark.parametrize(("others", "kind"), [(1, "regression"), (2, "single")])
+def test_labels_are_numbers_where_nine_in_ten_are(others: int, kind: str, tmp_path: Path) -> None:
+    path, labels = tmp_path / "rows.csv", [f"{row}.5" for row in range(10 - others)] + ["high"] * others
+    path.write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels))
+    if kind == "single":
+        assert read_dataset(path).kind == kind
+    else:
+        with pytest.raises(InputError, match="row 10, column 'label': the label 'high' is not a finite number"):
+            read_dataset(path)

@@ -138,10 +138,10 @@ once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
 @once
 @given(tables)
 @example([('a"b\r\n\r\x00,\t;\u2028\x1a', "\ufeff"), ("", '"')])
-@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
-def test_any_text_comes_back_from_csv(write: Write, suffix: str, delimiter: str, rows: list[tuple[str, str]]) -> None:
+def test_any_text_comes_back_from_csv(write: Write, rows: list[tuple[str, str]]) -> None:
+    # A TSV file may be read otherwise and says so, which the round trips of every format test.
     dicts = [{"text": text, "label": label} for text, label in rows]
-    table = contents(write(f"t{suffix}", delimited(dicts, delimiter)))
+    table = contents(write("t.csv", delimited(dicts, ",")))
     assert list(zip(table["text"], table["label"], strict=True)) == rows
 
 

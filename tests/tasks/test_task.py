@@ -465,6 +465,11 @@ def test_refuses_a_target_that_cannot_be_made(call: Callable[[Path], None], tmp_
     assert message.startswith("cannot write the task folder") and message.endswith("Choose another with folder=")
 
 
+def test_a_folder_whose_name_the_system_refuses_is_named_as_python_names_it(tmp_path: Path) -> None:
+    message = refusal(check_task_folder, tmp_path / ("x" * 300))
+    assert message.startswith("cannot write the task folder") and message.endswith("Choose another with folder=")
+
+
 def test_refuses_a_folder_with_a_readme_of_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     assert "is not empty and was not written by ytuning train" in refusal(check_task_folder, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from ytuning.data.kinds.multi import UNKNOWN
 from ytuning.data.labels import did_you_mean, list_names, quote
@@ -14,6 +14,7 @@ from ytuning.errors import DataError, InputError, argument
 __all__ = ["Columns", "Known", "Role", "choose_columns"]
 
 Role = Literal["text", "text_pair", "label", "group"]
+ROLES: tuple[Role, ...] = get_args(Role)
 DEFAULT_NAMES: dict[Role, tuple[str, ...]] = {
     "text": ("text", "sentence"),
     "text_pair": ("text_pair",),
@@ -47,10 +48,7 @@ class Columns:
     @property
     def spelt(self) -> dict[Role, str]:
         """Each column by its role, as an option names it: several label columns with commas between them."""
-        label = ",".join(self.label) if isinstance(self.label, tuple) else self.label
-        columns: dict[Role, str | None]
-        columns = {"text": self.text, "text_pair": self.text_pair, "label": label, "group": self.group}
-        return {role: name for role, name in columns.items() if name is not None}
+        return {role: ",".join(names) for role in ROLES if (names := self.named(role))}
 
     def __str__(self) -> str:
         """The columns as messages show them: ``text = 'body', label = 'gold'``."""
@@ -58,7 +56,7 @@ class Columns:
 
     def named(self, role: Role) -> list[str]:
         """The columns of a role: none, one, or several of the role ``label``."""
-        names = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "group": self.group}[role]
+        names: str | tuple[str, ...] | None = getattr(self, role)
         return [] if names is None else [names] if isinstance(names, str) else list(names)
 
     def with_label(self, name: str) -> Columns:
@@ -67,8 +65,8 @@ class Columns:
 
     def to_json(self) -> dict[str, str | list[str]]:
         """The columns by their roles; several label columns are a list."""
-        names = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "group": self.group}
-        return {role: name if isinstance(name, str) else list(name) for role, name in names.items() if name is not None}
+        several = list(self.label) if isinstance(self.label, tuple) else None
+        return {role: several if role == "label" and several else name for role, name in self.spelt.items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> Columns:

@@ -14,6 +14,7 @@ from ytuning.errors import DataError
 
 __all__ = ["read_json"]
 
+LINE = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -53,7 +54,9 @@ def read_json(source: str, data: bytes, *, lines: bool) -> Table:
         return _table_of_rows(source, cast("list[object]", rows))
     values: list[object] = []
     blank = 0
-    for line in data.splitlines():
+    # One line after the other, as a list of all lines would be a second copy of the file.
+    for match in LINE.finditer(data):
+        line = match.group()
         if not line.strip():
             blank += 1
             continue

@@ -17,8 +17,8 @@ import numpy as np
 from ytuning.errors import InputError, quantity
 
 __all__ = [
-    "Kind", "LabelSet", "describe_alike", "describe_misspelt", "describe_read_as", "did_you_mean", "label_name",
-    "list_names", "look_alikes", "quote",
+    "Kind", "LabelSet", "describe_alike", "describe_misspelt", "describe_read_as", "did_you_mean", "first_of",
+    "label_name", "list_names", "look_alikes", "quote",
 ]  # fmt: skip
 
 Kind = Literal["single", "ordinal", "multi", "regression"]
@@ -55,11 +55,13 @@ def label_name(value: object) -> str | None:
     whole number with ".0" is its digits. All other texts stay: "007", "1e3", "1.10". The form depends on nothing but
     the value. It is empty for a text that has no visible character.
     """
-    if isinstance(value, np.floating) and math.isfinite(value) and not value.is_integer():
-        # A number of 32 bits has fewer digits than the number of 64 bits that it would become.
-        value = float(str(value))
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
+    # Most values are texts, which need no further look.
+    if not isinstance(value, str):
+        if isinstance(value, np.floating) and math.isfinite(value) and not value.is_integer():
+            # A number of 32 bits has fewer digits than the number of 64 bits that it would become.
+            value = float(str(value))
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            value = value.item()
     if isinstance(value, str):
         return _name_of_text(str.__str__(value))
     if isinstance(value, bool):
@@ -75,7 +77,9 @@ def label_name(value: object) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _name_of_text(text: str) -> str:
-    text = " ".join(unicodedata.normalize("NFC", INVISIBLE.sub("", text)).split()).strip(EDGES)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
+    text = " ".join(text.split()).strip(EDGES)
     while text[:1] in ("'", '"') and text[-1:] == text[:1] and text[0] not in (inside := text[1:-1].strip(EDGES)):
         if not inside:
             break
@@ -98,8 +102,12 @@ def quote(value: object) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """Names as a message lists them: all of a few, the first of many with their number."""
-    text = ", ".join(quote(name) for name in names[:LISTED_NAMES]) or "none"
-    return text if len(names) <= LISTED_NAMES else f"{text}, ... ({len(names)} in all)"
+    return first_of([quote(name) for name in names]) or "none"
+
+
+def first_of(shown: Sequence[str], most: int = LISTED_NAMES) -> str:
+    """Parts with commas between them: all of a few, the first of many with their number."""
+    return ", ".join(shown[:most]) + (f", ... ({len(shown)} in all)" if len(shown) > most else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -138,10 +146,9 @@ def describe_alike(names: Iterable[str], rows: Mapping[str, int] | None = None) 
     shown = [
         quote(name) + (f" (row {rows[name]})" if rows and name in rows else "") for group in groups for name in group
     ]
-    more = f", ... ({len(shown)} in all)" if len(shown) > LISTED_NAMES else ""
     codes = ", ".join(dict.fromkeys(signs for group in groups if (signs := _code_points(group))))
     return (
-        f"these labels look alike and are different labels: {', '.join(shown[:LISTED_NAMES])}{more}."
+        f"these labels look alike and are different labels: {first_of(shown)}."
         f"{f' They differ in {codes}.' * bool(codes)} Give labels that mean the same one spelling."
     )
 
@@ -159,8 +166,7 @@ def describe_misspelt(counts: Mapping[str, int]) -> str | None:
             shown.append(f"{quote(name)} ({quantity(count, 'row')}; {quote(close[0])} has {counts[close[0]]})")
     if not shown:
         return None
-    more = f", ... ({len(shown)} in all)" if len(shown) > LISTED_NAMES else ""
-    return f"these labels may be misspelt: {', '.join(shown[:LISTED_NAMES])}{more}. Correct them if they are."
+    return f"these labels may be misspelt: {first_of(shown)}. Correct them if they are."
 
 
 def describe_read_as(forms: Mapping[str, str]) -> str:
@@ -170,8 +176,7 @@ def describe_read_as(forms: Mapping[str, str]) -> str:
         f"{ascii(text) if unicodedata.normalize('NFC', text) != text else quote(text)} as {quote(name)}"
         for text, name in forms.items()
     ]
-    more = f", ... ({len(shown)} in all)" if len(shown) > LISTED_NAMES else ""
-    return f"these labels are read in another form: {', '.join(shown[:LISTED_NAMES])}{more}."
+    return f"these labels are read in another form: {first_of(shown)}."
 
 
 def _appearance(name: str) -> str:

@@ -85,10 +85,13 @@ class Column:
         Raises:
             DataError: the cell has no name or is a list.
         """
+        name = label_name(cell)
+        # Nearly all texts have that form already.
+        if type(cell) is str and name and name == cell and is_unicode(cell):
+            return name
         if isinstance(cell, LISTS) and getattr(cell, "ndim", None) != 0:
             problem = f"the label {quote(cell)} is a list, but a row of this kind has one label. "
             raise self.error(row, f"{problem}Give each row one label or use {argument('kind', 'multi')}.")
-        name = label_name(cell)
         if not isinstance(cell, str) and name is not None:
             return name
         text = self.text(row, cell.item() if isinstance(cell, np.generic) else cell, "label").strip()

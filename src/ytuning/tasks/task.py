@@ -208,7 +208,8 @@ def check_task_folder(folder: str | Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise InputError(f"cannot write the task folder {path}: {error.strerror}. Choose another with --out") from error
+        problem = f"cannot write the task folder {path}: {error.strerror}."
+        raise InputError(f"{problem} Choose another with {_other_folder()}") from error
     if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path} is a file, not a folder for the task. Choose another with {_other_folder()}")
     if os.path.isdir(path) and not _is_free(path):
