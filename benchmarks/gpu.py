@@ -84,7 +84,7 @@ LABELS = 4
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2}
 """Of the GPU's features, as a share of their norm, against the CPU's in fp32: float16's rounding, and bf16's."""
 STAGES: dict[str, int] = {"check": 60, "passes": 125, "costs": 150, "real_shapes": 150, "served": 60, "attention": 40}
-"""Stage -> seconds after which it is ended; what it has written by then stays."""
+"""Stage -> seconds after which it is ended on a GPU; what it has written by then stays."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,18 +113,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.error("--out is needed: the folder for the JSON files")
     figures: dict[str, Any] = {}
     for name in arguments.stages:
-        figures[name] = run_stage(name, list(argv if argv is not None else sys.argv[1:]), arguments.out)
+        limit = STAGES[name] if arguments.device == "cuda" else None
+        figures[name] = run_stage(name, list(argv if argv is not None else sys.argv[1:]), arguments.out, limit)
     record("gpu", figures, arguments.out, bars(figures))
 
 
-def run_stage(name: str, argv: list[str], out: Path) -> dict[str, Any]:
-    """A stage's figures, as far as it came within its limit."""
+def run_stage(name: str, argv: list[str], out: Path, limit: int | None) -> dict[str, Any]:
+    """A stage's figures, as far as it came within its limit of seconds."""
     file = out / f"gpu_{name}.json"
     file.unlink(missing_ok=True)
     start = time.perf_counter()
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu", *argv, "--stage", name], timeout=STAGES[name], check=False,
+            [sys.executable, "-m", "benchmarks.gpu", *argv, "--stage", name], timeout=limit, check=False,
             stdout=2,  # progress is no result
         ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:

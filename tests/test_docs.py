@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> None:
 COMMANDS = {
     "README.md": {"train", "predict", "evaluate", "cache", "compare", "serve"},
     "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label"},
-    "docs/guide.md": {"train", "add-label", "search", "compare", "cache"},
+    "docs/guide.md": {"train", "predict", "evaluate", "add-label", "search", "compare", "cache"},
     "docs/serving.md": {"train", "serve"},
 }
 

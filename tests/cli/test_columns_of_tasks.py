@@ -150,7 +150,7 @@ def test_a_table_without_any_of_the_columns_names_them_all(run: Run, files: Path
     write_rows(files / "rows.jsonl", renamed(body="Body", gold="gold"))
     assert run("evaluate", tickets / "tickets", "rows.jsonl").mistake() == (
         "rows.jsonl: there is no column 'body', 'text' or 'sentence'; the task was trained on 'body'. "
-        "Name the text column with --text; the columns are 'Body', 'gold'."
+        "Did you mean 'Body'? Name the text column with --text; the columns are 'Body', 'gold'."
     )
     with pytest.raises(ValueError, match=r"Name the text column with text=; the columns are 'Body', 'gold'\.$"):
         read_dataset(files / "rows.jsonl", known=load_task(tickets / "tickets").known)

@@ -85,8 +85,8 @@ def test_columns_that_cannot_be_inferred_are_asked_for() -> None:
         "the columns are 'body', 'label'."
     )
     assert complaint(read_dataset, [{"text": "a", "Label": "b"}]) == (
-        "the rows: there is no column 'label' or 'labels'. Name the label column with label=; "
-        "the columns are 'text', 'Label'."
+        "the rows: there is no column 'label' or 'labels'. Did you mean 'Label'? Name the label column with "
+        "label=; the columns are 'text', 'Label'."
     )
 
 

@@ -43,7 +43,7 @@ def test_row_bytes_of_the_default_encoder() -> None:
 
 
 def test_unknown_codec() -> None:
-    message = r"^store must be one of 'fp16', 'int8', 'compact'\. Got 'int4' instead\.$"
+    message = r"^store must be one of 'fp16', 'int8', 'compact'\. Got 'int4' instead\. Did you mean 'int8'\?$"
     with pytest.raises(InputError, match=message):
         row_bytes("int4", 2, 3)
     with pytest.raises(InputError, match=message):

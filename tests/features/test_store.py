@@ -291,14 +291,16 @@ def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: Feat
     assert store.remove(spaces[1].folder.name[:9]) == [spaces[1].folder.name]
     with pytest.raises(InputError) as caught:
         store.space(identity(), (1, 2), "int4")
-    assert str(caught.value) == "store must be one of 'fp16', 'int8', 'compact'. Got 'int4' instead."
+    message = "store must be one of 'fp16', 'int8', 'compact'. Got 'int4' instead. Did you mean 'int8'?"
+    assert str(caught.value) == message
 
 
 def test_a_space_in_an_unknown_codec_is_refused(store: FeatureStore) -> None:
     file = store.space(identity(), (1, 2), "int8").folder / "space.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "codec": "int2"}))
     message = (
-        r"json: codec must be one of 'fp16', 'int8', 'compact'\. Got 'int2' instead\. Move the folder away and run"
+        r"json: codec must be one of 'fp16', 'int8', 'compact'\. Got 'int2' instead\. Did you mean 'int8'\? "
+        r"Move the folder away and run"
     )
     with pytest.raises(StoreError, match=message):
         store.space(identity(), (1, 2), "int8")

@@ -417,10 +417,32 @@ def test_other_separators_and_another_column(separator: str, browser: Browser, s
 
 
 @pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('text\tid\n"food\t1\ntea"\t2\n', ['"food', 'tea"']),
+        ('text\tid\n"food"\t1\ntea\t2\n', ['"food"', "tea"]),
+        ('id\t"text"\n1\t"food"\n2\ttea\n', ["food", "tea"]),
+        ('text\tid\n"a ""b"" c"\t1\ntea\t2\n', ['a "b" c', "tea"]),
+        ('text\tid\n"a\tb"\t1\ntea\t2\n', ["a\tb", "tea"]),
+        ('text\tid\n5" pipe\t1\n"""b"\t2\n', ['5" pipe', '"""b"']),
+    ],
+)
+def test_quotes_in_tab_separated_files_are_characters_unless_the_file_clearly_quotes(
+    content: str, texts: list[str], browser: Browser, stub: Served
+) -> None:
+    with browser.open(stub.address) as page:
+        choose(page, content)
+        page.get_by_role("button", name="Classify with 4 tasks").click()
+        page.locator("#far", has_text="2 rows in").wait_for()
+        assert stub.classified()[-1]["input"] == texts
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("text,label\na,b\nc,d,e\n", "Line 3 has 3 cells, the first row has 2. Put cells that contain a separator in"),
         ('text\n"a\nb\n', "The quote that opens in line 2 is not closed."),
+        ('text,label\n"a,x\n"b",y\n', "Text follows the quote that closes in line 3 and opens in line 2. Close each"),
         ("text\n\n", "rows.csv has no rows below the names of its columns."),
         (b"", "rows.csv has no rows below the names of its columns."),
         ("text\nschön".encode("latin-1"), 'rows.csv is not text in UTF-8. Save it as "CSV UTF-8".'),

@@ -189,10 +189,15 @@ def _not_there(table: Table, role: Role, chosen: Mapping[Role, list[str]], known
             return DataError(f"{problem}. {what}", source=table.source)
     if of_training:
         problem += f"; the task was trained on {list_names(of_training)}"
+    folded = {name.casefold() for name in wanted}
+    # A name in use by another role cannot be meant.
+    in_use = {name for names in chosen.values() for name in names}
+    alike = [name for name in table.names if name.strip().casefold() in folded and name not in in_use]
+    problem += f". Did you mean {quote(alike[0])}?" if alike else "."
     remedy = (
         f"Name the {role.replace('_', ' ')} column with {argument(role)}; the columns are {list_names(table.names)}."
     )
-    return DataError(f"{problem}. {remedy}", source=table.source)
+    return DataError(f"{problem} {remedy}", source=table.source)
 
 
 def _label_columns(table: Table, label: str | Sequence[str] | None) -> list[str] | None:

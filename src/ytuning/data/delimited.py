@@ -37,15 +37,13 @@ class _Records:
         blank_lines: number of lines without content.
         doubtful: rows of several lines, each of which could be a row by itself, with the number of the first line and
             the lines.
-        line_end: what ends the first line: a line feed, a carriage return or both.
-        other_ends: rows that end in another way, of which a carriage return may have been a part.
+        other_ends: rows that do not end as the header does; a carriage return may have been a part of them.
     """
 
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     blank_lines: int = 0
     doubtful: dict[int, tuple[int, list[str]]] = field(default_factory=dict)
-    line_end: str = ""
     other_ends: list[int] = field(default_factory=list)
 
 
@@ -168,13 +166,15 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
     reader = csv.reader(
         lines, delimiter=separator, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     )
-    line = 0
+    line, first_end, mixed = 0, "", _has_mixed_ends(data)
     try:
         for record in reader:
-            end = _line_end(lines.of_record[-1])
-            records.line_end = records.line_end or end
-            if end and end != records.line_end:
-                records.other_ends.append(len(records.rows) + 1)
+            # Few files mix line ends, and most of the time goes into what is done for every row.
+            if mixed:
+                end = _line_end(lines.of_record[-1])
+                first_end = first_end or end
+                if end not in ("", first_end):
+                    records.other_ends.append(len(records.rows) + 1)
             if not record:
                 records.blank_lines += 1
             elif not records.header:
@@ -184,9 +184,9 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
                 if len(record) != len(records.header):
                     raise _wrong_width(source, records, separator, quoted=quoted)
                 if len(lines.of_record) > 1 and _are_like_rows(lines.of_record, separator, len(record)):
-                    records.doubtful[len(records.rows)] = line + 1, lines.of_record
+                    records.doubtful[len(records.rows)] = line + 1, lines.of_record.copy()
             line = reader.line_num
-            lines.of_record = []
+            lines.of_record.clear()
     except csv.Error:
         problem = f"a double quote in this row (line {line + 1}) is never closed, or text follows the closing "
         problem += "quote. Inside a quoted cell write each quote twice."
@@ -199,6 +199,12 @@ def _read_records(source: str, data: bytes, separator: str, *, quoted: bool) -> 
             f"the first line {quote(separator.join(records.header))} is for Excel. Remove it.", source=source
         )
     return records
+
+
+def _has_mixed_ends(data: bytes) -> bool:
+    """Whether lines may end in different ways, within quoted cells too."""
+    feeds, returns = data.count(b"\n"), data.count(b"\r")
+    return bool(feeds and returns) and not feeds == returns == data.count(b"\r\n")
 
 
 def _line_end(line: str) -> str:

@@ -52,6 +52,7 @@ WIDE_CHARACTERS = re.compile(rb"(?:[^\0]\0){2}|(?:\0[^\0]){2}")
 SAVE, SHEET = "Save the table as CSV or Parquet.", "Save the sheet as CSV UTF-8."
 UNPACK, NO_TABLE = "Unpack it first.", "Give a file with a table."
 FOREIGN: tuple[tuple[bytes, str, str], ...] = (
+    (rb"PK\x03\x04.*word/document", "a Word document", NO_TABLE),
     (rb"PK\x03\x04.*(?:xl/|\[Content_Types\])", "an Excel workbook or another Office file", SHEET),
     (rb"PK\x03\x04.*opendocument", "an OpenDocument file", SHEET),
     (rb"PK(?:\x03\x04|\x05\x06)", "a ZIP archive", UNPACK),

@@ -43,6 +43,10 @@ def open_cells(column: Column, kind: Kind | None) -> tuple[Column, list[str]]:
     cells: list[object] = []
     forms: dict[str, int] = {}
     for row, cell in enumerate(column.cells, 1):
+        # Nearly all cells are names, which begin with a letter or a digit.
+        if type(cell) is str and cell[:1].isalnum():
+            cells.append(cell)
+            continue
         form, value = _open_cell(column, row, cell)
         if one_label and isinstance(value, LISTS) and len(value) == 1:
             (value,) = value

@@ -61,6 +61,9 @@ class Column:
 
     def text(self, row: int, cell: object, what: str, *, blank: bool = False) -> str:
         """Return one cell as a text, checked as :meth:`texts` does."""
+        # Nearly all cells pass at once, and there may be millions.
+        if type(cell) is str and cell and not cell.isspace() and is_unicode(cell):
+            return cell
         if _is_missing(cell):
             raise self.error(row, f"the {what} is missing. Fill it in or remove the row.")
         if isinstance(cell, bytes | bytearray):
@@ -94,6 +97,20 @@ class Column:
         if name != text:
             self.read_as.setdefault(text, name)
         return name
+
+    def labels(self) -> list[str]:
+        """The cells as names of labels, one each; raises what :meth:`label` does."""
+        # A text that occurs in many rows is looked at once.
+        names: dict[str, str] = {}
+        labels = []
+        for row, cell in enumerate(self.cells, 1):
+            name = names.get(cell) if type(cell) is str else None
+            if name is None:
+                name = self.label(row, cell)
+                if type(cell) is str:
+                    names[cell] = name
+            labels.append(name)
+        return labels
 
     @property
     def groups(self) -> list[str | None]:

@@ -232,10 +232,17 @@ class Regression(TaskKind):
 
 def are_numbers(cells: Sequence[object]) -> bool:
     """Whether all labels, or all but a few mistakes, are numbers and one of them has a fraction."""
-    numbers = [text for cell in cells if NUMBER.fullmatch(text := label_name(cell) or "")]
-    return len(numbers) >= MOSTLY * len(cells) and not all(
-        text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers
-    )
+    numbers, others = [], 0
+    for cell in cells:
+        text = label_name(cell) or ""
+        if NUMBER.fullmatch(text):
+            numbers.append(text)
+        else:
+            others += 1
+            # Names are told from numbers after a tenth of the rows.
+            if len(cells) - others < MOSTLY * len(cells):
+                return False
+    return not all(text.lstrip("+-").isdigit() or float(text).is_integer() for text in numbers)
 
 
 def _read_number(column: Column, row: int, cell: object, *, guessed: bool) -> float:

@@ -75,7 +75,7 @@ class SingleLabel(TaskKind):
     @classmethod
     def read_labels(cls, column: Column, reading: Reading) -> tuple[Labels, str | None]:
         """Each cell is a name."""
-        return [column.label(row, cell) for row, cell in enumerate(column.cells, 1)], None
+        return column.labels(), None
 
     @classmethod
     def strata(cls, labels: Labels) -> list[int]:

@@ -504,10 +504,14 @@ let table = null; // {name, header, rows, separator, mark}
 let sending = null; // the AbortController of a file that is being sent
 let link = ""; // of the file to download
 
-/** Rows of cells; lines counts those that a row begins on, from 1. Blank lines are none. */
-function parse(text, separator) {
+/**
+ * Rows of cells; lines counts those that a row begins on, from 1. Blank lines are none. Without quoting, quotes are
+ * characters. With it, doubled says whether a cell has doubled quotes, and stray whether an unquoted cell has a quote.
+ */
+function parse(text, separator, quoting = true) {
   const rows = [];
   const lines = [];
+  let [doubled, stray] = [false, false];
   let [row, cell, line, began, quotes, inside, opened] = [[], "", 1, 1, false, false, 1];
   const end = () => {
     row.push(cell);
@@ -523,20 +527,47 @@ function parse(text, separator) {
     if (newline) line += 1;
     if (inside) {
       if (character !== '"') cell += character;
-      else if (text[place + 1] === '"') cell += text[++place];
-      else inside = false;
-    } else if (character === '"' && cell === "") [inside, quotes, opened] = [true, true, line];
+      else if (text[place + 1] === '"') {
+        cell += text[++place];
+        doubled = true;
+      } else {
+        inside = false;
+        // A lone quote has then taken lines into a cell that does not belong to it.
+        if (![separator, "\n", "\r", undefined].includes(text[place + 1])) {
+          const broken = `Text follows the quote that closes in line ${line} and opens in line ${opened}`;
+          throw new Problem(`${broken}. Close each quoted cell, and write each quote in it twice.`);
+        }
+      }
+    } else if (quoting && character === '"' && cell === "") [inside, quotes, opened] = [true, true, line];
     else if (character === separator) {
       row.push(cell);
       cell = "";
     } else if (newline) {
       end();
       began = line;
-    } else if (character !== "\r") cell += character;
+    } else if (character !== "\r") {
+      cell += character;
+      stray ||= character === '"';
+    }
   }
   if (inside) throw new Problem(`The quote that opens in line ${opened} is not closed.`);
   if (row.length || cell || quotes) end();
-  return { rows, lines };
+  return { rows, lines, doubled, stray };
+}
+
+const fits = ({ rows }) => rows.every((row) => row.length === rows[0].length);
+
+/** Rows of tab-separated cells, in which quotes are characters unless the file clearly quotes, as on the command line. */
+function parseTabs(text) {
+  if (/^[\r\n]*(?:[^\r\n]*\t)?"/.test(text)) return parse(text, "\t");
+  const plain = parse(text, "\t", false);
+  let quoted;
+  try {
+    quoted = parse(text, "\t");
+  } catch {
+    return plain;
+  }
+  return !quoted.stray && (quoted.doubled || (!fits(plain) && fits(quoted))) ? quoted : plain;
 }
 
 /** The separator that gives the first row the most cells. */
@@ -563,7 +594,7 @@ async function read(file) {
   const mark = text.startsWith("\ufeff") ? "\ufeff" : "";
   text = text.slice(mark.length);
   const separator = separatorOf(text);
-  const { rows, lines } = parse(text, separator);
+  const { rows, lines } = separator === "\t" ? parseTabs(text) : parse(text, separator);
   if (rows.length < 2) throw new Problem(`${file.name} has no rows below the names of its columns.`);
   const header = rows.shift();
   const wrong = rows.findIndex((row) => row.length !== header.length);
