@@ -293,6 +293,7 @@ def test_add_label(run: Run, files: Path, tiny_encoder: Path, toy_rows: tuple[li
         assert (again.status, again.err) == (
             2, "error: the task 'toy' has the label 'refund' already. Give another name\n",
         )  # fmt: skip
+    write_csv(files / "new.csv", new[4:], ["Card"] * len(new[4:]))
     alike = run("add-label", "toy", "Card", "--examples", "new.csv", "--out", "alike", "--quiet")
     assert alike.err == (
         "these labels look alike and are different labels: 'Card', 'card'. Give labels that mean the same one "

@@ -136,6 +136,16 @@ def test_add_label_reads_the_columns_of_the_training(run: Run, files: Path, tick
     assert load_task(files / "tickets").columns == Columns("body", None, "gold")
 
 
+def test_add_label_tells_of_examples_that_have_another_label(run: Run, files: Path, tickets: Path) -> None:
+    rows = [{"body": f"refund money {word}", "gold": "refund"} for word in "abcd"]
+    write_rows(files / "more.jsonl", [*rows, {"body": "card stolen", "gold": "card"}])
+    new_label = ("add-label", tickets / "tickets", "refund", "--examples", "more.jsonl", "--out", "grown")
+    told = "column 'gold' gives another label than 'refund' to 1 of the 5 rows (the first is row 5: 'card')"
+    assert f"more.jsonl: {told}. It is not read, and all rows are examples of 'refund'." in run(*new_label).err
+    write_rows(files / "more.jsonl", rows)
+    assert "another label" not in run(*new_label).err
+
+
 def test_a_table_without_any_of_the_columns_names_them_all(run: Run, files: Path, tickets: Path) -> None:
     write_rows(files / "rows.jsonl", renamed(body="Body", gold="gold"))
     assert run("evaluate", tickets / "tickets", "rows.jsonl").mistake() == (

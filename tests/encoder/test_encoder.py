@@ -556,6 +556,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32, "bos_token_id": 2, "eos_token_id": 3},
     ),
     "llama": ("Llama", SHORT),
+    "xlnet": ("XLNet", {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 64}),
 }
 """The name of each architecture's classes in transformers, and its config."""
 
@@ -586,7 +587,7 @@ def test_every_architecture_equals_its_naive_forward(architecture: str, tiny_enc
     encoder = load_encoder(folder, precision="fp32", device="cpu")
     inputs = [*INPUTS, (" ".join(WORDS) + " card" * 20, None)]
     features = all_features(encoder, inputs, [0, 2, 3])
-    most = 512 if architecture.startswith("t5") else 32
+    most = 512 if architecture.startswith(("t5", "xlnet")) else 32
     assert encoder.identity.max_length == most
     lengths = [6, 12, 3, 6, 31, 8, len(features[6]), min(most, len(WORDS) + 22)]
     assert [array.shape for array in features] == [(length, 3, 32) for length in lengths]

@@ -13,10 +13,13 @@ from rich.console import Console
 
 from ytuning.cli import console, options
 from ytuning.cli.options import DATA, OUTPUT
-from ytuning.errors import quantity
+from ytuning.errors import InputError, quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ytuning.data.dataset import Dataset
+    from ytuning.data.tables import Table
     from ytuning.encoder.encoder import Encoder
     from ytuning.features.store import FeatureStore
     from ytuning.progress import Progress
@@ -73,7 +76,7 @@ def evaluate(
 def add_label(
     task_dir: options.TaskFolder,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new label.")],
-    examples: Annotated[Path, DATA("FILE", "Texts of the new label. A label column is ignored.")],
+    examples: Annotated[Path, DATA("FILE", "Texts of the new label. Other labels in a label column are told.")],
     test: options.Test = None,
     text: options.Text = None,
     text_pair: options.TextPair = None,
@@ -89,6 +92,7 @@ def add_label(
     A task keeps some texts of its labels. The command reports how many of them it labels correctly before and after.
     """
     from ytuning.data.dataset import read_dataset
+    from ytuning.data.files import read_table
     from ytuning.data.labels import label_name
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
@@ -107,7 +111,8 @@ def add_label(
     read = partial(
         read_dataset, text=text, text_pair=text_pair, known=replace(task.known, names=names, columns=columns)
     )
-    rows = read(examples, labelled=False)
+    table = read_table(examples)
+    rows = read(table, labelled=False)
     judged = None if test is None else read(test, label=label, kind=task.kind, label_names=label_names or ())
     with console.shown_progress(quiet) as progress:
         for part in (rows, judged):
@@ -115,6 +120,8 @@ def add_label(
                 named = options.named(text, text_pair, label)
                 console.tell_file(progress, part, quiet=quiet, named=named, trained={"the task": columns})
         console.tell_alike(progress, names)
+        if (other := _other_labels(read, table, task, name, label)) is not None:
+            progress.say(other)
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
         store = FeatureStore()
@@ -139,6 +146,30 @@ def add_label(
         console.print_json(result)
     else:
         _print_added(added, result)
+
+
+def _other_labels(read: Callable[..., Dataset], table: Table, task: Task, name: str, label: str | None) -> str | None:
+    """The sentence that tells which examples of a new label have other labels in the label column of their file."""
+    from ytuning.data.dataset import labels_of
+    from ytuning.data.labels import list_names
+
+    # The label may have a column of 0 and 1 of its own, beside those of other labels or without them.
+    own = task.kind == "multi" and label in (None, name) and name in table.names
+    try:
+        rows = read(table, label=[name] if own else label, kind=task.kind)
+    except InputError:
+        # Examples need no labels, and what stands in their place is not read.
+        return None
+    of_rows = task.target.label_names(labels_of(rows))
+    others = [row for row, names in enumerate(of_rows, 1) if name not in names]
+    if not others or rows.columns is None:
+        return None
+    column = rows.columns.spelt["label"]
+    first = list_names(list(of_rows[others[0] - 1]))
+    return (
+        f"{table.source}: column {column!r} gives another label than {name!r} to {len(others)} of the {len(rows)} rows "
+        f"(the first is row {others[0]}: {first}). It is not read, and all rows are examples of {name!r}."
+    )
 
 
 def _test_added(

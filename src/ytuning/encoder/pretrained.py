@@ -112,7 +112,8 @@ def longest_input(given: int | None, folder: Path, config: Any, name: str) -> in
     Raises:
         EncoderError: more than it has positions for, or its folder is damaged.
     """
-    most = getattr(config, "max_position_embeddings", None) or LONGEST
+    # XLNet says -1, as its positions have no limit.
+    most = max(0, getattr(config, "max_position_embeddings", None) or 0) or LONGEST
     if config.model_type in COUNTED_FROM_PADDING:
         most -= (config.pad_token_id or 0) + 1
     if given is not None:
