@@ -317,7 +317,7 @@ def test_deep_values_and_long_numbers_can_be_shown() -> None:
             b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99,
             "an old Excel workbook or another Office file. Save",
         ),
-        (gzip.compress(TABLE.encode()), "packed with gzip. End its name in .gz after"),
+        (gzip.compress(TABLE.encode(), mtime=0), "packed with gzip. End its name in .gz after"),
         (lzma.compress(TABLE.encode()), "compressed. Unpack it first."),
         (parquet_bytes({"text": ["a"]}), "a Parquet file. End its name in .parquet."),
         (feather_bytes(), "an Arrow or Feather file. Save the table as Parquet."),
@@ -364,9 +364,9 @@ STREAMS: list[tuple[bytes, str | None]] = [
     (TABLE.replace(",", "\t").encode("utf-16"), "TSV"),
     (FRAME.to_json(orient="records", lines=True).encode(), "JSON"),
     (FRAME.to_json(orient="records").encode(), "JSON"),
-    (gzip.compress(TABLE.encode()), "CSV"),
+    (gzip.compress(TABLE.encode(), mtime=0), "CSV"),
     (parquet_bytes({"text": ["a", "b"], "label": ["x", "y"]}), None),
-    (gzip.compress(parquet_bytes({"text": ["a", "b"], "label": ["x", "y"]})), None),
+    (gzip.compress(parquet_bytes({"text": ["a", "b"], "label": ["x", "y"]}), mtime=0), None),
 ]
 
 
