@@ -15,7 +15,6 @@ import gzip
 import io
 import json
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 
 from ytuning import read_dataset
 from ytuning.errors import YTuningError
+from ytuning.system.machine import peak_bytes
 
 MEGABYTE = 2**20
 SECONDS_A_FILE, MEMORY = 20, 1024 * MEGABYTE
@@ -179,7 +179,7 @@ def run(first: int, files: int, seed: int, folder: Path) -> dict[str, Any]:
         "outcomes": dict(outcomes),
         "slowest_seconds": round(slowest[0], 2),
         "slowest_file": slowest[1],
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_megabytes": (peak_bytes() or 0) // MEGABYTE,
         "failures": failures,
     }
 
