@@ -260,6 +260,8 @@ def test_what_is_read_in_another_form_is_told() -> None:
         ({"unhappy": 20, "happy": 1}, None),
         ({"version 10": 20, "version 11": 1}, None),
         ({"pos": 20, "post": 1}, None),
+        # A long tail.
+        ({"billing": 20, "biling": 2, **{f"label {number}": 1 for number in range(50)}}, None),
     ],
 )
 def test_rare_labels_that_are_almost_common_ones_are_told(counts: dict[str, int], told: str | None) -> None:

@@ -38,7 +38,7 @@ __all__ = [
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
-ROWS = (list, tuple, np.ndarray)
+PAIR_TYPES = (list, tuple, np.ndarray)
 """What may hold the two texts of a pair."""
 # A name of which brackets or quotes are the first and the last character may come from a list written as text.
 MARKED = re.compile(r"""\[.*\]|\{.*\}|'.*'|".*\"""", re.DOTALL)
@@ -301,7 +301,7 @@ def from_lists(
     """
     cells, source, blank = as_cells(texts, "texts"), Dataset.source, labels is None
     pairs = None if text_pairs is None else as_cells(text_pairs, "text_pairs")
-    if pairs is None and cells and isinstance(cells[0], ROWS):
+    if pairs is None and cells and isinstance(cells[0], PAIR_TYPES):
         cells, pairs = _unzip_rows(cells, source)
     read = _LabelsRead(None)
     if labels is not None:
@@ -321,7 +321,7 @@ def _unzip_rows(cells: list[Any], source: str) -> tuple[list[object], list[objec
     """Rows of a list each as first and second texts, or only first ones where each list has one text."""
     size = len(cells[0])
     for row, cell in enumerate(cells, 1):
-        if size not in (1, 2) or not isinstance(cell, ROWS) or len(cell) != size:
+        if size not in (1, 2) or not isinstance(cell, PAIR_TYPES) or len(cell) != size:
             wanted = "a text or a pair of texts" if size not in (1, 2) else ("a text", "a pair of texts")[size - 1]
             problem = f"every row must be {wanted}{', as the first is' * (row > 1)}. Got {quote(cell)} instead."
             raise DataError(problem, source=source, row=row)
@@ -340,7 +340,7 @@ def read_inputs(cells: Iterable[object]) -> Iterator[TextInput]:
     text, text_pair = Column("the inputs", "text", []), Column("the inputs", "text_pair", [])
     for row, cell in enumerate(cells, 1):
         first, second = cell, None
-        if isinstance(cell, ROWS):
+        if isinstance(cell, PAIR_TYPES):
             if len(cell) not in (1, 2):
                 problem = f"every input must be a text or a pair of texts. Got {quote(cell)} instead."
                 raise DataError(problem, source=text.source, row=row)

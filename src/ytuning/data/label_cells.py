@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from ytuning.data.kinds.multi import FLAGS
 from ytuning.data.labels import Kind, label_name, list_names, quote
 from ytuning.data.tables import LISTS, Column, Table
 
@@ -178,7 +179,7 @@ def _agreed(column: Column, row: int, answers: Sequence[Any]) -> object:
 
 
 def _is_flag(value: object) -> bool:
-    return label_name(value) in ("0", "1", "true", "false") and not isinstance(value, str)
+    return label_name(value) in FLAGS and not isinstance(value, str)
 
 
 def _is_span(part: object) -> bool:

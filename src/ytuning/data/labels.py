@@ -27,6 +27,8 @@ SHOWN_CHARACTERS = 60
 LISTED_NAMES = 12
 # A label of at most FEW_ROWS rows may be a misspelt one of at least MANY_ROWS: they share this part of their letters.
 FEW_ROWS, MANY_ROWS, SHORTEST_WORD, ALMOST_ALIKE = 2, 10, 5, 0.88
+# More labels of few rows are a long tail and no mistakes, and each of them would be compared with all others.
+MOST_RARE = 50
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 # Programs write a whole number that they hold as a float in this form.
 WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0)?")
@@ -156,12 +158,14 @@ def describe_alike(names: Iterable[str], rows: Mapping[str, int] | None = None) 
 def describe_misspelt(counts: Mapping[str, int]) -> str | None:
     """The sentence that tells of names which may be misspelt ones, from rows of each name; ``None`` if there are none.
 
-    Such a name has few rows, and one that is spelt almost alike has many. Names that end in different digits are none.
+    Such a name has few rows, and one that is spelt almost alike has many. Names that differ only in digits are none,
+    and of more than ``MOST_RARE`` names with few rows none is told.
     """
+    rare = {name: count for name, count in counts.items() if count <= FEW_ROWS}
     usual = [name for name, count in counts.items() if count >= MANY_ROWS and len(name) >= SHORTEST_WORD]
     shown = []
-    for name, count in counts.items():
-        close = get_close_matches(name[:SHOWN_CHARACTERS], usual, 1, ALMOST_ALIKE) if count <= FEW_ROWS else []
+    for name, count in rare.items() if len(rare) <= MOST_RARE else ():
+        close = get_close_matches(name[:SHOWN_CHARACTERS], usual, 1, ALMOST_ALIKE)
         if close and re.sub(r"\d+", "", name) != re.sub(r"\d+", "", close[0]):
             shown.append(f"{quote(name)} ({quantity(count, 'row')}; {quote(close[0])} has {counts[close[0]]})")
     if not shown:
