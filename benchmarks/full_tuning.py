@@ -3,7 +3,8 @@
 python -m benchmarks.full_tuning --data ../shared/data --sets trec6 cola --into benchmarks/full_tuning.json
 
 It takes hours, and so is resumed: a training that the file holds already is not done again. With `--search-rows` the
-rates are tried on so many train rows, and only the one that validates best there on all rows. Pairs are read as one
+rates are tried on so many train rows, and only the one that validates best there on all rows. Figures belong to an
+encoder by the name of its folder. Pairs are read as one
 text; validation rows are those of `methods.work_on`, they choose the epoch and, of the rates, the one
 that `quality.py` takes. The loss is a head's, without label smoothing.
 """
@@ -68,7 +69,15 @@ def tuned(
     origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One training, from the file or done now and put there; ``origin`` tells how its rate was chosen."""
-    settings = {"set": name, "rows": rows, "seed": seed, "rate": rate, "epochs": arguments.epochs}
+    settings = {
+        # Without its folder, which says nothing on another machine.
+        "encoder": Path(arguments.encoder).name,
+        "set": name,
+        "rows": rows,
+        "seed": seed,
+        "rate": rate,
+        "epochs": arguments.epochs,
+    }
     entries = kept(arguments.into)
     found = next((entry for entry in entries if settings.items() <= entry.items()), None)
     if found is not None and (origin or {}).items() <= found.items():

@@ -5,7 +5,7 @@ python -m benchmarks.quality --data ../shared/data --out results
 Validation rows are held out of train (a set's own where it has a test split too); the test split only reports, for GLUE
 sets the public dev set. Logistic regression reads the means of the hidden states that the first seed's head reads (of
 pairs in both ways), tuned on that seed's validation rows. Full fine-tuning's scores are not computed here:
-`full_tuning.py` has put them into a file, each with its settings. Of the rates that were tried, at least three,
+`full_tuning.py` has put them into a file, each with its settings. Of the rates that were tried, at least two,
 validation takes one for each seed, on all rows or on a part of them (`searched`); retention is the mean of the seeds'
 scores divided by the mean of full fine-tuning's.
 """
@@ -55,7 +55,8 @@ SETS = {
     "germeval2018": "macro_f1",
 }
 """Set -> metric that it is judged by."""
-FEWEST_RATES = 3  # of full fine-tuning, or its search was not fair
+# Full fine-tuning with fewer rates was not searched fairly.
+FEWEST_RATES = 2
 FEW_LABELS, SHARE = 8, 0.02  # up to so many labels a head may have this share of the encoder's parameters
 CALIBRATED = ("sst2", "banking77", "ag_news")  # whose calibration error has a bar
 
@@ -190,7 +191,8 @@ def full_score(name: str, arguments: argparse.Namespace) -> float | None:
     entries = json.loads(arguments.full.read_text()) if arguments.full.exists() else []
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for entry in entries:
-        if entry["set"] == name and entry["rows"] == arguments.rows:
+        mine = {"encoder": Path(arguments.encoder).name, "set": name, "rows": arguments.rows}
+        if mine.items() <= entry.items():
             by_seed.setdefault(entry["seed"], []).append(entry)
     scores = []
     for trained in by_seed.values():
