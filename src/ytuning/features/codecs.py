@@ -40,14 +40,14 @@ HIGHEST = 127
 MOST_EXCEPTIONS = 16
 POWER_BITS = 4
 MOST_POWER = 15
-# The largest size that makes exceptions, where the (K + 1)-th largest is 127 (see _choose_scales).
-LEAST_PEAK = 376
+POWERS = 2.0 ** np.arange(MOST_POWER + 1, dtype=np.float32)
 # A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
 FIT_TOKENS = 50_000
 # Rows decoded at a time, so that what is between the passes stays in the cache.
 PART = 128
 # Rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it.
 BLOCK = 512
+ENCODED = 512
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Int8Codec:
         rows = torch.empty(shape, dtype=torch.uint8, device=features.device)
         # In parts that stay in the cache: the whole would pass through memory once for each operation. A GPU has no use
         # for parts: its operations take as long for few tokens as for many.
-        size = max(1, len(features)) if features.is_cuda else BLOCK
+        size = max(1, len(features)) if features.is_cuda else ENCODED
         for part, out in zip(features.split(size), rows.split(size), strict=True):
             self._encode_into(out, part)
         return rows
@@ -125,19 +125,16 @@ class Int8Codec:
         import torch
 
         scale_bytes, code_bytes, number_bytes = self._split(rows)
-        count, size = _exceptions(self.width)
-        sizes = _sizes(features)
-        # (2, N, L), as bits: the largest sizes and the largest of the rest
-        peaks = torch.stack(_peak_and_rest(sizes, count))
-        scales, excepted = _choose_scales(peaks.view(features.dtype).float())
-        # Where a scale is 0, all that it divides is 0, and 1 will do.
-        numbers = features.float() / scales.float().masked_fill_(scales == 0, 1)[..., None]
-        codes = torch.zeros(*scales.shape, count, dtype=_code_type(size), device=features.device)
-        if excepted.any():
-            _except(numbers, codes, _positions_above(sizes, torch.where(excepted, peaks[1], peaks[0])))
+        sizes, count = _sizes(features), _exceptions(self.width)[0]
+        scales, limits = _choose_scales(_peak_and_rest(sizes, count), features.dtype)
         scale_bytes.copy_(scales.view(torch.uint8))
+        # Where a scale is 0, all that it divides is 0, and 1 will do.
+        numbers = features.to(torch.float32, copy=True).div_(scales.float().masked_fill_(scales == 0, 1)[..., None])
+        codes = torch.zeros(*scales.shape, count, dtype=_code_type(self.width), device=features.device)
+        if limits is not None:
+            _except(numbers, codes, _positions_above(sizes, limits))
         code_bytes.copy_(codes.flatten(1).view(torch.uint8))
-        number_bytes.view(torch.int8).copy_(numbers.flatten(1).round_())
+        number_bytes.view(torch.int8).copy_(numbers.round_().flatten(1))
 
     def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(N, row_bytes) uint8 -> the bytes of the scales, of the exceptions and of the numbers, (N, L * ...) each."""
@@ -156,20 +153,11 @@ class Int8Codec:
 
     def _restored(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """Bytes of the scales, exceptions and numbers of S states -> (N, S * D)."""
-        import torch
-
-        scales, code_bytes, numbers = parts
-        count, size = _exceptions(self.width)
-        # (N * S * K,)
-        codes = code_bytes.contiguous().view(_code_type(size)).flatten()
-        if codes.is_cuda:
-            # A GPU would have to be waited for to know which are exceptions; the others multiply a channel by 1.
-            places = torch.arange(len(codes), device=codes.device)
-        else:
-            places = torch.from_numpy(np.flatnonzero(codes.numpy()))
-        codes = codes[places].int()
-        positions = places // max(1, count) * self.width + (codes >> POWER_BITS)
-        return _products(scales, numbers, dtype, (positions, _powers_of_two(codes & MOST_POWER)))
+        scales, codes, numbers = parts
+        values = _products(scales, numbers, dtype)
+        if codes.shape[1]:
+            _enlarge_exceptions(values, codes, self.width)
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,10 +401,10 @@ def _exceptions(width: int) -> tuple[int, int]:
     return min(MOST_EXCEPTIONS, max(0, (3 * width // 100 - 2) // size)), size
 
 
-def _code_type(code_bytes: int) -> torch.dtype:
+def _code_type(width: int) -> torch.dtype:
     import torch
 
-    return torch.int16 if code_bytes == 2 else torch.int32
+    return torch.int16 if _exceptions(width)[1] == 2 else torch.int32
 
 
 def _scales(peaks: torch.Tensor) -> torch.Tensor:
@@ -429,21 +417,31 @@ def _scales(peaks: torch.Tensor) -> torch.Tensor:
     return (scales.view(torch.int16) + (scales.float() * HIGHEST < peaks)).to(torch.int16).view(torch.float16)
 
 
-def _choose_scales(peaks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest and (K + 1)-th largest sizes (2, N, S) float32 -> scales (N, S), and which of them need exceptions.
+def _choose_scales(peaks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scales of hidden states, and above which sizes a state's numbers are exceptions.
 
-    What was decoded must be judged as it was before. So the rule compares scales alone, which decoding keeps; the finer
-    scale is never subnormal; and no rounding of numbers moves a state across LEAST_PEAK. At or above it the peak is
-    rounded to a multiple of 4 finer scales, at least 376. Below it the (K + 1)-th largest size is over 42.8 coarse
-    scales, is rounded to 43 or more, and 127 * 127 / 43 is below 376.
+    A state has exceptions where the scale for all is at least 4 times the one for the rest. What was decoded is judged
+    as before: with exceptions, a peak of some 4 * 127 finer scales is rounded to these; without, the rest is over 31.75
+    coarse scales and is rounded to 32 or more. A finer scale is never subnormal, so that a quarter is exact.
+
+    Args:
+        peaks: (2, N, S), the largest and the (K + 1)-th largest sizes, as :func:`_sizes` has them.
+        dtype: of the features.
+
+    Returns:
+        Scales (N, S) float16, and limits (N, S), as :func:`_sizes` has them, or None where nothing is above.
     """
     import torch
 
-    coarse, finer = _scales(peaks)
+    coarse, finer = _scales(peaks.view(dtype).float())
     finer = torch.maximum(finer, coarse / (1 << MOST_POWER)).clamp_min_(torch.finfo(torch.float16).smallest_normal)
-    # Scales times integers are exact in float32.
-    excepted = coarse.float() * HIGHEST >= finer.float() * LEAST_PEAK
-    return torch.where(excepted, finer, coarse), excepted
+    excepted = coarse >= 4 * finer
+    if not excepted.any():
+        return coarse, None
+    exact = finer.float() * HIGHEST
+    rounded = exact.to(dtype)
+    limits = _sizes(rounded).sub_((rounded > exact).to(peaks.dtype))
+    return torch.where(excepted, finer, coarse), limits.masked_fill_(~excepted, torch.iinfo(limits.dtype).max)
 
 
 def _quantised(values: torch.Tensor) -> torch.Tensor:
@@ -457,44 +455,42 @@ def _quantised(values: torch.Tensor) -> torch.Tensor:
     return torch.cat((scales.view(torch.uint8), numbers.view(torch.uint8)), 1)
 
 
-def _products(
-    scales: torch.Tensor,
-    numbers: torch.Tensor,
-    dtype: torch.dtype,
-    exceptions: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Exact products of scales and numbers, rounded to a type once.
-
-    Args:
-        scales: (N, 2 * S) uint8, the bytes of a float16 for each of S groups.
-        numbers: (N, S * W) uint8, the bytes of int8.
-        dtype: of the result (N, S * W).
-        exceptions: rising positions (E,) among the N * S * W products, and powers of two (E,) that multiply these.
-    """
+def _products(scales: torch.Tensor, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes of S scales (N, 2 * S) and numbers (N, S * W) -> (N, S * W), exact products, rounded to ``dtype`` once."""
     import torch
 
     values = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
     size = max(1, len(numbers)) if numbers.is_cuda else PART
-    parts = list(zip(scales.split(size), numbers.split(size), values.split(size), strict=True))
-    bounds, (positions, powers) = [0] * (len(parts) + 1), exceptions or (None, None)
-    if positions is not None and len(positions):
-        # The exceptions of part p are those from bounds[p] to bounds[p + 1].
-        starts = torch.arange(1, len(parts)) * (size * numbers.shape[1])
-        bounds[1:] = [*(torch.searchsorted(positions, starts).tolist() if len(starts) else []), len(positions)]
-    for number, (some, part, out) in enumerate(parts):
+    for some, part, out in zip(scales.split(size), numbers.split(size), values.split(size), strict=True):
         # (P, S, 1)
         factors = some.contiguous().view(torch.float16).float()[..., None]
         integers = part.view(torch.int8).unflatten(1, (factors.shape[1], -1))
-        whole = out if dtype == torch.float32 else torch.empty(out.shape, device=out.device)
-        torch.mul(integers, factors, out=whole.unflatten(1, (factors.shape[1], -1)))
-        here = slice(bounds[number], bounds[number + 1])
-        if here.start < here.stop:
-            places = positions[here] - number * size * numbers.shape[1]
-            # Products with powers of two are exact.
-            whole.view(-1).scatter_reduce_(0, places, powers[here], "prod")
-        if whole is not out:
-            out.copy_(whole)
+        if dtype == torch.float32:
+            torch.mul(integers, factors, out=out.unflatten(1, (factors.shape[1], -1)))
+        else:
+            out.copy_((integers * factors).flatten(1))
     return values
+
+
+def _enlarge_exceptions(values: torch.Tensor, code_bytes: torch.Tensor, width: int) -> None:
+    """Multiply the exceptions among values (N, S * W), given as bytes (N, ...), by their powers of two, exactly."""
+    import torch
+
+    count, size = _exceptions(width)
+    if code_bytes.is_cuda:
+        # A GPU would have to be waited for to know which are exceptions; the others multiply the first channel by 1.
+        codes = code_bytes.contiguous().view(_code_type(width)).int().unflatten(1, (-1, count))
+        powers = _powers_of_two(codes & MOST_POWER).to(values.dtype)
+        values.view(len(values), -1, width).scatter_reduce_(2, (codes >> POWER_BITS).long(), powers, "prod")
+        return
+    # NumPy takes less time for few numbers.
+    codes = code_bytes.numpy().view(f"i{size}")
+    places = np.flatnonzero(codes != 0)
+    if len(places):
+        codes = codes.reshape(-1)[places]
+        positions = torch.from_numpy(places // count * width + (codes >> POWER_BITS))
+        powers = torch.from_numpy(POWERS[codes & MOST_POWER]).to(values.dtype)
+        values.view(-1).index_copy_(0, positions, values.view(-1).index_select(0, positions).mul_(powers))
 
 
 def _sizes(values: torch.Tensor) -> torch.Tensor:
@@ -505,21 +501,21 @@ def _sizes(values: torch.Tensor) -> torch.Tensor:
     return values.view(bits) & torch.iinfo(bits).max
 
 
-def _peak_and_rest(sizes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits (N, S, W) -> those of the largest size (N, S), and of the largest but for ``count`` ones."""
+def _peak_and_rest(sizes: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, S, W) -> (2, N, S): the largest size and the largest but for ``count`` ones."""
     import torch
 
-    peak = sizes.amax(2)
-    if not count:
-        return peak, peak
-    if sizes.is_cuda:
-        return peak, sizes.topk(count + 1, 2).values[..., -1]
-    # Several times as fast as torch's topk on a CPU.
-    return peak, torch.from_numpy(np.partition(sizes.numpy(), -count - 1, axis=2)[..., -count - 1])
+    rest = peak = sizes.amax(2)
+    if count and sizes.is_cuda:
+        rest = sizes.topk(count + 1, 2).values[..., -1]
+    elif count:
+        # Several times as fast as torch's topk on a CPU.
+        rest = torch.from_numpy(np.partition(sizes.numpy(), -count - 1, axis=2)[..., -count - 1])
+    return torch.stack((peak, rest))
 
 
 def _positions_above(sizes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Where bits (N, S, W) are above limits (N, S): positions among all N * S * W, rising."""
+    """Where sizes (N, S, W) are above limits (N, S), both as :func:`_sizes` has them: flat positions, rising."""
     import torch
 
     if sizes.is_cuda:
@@ -535,15 +531,16 @@ def _except(numbers: torch.Tensor, codes: torch.Tensor, positions: torch.Tensor)
     """
     import torch
 
-    values, (width, count) = numbers.view(-1)[positions], (numbers.shape[2], codes.shape[2])
-    # x = f * 2 ** power, f from 1/2 to 1: the least power that brings a size under 127.5
-    powers = torch.frexp(values.abs() / (HIGHEST + 0.5))[1].clamp_min_(0)
-    numbers.view(-1)[positions] = values * _powers_of_two(-powers)
-    positions, powers = positions[powers > 0], powers[powers > 0]
+    flat, (width, count) = numbers.view(-1), (numbers.shape[2], codes.shape[2])
+    values = flat.index_select(0, positions)
+    # x = f * 2 ** power, f from 1/2 to 1: the least power, but 0, that brings a size under 127.5
+    powers = torch.frexp(values.abs() / (HIGHEST + 0.5))[1].clamp_min_(1)
+    flat.index_copy_(0, positions, values * _powers_of_two(-powers))
     groups = positions // width
     # The exceptions of a state follow one another: each one's place is its distance from the first.
     places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)
-    codes.view(-1)[groups * count + places] = (((positions - groups * width) << POWER_BITS) + powers).to(codes.dtype)
+    written = ((positions - groups * width) << POWER_BITS) + powers
+    codes.view(-1).index_copy_(0, groups * count + places, written.to(codes.dtype))
 
 
 def _powers_of_two(powers: torch.Tensor) -> torch.Tensor:
