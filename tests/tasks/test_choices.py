@@ -180,7 +180,7 @@ def test_the_states_in_which_the_label_lies_are_chosen(
     assert 1 in found.choice and 1 in found.ranked[0].states
 
 
-@pytest.mark.parametrize("rows", [300, 3_000, 30_000])
+@pytest.mark.parametrize("rows", [1_000, 3_000, 30_000])
 def test_the_sample_grows_with_the_rows_and_with_what_the_pass_costs(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
