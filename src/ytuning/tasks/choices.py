@@ -28,7 +28,7 @@ from ytuning.heads.pairs import PairChoice, PairMode
 from ytuning.heads.pooled import CrossAttentionConfig
 from ytuning.progress import Progress
 from ytuning.tasks.probes import left_out_errors, linear_goal, state_kernels
-from ytuning.training.fit import clearly_lower, standard_error
+from ytuning.training.fit import CLEARLY, clearly_lower, standard_error
 from ytuning.training.recipes import Recipe
 
 __all__ = [
@@ -38,8 +38,6 @@ __all__ = [
 
 # Strengths of the ridge regression, of which the one that suits the default states best is used for all sets.
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03)
-# Another set than the default is taken if the default is this many standard errors of the difference behind the best.
-CLEARLY = 3.0
 # A cheaper set is taken if it is at most this many standard errors of the difference behind the best.
 WITHIN = 0.5
 SAMPLE_TEXTS = 2000
@@ -109,8 +107,9 @@ class LayerRanking:
     def choice(self) -> States:
         """The default unless the best set is clearly better; then the cheapest of those hardly behind the best.
 
-        Tasks that read the default share one store and, in a server, one pass. The cheapest has the shallowest states,
-        then the fewest.
+        Clearly means that the default is more than ``CLEARLY`` standard errors of the difference behind. Tasks that
+        read the default share one store and, in a server, one pass. The cheapest has the shallowest states, then the
+        fewest.
         """
         if all(ranked.behind <= CLEARLY * ranked.error for ranked in self.ranked if ranked.states == self.default):
             return self.default
