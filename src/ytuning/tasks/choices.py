@@ -8,7 +8,7 @@ of this takes at most a tenth of the time of the encoder pass over all rows (:fu
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +36,8 @@ __all__ = [
     "sample_rows",
 ]  # fmt: skip
 
-# Strengths of the ridge regression, of which the one that suits the default states best is used for all sets.
+# Strengths of the ridge regression, of which the one that suits the default states best is used for all sets. On 1,000
+# rows of TREC-6, CoLA and BANKING77 and the default encoder the best ones are 0.0003, 0.01 and 0.0003.
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 # A cheaper set is taken if it is at most this many standard errors of the difference behind the best.
 WITHIN = 0.5
@@ -197,13 +198,7 @@ def rank_layers(
     linked = [rows for rows in linked_rows(sample) if len(rows) > 1]
     # The default states come first: the strength is chosen with them.
     positions = [[states.index(state) for state in layers] for layers in sets]
-    by_mode: dict[PairMode | None, list[Tensor]] = {}
-    for mode, of_mode in features.items():
-        errors = _errors_of_sets(of_mode, goal, positions, linked)
-        by_mode[mode] = []
-        for number, of_set in enumerate(errors, 1):
-            by_mode[mode].append(of_set)
-            progress.step("layers", number, len(sets))
+    by_mode = {mode: _errors_of_sets(of_mode, goal, positions, linked, progress) for mode, of_mode in features.items()}
     errors = next(iter(by_mode.values()))
     if len(by_mode) > 1:
         # The sets are compared in the way in which the task will probably read pairs.
@@ -221,9 +216,13 @@ def _names(states: States) -> str:
 
 
 def _errors_of_sets(
-    features: Features, goal: Tensor, sets: Sequence[Sequence[int]], linked: Sequence[Sequence[int]]
-) -> Iterator[Tensor]:
-    """Yield the squared errors (rows,) of each set of positions of states, with the first set's best strength."""
+    features: Features,
+    goal: Tensor,
+    sets: Sequence[Sequence[int]],
+    linked: Sequence[Sequence[int]],
+    progress: Progress,
+) -> list[Tensor]:
+    """Squared errors (rows,) of each set of positions of states, with the strength that suits the first set best."""
     # (rows, P * L * D) -> (rows, P, L, D)
     pooled = torch.from_numpy(mean_pooled(features)).view(len(features), -1, features.layers, features.width)
     kernels = state_kernels(pooled)
@@ -233,8 +232,11 @@ def _errors_of_sets(
 
     tried = {strength: errors(sets[0], strength) for strength in STRENGTHS}
     strength = min(tried, key=lambda strength: float(tried[strength].mean()))
-    yield tried[strength]
-    yield from (errors(positions, strength) for positions in sets[1:])
+    of_sets = [tried[strength]]
+    for positions in sets[1:]:
+        of_sets.append(errors(positions, strength))
+        progress.step("layers", len(of_sets), len(sets))
+    return of_sets
 
 
 def affordable_rows(
