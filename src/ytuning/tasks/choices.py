@@ -50,7 +50,7 @@ SAMPLE_BYTES = 512 << 20
 SHARE = 0.1
 # A multiplication of a probe takes as long as so many of the encoder in bfloat16, and a token's place in a pool as so
 # many more (measured on one core of an AMX Xeon).
-PROBE_COST, POOL_COST = 6.0, 400.0
+PROBE_COST, POOL_COST = 7.0, 400.0
 
 
 def pair_modes(choice: PairChoice, *, has_pairs: bool) -> tuple[PairMode | None, ...]:
