@@ -71,8 +71,18 @@ def fake_run(name: str, work: Work, seed: int, right: float = 0.7) -> Run:
         seconds_with_stored_features=None if name in ("full", "lora") else 2.0 + seed,
         parameters=1000,
         peak_bytes=5 * 10**8 + seed,
+        stored_bytes=None if name in ("full", "lora") else 1_234_500 + seed,
+        stored_texts=None if name in ("full", "lora") else 1000,
+        texts_per_second=300.0 + seed if name == "ytuning" else None,
         rows={"train": len(work.split(seed)[0]), "validation": len(work.split(seed)[1]), "judged": len(truth)},
-        encoder={"name": work.encoder, "fingerprint": "ab", "parameters": 10_000},
+        encoder={
+            "name": work.encoder,
+            "fingerprint": "ab",
+            "parameters": 10_000,
+            "precision": "fp32",
+            "width": 32,
+            "max_length": 30,
+        },
         details={"learning_rate": 0.001},
     )
 
@@ -185,7 +195,7 @@ def test_a_method_that_fails_is_left_out_and_the_others_go_on(
     starts, progress = Starts({("lora", 1): error}), Listening()
     found = compare(work, ["lora", "full"], tmp_path, seeds=3, progress=progress, start=starts)
     assert starts.asked == [("lora", 0), ("full", 0), ("lora", 1), ("full", 1), ("full", 2)]
-    assert found.skipped["lora"].startswith(reason)
+    assert found.skipped[work.encoder, "lora"].startswith(reason)
     assert [run.method for run in found.runs] == ["lora", "full", "full", "full"]
     assert any(said.startswith(f"lora is left out: {reason}") for said in progress.said)
     assert not (tmp_path / STORE).exists()

@@ -25,7 +25,8 @@ def work_of(rows: int = 400, *, test: bool = True) -> Work:
 
 def comparison_of(work: Work, runs: list[Run]) -> Comparison:
     methods, seeds = (list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("method", "seed"))
-    return Comparison(work, methods, sorted(seeds), runs, {}, False)
+    encoders = list(dict.fromkeys(run.encoder["name"] for run in runs))
+    return Comparison(work, encoders, methods, sorted(seeds), runs, {}, False)
 
 
 def accuracy(runs: list[Run], work: Work) -> np.ndarray:

@@ -27,7 +27,7 @@ def standings() -> Standings:
     work = replace(work, train=replace(work.train, source=ESCAPED))
     shares = {"ytuning": 0.9, "logistic": 0.88, "full": 0.6}
     runs = [fake_run(name, work, seed, share) for seed in range(2) for name, share in shares.items()]
-    found = replace(comparison_of(work, runs), skipped={"lora": "the package 'peft' is <not> installed"})
+    found = replace(comparison_of(work, runs), skipped={("encoder", "lora"): "the package 'peft' is <not> installed"})
     return standings_of(found)
 
 
@@ -40,9 +40,14 @@ def printed(standings: Standings) -> str:
 def test_table(standings: Standings) -> None:
     text = printed(standings)
     rows = [line.strip() for line in text.splitlines() if re.match(r" \w+ +\d", line)]
-    # Nothing wraps at 80 characters: each method has one line in each of the two tables.
-    assert [row.split()[0] for row in rows] == ["ytuning", "logistic", "full"] * 2
+    # Nothing wraps at 80 characters: each method has one line in each of the three tables.
+    assert [row.split()[0] for row in rows] == ["ytuning", "logistic", "full"] * 3
     ours, logistic, full, costs = rows[:4]
+    assert [row.split()[1:] for row in rows[6:]] == [
+        ["10,000", "1,235", "B", "1.2", "MB", "300"],
+        ["10,000", "1,235", "B", "1.2", "MB"],
+        ["10,000"],
+    ]
     number = r"0\.\d{4}"
     assert re.search(rf"^ytuning +{number} \({number} to {number}\)$", ours)
     assert re.search(r"^ytuning +1,000 +10\.5 +2\.5 +0\.50 GB$", costs)
@@ -67,8 +72,8 @@ def test_files(standings: Standings, tmp_path: Path) -> None:
     assert found == standings.to_json()
     assert set(found["methods"]) == {"ytuning", "logistic", "full"}
     assert set(found["methods"]["full"]) == {
-        "score", "difference", "parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "told_apart",
-        "runs",
+        "score", "difference", "parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "stored_bytes",
+        "bytes_per_text", "texts_per_second", "told_apart", "runs",
     }  # fmt: skip
     assert found["versions"]["torch"] and "predicted" not in found["methods"]["full"]["runs"][0]
 

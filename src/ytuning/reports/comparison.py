@@ -18,15 +18,20 @@ from ytuning.system.files import commit_all
 
 __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_standings"]
 
-HEADINGS = ("method", "score (95 % interval)", f"to {OURS}", "parameters", "seconds", "stored", "peak memory")
-# Headings from this one on are about what a method costs.
-COSTS = 3
+# The first column of each table is the name.
+SCORES = ("score (95 % interval)",)
+COSTS = ("parameters", "seconds", "stored", "peak memory")
+SERVING = "Storing and serving"
+# A page shows a line break as a space.
+ENCODER = ("encoder\nparameters", "stored\na text", "stored\nin all", "texts\na second")
 FOOTNOTES = (
     "Intervals are bootstraps over rows and seeds. A difference compares the same rows and seeds; ~ means that its "
-    "interval includes 0, so the two methods cannot be told apart.",
+    "interval includes 0, so the two cannot be told apart.",
     "Seconds are the time from the rows to the trained model, including the encoder. The column stored is the time for "
     "another task on the same texts, whose features are stored already. Peak memory includes Python and its packages.",
-    "All methods use the same training and validation set. Methods on stored features are finally fitted on held-out "
+    "The stored bytes are those of the features of all rows. Texts a second is how fast the trained task answers up to "
+    "256 distinct texts at once without stored features: the median of three rounds.",
+    "All use the same training and validation set. Methods on stored features are finally fitted on held-out "
     "validation rows, too. full and lora are not, because that would need a second training.",
 )
 ON_VALIDATION = (
@@ -39,14 +44,19 @@ def print_standings(console: Console, standings: Standings) -> None:
     """Print the table, what was left out and how to read it."""
     if standings.split == "validation":
         console.print(f"[bold yellow]{ON_VALIDATION}[/bold yellow]\n")
-    # Two tables, because one with all columns is too wide for a terminal of 80 characters.
-    for title, columns in ((_title(standings), slice(1, COSTS)), ("Costs", slice(COSTS, None))):
-        table = new_table(title, HEADINGS[:1], HEADINGS[columns])
+    # Three tables, because one with all columns is too wide for a terminal of 80 characters.
+    scores = (*SCORES, _difference_heading(standings))
+    for title, headings, cells_of in (
+        (_title(standings), scores, _score_cells),
+        ("Costs", COSTS, _cost_cells),
+        (SERVING, ENCODER, _encoder_cells),
+    ):
+        table = new_table(title, [_what(standings)], headings)
         for standing in standings.methods:
-            name, cells = standing.method, _cells(standing)[columns]
-            table.add_row(*map(escape, (name, *cells)), style="bold" if name == OURS else None)
+            style = "bold" if standing.is_reference else None
+            table.add_row(*map(escape, (standing.name, *cells_of(standing))), style=style)
         console.print(table)
-    for name, reason in standings.comparison.skipped.items():
+    for name, reason in _skipped(standings).items():
         console.print(f"{name} was left out: {reason}", soft_wrap=True, markup=False, highlight=False)
     for note in FOOTNOTES:
         console.print(note, style="dim", markup=False, highlight=False)
@@ -73,20 +83,54 @@ def _title(standings: Standings) -> str:
     )
 
 
-def _cells(standing: Standing) -> list[str]:
-    """Return the cells of a method's row of the table."""
-    score, difference, stored = standing.score, standing.difference, standing.seconds_with_stored_features
-    gap = ""
+def _compared(standings: Standings) -> str:
+    return "methods" if len(standings.comparison.encoders) == 1 else "encoders"
+
+
+def _what(standings: Standings) -> str:
+    """Return what tells the rows of the tables apart."""
+    comparison = standings.comparison
+    if len(comparison.encoders) == 1:
+        return "method"
+    return "encoder" if len(comparison.methods) == 1 else "encoder, method"
+
+
+def _difference_heading(standings: Standings) -> str:
+    return f"to {standings.reference.name if standings.reference else OURS}"
+
+
+def _skipped(standings: Standings) -> dict[str, str]:
+    comparison = standings.comparison
+    return {comparison.shown_name(contestant): reason for contestant, reason in comparison.skipped.items()}
+
+
+def _score_cells(standing: Standing) -> list[str]:
+    score, difference, gap = standing.score, standing.difference, ""
     if difference is not None:
         gap = f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
     return [
-        standing.method,
         f"{score.mean:.4f} ({score.low:.4f} to {score.high:.4f})",
         gap if standing.told_apart or not gap else f"~ {gap}",
+    ]
+
+
+def _cost_cells(standing: Standing) -> list[str]:
+    stored = standing.seconds_with_stored_features
+    return [
         f"{standing.parameters:,}",
         f"{standing.seconds:,.1f}",
         "" if stored is None else f"{stored:,.1f}",
         "" if standing.peak_bytes is None else f"{standing.peak_bytes / 1e9:.2f} GB",
+    ]
+
+
+def _encoder_cells(standing: Standing) -> list[str]:
+    size, share, speed = standing.stored_bytes, standing.bytes_per_text, standing.texts_per_second
+    return [
+        f"{standing.runs[0].encoder['parameters']:,}",
+        "" if share is None else f"{share:,.0f} B",
+        "" if size is None else f"{size / 1e6:,.1f} MB",
+        "" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}",
     ]
 
 
@@ -97,15 +141,15 @@ def _page(standings: Standings) -> str:
         "comparison.html",
         {
             "title": _title(standings),
+            "compared": _compared(standings),
             "on_validation": ON_VALIDATION if standings.split == "validation" else None,
             "interrupted": standings.comparison.interrupted,
             "chart": score_against_cost(standings),
             "width": WIDTH,
             "height": HEIGHT,
-            "headings": HEADINGS,
-            "methods": [_cells(standing) for standing in standings.methods],
-            "ours": OURS,
-            "skipped": standings.comparison.skipped,
+            "tables": _tables(standings),
+            "reference": standings.reference and standings.reference.name,
+            "skipped": _skipped(standings),
             "footnotes": FOOTNOTES,
             "run_headings": run_headings,
             "runs": runs,
@@ -114,26 +158,45 @@ def _page(standings: Standings) -> str:
     )
 
 
+def _tables(standings: Standings) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Headings and rows of the tables by name; one with all columns is wider than most windows."""
+    what, difference = _what(standings), _difference_heading(standings)
+    return {
+        _compared(standings).capitalize(): (
+            [what, *SCORES, difference, *COSTS],
+            [[each.name, *_score_cells(each), *_cost_cells(each)] for each in standings.methods],
+        ),
+        SERVING: ([what, *ENCODER], [[each.name, *_encoder_cells(each)] for each in standings.methods]),
+    }
+
+
 def _seed_by_seed(standings: Standings) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table: every metric of every run, and what it chose."""
-    runs = [run for standing in standings.methods for run in standing.runs]
-    names = sorted({name for run in runs for name in run.metrics})
+    runs = [(standing.name, run) for standing in standings.methods for run in standing.runs]
+    names = sorted({name for _, run in runs for name in run.metrics})
     rows = []
-    for run in runs:
+    for shown, run in runs:
         values = [f"{run.metrics[name]:.4f}" if name in run.metrics else "" for name in names]
         chosen = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in run.details.items() if value)
-        rows.append([run.method, str(run.seed), *values, f"{run.seconds:,.1f}", chosen])
+        rows.append([shown, str(run.seed), *values, f"{run.seconds:,.1f}", chosen])
     metrics = [SHOWN_METRICS.get(name, name.replace("_", " ")) for name in names]
-    return ["method", "seed", *metrics, "seconds", "chosen"], rows
+    return [_what(standings), "seed", *metrics, "seconds", "chosen"], rows
 
 
 def _settings(standings: Standings) -> dict[str, str]:
     content = standings.to_json()
+    encoders = {}
+    for number, encoder in enumerate(
+        {standing.encoder: standing.runs[0].encoder for standing in standings.methods}.values()
+    ):
+        size = f"{encoder['parameters']:,} parameters, width {encoder['width']:,}"
+        name = "encoder" if len(standings.comparison.encoders) == 1 else f"encoder {number + 1}"
+        encoders[name] = f"{encoder['name']} ({size}, at most {encoder['max_length']:,} tokens, {encoder['precision']})"
     return {
         **{use: part["file"] for use, part in content["files"].items()},
         "rows": ", ".join(f"{count:,} {role}" for role, count in content["rows"].items()),
         "kind of task": content["kind"] + (f", {content['labels']} labels" if content["labels"] else ""),
-        "encoder": f"{content['encoder']['name']} ({content['encoder']['parameters']:,} parameters)",
+        **encoders,
         "seeds": ", ".join(map(str, content["seeds"])),
         "epochs of full and lora": f"at most {content['settings']['epochs'] or '5, or more to reach 300 steps'}",
         "learning rates of full and lora": "searched" if content["settings"]["search_rates"] else "one each",
@@ -165,7 +228,7 @@ Box = tuple[float, float, float, float]
 
 
 def score_against_cost(standings: Standings) -> Chart:
-    """Each method's score, with its interval, over its seconds on a logarithmic axis.
+    """Each score, with its interval, over the seconds of its method and encoder on a logarithmic axis.
 
     A hollow mark is where a further task on the same texts is, whose features are stored.
     """
@@ -182,7 +245,7 @@ def score_against_cost(standings: Standings) -> Chart:
     lines: list[tuple[str, list[Point]]] = []
     dots: list[tuple[float, float, str, str]] = []
     for standing in methods:
-        kind, name = _kind(standing), standing.method
+        kind, name = _kind(standing), standing.name
         score, place = standing.score, x.place(standing.seconds)
         middle, top, bottom = y.place(score.mean), y.place(score.high), y.place(score.low)
         if (stored := _stored(standing)) is not None:
@@ -193,7 +256,7 @@ def score_against_cost(standings: Standings) -> Chart:
         dots.append((place, middle, kind, f"{name}: {score.mean:.4f} in {standing.seconds:,.1f} s"))
     return Chart(
         "Score against cost",
-        f"{metric} of each method and the seconds that it takes. The table below has the numbers.",
+        f"{metric} of each {_what(standings)} and the seconds that it takes. The tables below have the numbers.",
         x,
         y,
         lines,
@@ -204,7 +267,7 @@ def score_against_cost(standings: Standings) -> Chart:
 
 
 def _kind(standing: Standing) -> str:
-    return "ours" if standing.method == OURS else "others"
+    return "ours" if standing.is_reference else "others"
 
 
 def _stored(standing: Standing) -> float | None:
@@ -213,7 +276,7 @@ def _stored(standing: Standing) -> float | None:
 
 
 def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
-    """Each method's name beside its point, on a side where no other name, point or interval is."""
+    """Each name beside its point, on a side where no other name, point or interval is."""
     taken: list[Box] = []
     for standing in methods:
         place, middle, score = x.place(standing.seconds), y.place(standing.score.mean), standing.score
@@ -223,7 +286,7 @@ def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
     names: list[Name] = []
     for standing in methods:
         place, middle = x.place(standing.seconds), y.place(standing.score.mean)
-        width = LETTER * len(standing.method)
+        width = LETTER * len(standing.name)
         for across, down in PLACES:
             left = place + across - (width if across < 0 else 0)
             box = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
@@ -232,7 +295,7 @@ def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
         taken.append(box)
         side = "start" if across > 0 else "end"
         at = round(place + across, 1), round(middle + down + LINE / 3, 1)
-        names.append(Name(*at, side, _kind(standing), standing.method))
+        names.append(Name(*at, side, _kind(standing), standing.name))
     return names
 
 
