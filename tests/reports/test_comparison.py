@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.compare.test_compare import fake_run
-from tests.compare.test_summary import comparison_of, work_of
+from tests.compare.test_summary import comparison_of, encoder_runs, work_of
 from ytuning.compare.summary import Standings, standings_of
 from ytuning.errors import InputError
 from ytuning.reports.comparison import HEIGHT, WIDTH, print_standings, score_against_cost, write_standings
@@ -56,6 +56,39 @@ def test_table(standings: Standings) -> None:
     assert "400 test rows" in text and "2 seeds" in text
     assert "lora was left out: the package 'peft' is <not> installed" in text
     assert "no test set" not in text
+
+
+def test_tables_of_encoders(tmp_path: Path) -> None:
+    work = work_of()
+    runs = encoder_runs(work, {"ytuning": 0.6, "logistic": 0.5}, "ab")
+    found = standings_of(replace(comparison_of(work, runs), skipped={("b", "logistic"): "too old"}))
+    text = printed(found)
+    for heading in ("encoder, method", "to a, ytuning", "Storing and serving", "parameters"):
+        assert heading in text
+    assert [line.split()[:2] for line in text.splitlines() if re.match(r" [ab], ", line)] == [
+        ["a,", "ytuning"], ["a,", "logistic"], ["b,", "ytuning"], ["b,", "logistic"],
+    ] * 3  # fmt: skip
+    assert "b, logistic was left out: too old" in text
+    assert [name.text for name in score_against_cost(found).names][1:3] == ["a, logistic", "b, ytuning"]
+    write_standings(found, tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<h1>Comparison of encoders</h1>" in page
+    assert re.findall(r'<tr class="ours"><td>(.*?)</td>', page) == ["a, ytuning"] * 2
+    for number, name in enumerate("ab", 1):
+        assert (
+            f"<td>encoder {number}</td><td>{name} (10,000 parameters, width 32, at most 30 tokens, fp32)</td>" in page
+        )
+    one = printed(standings_of(comparison_of(work, encoder_runs(work, {"ytuning": 0.6}))))
+    assert re.search(r"^ encoder +score .* +to a *$", one, re.MULTILINE)
+
+
+def test_names_of_encoders_are_not_folded() -> None:
+    work = work_of()
+    names = ["sentence-transformers/all-MiniLM-L6-v2", "/tmp/all-mpnet-base-v2"]
+    runs = [fake_run("ytuning", replace(work, encoder=name), 0) for name in names]
+    big = [replace(run, encoder={**run.encoder, "parameters": 109_486_464}) for run in runs]
+    rows = [line for line in printed(standings_of(comparison_of(work, big))).splitlines() if line.startswith(" all-")]
+    assert [row.split()[0] for row in rows] == ["all-MiniLM-L6-v2", "all-mpnet-base-v2"] * 3
 
 
 def test_table_of_validation_rows_says_so_first() -> None:
