@@ -215,8 +215,9 @@ def test_a_comparison(browser: Browser, pages: Callable[[str], Path]) -> None:
         assert page.get_by_role("region", name="Seed by seed").locator("tbody tr").count() == 6
         chart = page.get_by_role("img", name=re.compile("^Score against cost"))
         assert chart.is_visible() and chart.locator("text", has_text="logistic").is_visible()
-        width = page.get_by_role("region", name="Methods").evaluate("region => region.scrollWidth - region.clientWidth")
-        assert width == 0, "on a desktop the table is seen as a whole"
+        for region in ("Methods", "Costs"):
+            width = page.get_by_role("region", name=region).evaluate("part => part.scrollWidth - part.clientWidth")
+            assert width == 0, "on a desktop the tables are seen as a whole"
     with browser.open(pages("failing")) as page:
         assert page.get_by_text("There is no test set").is_visible()
         assert page.get_by_text(f"full was left out: ValueError: {EVIL[0]}").is_visible()
@@ -226,7 +227,7 @@ def test_a_comparison_of_encoders(browser: Browser, pages: Callable[[str], Path]
     with browser.open(pages("encoders")) as page:
         assert page.locator("h1").inner_text() == "Comparison of encoders"
         names = [tiny_encoder.name, "other"]
-        for region in ("Encoders", "Storing and serving"):
+        for region in ("Encoders", "Costs"):
             table = page.get_by_role("region", name=region)
             assert [row.locator("td").first.inner_text() for row in table.locator("tbody tr").all()] == names
             assert table.evaluate("region => region.scrollWidth - region.clientWidth") == 0
@@ -236,7 +237,7 @@ def test_a_comparison_of_encoders(browser: Browser, pages: Callable[[str], Path]
 
 def test_columns_that_are_scrolled_keep_the_names_of_their_rows(browser: Browser, pages: Callable[[str], Path]) -> None:
     with browser.open(pages("comparison"), PHONE) as page:
-        region = page.get_by_role("region", name="Methods")
+        region = page.get_by_role("region", name="Costs")
         name = region.locator("tbody td").first
         before = name.bounding_box()
         assert region.evaluate("region => { region.scrollLeft = 200; return region.scrollLeft }") == 200

@@ -21,7 +21,6 @@ __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_st
 # The first column of each table is the name.
 SCORES = ("score (95 % interval)",)
 COSTS = ("parameters", "seconds", "stored", "peak memory")
-SERVING = "Storing and serving"
 # A page shows a line break as a space.
 ENCODER = ("encoder\nparameters", "stored\na text", "stored\nin all", "texts\na second")
 FOOTNOTES = (
@@ -49,7 +48,7 @@ def print_standings(console: Console, standings: Standings) -> None:
     for title, headings, cells_of in (
         (_title(standings), scores, _score_cells),
         ("Costs", COSTS, _cost_cells),
-        (SERVING, ENCODER, _encoder_cells),
+        ("Storing and serving", ENCODER, _encoder_cells),
     ):
         table = new_table(title, [_what(standings)], headings)
         for standing in standings.methods:
@@ -163,10 +162,13 @@ def _tables(standings: Standings) -> dict[str, tuple[list[str], list[list[str]]]
     what, difference = _what(standings), _difference_heading(standings)
     return {
         _compared(standings).capitalize(): (
-            [what, *SCORES, difference, *COSTS],
-            [[each.name, *_score_cells(each), *_cost_cells(each)] for each in standings.methods],
+            [what, *SCORES, difference],
+            [[each.name, *_score_cells(each)] for each in standings.methods],
         ),
-        SERVING: ([what, *ENCODER], [[each.name, *_encoder_cells(each)] for each in standings.methods]),
+        "Costs": (
+            [what, *COSTS, *ENCODER],
+            [[each.name, *_cost_cells(each), *_encoder_cells(each)] for each in standings.methods],
+        ),
     }
 
 
