@@ -63,17 +63,21 @@ def test_tables_of_encoders(tmp_path: Path) -> None:
     runs = encoder_runs(work, {"ytuning": 0.6, "logistic": 0.5}, "ab")
     found = standings_of(replace(comparison_of(work, runs), skipped={("b", "logistic"): "too old"}))
     text = printed(found)
-    for heading in ("encoder, method", "to a, ytuning", "Storing and serving", "parameters"):
+    for heading in ("encoder, method", "to a", "Storing and serving", "parameters"):
         assert heading in text
     assert [line.split()[:2] for line in text.splitlines() if re.match(r" [ab], ", line)] == [
         ["a,", "ytuning"], ["a,", "logistic"], ["b,", "ytuning"], ["b,", "logistic"],
-    ] * 3  # fmt: skip
+    ] * 2  # fmt: skip
+    # Beside the scores an encoder and its method have a line each.
+    assert re.findall(r"^ (a|b|ytuning|logistic) ", text, re.MULTILINE) == [
+        "a", "ytuning", "a", "logistic", "b", "ytuning", "b", "logistic",
+    ]  # fmt: skip
     assert "b, logistic was left out: too old" in text
     assert [name.text for name in score_against_cost(found).names][1:3] == ["a, logistic", "b, ytuning"]
     write_standings(found, tmp_path)
     page = (tmp_path / "comparison.html").read_text()
     assert "<h1>Comparison of encoders</h1>" in page
-    assert re.findall(r'<tr class="ours"><td>(.*?)</td>', page) == ["a, ytuning"] * 2
+    assert re.findall(r'<tr class="ours"><td>(.*?)</td>', page) == ["a, ytuning"] * 3
     for number, name in enumerate("ab", 1):
         assert (
             f"<td>encoder {number}</td><td>{name} (10,000 parameters, width 32, at most 30 tokens, fp32)</td>" in page
@@ -82,13 +86,18 @@ def test_tables_of_encoders(tmp_path: Path) -> None:
     assert re.search(r"^ encoder +score .* +to a *$", one, re.MULTILINE)
 
 
-def test_names_of_encoders_are_not_folded() -> None:
+@pytest.mark.parametrize("methods", [["ytuning"], ["ytuning", "logistic"]])
+def test_names_and_figures_of_encoders_are_not_folded(methods: list[str]) -> None:
     work = work_of()
     names = ["sentence-transformers/all-MiniLM-L6-v2", "/tmp/all-mpnet-base-v2"]
-    runs = [fake_run("ytuning", replace(work, encoder=name), 0) for name in names]
+    runs = [fake_run(method, replace(work, encoder=name), 0) for name in names for method in methods]
     big = [replace(run, encoder={**run.encoder, "parameters": 109_486_464}) for run in runs]
-    rows = [line for line in printed(standings_of(comparison_of(work, big))).splitlines() if line.startswith(" all-")]
-    assert [row.split()[0] for row in rows] == ["all-MiniLM-L6-v2", "all-mpnet-base-v2"] * 3
+    text = printed(standings_of(comparison_of(work, big)))
+    rows = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith(" all-")]
+    assert rows == [name.rsplit("/")[-1] for name in names for _ in methods] * 3
+    number = r"0\.\d{4}"
+    assert len(re.findall(rf"{number} \({number} to {number}\)  ", text)) == len(runs)
+    assert len(re.findall(rf"~ [+-]{number} \([+-]{number} to [+-]{number}\)", text)) == len(runs) - 1
 
 
 def test_table_of_validation_rows_says_so_first() -> None:
@@ -158,6 +167,18 @@ def test_chart(standings: Standings) -> None:
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for _, corners in figure.lines for x, y in corners)
     assert [name.text for name in figure.names] == ["ytuning", "logistic", "full"]
     assert [name.kind for name in figure.names] == ["ours", "others", "others"]
+
+
+def test_names_in_a_chart_stay_inside_it() -> None:
+    work = work_of()
+    runs = [
+        replace(fake_run("ytuning", replace(work, encoder=f"encoder-with-a-long-name-{number}"), 0), seconds=seconds)
+        for number, seconds in enumerate((1.0, 40.0, 100.0))
+    ]
+    for name in score_against_cost(standings_of(comparison_of(work, runs))).names:
+        width = (8 if name.kind == "ours" else 6.6) * len(name.text)
+        left = name.x - (width if name.side == "end" else 0)
+        assert left >= 0 and left + width <= WIDTH, name
 
 
 def test_chart_of_one_method_and_of_equal_points(standings: Standings) -> None:

@@ -18,11 +18,9 @@ from ytuning.system.files import commit_all
 
 __all__ = ["HEIGHT", "WIDTH", "print_standings", "score_against_cost", "write_standings"]
 
-# The first column of each table is the name.
-SCORES = ("score (95 % interval)",)
 COSTS = ("parameters", "seconds", "stored", "peak memory")
 # A page shows a line break as a space.
-ENCODER = ("encoder\nparameters", "stored\na text", "stored\nin all", "texts\na second")
+SERVING = ("encoder\nparameters", "stored\na text", "stored\nin all", "texts\na second")
 FOOTNOTES = (
     "Intervals are bootstraps over rows and seeds. A difference compares the same rows and seeds; ~ means that its "
     "interval includes 0, so the two cannot be told apart.",
@@ -43,17 +41,16 @@ def print_standings(console: Console, standings: Standings) -> None:
     """Print the table, what was left out and how to read it."""
     if standings.split == "validation":
         console.print(f"[bold yellow]{ON_VALIDATION}[/bold yellow]\n")
-    # Three tables, because one with all columns is too wide for a terminal of 80 characters.
-    scores = (*SCORES, _difference_heading(standings))
-    for title, headings, cells_of in (
-        (_title(standings), scores, _score_cells),
-        ("Costs", COSTS, _cost_cells),
-        ("Storing and serving", ENCODER, _encoder_cells),
-    ):
-        table = new_table(title, [_what(standings)], headings)
-        for standing in standings.methods:
+    tables = _tables(standings)
+    for name, (headings, rows) in tables.items():
+        is_first = name == next(iter(tables))
+        # The scores leave too little room for an encoder and a method in one line.
+        comma = "\n" if is_first else ", "
+        first, *others = (heading.replace(", ", comma) for heading in headings)
+        table = new_table(_title(standings) if is_first else name, [first], others)
+        for standing, cells in zip(standings.methods, rows, strict=True):
             style = "bold" if standing.is_reference else None
-            table.add_row(*map(escape, (standing.name, *cells_of(standing))), style=style)
+            table.add_row(escape(cells[0].replace(", ", comma)), *map(escape, cells[1:]), style=style)
         console.print(table)
     for name, reason in _skipped(standings).items():
         console.print(f"{name} was left out: {reason}", soft_wrap=True, markup=False, highlight=False)
@@ -94,10 +91,6 @@ def _what(standings: Standings) -> str:
     return "encoder" if len(comparison.methods) == 1 else "encoder, method"
 
 
-def _difference_heading(standings: Standings) -> str:
-    return f"to {standings.reference.name if standings.reference else OURS}"
-
-
 def _skipped(standings: Standings) -> dict[str, str]:
     comparison = standings.comparison
     return {comparison.shown_name(contestant): reason for contestant, reason in comparison.skipped.items()}
@@ -123,7 +116,7 @@ def _cost_cells(standing: Standing) -> list[str]:
     ]
 
 
-def _encoder_cells(standing: Standing) -> list[str]:
+def _serving_cells(standing: Standing) -> list[str]:
     size, share, speed = standing.stored_bytes, standing.bytes_per_text, standing.texts_per_second
     return [
         f"{standing.runs[0].encoder['parameters']:,}",
@@ -158,17 +151,17 @@ def _page(standings: Standings) -> str:
 
 
 def _tables(standings: Standings) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Headings and rows of the tables by name; one with all columns is wider than most windows."""
-    what, difference = _what(standings), _difference_heading(standings)
+    """Headings and rows of three tables by name, as one with all columns is too wide for a terminal and for a page."""
+    what, reference = _what(standings), standings.reference
+    difference = f"to {reference.name if reference else OURS}"
+    rows: list[list[list[str]]] = [
+        [[standing.name, *cells(standing)] for standing in standings.methods]
+        for cells in (_score_cells, _cost_cells, _serving_cells)
+    ]
     return {
-        _compared(standings).capitalize(): (
-            [what, *SCORES, difference],
-            [[each.name, *_score_cells(each)] for each in standings.methods],
-        ),
-        "Costs": (
-            [what, *COSTS, *ENCODER],
-            [[each.name, *_cost_cells(each), *_encoder_cells(each)] for each in standings.methods],
-        ),
+        _compared(standings).capitalize(): ([what, "score (95 % interval)", difference], rows[0]),
+        "Costs": ([what, *COSTS], rows[1]),
+        "Storing and serving": ([what, *SERVING], rows[2]),
     }
 
 
@@ -218,8 +211,8 @@ WIDTH, HEIGHT = 800, 480
 LEFT, RIGHT, TOP, BOTTOM = 72, 790, 10, 425
 # Half the width of the caps at an interval's ends in units of the SVG.
 CAP = 5
-# Approximate width and height of a letter in units of the SVG.
-LETTER, LINE = 8.0, 14.0
+# Approximate width of a letter, of a bold one, and height of a line in units of the SVG.
+LETTER, BOLD_LETTER, LINE = 6.6, 8.0, 14.0
 # Names stay at least this many units of the SVG away from a mark.
 NEAR = 6
 # Offsets in units of the SVG from a mark to the middle of its name, the best first.
@@ -288,13 +281,16 @@ def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
     names: list[Name] = []
     for standing in methods:
         place, middle = x.place(standing.seconds), y.place(standing.score.mean)
-        width = LETTER * len(standing.name)
+        width = (BOLD_LETTER if standing.is_reference else LETTER) * len(standing.name)
+        boxes: dict[Point, Box] = {}
         for across, down in PLACES:
             left = place + across - (width if across < 0 else 0)
-            box = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        taken.append(box)
+            boxes[across, down] = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
+        # The end of a name that leaves the drawing could not be read.
+        inside = [at for at, (left, _, right, _) in boxes.items() if left >= LEFT and right <= WIDTH] or list(boxes)
+        free = (at for at in inside if not any(_overlap(boxes[at], other) for other in taken))
+        across, down = next(free, inside[-1])
+        taken.append(boxes[across, down])
         side = "start" if across > 0 else "end"
         at = round(place + across, 1), round(middle + down + LINE / 3, 1)
         names.append(Name(*at, side, _kind(standing), standing.name))
