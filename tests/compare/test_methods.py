@@ -147,7 +147,7 @@ def test_what_is_stored_and_how_fast_a_task_answers(
     train, test = kinds[kind]
     inputs = [*train.inputs, *test.inputs]
     # Pairs are read in both ways: each text by itself, and both together.
-    texts = {(text, None) for pair in inputs for text in pair if text is not None}
+    texts: set[tuple[str, str | None]] = {(text, None) for pair in inputs for text in pair if text is not None}
     texts |= set(inputs) if kind == "pairs" else set()
     encoder = load_encoder(tiny_encoder)
     tokens = int(encoder.tokenize(sorted(texts, key=str)).lengths.sum())

@@ -180,14 +180,14 @@ def standings_of(comparison: Comparison) -> Standings:
         return Figure(fmean(values), stdev(values) if len(values) > 1 else 0.0, float(low), float(high))
 
     def standing(contestant: Contestant) -> Standing:
-        mine, theirs = runs[contestant], {} if reference in (None, contestant) else runs[reference]
-        shared = [seed for seed in mine if seed in theirs]
-        difference = None
-        if shared:
+        mine, difference = runs[contestant], None
+        if reference is not None and reference != contestant and runs[reference].keys() & mine:
+            theirs, base = runs[reference], figures[reference]
+            shared = [seed for seed in mine if seed in theirs]
             difference = figure(
                 shared,
                 lambda seed: mine[seed].metrics[metric] - theirs[seed].metrics[metric],
-                lambda seed: figures[contestant][seed] - figures[reference][seed],
+                lambda seed: figures[contestant][seed] - base[seed],
             )
         return Standing(
             *contestant,

@@ -282,7 +282,7 @@ def _names(methods: list[Standing], x: Axis, y: Axis) -> list[Name]:
     for standing in methods:
         place, middle = x.place(standing.seconds), y.place(standing.score.mean)
         width = (BOLD_LETTER if standing.is_reference else LETTER) * len(standing.name)
-        boxes: dict[Point, Box] = {}
+        boxes: dict[tuple[int, int], Box] = {}
         for across, down in PLACES:
             left = place + across - (width if across < 0 else 0)
             boxes[across, down] = (left, middle + down - LINE / 2, left + width, middle + down + LINE / 2)
