@@ -24,6 +24,7 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder, weights_hash
+from ytuning.encoder.layouts import read_layout
 from ytuning.encoder.packed import FEWEST_TOKENS, PackedStates, half, is_onednn_faster
 from ytuning.encoder.packed_gpu import PackedGpu
 from ytuning.encoder.pretrained import (
@@ -125,11 +126,11 @@ class Encoder:
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self.backend: TorchStates | PackedStates | PackedGpu
-        onednn = is_onednn_faster(model.dtype)
-        if PackedStates.fits(model, device, onednn=onednn):
-            self.backend = PackedStates(model, onednn=onednn)
-        elif PackedGpu.fits(model, device, identity.max_length):
-            self.backend = PackedGpu(model)
+        onednn, layout = is_onednn_faster(model.dtype), read_layout(model)
+        if layout is not None and PackedStates.fits(layout, device, onednn=onednn):
+            self.backend = PackedStates(layout, onednn=onednn)
+        elif layout is not None and PackedGpu.fits(layout, device, identity.max_length):
+            self.backend = PackedGpu(layout)
         else:
             self.backend = TorchStates(model, device)
 
