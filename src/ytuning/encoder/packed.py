@@ -6,7 +6,7 @@ used: weights laid out once for the kernels, bias, activation, gate and the resi
 in the cache. These are the operations that torch's own compiler emits for a CPU.
 
 A text's features are the same bits whatever it shares a batch with: the rows of a product, and the members of a batched
-product, are computed alike wherever they stand (tested), if rows are filled up to ``FEWEST_TOKENS``.
+product, are computed alike wherever they stand (tested).
 """
 
 from __future__ import annotations
@@ -15,37 +15,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, gelu, layer_norm, linear, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, layer_norm, linear, pad, scaled_dot_product_attention
 
 from ytuning.encoder.layouts import ByDistance, Embeddings, Layer, Layout, agrees
+from ytuning.encoder.products import FEWEST_TOKENS, After, filled_rows, product
 
 __all__ = [
-    "BLOCK", "DISTANCES", "FEWEST_TOKENS", "MATERIALISED", "PRODUCT_BLOCK", "ROWS", "Distances", "PackedStates",
-    "Packing", "half", "is_onednn_faster", "neighbours", "pack", "packed_positions",
+    "BLOCK", "DISTANCES", "FEW_PRODUCTS", "MATERIALISED", "PRODUCT_BLOCK", "ROWS", "Distances", "PackedStates",
+    "Packing", "half", "neighbours", "pack", "packed_positions",
 ]  # fmt: skip
 
-# Matrix libraries switch kernels below about 16 rows, and with them the last bits of the result.
-FEWEST_TOKENS = 64
-# Rows of a product are a multiple of it: oneDNN compiles, and keeps in memory, every shape it meets.
-TOKEN_STEP = 32
-TRIED_ROWS = (FEWEST_TOKENS, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Multiplications up to which torch's batched products do not go to oneDNN.
 FEW_PRODUCTS = 4096
 # Tokens up to which bf16 attention keeps all weights (heads, T, T) of a text.
 MATERIALISED = 512
 # Queries that are computed at once where a text is longer and its scores have terms by distance or a window.
 STRIP = 128
-OPERATIONS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-"""Of oneDNN, which torch's compiler uses and does not promise to keep."""
-Product = Callable[..., Tensor]
-"""Of states (N, D) and, where it is added or multiplied with, a second operand of the result's shape."""
-After = Literal["none", "gelu", "gelu_tanh", "silu", "add", "mul"]
-"""What follows a product and its bias."""
 
 
 class PackedStates:
@@ -96,7 +85,7 @@ class PackedStates:
             (N, L, D) float16.
         """
         count = len(ids)
-        fill = max(FEWEST_TOKENS, -(-count // TOKEN_STEP) * TOKEN_STEP) - count
+        fill = filled_rows(count) - count
         with torch.inference_mode():
             # (N + fill, D), as all that follow
             hidden = self._embed(ids, types, lengths, fill)
@@ -114,7 +103,7 @@ class _Embed:
 
     def __init__(self, embeddings: Embeddings, *, onednn: bool) -> None:
         self.parts, project = embeddings, embeddings.project
-        self.project = None if project is None else _product(project.weight, project.bias, "none", onednn=onednn)
+        self.project = None if project is None else product(project.weight, project.bias, "none", onednn=onednn)
 
     def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray, fill: int) -> Tensor:
         """(N + fill, D) of texts end to end and rows that stand for nothing; arguments as of :class:`PackedStates`."""
@@ -210,10 +199,10 @@ class _Layer:
         self.heads, self.window, self.norm_first = layout.heads, layer.window, layout.norm_first
         self.rotation = None if layer.frequencies is None else _key(layer.frequencies)
         self.last_norm = _Norm(layer.last_norm)
-        self.project = _product(*_projection(layer, layout), "none", onednn=onednn)
-        self.mix = _product(layer.mix.weight, layer.mix.bias, "add", onednn=onednn)
+        self.project = product(*_projection(layer, layout), "none", onednn=onednn)
+        self.mix = product(layer.mix.weight, layer.mix.bias, "add", onednn=onednn)
         self.widen = _widening(layer, layout, onednn=onednn)
-        self.narrow = _product(layer.narrow.weight, layer.narrow.bias, "add", onednn=onednn)
+        self.narrow = product(layer.narrow.weight, layer.narrow.bias, "add", onednn=onednn)
         self.norms = _Norm(layer.norms[0]), _Norm(layer.norms[1])
         self.convolution = None if layer.convolution is None else _Convolution(layer, onednn=onednn)
         self.tables = _tables(layer, layout)
@@ -264,7 +253,7 @@ class _Convolution:
         self.norm = _Norm(layer.convolution.norm)
         # (D, D, K) -> (D, K * D)
         weight, self.reach = conv.weight.permute(0, 2, 1).flatten(1).contiguous(), conv.kernel_size[0] // 2
-        self.product = _product(weight, conv.bias, "none", onednn=onednn)
+        self.product = product(weight, conv.bias, "none", onednn=onednn)
 
     def __call__(self, states: Tensor, output: Tensor, batch: _Batch) -> Tensor:
         """(N, D) from the first layer's input and output, both (N, D)."""
@@ -426,13 +415,13 @@ def _widening(layer: Layer, layout: Layout, *, onednn: bool) -> Callable[[Tensor
     """The feed-forward part's first product, activated; with a gate times a second one."""
     after: After = "silu" if layout.activation == "silu" else "gelu_tanh" if layout.activation == "tanh" else "gelu"
     if not layout.gated:
-        return _product(layer.widen[0].weight, layer.widen[0].bias, after, onednn=onednn)
+        return product(layer.widen[0].weight, layer.widen[0].bias, after, onednn=onednn)
     weights, biases = [part.weight for part in layer.widen], [part.bias for part in layer.widen]
     if len(weights) == 1:
         weights = list(weights[0].chunk(2))
         biases = [None, None] if biases[0] is None else list(biases[0].chunk(2))
-    active = _product(weights[0], biases[0], after, onednn=onednn)
-    times = _product(weights[1], biases[1], "mul", onednn=onednn)
+    active = product(weights[0], biases[0], after, onednn=onednn)
+    times = product(weights[1], biases[1], "mul", onednn=onednn)
     return lambda states: times(states, active(states))
 
 
@@ -449,78 +438,6 @@ def _tables(layer: Layer, layout: Layout) -> tuple[Tensor | None, Tensor | None]
         return values.to(layout.dtype).unflatten(1, (layout.heads, -1)).transpose(0, 1).contiguous()
 
     return table(layer.position_keys, 1.0), table(layer.position_queries, layout.scale)
-
-
-def is_onednn_faster(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies faster than the library behind torch's own products.
-
-    So it is in bf16 and, with AVX-512, in fp32 (by a fifth); with AVX2 in fp32 it is slower.
-    """
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-def _product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) -> Product:
-    """The product x W' + b and what follows; a second argument is what is added or multiplied with."""
-    if not onednn:
-        plain: dict[After, Product] = {
-            "none": lambda x: linear(x, weight, bias),
-            "gelu": lambda x: gelu(linear(x, weight, bias)),
-            "gelu_tanh": lambda x: gelu(linear(x, weight, bias), approximate="tanh"),
-            "silu": lambda x: silu(linear(x, weight, bias), inplace=True),
-            "add": lambda x, other: linear(x, weight, bias).add_(other),
-            "mul": lambda x, other: linear(x, weight, bias).mul_(other),
-        }
-        return plain[after]
-    fused = _fused(weight, bias, after)
-    if weight.dtype != torch.bfloat16:
-        return fused
-    fewest = _fewest_rows(weight.shape[0], weight.shape[1], after)
-
-    def steady(*operands: Tensor) -> Tensor:
-        count = len(operands[0])
-        if count >= fewest:
-            return fused(*operands)
-        return fused(*(pad(values, (0, 0, 0, fewest - count)) for values in operands))[:count]
-
-    return steady
-
-
-def _fused(weight: Tensor, bias: Tensor | None, after: After) -> Product:
-    """As one operation of oneDNN."""
-    # A copy in the layout that oneDNN's kernels read.
-    laid_out, operation = torch.ops.mkldnn._reorder_linear_weight(weight.data), torch.ops.mkldnn._linear_pointwise
-    if after in ("add", "mul"):
-        return lambda x, other: operation.binary(x, other, laid_out, bias, after)
-    name, algorithm = {"none": ("none", ""), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}.get(
-        after, ("gelu", "none")
-    )
-    return lambda x: operation.default(x, laid_out, bias, name, [], algorithm)
-
-
-@cache
-def _fewest_rows(outer: int, inner: int, after: After) -> int:
-    """Rows from which a bf16 product of this shape gives the bits that it gives with many; zeros are put below fewer.
-
-    On AMX, oneDNN adds up the terms of a long product in another order where there are few rows: below 384 for
-    1,536 numbers times 384. How few depends on the widths and on the processor, so it is tried here on random rows.
-    """
-    generator = torch.Generator().manual_seed(0)
-    widths = [inner, outer] if after in ("add", "mul") else [inner]
-    weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((outer, inner), (outer,)))
-    product = _fused(weight, bias, after)
-    # (R, D) each: what is multiplied, and the second operand.
-    tried = [torch.randn(TRIED_ROWS[-1], width, generator=generator).bfloat16() for width in widths]
-    whole = product(*tried)
-    fewest = TRIED_ROWS[-1]
-    for rows in reversed(TRIED_ROWS[:-1]):
-        if not torch.equal(product(*(values[:rows].contiguous() for values in tried)), whole[:rows]):
-            break
-        fewest = rows
-    return fewest
 
 
 def half(states: Tensor) -> Tensor:
