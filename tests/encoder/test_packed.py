@@ -19,9 +19,10 @@ from tests.encoder.test_packed_gpu import tiny_model
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.packed import MATERIALISED, PackedStates
-from ytuning.encoder.products import is_onednn_faster
 from ytuning.encoder.pretrained import Precision
+from ytuning.encoder.products import is_onednn_faster
 from ytuning.encoder.tokens import plan_batches
+from ytuning.encoder.torch_backend import TorchStates
 
 MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
 CPU = torch.device("cpu")

@@ -36,7 +36,7 @@ from ytuning.encoder.pretrained import (
     longest_input,
     tokenizer_rules,
 )
-from ytuning.encoder.products import FEWEST_TOKENS, is_onednn_faster
+from ytuning.encoder.products import FEWEST_TOKENS, few_rows, is_onednn_faster
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.encoder.torch_backend import TorchStates
 from ytuning.errors import EncoderError, must_be_one_of, parameter
@@ -237,7 +237,8 @@ class Encoder:
             "token_type_ids": types if self._typed else None,
             "attention_mask": mask.astype(np.int64),
         }
-        hidden = self.backend(inputs, states)
+        with few_rows():
+            hidden = self.backend(inputs, states)
         return hidden[torch.from_numpy(mask).to(hidden.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:

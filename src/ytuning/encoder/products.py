@@ -7,7 +7,9 @@ follows a product applied while a tile of it is in the cache.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -17,7 +19,7 @@ from torch.nn.functional import gelu, linear, pad, silu
 
 from ytuning.system.machine import one_thread
 
-__all__ = ["FEWEST_TOKENS", "After", "Product", "filled_rows", "is_onednn_faster", "product"]
+__all__ = ["FEWEST_TOKENS", "After", "Product", "few_rows", "filled_rows", "is_onednn_faster", "product"]
 
 # Rows from which matrix libraries take the kernel for many rows, in all shapes that were tried.
 FEWEST_TOKENS = 64
@@ -31,6 +33,7 @@ Product = Callable[..., Tensor]
 """Of states (N, D) and, where it is added or multiplied with, a second operand of the result's shape."""
 After = Literal["none", "gelu", "gelu_tanh", "silu", "add", "mul"]
 """What follows a product and its bias."""
+_this_thread = threading.local()
 
 
 def is_onednn_faster(dtype: torch.dtype) -> bool:
@@ -50,6 +53,16 @@ def filled_rows(rows: int) -> int:
     return next((size for size in SIZES if size >= rows), -(-rows // FEWEST_TOKENS) * FEWEST_TOKENS)
 
 
+@contextmanager
+def few_rows() -> Iterator[None]:
+    """Within, products of this thread fill no more rows than make a shape known, at the price of other last bits."""
+    _this_thread.has_few_rows = True
+    try:
+        yield
+    finally:
+        _this_thread.has_few_rows = False
+
+
 def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) -> Product:
     """The product x W' + b and what follows; a second argument is what is added or multiplied with.
 
@@ -63,9 +76,14 @@ def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) 
 
     def steady(*operands: Tensor) -> Tensor:
         count = len(operands[0])
-        if count >= free or count in sizes:
+        if count >= free:
+            size = count
+        elif getattr(_this_thread, "has_few_rows", False):
+            size = filled_rows(count)
+        else:
+            size = next((size for size in sizes if size >= count), 0)
+        if size == count:
             return fused(*operands)
-        size = next((size for size in sizes if size > count), 0)
         if size:
             return fused(*(pad(values, (0, 0, 0, size - count)) for values in operands))[:count]
         even = -(-count // -(-count // sizes[-1]))
