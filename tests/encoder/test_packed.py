@@ -40,7 +40,9 @@ def load(tiny_encoder: Path) -> Any:
         encoder = load_encoder(folder, precision=precision, device="cpu")
         assert isinstance(encoder.backend, PackedStates)
         encoder.model = transformers.AutoModel.from_pretrained(folder, dtype=encoder.model.dtype).eval()
-        encoder.backend = PackedStates(encoder.model.requires_grad_(False), onednn=fused)
+        layout = read_layout(encoder.model.requires_grad_(False))
+        assert layout is not None
+        encoder.backend = PackedStates(layout, onednn=fused)
         return encoder
 
     return loaded
@@ -65,18 +67,6 @@ def test_bf16_is_near_fp32(load: Any, tiny_encoder: Path) -> None:
         assert np.linalg.norm(features - expected) < 0.02 * np.linalg.norm(expected)
 
 
-@pytest.mark.skipif(NO_BF16, reason="this processor has no bf16 products")
-@pytest.mark.parametrize("length", [40, MATERIALISED, MATERIALISED + 1])
-def test_long_texts_in_bf16_are_near_fp32(length: int) -> None:
-    model, ids = tiny_model("bert"), np.arange(2 * length) % 47 + 3
-    with torch.inference_mode():
-        states = model(torch.from_numpy(ids).view(2, length), output_hidden_states=True).hidden_states
-    expected = torch.stack([states[1], states[3]], 2).flatten(0, 1)
-    packed = PackedStates(model.bfloat16(), onednn=True)
-    features = packed(ids, None, np.array([length, length]), (1, 3)).float()
-    assert (features - expected).norm() < 0.03 * expected.norm()
-
-
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("fp32", False), ("bf16", True)])
 def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bool, load: Any) -> None:
     if fused and not is_onednn_faster(torch.float32):
@@ -88,6 +78,10 @@ def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bo
         for inputs in (MANY, MANY[::-1], MANY[3::2]):
             for text, features in zip(inputs, all_features(encoder, inputs), strict=True):
                 assert np.array_equal(features, alone[MANY.index(text)])
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def real(request: pytest.FixtureRequest, second_encoder: Path | None) -> Encoder: ...
 
 
 @pytest.mark.real
@@ -102,41 +96,9 @@ def test_not_a_bit_of_the_default_encoder(precision: Precision, toy_rows: tuple[
         assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])
 
 
-@BOTH
-def test_the_models_own_layers_are_let_go(fused: bool, load: Any) -> None:
-    assert all(parameter.is_meta for parameter in load(fused=fused).model.encoder.parameters())
-
-
-@BOTH
-def test_an_adapter_in_the_model_is_not_passed_over(fused: bool, tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    assert PackedStates.fits(model, CPU, onednn=fused)
-    query = model.encoder.layer[1].attention.self.query
-    model.encoder.layer[1].attention.self.query = type("Adapted", (torch.nn.Linear,), {})(*query.weight.shape)
-    assert not PackedStates.fits(model, CPU, onednn=fused)
-
-
-@BOTH
-def test_a_model_without_some_of_its_heads_is_not_taken(fused: bool, tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    model.encoder.layer[0].attention.self.num_attention_heads -= 1
-    assert not PackedStates.fits(model, CPU, onednn=fused)
-
-
 def test_bf16_is_packed_only_where_onednn_computes_it(tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder, dtype=torch.bfloat16)
-    assert [PackedStates.fits(model, CPU, onednn=onednn) for onednn in (True, False)] == [True, False]
     encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
     assert isinstance(encoder.backend, TorchStates if NO_BF16 else PackedStates)
-
-
-@BOTH
-def test_fewer_layers_give_the_same_bits(fused: bool, load: Any) -> None:
-    encoder = load(fused=fused)
-    whole = all_features(encoder, MANY, range(4))
-    for states in ((0,), (2,), (0, 2)):
-        for features, expected in zip(all_features(encoder, MANY, states), whole, strict=True):
-            assert np.array_equal(features, expected[:, states])
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"is_decoder": True}])

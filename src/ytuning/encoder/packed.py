@@ -11,7 +11,7 @@ product, are computed alike wherever they stand (tested).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -33,6 +33,8 @@ __all__ = [
 FEW_PRODUCTS = 4096
 # Tokens up to which bf16 attention keeps all weights (heads, T, T) of a text.
 MATERIALISED = 512
+# Scores that are computed at once where all weights are kept: a megabyte, which stays in the L2 cache.
+SCORES = 1 << 19
 # Queries that are computed at once where a text is longer and its scores have terms by distance or a window.
 STRIP = 128
 
@@ -143,10 +145,12 @@ class _Batch:
     """Where texts lie, and what depends on the places of tokens in them.
 
     Attributes:
+        tokens: number of tokens in all texts.
         groups: of texts of one length.
         rotations: by frequencies, cosine and sine of each token, (N, 1, heads * D / 2) each with heads of D numbers.
     """
 
+    tokens: int
     groups: list[_Group]
     rotations: dict[bytes, tuple[Tensor, Tensor]]
 
@@ -174,7 +178,7 @@ class _Places:
                 angles = torch.outer(torch.arange(float(lengths.max())), frequencies).repeat(1, self.heads)
                 cosine, sine = (part.to(self.dtype)[places][:, None] for part in (angles.cos(), angles.sin()))
                 rotations[key] = cosine, sine
-        return _Batch(groups, rotations)
+        return _Batch(firsts[-1], groups, rotations)
 
     def _terms(self, length: int) -> tuple[Tensor | None, Tensor | None]:
         """Bias and rows of a group of texts of so many tokens."""
@@ -225,22 +229,28 @@ class _Layer:
         """(N, D) from queries, keys and values (N, 3 D)."""
         width = projected.shape[1] // 3
         rotated = None if self.rotation is None else _rotated(projected, *batch.rotations[self.rotation])
-        mixed = projected.new_zeros(len(projected), width)
+        mixed = projected.new_empty(len(projected), width)
         for group in batch.groups:
             rows, shape = slice(group.first, group.first + group.texts * group.length), (group.texts, group.length)
             # (3, heads, texts, T, D / heads)
-            query, key, value = projected[rows].view(*shape, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
+            parts: Sequence[Tensor] = projected[rows].view(*shape, 3, self.heads, -1).permute(2, 3, 0, 1, 4).unbind()
             if rotated is not None:
                 # Numbers of a head may be in any order that queries and keys share.
                 halves = rotated[rows].view(*shape, 2, 2, self.heads, -1).permute(2, 4, 0, 1, 3, 5)
-                query, key = halves.flatten(4)
-            if self.tables is not None and group.rows is not None:
-                attended = _disentangled(query, key, value, *self.tables, group.rows)
-            elif self.window is not None and group.length > self.window + 1:
-                attended = _windowed(query, key, value, self.window)
-            else:
-                attended = _attended(query, key, value, group.bias)
-            mixed[rows].view(*shape, self.heads, -1).copy_(attended.permute(1, 2, 0, 3))
+                parts = (*halves.flatten(4), parts[2])
+            # (heads, texts, T, D / heads)
+            out = mixed[rows].view(*shape, self.heads, -1).permute(2, 0, 1, 3)
+            for heads, texts in _chunks(self.heads, *shape, parts[0].dtype):
+                query, key, value = (part[heads, texts] for part in parts)
+                if self.tables is not None and group.rows is not None:
+                    tables = (None if table is None else table[heads] for table in self.tables)
+                    attended = _disentangled(query, key, value, *tables, group.rows)
+                elif self.window is not None and group.length > self.window + 1:
+                    attended = _windowed(query, key, value, self.window)
+                else:
+                    attended = _attended(query, key, value, None if group.bias is None else group.bias[heads])
+                out[heads, texts] = attended
+        mixed[batch.tokens :] = 0
         return mixed
 
 
@@ -299,6 +309,19 @@ def _rotated(projected: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     rotated[:, :, 0].addcmul_(second, sine, value=-1)
     rotated[:, :, 1].addcmul_(first, sine)
     return rotated
+
+
+def _chunks(heads: int, texts: int, length: int, dtype: torch.dtype) -> Iterator[tuple[slice, slice]]:
+    """Heads and texts whose scores, where they are kept, stay together in a core's cache."""
+    if dtype != torch.bfloat16:
+        yield slice(heads), slice(texts)
+        return
+    some = max(1, min(texts, SCORES // length**2))
+    each = max(1, min(heads, SCORES // (length**2 * some)))
+    # A head's terms by distance serve one text after the other.
+    for head in range(0, heads, each):
+        for text in range(0, texts, some):
+            yield slice(head, head + each), slice(text, text + some)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
