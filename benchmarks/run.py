@@ -21,7 +21,10 @@ ON = "--encoder {encoder} --data {data}"
 QUICK = f"{ON} --sets banking77 --head-steps 20 --rounds 1"
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "limits": ("--encoder {encoder} --megabytes 1024", "--encoder {encoder} --megabytes 8 --seconds 0.05"),
-    "encoder_pass": (ON, f"{ON} --sets banking77 --texts 64 --rounds 1"),
+    "encoder_pass": (
+        f"{ON} --texts 1 16 4000",
+        f"{ON} --sets banking77 --texts 1 64 --rounds 1 --shapes tiny --opponents fp32 bf16",
+    ),
     "store_io": ("--encoder {encoder}", "--encoder {encoder} --megabytes 2 --rounds 1"),
     "head_training": (ON, f"{QUICK} --second-sets banking77 --rows 200"),
     "stacked_heads": (f"{ON} --rows 20000", f"{QUICK} --rows 200 --heads 3"),

@@ -10,7 +10,8 @@ import torch
 
 from tests.encoder.tiny_models import FORMS, own_states, random_texts, tiny_model
 from ytuning.encoder.layouts import Layout, read_layout
-from ytuning.encoder.packed import MATERIALISED, STRIP, PackedStates, is_onednn_faster
+from ytuning.encoder.packed import MATERIALISED, STRIP, PackedStates
+from ytuning.encoder.products import is_onednn_faster
 
 CPU = torch.device("cpu")
 # Those of one length stand one after the other. Beyond a strip, a window, what bf16 keeps, and the tables' buckets.

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import WORDS
 from tests.encoder.test_encoder import INPUTS, all_features, assert_close, build, naive_features
-from tests.encoder.test_packed_gpu import tiny_model
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.packed import MATERIALISED, PackedStates
+from ytuning.encoder.layouts import read_layout
+from ytuning.encoder.packed import PackedStates
 from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.products import is_onednn_faster
 from ytuning.encoder.tokens import plan_batches
