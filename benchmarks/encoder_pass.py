@@ -127,9 +127,11 @@ def one_size(
     groups = [group for group in groups if group]
 
     def theirs(encode: Callable[[list[str]], Any]) -> float:
-        return sum(seconds(lambda group=group: encode([text for text, _ in group])) for group in groups)
+        return sum(seconds(partial(encode, [text for text, _ in group])) for group in groups)
 
-    measures = {"ours": lambda: sum((live_pass if few else stored_pass)(group, encoder) for group in groups)}
+    measures: dict[str, Callable[[], float]] = {
+        "ours": lambda: sum((live_pass if few else stored_pass)(group, encoder) for group in groups)
+    }
     measures |= {precision: partial(theirs, encode) for precision, encode in opponents.items()}
     if few:
         # What is compiled for a shape, or allocated, when it is first met.
@@ -196,7 +198,8 @@ def opponent(encoder: Encoder, precision: str) -> Callable[[list[str]], Any]:
     typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
     def encode(texts: list[str]) -> list[torch.Tensor]:
-        order, embeddings = sorted(range(len(texts)), key=lambda row: -len(texts[row])), {}
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        embeddings: dict[int, torch.Tensor] = {}
         for first in range(0, len(order), BATCH):
             batch = order[first : first + BATCH]
             tokens = tokenizer([texts[row] for row in batch], return_token_type_ids=typed, **options)

@@ -42,7 +42,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         f"{ON} --gigabytes 8",
         f"{ON} --gigabytes 0.002 --set banking77 --rows 200 --seeds 0 --head-steps 20",
     ),
-    "main_job": ("--data {data} --presets default", "--data {data} --presets default --sets banking77 --seeds 0"),
+    "main_job": (f"{ON} --presets default", f"{ON} --presets default --sets banking77 --seeds 0"),
     "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
     "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),

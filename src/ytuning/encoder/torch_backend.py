@@ -134,24 +134,27 @@ class TorchStates:
 class _Linear(nn.Module):
     """Stands for a model's linear module. Its weight only says its type and shape: the product has the numbers."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Linear | Conv1D) -> None:
         super().__init__()
-        weight, self._bias = module.weight.detach(), module.bias
+        weight: Tensor = module.weight.detach()
+        bias: Tensor | None = None if module.bias is None else module.bias.detach()
         self.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
         # (outer, inner), which Conv1D keeps the other way round.
-        self._values = weight.T.contiguous() if isinstance(module, Conv1D) else weight
-        self._outer = len(self._values)
-        self._product: Product = lambda states: linear(states, self._values, self._bias)
+        weight = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+        self._outer, self._values = len(weight), (weight, bias)
+        self._product: Product = lambda states: linear(states, weight, bias)
 
     def lay_out(self, *, onednn: bool) -> None:
         """From now on, compute what does not depend on the number of rows."""
-        self._product = product(self._values, self._bias, "none", onednn=onednn)
-        self._values = self.weight
+        self._product = product(*self._values, "none", onednn=onednn)
+        # Or they would stay in memory beside what is laid out.
+        del self._values
 
     def forward(self, states: Tensor) -> Tensor:
         """(.., outer) from (.., inner)."""
         flat = states.reshape(-1, states.shape[-1]).contiguous()
-        return self._product(flat).view(*states.shape[:-1], self._outer)
+        compute: Product = self._product
+        return compute(flat).view(*states.shape[:-1], self._outer)
 
 
 def _copied(model: Any) -> Any:
