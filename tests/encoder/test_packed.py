@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import WORDS
 from tests.encoder.test_encoder import INPUTS, all_features, assert_close, build, naive_features
 from ytuning.data.dataset import TextInput
+from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.layouts import read_layout
 from ytuning.encoder.packed import PackedStates
@@ -25,7 +27,6 @@ from ytuning.encoder.tokens import plan_batches
 from ytuning.encoder.torch_backend import TorchStates
 
 MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
-CPU = torch.device("cpu")
 NO_BF16 = not is_onednn_faster(torch.bfloat16)
 BOTH = pytest.mark.parametrize("fused", [True, False])
 
@@ -80,20 +81,38 @@ def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bo
                 assert np.array_equal(features, alone[MANY.index(text)])
 
 
-@pytest.fixture(params=["fp32", "bf16"])
-def real(request: pytest.FixtureRequest, second_encoder: Path | None) -> Encoder: ...
+@pytest.fixture(params=["default", "second"])
+def real(request: pytest.FixtureRequest) -> str:
+    """The default encoder, and the folder of another one where the environment names it."""
+    if request.param == "default":
+        return DEFAULT_ENCODER
+    return os.environ.get("YTUNING_SECOND_ENCODER") or pytest.skip("YTUNING_SECOND_ENCODER names no encoder's folder")
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_not_a_bit_of_the_default_encoder(precision: Precision, toy_rows: tuple[list[str], list[str]]) -> None:
-    encoder = load_encoder(precision=precision, device="cpu")
+def test_not_a_bit_of_a_real_encoder(precision: Precision, real: str, toy_rows: tuple[list[str], list[str]]) -> None:
+    encoder = load_encoder(real, precision=precision, device="cpu")
+    assert isinstance(encoder.backend, PackedStates)
     # With many that have two, three and four tokens: for so few torch has other code.
     inputs: list[TextInput] = [*((text, None) for text in toy_rows[0][:40]), (" ".join(WORDS * 9), None)]
     inputs += [("", None), *((word, None) for word in WORDS[:9]), *((f"my {word}", None) for word in WORDS[:9])]
     together = all_features(encoder, inputs)
     for row in range(0, len(inputs), 3):
         assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 5e-4), ("bf16", 0.03)])
+def test_a_real_encoder_equals_transformers(precision: Precision, tolerance: float, real: str) -> None:
+    encoder = load_encoder(real, precision=precision, device="cpu")
+    inputs: list[TextInput] = [*INPUTS, (" ".join(WORDS * 12), None), ("help", None)]
+    states = (0, encoder.depth // 2, encoder.depth)
+    typed = (getattr(encoder.model.config, "type_vocab_size", 0) or 0) > 1
+    naive = naive_features(encoder, find_encoder(real), inputs, states, types=typed)
+    for features, expected in zip(all_features(encoder, inputs, states), naive, strict=True):
+        error = np.linalg.norm(features - expected, axis=(0, 2)) / np.linalg.norm(expected, axis=(0, 2))
+        assert error.max() < tolerance
 
 
 def test_bf16_is_packed_only_where_onednn_computes_it(tiny_encoder: Path) -> None:
