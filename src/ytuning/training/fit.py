@@ -22,7 +22,9 @@ from ytuning.training.batches import Projection, project_features, shuffled_batc
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
 from ytuning.training.recipes import Recipe, TrainingConfig
 
-__all__ = ["FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "logits_of", "standard_error"]
+__all__ = [
+    "CLEARLY", "FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "logits_of", "standard_error",
+]  # fmt: skip
 
 # Share of a GPU's free memory that features may take; the rest is for the training.
 RESIDENT_SHARE = 0.5
