@@ -425,8 +425,9 @@ def _is_complete(model: Any, embeddings: Embeddings, layers: Sequence[Layer], *,
 
 def _probe(model: Any, layers: Sequence[Layer]) -> tuple[tuple[tuple[np.ndarray, Tensor], ...], bool]:
     """Two texts and the model's hidden states of them, and whether the last state is what the last norm gives."""
-    config, words = model.config, _read_embeddings(model).words
-    longest = (getattr(config, "max_position_embeddings", None) or PROBES[1]) - (words.padding_idx or 0) - 1
+    embeddings = _read_embeddings(model)
+    words, before = embeddings.words, 0 if embeddings.padding is None else embeddings.padding + 1
+    longest = (getattr(model.config, "max_position_embeddings", None) or PROBES[1]) - before
     window = max(layer.window or 0 for layer in layers)
     lengths = PROBES[0], min(max(PROBES[1], window + BEYOND_WINDOW if window else 0), longest)
     generator, normalised, probes = np.random.default_rng(0), True, []

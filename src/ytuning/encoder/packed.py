@@ -6,7 +6,7 @@ used: weights laid out once for the kernels, bias, activation, gate and the resi
 in the cache. These are the operations that torch's own compiler emits for a CPU.
 
 A text's features are the same bits whatever it shares a batch with: the rows of a product, and the members of a batched
-product, are computed alike wherever they stand (tested), if rows are filled up to ``FEWEST_TOKENS``.
+product, are computed alike wherever they stand (tested), if there are not too few rows, and in bf16 not too many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,10 @@ __all__ = [
     "Packing", "half", "is_onednn_faster", "neighbours", "pack", "packed_positions",
 ]  # fmt: skip
 
-# Matrix libraries switch kernels below about 16 rows, and with them the last bits of the result.
+# Matrix libraries switch kernels below about 16 rows, in bf16 below 48, and with them the last bits of the result.
 FEWEST_TOKENS = 64
 # Rows of a product are a multiple of it: oneDNN compiles, and keeps in memory, every shape it meets.
 TOKEN_STEP = 32
-TRIED_ROWS = (FEWEST_TOKENS, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Multiplications up to which torch's batched products do not go to oneDNN.
 FEW_PRODUCTS = 4096
 # Tokens up to which bf16 attention keeps all weights (heads, T, T) of a text.
@@ -98,7 +97,8 @@ class PackedStates:
             (N, L, D) float16.
         """
         count = len(ids)
-        fill = max(FEWEST_TOKENS, -(-count // TOKEN_STEP) * TOKEN_STEP) - count
+        fewest = FEWEST_TOKENS if self._places.dtype == torch.bfloat16 else TOKEN_STEP
+        fill = max(fewest, -(-count // TOKEN_STEP) * TOKEN_STEP) - count
         with torch.inference_mode():
             # (N + fill, D), as all that follow
             hidden = self._embed(ids, types, lengths, fill)
@@ -501,13 +501,16 @@ def _product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool)
     fused = _fused(weight, bias, after)
     if weight.dtype != torch.bfloat16:
         return fused
-    fewest = _fewest_rows(weight.shape[0], weight.shape[1], after)
+    form = _Form(weight.shape[0], weight.shape[1], after, biased=bias is not None)
 
     def steady(*operands: Tensor) -> Tensor:
         count = len(operands[0])
-        if count >= fewest:
+        rows = _rows_at_once(form, count)
+        if rows == count:
             return fused(*operands)
-        return fused(*(pad(values, (0, 0, 0, fewest - count)) for values in operands))[:count]
+        filled = [pad(values, (0, 0, 0, -count % rows)) for values in operands]
+        parts = zip(*(values.split(rows) for values in filled), strict=True)
+        return torch.cat([fused(*part) for part in parts])[:count]
 
     return steady
 
@@ -524,26 +527,46 @@ def _fused(weight: Tensor, bias: Tensor | None, after: After) -> Product:
     return lambda x: operation.default(x, laid_out, bias, name, [], algorithm)
 
 
-@cache
-def _fewest_rows(outer: int, inner: int, after: After) -> int:
-    """Rows from which a bf16 product of this shape gives the bits that it gives with many; zeros are put below fewer.
+class _Form(NamedTuple):
+    """What oneDNN chooses a kernel by, beside the rows: numbers made and read, what follows, and a bias."""
 
-    On AMX, oneDNN adds up the terms of a long product in another order where there are few rows: below 384 for
-    1,536 numbers times 384. How few depends on the widths and on the processor, so it is tried here on random rows.
+    outer: int
+    inner: int
+    after: After
+    biased: bool
+
+
+@cache
+def _rows_at_once(form: _Form, count: int) -> int:
+    """Rows of the parts, as few as can be, in which a bf16 product of ``count`` rows has the bits of one of few rows.
+
+    On AMX, oneDNN adds up the terms of a long product in another order where there are more rows: from 768 for 768
+    numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on the processor.
     """
-    generator = torch.Generator().manual_seed(0)
-    widths = [inner, outer] if after in ("add", "mul") else [inner]
-    weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((outer, inner), (outer,)))
-    product = _fused(weight, bias, after)
-    # (R, D) each: what is multiplied, and the second operand.
-    tried = [torch.randn(TRIED_ROWS[-1], width, generator=generator).bfloat16() for width in widths]
-    whole = product(*tried)
-    fewest = TRIED_ROWS[-1]
-    for rows in reversed(TRIED_ROWS[:-1]):
-        if not torch.equal(product(*(values[:rows].contiguous() for values in tried)), whole[:rows]):
-            break
-        fewest = rows
-    return fewest
+    for parts in range(1, count // FEWEST_TOKENS + 1):
+        rows = -(-count // (parts * TOKEN_STEP)) * TOKEN_STEP
+        if _is_computed_as_few(form, rows):
+            return rows
+    return FEWEST_TOKENS
+
+
+@cache
+def _is_computed_as_few(form: _Form, rows: int) -> bool:
+    """Whether a bf16 product of this form has the same bits with so many rows as with ``FEWEST_TOKENS``."""
+    generator, few = torch.Generator().manual_seed(0), FEWEST_TOKENS
+    states, weight = (torch.randn(few, form.inner // 2, generator=generator).bfloat16() for _ in range(2))
+    near = weight * (1 + torch.randint(-1, 2, weight.shape, generator=generator) / 128).bfloat16()
+    # The second half of the terms nearly cancels the first, so that each other order of adding up shows.
+    weight = torch.cat([weight, near], 1).repeat(-(-form.outer // few), 1)[: form.outer]
+    bias = torch.zeros(form.outer, dtype=torch.bfloat16) if form.biased else None
+    product = _fused(weight, bias, form.after)
+    operands = [torch.cat([states, -states], 1).repeat(-(-rows // few), 1)[:rows]]
+    if form.after in ("add", "mul"):
+        operands.append(torch.full((rows, form.outer), float(form.after == "mul"), dtype=torch.bfloat16))
+    with torch.inference_mode():
+        given = product(*operands)
+        wanted = product(*(values[:few] for values in operands))
+        return torch.equal(given, wanted.repeat(-(-rows // few), 1)[:rows])
 
 
 def half(states: Tensor) -> Tensor:
