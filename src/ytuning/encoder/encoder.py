@@ -1,6 +1,6 @@
 """The frozen encoder: texts and numbers of hidden states in, token features out, and its identity.
 
-Nothing is padded and no attention mask is needed: a batch holds texts end to end where the model is laid out like BERT
+Nothing is padded and no attention mask is needed: a batch holds texts end to end where the architecture is a known one
 (`packed.py`), else texts of one token count only, so that any architecture works without a padding token. A
 text's features are the same bits whichever texts it shares a batch with.
 """
@@ -219,7 +219,7 @@ class Encoder:
         return fast
 
     def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        """Hidden states, a batch at a time; of BERT and its kin no layer above the deepest is computed.
+        """Hidden states, a batch at a time; of BERT and other packed models no layer above the deepest is computed.
 
         Args:
             tokens: of the texts.
@@ -235,9 +235,9 @@ class Encoder:
     def encode_padded(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
         """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
 
-        With models that are not laid out like BERT, texts of about one length are padded to it, so their features
-        differ in the last bits from those that are stored, and depend a little on the texts beside them: for answers,
-        not for training.
+        With models that are not packed, texts of about one length are padded to it, so their features differ in the
+        last bits from those that are stored, and depend a little on the texts beside them: for answers, not for
+        training.
 
         Yields: as :meth:`encode`.
         """

@@ -375,7 +375,8 @@ def _read_convolution(module: Any) -> Convolution:
 
 
 def _read_by_distance(model: Any) -> ByDistance | None:
-    kind, encoder = model.config.model_type, getattr(model, "encoder", None)
+    kind = model.config.model_type
+    encoder: Any = getattr(model, "encoder", None)
     if kind == "mpnet":
         return ByDistance(
             lambda distance: encoder.relative_position_bucket(-distance), encoder.relative_attention_bias.weight
@@ -407,7 +408,7 @@ def _is_complete(model: Any, embeddings: Embeddings, layers: Sequence[Layer], *,
         return False
     if convolution and (convolution.conv.groups != 1 or convolution.conv.kernel_size[0] % 2 != 1):
         return False
-    parts = [*tables, *products, *norms, convolution and convolution.conv]
+    parts = [*tables, *products, *norms, convolution.conv if convolution else None]
     known = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
     width, heads = model.config.hidden_size, model.config.num_attention_heads
     return (
