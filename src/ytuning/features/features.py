@@ -435,7 +435,7 @@ def live_features(
         encoder: reads them.
         states: numbers of hidden states, see `Encoder.resolve_states`.
         codec: that they go through. By default they are as the encoder gives them, which is what the store keeps as
-            fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+            fp16; int8 differs by 1 to 1.5 % of a token's norm, compact by some 15 %.
         padded: whether a few texts are read in the shortest time; see `Encoder.encode_padded`.
     """
     tokens = encoder.tokenize(inputs)
