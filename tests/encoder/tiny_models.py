@@ -35,10 +35,11 @@ FORMS: dict[str, dict[str, Any]] = {
         "conv_kernel_size": 0,
         "position_biased_input": True,
     },
-    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 1},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "pad_token_id": 49, "cls_token_id": 1},
     "modernbert with biases": {
         "local_attention": 300,
-        "pad_token_id": 0,
+        "max_position_embeddings": 40,
+        "pad_token_id": 49,
         "attention_bias": True,
         "mlp_bias": True,
         "norm_bias": True,

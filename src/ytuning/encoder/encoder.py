@@ -171,7 +171,7 @@ class Encoder:
         return fast
 
     def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        """Hidden states, a batch at a time; of BERT and its kin no layer above the deepest is computed.
+        """Hidden states, a batch at a time; of BERT and other packed models no layer above the deepest is computed.
 
         Args:
             tokens: of the texts.

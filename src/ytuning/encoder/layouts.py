@@ -375,7 +375,8 @@ def _read_convolution(module: Any) -> Convolution:
 
 
 def _read_by_distance(model: Any) -> ByDistance | None:
-    kind, encoder = model.config.model_type, getattr(model, "encoder", None)
+    kind = model.config.model_type
+    encoder: Any = getattr(model, "encoder", None)
     if kind == "mpnet":
         return ByDistance(
             lambda distance: encoder.relative_position_bucket(-distance), encoder.relative_attention_bias.weight
@@ -407,7 +408,7 @@ def _is_complete(model: Any, embeddings: Embeddings, layers: Sequence[Layer], *,
         return False
     if convolution and (convolution.conv.groups != 1 or convolution.conv.kernel_size[0] % 2 != 1):
         return False
-    parts = [*tables, *products, *norms, convolution and convolution.conv]
+    parts = [*tables, *products, *norms, convolution.conv if convolution else None]
     known = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
     width, heads = model.config.hidden_size, model.config.num_attention_heads
     return (
@@ -425,8 +426,9 @@ def _is_complete(model: Any, embeddings: Embeddings, layers: Sequence[Layer], *,
 
 def _probe(model: Any, layers: Sequence[Layer]) -> tuple[tuple[tuple[np.ndarray, Tensor], ...], bool]:
     """Two texts and the model's hidden states of them, and whether the last state is what the last norm gives."""
-    config, words = model.config, _read_embeddings(model).words
-    longest = (getattr(config, "max_position_embeddings", None) or PROBES[1]) - (words.padding_idx or 0) - 1
+    embeddings = _read_embeddings(model)
+    words, before = embeddings.words, 0 if embeddings.padding is None else embeddings.padding + 1
+    longest = (getattr(model.config, "max_position_embeddings", None) or PROBES[1]) - before
     window = max(layer.window or 0 for layer in layers)
     lengths = PROBES[0], min(max(PROBES[1], window + BEYOND_WINDOW if window else 0), longest)
     generator, normalised, probes = np.random.default_rng(0), True, []

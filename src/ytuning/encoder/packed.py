@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, layer_norm, linear, pad, scaled_dot_product_attention
 
-from ytuning.encoder.layouts import ByDistance, Embeddings, Layer, Layout, agrees
+from ytuning.encoder.layouts import Embeddings, Layer, Layout, agrees
 from ytuning.encoder.products import FEWEST_TOKENS, After, filled_rows, product
 
 __all__ = [
@@ -243,8 +243,8 @@ class _Layer:
             for heads, texts in _chunks(self.heads, *shape, parts[0].dtype):
                 query, key, value = (part[heads, texts] for part in parts)
                 if self.tables is not None and group.rows is not None:
-                    tables = (None if table is None else table[heads] for table in self.tables)
-                    attended = _disentangled(query, key, value, *tables, group.rows)
+                    keys, queries = (None if table is None else table[heads] for table in self.tables)
+                    attended = _disentangled(query, key, value, keys, queries, group.rows)
                 elif self.window is not None and group.length > self.window + 1:
                     attended = _windowed(query, key, value, self.window)
                 else:
@@ -421,7 +421,7 @@ def _projection(layer: Layer, layout: Layout) -> tuple[Tensor, Tensor | None]:
     Queries are scaled instead of the scores, which spares a pass over these. With a rotation, the first halves of all
     heads' queries (and keys) stand before the second halves, so that a rotation is products of long rows.
     """
-    joined = []
+    joined: list[Tensor] = []
     for name in ("weight", "bias"):
         if getattr(layer.project[0], name) is None:
             return joined[0], None
@@ -439,7 +439,8 @@ def _widening(layer: Layer, layout: Layout, *, onednn: bool) -> Callable[[Tensor
     after: After = "silu" if layout.activation == "silu" else "gelu_tanh" if layout.activation == "tanh" else "gelu"
     if not layout.gated:
         return product(layer.widen[0].weight, layer.widen[0].bias, after, onednn=onednn)
-    weights, biases = [part.weight for part in layer.widen], [part.bias for part in layer.widen]
+    weights: list[Tensor] = [part.weight for part in layer.widen]
+    biases: list[Tensor | None] = [part.bias for part in layer.widen]
     if len(weights) == 1:
         weights = list(weights[0].chunk(2))
         biases = [None, None] if biases[0] is None else list(biases[0].chunk(2))
@@ -450,14 +451,14 @@ def _widening(layer: Layer, layout: Layout, *, onednn: bool) -> Callable[[Tensor
 
 def _tables(layer: Layer, layout: Layout) -> tuple[Tensor | None, Tensor | None] | None:
     """DeBERTa's positions as keys, and as queries that are scaled, (heads, rows, D / heads) each."""
-    by_distance: ByDistance | None = layout.by_distance
-    if by_distance is None or by_distance.positions is None:
+    positions = None if layout.by_distance is None else layout.by_distance.positions
+    if positions is None:
         return None
 
     def table(project: torch.nn.Linear | None, scale: float) -> Tensor | None:
         if project is None:
             return None
-        values = linear(by_distance.positions, project.weight, project.bias).float() * scale
+        values = linear(positions, project.weight, project.bias).float() * scale
         return values.to(layout.dtype).unflatten(1, (layout.heads, -1)).transpose(0, 1).contiguous()
 
     return table(layer.position_keys, 1.0), table(layer.position_queries, layout.scale)

@@ -6,12 +6,11 @@ follows a product applied while a tile of it is in the cache.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +24,10 @@ __all__ = ["FEWEST_TOKENS", "After", "Product", "few_rows", "filled_rows", "is_o
 FEWEST_TOKENS = 64
 # Rows that batches are filled up to: oneDNN compiles, and keeps in memory, every shape that it meets.
 SIZES = (4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# By so many rows a row is moved to see whether its place changes it, and so many are tried, at least, of each size.
-MOVED, FEWEST_TRIED = 7, 256
+# Rows of a part of a bf16 product are a multiple of it.
+ROW_STEP = 32
+# By so many rows a row is moved to see whether its place changes it.
+MOVED = 7
 OPERATIONS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 """Of oneDNN, which torch's compiler uses and does not promise to keep."""
 Product = Callable[..., Tensor]
@@ -66,29 +67,22 @@ def few_rows() -> Iterator[None]:
 def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) -> Product:
     """The product x W' + b and what follows; a second argument is what is added or multiplied with.
 
-    Rows are filled up with zeros to a number with which a row's bits are those that it has among 64, or are computed
-    in pieces of such a number.
+    Rows are filled up with zeros to a number with which a row's bits are those that it has among ``FEWEST_TOKENS``, or
+    are computed in parts of such a number.
     """
-    fused = _fused(weight, bias, after) if onednn else _plain(weight, bias, after)
-    sizes = _steady_sizes(weight.shape[0], weight.shape[1], after, weight.dtype, onednn=onednn)
-    # In fp32 no large number of rows was seen to change a bit.
-    free = sizes[0] if weight.dtype == torch.float32 else sys.maxsize
+    computed = _fused(weight, bias, after) if onednn else _plain(weight, bias, after)
+    form = _Form(weight.shape[0], weight.shape[1], after, bias is not None, weight.dtype, onednn)
 
     def steady(*operands: Tensor) -> Tensor:
         count = len(operands[0])
-        if count >= free:
-            size = count
-        elif getattr(_this_thread, "has_few_rows", False):
-            size = filled_rows(count)
-        else:
-            size = next((size for size in sizes if size >= count), 0)
-        if size == count:
-            return fused(*operands)
-        if size:
-            return fused(*(pad(values, (0, 0, 0, size - count)) for values in operands))[:count]
-        even = -(-count // -(-count // sizes[-1]))
-        size = next(size for size in sizes if size >= even)
-        return torch.cat([steady(*piece) for piece in zip(*(values.split(size) for values in operands), strict=True)])
+        few = getattr(_this_thread, "has_few_rows", False)
+        rows = filled_rows(count) if few else _rows_at_once(form, count)
+        if rows == count:
+            return computed(*operands)
+        filled = [pad(values, (0, 0, 0, -count % rows)) for values in operands]
+        parts = zip(*(values.split(rows) for values in filled), strict=True)
+        results = [computed(*part) for part in parts]
+        return (results[0] if len(results) == 1 else torch.cat(results))[:count]
 
     return steady
 
@@ -118,31 +112,61 @@ def _fused(weight: Tensor, bias: Tensor | None, after: After) -> Product:
     return lambda x: operation.default(x, laid_out, bias, name, [], algorithm)
 
 
-@cache
-def _steady_sizes(outer: int, inner: int, after: After, dtype: torch.dtype, *, onednn: bool) -> tuple[int, ...]:
-    """Those of ``SIZES``, rising, with which a row of a product of this shape has the bits that it has among 64.
+class _Form(NamedTuple):
+    """What a kernel is chosen by, beside the rows: numbers made and read, what follows, a bias, type and library."""
 
-    In bf16 on AMX, oneDNN adds up the terms of a long product in another order where there are few rows, many, or just
-    192: of 3,072 numbers times 768 these bits come with 64 to 160 rows and with 256. This depends on the widths and on
-    the processor, so it is tried here on random rows. In fp32 a row alone is computed in another way.
+    outer: int
+    inner: int
+    after: After
+    biased: bool
+    dtype: torch.dtype
+    onednn: bool
+
+
+@cache
+def _rows_at_once(form: _Form, count: int) -> int:
+    """Rows of the parts, as few parts as can be, in which ``count`` rows have the bits of ``FEWEST_TOKENS`` rows.
+
+    On AMX, oneDNN adds up the terms of a long bf16 product in another order where there are few rows or many: from 768
+    for 768 numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on the processor.
+    In fp32 only a few rows are computed in another way.
     """
+    if form.dtype == torch.float32:
+        if count >= FEWEST_TOKENS:
+            return count
+        return next(size for size in SIZES if size >= count and _is_computed_as_usual(form, size))
+    for parts in range(1, count // FEWEST_TOKENS + 1):
+        rows = -(-count // (parts * ROW_STEP)) * ROW_STEP
+        if _is_computed_as_usual(form, rows):
+            return rows
+    return FEWEST_TOKENS
+
+
+@cache
+def _is_computed_as_usual(form: _Form, rows: int) -> bool:
+    """Whether a product of this form has the same bits with so many rows as with ``FEWEST_TOKENS``."""
+    usual = FEWEST_TOKENS
+    if rows == usual:
+        return True
     generator = torch.Generator().manual_seed(0)
-    widths = [inner, outer] if after in ("add", "mul") else [inner]
-    weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((outer, inner), (outer,)))
-    sizes = [size for size in SIZES if size <= FEWEST_TOKENS or dtype == torch.bfloat16]
-    # (R, D) each: what is multiplied, and the second operand.
-    rows = sizes[-1] + FEWEST_TRIED
-    tried = [torch.randn(rows, width, generator=generator).to(dtype) for width in widths]
+    states, weight = (torch.randn(usual, form.inner // 2, generator=generator).to(form.dtype) for _ in range(2))
+    near = weight * (1 + torch.randint(-1, 2, weight.shape, generator=generator) / 128).to(form.dtype)
+    # The second half of the terms nearly cancels the first, so that each other order of adding up shows.
+    odd = torch.zeros(usual, form.inner % 2, dtype=form.dtype)
+    weight = torch.cat([weight, near, odd], 1).repeat(-(-form.outer // usual), 1)[: form.outer]
+    bias = torch.zeros(form.outer, dtype=form.dtype) if form.biased else None
+    states = torch.cat([states, -states, odd], 1)
+
+    def repeated(values: Tensor) -> Tensor:
+        # Moved, so that no row is where it was among the usual ones.
+        return values.roll(MOVED, 0).repeat(-(-rows // usual), 1)[:rows]
+
+    def second(count: int) -> list[Tensor]:
+        constant = float(form.after == "mul")
+        return [torch.full((count, form.outer), constant, dtype=form.dtype)] if form.after in ("add", "mul") else []
+
     # Other threads would share a product, and add up its terms in their own way.
     with torch.inference_mode(), one_thread():
-        computed = (_fused if onednn else _plain)(weight, bias, after)
-        pieces = zip(*(values.split(FEWEST_TOKENS) for values in tried), strict=True)
-        expected = torch.cat([computed(*piece) for piece in pieces])
-
-        def is_steady(size: int) -> bool:
-            # Rounding hides most differences: with 192 rows, one row in 15 has another bit.
-            starts = range(MOVED, MOVED + max(size, FEWEST_TRIED), size)
-            parts = [torch.arange(start, start + size) for start in starts]
-            return all(torch.equal(computed(*(values[part] for values in tried)), expected[part]) for part in parts)
-
-        return tuple(size for size in sizes if size == FEWEST_TOKENS or is_steady(size))
+        computed = (_fused if form.onednn else _plain)(weight, bias, form.after)
+        expected = computed(states, *second(usual))
+        return torch.equal(computed(repeated(states), *second(rows)), repeated(expected))
