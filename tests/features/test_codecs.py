@@ -158,6 +158,15 @@ def test_int8_is_what_the_naive_encoder_writes(width: int, channels: int) -> Non
         assert torch.equal(codec.decode_states(rows, [1], dtype), expected[:, width:].to(dtype))
 
 
+def test_int8_of_no_tokens_and_of_features_that_lie_otherwise() -> None:
+    codec = Int8Codec(2, 140)
+    features = torch.from_numpy(planted(np.random.default_rng(0).normal(size=(9, 2, 140)).astype(np.float16), 1)[0])
+    transposed = features.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert torch.equal(codec.encode(transposed), codec.encode(features))
+    for dtype in DTYPES:
+        assert codec.decode(codec.encode(features[:0]), dtype).shape == (0, 280)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_int8_gives_the_same_bytes_for_what_it_has_decoded(data: st.DataObject) -> None:
@@ -196,10 +205,9 @@ def test_huge_channels_cost_the_others_nothing(width: int, most: int, every: int
 @pytest.mark.real
 @pytest.mark.parametrize(("encoder", "most"), [("default", 4), ("mpnet", 8)])
 def test_huge_channels_in_features_of_real_encoders(shared_data: Path, encoder: str, most: int) -> None:
-    folder = os.environ.get("YTUNING_MPNET")
-    if encoder == "mpnet" and not folder:
+    if encoder == "mpnet" and "YTUNING_MPNET" not in os.environ:
         pytest.skip("set YTUNING_MPNET to a folder with sentence-transformers/all-mpnet-base-v2")
-    loaded = load_encoder(folder) if encoder == "mpnet" else load_encoder()
+    loaded = load_encoder(os.environ["YTUNING_MPNET"]) if encoder == "mpnet" else load_encoder()
     inputs = read_dataset(shared_data / "trec6" / "test.jsonl").inputs[:150]
     texts = live_features(inputs, loaded, states=range(loaded.depth + 1))
     features = texts.tokens(torch.arange(len(inputs))).half().numpy()

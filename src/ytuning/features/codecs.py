@@ -47,7 +47,6 @@ FIT_TOKENS = 50_000
 PART = 128
 # Rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it.
 BLOCK = 512
-ENCODED = 512
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ class Int8Codec:
     (states of subnormal numbers only) nothing is lost.
 
     Encoders have a few channels that are tens to thousands of times as large as the rest, many of them in single tokens
-    only. Where a state's largest size is over some twice its (K + 1)-th largest, the scale follows from that one. An
-    exception then names a larger channel and the power of two by which this channel's scale is larger, as
+    only. Where a state's largest size is about 4 times its (K + 1)-th largest or more, the scale follows from the
+    latter. An exception then names a larger channel and the power of two by which this channel's scale is larger, as
     16 * channel + power; 0 is no exception. Its number, 64 to 127 in size, lies among the others, exact to 0.8 %.
     """
 
@@ -107,7 +106,8 @@ class Int8Codec:
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device.
 
-        What was decoded to float32 gives the same bytes again.
+        What was decoded to float32 gives the same bytes again, except where the largest size of a state is under
+        127 / 2 ** 14, so that its scale is a subnormal number.
         """
         import torch
 
@@ -115,7 +115,7 @@ class Int8Codec:
         rows = torch.empty(shape, dtype=torch.uint8, device=features.device)
         # In parts that stay in the cache: the whole would pass through memory once for each operation. A GPU has no use
         # for parts: its operations take as long for few tokens as for many.
-        size = max(1, len(features)) if features.is_cuda else ENCODED
+        size = max(1, len(features)) if features.is_cuda else BLOCK
         for part, out in zip(features.split(size), rows.split(size), strict=True):
             self._encode_into(out, part)
         return rows
@@ -129,7 +129,8 @@ class Int8Codec:
         scales, limits = _choose_scales(_peak_and_rest(sizes, count), features.dtype)
         scale_bytes.copy_(scales.view(torch.uint8))
         # Where a scale is 0, all that it divides is 0, and 1 will do.
-        numbers = features.to(torch.float32, copy=True).div_(scales.float().masked_fill_(scales == 0, 1)[..., None])
+        divisors = scales.float().masked_fill_(scales == 0, 1)[..., None]
+        numbers = features.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(divisors)
         codes = torch.zeros(*scales.shape, count, dtype=_code_type(self.width), device=features.device)
         if limits is not None:
             _except(numbers, codes, _positions_above(sizes, limits))
@@ -525,9 +526,9 @@ def _positions_above(sizes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
 
 
 def _except(numbers: torch.Tensor, codes: torch.Tensor, positions: torch.Tensor) -> None:
-    """Make exceptions of the numbers (N, S, W) at rising flat positions, as far as they are over 127 when rounded.
+    """Divide the numbers (N, S, W) at rising flat positions by powers of two, which the codes (N, S, K) then name.
 
-    Codes (N, S, K) were 0 and are filled from the front; at most K positions are of one state.
+    The codes are 0 and are filled from the front; at most K positions are of one state.
     """
     import torch
 
