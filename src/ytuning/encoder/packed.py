@@ -509,8 +509,9 @@ def _product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool)
         rows = _rows_at_once(form, count)
         if rows == count:
             return fused(*operands)
-        filled = [pad(values, (0, 0, 0, -count % rows)) for values in operands]
-        parts = zip(*(values.split(rows) for values in filled), strict=True)
+        if rows == FEWEST_TOKENS:
+            operands = tuple(pad(values, (0, 0, 0, -count % rows)) for values in operands)
+        parts = zip(*(values.split(rows) for values in operands), strict=True)
         return torch.cat([fused(*part) for part in parts])[:count]
 
     return steady
@@ -541,12 +542,14 @@ class _Form(NamedTuple):
 def _rows_at_once(form: _Form, count: int) -> int:
     """Rows of the parts, as few as can be, in which a bf16 product of ``count`` rows has the bits of one of few rows.
 
+    The last part has what is left; where that is too little, zeros are put below it.
+
     On AMX, oneDNN adds up the terms of a long product in another order where there are more rows: from 768 for 768
     numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on the processor.
     """
     for parts in range(1, count // FEWEST_TOKENS + 1):
         rows = -(-count // (parts * TOKEN_STEP)) * TOKEN_STEP
-        if _is_computed_as_few(form, rows):
+        if all(_is_computed_as_few(form, some) for some in {rows, count % rows or rows}):
             return rows
     return FEWEST_TOKENS
 
