@@ -75,12 +75,18 @@ def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) 
 
     def steady(*operands: Tensor) -> Tensor:
         count = len(operands[0])
-        few = getattr(_this_thread, "has_few_rows", False)
-        rows = filled_rows(count) if few else _rows_at_once(form, count)
+        if getattr(_this_thread, "has_few_rows", False):
+            rows = filled_rows(count)
+        else:
+            # To few sizes: every one is tried, and kept by oneDNN.
+            whole = count if form.dtype == torch.float32 else -(-count // ROW_STEP) * ROW_STEP
+            rows = _rows_at_once(form, whole)
         if rows == count:
             return computed(*operands)
-        filled = [pad(values, (0, 0, 0, -count % rows)) for values in operands]
-        parts = zip(*(values.split(rows) for values in filled), strict=True)
+        step = rows if count < rows or rows == FEWEST_TOKENS else ROW_STEP
+        if count % step:
+            operands = tuple(pad(values, (0, 0, 0, -count % step)) for values in operands)
+        parts = zip(*(values.split(rows) for values in operands), strict=True)
         results = [computed(*part) for part in parts]
         return (results[0] if len(results) == 1 else torch.cat(results))[:count]
 
@@ -127,6 +133,8 @@ class _Form(NamedTuple):
 def _rows_at_once(form: _Form, count: int) -> int:
     """Rows of the parts, as few parts as can be, in which ``count`` rows have the bits of ``FEWEST_TOKENS`` rows.
 
+    The last part has what is left; where that is too little, zeros are put below it.
+
     On AMX, oneDNN adds up the terms of a long bf16 product in another order where there are few rows or many: from 768
     for 768 numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on the processor.
     In fp32 only a few rows are computed in another way.
@@ -137,7 +145,7 @@ def _rows_at_once(form: _Form, count: int) -> int:
         return next(size for size in SIZES if size >= count and _is_computed_as_usual(form, size))
     for parts in range(1, count // FEWEST_TOKENS + 1):
         rows = -(-count // (parts * ROW_STEP)) * ROW_STEP
-        if _is_computed_as_usual(form, rows):
+        if all(_is_computed_as_usual(form, some) for some in {rows, count % rows or rows}):
             return rows
     return FEWEST_TOKENS
 
