@@ -85,16 +85,10 @@ class SingleLabel(TaskKind):
 
     @classmethod
     def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """Report that all rows have one label, or that a label has a single row but needs a validation row too."""
-        counts = Counter(labels)
-        if len(counts) == 1:
-            problem = f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
-            return 0, problem
-        row = next((row for row, label in enumerate(labels) if holdout and counts[label] == 1), None)
-        if row is None:
+        """Report that all rows have one label. A label may occur once: its row stays with the training rows."""
+        if len(set(labels)) > 1:
             return None
-        problem = f"the label {quote(labels[row])} occurs once. Add a second row with it, remove this row, "
-        return row, f"{problem}or give a validation set ({argument('validation')})."
+        return 0, f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
 
     def encode(self, labels: Labels) -> np.ndarray:
         """Return label ids (rows,) int64."""
