@@ -76,7 +76,9 @@ def one_set(name: str, store: FeatureStore, arguments: argparse.Namespace) -> di
     everything = rows_of(arguments.data / name, "train")
     test = rows_of(arguments.data / name, "test", arguments.test_rows)
     encoder = load_encoder(arguments.encoder)
-    runs = [one_seed(seed, cut(everything, TOP[name], seed), test, encoder, store, arguments) for seed in arguments.seeds]
+    runs = [
+        one_seed(seed, cut(everything, TOP[name], seed), test, encoder, store, arguments) for seed in arguments.seeds
+    ]
     return {
         "set": name,
         "test_rows": len(test),
