@@ -236,11 +236,8 @@ class TaskKind(ABC):
 
     @classmethod
     @abstractmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """Why a head cannot be trained on these rows, with the position of a row that shows it; None: it can.
-
-        ``holdout`` says that validation rows will be taken from them.
-        """
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
+        """Why a head cannot be trained on these rows, with the position of a row that shows it; None: it can."""
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class MultiLabel(TaskKind):
         return [numbered[name] for name in rarest]
 
     @classmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
         """Report that no row has a label. A label that occurs once is no problem: it stays with the training rows."""
         if any(cls.label_names(labels)):
             return None
@@ -214,6 +214,8 @@ class MultiLabel(TaskKind):
         rare a label is, also if no row has it.
         """
         truth = self.decode(targets)
+        if not truth.any():
+            return (0.5,) * self.outputs
         logits, mean = (_logit(values) for values in (probabilities, probabilities.mean(0)))
         # (C,): the most frequent label's is 0, others are below.
         rarity = RARITY * (mean - mean.max())

@@ -83,7 +83,7 @@ class SingleLabel(TaskKind):
         return list(LabelSet.from_labels(names).encode(names).tolist())
 
     @classmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
         """Report that all rows have one label. A label may occur once: its row stays with the training rows."""
         if len(set(labels)) > 1:
             return None
