@@ -69,6 +69,7 @@ COMMANDS = {
     "README.md": {"train", "predict", "evaluate", "cache", "compare", "serve"},
     "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label"},
     "docs/guide.md": {"train", "predict", "evaluate", "add-label", "search", "compare", "cache"},
+    "docs/encoders.md": {"train", "compare"},
     "docs/serving.md": {"train", "serve"},
 }
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from tests.cli.test_cli import Run, files, run
 from tests.compare.test_compare import Starts
+from tests.conftest import build_tiny_encoder
 from ytuning.compare.compare import LOCK_FILE
 from ytuning.compare.methods import METHODS
 
@@ -45,6 +46,21 @@ def test_json_and_files(run: Run, files: Path, tiny_encoder: Path, starts: Start
     assert len(starts.asked) == 10  # none the second time
     assert "ytuning" in again.out and "The results are in found" in again.out
     assert "train.csv: 100 rows; columns" in again.err
+
+
+def test_encoders(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    other = build_tiny_encoder(files / "other", seed=1)
+    options = ("compare", "train.csv", "--test", "test.csv", "--encoders", f"{tiny_encoder}, {other}", "--out", "found")
+    outcome = run(*options, "--seeds", "1", "--json")
+    assert outcome.json == json.loads((files / "found" / "comparison.json").read_text())
+    assert [entry["encoder"]["name"] for entry in outcome.json["encoders"]] == [str(tiny_encoder), str(other)]
+    assert [list(entry["methods"]) for entry in outcome.json["encoders"]] == [["ytuning"], ["ytuning"]]
+    assert outcome.json["encoders"][1]["methods"]["ytuning"]["difference"]
+    starts.failures["logistic", 0] = KeyboardInterrupt()
+    more = run(*options, "--seeds", "2", "--methods", "ytuning,logistic")
+    assert more.status == 1 and "other, ytuning" not in more.out and f"{tiny_encoder.name}, ytuning" in more.out
+    assert more.err.endswith("Interrupted. 1 of 8 runs are finished; run the same command again to resume.\n")
+    assert [seed for _, seed in starts.asked] == [0, 0, 0]
 
 
 def test_every_method_is_named_in_the_help_and_the_readme(run: Run) -> None:
@@ -88,6 +104,11 @@ def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) 
             "methods must be one of 'ytuning', 'paper', 'few-shot', 'logistic', 'full', 'lora', 'setfit'",
         ),
         (("--methods", ""), "methods must be one of"),
+        (
+            ("--encoders", "a,b"),
+            "give either --encoder or --encoders, not both. --encoders names all that are compared",
+        ),
+        (("--encoders", "a"), "--encoders must name each encoder once, and at least two. Got 'a' instead."),
         (("--methods", "full,full"), "methods must name each method once"),
         (("--encoder", "./nowhere"), "there is no encoder folder './nowhere'"),
         (("--test", "nowhere.csv"), "nowhere.csv"),

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +72,18 @@ def fake_run(name: str, work: Work, seed: int, right: float = 0.7) -> Run:
         seconds_with_stored_features=None if name in ("full", "lora") else 2.0 + seed,
         parameters=1000,
         peak_bytes=5 * 10**8 + seed,
+        stored_bytes=None if name in ("full", "lora") else 1_234_500 + seed,
+        stored_texts=None if name in ("full", "lora") else 1000,
+        texts_per_second=300.0 + seed if name == "ytuning" else None,
         rows={"train": len(work.split(seed)[0]), "validation": len(work.split(seed)[1]), "judged": len(truth)},
-        encoder={"name": work.encoder, "fingerprint": "ab", "parameters": 10_000},
+        encoder={
+            "name": work.encoder,
+            "fingerprint": "ab",
+            "parameters": 10_000,
+            "precision": "fp32",
+            "width": 32,
+            "max_length": 30,
+        },
         details={"learning_rate": 0.001},
     )
 
@@ -185,7 +196,7 @@ def test_a_method_that_fails_is_left_out_and_the_others_go_on(
     starts, progress = Starts({("lora", 1): error}), Listening()
     found = compare(work, ["lora", "full"], tmp_path, seeds=3, progress=progress, start=starts)
     assert starts.asked == [("lora", 0), ("full", 0), ("lora", 1), ("full", 1), ("full", 2)]
-    assert found.skipped["lora"].startswith(reason)
+    assert found.skipped[work.encoder, "lora"].startswith(reason)
     assert [run.method for run in found.runs] == ["lora", "full", "full", "full"]
     assert any(said.startswith(f"lora is left out: {reason}") for said in progress.said)
     assert not (tmp_path / STORE).exists()
@@ -238,6 +249,109 @@ def test_a_comparison_that_failed_leaves_the_folder_free(work: Work, tmp_path: P
         with pytest.raises(type(error)):
             compare(work, ["full"], tmp_path, seeds=1, start=Starts({("full", 0): error}))
     assert len(compare(work, ["full"], tmp_path, seeds=1, start=Starts()).runs) == 1
+
+
+@pytest.fixture
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of another tiny encoder."""
+    return str(build_tiny_encoder(tmp_path_factory.mktemp("other"), seed=1))
+
+
+def test_encoders_take_turns_on_the_same_rows(work: Work, other_encoder: str, tmp_path: Path) -> None:
+    given: list[Work] = []
+
+    class Seen(Starts):
+        """Keeps the work of each run."""
+
+        def __call__(self, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+            given.append(work)
+            return super().__call__(name, work, seed, store, progress)
+
+    encoders, starts, progress = [work.encoder, other_encoder], Seen(), Listening()
+    options: Any = {"encoders": encoders, "seeds": 2, "progress": progress}
+    found = compare(work, ["ytuning", "logistic"], tmp_path, start=starts, **options)
+    assert starts.asked == [(name, seed) for seed in range(2) for name in ["ytuning", "logistic"] * 2]
+    assert [each.encoder for each in given] == [name for _ in range(2) for name in encoders for _ in range(2)]
+    assert {id(each.train) for each in given} == {id(work.train)} and {id(each.test) for each in given} == {
+        id(work.test)
+    }
+    assert [(run.encoder["name"], run.method) for run in found.runs[:4]] == found.contestants
+    names = [Path(encoder).name for encoder in encoders]
+    assert [found.shown_name(each) for each in found.contestants[1:3]] == [
+        f"{names[0]}, logistic",
+        f"{names[1]}, ytuning",
+    ]
+    assert progress.notes[4] == f"compare 2/8 {names[1]}, ytuning, seed 0: train 1/2 validation accuracy 0.5000"
+
+
+def test_encoders_are_shown_by_the_part_of_their_names_that_differs(work: Work) -> None:
+    names = {
+        ("BAAI/bge", "org/gte"): ["bge", "gte"],
+        ("one/bge", "two/bge"): ["one/bge", "two/bge"],
+        (".", "a/"): [".", "a"],
+    }
+    for encoders, shown in names.items():
+        found = Comparison(work, list(encoders), ["ytuning"], [0], [], {}, False)
+        assert [found.shown_name(each) for each in found.contestants] == shown
+
+
+def test_a_finished_run_of_an_encoder_counts_under_its_new_name(work: Work, other_encoder: str, tmp_path: Path) -> None:
+    compare(work, ["ytuning"], tmp_path, seeds=1, start=Starts())
+    moved = str(shutil.copytree(work.encoder, tmp_path / "moved"))
+    starts = Starts()
+    found = compare(work, ["ytuning"], tmp_path, encoders=[other_encoder, moved], seeds=1, start=starts)
+    assert starts.asked == [("ytuning", 0)]
+    assert [run.encoder["name"] for run in found.runs] == [other_encoder, moved]
+
+
+def test_an_encoder_that_fails_loses_no_other(work: Work, other_encoder: str, tmp_path: Path) -> None:
+    class Fails(Starts):
+        """Fails with one encoder."""
+
+        def __call__(self, name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
+            if work.encoder == other_encoder:
+                raise MemoryError
+            return super().__call__(name, work, seed, store, progress)
+
+    progress, encoders = Listening(), [other_encoder, work.encoder]
+    found = compare(work, ["ytuning"], tmp_path, encoders=encoders, seeds=2, progress=progress, start=Fails())
+    assert found.skipped == {(other_encoder, "ytuning"): "MemoryError"}
+    assert [(run.encoder["name"], run.seed) for run in found.runs] == [(work.encoder, 0), (work.encoder, 1)]
+    assert f"{Path(other_encoder).name} is left out: MemoryError" in progress.said
+
+
+@pytest.mark.parametrize("damage", ["missing", "not an encoder", "unknown", "twice", "one", "empty", "copy"])
+def test_every_encoder_is_checked_before_any_run(damage: str, work: Work, other_encoder: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(other_encoder, tmp_path / "encoder")
+    if damage == "not an encoder":
+        (folder / "config.json").unlink()
+    elif damage == "unknown":
+        (folder / "config.json").write_text('{"model_type": "nothing"}')
+    encoders, error, message = {
+        "missing": (
+            ["./nowhere"],
+            EncoderError,
+            r"^there is no encoder folder './nowhere'\. Give an existing folder or",
+        ),
+        "not an encoder": ([str(folder)], EncoderError, "is not an encoder: .* holds no config.json$"),
+        "unknown": ([str(folder)], EncoderError, "^cannot load the encoder"),
+        "twice": (
+            [work.encoder],
+            InputError,
+            "^encoders must name each encoder once, and at least two. Got '.*,.*' inst",
+        ),
+        "one": ([], InputError, "^encoders must name each encoder once, and at least two. Got '"),
+        "empty": ([""], InputError, "^encoders must name each encoder once, and at least two. Got '.*,' instead"),
+        "copy": (
+            [str(shutil.copytree(work.encoder, tmp_path / "copy"))],
+            InputError,
+            r"^encoders names one encoder twice: '.*' and '.*copy' have the same files\. Leave one of them out$",
+        ),
+    }[damage]
+    starts = Starts()
+    with pytest.raises(error, match=message):
+        compare(work, ["ytuning"], tmp_path / "out", encoders=[work.encoder, *encoders], start=starts)
+    assert starts.asked == []
 
 
 def test_without_test_rows_it_is_said(work: Work, tmp_path: Path) -> None:

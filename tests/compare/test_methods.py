@@ -19,8 +19,9 @@ from ytuning.compare.methods import METHODS, TUNINGS, Run, Work, check_methods, 
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import Answers
 from ytuning.data.splits import split_holdout
-from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, InputError, MissingExtraError
+from ytuning.features.codecs import DEFAULT_CODEC, row_bytes
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.training import recipes
@@ -137,6 +138,55 @@ def test_with_stored_features_there_is_no_encoder_pass(
     for kind, passes in (("single", 1), ("pairs", 2)):
         found, _ = run(method, kinds[kind][0])
         assert found.seconds - found.seconds_with_stored_features > passes - 0.5
+
+
+@pytest.mark.parametrize("kind", ["single", "pairs"])
+def test_what_is_stored_and_how_fast_a_task_answers(
+    kind: str, kinds: Kinds, run: Any, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = kinds[kind]
+    inputs = [*train.inputs, *test.inputs]
+    # Pairs are read in both ways: each text by itself, and both together.
+    texts: set[tuple[str, str | None]] = {(text, None) for pair in inputs for text in pair if text is not None}
+    texts |= set(inputs) if kind == "pairs" else set()
+    encoder = load_encoder(tiny_encoder)
+    tokens = int(encoder.tokenize(sorted(texts, key=str)).lengths.sum())
+    encode, passes = Encoder.encode, []
+
+    def slow(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> Any:
+        passes.append(len(tokens.lengths))
+        time.sleep(0.5)
+        yield from encode(self, tokens, states, finish)
+
+    monkeypatch.setattr(Encoder, "encode", slow)
+    found, _ = run("ytuning", train, test)
+    width = row_bytes(DEFAULT_CODEC, 2, 32)
+    if kind == "single":
+        assert (found.stored_texts, found.stored_bytes) == (len(texts), tokens * width)
+    else:
+        # The test rows are read only in the way that was chosen.
+        assert 0 < found.stored_texts < len(texts) and 0 < found.stored_bytes < tokens * width
+    # One round to warm up and three that count, in which the encoder reads the texts anew.
+    distinct = (
+        set(test.inputs) if found.details["pairs"] != "separate" else {text for pair in test.inputs for text in pair}
+    )
+    assert passes[-4:] == [len(distinct)] * 4
+    assert 0 < found.texts_per_second < len(set(test.inputs)) / 0.5
+    probe, _ = run("logistic", train, test)
+    assert probe.texts_per_second is None and probe.stored_bytes > 0
+    assert found.encoder == {
+        "name": str(tiny_encoder),
+        "fingerprint": encoder.identity.fingerprint,
+        "parameters": encoder.identity.parameters,
+        "precision": encoder.identity.precision,
+        "width": 32,
+        "max_length": 32,
+    }
+
+
+def test_what_trains_the_encoder_stores_and_serves_nothing(kinds: Kinds, run: Any) -> None:
+    found, _ = run("full", *kinds["single"], epochs=1)
+    assert (found.stored_bytes, found.stored_texts, found.texts_per_second) == (None, None, None)
 
 
 def test_learning_rates_are_searched_when_asked(kinds: Kinds, run: Any) -> None:

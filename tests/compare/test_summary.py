@@ -25,7 +25,8 @@ def work_of(rows: int = 400, *, test: bool = True) -> Work:
 
 def comparison_of(work: Work, runs: list[Run]) -> Comparison:
     methods, seeds = (list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("method", "seed"))
-    return Comparison(work, methods, sorted(seeds), runs, {}, False)
+    encoders = list(dict.fromkeys(run.encoder["name"] for run in runs))
+    return Comparison(work, encoders, methods, sorted(seeds), runs, {}, False)
 
 
 def accuracy(runs: list[Run], work: Work) -> np.ndarray:
@@ -88,7 +89,10 @@ def test_costs_are_medians_and_the_largest_peak() -> None:
     runs = [fake_run(name, work, seed) for seed in range(3) for name in ("ytuning", "full")]
     ours, full = standings_of(comparison_of(work, runs)).methods
     assert (ours.seconds, ours.seconds_with_stored_features, ours.peak_bytes) == (11.0, 3.0, 5 * 10**8 + 2)
+    assert (ours.texts_per_second, ours.stored_bytes) == (301, 1_234_502)
+    assert ours.bytes_per_text == pytest.approx(1234.501)
     assert full.seconds_with_stored_features is None
+    assert (full.texts_per_second, full.stored_bytes, full.bytes_per_text) == (None, None, None)
     assert [run.seed for run in full.runs] == [0, 1, 2]
 
 
@@ -101,6 +105,61 @@ def test_differences_are_over_the_seeds_that_both_have() -> None:
     alone = standings_of(comparison_of(work, runs[1:])).methods
     assert [each.difference for each in alone] == [None]
     assert not alone[0].told_apart
+
+
+def encoder_runs(work: Work, methods: dict[str, float], encoders: str = "ab", seeds: int = 2) -> list[Run]:
+    """Runs of encoders with one-letter names; each is better than the one before it."""
+    return [
+        fake_run(method, replace(work, encoder=encoder), seed, right + number / 10)
+        for seed in range(seeds)
+        for number, encoder in enumerate(encoders)
+        for method, right in methods.items()
+    ]
+
+
+def test_encoders_are_compared_with_our_method_of_the_first() -> None:
+    work = work_of()
+    runs = encoder_runs(work, {"logistic": 0.4, "ytuning": 0.5})
+    found = standings_of(comparison_of(work, runs))
+    assert [(each.encoder, each.method) for each in found.methods] == [
+        ("a", "logistic"), ("a", "ytuning"), ("b", "logistic"), ("b", "ytuning"),
+    ]  # fmt: skip
+    assert [each.name for each in found.methods][:2] == ["a, logistic", "a, ytuning"]
+    assert [each.is_reference for each in found.methods] == [False, True, False, False]
+    assert found.reference is found.methods[1] and found.reference.difference is None
+    for each in (found.methods[0], *found.methods[2:]):
+        assert each.difference is not None
+        assert each.difference.mean == pytest.approx(each.score.mean - found.methods[1].score.mean)
+    # The figures of an encoder are those of a comparison with this encoder alone.
+    alone = standings_of(comparison_of(work, [run for run in runs if run.encoder["name"] == "b"]))
+    assert [each.score for each in alone.methods] == [each.score for each in found.methods[2:]]
+
+
+def test_encoders_are_compared_even_without_our_method_or_the_first_encoder() -> None:
+    work = work_of()
+    found = standings_of(comparison_of(work, encoder_runs(work, {"logistic": 0.5, "full": 0.5})))
+    assert [each.name for each in found.methods if each.is_reference] == ["a, logistic"]
+    second = replace(
+        comparison_of(work, encoder_runs(work, {"ytuning": 0.5}, "bc")),
+        encoders=["a", "b", "c"],
+        skipped={("a", "ytuning"): "broken"},
+    )
+    standings = standings_of(second)
+    assert [(each.name, each.is_reference) for each in standings.methods] == [("b", True), ("c", False)]
+    assert standings.methods[1].difference is not None
+
+
+def test_json_of_encoders_has_the_form_of_one_for_each() -> None:
+    work = work_of()
+    runs = encoder_runs(work, {"ytuning": 0.5})
+    broken = replace(comparison_of(work, runs), encoders=["a", "b", "c"], skipped={("c", "ytuning"): "broken"})
+    several = standings_of(broken).to_json()
+    single = standings_of(comparison_of(work, runs[::2])).to_json()
+    assert several["reference"] == single["reference"] == {"encoder": "a", "method": "ytuning"}
+    assert set(single) - set(several) == {"encoder", "methods", "skipped"} == set(several["encoders"][0])
+    assert several["encoders"][0] == {name: single[name] for name in several["encoders"][0]}
+    assert [entry["encoder"]["name"] for entry in several["encoders"]] == ["a", "b", "c"]
+    assert several["encoders"][2] == {"encoder": {"name": "c"}, "methods": {}, "skipped": {"ytuning": "broken"}}
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "unbounded"])

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.compare.test_compare import fake_run
-from tests.compare.test_summary import comparison_of, work_of
+from tests.compare.test_summary import comparison_of, encoder_runs, work_of
 from ytuning.compare.summary import Standings, standings_of
 from ytuning.errors import InputError
 from ytuning.reports.comparison import HEIGHT, WIDTH, print_standings, score_against_cost, write_standings
@@ -27,7 +27,7 @@ def standings() -> Standings:
     work = replace(work, train=replace(work.train, source=ESCAPED))
     shares = {"ytuning": 0.9, "logistic": 0.88, "full": 0.6}
     runs = [fake_run(name, work, seed, share) for seed in range(2) for name, share in shares.items()]
-    found = replace(comparison_of(work, runs), skipped={"lora": "the package 'peft' is <not> installed"})
+    found = replace(comparison_of(work, runs), skipped={("encoder", "lora"): "the package 'peft' is <not> installed"})
     return standings_of(found)
 
 
@@ -40,9 +40,14 @@ def printed(standings: Standings) -> str:
 def test_table(standings: Standings) -> None:
     text = printed(standings)
     rows = [line.strip() for line in text.splitlines() if re.match(r" \w+ +\d", line)]
-    # Nothing wraps at 80 characters: each method has one line in each of the two tables.
-    assert [row.split()[0] for row in rows] == ["ytuning", "logistic", "full"] * 2
+    # Nothing wraps at 80 characters: each method has one line in each of the three tables.
+    assert [row.split()[0] for row in rows] == ["ytuning", "logistic", "full"] * 3
     ours, logistic, full, costs = rows[:4]
+    assert [row.split()[1:] for row in rows[6:]] == [
+        ["10,000", "1,235", "B", "1.2", "MB", "300"],
+        ["10,000", "1,235", "B", "1.2", "MB"],
+        ["10,000"],
+    ]
     number = r"0\.\d{4}"
     assert re.search(rf"^ytuning +{number} \({number} to {number}\)$", ours)
     assert re.search(r"^ytuning +1,000 +10\.5 +2\.5 +0\.50 GB$", costs)
@@ -51,6 +56,48 @@ def test_table(standings: Standings) -> None:
     assert "400 test rows" in text and "2 seeds" in text
     assert "lora was left out: the package 'peft' is <not> installed" in text
     assert "no test set" not in text
+
+
+def test_tables_of_encoders(tmp_path: Path) -> None:
+    work = work_of()
+    runs = encoder_runs(work, {"ytuning": 0.6, "logistic": 0.5}, "ab")
+    found = standings_of(replace(comparison_of(work, runs), skipped={("b", "logistic"): "too old"}))
+    text = printed(found)
+    for heading in ("encoder, method", "to a", "Storing and serving", "parameters"):
+        assert heading in text
+    assert [line.split()[:2] for line in text.splitlines() if re.match(r" [ab], ", line)] == [
+        ["a,", "ytuning"], ["a,", "logistic"], ["b,", "ytuning"], ["b,", "logistic"],
+    ] * 2  # fmt: skip
+    # Beside the scores an encoder and its method have a line each.
+    assert re.findall(r"^ (a|b|ytuning|logistic) ", text, re.MULTILINE) == [
+        "a", "ytuning", "a", "logistic", "b", "ytuning", "b", "logistic",
+    ]  # fmt: skip
+    assert "b, logistic was left out: too old" in text
+    assert [name.text for name in score_against_cost(found).names][1:3] == ["a, logistic", "b, ytuning"]
+    write_standings(found, tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<h1>Comparison of encoders</h1>" in page
+    assert re.findall(r'<tr class="ours"><td>(.*?)</td>', page) == ["a, ytuning"] * 3
+    for number, name in enumerate("ab", 1):
+        assert (
+            f"<td>encoder {number}</td><td>{name} (10,000 parameters, width 32, at most 30 tokens, fp32)</td>" in page
+        )
+    one = printed(standings_of(comparison_of(work, encoder_runs(work, {"ytuning": 0.6}))))
+    assert re.search(r"^ encoder +score .* +to a *$", one, re.MULTILINE)
+
+
+@pytest.mark.parametrize("methods", [["ytuning"], ["ytuning", "logistic"]])
+def test_names_and_figures_of_encoders_are_not_folded(methods: list[str]) -> None:
+    work = work_of()
+    names = ["sentence-transformers/all-MiniLM-L6-v2", "/tmp/all-mpnet-base-v2"]
+    runs = [fake_run(method, replace(work, encoder=name), 0) for name in names for method in methods]
+    big = [replace(run, encoder={**run.encoder, "parameters": 109_486_464}) for run in runs]
+    text = printed(standings_of(comparison_of(work, big)))
+    rows = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith(" all-")]
+    assert rows == [name.rsplit("/")[-1] for name in names for _ in methods] * 3
+    number = r"0\.\d{4}"
+    assert len(re.findall(rf"{number} \({number} to {number}\)  ", text)) == len(runs)
+    assert len(re.findall(rf"~ [+-]{number} \([+-]{number} to [+-]{number}\)", text)) == len(runs) - 1
 
 
 def test_table_of_validation_rows_says_so_first() -> None:
@@ -67,8 +114,8 @@ def test_files(standings: Standings, tmp_path: Path) -> None:
     assert found == standings.to_json()
     assert set(found["methods"]) == {"ytuning", "logistic", "full"}
     assert set(found["methods"]["full"]) == {
-        "score", "difference", "parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "told_apart",
-        "runs",
+        "score", "difference", "parameters", "seconds", "seconds_with_stored_features", "peak_bytes", "stored_bytes",
+        "bytes_per_text", "texts_per_second", "told_apart", "runs",
     }  # fmt: skip
     assert found["versions"]["torch"] and "predicted" not in found["methods"]["full"]["runs"][0]
 
@@ -120,6 +167,18 @@ def test_chart(standings: Standings) -> None:
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for _, corners in figure.lines for x, y in corners)
     assert [name.text for name in figure.names] == ["ytuning", "logistic", "full"]
     assert [name.kind for name in figure.names] == ["ours", "others", "others"]
+
+
+def test_names_in_a_chart_stay_inside_it() -> None:
+    work = work_of()
+    runs = [
+        replace(fake_run("ytuning", replace(work, encoder=f"encoder-with-a-long-name-{number}"), 0), seconds=seconds)
+        for number, seconds in enumerate((1.0, 40.0, 100.0))
+    ]
+    for name in score_against_cost(standings_of(comparison_of(work, runs))).names:
+        width = (8 if name.kind == "ours" else 6.6) * len(name.text)
+        left = name.x - (width if name.side == "end" else 0)
+        assert left >= 0 and left + width <= WIDTH, name
 
 
 def test_chart_of_one_method_and_of_equal_points(standings: Standings) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.browser import DESKTOP, PHONE, Browser, overflow
 from tests.cli.test_cli import QUICK
 from tests.compare.test_compare import Starts
+from tests.conftest import build_tiny_encoder
 from tests.reports.test_html import HOSTILE, contrast
 from ytuning.cli import program as cli
 from ytuning.heads.pooled import PooledConfig
@@ -34,7 +35,7 @@ EVIL = [
     'it\'s "a" & b',
 ]
 LONG = "a_label_whose_name_does_not_end_" + "W" * 80
-PAGES = ["train", "evaluate", "multi", "regression", "hostile", "many", "comparison", "failing"]
+PAGES = ["train", "evaluate", "multi", "regression", "hostile", "many", "comparison", "failing", "encoders"]
 
 
 def write(path: Path, header: str, *columns: list[Any]) -> None:
@@ -71,6 +72,7 @@ def pages(
     """The file of a report, which the command line has written."""
     folder = tmp_path_factory.mktemp("pages")
     write_tables(folder, *toy_rows)
+    build_tiny_encoder(folder / "other", seed=1)
     encoder = ["--encoder", str(tiny_encoder)]
     train = ["train", *encoder, "--out", "toy", "--quiet"]
     compare = ["compare", "train.csv", *encoder, "--seeds", "2", "--quiet", "--methods"]
@@ -83,8 +85,18 @@ def pages(
         "many": [*train, "many.csv", "--report", "many.html"],
         "comparison": [*compare, "ytuning,logistic,full", "--test", "test.csv", "--out", "comparison"],
         "failing": [*compare, "ytuning,full", "--out", "failing"],
+        "encoders": [
+            "compare",
+            "train.csv",
+            "--test",
+            "test.csv",
+            "--encoders",
+            f"{tiny_encoder},other",
+            "--out",
+            "encoders",
+        ],
     }
-    start: dict[str, Any] = {"comparison": Starts(), "failing": failing}
+    start: dict[str, Any] = {"comparison": Starts(), "failing": failing, "encoders": Starts()}
 
     def page(name: str) -> Path:
         compared = folder / name / "comparison.html"
@@ -203,19 +215,32 @@ def test_a_comparison(browser: Browser, pages: Callable[[str], Path]) -> None:
         assert page.get_by_role("region", name="Seed by seed").locator("tbody tr").count() == 6
         chart = page.get_by_role("img", name=re.compile("^Score against cost"))
         assert chart.is_visible() and chart.locator("text", has_text="logistic").is_visible()
-        width = page.get_by_role("region", name="Methods").evaluate("region => region.scrollWidth - region.clientWidth")
-        assert width == 0, "on a desktop the table is seen as a whole"
+        for region in ("Methods", "Costs", "Storing and serving"):
+            width = page.get_by_role("region", name=region).evaluate("part => part.scrollWidth - part.clientWidth")
+            assert width == 0, "on a desktop the tables are seen as a whole"
     with browser.open(pages("failing")) as page:
         assert page.get_by_text("There is no test set").is_visible()
         assert page.get_by_text(f"full was left out: ValueError: {EVIL[0]}").is_visible()
 
 
+def test_a_comparison_of_encoders(browser: Browser, pages: Callable[[str], Path], tiny_encoder: Path) -> None:
+    with browser.open(pages("encoders")) as page:
+        assert page.locator("h1").inner_text() == "Comparison of encoders"
+        names = [tiny_encoder.name, "other"]
+        for region in ("Encoders", "Costs", "Storing and serving"):
+            table = page.get_by_role("region", name=region)
+            assert [row.locator("td").first.inner_text() for row in table.locator("tbody tr").all()] == names
+            assert table.evaluate("region => region.scrollWidth - region.clientWidth") == 0
+        chart = page.get_by_role("img", name=re.compile("^Score against cost. accuracy of each encoder"))
+        assert all(chart.locator("text", has_text=name).is_visible() for name in names)
+
+
 def test_columns_that_are_scrolled_keep_the_names_of_their_rows(browser: Browser, pages: Callable[[str], Path]) -> None:
     with browser.open(pages("comparison"), PHONE) as page:
-        region = page.get_by_role("region", name="Methods")
+        region = page.get_by_role("region", name="Seed by seed")
         name = region.locator("tbody td").first
         before = name.bounding_box()
-        assert region.evaluate("region => { region.scrollLeft = 200; return region.scrollLeft }") == 200
+        assert region.evaluate("region => { region.scrollLeft = 100; return region.scrollLeft }") == 100
         assert name.bounding_box() == before and before is not None
         assert name.evaluate("cell => getComputedStyle(cell).backgroundColor") != "rgba(0, 0, 0, 0)"
 

@@ -21,8 +21,9 @@ from ytuning.cli.console import (
     tell_held_out,
     write_page,
 )
-from ytuning.cli.options import DATA, HEAD, OUTPUT, in_order
+from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.errors import InputError
 
 if TYPE_CHECKING:
     from ytuning.search.search import Searched
@@ -33,6 +34,7 @@ __all__ = ["compare", "search"]
 # The summary of a search shows this number of trials.
 BEST = 10
 PLOT_FILE = "search.html"
+DEFAULT_METHODS = "ytuning,paper,logistic,full,lora"
 
 
 def search(
@@ -190,15 +192,26 @@ def compare(
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
     label_names: options.LabelNames = None,
-    encoder: options.TrainedEncoder = DEFAULT_ENCODER,
+    encoder: Annotated[
+        str | None, ENCODER("NAME", "Encoder: a folder or a Hugging Face name.", DEFAULT_ENCODER)
+    ] = None,
+    encoders: Annotated[
+        str | None,
+        ENCODER(
+            "NAMES",
+            "Encoders to compare, separated by commas, instead of --encoder. Others are compared with the first.",
+            "none",
+        ),
+    ] = None,
     methods: Annotated[
-        str,
+        str | None,
         HEAD(
             "NAMES",
             "Methods, separated by commas: ytuning, paper (its head and loss), few-shot (the preset), logistic "
             "(or ridge) regression, full (fine-tuning), lora (extra peft), setfit (extra benchmark).",
+            f"{DEFAULT_METHODS}; ytuning with --encoders",
         ),
-    ] = "ytuning,paper,logistic,full,lora",
+    ] = None,
     seeds: Annotated[
         int, HEAD("N", "Number of seeds. A seed sets the split, the initial weights and the row order.", min=1, max=256)
     ] = 3,
@@ -216,15 +229,20 @@ def compare(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare the scores and the costs of methods on the same rows, splits, seeds and encoder."""
+    """Compare the scores and the costs of methods, or of encoders, on the same rows, splits and seeds."""
     from ytuning.compare.compare import compare as run_comparison
     from ytuning.compare.compare import some_rows
-    from ytuning.compare.methods import check_methods, work_on
+    from ytuning.compare.methods import check_encoders, check_methods, work_on
     from ytuning.compare.summary import standings_of
     from ytuning.reports.comparison import print_standings, write_standings
 
-    names = [name.strip() for name in methods.split(",")]
+    names = _names((DEFAULT_METHODS if encoders is None else "ytuning") if methods is None else methods)
     check_methods(names)
+    compared = [] if encoders is None else _names(encoders)
+    if encoders is not None:
+        check_encoders(compared)
+        if encoder is not None:
+            raise InputError("give either --encoder or --encoders, not both. --encoders names all that are compared")
     with shown_progress(quiet) as progress:
         columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
         training, held, judged = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
@@ -235,14 +253,14 @@ def compare(
             training = some
         work = work_on(
             training,
-            encoder,
+            DEFAULT_ENCODER if encoder is None else encoder,
             validation=held,
             test=judged,
             label_order=in_order(label_order),
             epochs=epochs,
             search_rates=search_rates,
         )
-        comparison = run_comparison(work, names, out, seeds=seeds, progress=progress)
+        comparison = run_comparison(work, names, out, encoders=compared, seeds=seeds, progress=progress)
         standings = standings_of(comparison)
         tell_held_out(progress, training, comparison.runs[0].rows, held, quiet=quiet)
         write_standings(standings, out)
@@ -252,6 +270,12 @@ def compare(
         print_standings(Console(), standings)
         print(f"The results are in {out / 'comparison.html'} and {out / 'comparison.json'}.")
     if comparison.interrupted:
-        runs = f"{len(comparison.runs)} of {seeds * len(names)} runs are finished"
+        total = seeds * len(comparison.contestants)
+        runs = f"{len(comparison.runs)} of {total} runs are finished"
         print(f"Interrupted. {runs}; run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _names(listed: str) -> list[str]:
+    """Return the names in a list with commas."""
+    return [name.strip() for name in listed.split(",")]

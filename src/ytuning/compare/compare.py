@@ -1,5 +1,5 @@
-"""Methods one after the other on the same rows, each run in a process of its own, so that their peaks of memory do not
-mix; finished runs are kept, and the same comparison goes on from there.
+"""Methods and encoders one after the other on the same rows, each run in a process of its own, so that their peaks of
+memory do not mix; finished runs are kept, and the same comparison goes on from there.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ytuning.compare.methods import TUNINGS, Run, Work, check_methods, run_method
+from ytuning.compare.methods import TUNINGS, Run, Work, check_encoders, check_methods, run_method
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.encoder.download import find_encoder, weights_hash
+from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError, YTuningError, naming_options, parameter, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit
 from ytuning.system.machine import versions
 
-__all__ = ["Comparison", "compare", "in_own_process", "some_rows"]
+__all__ = ["Comparison", "Contestant", "compare", "in_own_process", "some_rows"]
 
 # The folder of results has a folder of finished runs, the current run's store, and the lock of the comparing process.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
@@ -46,6 +47,8 @@ PAUSE = 0.1
 
 Start = Callable[[str, Work, int, Path, Progress], Run]
 """Starts a run: takes a method, the work, a seed, a folder for the store and a progress."""
+Contestant = tuple[str, str]
+"""An encoder, as the user gave it, and a method."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,38 @@ class Comparison:
     """The results of a comparison.
 
     Attributes:
-        work: what was compared on.
-        methods: names of the compared methods, in the order of the request.
-        seeds: the seeds of each method.
+        work: what was compared on; its encoder is the first.
+        encoders: names or folders of the compared encoders, in the order of the request.
+        methods: names of the methods that each encoder was compared with, in the order of the request.
+        seeds: the seeds of each contestant.
         runs: the finished runs.
-        skipped: why a method has fewer runs than seeds.
+        skipped: why a contestant has fewer runs than seeds.
         interrupted: whether Ctrl-C ended it early.
     """
 
     work: Work
+    encoders: list[str]
     methods: list[str]
     seeds: list[int]
     runs: list[Run]
-    skipped: dict[str, str]
+    skipped: dict[Contestant, str]
     interrupted: bool
+
+    @property
+    def contestants(self) -> list[Contestant]:
+        """Every method of every encoder, encoder by encoder."""
+        return [(encoder, method) for encoder in self.encoders for method in self.methods]
+
+    def shown_name(self, contestant: Contestant) -> str:
+        """Return what tells a contestant from the others: its method, its encoder, or both."""
+        encoder, method = contestant
+        if len(self.encoders) == 1:
+            return method
+        # The last part of a name is enough where no other encoder's is the same.
+        short = Path(encoder).name
+        if not short or [Path(other).name for other in self.encoders].count(short) > 1:
+            short = encoder
+        return short if len(self.methods) == 1 else f"{short}, {method}"
 
 
 def compare(
@@ -74,78 +95,89 @@ def compare(
     methods: Sequence[str],
     out: Path,
     *,
+    encoders: Sequence[str] = (),
     seeds: int = 3,
     progress: Progress | None = None,
     start: Start | None = None,
 ) -> Comparison:
-    """Run every method with every seed, seed by seed, so that a machine that slows down slows all of them.
+    """Run every method of every encoder with every seed, seed by seed, so that a slower machine slows all of them.
 
-    A method that fails, or that lacks a package, is left out from then on, and the rest goes on. Ctrl-C ends the
-    comparison with the runs that are finished.
+    What fails, or lacks a package, is left out from then on, and the rest goes on. Ctrl-C ends the comparison with the
+    runs that are finished.
 
     Args:
         work: see `methods.work_on`.
         methods: names of :data:`ytuning.compare.methods.METHODS`.
         out: folder where finished runs are kept; those of the same rows, settings and versions are not run again.
+        encoders: two or more names or folders; default: the one of ``work``.
         seeds: number of them, from 0.
         progress: is told what goes on.
         start: runs a method; default: :func:`in_own_process`.
 
     Raises:
-        InputError: a method is unknown, ``out`` cannot be written, or another process compares into it.
-        EncoderError: there is no such encoder.
+        InputError: a method is unknown, two encoders are the same, ``out`` cannot be written, or another process
+            compares into it.
+        EncoderError: an encoder cannot be loaded, which is found before any run.
         YTuningError: no method could be run.
     """
     check_methods(methods)
     start, progress = start or in_own_process, progress or Progress()
-    digest = _digest(work)
+    if encoders:
+        check_encoders(encoders)
+    names = list(encoders) or [work.encoder]
+    digests = _encoder_digests(names)
+    comparison = Comparison(replace(work, encoder=names[0]), names, list(methods), list(range(seeds)), [], {}, False)
     with _only_process(out):
-        return _compare(work, methods, out, seeds, progress, start, digest)
+        return _compare(comparison, digests, out, progress, start)
 
 
 def _compare(
-    work: Work, methods: Sequence[str], out: Path, seeds: int, progress: Progress, start: Start, digest: str
+    comparison: Comparison, digests: dict[str, str], out: Path, progress: Progress, start: Start
 ) -> Comparison:
-    """What :func:`compare` does once no other process can use the folder."""
+    """What :func:`compare` does once no other process can use the folder; ``comparison`` has no runs yet."""
+    work, rows = comparison.work, _rows_digest(comparison.work)
     metric = work.target.headlines[0]
     if work.test is None:
         progress.say(
             "there is no test set (--test), so the scores are from the validation set, which also chose between heads "
             "and epochs. They are too optimistic"
         )
-    runs: list[Run] = []
-    skipped: dict[str, str] = {}
-    interrupted = False
+    runs, skipped, interrupted = comparison.runs, comparison.skipped, False
+    turns = [(seed, contestant) for seed in comparison.seeds for contestant in comparison.contestants]
     try:
-        for number, (seed, name) in enumerate((seed, name) for seed in range(seeds) for name in methods):
-            if name in skipped:
+        for number, (seed, contestant) in enumerate(turns):
+            if contestant in skipped:
                 continue
-            key = _key(work, digest, name, seed)
+            encoder, method = contestant
+            name = comparison.shown_name(contestant)
+            key = _key(work, digests[encoder] + rows, method, seed)
             # The key is part of the name, so that runs with other rows or settings do not replace this one.
-            file = out / RUNS / f"{name}-{seed}-{key[:12]}.json"
+            file = out / RUNS / f"{method}-{seed}-{key[:12]}.json"
             run = _read_run(file, key)
             if run is None:
-                told = _Told(progress, f"{name}, seed {seed}", number, seeds * len(methods))
+                told = _Told(progress, f"{name}, seed {seed}", number, len(turns))
                 try:
-                    run = _fresh(start, name, work, seed, out / STORE, told)
+                    run = _fresh(start, method, replace(work, encoder=encoder), seed, out / STORE, told)
                 except Exception as error:
-                    # The other methods do not depend on this one, so any error leaves out this method only.
-                    skipped[name] = _reason(error)
-                    progress.say(f"{name} is left out: {skipped[name]}")
+                    # The others do not depend on this one, so any error leaves out this one only.
+                    skipped[contestant] = _reason(error)
+                    progress.say(f"{name} is left out: {skipped[contestant]}")
                     continue
                 with write_errors(out, "--out"):
                     commit(file, json.dumps({"key": key, "run": asdict(run)}, allow_nan=False).encode())
-            runs.append(run)
+            # A finished run may be of the same encoder under another name.
+            runs.append(replace(run, encoder={**run.encoder, "name": encoder}))
             figures = f"{metric} {run.metrics[metric]:.4f}, {run.seconds:.1f} s"
-            progress.step("compare", number + 1, seeds * len(methods), f"{name}, seed {seed}: {figures}")
+            progress.step("compare", number + 1, len(turns), f"{name}, seed {seed}: {figures}")
     except KeyboardInterrupt:
         if not runs:
             raise
         interrupted = True
     if not runs:
-        name, reason = next(iter(skipped.items()))
-        raise YTuningError(f"no method could be run. {name}: {reason}")
-    return Comparison(work, list(methods), list(range(seeds)), runs, skipped, interrupted)
+        contestant, reason = next(iter(skipped.items()))
+        what = "method" if len(comparison.encoders) == 1 else "encoder"
+        raise YTuningError(f"no {what} could be run. {comparison.shown_name(contestant)}: {reason}")
+    return replace(comparison, interrupted=interrupted)
 
 
 def some_rows(dataset: Dataset, most: int) -> Dataset:
@@ -288,12 +320,32 @@ def _reason(error: Exception) -> str:
 # --- finished runs --------------------------------------------------------------------------------------------------
 
 
-def _digest(work: Work) -> str:
-    """Return the SHA-256 of the encoder and of the rows, which are the same for all methods."""
-    folder = find_encoder(work.encoder)
-    digest = hashlib.sha256(weights_hash(folder, work.encoder).encode())
-    for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+def _encoder_digests(names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of each encoder's files by its name; each is loaded, so that no run starts if one cannot be.
+
+    Raises:
+        InputError: two names are of the same encoder.
+        EncoderError: an encoder cannot be loaded.
+    """
+    digests: dict[str, str] = {}
+    for name in names:
+        folder = find_encoder(name)
+        digest = hashlib.sha256(weights_hash(folder, name).encode())
+        for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        for other, known in digests.items():
+            if known == digest.hexdigest():
+                problem = f"{parameter('encoders')} names one encoder twice: {other!r} and {name!r} have the same files"
+                raise InputError(f"{problem}. Leave one of them out")
+        digests[name] = digest.hexdigest()
+    for name in names:
+        load_encoder(name)
+    return digests
+
+
+def _rows_digest(work: Work) -> str:
+    """Return the SHA-256 of the rows, which are the same for all methods and encoders."""
+    digest = hashlib.sha256()
     for part in (work.train, work.validation, work.test):
         rows = None if part is None else [part.inputs, list(labels_of(part)), part.groups]
         digest.update(json.dumps([rows, work.target.to_json()]).encode())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,22 @@ from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 from ytuning.system.machine import peak_bytes, require
 from ytuning.tasks.choices import pair_modes
+from ytuning.tasks.predictor import Predictor
+from ytuning.tasks.task import Task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.calibration import Calibration, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import preset
 
-__all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_methods", "run_method", "work_on"]
+__all__ = ["METHODS", "TUNINGS", "Run", "Work", "check_encoders", "check_methods", "run_method", "work_on"]
 
+ENCODER_FACTS = ("name", "parameters", "precision", "width", "max_length")
 # Methods that train the encoder take this many epochs, or more to reach this many steps, as few rows need more passes.
 EPOCHS, FEWEST_STEPS = 5, 300
 # Such a training stops early after this share of its epochs without a better validation.
 PATIENCE = 0.4
+# The speed of a trained task is measured on at most this number of texts, as the median of several rounds.
+SERVED_TEXTS, SERVED_ROUNDS = 256, 3
 TUNINGS: dict[str, tuple[Callable[..., TunedEncoder], Sequence[float]]]
 TUNINGS = {"full": (full_fine_tuning, FULL_RATES), "lora": (lora, LORA_RATES)}
 """What trains the encoder, and the learning rates that are worth a search; the first is taken without one."""
@@ -122,8 +128,11 @@ class Run:
             stored features.
         parameters: number of trained parameters.
         peak_bytes: peak memory of the process, Python and packages included.
+        stored_bytes: bytes of all stored features, those of test texts included; ``None``: the method stores none.
+        stored_texts: number of distinct texts, or of pairs encoded together, that these are of.
+        texts_per_second: that the trained task answers without stored features; ``None``: the method trains no task.
         rows: numbers of rows of ``train``, ``validation`` and ``judged``.
-        encoder: name, fingerprint and parameters.
+        encoder: name, fingerprint, parameters, precision, width and maximum length of a text in tokens.
         details: what was chosen, by name.
     """
 
@@ -135,6 +144,9 @@ class Run:
     seconds_with_stored_features: float | None
     parameters: int
     peak_bytes: int | None
+    stored_bytes: int | None
+    stored_texts: int | None
+    texts_per_second: float | None
     rows: dict[str, int]
     encoder: dict[str, Any]
     details: dict[str, Any]
@@ -169,6 +181,17 @@ def check_methods(names: Sequence[str]) -> None:
         raise InputError(f"{problem}Got {','.join(names)!r} instead.")
 
 
+def check_encoders(names: Sequence[str]) -> None:
+    """Whether these can be compared with each other.
+
+    Raises:
+        InputError: there are fewer than two names, an empty one, or one twice.
+    """
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        problem = f"{parameter('encoders')} must name each encoder once, and at least two. "
+        raise InputError(f"{problem}Got {','.join(names)!r} instead.")
+
+
 def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
     """Train and judge one method with one seed.
 
@@ -184,6 +207,10 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
         InputError: it cannot do this kind of task.
     """
     outcome = METHODS[name](work, seed, store, progress)
+    # Before the task is served, which is not part of the training. The predictor loads an encoder of its own.
+    peak = peak_bytes()
+    outcome.encoder.release()
+    spaces = FeatureStore(store).spaces()
     truth = work.judged(seed)
     rows = dict(zip(("train", "validation"), map(len, work.split(seed)), strict=True))
     identity = outcome.encoder.identity
@@ -195,24 +222,45 @@ def run_method(name: str, work: Work, seed: int, store: Path, progress: Progress
         seconds=outcome.seconds,
         seconds_with_stored_features=outcome.seconds_with_stored_features,
         parameters=outcome.parameters,
-        peak_bytes=peak_bytes(),
+        peak_bytes=peak,
+        stored_bytes=sum(space.size for space in spaces) if spaces else None,
+        stored_texts=sum(len(space) for space in spaces) if spaces else None,
+        texts_per_second=None if outcome.task is None else _texts_per_second(work, seed, outcome.task),
         rows={**rows, "judged": len(truth)},
-        encoder={"name": identity.name, "fingerprint": identity.fingerprint, "parameters": identity.parameters},
+        encoder={"fingerprint": identity.fingerprint, **{fact: getattr(identity, fact) for fact in ENCODER_FACTS}},
         details=outcome.details,
     )
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a method gives; ``logits`` (rows, C) of the rows that judge."""
+    """What a method gives; ``logits`` (rows, C) of the rows that judge, ``task`` if a predictor can answer with it."""
 
     encoder: Encoder
     logits: np.ndarray
     calibration: Calibration
     seconds: float
     parameters: int
+    task: Task | None = None
     seconds_with_stored_features: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def _texts_per_second(work: Work, seed: int, task: Task) -> float:
+    """Return the texts or pairs a second that a trained task answers, the encoder pass included.
+
+    This is the median of some rounds after one that is not counted, over distinct texts of the rows that judge.
+    """
+    rows = work.test.inputs if work.test is not None else [work.inputs[row] for row in work.split(seed)[1]]
+    distinct = list(dict.fromkeys(rows))
+    # Rows may be sorted, so those that are taken lie evenly between the first and the last.
+    places = np.linspace(0, len(distinct) - 1, min(len(distinct), SERVED_TEXTS)).astype(int).tolist()
+    texts, seconds, predictor = [distinct[place] for place in places], [], Predictor(task)
+    for _ in range(1 + SERVED_ROUNDS):
+        start = time.perf_counter()
+        list(predictor.predict(texts))
+        seconds.append(time.perf_counter() - start)
+    return len(texts) / median(seconds[1:])
 
 
 # --- on stored features ---------------------------------------------------------------------------------------------
@@ -247,6 +295,7 @@ def _head(work: Work, seed: int, store: Path, progress: Progress, preset_name: s
         task.calibration,
         seconds,
         task.head_parameters,
+        task,
         seconds - trained.seconds["encode"] + reading,
         {"steps": trained.fit.history[trained.fit.chosen].step, "pairs": task.pair_mode},
     )
@@ -273,7 +322,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
         logits = probe.logits(mean_pooled(_encode(work.test.inputs, encoder, features, progress, states, mode)))
     reading = _reading_seconds(work, encoder, features, states)
     details = {"strength": probe.strength, "pairs": mode}
-    return _Outcome(encoder, logits, calibration, seconds, probe.parameters, seconds - encode + reading, details)
+    return _Outcome(encoder, logits, calibration, seconds, probe.parameters, None, seconds - encode + reading, details)
 
 
 def _encode(
