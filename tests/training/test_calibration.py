@@ -333,14 +333,15 @@ def test_a_rare_label_without_validation_rows_gets_a_lower_threshold() -> None:
 
 
 def test_shared_threshold_keeps_away_from_the_ends() -> None:
-    logits = np.zeros((10, 3))
-    everything, first = np.ones((10, 3)), np.array([[1, 0, 0]] * 10)
+    # The first nine rows are surer than the others, by each label the same.
+    logits = np.repeat([[4.0] * 3, [-4.0] * 3], 9, axis=0)
+    everything, first = np.ones((18, 3)), np.repeat([[1, 0, 0], [0, 0, 0]], 9, axis=0)
     target = names("multi")
-    low = fit_calibration(target, logits - 20, everything).thresholds
+    low = fit_calibration(target, logits - 15, everything).thresholds
     assert low is not None
-    own = naive_threshold([expit(-20)], [1.0])
-    assert low == pytest.approx([expit((logit(0.05) + logit(own)) / 2)] * 3)
-    high = fit_calibration(target, logits + 20, first).thresholds
+    own = naive_threshold(expit(logits[:, 0] - 15), everything[:, 0])
+    assert low == pytest.approx([expit((18 * logit(own) + 10 * logit(0.05)) / 28)] * 3)
+    high = fit_calibration(target, logits + 15, first).thresholds
     assert high is not None
     assert high[1:] == pytest.approx((0.95, 0.95))
 
