@@ -19,11 +19,11 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, parser, rows_of, shortened
 from benchmarks.machine import record
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset
 from ytuning.data.splits import task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.features.features import stored_features
+from ytuning.features.features import mean_pooled, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.train import TrainOptions, train_task

@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds
 from benchmarks.machine import record
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset
 from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.features.features import stored_features
+from ytuning.features.features import mean_pooled, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.train import TrainOptions, train_task

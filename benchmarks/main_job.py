@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import record
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.kinds import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout
+from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.features.features import stored_features
+from ytuning.features.features import mean_pooled, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.train import TrainOptions, train_task
@@ -34,6 +35,7 @@ from ytuning.training.recipes import preset
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="folder or name")
     parser.add_argument("--sets", nargs="+", default=["banking77", "sst2", "trec6", "ag_news"])
     parser.add_argument("--presets", nargs="+", default=["default", "paper"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -52,7 +54,7 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}}
     for name in arguments.presets:
-        encoder = load_encoder()
+        encoder = load_encoder(arguments.encoder)
         states = encoder.resolve_states(preset(name).layers, pairs=train.has_pairs)
         with tempfile.TemporaryDirectory() as root:
             store = FeatureStore(root)

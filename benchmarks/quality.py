@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.harness import bar, head_option, parser, recipe
 from benchmarks.machine import record
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset, read_dataset
 from ytuning.data.splits import task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.features.features import stored_inputs
+from ytuning.features.features import mean_pooled, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.choices import pair_modes

@@ -21,7 +21,10 @@ ON = "--encoder {encoder} --data {data}"
 QUICK = f"{ON} --sets banking77 --head-steps 20 --rounds 1"
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "limits": ("--encoder {encoder} --megabytes 1024", "--encoder {encoder} --megabytes 8 --seconds 0.05"),
-    "encoder_pass": (ON, f"{ON} --sets banking77 --texts 64 --rounds 1"),
+    "encoder_pass": (
+        f"{ON} --texts 1 16 4000",
+        f"{ON} --sets banking77 --texts 1 64 --rounds 1 --shapes tiny --opponents fp32 bf16",
+    ),
     "store_io": ("--encoder {encoder}", "--encoder {encoder} --megabytes 2 --rounds 1"),
     "head_training": (ON, f"{QUICK} --second-sets banking77 --rows 200"),
     "stacked_heads": (f"{ON} --rows 20000", f"{QUICK} --rows 200 --heads 3"),
@@ -39,7 +42,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         f"{ON} --gigabytes 8",
         f"{ON} --gigabytes 0.002 --set banking77 --rows 200 --seeds 0 --head-steps 20",
     ),
-    "main_job": ("--data {data} --presets default", "--data {data} --presets default --sets banking77 --seeds 0"),
+    "main_job": (f"{ON} --presets default", f"{ON} --presets default --sets banking77 --seeds 0"),
     "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
     "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),

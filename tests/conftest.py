@@ -112,9 +112,10 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def short_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hidden states are chosen on 60 texts in few steps."""
-    monkeypatch.setattr("ytuning.tasks.choices.STEPS", 20)
+    """Hidden states are chosen on 60 texts, however short the encoder's pass is."""
     monkeypatch.setattr("ytuning.tasks.choices.SAMPLE_TEXTS", 60)
+    monkeypatch.setattr("ytuning.tasks.choices.FEWEST_ROWS", 30)
+    monkeypatch.setattr("ytuning.tasks.choices.SHARE", 1e6)
 
 
 @pytest.fixture(scope="session")

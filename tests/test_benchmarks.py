@@ -56,6 +56,14 @@ def test_quick(name: str, data: Path, tiny_encoder: Path, tmp_path: Path, capsys
     CHECKS.get(name, lambda _: None)(found["figures"])
 
 
+def check_encoder_pass(figures: Any) -> None:
+    assert [(entry["texts"], entry["random_weights"]) for entry in figures] == [
+        (1, False), (64, False), (1, True), (64, True),
+    ]  # fmt: skip
+    assert ["share_of_limit" in entry for entry in figures] == [False, True, False, False]
+    assert all(set(entry["opponents"]) == {"fp32", "bf16"} for entry in figures)
+
+
 def check_head_training(figures: Any) -> None:
     assert figures["second_task"][0]["texts_encoded_by_first_and_second"] == [90, 0]
     assert figures["training"][0]["steps_chosen"][0] <= 20
@@ -88,6 +96,7 @@ def check_gpu(figures: Any) -> None:
 
 
 CHECKS = {
+    "encoder_pass": check_encoder_pass,
     "head_training": check_head_training,
     "whole_task": check_whole_task,
     "larger_than_memory": check_larger_than_memory,
@@ -124,7 +133,13 @@ def test_one_command_runs_them_and_prints_a_table(data: Path, tiny_encoder: Path
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines[:2] == ["| bar | wanted | measured | reached |", "| --- | --- | --- | --- |"]
-    assert [line.split(" | ")[1] for line in lines[2:]] == ["at least 3", "at least 0.6"]
+    wanted = {"few": ["at least 1"] * 2, "many": ["at least 2.5", "at least 1.5", "at least 0.6"]}
+    assert [line.split(" | ")[1] for line in lines[2:]] == [
+        *wanted["few"],
+        *wanted["many"],
+        *wanted["few"],
+        *["at least 1.3"] * 2,
+    ]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"encoder_pass.json"}
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers
 
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import read_dataset
 from ytuning.data.splits import split_holdout
 from ytuning.encoder.download import DEFAULT_ENCODER, DEFAULT_WEIGHTS_SHA256, find_encoder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import Precision
 from ytuning.features.codecs import CODECS, PcaInt8Codec, build_codec
-from ytuning.features.features import live_features, stored_features
+from ytuning.features.features import live_features, mean_pooled, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.evaluate import evaluate_task

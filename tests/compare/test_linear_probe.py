@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.conftest import STATES
 from tests.kinds import KIND_NAMES, KindName, kind_of
-from ytuning.compare.linear_probe import NEVER, mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import NEVER, tuned_probe
 from ytuning.encoder.encoder import load_encoder
-from ytuning.features.features import live_features, live_inputs
+from ytuning.features.features import live_features, live_inputs, mean_pooled
 
 TRAIN, HELD, TEST = np.arange(120), np.arange(120, 160), np.arange(160, 220)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 
 from tests.conftest import WORDS
 from tests.encoder.test_encoder import INPUTS, all_features, assert_close, build, naive_features
-from tests.encoder.test_packed_gpu import tiny_model
 from ytuning.data.dataset import TextInput
-from ytuning.encoder.encoder import Encoder, TorchStates, load_encoder
-from ytuning.encoder.packed import MATERIALISED, PackedStates, is_onednn_faster
+from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.encoder.layouts import read_layout
+from ytuning.encoder.packed import PackedStates
 from ytuning.encoder.pretrained import Precision
+from ytuning.encoder.products import is_onednn_faster
 from ytuning.encoder.tokens import plan_batches
+from ytuning.encoder.torch_backend import TorchStates
 
 MANY: list[TextInput] = [*INPUTS, *((" ".join(WORDS[row : row + 1 + row % 9]), None) for row in range(40))]
-CPU = torch.device("cpu")
 NO_BF16 = not is_onednn_faster(torch.bfloat16)
 BOTH = pytest.mark.parametrize("fused", [True, False])
 
@@ -38,7 +41,9 @@ def load(tiny_encoder: Path) -> Any:
         encoder = load_encoder(folder, precision=precision, device="cpu")
         assert isinstance(encoder.backend, PackedStates)
         encoder.model = transformers.AutoModel.from_pretrained(folder, dtype=encoder.model.dtype).eval()
-        encoder.backend = PackedStates(encoder.model.requires_grad_(False), onednn=fused)
+        layout = read_layout(encoder.model.requires_grad_(False))
+        assert layout is not None
+        encoder.backend = PackedStates(layout, onednn=fused)
         return encoder
 
     return loaded
@@ -63,18 +68,6 @@ def test_bf16_is_near_fp32(load: Any, tiny_encoder: Path) -> None:
         assert np.linalg.norm(features - expected) < 0.02 * np.linalg.norm(expected)
 
 
-@pytest.mark.skipif(NO_BF16, reason="this processor has no bf16 products")
-@pytest.mark.parametrize("length", [40, MATERIALISED, MATERIALISED + 1])
-def test_long_texts_in_bf16_are_near_fp32(length: int) -> None:
-    model, ids = tiny_model("bert"), np.arange(2 * length) % 47 + 3
-    with torch.inference_mode():
-        states = model(torch.from_numpy(ids).view(2, length), output_hidden_states=True).hidden_states
-    expected = torch.stack([states[1], states[3]], 2).flatten(0, 1)
-    packed = PackedStates(model.bfloat16(), onednn=True)
-    features = packed(ids, None, np.array([length, length]), (1, 3)).float()
-    assert (features - expected).norm() < 0.03 * expected.norm()
-
-
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("fp32", False), ("bf16", True)])
 def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bool, load: Any) -> None:
     if fused and not is_onednn_faster(torch.float32):
@@ -88,10 +81,19 @@ def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bo
                 assert np.array_equal(features, alone[MANY.index(text)])
 
 
+@pytest.fixture(params=["default", "second"])
+def real(request: pytest.FixtureRequest) -> str:
+    """The default encoder, and the folder of another one where the environment names it."""
+    if request.param == "default":
+        return DEFAULT_ENCODER
+    return os.environ.get("YTUNING_SECOND_ENCODER") or pytest.skip("YTUNING_SECOND_ENCODER names no encoder's folder")
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_not_a_bit_of_the_default_encoder(precision: Precision, toy_rows: tuple[list[str], list[str]]) -> None:
-    encoder = load_encoder(precision=precision, device="cpu")
+def test_not_a_bit_of_a_real_encoder(precision: Precision, real: str, toy_rows: tuple[list[str], list[str]]) -> None:
+    encoder = load_encoder(real, precision=precision, device="cpu")
+    assert isinstance(encoder.backend, PackedStates)
     # With many that have two, three and four tokens: for so few torch has other code.
     inputs: list[TextInput] = [*((text, None) for text in toy_rows[0][:40]), (" ".join(WORDS * 9), None)]
     inputs += [("", None), *((word, None) for word in WORDS[:9]), *((f"my {word}", None) for word in WORDS[:9])]
@@ -100,41 +102,22 @@ def test_not_a_bit_of_the_default_encoder(precision: Precision, toy_rows: tuple[
         assert np.array_equal(all_features(encoder, [inputs[row]])[0], together[row])
 
 
-@BOTH
-def test_the_models_own_layers_are_let_go(fused: bool, load: Any) -> None:
-    assert all(parameter.is_meta for parameter in load(fused=fused).model.encoder.parameters())
-
-
-@BOTH
-def test_an_adapter_in_the_model_is_not_passed_over(fused: bool, tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    assert PackedStates.fits(model, CPU, onednn=fused)
-    query = model.encoder.layer[1].attention.self.query
-    model.encoder.layer[1].attention.self.query = type("Adapted", (torch.nn.Linear,), {})(*query.weight.shape)
-    assert not PackedStates.fits(model, CPU, onednn=fused)
-
-
-@BOTH
-def test_a_model_without_some_of_its_heads_is_not_taken(fused: bool, tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder)
-    model.encoder.layer[0].attention.self.num_attention_heads -= 1
-    assert not PackedStates.fits(model, CPU, onednn=fused)
+@pytest.mark.real
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 5e-4), ("bf16", 0.03)])
+def test_a_real_encoder_equals_transformers(precision: Precision, tolerance: float, real: str) -> None:
+    encoder = load_encoder(real, precision=precision, device="cpu")
+    inputs: list[TextInput] = [*INPUTS, (" ".join(WORDS * 12), None), ("help", None)]
+    states = (0, encoder.depth // 2, encoder.depth)
+    typed = (getattr(encoder.model.config, "type_vocab_size", 0) or 0) > 1
+    naive = naive_features(encoder, find_encoder(real), inputs, states, types=typed)
+    for features, expected in zip(all_features(encoder, inputs, states), naive, strict=True):
+        error = np.linalg.norm(features - expected, axis=(0, 2)) / np.linalg.norm(expected, axis=(0, 2))
+        assert error.max() < tolerance
 
 
 def test_bf16_is_packed_only_where_onednn_computes_it(tiny_encoder: Path) -> None:
-    model = transformers.AutoModel.from_pretrained(tiny_encoder, dtype=torch.bfloat16)
-    assert [PackedStates.fits(model, CPU, onednn=onednn) for onednn in (True, False)] == [True, False]
     encoder = load_encoder(tiny_encoder, precision="bf16", device="cpu")
     assert isinstance(encoder.backend, TorchStates if NO_BF16 else PackedStates)
-
-
-@BOTH
-def test_fewer_layers_give_the_same_bits(fused: bool, load: Any) -> None:
-    encoder = load(fused=fused)
-    whole = all_features(encoder, MANY, range(4))
-    for states in ((0,), (2,), (0, 2)):
-        for features, expected in zip(all_features(encoder, MANY, states), whole, strict=True):
-            assert np.array_equal(features, expected[:, states])
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"is_decoder": True}])

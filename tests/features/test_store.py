@@ -284,7 +284,7 @@ def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: Feat
     stated = [(space.identity["fingerprint"], space.states, space.codec_name) for space in store.spaces()]
     assert sorted(stated) == sorted(keys)
     content = json.loads((spaces[0].folder / "space.json").read_text())
-    assert content == {"schema": 1, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
+    assert content == {"schema": 2, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
     for space in spaces[:3]:
         write(space, {"a": 2})
     assert [space.size for space in spaces[:3]] == [2 * 12, 2 * 10, 2 * 5]
@@ -458,7 +458,7 @@ def test_a_root_without_permission_is_explained(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1, "identity": {"layers": 3}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 2, "identity": {"layers": 3}}'])
 def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str) -> None:
     folder = store.space(identity(), (1, 2), "fp16").folder
     (folder / "space.json").write_text(content)
@@ -477,11 +477,11 @@ def test_a_space_of_another_name_is_refused(store: FeatureStore, change: dict[st
         store.space(identity(), (1, 2), "fp16")
 
 
-@pytest.mark.parametrize("content", [{"schema": 2}, {"schema": None}])
+@pytest.mark.parametrize("content", [{"schema": 1}, {"schema": None}])
 def test_another_schema_is_refused(store: FeatureStore, content: dict[str, object]) -> None:
     file = store.space(identity(), (1, 2), "fp16").folder / "space.json"
     file.write_text(json.dumps(content))
-    message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 1. Move the folder away"
+    message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 2. Move the folder away"
     with pytest.raises(StoreError, match=f"^{re.escape(message)}, or set YTUNING_CACHE to another one$"):
         store.space(identity(), (1, 2), "fp16")
 

@@ -470,3 +470,11 @@ def test_train_reads_the_layers_that_it_is_told(
 
 def test_the_module_names_its_files() -> None:
     assert (module.SEARCH_FILE, module.RECIPE_FILE, module.TASK_FOLDER) == ("search.json", "recipe.json", "task")
+
+
+def test_with_too_few_rows_to_choose_hidden_states_the_default_is_searched(
+    toy: Dataset, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ytuning.tasks.choices.FEWEST_ROWS", 61)
+    search(toy, encoder, FeatureStore(), tmp_path / "out", options=SearchOptions(trials=1))
+    assert json.loads((tmp_path / "out" / "search.json").read_text())["layers"] == [[2, 3]]

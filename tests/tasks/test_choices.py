@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ytuning.data.dataset import Dataset, from_lists, labels_of
+from ytuning.data.dataset import Dataset, TextInput, from_lists, labels_of
 from ytuning.data.kinds import TaskKind, fit_kind
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import default_states
@@ -21,15 +21,13 @@ from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import TextFeatures
 from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pairs import PairMode
-from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig, build_head
+from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks import choices
 from ytuning.tasks.choices import (
     LayerRanking,
-    MixedStatesHead,
     RankedStates,
-    SelectedStatesHead,
-    StateComparison,
+    affordable_rows,
     layer_sets,
     rank_layers,
     sample_rows,
@@ -76,96 +74,60 @@ def rank(
 def test_sets_of_layers_are_few_different_and_there(depth: int) -> None:
     default = default_states(depth)
     sets = layer_sets(depth, default)
-    assert sets[0] == default and len(set(sets)) == len(sets) <= 14
+    assert sets[0] == default and len(set(sets)) == len(sets) <= 13
     assert all(list(layers) == sorted(set(layers)) and 0 < layers[0] <= layers[-1] <= depth for layers in sets)
-    assert len({layer for layers in sets for layer in layers}) <= 6
-    assert all(len(layers) == 2 for layers in sets[1:])
+    assert len({layer for layers in sets for layer in layers} - set(default)) <= 5
+    assert all(1 <= len(layers) <= 3 for layers in sets[1:])
     single = layer_sets(depth, (depth,), single=True)
     assert single[0] == (depth,) and all(len(layers) == 1 for layers in single)
 
 
 def test_sets_of_an_encoder_of_six_layers() -> None:
-    assert set(layer_sets(6, (4, 5))) == {
-        (2, 3), (3, 4), (4, 5), (5, 6), (3, 5), (4, 6),
+    assert set(layer_sets(6, (1, 5))) == {
+        (1, 5), (6,), (2, 3), (3, 4), (3, 5), (3, 6), (4, 6), (5, 6), (2, 3, 4), (2, 4, 6), (3, 5, 6), (4, 5, 6),
     }  # fmt: skip
     assert set(layer_sets(6, (6,), single=True)) == {(2,), (3,), (4,), (5,), (6,)}
 
 
-def test_the_state_in_which_the_label_lies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "STEPS", 100)
-    generator = np.random.default_rng(0)
-    count, tokens, width = 240, 3, 16
-    truth = generator.integers(2, size=count)
-    values = generator.normal(size=(count, tokens, 3, width))
-    values[:, :, 1, 5] += 4 * (truth[:, None] - 0.5)  # of the three states only the second tells
-    codec = Float16Codec(3, width)
-    array = codec.encode(torch.from_numpy(values.reshape(-1, 3, width).astype(np.float16))).numpy()
-    lengths, places = np.full(count, tokens), np.arange(count) * tokens
-    stored = StoredRows([array], np.zeros(count, np.int64), places, lengths, np.zeros(count, bool), codec)
-    measurement = StateComparison(
-        TextFeatures(stored, torch.float32), fit_kind("single", [str(label) for label in truth]), truth,
-        (np.arange(160), np.arange(160, 240)), (2, 4, 6), RECIPE, 0, Progress(),
-    )  # fmt: skip
-    losses, mix, mix_loss = measurement.compare([(2,), (4,), (6,), (2, 6)], two=True)
-    means = {layers: float(found.mean()) for layers, found in losses.items()}
-    assert all(found.shape == (80,) for found in losses.values())
-    assert max(mix, key=lambda state: mix[state]) == 4 and sum(mix.values()) == pytest.approx(1)
-    added = [layers for layers in means if len(layers) == 2 and 4 in layers]  # the two that the mix weighs most
-    assert len(added) == 1
-    assert max(means[4,], means[added[0]], mix_loss) < 0.4 < 0.6 < min(means[2,], means[6,], means[2, 6])
-    # Alone a head learns what it learns in company.
-    alone, _, _ = measurement.compare([(4,)], two=False)
-    assert torch.equal(alone[4,], losses[4,])
-
-
-def test_heads_read_their_states_only_and_a_mix_starts_even() -> None:
-    features, mask = torch.randn(2, 5, 3, 8), torch.ones(2, 5, dtype=torch.bool)
-    head = build_head(PooledConfig(members=1), labels=3, layers=2, width=8).eval()
-    assert torch.equal(SelectedStatesHead(head, [0, 2])(features, mask), head(features[:, :, [0, 2]], mask))
-    single = build_head(PooledConfig(members=1), labels=3, layers=1, width=8).eval()
-    normed = torch.nn.functional.layer_norm(features, (8,))
-    mixed = MixedStatesHead(single, 3).eval()
-    torch.testing.assert_close(mixed(features, mask), single(normed.mean(2, keepdim=True), mask))
-
-
 def ranking(*rows: tuple[tuple[int, ...], float, float]) -> LayerRanking:
     ranked = tuple(RankedStates(layers, 0.5 + behind, behind, error) for layers, behind, error in rows)
-    return LayerRanking((4, 5), ranked, {4: 0.75, 6: 0.25}, 0.6, 80, from_lists(["a"]), (4, 5, 6), {})
+    return LayerRanking((4, 5), ranked, from_lists(["a"] * 80), (4, 5, 6), {})
 
 
 @pytest.mark.parametrize(
-    ("rows", "cheapest"),
+    ("rows", "choice"),
     [
-        ([((4, 6), 0.0, 0.0), ((4, 5), 0.01, 0.01), ((3,), 0.02, 0.01)], (4, 6)),
-        ([((4, 6), 0.0, 0.0), ((4, 5), 0.01, 0.02), ((3,), 0.02, 0.01)], (4, 5)),
-        ([((4, 6), 0.0, 0.0), ((4, 5), 0.01, 0.02), ((3,), 0.02, 0.05)], (3,)),
-        ([((3, 4), 0.0, 0.0), ((4,), 0.01, 0.02), ((4, 5), 0.01, 0.05)], (4,)),
+        ([((4, 6), 0.0, 0.0), ((4, 5), 0.04, 0.01), ((3,), 0.02, 0.01)], (4, 6)),
+        ([((4, 6), 0.0, 0.0), ((4, 5), 0.04, 0.01), ((3,), 0.02, 0.05)], (3,)),
+        ([((4, 6), 0.0, 0.0), ((4, 5), 0.04, 0.02), ((3,), 0.02, 0.05)], (4, 5)),
+        ([((3, 4), 0.0, 0.0), ((4,), 0.01, 0.02), ((4, 5), 0.04, 0.01)], (4,)),
+        ([((4, 5), 0.0, 0.0), ((3,), 0.01, 0.05)], (4, 5)),
         ([], (4, 5)),
     ],
 )
-def test_the_shallowest_then_the_fewest_of_those_hardly_behind(
-    rows: list[tuple[tuple[int, ...], float, float]], cheapest: tuple[int, ...]
+def test_the_default_unless_it_is_clearly_behind_then_the_cheapest_of_those_hardly_behind(
+    rows: list[tuple[tuple[int, ...], float, float]], choice: tuple[int, ...]
 ) -> None:
-    assert ranking(*rows).cheapest == cheapest
+    assert ranking(*rows).choice == choice
 
 
 def test_what_is_said() -> None:
-    found = ranking(((4, 6), 0.0, 0.0), ((4, 5), 0.01, 0.02))
-    assert found.message((4, 5)) == (
-        "layers: 4, 5; on 80 held-out rows of a sample the loss is 0.5100, of the default (4, 5) 0.5100, of the best "
-        "of 2 sets (4, 6) 0.5000, of a learned mix 0.6000 (4 75%, 6 25%)"
+    assert ranking(((4, 6), 0.0, 0.0), ((4, 5), 0.04, 0.01)).message() == (
+        "layers: 4, 6; the squared error of linear probes on a sample of 80 rows is 0.5000, of the default (4, 5) "
+        "0.5400, of the best of 2 sets (4, 6) 0.5000"
     )
-    assert ranking().message((4, 5)) == (
-        "layers: 4, 5 (the default), as no label has rows enough to hold one out and measure"
+    assert ranking().message() == (
+        "layers: 4, 5 (the default), as there are too few rows to choose: a sample that takes a tenth of the encoder's "
+        "time has 80, and at least 30 are needed"
     )
 
 
 def test_the_same_ranking_again(toy: Dataset, tiny_encoder: Path) -> None:
     first, again = (rank(toy, load_encoder(tiny_encoder)) for _ in range(2))
-    assert (first.ranked, first.mix, first.cheapest) == (again.ranked, again.mix, again.cheapest)
+    assert (first.ranked, first.choice) == (again.ranked, again.choice)
     assert first.ranked[0].behind == first.ranked[0].error == 0
     assert all(each.behind == pytest.approx(each.loss - first.ranked[0].loss) for each in first.ranked)
-    assert first.rows == 12 and first.default == (2, 3) and first.states == (1, 2, 3)
+    assert len(first.sample) == 60 and first.default == default_states(3) and first.states == (1, 2, 3)
 
 
 def test_the_form_of_the_paper_reads_one_state(toy: Dataset, encoder: Encoder) -> None:
@@ -181,14 +143,62 @@ def test_every_kind_of_task(toy: Dataset, encoder: Encoder, kind: str) -> None:
         "regression": [number / 2 for number in ids],
     }.get(kind, [(name,) for name in toy.names])  # type: ignore[assignment]
     ranked = rank(from_lists(toy.texts, labels, kind=kind), encoder).ranked  # type: ignore[arg-type]
-    assert {(1, 2), (2, 3)} <= {each.states for each in ranked}
+    assert {(1, 2), (2, 3), (3,)} <= {each.states for each in ranked}
 
 
-def test_where_no_row_can_be_held_out_the_default_is_taken(encoder: Encoder) -> None:
-    data = from_lists(["my card", "a login", "the refund"], ["card", "login", "refund"])
-    found = rank(data, encoder)
-    assert (found.ranked, found.cheapest) == ((), (2, 3))
-    assert found.keep(found.cheapest, encoder, FeatureStore(), Progress(), "int8") == 3
+def test_on_too_small_a_sample_the_default_is_taken_and_nothing_is_encoded(
+    toy: Dataset, encoder: Encoder, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "FEWEST_ROWS", 61)
+    found = rank(toy, encoder)
+    assert (found.ranked, found.choice, encoded) == ((), default_states(3), [])
+    assert found.keep(found.choice, encoder, FeatureStore(), Progress(), "int8") == 0
+
+
+def test_the_states_in_which_the_label_lies_are_chosen(
+    toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    tell = {name: generator.normal(size=32) for name in set(toy.names)}
+
+    def live(inputs: Sequence[TextInput], encoder: Encoder, *, states: Sequence[int], pair_mode: object) -> object:
+        sample = [toy.names[toy.texts.index(text)] for text, _ in inputs]
+        values = generator.normal(size=(len(sample), len(states), 32))
+        values[:, states.index(1)] += [tell[name] for name in sample]
+        codec = Float16Codec(len(states), 32)
+        array = codec.encode(torch.from_numpy(values.astype(np.float16))).numpy()
+        count = len(sample)
+        rows = StoredRows(
+            [array], np.zeros(count, int), np.arange(count), np.ones(count, int), np.zeros(count, bool), codec
+        )
+        return TextFeatures(rows, torch.float32)
+
+    monkeypatch.setattr(choices, "live_inputs", live)
+    head = Recipe(CrossAttentionConfig(width=16), RECIPE.training, layers=(-1,))
+    assert rank(toy, encoder, head).choice == (1,)
+    found = rank(toy, encoder, replace(RECIPE, layers=(2, 3)))
+    assert 1 in found.choice and 1 in found.ranked[0].states
+
+
+@pytest.mark.parametrize("rows", [1_000, 3_000, 30_000])
+def test_the_sample_grows_with_the_rows_and_with_what_the_pass_costs(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "SHARE", 0.1)
+    monkeypatch.setattr(choices, "SAMPLE_TEXTS", 10**6)
+
+    def size(rows: int = rows, tokens: float = 20.0, *, width: int = 384, **options: Any) -> int:
+        options = {"default": (3, 6), "sets": [(3, 6), (4, 6)], "pools": 1, **options}
+        return affordable_rows(rows, tokens, width, **options)
+
+    assert 0 < size() < rows
+    assert size() < min(size(2 * rows), size(tokens=40.0), size(width=768))
+    # Layers above the default's deepest state, further sets and wider probes cost more.
+    assert size(default=(3, 5)) < size()
+    assert size(sets=[(3, 6), *((2, state) for state in (3, 4, 5, 6))]) < size()
+    assert size(pools=4) < size()
+    # A sample of a tenth of the rows costs a tenth of the pass where its states are twice as deep.
+    assert size(default=(1,), sets=[(1,), (2,)]) <= rows / 10
 
 
 def train(data: Dataset, encoder: Encoder, progress: Progress | None = None) -> Trained:
@@ -206,7 +216,8 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
     layers = trained.task.states
     assert space.states == layers
     (said,) = [line for line in progress.said if line.startswith("layers: ")]
-    assert said.startswith(f"layers: {', '.join(map(str, layers))}; on 12 held-out rows of a sample the loss is ")
+    measured = "the squared error of linear probes on a sample of 60 rows is "
+    assert said.startswith(f"layers: {', '.join(map(str, layers))}; {measured}")
     recipe = recipe_from_json(trained.task.training["recipe"])
     assert recipe == Recipe(RECIPE.head, RECIPE.training, layers)
     # What was stored is what the encoder gives for these states: training on it afresh gives the same head.
@@ -219,15 +230,18 @@ def test_only_the_chosen_states_are_stored_and_no_text_is_read_twice(
 def test_the_sample_has_the_shares_of_the_labels_and_fits_in_memory(
     toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def some(data: Dataset, seed: int = 0) -> Dataset:
+        return sample_rows(data, seed, encoder, (2, 3), [(2, 3)])
+
     labels = toy.names
-    sample = sample_rows(toy, 0, encoder, 2)
+    sample = some(toy)
     for label in set(labels):
         assert abs(sample.names.count(label) - labels.count(label) / 2) <= 1
     tokens = float(encoder.tokenize(toy.inputs).lengths.mean())
     monkeypatch.setattr(choices, "SAMPLE_BYTES", int(30 * tokens * 2 * 2 * 32) + 1)
-    assert len(sample_rows(toy, 0, encoder, 2)) == 30
-    assert sample_rows(toy, 0, encoder, 2).texts == sample_rows(toy, 0, encoder, 2).texts
-    assert sample_rows(toy, 1, encoder, 2).texts != sample_rows(toy, 0, encoder, 2).texts
+    assert len(some(toy)) == 30
+    assert some(toy).texts == some(toy).texts
+    assert some(toy, 1).texts != some(toy).texts
 
 
 def test_pairs_are_measured_as_they_will_be_read(toy_rows: tuple[list[str], list[str]], encoder: Encoder) -> None:
@@ -263,14 +277,21 @@ def test_an_unknown_choice_of_layers_is_refused_before_encoding(toy: Dataset, en
 def test_joint_reading_ranks_only_where_it_is_clearly_better(
     lead: float, ranks: str, toy: Dataset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)  # of the difference: a standard error of 0.1
-    separate = torch.full((100,), 2.0, dtype=torch.float64)
+    noise = torch.tensor([1.0, -1.0] * 30, dtype=torch.float64)  # of the difference: a standard error of 0.13
+    separate = torch.full((60,), 2.0, dtype=torch.float64)
+    kernels: list[torch.Tensor] = []
 
-    def compare(self: StateComparison, sets: Sequence[tuple[int, ...]], *, two: bool) -> Any:
-        losses = separate if self.features.pair_mode else separate + noise - lead
-        return dict.fromkeys(sets, losses), {1: 1.0}, 0.5
+    def computed(pooled: torch.Tensor) -> torch.Tensor:
+        # Pairs that are encoded separately have four pools of each state.
+        kernels.append(torch.full((3, 60, 60), float(pooled.shape[1])))
+        return kernels[-1]
 
-    monkeypatch.setattr(StateComparison, "compare", compare)
+    def errors(kernel: torch.Tensor, *_: object) -> torch.Tensor:
+        return separate if kernel[0, 0] == 4 else separate + noise - lead * 4 / 3
+
+    monkeypatch.setattr(choices, "state_kernels", computed)
+    monkeypatch.setattr(choices, "left_out_errors", errors)
     data = replace(toy, text_pairs=toy.texts[::-1])
     found = rank(data, encoder, modes=("joint", "separate"))
-    assert found.ranked[0].loss == pytest.approx(2 - lead if ranks == "joint" else 2)
+    assert len(kernels) == 2
+    assert found.ranked[0].loss == pytest.approx(2 - lead * 4 / 3 if ranks == "joint" else 2)

@@ -13,9 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from ytuning.data.kinds import TaskKind
-from ytuning.features.features import Features, PairFeatures, ordered_batches
 
-__all__ = ["Probe", "mean_pooled", "tuned_probe"]
+__all__ = ["Probe", "tuned_probe"]
 
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RIDGE_STRENGTHS = (0.00001, 0.00003, 0.0001, *STRENGTHS[:6])
@@ -26,25 +25,6 @@ NEVER = -1e4
 
 Linear = tuple[np.ndarray, np.ndarray]
 """Weights (F, K) and bias (K,)."""
-
-
-def mean_pooled(features: Features) -> np.ndarray:
-    """Pool features to (rows, L * D) float32: the mean over tokens of each stored hidden state, side by side.
-
-    Pairs that were encoded separately have (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
-    Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
-    """
-    if isinstance(features, PairFeatures):
-        texts = mean_pooled(features.texts)
-        u, v = texts[features.first.numpy()], texts[features.second.numpy()]
-        return np.concatenate((u, v, np.abs(u - v), u * v), axis=1)
-    pooled = np.empty((len(features), features.layers * features.width), np.float32)
-    for rows in ordered_batches(features.lengths):
-        values, mask = features.batch(rows)
-        mean = (values.float() * mask[..., None, None]).sum(1) / mask.sum(1)[:, None, None]
-        pooled[rows.numpy()] = mean.flatten(1).numpy()
-    features.release()
-    return pooled
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ytuning.compare.fine_tuning import (
     setfit,
     setfit_pairs,
 )
-from ytuning.compare.linear_probe import mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset, TextInput, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import MOST_HELD_OUT, split_holdout, target_of
@@ -32,7 +32,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import evaluate
-from ytuning.features.features import Features, stored_inputs
+from ytuning.features.features import Features, mean_pooled, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress

@@ -23,6 +23,7 @@ __all__ = [
     "check_labels_known",
     "check_trainable",
     "count_shared",
+    "linked_rows",
     "split_holdout",
     "target_of",
     "task_rows",
@@ -134,7 +135,7 @@ def split_holdout(
         raise InputError(f"most must be 1 or more. Got {most!r} instead.")
     kind, labels = KINDS[dataset.kind], labels_of(dataset)
     ids, names = kind.strata(labels), kind.label_names(labels)
-    parts = _linked_rows(dataset)
+    parts = linked_rows(dataset)
     _check_several(dataset, parts)
     most = most or len(ids)
     target = min(max(1, round(fraction * len(ids))), most)
@@ -151,7 +152,7 @@ def split_holdout(
     return np.delete(np.arange(len(ids)), held), np.array(sorted(held), np.int64)
 
 
-def _linked_rows(dataset: Dataset) -> list[list[int]]:
+def linked_rows(dataset: Dataset) -> list[list[int]]:
     """Rows that have to be on one side: those with exactly the same input, and those of one group."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -1,21 +1,19 @@
 """The frozen encoder: texts and numbers of hidden states in, token features out, and its identity.
 
-Nothing is padded and no attention mask is needed: a batch holds texts end to end where the model is laid out like BERT
-(`packed.py`), else texts of one token count only, so that any architecture works without a padding token. A
+Nothing is padded and no attention mask is needed: a batch holds texts end to end where the architecture is known
+(`layouts.py`), else texts of one token count only, so that any architecture works without a padding token. A
 text's features are the same bits whichever texts it shares a batch with.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder, weights_hash
-from ytuning.encoder.packed import FEWEST_TOKENS, PackedStates, half, is_onednn_faster
+from ytuning.encoder.layouts import read_layout
+from ytuning.encoder.packed import PackedStates
 from ytuning.encoder.packed_gpu import PackedGpu
 from ytuning.encoder.pretrained import (
     PRECISIONS,
@@ -37,9 +36,11 @@ from ytuning.encoder.pretrained import (
     longest_input,
     tokenizer_rules,
 )
+from ytuning.encoder.products import FEWEST_TOKENS, few_rows, is_onednn_faster
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
+from ytuning.encoder.torch_backend import TorchStates
 from ytuning.errors import EncoderError, must_be_one_of, parameter
-from ytuning.system.machine import keep_freed_memory, shared_threads
+from ytuning.system.machine import keep_freed_memory, one_thread, shared_threads
 
 __all__ = ["Batches", "Encoder", "Span", "load_encoder"]
 
@@ -59,54 +60,6 @@ TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
 LONGEST_WINDOWED = 65_536
 # Batches that are computed, at least, before the first one is taken.
 AHEAD = 4
-# Sizes of batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets.
-SIZES = 4
-POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
-"""Model types that normalise inside each layer, so that a stack of fewer layers gives the same hidden states."""
-
-
-class TorchStates:
-    """Hidden states of any model, computed by torch."""
-
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device = model, device
-        self._stacks: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, inputs: Mapping[str, np.ndarray | None], count: int, states: Sequence[int]) -> torch.Tensor:
-        """Hidden states (count, T, L, D) float16, on the device, of the first rows; the other rows only fill a batch.
-
-        Args:
-            inputs: (B, T) int64 arguments of the model; None for one that it does not take.
-            count: number of rows that are wanted.
-            states: (L,) numbers of hidden states.
-        """
-        with torch.inference_mode():
-            tensors = {
-                name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items() if rows is not None
-            }
-            outputs = self._up_to(max(states))(**tensors, output_hidden_states=True, return_dict=True)
-            # depth + 1 x (B, T, D) -> (count, T, L, D)
-            return half(torch.stack([outputs.hidden_states[state][:count] for state in states], dim=2))
-
-    def _up_to(self, deepest: int) -> Any:
-        """The model without the layers above a hidden state, which would be computed for nothing.
-
-        Only the stacks of BERT and its kin are cut. Other models treat their last layer's output apart from the rest,
-        so that a layer that becomes the last would give another hidden state.
-        """
-        # No model runs without layers.
-        layers = max(deepest, 1)
-        if self.model.config.model_type not in POST_NORM or layers == self.model.config.num_hidden_layers:
-            return self.model
-        with self._lock:
-            if layers not in self._stacks:
-                # The copy shares the weights and has modules of its own, so that threads can run it beside the model.
-                shared = chain(self.model.parameters(), self.model.buffers())
-                stack = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
-                del stack.encoder.layer[layers:]
-                self._stacks[layers] = stack
-            return self._stacks[layers]
 
 
 class Encoder:
@@ -125,13 +78,13 @@ class Encoder:
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self.backend: TorchStates | PackedStates | PackedGpu
-        onednn = is_onednn_faster(model.dtype)
-        if PackedStates.fits(model, device, onednn=onednn):
-            self.backend = PackedStates(model, onednn=onednn)
-        elif PackedGpu.fits(model, device, identity.max_length):
-            self.backend = PackedGpu(model)
+        onednn, layout = is_onednn_faster(model.dtype), read_layout(model)
+        if layout is not None and PackedStates.fits(layout, device, onednn=onednn):
+            self.backend = PackedStates(layout, onednn=onednn)
+        elif layout is not None and PackedGpu.fits(layout, device, identity.max_length):
+            self.backend = PackedGpu(layout)
         else:
-            self.backend = TorchStates(model, device)
+            self.backend = TorchStates(model, device, onednn=onednn)
 
     @property
     def depth(self) -> int:
@@ -140,7 +93,7 @@ class Encoder:
 
     def release(self) -> None:
         """Let the weights go: it still cuts texts into tokens and says what it was, but encodes nothing any more."""
-        self.backend = TorchStates(self.model.to("meta"), self.device)
+        self.backend = TorchStates(self.model.to("meta"), torch.device("meta"))
 
     def resolve_states(self, wanted: Sequence[int] | None, *, pairs: bool = False) -> States:
         """Numbers of its hidden states, each once and rising.
@@ -218,7 +171,7 @@ class Encoder:
         return fast
 
     def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        """Hidden states, a batch at a time; of BERT and its kin no layer above the deepest is computed.
+        """Hidden states, a batch at a time; of BERT and other packed models no layer above the deepest is computed.
 
         Args:
             tokens: of the texts.
@@ -234,7 +187,7 @@ class Encoder:
     def encode_padded(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
         """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
 
-        With models that are not laid out like BERT, texts of about one length are padded to it, so their features
+        With an architecture that is not known, texts of about one length are padded to it, so their features
         differ in the last bits from those that are stored, and depend a little on the texts beside them: for answers,
         not for training.
 
@@ -247,20 +200,32 @@ class Encoder:
     ) -> Batches:
         """Batches and what ``finish`` makes of their features, then each text that is read in windows."""
         numbers, finish = self.resolve_states(states), finish or (lambda features: features)
+        # One answer may be computed by all threads together, if that gives the bits of one thread or nearly these.
+        together = form == "padded" and (isinstance(self.backend, TorchStates) or self.identity.precision == "fp32")
         if not isinstance(self.backend, TorchStates):
             form = "packed"
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
-        lengths, budget = tokens.lengths[short], self.tokens_per_batch
-        compute = self._padded if form == "padded" else self._features
+        lengths, budget = tokens.lengths[short], self._equal_tokens if form == "equal" else self.tokens_per_batch
         with shared_threads() as threads, _workers(self.device, threads) as run:
             if form != "equal" and self.device.type == "cpu":
                 # Few enough tokens that no core is idle.
                 budget = min(budget, max(FEWEST_TOKENS, -(-int(lengths.sum()) // threads)))
             batches = [short[batch] for batch in plan_batches(lengths, budget, form)]
-            yield from zip(batches, run(lambda batch: finish(compute(tokens, batch, numbers)), batches), strict=True)
             # Each a batch of its own, (1,).
-            long = list(np.flatnonzero(tokens.lengths > self.identity.max_length)[:, None])
-            yield from zip(long, run(lambda text: finish(self._windowed(tokens, text[0], numbers)), long), strict=True)
+            batches += list(np.flatnonzero(tokens.lengths > self.identity.max_length)[:, None])
+
+            def compute(batch: np.ndarray) -> torch.Tensor:
+                if tokens.lengths[batch[0]] > self.identity.max_length:
+                    return finish(self._windowed(tokens, batch[0], numbers))
+                return finish((self._padded if form == "padded" else self._features)(tokens, batch, numbers))
+
+            yield from zip(batches, run(compute, batches, together=together), strict=True)
+
+    @property
+    def _equal_tokens(self) -> int:
+        """The most tokens in a batch of texts of one length, or of packed ones."""
+        budget = self.tokens_per_batch
+        return self.backend.most_tokens(budget) if isinstance(self.backend, TorchStates) else budget
 
     def _padded(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
         """(tokens of the batch, L, D) float16."""
@@ -272,13 +237,14 @@ class Encoder:
             "token_type_ids": types if self._typed else None,
             "attention_mask": mask.astype(np.int64),
         }
-        hidden = self.backend(inputs, len(batch), states)
+        with few_rows():
+            hidden = self.backend(inputs, states)
         return hidden[torch.from_numpy(mask).to(hidden.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:
         """(tokens of the text, L, D) float16: each token from the window that keeps it."""
         windows = plan_windows(int(tokens.lengths[text]), self.identity.max_length, *self._special_tokens)
-        size = max(1, self.tokens_per_batch // self.identity.max_length)
+        size = max(1, self._equal_tokens // self.identity.max_length)
         kept: list[torch.Tensor] = []
         for first in range(0, len(windows), size):
             some = windows[first : first + size]
@@ -300,24 +266,15 @@ class Encoder:
         places = tokens.places(batch)
         if isinstance(self.backend, TorchStates):
             length = int(tokens.lengths[batch[0]])
+            fill = self.backend.rows(len(batch), length, self._equal_tokens) - len(batch)
             # (B, T), filled up with the last text
-            places = np.pad(places.reshape(-1, length), ((0, self._fill(len(batch), length)), (0, 0)), mode="edge")
+            places = np.pad(places.reshape(-1, length), ((0, fill), (0, 0)), mode="edge")
         ids = tokens.ids[places].astype(np.int64)
         types = tokens.types[places].astype(np.int64) if self._typed else None
         if isinstance(self.backend, TorchStates):
-            return self.backend({"input_ids": ids, "token_type_ids": types}, len(batch), states).flatten(0, 1)
+            hidden = self.backend({"input_ids": ids, "token_type_ids": types}, states)
+            return hidden[: len(batch)].flatten(0, 1)
         return self.backend(ids, types, tokens.lengths[batch], states)
-
-    def _fill(self, texts: int, length: int) -> int:
-        """Rows that a batch of ``texts`` texts of ``length`` tokens lacks.
-
-        Where oneDNN computes, a batch has one of few sizes, in bf16 on a CPU one size only: there the size of a batch
-        changes the last bits of its features. Torch's fp32 takes any size, which spares small sets half of their pass.
-        """
-        full = max(1, self.tokens_per_batch // length)
-        in_onednn = self.identity.precision == "bf16"
-        step = -(-full // (1 if self.device.type == "cpu" else SIZES)) if in_onednn else 1
-        return max(-(-texts // step) * step, -(-FEWEST_TOKENS // length)) - texts
 
 
 def load_encoder(
@@ -375,14 +332,13 @@ Compute = Callable[[np.ndarray], torch.Tensor]
 
 
 @contextmanager
-def _workers(
-    device: torch.device, threads: int
-) -> Iterator[Callable[[Compute, list[np.ndarray]], Iterator[np.ndarray]]]:
+def _workers(device: torch.device, threads: int) -> Iterator[Callable[..., Iterator[np.ndarray]]]:
     """A map over batches, in order, that computes a few batches ahead of its reader and gives it arrays.
 
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
     activations stay in one core's cache, and results do not depend on the number of cores. For a GPU one thread hands
-    out work; what is ready is copied beside the work on the next batch.
+    out work; what is ready is copied beside the work on the next batch. A single batch is computed where it is asked
+    for, which spares a thread's start; on a CPU by all threads ``together``, if that is said, or else by one.
     """
     keep_freed_memory()
     count = threads if device.type == "cpu" else 1
@@ -390,7 +346,13 @@ def _workers(
     each = 1 if count > 1 else threads
     pool = ThreadPoolExecutor(count, "encoder", initializer=torch.set_num_threads, initargs=(each,))
 
-    def run(compute: Compute, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def run(compute: Compute, batches: list[np.ndarray], *, together: bool) -> Iterator[np.ndarray]:
+        if len(batches) == 1:
+            with nullcontext() if together or device.type != "cpu" else one_thread():
+                result = fetch(compute(batches[0]))
+            yield result()
+            return
+
         def fetched(batch: np.ndarray) -> Callable[[], np.ndarray]:
             return fetch(compute(batch))
 

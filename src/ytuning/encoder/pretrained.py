@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 import transformers
 
-from ytuning.encoder.packed import COUNTED_FROM_PADDING
+from ytuning.encoder.layouts import COUNTED_FROM_PADDING
 from ytuning.encoder.tokens import LongText
 from ytuning.errors import EncoderError
 

@@ -5,7 +5,7 @@ were gathered for a batch. N tokens, L hidden states, D encoder width; the L sta
 
 =========  =======================  ====================================================================================
 fp16       2 L D bytes a token      the features themselves
-int8       L (D + 2)                for each hidden state a float16 scale and D numbers from -127 to 127
+int8       L (D + 2 + 2 K)          for each hidden state a float16 scale, K exceptions and D numbers from -127 to 127
 compact    L D / 2 + 2              the coordinates along the L D / 2 principal components, with one float16 scale
 =========  =======================  ====================================================================================
 """
@@ -36,12 +36,18 @@ __all__ = [
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
 HIGHEST = 127
+# Exceptions of a hidden state at most: encoders have fewer channels that are far larger than the rest.
+MOST_EXCEPTIONS = 16
+POWER_BITS = 4
+MOST_POWER = 15
+POWERS = 2.0 ** np.arange(MOST_POWER + 1, dtype=np.float32)
 # A basis is fitted on so many tokens; that of a space on texts spread evenly over the first ones.
 FIT_TOKENS = 50_000
 # Rows decoded at a time, so that what is between the passes stays in the cache.
 PART = 128
 # Rows multiplied at a time, always so many: then a row's bytes do not depend on the rows beside it.
 BLOCK = 512
+ENCODED = 512
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,16 @@ class Float16Codec:
 
 @dataclass(frozen=True)
 class Int8Codec:
-    """A float16 scale for each hidden state of a token, all of them first, then the numbers that it multiplies.
+    """For each hidden state of a token a float16 scale, K exceptions and the numbers that the scale multiplies.
 
-    A scale is the state's largest size / 127, rounded up so that no number saturates; what comes back is within half a
-    scale. Where float16 itself is as coarse (states of subnormal numbers only) nothing is lost.
+    A row holds the scales of its L states, then their exceptions, then their numbers. A scale is a largest size / 127,
+    rounded up so that no number saturates; what comes back is within half a scale. Where float16 itself is as coarse
+    (states of subnormal numbers only) nothing is lost.
+
+    Encoders have a few channels that are tens to thousands of times as large as the rest, many of them in single tokens
+    only. Where a state's largest size is over some twice its (K + 1)-th largest, the scale follows from that one. An
+    exception then names a larger channel and the power of two by which this channel's scale is larger, as
+    16 * channel + power; 0 is no exception. Its number, 64 to 127 in size, lies among the others, exact to 0.8 %.
     """
 
     layers: int
@@ -99,24 +111,53 @@ class Int8Codec:
         """
         import torch
 
-        # A GPU has no use for parts: its operations take as long for few tokens as for many.
-        if features.is_cuda:
-            return _quantised(features.float())
-        # In parts that stay in the cache: the whole would pass through memory once for each operation.
-        return torch.cat([_quantised(part.float()) for part in features.split(BLOCK)])
+        shape = (len(features), row_bytes(self.name, self.layers, self.width))
+        rows = torch.empty(shape, dtype=torch.uint8, device=features.device)
+        # In parts that stay in the cache: the whole would pass through memory once for each operation. A GPU has no use
+        # for parts: its operations take as long for few tokens as for many.
+        size = max(1, len(features)) if features.is_cuda else ENCODED
+        for part, out in zip(features.split(size), rows.split(size), strict=True):
+            self._encode_into(out, part)
+        return rows
+
+    def _encode_into(self, rows: torch.Tensor, features: torch.Tensor) -> None:
+        """Write what encodes features (N, L, D) to rows (N, row_bytes)."""
+        import torch
+
+        scale_bytes, code_bytes, number_bytes = self._split(rows)
+        sizes, count = _sizes(features), _exceptions(self.width)[0]
+        scales, limits = _choose_scales(_peak_and_rest(sizes, count), features.dtype)
+        scale_bytes.copy_(scales.view(torch.uint8))
+        # Where a scale is 0, all that it divides is 0, and 1 will do.
+        numbers = features.to(torch.float32, copy=True).div_(scales.float().masked_fill_(scales == 0, 1)[..., None])
+        codes = torch.zeros(*scales.shape, count, dtype=_code_type(self.width), device=features.device)
+        if limits is not None:
+            _except(numbers, codes, _positions_above(sizes, limits))
+        code_bytes.copy_(codes.flatten(1).view(torch.uint8))
+        number_bytes.view(torch.int8).copy_(numbers.round_().flatten(1))
+
+    def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, row_bytes) uint8 -> the bytes of the scales, of the exceptions and of the numbers, (N, L * ...) each."""
+        count, size = _exceptions(self.width)
+        return rows.split([self.layers * part for part in (2, count * size, self.width)], 1)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
-        return _numbers(rows, self.layers, dtype)
+        return self._restored(self._split(rows), dtype)
 
     def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
-        import torch
+        # S of L groups of each part
+        parts = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in self._split(rows)]
+        return self._restored(parts, dtype)
 
-        # (N, 2 * L) and (N, L * D), of which S of L groups are taken
-        parts = rows.split((2 * self.layers, self.layers * self.width), 1)
-        selected = [part.unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1) for part in parts]
-        return _numbers(torch.cat(selected, 1), len(positions), dtype)
+    def _restored(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Bytes of the scales, exceptions and numbers of S states -> (N, S * D)."""
+        scales, codes, numbers = parts
+        values = _products(scales, numbers, dtype)
+        if codes.shape[1]:
+            _enlarge_exceptions(values, codes, self.width)
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,14 +257,14 @@ class PcaInt8Codec:
         parts = []
         for part in rows.split(BLOCK):
             block[: len(part)] = part
-            # (P, R), which are one group with one scale
-            parts.append(_quantised((block @ matrix)[: len(part), None]))
+            # (P, R), with one scale a token
+            parts.append(_quantised((block @ matrix)[: len(part)]))
         return torch.cat(parts)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
         # (N, R) @ (R, L * D)
-        return _numbers(rows, 1, dtype) @ self._matrix(dtype, rows.device)
+        return _products(rows[:, :2], rows[:, 2:], dtype) @ self._matrix(dtype, rows.device)
 
     def _matrix(self, use: torch.dtype | str, device: torch.device) -> torch.Tensor:
         """What features are encoded with, (L * D, R), or coordinates decoded to a type with, (R, L * D)."""
@@ -259,7 +300,7 @@ class PcaCoordinates:
         import torch
 
         weights = torch.from_numpy(self.compact.weights).to(rows.device)
-        return _numbers(rows, 1, torch.float32).mul_(weights).to(dtype)
+        return _products(rows[:, :2], rows[:, 2:], torch.float32).mul_(weights).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -320,7 +361,9 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     Raises:
         InputError: unknown name.
     """
-    sizes = (2 * layers * width, layers * (width + 2), _component_count(layers, width) + 2)
+    count, code_bytes = _exceptions(width)
+    int8 = layers * (2 + count * code_bytes + width)
+    sizes = (2 * layers * width, int8, _component_count(layers, width) + 2)
     return dict(zip(CODECS, sizes, strict=True))[_known(name)]
 
 
@@ -351,37 +394,157 @@ def _component_count(layers: int, width: int) -> int:
     return max(1, layers * width // 2)
 
 
-def _quantised(values: torch.Tensor) -> torch.Tensor:
-    """(N, S, W) float32 -> (N, S * (2 + W)) uint8: the scale of each of S groups in float16, then all int8 numbers."""
+def _exceptions(width: int) -> tuple[int, int]:
+    """How many exceptions a state of D channels has, for which 3 % of D bytes have room, and the bytes of each."""
+    # 2,048 channels and 16 powers fit an int16.
+    size = 2 if width <= 1 << (15 - POWER_BITS) else 4
+    return min(MOST_EXCEPTIONS, max(0, (3 * width // 100 - 2) // size)), size
+
+
+def _code_type(width: int) -> torch.dtype:
     import torch
 
-    # (N, S)
-    peaks = values.abs().amax(2)
+    return torch.int16 if _exceptions(width)[1] == 2 else torch.int32
+
+
+def _scales(peaks: torch.Tensor) -> torch.Tensor:
+    """Sizes in float32 -> float16 scales, of which 127 are at least the size."""
+    import torch
+
     scales = (peaks / HIGHEST).half()
     # Up to the next float16 where rounding went down, or the largest number would not fit; a scale that rounds to 0 is
     # so the smallest float16. The bits of positive numbers are in the order of the numbers.
-    scales = (scales.view(torch.int16) + (scales.float() * HIGHEST < peaks)).to(torch.int16).view(torch.float16)
-    # Coordinates can be far from what a basis was fitted on: those beyond the largest scale saturate.
-    scales = scales.clamp_max(torch.finfo(torch.float16).max)
-    numbers = values / scales.float().masked_fill(scales == 0, 1)[..., None]
-    # (N, S, W) -> (N, S * W)
-    rows = numbers.round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8).flatten(1)
-    return torch.cat((scales.view(torch.uint8), rows.view(torch.uint8)), 1)
+    return (scales.view(torch.int16) + (scales.float() * HIGHEST < peaks)).to(torch.int16).view(torch.float16)
 
 
-def _numbers(rows: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of :func:`_quantised`: (N, S * W), exact products of scale and number, rounded to ``dtype`` once."""
+def _choose_scales(peaks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scales of hidden states, and above which sizes a state's numbers are exceptions.
+
+    A state has exceptions where the scale for all is at least 4 times the one for the rest. What was decoded is judged
+    as before: with exceptions, a peak of some 4 * 127 finer scales is rounded to these; without, the rest is over 31.75
+    coarse scales and is rounded to 32 or more. A finer scale is never subnormal, so that a quarter is exact.
+
+    Args:
+        peaks: (2, N, S), the largest and the (K + 1)-th largest sizes, as :func:`_sizes` has them.
+        dtype: of the features.
+
+    Returns:
+        Scales (N, S) float16, and limits (N, S), as :func:`_sizes` has them, or None where nothing is above.
+    """
     import torch
 
-    head = 2 * groups
-    values = torch.empty(len(rows), rows.shape[1] - head, dtype=dtype, device=rows.device)
-    size = max(1, len(rows)) if rows.is_cuda else PART
-    for part, out in zip(rows.split(size), values.split(size), strict=True):
+    coarse, finer = _scales(peaks.view(dtype).float())
+    finer = torch.maximum(finer, coarse / (1 << MOST_POWER)).clamp_min_(torch.finfo(torch.float16).smallest_normal)
+    excepted = coarse >= 4 * finer
+    if not excepted.any():
+        return coarse, None
+    exact = finer.float() * HIGHEST
+    rounded = exact.to(dtype)
+    limits = _sizes(rounded).sub_((rounded > exact).to(peaks.dtype))
+    return torch.where(excepted, finer, coarse), limits.masked_fill_(~excepted, torch.iinfo(limits.dtype).max)
+
+
+def _quantised(values: torch.Tensor) -> torch.Tensor:
+    """(N, W) float32 -> (N, 2 + W) uint8: a scale in float16, then the int8 numbers that it multiplies."""
+    import torch
+
+    # Coordinates can be far from what a basis was fitted on: those beyond the largest scale saturate.
+    scales = _scales(values.abs().amax(1, keepdim=True)).clamp_max_(torch.finfo(torch.float16).max)
+    # Where a scale is 0, all that it divides is 0, and 1 will do.
+    numbers = (values / scales.float().masked_fill_(scales == 0, 1)).round_().clamp_(-HIGHEST, HIGHEST).to(torch.int8)
+    return torch.cat((scales.view(torch.uint8), numbers.view(torch.uint8)), 1)
+
+
+def _products(scales: torch.Tensor, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes of S scales (N, 2 * S) and numbers (N, S * W) -> (N, S * W), exact products, rounded to ``dtype`` once."""
+    import torch
+
+    values = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
+    size = max(1, len(numbers)) if numbers.is_cuda else PART
+    for some, part, out in zip(scales.split(size), numbers.split(size), values.split(size), strict=True):
         # (P, S, 1)
-        scales = part[:, :head].contiguous().view(torch.float16).float()[..., None]
-        numbers = part[:, head:].view(torch.int8).unflatten(1, (groups, -1))
+        factors = some.contiguous().view(torch.float16).float()[..., None]
+        integers = part.view(torch.int8).unflatten(1, (factors.shape[1], -1))
         if dtype == torch.float32:
-            torch.mul(numbers, scales, out=out.unflatten(1, (groups, -1)))
+            torch.mul(integers, factors, out=out.unflatten(1, (factors.shape[1], -1)))
         else:
-            out.copy_((numbers * scales).flatten(1))
+            out.copy_((integers * factors).flatten(1))
     return values
+
+
+def _enlarge_exceptions(values: torch.Tensor, code_bytes: torch.Tensor, width: int) -> None:
+    """Multiply the exceptions among values (N, S * W), given as bytes (N, ...), by their powers of two, exactly."""
+    import torch
+
+    count, size = _exceptions(width)
+    if code_bytes.is_cuda:
+        # A GPU would have to be waited for to know which are exceptions; the others multiply the first channel by 1.
+        codes = code_bytes.contiguous().view(_code_type(width)).int().unflatten(1, (-1, count))
+        powers = _powers_of_two(codes & MOST_POWER).to(values.dtype)
+        values.view(len(values), -1, width).scatter_reduce_(2, (codes >> POWER_BITS).long(), powers, "prod")
+        return
+    # NumPy takes less time for few numbers.
+    codes = code_bytes.numpy().view(f"i{size}")
+    places = np.flatnonzero(codes != 0)
+    if len(places):
+        codes = codes.reshape(-1)[places]
+        positions = torch.from_numpy(places // count * width + (codes >> POWER_BITS))
+        powers = torch.from_numpy(POWERS[codes & MOST_POWER]).to(values.dtype)
+        values.view(-1).index_copy_(0, positions, values.view(-1).index_select(0, positions).mul_(powers))
+
+
+def _sizes(values: torch.Tensor) -> torch.Tensor:
+    """Float16 or float32 -> their bits without the sign, which are in the order of the sizes and faster to sort."""
+    import torch
+
+    bits = torch.int16 if values.dtype == torch.float16 else torch.int32
+    return values.view(bits) & torch.iinfo(bits).max
+
+
+def _peak_and_rest(sizes: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, S, W) -> (2, N, S): the largest size and the largest but for ``count`` ones."""
+    import torch
+
+    rest = peak = sizes.amax(2)
+    if count and sizes.is_cuda:
+        rest = sizes.topk(count + 1, 2).values[..., -1]
+    elif count:
+        # Several times as fast as torch's topk on a CPU.
+        rest = torch.from_numpy(np.partition(sizes.numpy(), -count - 1, axis=2)[..., -count - 1])
+    return torch.stack((peak, rest))
+
+
+def _positions_above(sizes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Where sizes (N, S, W) are above limits (N, S), both as :func:`_sizes` has them: flat positions, rising."""
+    import torch
+
+    if sizes.is_cuda:
+        return (sizes > limits[..., None]).flatten().nonzero()[:, 0]
+    # Several times as fast as torch's operations on a CPU.
+    return torch.from_numpy(np.flatnonzero(sizes.numpy() > limits.numpy()[..., None]))
+
+
+def _except(numbers: torch.Tensor, codes: torch.Tensor, positions: torch.Tensor) -> None:
+    """Make exceptions of the numbers (N, S, W) at rising flat positions, as far as they are over 127 when rounded.
+
+    Codes (N, S, K) were 0 and are filled from the front; at most K positions are of one state.
+    """
+    import torch
+
+    flat, (width, count) = numbers.view(-1), (numbers.shape[2], codes.shape[2])
+    values = flat.index_select(0, positions)
+    # x = f * 2 ** power, f from 1/2 to 1: the least power, but 0, that brings a size under 127.5
+    powers = torch.frexp(values.abs() / (HIGHEST + 0.5))[1].clamp_min_(1)
+    flat.index_copy_(0, positions, values * _powers_of_two(-powers))
+    groups = positions // width
+    # The exceptions of a state follow one another: each one's place is its distance from the first.
+    places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)
+    written = ((positions - groups * width) << POWER_BITS) + powers
+    codes.view(-1).index_copy_(0, groups * count + places, written.to(codes.dtype))
+
+
+def _powers_of_two(powers: torch.Tensor) -> torch.Tensor:
+    """2 ** int32 in float32, exactly, which torch's own power does not promise."""
+    import torch
+
+    return ((powers + 127) << 23).view(torch.float32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import embedding_bag
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
@@ -34,7 +35,7 @@ from ytuning.progress import Progress
 
 __all__ = [
     "CacheUse", "Features", "PairFeatures", "TextFeatures", "keep_inputs", "live_features",
-    "live_inputs", "ordered_batches", "stored_features", "stored_inputs",
+    "live_inputs", "mean_pooled", "ordered_batches", "stored_features", "stored_inputs",
 ]  # fmt: skip
 
 # Tokens of a batch when stored features are written again in another codec.
@@ -325,6 +326,27 @@ def ordered_batches(lengths: torch.Tensor, tokens: int = 4096) -> Iterator[torch
     return map(torch.from_numpy, plan_batches(lengths.numpy(), tokens, "padded"))
 
 
+def mean_pooled(features: Features) -> np.ndarray:
+    """Pool features to (rows, L * D) float32: the mean over tokens of each stored hidden state, side by side.
+
+    Pairs that were encoded separately have (rows, 4 * L * D): the means u and v of both texts, |u - v| and u * v, as in
+    Sentence-BERT (arXiv 1908.10084) and InferSent (arXiv 1705.02364).
+    """
+    if isinstance(features, PairFeatures):
+        texts = mean_pooled(features.texts)
+        u, v = texts[features.first.numpy()], texts[features.second.numpy()]
+        return np.concatenate((u, v, np.abs(u - v), u * v), axis=1)
+    pooled = np.empty((len(features), features.layers * features.width), np.float32)
+    for rows in ordered_batches(features.lengths):
+        # (tokens, L * D), one row after the other
+        values, lengths = features.tokens(rows).flatten(1), features.lengths[rows]
+        # Means of runs of a table's rows are what this function computes, in a third of the time of masked sums.
+        means = embedding_bag(torch.arange(len(values)), values, lengths.cumsum(0) - lengths, mode="mean")
+        pooled[rows.numpy()] = means.numpy()
+    features.release()
+    return pooled
+
+
 def stored_features(
     inputs: Sequence[TextInput],
     encoder: Encoder,
@@ -413,7 +435,7 @@ def live_features(
         encoder: reads them.
         states: numbers of hidden states, see `Encoder.resolve_states`.
         codec: that they go through. By default they are as the encoder gives them, which is what the store keeps as
-            fp16; int8 differs by some 2 % of a token's norm, compact by some 15 %.
+            fp16; int8 differs by 1 to 1.5 % of a token's norm, compact by some 15 %.
         padded: whether a few texts are read in the shortest time; see `Encoder.encode_padded`.
     """
     tokens = encoder.tokenize(inputs)

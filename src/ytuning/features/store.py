@@ -40,7 +40,7 @@ from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
 
-SCHEMA = 1
+SCHEMA = 2
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
 FOLDER_DIGITS = 32

@@ -364,6 +364,9 @@ def _layer_sets(
 ) -> list[tuple[int, ...]]:
     """The default set of hidden states and those that do best on a sample."""
     ranking = rank_layers(train, encoder, recipe, modes=modes, seed=seed, progress=progress, target=target)
+    if not ranking.ranked:
+        progress.say(ranking.message())
+        return [ranking.default]
     sets = list(dict.fromkeys([ranking.default, *(ranked.states for ranked in ranking.ranked)]))[:SETS]
     named = "; ".join(", ".join(map(str, layers)) for layers in sets)
     progress.say(f"layers to search over: {named}: the default and the best of {len(ranking.ranked)} sets on a sample")

@@ -256,9 +256,9 @@ def _resolve_auto(context: TrainContext, rows: TaskRows, modes: Sequence[PairMod
         ranking = rank_layers(
             learned, context.encoder, recipe, modes=modes, seed=options.seed, progress=progress, target=rows.target
         )
-        states = ranking.cheapest
+        states = ranking.choice
         written = ranking.keep(states, context.encoder, context.store, progress, options.codec)
-        progress.say(ranking.message(states))
+        progress.say(ranking.message())
     return replace(context, states=states, recipe=replace(recipe, layers=states)), written
 
 

@@ -24,7 +24,9 @@ from ytuning.training.joint import Learner, stack_logits, stack_step, start_labe
 from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
 
-__all__ = ["FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "logits_of", "standard_error"]
+__all__ = [
+    "CLEARLY", "FitResult", "HeadJob", "Validation", "clearly_lower", "fit_heads", "logits_of", "standard_error",
+]  # fmt: skip
 
 # Share of a GPU's free memory that features may take; the rest is for the training.
 RESIDENT_SHARE = 0.5
