@@ -46,6 +46,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
     "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),
+    "long_tail": (ON, f"{ON} --sets banking77 --seeds 0 --head-steps 20"),
     "added_label": (ON, f"{ON} --sets banking77 --count 1 --head-steps 20"),
     "serving": (ON, f"{ON} --tasks 2 --texts 20 --seconds 2 --reloads 2 --head-steps 20"),
     "gpu": ("--data {data}", "--shape tiny --device cpu --texts 64 --tokens 16 --max-steps 4 --stages check costs"),

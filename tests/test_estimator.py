@@ -530,7 +530,7 @@ def test_not_fitted(call: str, make: Callable[..., YTuningClassifier]) -> None:
     [
         (["a", "b", "c"], ["x", "y"], "3 texts but 2 labels"),
         (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
-        (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
+        (["a", "b"], ["x", "y"], "no row can be held out for validation, because each label needs another"),
         (["a", "", "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is empty"),
         (["a", None, "c", "d"], [1, 1, 2, 2], "row 2, column 'text': the text is missing"),
         ([1, 2, 3, 4], [1, 1, 2, 2], "row 1, column 'text': the text is 1 \\(int\\), not text"),

@@ -195,8 +195,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
         Raises:
             InputError: a parameter is not allowed.
-            DataError: a row is not text, there are fewer or more labels or groups than texts, there is only one label
-                or one group, or a label occurs once.
+            DataError: a row is not text, there are fewer or more labels or groups than texts, or there is only one
+                label or one group.
             EncoderError: the encoder cannot be used.
         """
         recipe, targets = preset(self.preset), read_targets(y)

@@ -156,7 +156,7 @@ def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
     table = {"text": ["a", "b"], " toxic": [1, 0], "threat\u00a0": [1, 1]}
     found = read_dataset(table, label=[" toxic", "threat\u00a0"])
     assert found.labels == [("toxic", "threat"), ("threat",)]
-    check_trainable(found, holdout=True)
+    check_trainable(found)
     assert complaint(read_dataset, {**table, "toxic": [0, 1]}, label=[" toxic", "toxic"]) == (
         "the columns: the names of the label columns ' toxic' and 'toxic' are one label, 'toxic'. Rename or leave out "
         "one of them."
@@ -166,14 +166,12 @@ def test_white_space_around_the_name_of_a_column_is_none_of_its_label() -> None:
 def test_a_label_that_no_row_has_cannot_be_trained() -> None:
     table = {**TABLE, "obscene": [0, 0, 0]}
     found = read_dataset(table, label="toxic,obscene,threat")
-    assert complaint(check_trainable, found, holdout=True) == (
+    assert complaint(check_trainable, found) == (
         "the columns, column 'obscene': no row has 1, so nothing can be learnt about this label. Leave the column out "
         "of label=."
     )
     none = {**table, "toxic": [0, 0, 0]}
-    assert "none of the 3 rows has a label" in complaint(
-        check_trainable, read_dataset(none, label="toxic,obscene"), holdout=True
-    )
+    assert "none of the 3 rows has a label" in complaint(check_trainable, read_dataset(none, label="toxic,obscene"))
 
 
 def test_a_complaint_about_a_row_names_the_columns() -> None:

@@ -65,6 +65,26 @@ def test_balanced_weights_count_the_rows_of_each_label(loss: str) -> None:
     assert values[0] != pytest.approx(values[2])
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_rare_labels_learn_with_lower_logits(name: str) -> None:
+    single = kind_of("single")
+    loss = single.loss(name, GOAL, smoothing=0.1, rare_rows=4)
+    # Of the six rows two, three and one have the labels.
+    lower = torch.tensor([2 / 6, 3 / 7, 1 / 5]).log()
+    assert loss(LOGITS, GOAL).item() == pytest.approx(loss_of(name)(LOGITS + lower, GOAL).item())
+    assert loss(LOGITS, GOAL).item() != pytest.approx(loss_of(name)(LOGITS, GOAL).item())
+
+
+def test_rarity_changes_nothing_where_it_has_no_meaning() -> None:
+    single, even = kind_of("single"), torch.tensor([0, 1, 2, 2, 1, 0])
+    assert single.loss("cross_entropy", even, smoothing=0.1, rare_rows=50)(LOGITS, even).item() == pytest.approx(
+        single.loss("cross_entropy", even, smoothing=0.1)(LOGITS, even).item()
+    )
+    for name, weights in (("triplet", None), ("cross_entropy", "balanced")):
+        plain, rare = (single.loss(name, GOAL, margin=2.0, weights=weights, rare_rows=k) for k in (0, 50))
+        assert plain(LOGITS, GOAL).item() == rare(LOGITS, GOAL).item()
+
+
 # --- other kinds ----------------------------------------------------------------------------------------------------
 
 SEVERAL = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0]])

@@ -267,7 +267,7 @@ def test_single_texts_and_pairs_do_not_mix(toy: Dataset, encoder: Encoder) -> No
     ("texts", "labels", "message"),
     [
         (["a", "b"], ["x", "x"], "all 2 rows have the label 'x'"),
-        (["a", "b", "c"], ["x", "x", "y"], "row 3, column 'label': the label 'y' occurs once"),
+        (["a", "b"], ["x", "y"], "no row can be held out for validation, because each label needs another"),
         (["a", "b"], None, "the rows have no labels. Give a label for each row."),
     ],
 )
@@ -278,10 +278,19 @@ def test_rows_that_cannot_be_trained_on(
         train(from_lists(texts, labels), encoder)
 
 
-def test_a_label_may_occur_once_when_validation_is_given(toy: Dataset, encoder: Encoder) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_a_label_may_occur_once(toy: Dataset, encoder: Encoder, given: bool) -> None:
     rare = Dataset(texts=[*toy.texts, "my app"], labels=[*(toy.names), "app"])
-    trained = train(rare, encoder, validation=toy.select(range(10)))
+    said: list[str] = []
+
+    class Saying(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    trained = train(rare, encoder, validation=toy.select(range(10)) if given else None, progress=Saying())
     assert trained.task.target.names == ("app", "card", "login", "refund")
+    assert trained.reports["validation"].labels["app"]["rows"] == 0
+    assert "no validation row has these labels, so validation figures say nothing about them: 'app'" in said
 
 
 def test_stopwatch_adds_up() -> None:

@@ -271,6 +271,16 @@ def naive_threshold(probabilities: Iterable[float], truth: Iterable[float]) -> f
     return chosen
 
 
+def naive_shared(probabilities: np.ndarray, truth: np.ndarray) -> list[float]:
+    """A label whose mean odds are a quarter of the most frequent label's is given at half the odds."""
+    odds, means = probabilities / (1 - probabilities), probabilities.mean(0)
+    odds_of_label = means / (1 - means)
+    factors = np.sqrt(odds_of_label / odds_of_label.max())
+    common = (odds / factors) / (1 + odds / factors)
+    shared = min(0.95, max(0.05, naive_threshold(common.ravel(), truth.ravel())))
+    return [float(expit(logit(shared) + math.log(factor))) for factor in factors]
+
+
 @pytest.mark.parametrize("rows", [1, 7, 300])
 def test_thresholds_against_a_loop(rows: int) -> None:
     target = names("multi", 5)
@@ -280,13 +290,13 @@ def test_thresholds_against_a_loop(rows: int) -> None:
     calibration = fit_calibration(target, logits, truth)
     assert calibration.abstain_below is None and calibration.thresholds is not None
     values = calibration.answers(target, logits).probabilities
-    shared = min(0.95, max(0.05, naive_threshold(values.ravel(), truth.ravel())))
+    shared = naive_shared(values, truth)
     for label, threshold in enumerate(calibration.thresholds):
         assert type(threshold) is float
         count = truth[:, label].sum()
         weight = count / (count + 10)
         own = logit(naive_threshold(values[:, label], truth[:, label]))
-        assert threshold == pytest.approx(expit(weight * own + (1 - weight) * logit(shared)))
+        assert threshold == pytest.approx(expit(weight * own + (1 - weight) * logit(shared[label])))
 
 
 def test_thresholds_raise_f1_of_rare_labels() -> None:
@@ -309,19 +319,29 @@ def test_thresholds_of_labels_without_rows() -> None:
     truth[:, 1] = 0
     calibration = fit_calibration(target, logits, truth)
     assert calibration.thresholds is not None
-    shared = naive_threshold(calibration.answers(target, logits).probabilities.ravel(), truth.ravel())
-    assert calibration.thresholds[1] == pytest.approx(shared)
+    shared = naive_shared(calibration.answers(target, logits).probabilities, truth)
+    assert calibration.thresholds[1] == pytest.approx(shared[1])
+
+
+def test_a_rare_label_without_validation_rows_gets_a_lower_threshold() -> None:
+    chooser = np.random.default_rng(0)
+    truth = (chooser.random((400, 3)) < [0.3, 0.3, 0]).astype(np.float32)
+    logits = 4 * truth - 2 + chooser.normal(size=truth.shape) - [0, 0, 4]
+    thresholds = fit_calibration(names("multi"), logits, truth).thresholds
+    assert thresholds is not None
+    assert 0 < 5 * thresholds[2] < min(thresholds[:2])
 
 
 def test_shared_threshold_keeps_away_from_the_ends() -> None:
-    logits = np.array([[9.0, -9.0, -9.0]] * 10)
-    everything, first = np.ones((10, 3)), np.array([[1, 0, 0]] * 10)
+    # The first nine rows are surer than the others, by each label the same.
+    logits = np.repeat([[4.0] * 3, [-4.0] * 3], 9, axis=0)
+    everything, first = np.ones((18, 3)), np.repeat([[1, 0, 0], [0, 0, 0]], 9, axis=0)
     target = names("multi")
-    low = fit_calibration(target, logits - 20, everything).thresholds
+    low = fit_calibration(target, logits - 15, everything).thresholds
     assert low is not None
-    own = [naive_threshold([expit(value - 20)], [1.0]) for value in (9, -9, -9)]
-    assert low == pytest.approx([expit((logit(0.05) + logit(max(value, 1e-9))) / 2) for value in own])
-    high = fit_calibration(target, logits + 20, first).thresholds
+    own = naive_threshold(expit(logits[:, 0] - 15), everything[:, 0])
+    assert low == pytest.approx([expit((18 * logit(own) + 10 * logit(0.05)) / 28)] * 3)
+    high = fit_calibration(target, logits + 15, first).thresholds
     assert high is not None
     assert high[1:] == pytest.approx((0.95, 0.95))
 

@@ -478,7 +478,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
         HeadJob(kind_of("single", 2), goal % 2, replace(RECIPE, head=replace(RECIPE.head, members=2))),  # type: ignore[arg-type]
     ]
     together = fit_heads(features, jobs, train=TRAIN, validation=VALIDATION, seed=3)
-    assert len({entry.history[-1].step for entry in together}) == 2
+    assert len({entry.history[-1].step for entry in together}) > 1
     for job, result in zip(jobs, together, strict=True):
         alone = fit_heads(features, [job], train=TRAIN, validation=VALIDATION, seed=3)[0]
         assert weights(alone.head) == weights(result.head)

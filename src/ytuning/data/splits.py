@@ -36,13 +36,13 @@ MOST_HELD_OUT = 2000
 # --- checks between rows and between data sets ----------------------------------------------------------------------
 
 
-def check_trainable(dataset: Dataset, *, holdout: bool) -> None:
-    """Whether a head can be trained on these rows; ``holdout``: validation rows are to be taken from them.
+def check_trainable(dataset: Dataset) -> None:
+    """Whether a head can be trained on these rows.
 
     Raises:
         DataError: there are no labels, a column of 0 and 1 has no 1, or the kind's `training_problem`.
     """
-    problem = KINDS[dataset.kind].training_problem(labels_of(dataset), holdout=holdout)
+    problem = KINDS[dataset.kind].training_problem(labels_of(dataset))
     columns = dataset.columns.label if dataset.columns else None
     if isinstance(columns, tuple):
         used = names_in(dataset)
@@ -362,7 +362,7 @@ def target_of(
         InputError: training rows have groups beside validation rows, or the kind of task has no label order.
     """
     check_groups(grouped=train.groups is not None, validation=validation is not None)
-    check_trainable(train, holdout=validation is None)
+    check_trainable(train)
     if label_order is not None and not KINDS[train.kind].has_order:
         raise InputError(
             f"{argument('label_order')} needs labels of the kind 'ordinal'. Got {train.kind!r} instead. "

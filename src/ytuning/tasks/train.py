@@ -14,6 +14,7 @@ import torch
 
 from ytuning.data.dataset import Dataset
 from ytuning.data.label_texts import LabelTexts, describe_labels, meaningful_names
+from ytuning.data.labels import list_names
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import States
@@ -220,6 +221,11 @@ def _split(context: TrainContext) -> TaskRows:
     options = context.options
     rows = task_rows(context.train, context.validation, context.test, seed=options.seed, order=options.label_order)
     check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
+    held = rows.target.count_labels(rows.truth[rows.validation])
+    if unseen := [name for name, count in zip(rows.target.names, held, strict=True) if not count]:
+        context.progress.say(
+            f"no validation row has these labels, so validation figures say nothing about them: {list_names(unseen)}"
+        )
     if options.pairs != "auto" and not context.train.has_pairs:
         raise InputError(
             f"{parameter('pairs')} is for two texts a row, and these are single texts. Got {options.pairs!r}. "

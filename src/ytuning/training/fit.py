@@ -19,7 +19,9 @@ from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import Projection, project_features, shuffled_batches
+from ytuning.training.calibration import fit_calibration
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
+from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 __all__ = [
@@ -146,16 +148,19 @@ def fit_heads(
         shared = _Shared(view, torch.from_numpy(train), torch.from_numpy(validation), batch_size, seed, pool, progress)
         runs = [_HeadRun(job, _fresh_head(job, shared, projection), shared) for job in jobs]
         interrupted = _train_until_stopped(runs, shared)
-        refitted_heads: Sequence[LabelHead | None] = [None] * len(runs)
-        if refit and not interrupted:
+        outcomes = [run.outcome for run in runs]
+        if not interrupted:
             try:
-                refitted_heads = _refit(runs, shared, rows)
+                if refit:
+                    heads = _refit(runs, shared, rows)
+                    outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
+                outcomes = [
+                    _mend_rare_labels(run.job, own, shared, rows) for run, own in zip(runs, outcomes, strict=True)
+                ]
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
-        return [
-            run.result(refitted, projection, interrupted) for run, refitted in zip(runs, refitted_heads, strict=True)
-        ]
+        return [run.result(own, projection, interrupted) for run, own in zip(runs, outcomes, strict=True)]
 
 
 def standard_error(values: Tensor) -> float:
@@ -206,6 +211,21 @@ class _Shared:
         return shuffled_batches(self.features.lengths, rows, self.batch_size, self.seed, stored=stored)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """The heads that the training of one head gives, on what it reads.
+
+    Attributes:
+        chosen: head of the chosen validation.
+        logits: (N, C), those of the validation rows that it gives.
+        refitted: the same after the refit, if there was one.
+    """
+
+    chosen: LabelHead
+    logits: Tensor
+    refitted: LabelHead | None = None
+
+
 class _HeadRun:
     """The training of one head: its learner, its validations, and the heads that may still be chosen."""
 
@@ -234,9 +254,9 @@ class _HeadRun:
         return max(position for position, validation in enumerate(self.history) if validation.score >= floor)
 
     @property
-    def best(self) -> LabelHead:
+    def outcome(self) -> _Outcome:
         """The head of the chosen validation."""
-        return self._validations[1][self.chosen][0]
+        return _Outcome(*self._validations[1][self.chosen])
 
     def validate(self, logits: Tensor, goal: Tensor) -> None:
         """Keep a validation: logits (N, C) and targets (N,) of its rows; a head that has diverged ends the run.
@@ -263,14 +283,14 @@ class _HeadRun:
         self._validations = ([*history, now], heads)
         self.finished = self.learner.step == self.learner.total or _should_stop_early(self.history, config.patience)
 
-    def result(self, refitted: LabelHead | None, projection: Projection | None, interrupted: bool) -> FitResult:
+    def result(self, outcome: _Outcome, projection: Projection | None, interrupted: bool) -> FitResult:
         """What the training gives; the heads are on the features themselves."""
-        chosen_head = _fold_projection(self.best, projection)
+        chosen_head, refitted = _fold_projection(outcome.chosen, projection), outcome.refitted
         return FitResult(
             head=chosen_head if refitted is None else _fold_projection(refitted, projection),
             history=self.history,
             chosen=self.chosen,
-            validation_logits=self._validations[1][self.chosen][1].cpu().numpy(),
+            validation_logits=outcome.logits.cpu().numpy(),
             chosen_head=chosen_head,
             refitted=refitted is not None,
             interrupted=interrupted,
@@ -330,7 +350,7 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
         config = run.job.recipe.training
         total = max(1, round(config.refit_factor * new_share * run.history[run.chosen].step))
         gentler = replace(config, learning_rate=config.refit_rate * config.learning_rate)
-        learners.append(_learner(run.job, gentler, copy.deepcopy(run.best), rows, total))
+        learners.append(_learner(run.job, gentler, copy.deepcopy(run.outcome.chosen), rows, total))
     longest = max(learner.total for learner in learners)
     batches = shared.batches(rows)
     for step in range(1, longest + 1):
@@ -340,10 +360,40 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
     return [learner.head for learner in learners]
 
 
+def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Tensor) -> _Outcome:
+    """The heads with rows of rare labels in closed form, where a row may have several labels; else as they are.
+
+    A label of n rows takes the share k / (n + k) from the closed form, k being the recipe's ``rare_rows``. The
+    validation rows, which the chosen head has not learned from, scale the logits of the closed form.
+    """
+    rare_rows, chosen, refitted = job.recipe.training.rare_rows, outcome.chosen, outcome.refitted
+    if not (rare_rows and job.target.gives_many and isinstance(chosen, PooledHead)):
+        return outcome
+    other = discriminant_head(chosen, shared.features, job.targets, shared.train, rare_rows, shared.pool)
+    logits = stack_logits([other], shared.features, shared.validation, shared.pool)[0]
+    temperature = fit_calibration(job.target, logits.numpy(), job.targets[shared.validation.numpy()]).temperature
+
+    def mended(head: PooledHead, other: PooledHead, rows: Tensor) -> PooledHead:
+        counts = job.target.count_labels(job.targets[rows.numpy()])
+        return blend_heads(head, other, torch.from_numpy(rare_rows / (counts + rare_rows)), temperature)
+
+    chosen = mended(chosen, other, shared.train)
+    if isinstance(refitted, PooledHead):
+        other = discriminant_head(refitted, shared.features, job.targets, rows, rare_rows, shared.pool)
+        refitted = mended(refitted, other, rows)
+    return _Outcome(chosen, stack_logits([chosen], shared.features, shared.validation, shared.pool)[0], refitted)
+
+
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
     """A learner of rows (N,) for ``total`` steps; their shares of the labels give the weights of a balanced loss."""
-    margin, smoothing, weights = config.margin, config.label_smoothing, config.label_weights
-    loss = job.target.loss(config.loss, job.goal[rows], margin=margin, smoothing=smoothing, weights=weights)
+    loss = job.target.loss(
+        config.loss,
+        job.goal[rows],
+        margin=config.margin,
+        smoothing=config.label_smoothing,
+        weights=config.label_weights,
+        rare_rows=config.rare_rows,
+    )
     return Learner(head.train(), job.goal, loss, config=config, total=total, seed=job.seed)
 
 

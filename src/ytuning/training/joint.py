@@ -153,13 +153,22 @@ def start_label_rows(
         head.start_rows(vectors.to(device), ids.to(device))
 
 
-def label_space(head: MatchingHead, features: Features, rows: Tensor) -> Tensor:
+def label_space(head: MatchingHead, features: Features, rows: Tensor, pool: Workers | None = None) -> Tensor:
     """Return the vectors (N, E, H) of rows (N,) that the label rows of each of E members are matched with."""
     vectors = torch.empty(len(rows), head.members, head.match_width)
-    with torch.inference_mode():
-        for batch in ordered_batches(features.lengths[rows]):
+    head.eval()
+
+    def compute(batch: Tensor) -> None:
+        with torch.inference_mode():
             # (E, B, H) -> (B, E, H)
-            vectors[batch] = head.eval().text(*features.batch(rows[batch])).transpose(0, 1).to(vectors.device)
+            vectors[batch] = head.text(*features.batch(rows[batch])).transpose(0, 1).to(vectors.device)
+
+    batches = ordered_batches(features.lengths[rows])
+    if pool is None:
+        for batch in batches:
+            compute(batch)
+    else:
+        pool.map(compute, batches)
     return vectors
 
 

@@ -44,7 +44,7 @@ RECIPE_SCHEMA = 1
 # Larger sizes of a head are mistakes, and could take any time and memory.
 LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "members": 1024}
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
-FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate")
+FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate", "rare_rows")
 """These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
 
 
@@ -69,6 +69,9 @@ class TrainingConfig:
         refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
+        rare_rows: k; a label of n training rows is treated as rare by the share k / (n + k), see `kinds.single` for one
+            label a row and `training/rare_labels.py` for several. 0: not at all. Chosen on rows of GoEmotions and
+            BANKING77 whose labels were cut to few rows (benchmarks/LOG.md).
         label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or
             with several labels a row the root of that, at least 1; or each label's weight by id, scaled to a mean of 1
             over the training rows.
@@ -90,6 +93,7 @@ class TrainingConfig:
     patience: int = 2
     refit_factor: float = 2.0
     refit_rate: float = 0.3
+    rare_rows: float = 50.0
     label_weights: str | tuple[float, ...] | None = None
 
     def smoothing_of(self, target: TaskKind) -> float:

@@ -236,11 +236,8 @@ class TaskKind(ABC):
 
     @classmethod
     @abstractmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """Why a head cannot be trained on these rows, with the position of a row that shows it; None: it can.
-
-        ``holdout`` says that validation rows will be taken from them.
-        """
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
+        """Why a head cannot be trained on these rows, with the position of a row that shows it; None: it can."""
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
@@ -294,6 +291,7 @@ class TaskKind(ABC):
         margin: float = 0.0,
         smoothing: float = 0.0,
         weights: str | tuple[float, ...] | None = None,
+        rare_rows: float = 0.0,
     ) -> Loss:
         """Return the loss that training minimises.
 
@@ -306,13 +304,21 @@ class TaskKind(ABC):
             margin: margin of the triplet loss.
             smoothing: share of the target that cross-entropy spreads over all labels, where a row has one.
             weights: weights of the labels, as in `recipes.TrainingConfig`.
+            rare_rows: k of :meth:`_rarity`; has an effect on kinds with one label a row.
 
         Raises:
             InputError: the loss is unknown, or the label weights do not fit.
         """
         if name not in LOSSES:
             raise InputError(must_be_one_of(parameter("loss"), name, LOSSES))
-        return self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
+        loss = self._batch_loss(name, margin, smoothing, self._label_weights(weights, targets))
+        # Weights say already what a rare label counts, and the triplet loss knows no probabilities.
+        rarity = None if weights is not None or name == "triplet" else self._rarity(targets, rare_rows)
+        return loss if rarity is None else lambda logits, goal: loss(logits + rarity.to(logits.device), goal)
+
+    def _rarity(self, targets: Tensor, rare_rows: float) -> Tensor | None:
+        """Return what is added to the logits (C,) while they learn, or None for nothing."""
+        return None
 
     @abstractmethod
     def _batch_loss(self, name: str, margin: float, smoothing: float, weights: Tensor | None) -> Loss:

@@ -38,6 +38,9 @@ FLAGS = {"0": False, "false": False, "1": True, "true": True}
 SHARED_ENDS = (0.05, 0.95)
 # With this number of rows, a label's own threshold and the shared one have the same weight.
 OWN_ROWS = 10
+# The odds at which a label is given fall with this power of its mean odds. It was chosen on rows of GoEmotions whose
+# labels were cut to few rows (benchmarks/LOG.md).
+RARITY = 0.5
 # Thresholds are blended as logits, which 0 and 1 have none of.
 EDGE = 1e-9
 
@@ -105,7 +108,7 @@ class MultiLabel(TaskKind):
         return [numbered[name] for name in rarest]
 
     @classmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
         """Report that no row has a label. A label that occurs once is no problem: it stays with the training rows."""
         if any(cls.label_names(labels)):
             return None
@@ -205,15 +208,23 @@ class MultiLabel(TaskKind):
     def fit_thresholds(self, probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
         """Fit each label's threshold between the one with its highest F1 and the shared one with the highest micro F1.
 
-        The more rows have the label, the nearer it is to the label's own, which few rows tell little about.
+        The more rows have the label, the nearer it is to the label's own, which few rows tell little about. The shared
+        one is lower for rare labels, whose probabilities rarely become high: of the labels' odds it takes away what
+        they are below the most frequent label's in the mean, to the power of ``RARITY``. The mean probability says how
+        rare a label is, also if no row has it.
         """
         truth = self.decode(targets)
-        shared = float(np.clip(_best_f1(probabilities.ravel(), truth.ravel()), *SHARED_ENDS))
-        own = np.array([_best_f1(*columns) for columns in zip(probabilities.T, truth.T, strict=True)])
+        if not truth.any():
+            return (0.5,) * self.outputs
+        logits, mean = (_logit(values) for values in (probabilities, probabilities.mean(0)))
+        # (C,): the most frequent label's is 0, others are below.
+        rarity = RARITY * (mean - mean.max())
+        common = scipy.special.expit(logits - rarity)
+        shared = _logit(np.clip(_best_f1(common.ravel(), truth.ravel()), *SHARED_ENDS)) + rarity
+        own = _logit(np.array([_best_f1(*columns) for columns in zip(probabilities.T, truth.T, strict=True)]))
         rows = truth.sum(0)
         weight = rows / (rows + OWN_ROWS)
-        logits = weight * scipy.special.logit(np.clip(own, EDGE, 1 - EDGE)) + (1 - weight) * scipy.special.logit(shared)
-        return tuple(scipy.special.expit(logits).tolist())
+        return tuple(scipy.special.expit(weight * own + (1 - weight) * shared).tolist())
 
     def named_answers(self, answers: Answers) -> list[Answer]:
         """Return lists of names, the most probable first."""
@@ -359,6 +370,12 @@ def _names_of_flags(column: Column, rows: Sequence[Sequence[object]], places: Se
         given = f". Got {quantity(len(places), 'name')} instead." if places else ", or write their names in the lists."
         raise column.error(1, problem + given)
     return [[name for name, part in zip(places, parts, strict=True) if FLAGS[label_name(part) or ""]] for parts in rows]
+
+
+def _logit(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of probabilities, finite also of 0 and 1."""
+    logits: np.ndarray = scipy.special.logit(np.clip(probabilities, EDGE, 1 - EDGE))
+    return logits
 
 
 def _best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:

@@ -124,7 +124,7 @@ class Regression(TaskKind):
         return [()] * len(labels)
 
     @classmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
         """Report that all rows have the same number."""
         if len(set(labels)) > 1:
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,7 +34,7 @@ from ytuning.data.kinds.metrics import (
 )
 from ytuning.data.labels import Kind, LabelSet, quote
 from ytuning.data.tables import Column
-from ytuning.errors import InputError, argument, parameter
+from ytuning.errors import InputError, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,17 +83,11 @@ class SingleLabel(TaskKind):
         return list(LabelSet.from_labels(names).encode(names).tolist())
 
     @classmethod
-    def training_problem(cls, labels: Labels, *, holdout: bool) -> tuple[int, str] | None:
-        """Report that all rows have one label, or that a label has a single row but needs a validation row too."""
-        counts = Counter(labels)
-        if len(counts) == 1:
-            problem = f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
-            return 0, problem
-        row = next((row for row, label in enumerate(labels) if holdout and counts[label] == 1), None)
-        if row is None:
+    def training_problem(cls, labels: Labels) -> tuple[int, str] | None:
+        """Report that all rows have one label. A label may occur once: its row stays with the training rows."""
+        if len(set(labels)) > 1:
             return None
-        problem = f"the label {quote(labels[row])} occurs once. Add a second row with it, remove this row, "
-        return row, f"{problem}or give a validation set ({argument('validation')})."
+        return 0, f"all {len(labels)} rows have the label {quote(labels[0])}. Training needs at least two labels."
 
     def encode(self, labels: Labels) -> np.ndarray:
         """Return label ids (rows,) int64."""
@@ -130,6 +123,21 @@ class SingleLabel(TaskKind):
             return (rows if weights is None else rows * weights.to(goal.device)[goal]).mean()
 
         return loss
+
+    def _rarity(self, targets: Tensor, rare_rows: float) -> Tensor | None:
+        """Return log(n / (n + k)) of the labels (C,) with n training rows, k being ``rare_rows``.
+
+        A logit that learns with this added has to be higher by as much where the label is right (logit adjustment:
+        Menon et al., arXiv 2007.07314). With the logarithm of n instead, all labels would become equally likely. This
+        changes what has fewer rows than k, and nothing where all labels have the same number of rows.
+        """
+        if not rare_rows:
+            return None
+        import torch
+
+        # Half a row stands for none, as 0 has no logarithm.
+        counts = torch.from_numpy(self.count_labels(targets.numpy())).clamp_min(0.5)
+        return (counts / (counts + rare_rows)).log()
 
     def _with_distance(self, rows: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
         """Losses (B,) of rows and what an order of the labels adds to them."""
