@@ -27,13 +27,13 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.harness import bar, head_option, parser, recipe, rows_of
 from benchmarks.machine import record
-from ytuning.compare.linear_probe import STRENGTHS, mean_pooled, tuned_probe
+from ytuning.compare.linear_probe import STRENGTHS, tuned_probe
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.evaluation.evaluate import Report, evaluate
-from ytuning.features.features import stored_inputs
+from ytuning.features.features import mean_pooled, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.train import TrainOptions, train_task
