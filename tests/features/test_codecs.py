@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +202,11 @@ def test_huge_channels_cost_the_others_nothing(width: int, most: int, every: int
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("encoder", "most"), [("default", 4), ("mpnet", 8)])
-def test_huge_channels_in_features_of_real_encoders(shared_data: Path, encoder: str, most: int) -> None:
-    if encoder == "mpnet" and "YTUNING_MPNET" not in os.environ:
-        pytest.skip("set YTUNING_MPNET to a folder with sentence-transformers/all-mpnet-base-v2")
-    loaded = load_encoder(os.environ["YTUNING_MPNET"]) if encoder == "mpnet" else load_encoder()
+@pytest.mark.parametrize(("encoder", "most"), [("default", 4), ("second", 8)])
+def test_huge_channels_in_features_of_real_encoders(
+    shared_data: Path, encoder: str, most: int, request: pytest.FixtureRequest
+) -> None:
+    loaded = load_encoder() if encoder == "default" else load_encoder(request.getfixturevalue("second_encoder"))
     inputs = read_dataset(shared_data / "trec6" / "test.jsonl").inputs[:150]
     texts = live_features(inputs, loaded, states=range(loaded.depth + 1))
     features = texts.tokens(torch.arange(len(inputs))).half().numpy()
