@@ -59,16 +59,14 @@ def _label_tuning(config: LabelTuningConfig, state: State, texts: list[list[Tens
 
 def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of a row's one or two texts, each token (L, D): the mean of what the members say."""
-    members = len(state["label_bias"])
-    return torch.stack([_member(config, state, member, texts) for member in range(members)]).mean(0)
+    return torch.stack([_member(config, state, member, texts) for member in range(config.members)]).mean(0)
 
 
 def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of one member."""
-    layer, place = divmod(member, config.members)
-    own = slice(place * config.token_width, (place + 1) * config.token_width)
-    flats = [[token[layer] for token in tokens] for tokens in texts]
-    maps = [[state["token_map"][layer, own] @ token for token in flat] for flat in flats]
+    own = slice(member * config.token_width, (member + 1) * config.token_width)
+    flats = [[token.flatten() for token in tokens] for tokens in texts]
+    maps = [[state["token_map"][own] @ token for token in flat] for flat in flats]
     mixing = state["mixing"][member]
     if len(texts) == 2:
         maps = [_attending(config, mixing, *each) for each in (maps, maps[::-1])]
@@ -92,8 +90,7 @@ def _pools(config: PooledConfig, state: State, member: int, flat: list[Tensor], 
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
     pools = [_gelu(largest + state["map_bias"][member, 0])]
     for query in range(config.queries):
-        layer, place = divmod(member, config.members)
-        pools.append(_attend(state["queries"][layer, place * config.queries + query], flat, mapped))
+        pools.append(_attend(state["queries"][member * config.queries + query], flat, mapped))
     return torch.cat(pools)
 
 

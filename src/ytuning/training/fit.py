@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import Projection, project_features, shuffled_batches
-from ytuning.training.calibration import calibrated_losses, fit_calibration
+from ytuning.training.calibration import fit_calibration
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
 from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
@@ -33,8 +32,6 @@ __all__ = [
 RESIDENT_SHARE = 0.5
 # A loss is clearly lower if it is lower by this many standard errors. A difference of one often arises by chance.
 CLEARLY = 2.0
-# Weights of hidden states are tried in so many steps from 0 to 1, for at most so many states: more would be too many.
-WEIGHT_STEPS, MOST_WEIGHED = 4, 4
 # With fewer rows than this, the standard error says little.
 FEWEST_ROWS = 20
 
@@ -154,10 +151,9 @@ def fit_heads(
         outcomes = [run.outcome for run in runs]
         if not interrupted:
             try:
-                outcomes = [_weigh_states(run.job, own, shared) for run, own in zip(runs, outcomes, strict=True)]
                 if refit:
                     heads = _refit(runs, shared, rows)
-                    outcomes = [own.with_refitted(head) for own, head in zip(outcomes, heads, strict=True)]
+                    outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
                 outcomes = [
                     _mend_rare_labels(run.job, own, shared, rows) for run, own in zip(runs, outcomes, strict=True)
                 ]
@@ -223,19 +219,11 @@ class _Outcome:
         chosen: head of the chosen validation.
         logits: (N, C), those of the validation rows that it gives.
         refitted: the same after the refit, if there was one.
-        weights: (L,), those of the hidden states in both heads; empty if all have one weight.
     """
 
     chosen: LabelHead
     logits: Tensor
     refitted: LabelHead | None = None
-    weights: tuple[float, ...] = ()
-
-    def with_refitted(self, head: LabelHead) -> _Outcome:
-        """The same with a head after its refit, which gets the weights."""
-        if self.weights and isinstance(head, PooledHead):
-            head = head.weighed(self.weights)
-        return replace(self, refitted=head)
 
 
 class _HeadRun:
@@ -372,41 +360,6 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
     return [learner.head for learner in learners]
 
 
-def _weigh_states(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome:
-    """The head with weights of its hidden states that suit the validation rows, if its members read several.
-
-    Of all weights in steps of 1 / ``WEIGHT_STEPS`` those nearest to equal ones are taken whose calibrated loss is
-    within half a standard error of the least (stacking: Wolpert 1992, with weights of a sum of 1: Breiman 1996).
-    """
-    head, target = outcome.chosen, job.target
-    states = len(head.token_map) if isinstance(head, PooledHead) else 1
-    if not isinstance(head, PooledHead) or not 1 < states <= MOST_WEIGHED:
-        return outcome
-    alone = [head.weighed([float(state == other) for other in range(states)]) for state in range(states)]
-    # (L, N, C)
-    logits = torch.stack(stack_logits(alone, shared.features, shared.validation, shared.pool)).numpy()
-    truth = job.targets[shared.validation.numpy()]
-    smoothing = job.recipe.training.smoothing_of(target)
-    equal = (1 / states,) * states
-    grid = itertools.product(range(WEIGHT_STEPS + 1), repeat=states)
-    weights = [equal, *(tuple(part / WEIGHT_STEPS for part in parts) for parts in grid if sum(parts) == WEIGHT_STEPS)]
-    losses = [
-        calibrated_losses(target, np.tensordot(each, logits, 1).astype(np.float32), truth, smoothing=smoothing)
-        for each in weights
-    ]
-    best = min(losses, key=lambda loss: float(loss.mean()))
-    near = [
-        each
-        for each, loss in zip(weights, losses, strict=True)
-        if float((loss - best).mean()) <= 0.5 * standard_error(loss - best)
-    ]
-    taken = min(near, key=lambda each: max(abs(weight - 1 / states) for weight in each))
-    if taken == equal:
-        return outcome
-    logits_taken = torch.from_numpy(np.tensordot(taken, logits, 1).astype(np.float32))
-    return replace(outcome, chosen=head.weighed(taken), logits=logits_taken, weights=taken)
-
-
 def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Tensor) -> _Outcome:
     """The heads with rows of rare labels in closed form, where a row may have several labels; else as they are.
 
@@ -428,8 +381,7 @@ def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Te
     if isinstance(refitted, PooledHead):
         other = discriminant_head(refitted, shared.features, job.targets, rows, rare_rows, shared.pool)
         refitted = mended(refitted, other, rows)
-    logits = stack_logits([chosen], shared.features, shared.validation, shared.pool)[0]
-    return replace(outcome, chosen=chosen, logits=logits, refitted=refitted)
+    return _Outcome(chosen, stack_logits([chosen], shared.features, shared.validation, shared.pool)[0], refitted)
 
 
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
@@ -467,8 +419,8 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
 def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     view = shared.features
-    # R components hold nearly all the energy of D numbers, so each holds D / R times that of a number.
-    energy = 1.0 if projection is None else projection.components.shape[2] / projection.components.shape[1]
+    # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
+    energy = 1.0 if projection is None else projection.components.shape[1] / projection.components.shape[0]
     head = build_head(
         job.recipe.head,
         labels=job.target.outputs,
