@@ -177,7 +177,10 @@ def served_tasks(
     store = FeatureStore(tmp_path_factory.mktemp("features"))
     encoder = load_encoder(tiny_encoder, precision="fp32")
     recipe = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=60, most_steps=60))
-    several = [[label] if number % 3 else [label, "late"] for number, label in enumerate(labels)]
+    several = [
+        [label, "late"] if number % 2 or "late" in text else [label]
+        for number, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
     numbers = [float(len(text)) / 4 for text in texts]
     data: dict[str, tuple[object, ...]] = {
         "single": (from_lists(texts, labels),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.encoder.tiny_models import FORMS, own_states, random_texts, tiny_mode
 from ytuning.encoder.layouts import Layout, read_layout
 from ytuning.encoder.packed import MATERIALISED, STRIP, PackedStates
 from ytuning.encoder.products import is_onednn_faster
+from ytuning.system.machine import one_thread
 
 CPU = torch.device("cpu")
 # Those of one length stand one after the other. Beyond a strip, a window, what bf16 keeps, and the tables' buckets.
@@ -19,6 +21,13 @@ LENGTHS = np.array([1, 1, 2, 2, 2, 3, 5, 5, 17, 17, 80, STRIP, STRIP + 1, 300, 3
 WAYS = [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)]
 EVERY_WAY = pytest.mark.parametrize(("dtype", "onednn"), WAYS, ids=["fp32", "fp32 of torch", "bf16"])
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As an encoder computes a batch: threads that share a product add up its terms in their own way."""
+    with one_thread():
+        yield
 
 
 def layout_of(model: Any) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.products import FEWEST_TOKENS, After, few_rows, filled_rows, is_onednn_faster, product
 from ytuning.encoder.torch_backend import TorchStates
+from ytuning.errors import EncoderError
+from ytuning.system.machine import one_thread
 
 CPU = torch.device("cpu")
 NO_BF16 = not is_onednn_faster(torch.bfloat16)
@@ -52,6 +55,13 @@ PRECISIONS = pytest.mark.parametrize(
     "precision",
     ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(NO_BF16, reason="this processor has no bf16 products"))],
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As an encoder computes a batch: threads that share a product add up its terms in their own way."""
+    with one_thread():
+        yield
 
 
 def saved(name: str, tokenizer: Path, folder: Path) -> Path:
@@ -123,6 +133,16 @@ def test_a_model_that_does_more_than_call_its_linear_modules_is_left_as_it_is(ti
     backend = TorchStates(model, CPU, onednn=is_onednn_faster(torch.float32))
     assert not backend.is_steady
     assert_close([backend({"input_ids": ids}, [3]).numpy()], [expected.float().numpy()])
+
+
+def test_an_encoder_that_joins_tokens_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    sizes = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "block_sizes": [1, 1], "num_decoder_layers": 1}
+    config = transformers.FunnelConfig(vocab_size=4 + len(WORDS), **sizes)
+    transformers.FunnelModel(config).save_pretrained(tmp_path / "m")
+    encoder = load_encoder(tmp_path / "m", precision="fp32", device="cpu")
+    with pytest.raises(EncoderError, match=r"^an encoder of the type 'funnel' joins tokens, .* Take another encoder"):
+        all_features(encoder, TEXTS[3:5], [1, 2])
 
 
 def test_weights_are_not_in_memory_twice(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ytuning.encoder.packed import FEW_PRODUCTS, half
 from ytuning.encoder.products import FEWEST_TOKENS, Product, product
+from ytuning.errors import EncoderError
 from ytuning.system.machine import one_thread
 
 __all__ = ["TorchStates"]
@@ -67,14 +68,25 @@ class TorchStates:
         Args:
             inputs: (B, T) int64 arguments of the model; None for one that it does not take.
             states: (L,) numbers of hidden states.
+
+        Raises:
+            EncoderError: a hidden state has fewer tokens than the text.
         """
         with torch.inference_mode():
             tensors = {
                 name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items() if rows is not None
             }
             outputs = self._up_to(max(states))(**tensors, output_hidden_states=True, return_dict=True)
-            # depth + 1 x (B, T, D) -> (B, T, L, D)
-            return half(torch.stack([outputs.hidden_states[state] for state in states], dim=2))
+            # L x (B, T, D)
+            hidden = [outputs.hidden_states[state] for state in states]
+            if any(state.shape[:2] != tensors["input_ids"].shape for state in hidden):
+                kind = self.model.config.model_type
+                raise EncoderError(
+                    f"an encoder of the type {kind!r} joins tokens, so that some hidden states have fewer tokens than "
+                    "the text. Take another encoder, or layers before that"
+                )
+            # -> (B, T, L, D)
+            return half(torch.stack(hidden, dim=2))
 
     def most_tokens(self, budget: int) -> int:
         """Tokens in a batch of texts of one length: at most ``budget``."""
