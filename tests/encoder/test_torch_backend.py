@@ -135,6 +135,7 @@ def test_a_model_that_does_more_than_call_its_linear_modules_is_left_as_it_is(ti
     assert_close([backend({"input_ids": ids}, [3]).numpy()], [expected.float().numpy()])
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_an_encoder_that_joins_tokens_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_encoder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     sizes = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "block_sizes": [1, 1], "num_decoder_layers": 1}
