@@ -275,6 +275,12 @@ def test_what_does_not_fit_is_tried_with_checkpointing(encoder: Encoder) -> None
     assert found == {"skipped": "does not fit into the GPU's memory with batches of 8"}
 
 
+def full_score(file: Path, encoder: str, rows: int | None = None) -> float | None:
+    """What `quality` takes for full fine-tuning on BANKING77."""
+    asked = argparse.Namespace(full=file, rows=rows, encoder=encoder, fewest_rates=quality.FEWEST_RATES)
+    return quality.full_score("banking77", asked)
+
+
 def test_full_fine_tuning_is_kept_and_not_done_twice(
     data: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,28 +291,23 @@ def test_full_fine_tuning_is_kept_and_not_done_twice(
         full_tuning.main([*options.split(), *rates, "--data", str(data)])
         return full_tuning.kept(into)
 
-    first = tune("1e-3")
-    assert [entry["rate"] for entry in first] == [1e-3] and first[0]["test"]["accuracy"] > 0
+    first = tune("1e-3", "1e-4")
+    assert [entry["rate"] for entry in first] == [1e-3, 1e-4] and first[0]["test"]["accuracy"] > 0
     assert first[0]["train_rows"] + first[0]["validation_rows"] == 90
 
     def score() -> float | None:
-        return quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder=str(tiny_encoder)))
+        return full_score(into, str(tiny_encoder))
 
-    assert score() is None  # one rate is no fair search
+    assert score() is None  # two rates are no fair search
     monkeypatch.setattr(
         full_tuning, "one_training", lambda *_: {"validation": 2.0, "test": {"accuracy": 0.5}, "seconds": 1}
     )
-    assert tune("1e-3", "1e-4", "1e-5")[:1] == first
+    assert tune("1e-3", "1e-4", "1e-5")[:2] == first
     assert len(full_tuning.kept(into)) == 3 and score() == 0.5
-    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder="another")) is None
+    assert full_score(into, "another") is None
     assert len(tune("1e-3", "--epochs", "2")) == 4  # a longer training is another one
-    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=100, encoder=str(tiny_encoder))) is None
-    assert (
-        quality.full_score(
-            "banking77", argparse.Namespace(full=tmp_path / "none.json", rows=None, encoder=str(tiny_encoder))
-        )
-        is None
-    )
+    assert full_score(into, str(tiny_encoder), rows=100) is None
+    assert full_score(tmp_path / "none.json", str(tiny_encoder)) is None
 
 
 def test_rates_tried_on_some_rows_are_a_search_for_all_rows(
@@ -326,19 +327,15 @@ def test_rates_tried_on_some_rows_are_a_search_for_all_rows(
     full_tuning.main([*options.split(), "--data", str(data)])
     assert asked == [(50, 1e-2), (50, 1e-3), (50, 1e-4), (None, 1e-4)]
     assert full_tuning.kept(into)[-1]["searched"] == {"rows": 50, "rates": [1e-2, 1e-3, 1e-4]}
-    assert (
-        quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder=str(tiny_encoder))) == 1 - 1e-4
-    )
+    assert full_score(into, str(tiny_encoder)) == 1 - 1e-4
 
     entries = full_tuning.kept(into)  # a training on all rows that was there before the search is not done again
     del entries[-1]["searched"]
     into.write_text(json.dumps(entries))
-    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder=str(tiny_encoder))) is None
+    assert full_score(into, str(tiny_encoder)) is None
     full_tuning.main([*options.split(), "--data", str(data)])
     assert len(asked) == 4 and len(full_tuning.kept(into)) == 4
-    assert (
-        quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder=str(tiny_encoder))) == 1 - 1e-4
-    )
+    assert full_score(into, str(tiny_encoder)) == 1 - 1e-4
 
 
 def test_a_search_on_more_rows_than_there_are_is_one_on_all(
@@ -355,7 +352,7 @@ def test_a_search_on_more_rows_than_there_are_is_one_on_all(
         (None, 1e-3),
         (None, 1e-4),
     ]
-    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=None, encoder=str(tiny_encoder))) == 0.25
+    assert full_score(into, str(tiny_encoder)) == 0.25
 
 
 def test_rates_that_all_diverge_are_told(
@@ -367,4 +364,4 @@ def test_rates_that_all_diverge_are_told(
     full_tuning.main([*options.split(), "--data", str(data)])
     assert "banking77, seed 0: every rate diverged" in capsys.readouterr().out
     assert len(full_tuning.kept(into)) == 3
-    assert quality.full_score("banking77", argparse.Namespace(full=into, rows=50, encoder=str(tiny_encoder))) is None
+    assert full_score(into, str(tiny_encoder), rows=50) is None
