@@ -29,6 +29,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import EncoderIdentity, default_states
 from ytuning.encoder.tokens import plan_batches
 from ytuning.errors import EncoderError
+from ytuning.system.machine import one_thread
 
 INPUTS: list[TextInput] = [
     ("the card is lost", None),
@@ -169,6 +170,26 @@ def test_encoding_restores_the_number_of_threads(tiny_encoder: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(np.array_equal(*pair) for pair in zip(one, two, strict=True))
+
+
+def test_a_batch_is_computed_on_one_thread_whatever_was_computed_before_it(tiny_encoder: Path) -> None:
+    encoder = load_encoder(tiny_encoder, precision="fp32", device="cpu")
+    encoder.tokens_per_batch = 8
+    tokens, used = encoder.tokenize(INPUTS), []
+
+    def finish(features: torch.Tensor) -> torch.Tensor:
+        with one_thread():
+            pass
+        used.append(torch.get_num_threads())
+        return features
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches = list(encoder.encode(tokens, STATES, finish))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(batches) > 2 and used == [1] * len(batches)
 
 
 # ------------------------------------------------------------------------------------------------- tokens, batches

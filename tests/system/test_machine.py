@@ -186,3 +186,26 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_process_computes_and_does_not_hang() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "0 2\n0\n"
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import torch
+from ytuning.system.machine import one_thread, workers
+
+def threads_after(_):
+    with one_thread():
+        pass
+    return torch.get_num_threads()
+
+torch.set_num_threads(2)
+with workers() as pool:
+    print(pool.map(threads_after, range(4)))
+print(threads_after(0))
+"""
+
+
+def test_a_worker_that_asked_for_one_thread_keeps_one() -> None:
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "[1, 1, 1, 1]\n2\n"

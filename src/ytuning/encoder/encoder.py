@@ -40,7 +40,7 @@ from ytuning.encoder.products import FEWEST_TOKENS, few_rows, is_onednn_faster
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.encoder.torch_backend import TorchStates
 from ytuning.errors import EncoderError, must_be_one_of, parameter
-from ytuning.system.machine import keep_freed_memory, one_thread, shared_threads
+from ytuning.system.machine import keep_freed_memory, one_thread, shared_threads, stay_on_one_thread
 
 __all__ = ["Batches", "Encoder", "Span", "load_encoder"]
 
@@ -343,8 +343,7 @@ def _workers(device: torch.device, threads: int) -> Iterator[Callable[..., Itera
     keep_freed_memory()
     count = threads if device.type == "cpu" else 1
     fetch = _to_host(device)
-    each = 1 if count > 1 else threads
-    pool = ThreadPoolExecutor(count, "encoder", initializer=torch.set_num_threads, initargs=(each,))
+    pool = ThreadPoolExecutor(count, "encoder", initializer=stay_on_one_thread)
 
     def run(compute: Compute, batches: list[np.ndarray], *, together: bool) -> Iterator[np.ndarray]:
         if len(batches) == 1:

@@ -26,7 +26,7 @@ from ytuning.errors import MissingExtraError
 
 __all__ = [
     "Workers", "give_back_freed_memory", "keep_freed_memory", "one_thread", "peak_bytes", "require", "shared_threads",
-    "source_hash", "version_of", "versions", "workers",
+    "source_hash", "stay_on_one_thread", "version_of", "versions", "workers",
 ]  # fmt: skip
 
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -196,14 +196,20 @@ def one_thread() -> Iterator[int]:
             _this_thread.is_limited = outer
 
 
+def stay_on_one_thread() -> None:
+    """At a thread's start: all its operations run on one thread, and :func:`one_thread` gives it no others back."""
+    import torch
+
+    _this_thread.is_limited = True
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def workers() -> Iterator[Workers]:
     """Make as many workers as torch has threads; within, the caller's operations run on one thread too."""
-    import torch
-
     keep_freed_memory()
     with one_thread() as threads:
-        pool = ThreadPoolExecutor(threads, "head", initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(threads, "head", initializer=stay_on_one_thread)
         try:
             yield Workers(pool)
         finally:
