@@ -116,7 +116,7 @@ def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
     with torch.no_grad(), WatchedSoftmax() as watched:
         head(values, mask)
     between = [shares for shares in watched.shares if shares.shape == (4, 6, 6)]
-    alike = torch.stack(between).flip(-1).diagonal(dim1=2, dim2=3)  # (2, E, 6)
+    alike = torch.stack(between).flip(-1).diagonal(dim1=2, dim2=3)  # (2, L * E, 6)
     assert alike.shape == (2, 4, 6) and float(alike.mean()) > 0.7
 
 
@@ -137,14 +137,14 @@ def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pyt
                 logits = head(features, mask)
             gradients = torch.autograd.grad(logits.square().sum(), list(head.parameters()))
         shapes = [tuple(shares.shape) for shares in watched.shares]
-        return logits, gradients, kept, sorted(shape for shape in shapes if shape[2] in (5, 7))
+        return logits, gradients, kept, sorted(shape for shape in shapes if len(shape) == 3 and shape[2] in (5, 7))
 
     logits, gradients, kept, computed = step()
-    assert computed == [(6, 5, 7), (6, 7, 5)] and kept.issuperset(computed)
-    monkeypatch.setattr(pooled, "SCORES_AT_ONCE", 3 * 6 * 7)  # three tokens of a first text at a time
+    assert computed == [(12, 5, 7), (12, 7, 5)] and kept.issuperset(computed)
+    monkeypatch.setattr(pooled, "SCORES_AT_ONCE", 3 * 12 * 7)  # three tokens of a first text at a time
     again, same, kept, computed = step()
-    pieces = [(6, 2, 7), (6, 3, 5), (6, 3, 7), (6, 4, 5)]
-    assert computed == pieces and kept.isdisjoint({(6, 5, 7), (6, 7, 5), *pieces})
+    pieces = [(12, 2, 7), (12, 3, 5), (12, 3, 7), (12, 4, 5)]
+    assert computed == pieces and kept.isdisjoint({(12, 5, 7), (12, 7, 5), *pieces})
     torch.testing.assert_close(again, logits)
     torch.testing.assert_close(same, gradients)
     with torch.inference_mode():
@@ -273,7 +273,7 @@ def test_members_learn_apart_and_answer_together() -> None:
     features, mask = batch(2)
     with torch.no_grad():
         apart, together = head.train()(features, mask), head.eval()(features, mask)
-    assert apart.shape == (3, len(features), 4)
+    assert apart.shape == (6, len(features), 4)
     torch.testing.assert_close(apart.mean(0), together)
 
 

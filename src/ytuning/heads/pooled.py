@@ -60,7 +60,9 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
+        members: E, independent heads for each hidden state, L * E in all, whose logits are averaged. They read that
+            state and the one below it: several small members do better than a large one, and better still if they do
+            not all read the same (benchmarks/LOG.md).
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
@@ -71,7 +73,7 @@ class PooledConfig:
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 4
+    members: int = 2
     width: int = 64
     token_width: int = 64
     mixing_width: int = 32
@@ -85,6 +87,9 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
+# The weights that touch a token: those of a member's own state, (L, E * ..., D), and those of the state below it, which
+# the lowest has not, (L - 1, E * ..., D). With one state there are none of these.
+OWN_MAPS, LOWER_MAPS = ("token_map", "queries"), ("lower_token_map", "lower_queries")
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
@@ -101,8 +106,8 @@ FORMS: dict[str, type[HeadConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
-    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
+    Each member maps the tokens, by one hidden state and the one below it, to a small space of its own, where those of a
+    span attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
     normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
     rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
     those that are like them, and what is matched are the pools' differences, distances and products.
@@ -126,13 +131,13 @@ class PooledHead(nn.Module):
         """
         super().__init__()
         self.config, self.pair_mode = config, pair_mode
-        # E and H, as every head with label rows has them.
-        self.members, self.match_width = config.members, config.width
-        members, inner, states = config.members, config.hidden * config.width, layers * width
+        # L * E and H: members in all, those of the first state first.
+        self.members, self.match_width = layers * config.members, config.width
+        members, inner = self.members, config.hidden * config.width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
         random = partial(_random, generator=generator)
-        self.token_map = random(members * config.token_width, states, fan_in=3 * energy * states)
+        self.token_map = random(layers, config.members * config.token_width, width, fan_in=3 * energy * width)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if pair_mode == "separate":
@@ -140,7 +145,13 @@ class PooledHead(nn.Module):
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
                 keys.copy_(queries)
-        self.queries = random(members * config.queries, states, fan_in=3 * energy * states)
+        self.queries = random(layers, config.members * config.queries, width, fan_in=3 * energy * width)
+        for name, own in zip(LOWER_MAPS, (self.token_map, self.queries), strict=True):
+            lower = random(*own[1:].shape, fan_in=6 * energy * width) if layers > 1 else None
+            self.register_parameter(name, lower)
+            with torch.no_grad():
+                # Members that read two states add up twice as many numbers.
+                own[1:] /= math.sqrt(2)
         self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = random(members, config.width, inner, fan_in=3 * config.width)
@@ -156,38 +167,38 @@ class PooledHead(nn.Module):
         Of pairs there are 2 * B of both.
 
         Returns:
-            (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
+            (B, C), the mean over members; in training mode (L * E, B, C), for each member learns by itself.
         """
         logits = self.match(self.text(features, mask, generator))
         return logits if self.training else logits.mean(0)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
+        """Return texts in each member's label space, (L * E, B, H); the arguments are those of :meth:`forward`."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
             # The first token stays, so that no text is without tokens.
             kept[:, 0] = True
             mask = mask & kept
-        pooled = _normalised(self._pool(features.flatten(2), mask))
+        pooled = _normalised(self._pool(features, mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
             # The order is that of SIDES.
             pooled = torch.cat((difference, difference.abs(), first * second), 2)
         pooled = dropout(pooled, share, generator)
-        # (E, B, H)
+        # (L * E, B, H)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         return dropout(_normalised(text), share, generator)
 
     def match(self, text: Tensor) -> Tensor:
-        """Logits (E, B, C) of texts (E, B, H) in label space."""
+        """Logits (L * E, B, C) of texts (L * E, B, H) in label space."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
 
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:
-        """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
+        """Start each label's rows from its texts (N, L * E, H), as :meth:`text` gives them, of label ids (N,).
 
         What all labels have in common is left out, for it tells none of them from another.
         """
@@ -208,54 +219,84 @@ class PooledHead(nn.Module):
             # The first label stays, as there is no head without one.
             for state in states:
                 state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
-        return heads[0]._with_weights({name: torch.cat([state[name] for state in states]) for name in states[0]})
+        layers = len(heads[0].token_map)
+        weights = {}
+        for name in states[0]:
+            parts = [state[name] for state in states]
+            if name in OWN_MAPS + LOWER_MAPS:
+                weights[name] = torch.cat(parts, 1)
+            else:
+                # (L, E, ...): the members of one state follow each other.
+                weights[name] = torch.cat([part.unflatten(0, (layers, -1)) for part in parts], 1).flatten(0, 1)
+        return heads[0]._with_weights(weights)
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
-        """The head with one more label, after the others: its row (E, H) and bias (E,)."""
+        """The head with one more label, after the others: its row (L * E, H) and bias (L * E,)."""
         state = self.state_dict()
         state["label_rows"] = torch.cat((state["label_rows"], row[:, None]), 1)
         state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)
         return self._with_weights(state)
 
     def fold_projection(self, components: Tensor) -> PooledHead:
-        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = components (R, L * D) f.
+        """The head on states (D,) that gives this one's logits on their coordinates by components (L, R, D).
 
-        Only the two maps that touch a token change, both of them linear, so nothing is left of the components.
+        Only the maps that touch a token change, all of them linear, so nothing is left of the components.
         """
-        maps = {"token_map": self.token_map @ components, "queries": self.queries @ components}
-        return self._with_weights({**self.state_dict(), **maps})
+        state = self.state_dict()
+        state |= {name: state[name] @ components for name in OWN_MAPS}
+        state |= {name: state[name] @ components[:-1] for name in LOWER_MAPS if name in state}
+        return self._with_weights(state)
 
     def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
         """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
         members, labels = state["label_bias"].shape
+        layers, _, width = state["token_map"].shape
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, members=members),
+                replace(self.config, members=members // layers),
                 labels=labels,
-                layers=1,
-                width=state["token_map"].shape[1],
+                layers=layers,
+                width=width,
                 pair_mode=self.pair_mode,
             )
         head.to_empty(device="cpu").load_state_dict(state)
         return head.train(self.training)
 
-    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Pool each member's map of the tokens (B, T, L * D) by maximum and attention to (E, B, (1 + Q) * K)."""
-        members, count, dtype = self.config.members, len(tokens), tokens.dtype
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (L * E, B, (1 + Q) * K)."""
+        members, count, dtype = self.members, len(states), states.dtype
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        # (B, T, E * Q)
-        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]
-        # (E, B, Q, T)
-        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)
-        mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
+        # (L, E, B, T, K or Q) -> (L * E, B, T, ..)
+        mapped, scores = (
+            part.unflatten(2, (self.config.members, -1)).unflatten(1, (count, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+            for part in self._maps(states).split((self.token_map.shape[1], self.queries.shape[1]), 2)
+        )
+        # (L * E, B, Q, T)
+        attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
         meet = self._crossed if self.pair_mode == "separate" else self._mixed
-        # (E, B, T, K)
-        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)
+        # (L * E, B, T, K)
+        mapped = meet(mapped.contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
+
+    def _maps(self, states: Tensor) -> Tensor:
+        """Every member's map and scores of the tokens (B, T, L, D), (L, B * T, E * K + E * Q)."""
+        own = torch.cat((self.token_map, self.queries), 1).to(states.dtype)
+        lower = [getattr(self, name) for name in LOWER_MAPS]
+        # One product for a state's own members and for those of the state above; (n, D) each.
+        above = [] if lower[0] is None else torch.cat(lower, 1).to(states.dtype).unbind()
+        weights = [torch.cat(pair) for pair in zip(own[:-1], above, strict=True)] + [own[-1]]
+        parts = [
+            functional.linear(tokens.flatten(0, 1), matrix)
+            for tokens, matrix in zip(states.unbind(2), weights, strict=True)
+        ]
+        # (B * T, E * (K + Q)) each
+        mapped = [part[:, : own.shape[1]] for part in parts]
+        sums = [mine + below[:, own.shape[1] :] for mine, below in zip(mapped[1:], parts, strict=False)]
+        return torch.stack([mapped[0], *sums])
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
         """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).

@@ -185,7 +185,7 @@ def rank_layers(
     Raises:
         EncoderError, InputError: as loading and encoding.
     """
-    default = encoder.resolve_states(recipe.layers, pairs=train.has_pairs)
+    default = encoder.resolve_states(recipe.layers)
     sets = layer_sets(encoder.depth, default, single=isinstance(recipe.head, CrossAttentionConfig))
     states = tuple(sorted({layer for layers in sets for layer in layers}))
     sample = sample_rows(train, seed, encoder, default, sets)

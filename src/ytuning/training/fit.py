@@ -419,8 +419,8 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
 def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     view = shared.features
-    # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
-    energy = 1.0 if projection is None else projection.components.shape[1] / projection.components.shape[0]
+    # R components hold nearly all the energy of D numbers, so each holds D / R times that of a number.
+    energy = 1.0 if projection is None else projection.components.shape[2] / projection.components.shape[1]
     head = build_head(
         job.recipe.head,
         labels=job.target.outputs,

@@ -218,10 +218,13 @@ class JointHeads:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
         logits: dict[int, Tensor] = {}
         for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
-            # (sum of E, B, H): the texts in the label spaces of all members of these heads, one head after the other.
-            texts = joined.text(values, mask).split([head.members for head in group.values()])
-            for (index, head), text in zip(group.items(), texts, strict=True):
-                logits[index] = head.match(text).mean(0)
+            # (L, sum of E, B, H): the texts in the label spaces of all members of these heads, for each state one head
+            # after the other.
+            texts = joined.text(values, mask).unflatten(0, (values.shape[2], -1))
+            for (index, head), text in zip(
+                group.items(), texts.split([head.config.members for head in group.values()], 1), strict=True
+            ):
+                logits[index] = head.match(text.flatten(0, 1)).mean(0)
         return [logits[index] if index in logits else head(values, mask) for index, head in enumerate(self.heads)]
 
     def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
