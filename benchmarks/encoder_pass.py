@@ -67,6 +67,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_decoder_layers": 1,
         "num_heads": 12,
     },
+    "bart": {"model_type": "bart", "d_model": 768, "encoder_layers": 12, "decoder_layers": 1, "encoder_ffn_dim": 3072},
+    "gpt2": {"model_type": "gpt2", "bos_token_id": 101, "eos_token_id": 102},
     "tiny": {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
 }
 """Configs of base models; what is not said is transformers' default."""

@@ -1,8 +1,9 @@
 """The frozen encoder: texts and numbers of hidden states in, token features out, and its identity.
 
-Nothing is padded and no attention mask is needed: a batch holds texts end to end where the architecture is known
-(`layouts.py`), else texts of one token count only, so that any architecture works without a padding token. A
-text's features are the same bits whichever texts it shares a batch with.
+Nothing is padded and no attention mask is needed, so that any architecture works without a padding token: a batch holds
+texts end to end where the architecture is known (`layouts.py`) or its products do not depend on their rows
+(`torch_backend.py`), else texts of one token count only. A text's features are the same bits whichever texts it shares
+a batch with.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ytuning.encoder.pretrained import (
     longest_input,
     tokenizer_rules,
 )
-from ytuning.encoder.products import FEWEST_TOKENS, few_rows, is_onednn_faster
+from ytuning.encoder.products import FEWEST_TOKENS, is_onednn_faster
 from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
 from ytuning.encoder.torch_backend import TorchStates
 from ytuning.errors import EncoderError, must_be_one_of, parameter
@@ -78,7 +79,10 @@ class Encoder:
         # The config says whether segments matter; the tokenizer's own list changes with the version of transformers.
         self._typed = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self.backend: TorchStates | PackedStates | PackedGpu
-        onednn, layout = is_onednn_faster(model.dtype), read_layout(model)
+        onednn = is_onednn_faster(model.dtype)
+        # To read a layout takes passes of the model.
+        is_packable = PackedStates.takes(model.dtype, device, onednn=onednn) or PackedGpu.takes(device)
+        layout = read_layout(model) if is_packable else None
         if layout is not None and PackedStates.fits(layout, device, onednn=onednn):
             self.backend = PackedStates(layout, onednn=onednn)
         elif layout is not None and PackedGpu.fits(layout, device, identity.max_length):
@@ -170,7 +174,7 @@ class Encoder:
         return fast
 
     def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        """Hidden states, a batch at a time; of BERT and other packed models no layer above the deepest is computed.
+        """Hidden states, a batch at a time; layers above the deepest are not computed where the model allows that.
 
         Args:
             tokens: of the texts.
@@ -184,11 +188,12 @@ class Encoder:
         return self._batches(tokens, states, finish, "equal")
 
     def encode_padded(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        """The same as :meth:`encode` for a few texts of many lengths, in fewer and fuller passes.
+        """The same as :meth:`encode` in the shortest time for a few texts: for answers, not for training.
 
-        With an architecture that is not known, texts of about one length are padded to it, so their features
-        differ in the last bits from those that are stored, and depend a little on the texts beside them: for answers,
-        not for training.
+        Features may differ in the last bits from those that are stored. On a CPU all cores share a single batch in
+        fp32, and in bf16 if the model is not packed, unless it computes texts of several lengths in turn. Of models
+        whose batches otherwise hold texts of one length only, texts of about one length are padded to it, and features
+        depend a little on the texts beside them.
 
         Yields: as :meth:`encode`.
         """
@@ -201,7 +206,7 @@ class Encoder:
         numbers, finish = self.resolve_states(states), finish or (lambda features: features)
         # One answer may be computed by all threads together, if that gives the bits of one thread or nearly these.
         together = form == "padded" and (isinstance(self.backend, TorchStates) or self.identity.precision == "fp32")
-        if not isinstance(self.backend, TorchStates):
+        if self._takes_any_lengths:
             form = "packed"
         short = np.flatnonzero(tokens.lengths <= self.identity.max_length)
         lengths, budget = tokens.lengths[short], self._equal_tokens if form == "equal" else self.tokens_per_batch
@@ -221,6 +226,11 @@ class Encoder:
             yield from zip(batches, run(compute, batches, together=together), strict=True)
 
     @property
+    def _takes_any_lengths(self) -> bool:
+        """Whether texts of all lengths may share a batch."""
+        return not isinstance(self.backend, TorchStates) or self.backend.is_steady
+
+    @property
     def _equal_tokens(self) -> int:
         """The most tokens in a batch of texts of one length, or of packed ones."""
         budget = self.tokens_per_batch
@@ -231,13 +241,8 @@ class Encoder:
         # (B, T) each
         ids, types, mask = tokens.padded(batch, self.tokenizer.pad_token_id or 0)
         assert isinstance(self.backend, TorchStates)
-        inputs = {
-            "input_ids": ids,
-            "token_type_ids": types if self._typed else None,
-            "attention_mask": mask.astype(np.int64),
-        }
-        with few_rows():
-            hidden = self.backend(inputs, states)
+        inputs = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        hidden = self.backend.padded(inputs | ({"token_type_ids": types} if self._typed else {}), states)
         return hidden[torch.from_numpy(mask).to(hidden.device)]
 
     def _windowed(self, tokens: TokenizedTexts, text: int, states: States) -> torch.Tensor:
@@ -261,19 +266,16 @@ class Encoder:
         return inner[0], len(mask) - 1 - inner[-1]
 
     def _features(self, tokens: TokenizedTexts, batch: np.ndarray, states: States) -> torch.Tensor:
-        """(tokens of the batch, L, D) float16; unless they are packed, all texts of the batch have one length T."""
-        places = tokens.places(batch)
-        if isinstance(self.backend, TorchStates):
-            length = int(tokens.lengths[batch[0]])
-            fill = self.backend.rows(len(batch), length, self._equal_tokens) - len(batch)
-            # (B, T), filled up with the last text
-            places = np.pad(places.reshape(-1, length), ((0, fill), (0, 0)), mode="edge")
+        """(tokens of the batch, L, D) float16."""
+        filled = batch
+        if isinstance(self.backend, TorchStates) and not self.backend.is_steady:
+            fill = self.backend.rows(len(batch), int(tokens.lengths[batch[0]]), self._equal_tokens) - len(batch)
+            # Filled up with the last text.
+            filled = np.pad(batch, (0, fill), mode="edge")
+        places = tokens.places(filled)
         ids = tokens.ids[places].astype(np.int64)
         types = tokens.types[places].astype(np.int64) if self._typed else None
-        if isinstance(self.backend, TorchStates):
-            hidden = self.backend({"input_ids": ids, "token_type_ids": types}, states)
-            return hidden[: len(batch)].flatten(0, 1)
-        return self.backend(ids, types, tokens.lengths[batch], states)
+        return self.backend(ids, types, tokens.lengths[filled], states)[: tokens.lengths[batch].sum()]
 
 
 def load_encoder(

@@ -58,12 +58,17 @@ class PackedStates:
         self._layers = [built[id(layer.module)] for layer in layout.layers]
 
     @staticmethod
-    def fits(layout: Layout, device: torch.device, *, onednn: bool) -> bool:
-        """Whether an encoder is on a CPU and its layout, computed here, gives the hidden states of the model itself.
+    def takes(dtype: torch.dtype, device: torch.device, *, onednn: bool) -> bool:
+        """Whether models of a type on a device can be computed here.
 
         In bf16 only oneDNN's products do not depend on the rows beside a row.
         """
-        if device.type != "cpu" or not (layout.dtype == torch.float32 or onednn):
+        return device.type == "cpu" and (dtype == torch.float32 or onednn)
+
+    @staticmethod
+    def fits(layout: Layout, device: torch.device, *, onednn: bool) -> bool:
+        """Whether the encoder can be computed here, and its layout gives the hidden states of the model itself."""
+        if not PackedStates.takes(layout.dtype, device, onednn=onednn):
             return False
         embed, places = _Embed(layout.embeddings, onednn=False), _Places(layout)
 

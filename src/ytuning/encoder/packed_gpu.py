@@ -65,9 +65,14 @@ class PackedGpu:
         self._layers = [built[id(layer.module)] for layer in layout.layers]
 
     @staticmethod
+    def takes(device: torch.device) -> bool:
+        """Whether models on a device can be computed here."""
+        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+    @staticmethod
     def fits(layout: Layout, device: torch.device, max_length: int, kernels: Kernels | None = None) -> bool:
         """Whether an encoder is on a GPU, the kernels have all that it needs, and they give its own hidden states."""
-        if device.type != "cuda" or importlib.util.find_spec("triton") is None or not _is_known(layout, max_length):
+        if not PackedGpu.takes(device) or not _is_known(layout, max_length):
             return False
         own = _Pass(layout)
 

@@ -6,9 +6,7 @@ follows a product applied while a tile of it is in the cache.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -18,12 +16,12 @@ from torch.nn.functional import gelu, linear, pad, silu
 
 from ytuning.system.machine import one_thread
 
-__all__ = ["FEWEST_TOKENS", "After", "Product", "few_rows", "filled_rows", "is_onednn_faster", "product"]
+__all__ = ["FEWEST_TOKENS", "After", "Product", "filled_rows", "is_onednn_faster", "product"]
 
 # Rows from which matrix libraries take the kernel for many rows, in all shapes that were tried.
 FEWEST_TOKENS = 64
 # Rows that batches are filled up to: oneDNN compiles, and keeps in memory, every shape that it meets.
-SIZES = (4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+SIZES = (4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 # Rows of a part of a bf16 product are a multiple of it.
 ROW_STEP = 32
 # By so many rows a row is moved to see whether its place changes it.
@@ -34,7 +32,6 @@ Product = Callable[..., Tensor]
 """Of states (N, D) and, where it is added or multiplied with, a second operand of the result's shape."""
 After = Literal["none", "gelu", "gelu_tanh", "silu", "add", "mul"]
 """What follows a product and its bias."""
-_this_thread = threading.local()
 
 
 def is_onednn_faster(dtype: torch.dtype) -> bool:
@@ -54,16 +51,6 @@ def filled_rows(rows: int) -> int:
     return next((size for size in SIZES if size >= rows), -(-rows // FEWEST_TOKENS) * FEWEST_TOKENS)
 
 
-@contextmanager
-def few_rows() -> Iterator[None]:
-    """Within, products of this thread fill no more rows than make a shape known, at the price of other last bits."""
-    _this_thread.has_few_rows = True
-    try:
-        yield
-    finally:
-        _this_thread.has_few_rows = False
-
-
 def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) -> Product:
     """The product x W' + b and what follows; a second argument is what is added or multiplied with.
 
@@ -75,12 +62,9 @@ def product(weight: Tensor, bias: Tensor | None, after: After, *, onednn: bool) 
 
     def steady(*operands: Tensor) -> Tensor:
         count = len(operands[0])
-        if getattr(_this_thread, "has_few_rows", False):
-            rows = filled_rows(count)
-        else:
-            # To few sizes: every one is tried, and kept by oneDNN.
-            whole = count if form.dtype == torch.float32 else -(-count // ROW_STEP) * ROW_STEP
-            rows = _rows_at_once(form, whole)
+        # To few sizes: every one is tried, and kept by oneDNN.
+        is_known = form.dtype == torch.float32 or count < FEWEST_TOKENS
+        rows = _rows_at_once(form, count if is_known else -(-count // ROW_STEP) * ROW_STEP)
         if rows == count:
             return computed(*operands)
         step = rows if count < rows or rows == FEWEST_TOKENS else ROW_STEP
@@ -135,14 +119,14 @@ def _rows_at_once(form: _Form, count: int) -> int:
 
     The last part has what is left; where that is too little, zeros are put below it.
 
-    On AMX, oneDNN adds up the terms of a long bf16 product in another order where there are few rows or many: from 768
-    for 768 numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on the processor.
-    In fp32 only a few rows are computed in another way.
+    On AMX, oneDNN adds up the terms of a long bf16 product in another order where there are few rows or many: up to 32
+    rows, from 768 for 768 numbers times 768, from 288 (and at 192) for 3,072 times 768. It depends on the widths and on
+    the processor. In fp32 only a few rows are computed in another way.
     """
-    if form.dtype == torch.float32:
-        if count >= FEWEST_TOKENS:
-            return count
+    if count < FEWEST_TOKENS:
         return next(size for size in SIZES if size >= count and _is_computed_as_usual(form, size))
+    if form.dtype == torch.float32:
+        return count
     for parts in range(1, count // FEWEST_TOKENS + 1):
         rows = -(-count // (parts * ROW_STEP)) * ROW_STEP
         if all(_is_computed_as_usual(form, some) for some in {rows, count % rows or rows}):

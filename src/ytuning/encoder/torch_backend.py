@@ -1,8 +1,8 @@
 """Hidden states of any model as transformers computes them, on a CPU with products that do not depend on their rows.
 
-In place of a model's linear modules stand those of `products.py`. Attention takes texts of one length, or a mask, and
-computes each text alike, so that a batch may hold any number of texts. A model that multiplies in other ways too
-(convolutions, parameters of its own) is given batches of one size instead.
+In place of a model's linear modules stand those of `products.py`. The texts of each length in a batch are a call of the
+model, and all calls go on in lockstep (`lockstep.py`), so that a batch may hold any number of texts of any lengths. A
+model that multiplies in other ways too (convolutions, parameters of its own) is given batches of one size instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from ytuning.encoder.lockstep import in_lockstep, multiply
 from ytuning.encoder.packed import FEW_PRODUCTS, half
 from ytuning.encoder.products import FEWEST_TOKENS, Product, product
 from ytuning.errors import EncoderError
@@ -26,8 +28,6 @@ from ytuning.system.machine import one_thread
 
 __all__ = ["TorchStates"]
 
-POST_NORM = ("bert", "camembert", "deberta", "deberta-v2", "electra", "mpnet", "roberta", "xlm-roberta")
-"""Model types that normalise inside each layer, so that a stack of fewer layers gives the same hidden states."""
 # Sizes of a GPU's batches of one length: oneDNN compiles, and keeps in memory, every shape that it meets.
 SIZES = 4
 # Tokens of every batch where the number of rows changes bits. With 1,024 a single text would cost eight times as much.
@@ -44,7 +44,7 @@ class TorchStates:
     """Hidden states of any model, computed by torch.
 
     Attributes:
-        is_steady: whether, on a CPU, a text's features have the same bits in a batch of any number of texts.
+        is_steady: whether, on a CPU, a text's features have the same bits beside any number of texts of any lengths.
     """
 
     def __init__(self, model: Any, device: torch.device, *, onednn: bool = False) -> None:
@@ -62,21 +62,50 @@ class TorchStates:
             self.is_steady = _has_no_other_products(self.model)
             self.is_steady = self.is_steady and self._keeps_bits()
 
-    def __call__(self, inputs: Mapping[str, np.ndarray | None], states: Sequence[int]) -> Tensor:
-        """Hidden states (B, T, L, D) float16, on the device.
+    def __call__(self, ids: np.ndarray, types: np.ndarray | None, lengths: np.ndarray, states: Sequence[int]) -> Tensor:
+        """Features of texts end to end, those of one length one after the other; of one length only unless is_steady.
 
         Args:
-            inputs: (B, T) int64 arguments of the model; None for one that it does not take.
+            ids: (N,) token ids, int64.
+            types: (N,) segment ids, int64; None for an encoder without segments.
+            lengths: (B,) tokens in each text, N in all.
             states: (L,) numbers of hidden states.
+
+        Returns:
+            (N, L, D) float16, on the device.
 
         Raises:
             EncoderError: a hidden state has fewer tokens than the text.
         """
+        # Before the calls: only one of them runs at a time, so that none may wait for a lock.
+        model = self._up_to(max(states))
+        borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        calls = []
+        for first, last in pairwise(borders):
+            tokens, length = slice(starts[first], starts[last]), int(lengths[first])
+            inputs = {"input_ids": ids[tokens]} | ({} if types is None else {"token_type_ids": types[tokens]})
+            calls.append(partial(self._group, model, inputs, length, states))
+        results = in_lockstep(calls)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def padded(self, inputs: Mapping[str, np.ndarray], states: Sequence[int]) -> Tensor:
+        """Hidden states (B, T, L, D) float16, on the device, from arguments of the model (B, T) int64."""
+        return self._hidden(self._up_to(max(states)), inputs, states)
+
+    def _group(self, model: Any, inputs: Mapping[str, np.ndarray], length: int, states: Sequence[int]) -> Tensor:
+        """(N, L, D) float16 from a model's arguments (N,) for texts of one length."""
+        count = len(inputs["input_ids"])
+        fill = max(0, self._fewest_texts(length) - count // length)
+        rows = {
+            name: np.pad(flat.reshape(-1, length), ((0, fill), (0, 0)), mode="edge") for name, flat in inputs.items()
+        }
+        return self._hidden(model, rows, states).flatten(0, 1)[:count]
+
+    def _hidden(self, model: Any, inputs: Mapping[str, np.ndarray], states: Sequence[int]) -> Tensor:
         with torch.inference_mode():
-            tensors = {
-                name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items() if rows is not None
-            }
-            outputs = self._up_to(max(states))(**tensors, output_hidden_states=True, return_dict=True)
+            tensors = {name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items()}
+            outputs = model(**tensors, output_hidden_states=True, return_dict=True)
             # L x (B, T, D)
             hidden = [outputs.hidden_states[state] for state in states]
             if any(state.shape[:2] != tensors["input_ids"].shape for state in hidden):
@@ -89,7 +118,7 @@ class TorchStates:
             return half(torch.stack(hidden, dim=2))
 
     def most_tokens(self, budget: int) -> int:
-        """Tokens in a batch of texts of one length: at most ``budget``."""
+        """Tokens in a batch: at most ``budget``."""
         is_fixed = self.device.type == "cpu" and self.model.dtype == torch.bfloat16 and not self.is_steady
         return min(budget, FIXED_TOKENS) if is_fixed else budget
 
@@ -105,42 +134,82 @@ class TorchStates:
         if self.device.type != "cpu":
             step = -(-full // SIZES) if self.model.dtype == torch.bfloat16 else 1
             return max(-(-texts // step) * step, fewest)
-        if self.model.dtype == torch.float32:
-            return texts if self.is_steady else max(texts, fewest)
-        return max(texts, FEW_PRODUCTS // (HEADS_WIDTH * length**2) + 1) if self.is_steady else full
+        return max(texts, fewest) if self.model.dtype == torch.float32 else full
+
+    def _fewest_texts(self, length: int) -> int:
+        """Texts of one length with which batched products go the way of larger ones."""
+        is_large = not self.is_steady or self.model.dtype == torch.float32
+        return 1 if is_large else FEW_PRODUCTS // (HEADS_WIDTH * length**2) + 1
 
     def _keeps_bits(self) -> bool:
         """Whether a text alone has the bits that it has beside others."""
-        generator, states = np.random.default_rng(0), [self.model.config.num_hidden_layers]
-        words = self.model.get_input_embeddings().num_embeddings
+        states, lengths = [self.model.config.num_hidden_layers], np.repeat(TRIED_LENGTHS, TRIED_TEXTS)
+        ids = self._random_tokens(lengths.sum())
         # As in every later pass, one thread computes a batch.
         with one_thread():
-            for length in TRIED_LENGTHS:
-                texts = generator.integers(words // 2, words, (TRIED_TEXTS, length))
-                alone = texts[-1:].repeat(self.rows(1, length, length), axis=0)
-                together = np.concatenate((texts, alone))
-                first, last = (self({"input_ids": ids}, states) for ids in (alone, together))
-                if not torch.equal(first[0], last[TRIED_TEXTS - 1]):
-                    return False
-        return True
+            try:
+                beside = self(ids, None, lengths, states).split(lengths.tolist())
+            except EncoderError:
+                # Some versions of transformers collect the hidden states of calls in turn together.
+                return False
+            apart = np.split(ids, np.cumsum(lengths)[:-1])
+            # The last text of each length.
+            alone = {text: self(apart[text], None, lengths[[text]], states) for text in (TRIED_TEXTS - 1, -1)}
+            return all(torch.equal(features, beside[text]) for text, features in alone.items())
+
+    def _random_tokens(self, count: int) -> np.ndarray:
+        """(count,) ids that are no special tokens."""
+        words = self.model.get_input_embeddings().num_embeddings
+        return np.random.default_rng(0).integers(words // 2, words, count)
 
     def _up_to(self, deepest: int) -> Any:
         """The model without the layers above a hidden state, which would be computed for nothing.
 
-        Only the stacks of BERT and its kin are cut. Other models treat their last layer's output apart from the rest,
-        so that a layer that becomes the last would give another hidden state.
+        It is the model itself if no shorter one gives the same hidden states, bit by bit.
         """
-        # No model runs without layers.
-        layers = max(deepest, 1)
-        if self.model.config.model_type not in POST_NORM or layers == self.model.config.num_hidden_layers:
-            return self.model
-        with self._lock:
-            if layers not in self._stacks:
-                # Threads can run the copy beside the model.
-                stack = _copied(self.model)
-                del stack.encoder.layer[layers:]
-                self._stacks[layers] = stack
-            return self._stacks[layers]
+        with self._lock, torch.inference_mode():
+            if deepest not in self._stacks:
+                self._stacks[deepest] = self._cut(deepest) or self.model
+            return self._stacks[deepest]
+
+    def _cut(self, deepest: int) -> Any | None:
+        """A copy in which the layer above a hidden state gives on what it gets, and is the last one.
+
+        None if there is no such layer, or if the hidden states of the copy are not those of the whole model.
+        """
+        depth = self.model.config.num_hidden_layers
+        if deepest >= depth:
+            return None
+        copied, outputs = _copied(self.model), list[int | None]()
+        # The outermost list of so many modules.
+        lists = (part for part in copied.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+        layers = next(lists, None)
+        if layers is None:
+            return None
+        # How many outputs the layer has, or None if it has just the states.
+        hook = layers[deepest].register_forward_hook(
+            lambda _, __, output: outputs.append(len(output) if isinstance(output, tuple) else None)
+        )
+        wanted = self._tried_states(copied)
+        hook.remove()
+
+        def pass_on(states: Tensor, *_: Any, **__: Any) -> Any:
+            # Other outputs are for the layers above.
+            return states if outputs[0] is None else (states, *[None] * (outputs[0] - 1))
+
+        layers[deepest].forward = pass_on
+        del layers[deepest + 1 :]
+        try:
+            given = self._tried_states(copied)[: deepest + 1]
+        except (RuntimeError, AttributeError, IndexError, TypeError, ValueError):
+            return None
+        return copied if all(map(torch.equal, given, wanted)) else None
+
+    def _tried_states(self, model: Any) -> Sequence[Tensor]:
+        """All hidden states of a text of random tokens."""
+        ids = torch.from_numpy(self._random_tokens(TRIED_LENGTHS[-1])).to(self.device)
+        states: Sequence[Tensor] = model(input_ids=ids[None], output_hidden_states=True).hidden_states
+        return states
 
 
 class _Linear(nn.Module):
@@ -166,7 +235,7 @@ class _Linear(nn.Module):
         """(.., outer) from (.., inner)."""
         flat = states.reshape(-1, states.shape[-1]).contiguous()
         compute: Product = self._product
-        return compute(flat).view(*states.shape[:-1], self._outer)
+        return multiply(compute, flat).view(*states.shape[:-1], self._outer)
 
 
 def _copied(model: Any) -> Any:
