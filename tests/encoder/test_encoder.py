@@ -293,9 +293,9 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
 
 @pytest.mark.parametrize(
     ("depth", "states"),
-    [(12, (6, 10)), (6, (3, 5)), (4, (2, 3)), (3, (2, 3)), (2, (1, 2)), (1, (1,))],
+    [(24, (12, 20, 24)), (12, (6, 10, 12)), (6, (3, 5, 6)), (4, (2, 3, 4)), (3, (2, 3)), (2, (1, 2)), (1, (1,))],
 )
-def test_the_default_states_are_half_and_five_sixths_up(depth: int, states: tuple[int, ...]) -> None:
+def test_the_default_states_are_half_five_sixths_and_all_the_way_up(depth: int, states: tuple[int, ...]) -> None:
     assert default_states(depth) == states
 
 

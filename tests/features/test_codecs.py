@@ -102,8 +102,8 @@ def share_lost(features: np.ndarray, where: np.ndarray) -> tuple[float, float]:
 
 
 def test_row_bytes_of_the_default_encoder() -> None:
-    assert [row_bytes(name, 2, 384) for name in CODECS] == [1536, 788, 388]
-    assert 788 / 1536 < 0.52 and 388 / 1536 < 0.26
+    assert [row_bytes(name, 3, 384) for name in CODECS] == [2304, 1182, 582]
+    assert 1182 / 2304 < 0.52 and 582 / 2304 < 0.26
     assert row_bytes("compact", 1, 1) == 3
 
 

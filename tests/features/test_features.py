@@ -373,9 +373,9 @@ def test_features_are_written_in_another_codec_without_the_encoder(
     live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     twin = FeatureStore(store.root / "twin")
     encoder.read.clear()
-    assert keep_inputs(inputs[:30], live, encoder, twin, Progress(), codec=codec, states=STATES) == 30
-    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 31
-    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 0
+    assert keep_inputs(inputs[:30], live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 30
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 31
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 0
     features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses, encoder.read) == (61, 0, [])
     assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
@@ -717,7 +717,9 @@ def test_a_view_is_what_is_stored_of_those_states_and_can_be_stored_as_it(
     rows = torch.arange(len(inputs))
     assert torch.equal(view.tokens(rows), own.tokens(rows))
     copied = FeatureStore(tmp_path / "copied")
-    assert keep_inputs(inputs, view, encoder, copied, Progress(), codec=codec, states=STATES) == len(inputs)
+    assert keep_inputs(inputs, view, encoder, copied, Progress(), codec=codec, held=STATES, states=STATES) == len(
+        inputs
+    )
     kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses) == (len(inputs), 0)
     assert torch.equal(kept.tokens(rows), own.tokens(rows))

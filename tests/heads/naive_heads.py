@@ -60,7 +60,8 @@ def _label_tuning(config: LabelTuningConfig, state: State, texts: list[list[Tens
 def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of a row's one or two texts, each token (L, D): the mean of what the members say."""
     members = len(state["label_bias"])
-    return torch.stack([_member(config, state, member, texts) for member in range(members)]).mean(0)
+    logits = [state["weights"][member] * _member(config, state, member, texts) for member in range(members)]
+    return torch.stack(logits).mean(0)
 
 
 def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
@@ -87,17 +88,16 @@ def _member(config: PooledConfig, state: State, member: int, texts: list[list[Te
     return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
 
 
-def _read(config: PooledConfig, state: State, member: int) -> tuple[slice, Tensor, Tensor]:
+def _read(config: PooledConfig, state: State, member: int) -> tuple[list[int], Tensor, Tensor]:
     """The S hidden states that a member reads, and its map (K, S * D) and queries (Q, S * D) of them side by side."""
-    layer, place = divmod(member, config.members)
-
-    def weights(name: str, size: int) -> Tensor:
-        own = slice(place * size, (place + 1) * size)
-        lower = [state[f"lower_{name}"][layer - 1, own]] if layer else []
-        return torch.cat([*lower, state[name][layer, own]], 1)
-
-    states = slice(max(layer - 1, 0), layer + 1)
-    return states, weights("token_map", config.token_width), weights("queries", config.queries)
+    shared = len(state["shared_map"])
+    if member < config.alone:
+        states, weights = [0], state["lowest_map"][member]
+    elif member < config.alone + config.members:
+        states, weights = list(range(shared)), torch.cat(list(state["shared_map"][:, member - config.alone]), 1)
+    else:
+        states, weights = [-1], state["last_map"][member - config.alone - config.members]
+    return states, weights[: config.token_width], weights[config.token_width :]
 
 
 def _pools(bias: Tensor, queries: Tensor, flat: list[Tensor], mapped: list[Tensor]) -> Tensor:

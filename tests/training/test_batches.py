@@ -178,7 +178,7 @@ def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> 
     config, width = PooledConfig(members=2, width=8), projection.features.width
     head = PooledHead(config, labels=3, layers=stored.layers, width=width).eval()
     wide = head.fold_projection(projection.components)
-    assert not wide.training and wide.token_map.shape[2] == stored.width
+    assert not wide.training and wide.last_map.shape[2] == stored.width
     with torch.no_grad():
         logits = head(*projection.features.batch(ROWS[:40]))
         torch.testing.assert_close(wide(*stored.batch(ROWS[:40])), logits, atol=1e-5, rtol=1e-4)
@@ -186,7 +186,7 @@ def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> 
 
 def test_first_weights_are_scaled_by_the_energy() -> None:
     plain, scaled = (
-        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).token_map.detach().std()
+        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).lowest_map.detach().std()
         for energy in (1.0, 4.0)
     )
     assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)

@@ -60,9 +60,10 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        members: E, independent heads for each hidden state, L * E in all, whose logits are averaged. They read that
-            state and the one below it: several small members do better than a large one, and better still if they do
-            not all read the same (benchmarks/LOG.md).
+        members: number of members, which are independent heads whose logits are averaged, that read the lower hidden
+            states side by side: all but the last, or both of two. Several small ones do better than a large one.
+        alone: number of further members that read the lowest state alone, and of as many that read the last one alone:
+            members do better together if they do not all read the same (benchmarks/LOG.md).
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
@@ -74,12 +75,13 @@ class PooledConfig:
     """
 
     members: int = 2
+    alone: int = 2
     width: int = 64
-    token_width: int = 64
+    token_width: int = 52
     mixing_width: int = 32
     mixing_span: int = 64
     queries: int = 2
-    hidden: int = 2
+    hidden: int = 1
     dropout: float = 0.1
     token_dropout: float = 0.1
 
@@ -87,9 +89,8 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# The weights that touch a token: those of a member's own state, (L, E * ..., D), and those of the state below it, which
-# the lowest has not, (L - 1, E * ..., D). With one state there are none of these.
-OWN_MAPS, LOWER_MAPS = ("token_map", "queries"), ("lower_token_map", "lower_queries")
+# The weights that touch a token, of members that read the lowest state, several side by side, or the last one.
+TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
@@ -106,11 +107,12 @@ FORMS: dict[str, type[HeadConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens, by one hidden state and the one below it, to a small space of its own, where those of a
-    span attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
-    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
-    rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
-    those that are like them, and what is matched are the pools' differences, distances and products.
+    Each member maps the tokens to a small space of its own, where those of a span attend to each other once, and pools
+    them there, by maximum and by attention of its queries. Some read the lowest hidden state alone, most several states
+    side by side, some the last one alone, and they follow each other in this order. The pools are normalised, mapped to
+    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
+    All members are computed together. In a pair, tokens attend to the other text instead, first to those that are like
+    them, and what is matched are the pools' differences, distances and products.
     """
 
     def __init__(
@@ -131,13 +133,17 @@ class PooledHead(nn.Module):
         """
         super().__init__()
         self.config, self.pair_mode = config, pair_mode
-        # L * E and H: members in all, those of the first state first.
-        self.members, self.match_width = layers * config.members, config.width
+        # L, E and H.
+        self.layers, self.members, self.match_width = layers, config.members + 2 * config.alone, config.width
         members, inner = self.members, config.hidden * config.width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
         random = partial(_random, generator=generator)
-        self.token_map = random(layers, config.members * config.token_width, width, fan_in=3 * energy * width)
+        # What a member maps a token to: K numbers and the scores of Q queries. The states side by side are added up.
+        shared, mapped = _shared_states(layers), config.token_width + config.queries
+        self.lowest_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
+        self.shared_map = random(shared, config.members, mapped, width, fan_in=3 * energy * shared * width)
+        self.last_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if pair_mode == "separate":
@@ -145,13 +151,6 @@ class PooledHead(nn.Module):
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
                 keys.copy_(queries)
-        self.queries = random(layers, config.members * config.queries, width, fan_in=3 * energy * width)
-        for name, own in zip(LOWER_MAPS, (self.token_map, self.queries), strict=True):
-            lower = random(*own[1:].shape, fan_in=6 * energy * width) if layers > 1 else None
-            self.register_parameter(name, lower)
-            with torch.no_grad():
-                # Members that read two states add up twice as many numbers.
-                own[1:] /= math.sqrt(2)
         self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = random(members, config.width, inner, fan_in=3 * config.width)
@@ -160,6 +159,9 @@ class PooledHead(nn.Module):
         self.contract_bias = _zeros(members, config.width)
         self.label_rows = random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
+        # Of members in the mean; their own mean is 1. Validation sets them, training does not.
+        self.weights: Tensor
+        self.register_buffer("weights", torch.ones(members))
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
@@ -167,13 +169,13 @@ class PooledHead(nn.Module):
         Of pairs there are 2 * B of both.
 
         Returns:
-            (B, C), the mean over members; in training mode (L * E, B, C), for each member learns by itself.
+            (B, C), the weighed mean over members; in training mode (E, B, C), for each member learns by itself.
         """
         logits = self.match(self.text(features, mask, generator))
-        return logits if self.training else logits.mean(0)
+        return logits if self.training else self.average(logits)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return texts in each member's label space, (L * E, B, H); the arguments are those of :meth:`forward`."""
+        """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
@@ -187,18 +189,22 @@ class PooledHead(nn.Module):
             # The order is that of SIDES.
             pooled = torch.cat((difference, difference.abs(), first * second), 2)
         pooled = dropout(pooled, share, generator)
-        # (L * E, B, H)
+        # (E, B, H)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
         text = text + torch.baddbmm(self.contract_bias[:, None], inner, self.contract)
         return dropout(_normalised(text), share, generator)
 
     def match(self, text: Tensor) -> Tensor:
-        """Logits (L * E, B, C) of texts (L * E, B, H) in label space."""
+        """Logits (E, B, C) of texts (E, B, H) in label space."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
 
+    def average(self, logits: Tensor) -> Tensor:
+        """The weighed mean (B, C) of members' logits (E, B, C)."""
+        return (logits * self.weights[:, None, None]).mean(0)
+
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:
-        """Start each label's rows from its texts (N, L * E, H), as :meth:`text` gives them, of label ids (N,).
+        """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
 
         What all labels have in common is left out, for it tells none of them from another.
         """
@@ -210,7 +216,7 @@ class PooledHead(nn.Module):
 
     @staticmethod
     def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
-        """One head whose members are those of several of one form: its logits are the mean of theirs.
+        """One head whose members are those of several of one form: its logits are the mean of theirs, by their members.
 
         Heads of different labels can be joined without them, for :meth:`text` alone.
         """
@@ -219,19 +225,46 @@ class PooledHead(nn.Module):
             # The first label stays, as there is no head without one.
             for state in states:
                 state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
-        layers = len(heads[0].token_map)
         weights = {}
         for name in states[0]:
             parts = [state[name] for state in states]
-            if name in OWN_MAPS + LOWER_MAPS:
-                weights[name] = torch.cat(parts, 1)
+            if name in TOKEN_MAPS:
+                # (E', ..) or (L', E', ..)
+                weights[name] = torch.cat(parts, parts[0].dim() - 3)
             else:
-                # (L, E, ...): the members of one state follow each other.
-                weights[name] = torch.cat([part.unflatten(0, (layers, -1)) for part in parts], 1).flatten(0, 1)
+                groups = zip(*(part.split(head.groups) for part, head in zip(parts, heads, strict=True)), strict=True)
+                weights[name] = torch.cat([part for group in groups for part in group])
         return heads[0]._with_weights(weights)
 
+    @staticmethod
+    def split_by_head(values: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
+        """What belongs to the members of each head, (E, ..), of values (sum of E, ..) of the head :meth:`joined`."""
+        sizes = [size for group in zip(*(head.groups for head in heads), strict=True) for size in group]
+        parts = values.split(sizes)
+        return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
+
+    @property
+    def groups(self) -> list[int]:
+        """How many members read the lowest state, several side by side, and the last one."""
+        return [self.config.alone, self.config.members, self.config.alone]
+
+    def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
+        """The head in whose mean the members of each of the three :attr:`groups` have such a weight."""
+        device = self.weights.device
+        each = torch.tensor(weights, dtype=torch.float32, device=device)
+        each = each.repeat_interleave(torch.tensor(self.groups, device=device))
+        return self._with_weights({**self.state_dict(), "weights": each / each.mean()})
+
+    def with_equal_weights(self) -> PooledHead:
+        """The same logits from a plain mean of members: the weights become part of label rows and biases."""
+        state = self.state_dict()
+        rows, bias = state["label_rows"] * self.weights[:, None, None], state["label_bias"] * self.weights[:, None]
+        return self._with_weights(
+            {**state, "label_rows": rows, "label_bias": bias, "weights": torch.ones_like(self.weights)}
+        )
+
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
-        """The head with one more label, after the others: its row (L * E, H) and bias (L * E,)."""
+        """The head with one more label, after the others: its row (E, H) and bias (E,)."""
         state = self.state_dict()
         state["label_rows"] = torch.cat((state["label_rows"], row[:, None]), 1)
         state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)
@@ -242,61 +275,58 @@ class PooledHead(nn.Module):
 
         Only the maps that touch a token change, all of them linear, so nothing is left of the components.
         """
-        state = self.state_dict()
-        state |= {name: state[name] @ components for name in OWN_MAPS}
-        state |= {name: state[name] @ components[:-1] for name in LOWER_MAPS if name in state}
-        return self._with_weights(state)
+        maps = {
+            "lowest_map": self.lowest_map @ components[0],
+            "shared_map": self.shared_map @ components[: len(self.shared_map), None],
+            "last_map": self.last_map @ components[-1],
+        }
+        return self._with_weights({**self.state_dict(), **maps})
 
     def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
-        """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
-        members, labels = state["label_bias"].shape
-        layers, _, width = state["token_map"].shape
+        """A head of this form with other weights, whose shapes say how many members and labels it has."""
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, members=members // layers),
-                labels=labels,
-                layers=layers,
-                width=width,
+                replace(self.config, members=state["shared_map"].shape[1], alone=len(state["last_map"])),
+                labels=state["label_bias"].shape[1],
+                layers=self.layers,
+                width=state["shared_map"].shape[-1],
                 pair_mode=self.pair_mode,
             )
-        head.to_empty(device="cpu").load_state_dict(state)
+        head.to_empty(device=state["label_bias"].device).load_state_dict(state)
         return head.train(self.training)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (L * E, B, (1 + Q) * K)."""
+        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (E, B, (1 + Q) * K)."""
         members, count, dtype = self.members, len(states), states.dtype
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        # (L, E, B, T, K or Q) -> (L * E, B, T, ..)
-        mapped, scores = (
-            part.unflatten(2, (self.config.members, -1)).unflatten(1, (count, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-            for part in self._maps(states).split((self.token_map.shape[1], self.queries.shape[1]), 2)
-        )
-        # (L * E, B, Q, T)
+        # (B, T, E, K + Q) -> (E, B, T, ..)
+        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
+        # (E, B, Q, T)
         attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
         meet = self._crossed if self.pair_mode == "separate" else self._mixed
-        # (L * E, B, T, K)
+        # (E, B, T, K)
         mapped = meet(mapped.contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _maps(self, states: Tensor) -> Tensor:
-        """Every member's map and scores of the tokens (B, T, L, D), (L, B * T, E * K + E * Q)."""
-        own = torch.cat((self.token_map, self.queries), 1).to(states.dtype)
-        lower = [getattr(self, name) for name in LOWER_MAPS]
-        # One product for a state's own members and for those of the state above; (n, D) each.
-        above = [] if lower[0] is None else torch.cat(lower, 1).to(states.dtype).unbind()
-        weights = [torch.cat(pair) for pair in zip(own[:-1], above, strict=True)] + [own[-1]]
-        parts = [
-            functional.linear(tokens.flatten(0, 1), matrix)
-            for tokens, matrix in zip(states.unbind(2), weights, strict=True)
-        ]
-        # (B * T, E * (K + Q)) each
-        mapped = [part[:, : own.shape[1]] for part in parts]
-        sums = [mine + below[:, own.shape[1] :] for mine, below in zip(mapped[1:], parts, strict=False)]
-        return torch.stack([mapped[0], *sums])
+        """Every member's map of the tokens (B, T, L, D) and the scores of its queries, (B, T, E, K + Q)."""
+        sums: dict[int, Tensor] = {}
+        for state, tokens in enumerate(states.unbind(2)):
+            read: dict[int, Tensor] = {0: self.lowest_map} if state == 0 else {}
+            if state < len(self.shared_map):
+                read[1] = self.shared_map[state]
+            if state == self.layers - 1:
+                read[2] = self.last_map
+            # One product for all members that read a state.
+            values = functional.linear(tokens, torch.cat(list(read.values())).flatten(0, 1).to(states.dtype))
+            sizes = [maps.shape[0] * maps.shape[1] for maps in read.values()]
+            for group, part in zip(read, values.split(sizes, -1), strict=True):
+                sums[group] = sums[group] + part if group in sums else part
+        return torch.cat([sums[group] for group in sorted(sums)], -1).unflatten(-1, (self.members, -1))
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
         """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
@@ -360,6 +390,11 @@ def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: T
     attended = recomputed if torch.is_grad_enabled() else _attended
     pieces = zip(tokens.split(rows, 1), queries.split(rows, 1), strict=True)
     return torch.cat([attended(*piece, keys, values, there) for piece in pieces], 1)
+
+
+def _shared_states(layers: int) -> int:
+    """How many of L hidden states some members read side by side: all but the last, or both of two."""
+    return max(min(layers, 2), layers - 1)
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -173,8 +173,9 @@ class Space:
             token_dropout=choices["token_dropout"],
         )
         if self.target.outputs <= BUDGET_LABELS:
-            while head.members > 1 and self.size(head, layers, mode) > most:
-                head = replace(head, members=head.members - 1)
+            for name in ("members", "alone"):
+                while getattr(head, name) > 1 and self.size(head, layers, mode) > most:
+                    head = replace(head, **{name: getattr(head, name) - 1})
         return head
 
 
