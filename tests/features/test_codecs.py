@@ -102,8 +102,8 @@ def share_lost(features: np.ndarray, where: np.ndarray) -> tuple[float, float]:
 
 
 def test_row_bytes_of_the_default_encoder() -> None:
-    assert [row_bytes(name, 3, 384) for name in CODECS] == [2304, 1182, 582]
-    assert 1182 / 2304 < 0.52 and 582 / 2304 < 0.26
+    assert [row_bytes(name, 2, 384) for name in CODECS] == [1536, 788, 386]
+    assert 788 / 1536 < 0.52 and 386 / 1536 < 0.26
     assert row_bytes("compact", 1, 1) == 3
 
 
@@ -258,39 +258,33 @@ def test_compact_is_the_naive_sum_over_directions(dtype: torch.dtype) -> None:
     features = normal(300)
     codec = PcaInt8Codec.fitted(features)
     rows = codec.encode(torch.from_numpy(features)).numpy()
-    assert rows.shape == (300, 2 * (3 + 2))
+    assert rows.shape == (300, 6 + 2)
     restored = codec.decode(torch.from_numpy(rows), dtype)
     assert restored.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 2**-7
-    for row, values in zip(rows, restored.double().view(300, 2, 6).numpy(), strict=True):
-        for state, own in enumerate(values):
-            # The scales of both states come first, then three numbers for each.
-            part = row[2 * state : 2 * state + 2].tobytes() + row[4 + 3 * state : 7 + 3 * state].tobytes()
-            coordinates = np.array(naive_int8(part, 1, 3)) * codec.weights[state]
-            directions = codec.components[state].astype(float)
-            expected = sum(c * direction for c, direction in zip(coordinates, directions, strict=True))
-            np.testing.assert_allclose(own, expected, atol=tolerance * np.abs(coordinates).sum(), rtol=0)
+    for row, values in zip(rows, restored.double().numpy(), strict=True):
+        coordinates = np.array(naive_int8(row.tobytes(), 1, 6)) * codec.weights
+        expected = sum(c * direction for c, direction in zip(coordinates, codec.components.astype(float), strict=True))
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+        np.testing.assert_allclose(values, expected, atol=tolerance * np.abs(coordinates).sum(), rtol=0)
 
 
 def test_compact_loses_what_a_principal_component_analysis_loses_and_little_more() -> None:
     mixing = np.random.default_rng(1).normal(size=(12, 12)) * 0.6 ** np.arange(12)[:, None]
     features = (np.random.default_rng(2).normal(size=(4000, 12)) @ mixing).astype(np.float16).reshape(-1, 2, 6)
-    restored = decoded(PcaInt8Codec.fitted(features), features)
-    for state in range(2):
-        flat = features[:, state].astype(np.float64)
-        _, _, directions = np.linalg.svd(flat, full_matrices=False)
-        best = flat @ directions[:3].T @ directions[:3]
-        error, least = (np.linalg.norm(v - flat) / np.linalg.norm(flat) for v in (restored[:, state], best))
-        assert 0.02 < least <= error < 1.02 * least
+    flat = features.reshape(-1, 12).astype(np.float64)
+    _, _, directions = np.linalg.svd(flat, full_matrices=False)
+    best = flat @ directions[:6].T @ directions[:6]
+    restored = decoded(PcaInt8Codec.fitted(features), features).reshape(-1, 12)
+    error, least = (np.linalg.norm(values - flat) / np.linalg.norm(flat) for values in (restored, best))
+    assert 0.02 < least <= error < 1.02 * least
 
 
 def test_the_basis_is_orthonormal_has_fixed_signs_and_is_the_same_again() -> None:
     features = normal(500)
     basis = PcaInt8Codec.fitted(features)
-    for own in basis.components:
-        np.testing.assert_allclose(own @ own.T, np.eye(3), atol=1e-6)
-        assert (own[np.arange(3), np.abs(own).argmax(1)] > 0).all()
-    assert (np.diff(basis.weights, axis=1) <= 0).all() and (basis.weights > 0).all()
+    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(6), atol=1e-6)
+    assert (basis.components[np.arange(6), np.abs(basis.components).argmax(1)] > 0).all()
+    assert (np.diff(basis.weights) <= 0).all() and (basis.weights > 0).all()
     assert PcaInt8Codec.fitted(features.copy()).to_bytes() == basis.to_bytes()
 
 
@@ -298,14 +292,14 @@ def test_the_basis_is_orthonormal_has_fixed_signs_and_is_the_same_again() -> Non
 def test_fewer_tokens_than_directions(tokens: int) -> None:
     features = normal(tokens)
     basis = PcaInt8Codec.fitted(features)
+    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(6), atol=1e-6)
     np.testing.assert_allclose(decoded(basis, features), features.astype(np.float32), atol=0.02 * 30)
     # Other tokens lose nothing but what lies in directions that there is no room for.
     others = normal(200, seed=1)
-    for state, own in enumerate(basis.components):
-        np.testing.assert_allclose(own @ own.T, np.eye(3), atol=1e-6)
-        flat = others[:, state].astype(np.float64)
-        error, least = (np.linalg.norm(v - flat) for v in (decoded(basis, others)[:, state], flat @ own.T @ own))
-        assert error < 1.05 * least
+    flat = others.reshape(200, -1).astype(np.float64)
+    best = flat @ basis.components.T @ basis.components
+    error, least = (np.linalg.norm(v - flat) for v in (decoded(basis, others).reshape(200, -1), best))
+    assert error < 1.05 * least
 
 
 def test_tokens_that_are_all_zero_give_a_basis() -> None:
@@ -346,7 +340,7 @@ def test_bytes_that_are_no_basis(data: bytes) -> None:
 
 
 def test_a_basis_of_another_encoder() -> None:
-    with pytest.raises(ValueError, match=r"a basis of .*\(2, 3, 6\).*, where .*\(3, 3, 6\).* is needed"):
+    with pytest.raises(ValueError, match=r"a basis of .*\(6, 12\).*, where .*\(9, 18\).* is needed"):
         build_codec("compact", 3, 6, PcaInt8Codec.fitted(normal(50)).to_bytes())
 
 

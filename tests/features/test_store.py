@@ -287,7 +287,7 @@ def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: Feat
     assert content == {"schema": 2, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
     for space in spaces[:3]:
         write(space, {"a": 2})
-    assert [space.size for space in spaces[:3]] == [2 * 12, 2 * 10, 2 * 6]
+    assert [space.size for space in spaces[:3]] == [2 * 12, 2 * 10, 2 * 5]
     assert store.remove(spaces[1].folder.name[:9]) == [spaces[1].folder.name]
     with pytest.raises(InputError) as caught:
         store.space(identity(), (1, 2), "int4")

@@ -139,15 +139,14 @@ def projected(features: TextFeatures, copy_bytes: int = 1 << 20) -> Projection:
 def test_a_copy_holds_the_projection_of_every_row(stored: TextFeatures) -> None:
     copy = projected(stored)
     assert isinstance(copy.features, TextFeatures) and isinstance(copy.features.codec, PcaCoordinates)
-    kept = stored.width // 2
-    products = copy.components @ copy.components.transpose(1, 2)
-    torch.testing.assert_close(products, torch.eye(kept).expand(stored.layers, -1, -1), atol=1e-5, rtol=0)
+    size = stored.layers * stored.width
+    torch.testing.assert_close(copy.components @ copy.components.T, torch.eye(size // 2), atol=1e-5, rtol=0)
     for row in ROWS.split(1):
         values, mask = stored.batch(row)
         coordinates, there = copy.features.batch(row)
-        assert coordinates.shape == (1, values.shape[1], stored.layers, kept) and torch.equal(mask, there)
-        by_hand = torch.einsum("btld,lkd->btlk", values, copy.components)
-        error = (coordinates - by_hand).norm() / by_hand.norm()
+        assert coordinates.shape == (1, values.shape[1], 1, size // 2) and torch.equal(mask, there)
+        by_hand = values.flatten(2) @ copy.components.T
+        error = (coordinates[:, :, 0] - by_hand).norm() / by_hand.norm()
         assert error < 0.02  # int8
 
 
@@ -166,8 +165,7 @@ def test_a_compact_store_is_read_as_it_is(stored: TextFeatures) -> None:
     projection, batch = projected(stored), ROWS[:20]
     values, _ = stored.batch(batch)
     coordinates, _ = projection.features.batch(batch)
-    restored = torch.einsum("btlk,lkd->btld", coordinates, projection.components)
-    torch.testing.assert_close(restored, values, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(coordinates.flatten(2) @ projection.components, values.flatten(2), atol=1e-4, rtol=1e-4)
     assert stored.batch(batch)[0].shape == values.shape  # the features themselves are as before
 
 
@@ -175,10 +173,9 @@ def test_a_compact_store_is_read_as_it_is(stored: TextFeatures) -> None:
 def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> None:
     projection = projected(stored, copy_bytes=0)  # a copy would round
     torch.manual_seed(0)
-    config, width = PooledConfig(members=2, width=8), projection.features.width
-    head = PooledHead(config, labels=3, layers=stored.layers, width=width).eval()
+    head = PooledHead(PooledConfig(members=2, width=8), labels=3, layers=1, width=projection.features.width).eval()
     wide = head.fold_projection(projection.components)
-    assert not wide.training and wide.last_map.shape[2] == stored.width
+    assert not wide.training and wide.token_map.shape[1] == stored.layers * stored.width
     with torch.no_grad():
         logits = head(*projection.features.batch(ROWS[:40]))
         torch.testing.assert_close(wide(*stored.batch(ROWS[:40])), logits, atol=1e-5, rtol=1e-4)
@@ -186,7 +183,7 @@ def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> 
 
 def test_first_weights_are_scaled_by_the_energy() -> None:
     plain, scaled = (
-        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).lowest_map.detach().std()
+        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).token_map.detach().std()
         for energy in (1.0, 4.0)
     )
     assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)

@@ -23,7 +23,7 @@ CONFIGS: list[HeadConfig] = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> None:
     """Fused and given gradients of any layout, against gradients that autograd accumulates and the plain AdamW."""
-    torch.manual_seed(2)
+    torch.manual_seed(1)
     head = build_head(config, labels=5, layers=2, width=12).train()
     with torch.no_grad():
         for parameter in head.parameters():

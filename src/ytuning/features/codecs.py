@@ -6,7 +6,7 @@ were gathered for a batch. N tokens, L hidden states, D encoder width; the L sta
 =========  =======================  ====================================================================================
 fp16       2 L D bytes a token      the features themselves
 int8       L (D + 2 + 2 K)          for each hidden state a float16 scale, K exceptions and D numbers from -127 to 127
-compact    L (D / 2 + 2)            for each hidden state a float16 scale and coordinates along D / 2 components
+compact    L D / 2 + 2              the coordinates along the L D / 2 principal components, with one float16 scale
 =========  =======================  ====================================================================================
 """
 
@@ -163,16 +163,14 @@ class Int8Codec:
 
 @dataclass(frozen=True, eq=False)
 class PcaInt8Codec:
-    """Coordinates of each hidden state along the components that hold most of its energy, as int8.
+    """Coordinates along the components that hold most of the features' energy, as int8 with one float16 scale a token.
 
-    A row holds the float16 scales of its L states, then K numbers for each state. Sizes of coordinates differ by orders
-    of magnitude; each is divided by a weight of its own first, the square root of its direction's deviation, so that
-    one scale serves all coordinates of a state (see :meth:`fitted`). Each state has components of its own, so that a
-    head can read some of them alone.
+    Sizes of coordinates differ by orders of magnitude; each is divided by a weight of its own first, the square root of
+    its direction's deviation, so that one scale serves them all (see :meth:`fitted`).
 
     Attributes:
-        components: (L, K, D) float32, orthonormal rows for each state.
-        weights: (L, K) float32, positive.
+        components: (R, L * D) float32, orthonormal rows.
+        weights: (R,) float32, positive.
     """
 
     layers: int
@@ -185,7 +183,7 @@ class PcaInt8Codec:
     @property
     def row_bytes(self) -> int:
         """Bytes of a token."""
-        return row_bytes(self.name, self.layers, self.width)
+        return len(self.components) + 2
 
     @classmethod
     def fitted(cls, features: np.ndarray) -> PcaInt8Codec:
@@ -195,9 +193,28 @@ class PcaInt8Codec:
         of the deviation 0, 1/2 and 1, 1/2 gave nearly the least error whether a hundred tokens were fitted or 50,000
         (of all-MiniLM-L6-v2; 1 is as good on many tokens and loses almost everything on few).
         """
-        bases = [_fitted_basis(features[:, state]) for state in range(features.shape[1])]
-        components, weights = (np.stack(parts) for parts in zip(*bases, strict=True))
-        return cls(features.shape[1], features.shape[2], components, weights)
+        import torch
+
+        layers, width = features.shape[1:]
+        size, kept = layers * width, _component_count(layers, width)
+        # The same sums, and so the same basis, on any number of cores.
+        with one_thread():
+            # (L * D, L * D): sums of products in float64, since those of float32 would drown the weakest components.
+            moments = torch.zeros(size, size, dtype=torch.float64)
+            for part in torch.from_numpy(features).view(-1, size).split(BLOCK):
+                # (P, L * D) -> (L * D, L * D)
+                whole = part.float()
+                moments += whole.T @ whole
+            energy, vectors = (values.numpy() for values in torch.linalg.eigh(moments / len(features)))
+        # (R,) and (L * D, R), the strongest first
+        energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
+        # An eigenvector's sign is arbitrary; this choice makes the basis the same on every run.
+        largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
+        # Tokens that are not here have some energy in directions that those here lack.
+        unseen = float(moments.trace()) / len(features) / size * kept / len(features)
+        weights = (energy + unseen) ** 0.25 if unseen > 0 else np.ones(kept)
+        components = np.ascontiguousarray((vectors * np.sign(largest)).T, np.float32)
+        return cls(layers, width, components, weights.astype(np.float32))
 
     @classmethod
     def from_tensors(cls, layers: int, width: int, tensors: Mapping[str, np.ndarray]) -> PcaInt8Codec:
@@ -206,8 +223,8 @@ class PcaInt8Codec:
         Raises:
             ValueError: not the tensors of a basis for L hidden states of width D.
         """
-        kept = _component_count(width)
-        wanted = {"components": (layers, kept, width), "weights": (layers, kept)}
+        kept = _component_count(layers, width)
+        wanted = {"components": (kept, layers * width), "weights": (kept,)}
         shapes = {name: values.shape for name, values in tensors.items()}
         if shapes != wanted or any(values.dtype != np.float32 for values in tensors.values()):
             raise ValueError(f"a basis of {shapes}, where {wanted} of float32 is needed")
@@ -234,106 +251,75 @@ class PcaInt8Codec:
         """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
         import torch
 
-        matrices = self._matrix("encode", features.device)
-        block = torch.zeros(BLOCK, self.width, device=features.device)
-        rows = []
-        for part in features.split(BLOCK):
-            states = []
-            for state, matrix in enumerate(matrices):
-                block[: len(part)] = part[:, state]
-                # (P, K), with one scale a token
-                states.append(_quantised((block @ matrix)[: len(part)]).tensor_split([2], 1))
-            scales, numbers = zip(*states, strict=True)
-            rows.append(torch.cat((*scales, *numbers), 1))
-        return torch.cat(rows)
+        # (N, L * D): the states of a token side by side.
+        rows = features.flatten(1)
+        matrix = self._matrix("encode", rows.device)
+        block = torch.zeros(BLOCK, rows.shape[1], device=rows.device)
+        parts = []
+        for part in rows.split(BLOCK):
+            block[: len(part)] = part
+            # (P, R), with one scale a token
+            parts.append(_quantised((block @ matrix)[: len(part)]))
+        return torch.cat(parts)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(N, row_bytes) uint8 -> (N, L * D)."""
-        return self.decode_states(rows, range(self.layers), dtype)
-
-    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions."""
-        import torch
-
-        matrices = self._matrix(dtype, rows.device)
-        # (N, K) @ (K, D) for each state
-        return torch.cat([_products(*self._state(rows, at), dtype) @ matrices[at] for at in positions], 1)
-
-    def _state(self, rows: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bytes of the scale (N, 2) and of the numbers (N, K) of the state at a position."""
-        kept = self.weights.shape[1]
-        first = 2 * self.layers + at * kept
-        return rows[:, 2 * at : 2 * at + 2], rows[:, first : first + kept]
-
-    def coordinates(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, L * K): coordinates along the components of each state."""
-        import torch
-
-        states = [
-            _products(*self._state(rows, at), torch.float32).mul_(torch.from_numpy(own).to(rows.device))
-            for at, own in enumerate(self.weights)
-        ]
-        return torch.cat(states, 1).to(dtype)
+        # (N, R) @ (R, L * D)
+        return _products(rows[:, :2], rows[:, 2:], dtype) @ self._matrix(dtype, rows.device)
 
     def _matrix(self, use: torch.dtype | str, device: torch.device) -> torch.Tensor:
-        """What features are encoded with, (L, D, K), or coordinates decoded to a type with, (L, K, D)."""
+        """What features are encoded with, (L * D, R), or coordinates decoded to a type with, (R, L * D)."""
         import torch
 
         if (use, device) not in self._matrices:
             if isinstance(use, torch.dtype):
-                matrix = torch.from_numpy(self.components * self.weights[..., None]).to(use)
+                matrix = torch.from_numpy(self.components * self.weights[:, None]).to(use)
             else:
-                matrix = torch.from_numpy(self.components / self.weights[..., None]).transpose(1, 2).contiguous()
+                matrix = torch.from_numpy(self.components / self.weights[:, None]).T.contiguous()
             self._matrices[use, device] = matrix.to(device)
         return self._matrices[use, device]
+
+    def decode_states(self, rows: torch.Tensor, positions: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """(N, row_bytes) uint8 -> (N, S * D): the states at S positions, for each of which every number is needed."""
+        return self.decode(rows, dtype).unflatten(1, (self.layers, -1))[:, list(positions)].flatten(1)
 
 
 @dataclass(frozen=True)
 class PcaCoordinates:
-    """Reads compact rows as they are: coordinates along the components, L states of width K."""
+    """Reads compact rows as they are: coordinates along the components, which are a single state of width R."""
 
     compact: PcaInt8Codec
-
-    @property
-    def layers(self) -> int:
-        """L."""
-        return self.compact.layers
+    layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
-        """K."""
-        return self.compact.components.shape[1]
+        """R."""
+        return len(self.compact.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, L * K)."""
-        return self.compact.coordinates(rows, dtype)
+        """(N, row_bytes) uint8 -> (N, R)."""
+        import torch
+
+        weights = torch.from_numpy(self.compact.weights).to(rows.device)
+        return _products(rows[:, :2], rows[:, 2:], torch.float32).mul_(weights).to(dtype)
 
 
 @dataclass(frozen=True)
 class ProjectedReader:
-    """Reads rows of another codec as coordinates along components (L, K, D): L states of width K."""
+    """Reads rows of another codec as coordinates along components (R, L * D): a single state of width R."""
 
     codec: Decoder
     components: torch.Tensor
-
-    @property
-    def layers(self) -> int:
-        """L."""
-        return self.components.shape[0]
+    layers: ClassVar[int] = 1
 
     @property
     def width(self) -> int:
-        """K."""
-        return self.components.shape[1]
+        """R."""
+        return len(self.components)
 
     def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, L * K)."""
-        import torch
-
-        # (N, L, D)
-        states = self.codec.decode(rows, dtype).unflatten(1, (self.layers, -1))
-        components = self.components.to(rows.device, dtype)
-        return torch.cat([states[:, state] @ own.T for state, own in enumerate(components)], 1)
+        """(N, row_bytes) uint8 -> (N, R)."""
+        return self.codec.decode(rows, dtype) @ self.components.to(rows.device, dtype).T
 
 
 @dataclass(frozen=True)
@@ -378,7 +364,7 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     """
     count, code_bytes = _exceptions(width)
     int8 = layers * (2 + count * code_bytes + width)
-    sizes = (2 * layers * width, int8, layers * (_component_count(width) + 2))
+    sizes = (2 * layers * width, int8, _component_count(layers, width) + 2)
     return dict(zip(CODECS, sizes, strict=True))[_known(name)]
 
 
@@ -405,33 +391,8 @@ def _known(name: str) -> str:
     return name
 
 
-def _component_count(width: int) -> int:
-    return max(1, width // 2)
-
-
-def _fitted_basis(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Components (K, D) and weights (K,) for one hidden state of tokens (N, D) float16; see PcaInt8Codec.fitted."""
-    import torch
-
-    size = state.shape[1]
-    kept = _component_count(size)
-    # The same sums, and so the same basis, on any number of cores.
-    with one_thread():
-        # (D, D): sums of products in float64, since those of float32 would drown the weakest components.
-        moments = torch.zeros(size, size, dtype=torch.float64)
-        for part in torch.from_numpy(state).split(BLOCK):
-            # (P, D) -> (D, D)
-            whole = part.float()
-            moments += whole.T @ whole
-        energy, vectors = (values.numpy() for values in torch.linalg.eigh(moments / len(state)))
-    # (K,) and (D, K), the strongest first
-    energy, vectors = energy[::-1][:kept].clip(0), vectors[:, ::-1][:, :kept]
-    # An eigenvector's sign is arbitrary; this choice makes the basis the same on every run.
-    largest = vectors[np.abs(vectors).argmax(0), np.arange(kept)]
-    # Tokens that are not here have some energy in directions that those here lack.
-    unseen = float(moments.trace()) / len(state) / size * kept / len(state)
-    weights = (energy + unseen) ** 0.25 if unseen > 0 else np.ones(kept)
-    return np.ascontiguousarray((vectors * np.sign(largest)).T, np.float32), weights.astype(np.float32)
+def _component_count(layers: int, width: int) -> int:
+    return max(1, layers * width // 2)
 
 
 def _exceptions(width: int) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def _fitted(batches: list[np.ndarray], space: FeatureSpace, progress: Progress) 
     """The basis fitted on batches (tokens, L, D)."""
     tokens = np.concatenate(batches)
     basis = PcaInt8Codec.fitted(tokens)
-    if len(tokens) < FEWEST_FIT_TOKENS * basis.weights.shape[1]:
+    if len(tokens) < FEWEST_FIT_TOKENS * len(basis.weights):
         progress.say(
             f"the store's compact basis is fitted on {len(tokens):,} tokens only and may fit other texts badly: before "
             f"you add many, begin anew with ytuning cache remove {space.folder.name}"

@@ -60,10 +60,7 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        members: number of members, which are independent heads whose logits are averaged, that read the lower hidden
-            states side by side: all but the last, or both of two. Several small ones do better than a large one.
-        alone: number of further members that read the lowest state alone, and of as many that read the last one alone:
-            members do better together if they do not all read the same (benchmarks/LOG.md).
+        members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
@@ -74,14 +71,13 @@ class PooledConfig:
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 2
-    alone: int = 2
+    members: int = 4
     width: int = 64
-    token_width: int = 52
+    token_width: int = 64
     mixing_width: int = 32
     mixing_span: int = 64
     queries: int = 2
-    hidden: int = 1
+    hidden: int = 2
     dropout: float = 0.1
     token_dropout: float = 0.1
 
@@ -89,8 +85,6 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# The weights that touch a token, of members that read the lowest state, several side by side, or the last one.
-TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
@@ -107,12 +101,11 @@ FORMS: dict[str, type[HeadConfig]] = {
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens to a small space of its own, where those of a span attend to each other once, and pools
-    them there, by maximum and by attention of its queries. Some read the lowest hidden state alone, most several states
-    side by side, some the last one alone, and they follow each other in this order. The pools are normalised, mapped to
-    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
-    All members are computed together. In a pair, tokens attend to the other text instead, first to those that are like
-    them, and what is matched are the pools' differences, distances and products.
+    Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
+    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
+    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
+    rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
+    those that are like them, and what is matched are the pools' differences, distances and products.
     """
 
     def __init__(
@@ -133,17 +126,13 @@ class PooledHead(nn.Module):
         """
         super().__init__()
         self.config, self.pair_mode = config, pair_mode
-        # L, E and H.
-        self.layers, self.members, self.match_width = layers, config.members + 2 * config.alone, config.width
-        members, inner = self.members, config.hidden * config.width
+        # E and H, as every head with label rows has them.
+        self.members, self.match_width = config.members, config.width
+        members, inner, states = config.members, config.hidden * config.width, layers * width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
         random = partial(_random, generator=generator)
-        # What a member maps a token to: K numbers and the scores of Q queries. The states side by side are added up.
-        shared, mapped = _shared_states(layers), config.token_width + config.queries
-        self.lowest_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
-        self.shared_map = random(shared, config.members, mapped, width, fan_in=3 * energy * shared * width)
-        self.last_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
+        self.token_map = random(members * config.token_width, states, fan_in=3 * energy * states)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if pair_mode == "separate":
@@ -151,6 +140,7 @@ class PooledHead(nn.Module):
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
                 keys.copy_(queries)
+        self.queries = random(members * config.queries, states, fan_in=3 * energy * states)
         self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = random(members, config.width, inner, fan_in=3 * config.width)
@@ -159,9 +149,6 @@ class PooledHead(nn.Module):
         self.contract_bias = _zeros(members, config.width)
         self.label_rows = random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
-        # Of members in the mean; their own mean is 1. Validation sets them, training does not.
-        self.weights: Tensor
-        self.register_buffer("weights", torch.ones(members))
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
@@ -169,10 +156,10 @@ class PooledHead(nn.Module):
         Of pairs there are 2 * B of both.
 
         Returns:
-            (B, C), the weighed mean over members; in training mode (E, B, C), for each member learns by itself.
+            (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
         """
         logits = self.match(self.text(features, mask, generator))
-        return logits if self.training else self.average(logits)
+        return logits if self.training else logits.mean(0)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
@@ -182,7 +169,7 @@ class PooledHead(nn.Module):
             # The first token stays, so that no text is without tokens.
             kept[:, 0] = True
             mask = mask & kept
-        pooled = _normalised(self._pool(features, mask))
+        pooled = _normalised(self._pool(features.flatten(2), mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
@@ -199,10 +186,6 @@ class PooledHead(nn.Module):
         """Logits (E, B, C) of texts (E, B, H) in label space."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
 
-    def average(self, logits: Tensor) -> Tensor:
-        """The weighed mean (B, C) of members' logits (E, B, C)."""
-        return (logits * self.weights[:, None, None]).mean(0)
-
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:
         """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
 
@@ -216,7 +199,7 @@ class PooledHead(nn.Module):
 
     @staticmethod
     def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
-        """One head whose members are those of several of one form: its logits are the mean of theirs, by their members.
+        """One head whose members are those of several of one form: its logits are the mean of theirs.
 
         Heads of different labels can be joined without them, for :meth:`text` alone.
         """
@@ -225,43 +208,7 @@ class PooledHead(nn.Module):
             # The first label stays, as there is no head without one.
             for state in states:
                 state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
-        weights = {}
-        for name in states[0]:
-            parts = [state[name] for state in states]
-            if name in TOKEN_MAPS:
-                # (E', ..) or (L', E', ..)
-                weights[name] = torch.cat(parts, parts[0].dim() - 3)
-            else:
-                groups = zip(*(part.split(head.groups) for part, head in zip(parts, heads, strict=True)), strict=True)
-                weights[name] = torch.cat([part for group in groups for part in group])
-        return heads[0]._with_weights(weights)
-
-    @staticmethod
-    def split_by_head(values: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
-        """What belongs to the members of each head, (E, ..), of values (sum of E, ..) of the head :meth:`joined`."""
-        sizes = [size for group in zip(*(head.groups for head in heads), strict=True) for size in group]
-        parts = values.split(sizes)
-        return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
-
-    @property
-    def groups(self) -> list[int]:
-        """How many members read the lowest state, several side by side, and the last one."""
-        return [self.config.alone, self.config.members, self.config.alone]
-
-    def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
-        """The head in whose mean the members of each of the three :attr:`groups` have such a weight."""
-        device = self.weights.device
-        each = torch.tensor(weights, dtype=torch.float32, device=device)
-        each = each.repeat_interleave(torch.tensor(self.groups, device=device))
-        return self._with_weights({**self.state_dict(), "weights": each / each.mean()})
-
-    def with_equal_weights(self) -> PooledHead:
-        """The same logits from a plain mean of members: the weights become part of label rows and biases."""
-        state = self.state_dict()
-        rows, bias = state["label_rows"] * self.weights[:, None, None], state["label_bias"] * self.weights[:, None]
-        return self._with_weights(
-            {**state, "label_rows": rows, "label_bias": bias, "weights": torch.ones_like(self.weights)}
-        )
+        return heads[0]._with_weights({name: torch.cat([state[name] for state in states]) for name in states[0]})
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
         """The head with one more label, after the others: its row (E, H) and bias (E,)."""
@@ -271,62 +218,44 @@ class PooledHead(nn.Module):
         return self._with_weights(state)
 
     def fold_projection(self, components: Tensor) -> PooledHead:
-        """The head on states (D,) that gives this one's logits on their coordinates by components (L, R, D).
+        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = components (R, L * D) f.
 
-        Only the maps that touch a token change, all of them linear, so nothing is left of the components.
+        Only the two maps that touch a token change, both of them linear, so nothing is left of the components.
         """
-        maps = {
-            "lowest_map": self.lowest_map @ components[0],
-            "shared_map": self.shared_map @ components[: len(self.shared_map), None],
-            "last_map": self.last_map @ components[-1],
-        }
+        maps = {"token_map": self.token_map @ components, "queries": self.queries @ components}
         return self._with_weights({**self.state_dict(), **maps})
 
     def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
-        """A head of this form with other weights, whose shapes say how many members and labels it has."""
+        """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
+        members, labels = state["label_bias"].shape
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, members=state["shared_map"].shape[1], alone=len(state["last_map"])),
-                labels=state["label_bias"].shape[1],
-                layers=self.layers,
-                width=state["shared_map"].shape[-1],
+                replace(self.config, members=members),
+                labels=labels,
+                layers=1,
+                width=state["token_map"].shape[1],
                 pair_mode=self.pair_mode,
             )
-        head.to_empty(device=state["label_bias"].device).load_state_dict(state)
+        head.to_empty(device="cpu").load_state_dict(state)
         return head.train(self.training)
 
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (E, B, (1 + Q) * K)."""
-        members, count, dtype = self.members, len(states), states.dtype
+    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pool each member's map of the tokens (B, T, L * D) by maximum and attention to (E, B, (1 + Q) * K)."""
+        members, count, dtype = self.config.members, len(tokens), tokens.dtype
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        # (B, T, E, K + Q) -> (E, B, T, ..)
-        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
+        # (B, T, E * Q)
+        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]
         # (E, B, Q, T)
-        attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
+        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)
+        mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
         meet = self._crossed if self.pair_mode == "separate" else self._mixed
         # (E, B, T, K)
-        mapped = meet(mapped.contiguous(), hidden)
+        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
-
-    def _maps(self, states: Tensor) -> Tensor:
-        """Every member's map of the tokens (B, T, L, D) and the scores of its queries, (B, T, E, K + Q)."""
-        sums: dict[int, Tensor] = {}
-        for state, tokens in enumerate(states.unbind(2)):
-            read: dict[int, Tensor] = {0: self.lowest_map} if state == 0 else {}
-            if state < len(self.shared_map):
-                read[1] = self.shared_map[state]
-            if state == self.layers - 1:
-                read[2] = self.last_map
-            # One product for all members that read a state.
-            values = functional.linear(tokens, torch.cat(list(read.values())).flatten(0, 1).to(states.dtype))
-            sizes = [maps.shape[0] * maps.shape[1] for maps in read.values()]
-            for group, part in zip(read, values.split(sizes, -1), strict=True):
-                sums[group] = sums[group] + part if group in sums else part
-        return torch.cat([sums[group] for group in sorted(sums)], -1).unflatten(-1, (self.members, -1))
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
         """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
@@ -390,11 +319,6 @@ def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: T
     attended = recomputed if torch.is_grad_enabled() else _attended
     pieces = zip(tokens.split(rows, 1), queries.split(rows, 1), strict=True)
     return torch.cat([attended(*piece, keys, values, there) for piece in pieces], 1)
-
-
-def _shared_states(layers: int) -> int:
-    """How many of L hidden states some members read side by side: all but the last, or both of two."""
-    return max(min(layers, 2), layers - 1)
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -173,9 +173,8 @@ class Space:
             token_dropout=choices["token_dropout"],
         )
         if self.target.outputs <= BUDGET_LABELS:
-            for name in ("members", "alone"):
-                while getattr(head, name) > 1 and self.size(head, layers, mode) > most:
-                    head = replace(head, **{name: getattr(head, name) - 1})
+            while head.members > 1 and self.size(head, layers, mode) > most:
+                head = replace(head, members=head.members - 1)
         return head
 
 

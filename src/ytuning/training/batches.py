@@ -95,8 +95,8 @@ class Projection:
     """What training reads.
 
     Attributes:
-        features: the coordinates of the same rows, L states of width R.
-        components: (L, R, D) float32, orthonormal rows for each state.
+        features: the coordinates of the same rows, as one state of width R.
+        components: (R, L * D) float32, orthonormal rows.
     """
 
     features: Features

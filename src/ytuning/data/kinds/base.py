@@ -371,10 +371,6 @@ class TaskKind(ABC):
         return self._cross_entropy(logits, goal, "mean").item()
 
     @abstractmethod
-    def constant_loss(self, targets: np.ndarray) -> float:
-        """The least :meth:`mean_loss` of these targets that the same answer for all rows has."""
-
-    @abstractmethod
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """Return how good each row's answer is, (N,) float64; higher is better."""
 
