@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any
@@ -56,6 +57,8 @@ class TorchStates:
         self.model, self.device, self.is_steady = model, device, False
         self._stacks: dict[int, Any] = {}
         self._lock = threading.Lock()
+        # Some versions of transformers collect the hidden states of calls that run at once together.
+        self._one_call: AbstractContextManager[Any] = nullcontext()
         # In bf16 only oneDNN's products can be made independent of the rows beside a row.
         if device.type == "cpu" and (model.dtype == torch.float32 or onednn):
             self.model = _with_products(model, onednn=onednn)
@@ -105,7 +108,8 @@ class TorchStates:
     def _hidden(self, model: Any, inputs: Mapping[str, np.ndarray], states: Sequence[int]) -> Tensor:
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items()}
-            outputs = model(**tensors, output_hidden_states=True, return_dict=True)
+            with self._one_call:
+                outputs = model(**tensors, output_hidden_states=True, return_dict=True)
             # L x (B, T, D)
             hidden = [outputs.hidden_states[state] for state in states]
             if any(state.shape[:2] != tensors["input_ids"].shape for state in hidden):
@@ -145,17 +149,21 @@ class TorchStates:
         """Whether a text alone has the bits that it has beside others."""
         states, lengths = [self.model.config.num_hidden_layers], np.repeat(TRIED_LENGTHS, TRIED_TEXTS)
         ids = self._random_tokens(lengths.sum())
-        # As in every later pass, one thread computes a batch.
-        with one_thread():
-            try:
+        # A copy, since calls that disturb each other may leave it changed.
+        self._stacks[states[0]] = _copied(self.model)
+        try:
+            # As in every later pass, one thread computes a batch.
+            with one_thread():
                 beside = self(ids, None, lengths, states).split(lengths.tolist())
-            except EncoderError:
-                # Some versions of transformers collect the hidden states of calls in turn together.
-                return False
-            apart = np.split(ids, np.cumsum(lengths)[:-1])
-            # The last text of each length.
-            alone = {text: self(apart[text], None, lengths[[text]], states) for text in (TRIED_TEXTS - 1, -1)}
-            return all(torch.equal(features, beside[text]) for text, features in alone.items())
+                apart = np.split(ids, np.cumsum(lengths)[:-1])
+                # The last text of each length.
+                alone = {text: self(apart[text], None, lengths[[text]], states) for text in (TRIED_TEXTS - 1, -1)}
+                return all(torch.equal(features, beside[text]) for text, features in alone.items())
+        except EncoderError:
+            self._one_call = threading.Lock()
+            return False
+        finally:
+            self._stacks.clear()
 
     def _random_tokens(self, count: int) -> np.ndarray:
         """(count,) ids that are no special tokens."""
