@@ -22,6 +22,9 @@ from ytuning.system.machine import stay_on_one_thread
 
 __all__ = ["in_lockstep", "multiply"]
 
+# Ctrl-C is noticed after so many seconds at the latest.
+NOTICED = 0.2
+
 Result = TypeVar("Result")
 _this_thread = threading.local()
 
@@ -45,6 +48,7 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     def run(number: int) -> None:
         stay_on_one_thread()
         _this_thread.turns, _this_thread.number = turns, number
+        turns.running.add(number)
         try:
             turns.wait(number)
             results[number] = calls[number]()
@@ -53,22 +57,25 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
         except BaseException as error:
             turns.stop(error)
         turns.pass_on()
+        turns.end(number)
 
     threads = [
         threading.Thread(target=run, args=(number,), name=f"lockstep-{number}", daemon=True)
         for number in range(len(calls))
     ]
-    waiting = deque[Callable[[], None]]([*(thread.start for thread in threads), turns.begin])
-    waiting.extend(thread.join for thread in threads)
-    while waiting:
+    todo = deque[Callable[[], None]]([*(thread.start for thread in threads), turns.begin, turns.wait_for_all])
+    while todo:
         try:
-            while waiting:
-                waiting[0]()
-                waiting.popleft()
+            while todo:
+                todo[0]()
+                todo.popleft()
         except BaseException as error:
-            # Ctrl-C, or no more threads to be had: what has begun ends, and is waited for.
+            # Ctrl-C, or no more threads to be had. A call that has not begun will not begin any more.
             turns.abort(error)
-            waiting = deque(thread.join for thread in threads if thread.is_alive())
+            todo = deque([turns.wait_for_all])
+    for thread in threads:
+        if thread.is_alive():
+            thread.join()
     if turns.error is not None:
         raise turns.error
     return [results[number] for number in range(len(calls))]
@@ -83,16 +90,21 @@ class _Turns:
 
     Attributes:
         error: why all calls have to end, or None.
+        running: numbers of the calls that have begun and not ended.
+        ended: numbers of the calls that have ended.
     """
 
     def __init__(self, count: int) -> None:
         self.error: BaseException | None = None
+        self.running: set[int] = set()
+        self.ended: set[int] = set()
         self._ready: deque[int] = deque()
         self._waiting: dict[int, tuple[Product, Tensor]] = {}
         self._results: dict[int, Tensor] = {}
         # The owner of a lock goes on when another call has released it.
         self._locks = [threading.Lock() for _ in range(count)]
-        for lock in self._locks:
+        self._one_ended = threading.Lock()
+        for lock in (*self._locks, self._one_ended):
             lock.acquire()
 
     def begin(self) -> None:
@@ -117,6 +129,20 @@ class _Turns:
         if self.error is not None:
             raise _Stopped
 
+    def end(self, number: int) -> None:
+        """A call has ended."""
+        self.ended.add(number)
+        self.running.discard(number)
+        _release(self._one_ended)
+
+    def wait_for_all(self) -> None:
+        """Wait until all calls have ended; after an error, until none runs, as no other call begins any more.
+
+        Unlike a thread's join, it misses no Ctrl-C and can be called again after one.
+        """
+        while self.running or (self.error is None and len(self.ended) < len(self._locks)):
+            self._one_ended.acquire(timeout=NOTICED)
+
     def stop(self, error: BaseException) -> None:
         """End each call when it is its turn. Only the first error counts."""
         self.error = error if self.error is None else self.error
@@ -124,8 +150,8 @@ class _Turns:
     def abort(self, error: BaseException) -> None:
         """End all calls at once, or as soon as they need a product, from a thread whose turn it is not."""
         self.stop(error)
-        for number in range(len(self._locks)):
-            self._release(number)
+        for lock in self._locks:
+            _release(lock)
 
     def pass_on(self) -> None:
         """It is the next call's turn; if all wait for products, these are computed first."""
@@ -138,12 +164,7 @@ class _Turns:
             self._ready.extend(self._waiting)
             self._waiting.clear()
         if self._ready:
-            self._release(self._ready.popleft())
-
-    def _release(self, number: int) -> None:
-        # After an abort it may be released already.
-        with suppress(RuntimeError):
-            self._locks[number].release()
+            _release(self._locks[self._ready.popleft()])
 
     def _compute(self) -> None:
         of_product: dict[Product, list[int]] = {}
@@ -154,3 +175,9 @@ class _Turns:
                 rows = [self._waiting[number][1] for number in numbers]
                 results = product(torch.cat(rows)).split(list(map(len, rows)))
                 self._results.update(zip(numbers, results, strict=True))
+
+
+def _release(lock: threading.Lock) -> None:
+    # It may be released already, after an abort or by another call that has ended.
+    with suppress(RuntimeError):
+        lock.release()
