@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ WORDS = (  # noqa: SIM905  # one text is easier to read than a list
     "the a my your card money account transfer charge refund late lost stolen app phone login password reset email "
     "please help why how when where is was not never always good bad great awful slow fast broken fixed again still"
 ).split()
+# In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED_DATA = Path(os.environ.get("YTUNING_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
