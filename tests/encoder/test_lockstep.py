@@ -91,7 +91,8 @@ def test_an_error_in_a_product_ends_all_calls(last: bool) -> None:
     assert not others()
 
 
-def test_ctrl_c_ends_all_calls() -> None:
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c_ends_all_calls(twice: bool) -> None:
     def endless(interrupts: bool) -> Tensor:
         product, rounds = Doubled(), 0
         while True:
@@ -101,7 +102,7 @@ def test_ctrl_c_ends_all_calls() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        in_lockstep([partial(endless, True), partial(endless, False)])
+        in_lockstep([partial(endless, True), partial(endless, twice)])
     assert not others()
 
 

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,8 +23,9 @@ from ytuning.system.machine import stay_on_one_thread
 
 __all__ = ["in_lockstep", "multiply"]
 
-# Ctrl-C is noticed after so many seconds at the latest.
-NOTICED = 0.2
+# Whoever waits for the calls looks again after so many seconds. Joining threads would not do: in Python 3.11 that
+# misses a Ctrl-C that comes just before it waits, and takes a thread for ended when Ctrl-C interrupts it.
+POLL_SECONDS = 0.2
 
 Result = TypeVar("Result")
 _this_thread = threading.local()
@@ -46,18 +48,22 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     turns, results = _Turns(len(calls)), dict[int, Result]()
 
     def run(number: int) -> None:
-        stay_on_one_thread()
-        _this_thread.turns, _this_thread.number = turns, number
         turns.running.add(number)
         try:
+            stay_on_one_thread()
+            _this_thread.turns, _this_thread.number = turns, number
             turns.wait(number)
             results[number] = calls[number]()
         except _Stopped:
             pass
         except BaseException as error:
             turns.stop(error)
-        turns.pass_on()
-        turns.end(number)
+        try:
+            turns.pass_on()
+        except BaseException as error:
+            turns.abort(error)
+        finally:
+            turns.end(number)
 
     threads = [
         threading.Thread(target=run, args=(number,), name=f"lockstep-{number}", daemon=True)
@@ -71,8 +77,8 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
                 todo.popleft()
         except BaseException as error:
             # Ctrl-C, or no more threads to be had. A call that has not begun will not begin any more.
-            turns.abort(error)
-            todo = deque([turns.wait_for_all])
+            todo = deque([partial(turns.abort, error), turns.wait_for_all])
+    # All calls have ended, and the last steps of their threads are waited for.
     for thread in threads:
         if thread.is_alive():
             thread.join()
@@ -86,7 +92,7 @@ class _Stopped(BaseException):
 
 
 class _Turns:
-    """Whose turn it is, and the rows that wait to be multiplied. Only the call whose turn it is uses them.
+    """Whose turn it is, and the rows that wait to be multiplied, which only the call whose turn it is uses.
 
     Attributes:
         error: why all calls have to end, or None.
@@ -141,7 +147,7 @@ class _Turns:
         Unlike a thread's join, it misses no Ctrl-C and can be called again after one.
         """
         while self.running or (self.error is None and len(self.ended) < len(self._locks)):
-            self._one_ended.acquire(timeout=NOTICED)
+            self._one_ended.acquire(timeout=POLL_SECONDS)
 
     def stop(self, error: BaseException) -> None:
         """End each call when it is its turn. Only the first error counts."""
