@@ -55,7 +55,7 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"set": folder.name, "rows": {"train": len(train), "test": len(test)}}
     for name in arguments.presets:
         encoder = load_encoder(arguments.encoder)
-        states = encoder.resolve_states(preset(name).layers, pairs=train.has_pairs)
+        states = encoder.resolve_states(preset(name).layers)
         with tempfile.TemporaryDirectory() as root:
             store = FeatureStore(root)
             start = time.perf_counter()
@@ -97,7 +97,7 @@ def logistic(train: Dataset, test: Dataset, encoder: Encoder, store: FeatureStor
     """Tuned logistic regression on mean-pooled features of the same store, with the same held-out rows."""
     target = SingleLabel(LabelSet.from_labels(train.names))
     truth = np.concatenate([target.encode(part.names) for part in (train, test)])
-    states = encoder.resolve_states(None, pairs=train.has_pairs)
+    states = encoder.resolve_states(None)
     inputs = [*train.inputs, *test.inputs]
     pooled = mean_pooled(stored_features(inputs, encoder, store, Progress(), states=states)[0])
     start = time.perf_counter()

@@ -69,8 +69,8 @@ def one_set(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         # The basis of a store comes from its first texts; test texts should have no part in it.
         ours, _ = stored_features(train.inputs, encoder, store, Progress(), codec="fp16", states=states)
         for codec in CODECS:
-            keep_inputs(train.inputs, ours, encoder, store, Progress(), codec=codec, states=states)
-            keep_inputs(inputs, full, encoder, store, Progress(), codec=codec, states=states)
+            keep_inputs(train.inputs, ours, encoder, store, Progress(), codec=codec, held=states, states=states)
+            keep_inputs(inputs, full, encoder, store, Progress(), codec=codec, held=states, states=states)
             result["codecs"][codec] = one_codec(train, test, encoder, store, codec, arguments)
             if codec != "fp16":
                 (space,) = (each for each in store.spaces() if each.codec_name == codec)

@@ -179,7 +179,7 @@ def logistic(work: Work) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
         encoder, store = load_encoder(work.arguments.encoder), FeatureStore(root)
-        states = encoder.resolve_states(None, pairs=work.train.has_pairs)
+        states = encoder.resolve_states(None)
         pooled = mean_pooled(stored_features(work.train.inputs, encoder, store, Progress(), states=states)[0])
         result = tuned_probe(work.target, pooled, work.targets, *work.split)
         elapsed = time.perf_counter() - start

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 
 from tests.kinds import KIND_NAMES, KindName, kind_of
@@ -210,3 +211,30 @@ def test_row_losses_are_parts_of_the_mean(kind: KindName) -> None:
     assert found.shape == (6,)
     for row in range(6):
         assert found[row].item() == pytest.approx(kind_of(kind).mean_loss(logits[[row]], goal[[row]]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_no_answer_for_all_rows_has_less_than_the_constant_loss(kind: KindName) -> None:
+    target, generator = kind_of(kind), np.random.default_rng(0)
+    targets: np.ndarray = generator.integers(0, 3, 40) % 3
+    if kind == "multi":
+        targets = (generator.random((40, 3)) < [0.1, 0.5, 0.7]).astype(np.float32)
+    elif kind in ("bounded", "unbounded"):
+        targets = generator.random(40).astype(np.float32) ** 2
+    goal = torch.from_numpy(targets)
+
+    def loss(row: np.ndarray) -> float:
+        return float(target.row_losses(torch.from_numpy(row).expand(len(goal), -1), goal).mean())
+
+    best = scipy.optimize.minimize(loss, np.zeros(target.outputs))
+    assert target.constant_loss(targets) == pytest.approx(best.fun, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_the_constant_loss_of_equal_targets_is_nothing(kind: KindName) -> None:
+    equal: dict[str, np.ndarray] = {
+        "multi": np.tile(np.array([1, 0, 1], np.float32), (9, 1)),
+        "unbounded": np.full(9, 0.3),
+    }
+    targets = equal.get(kind, np.ones(9, np.float32 if kind == "bounded" else np.int64))
+    assert kind_of(kind).constant_loss(targets) == pytest.approx(0)

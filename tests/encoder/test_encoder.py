@@ -292,28 +292,18 @@ def test_identity_describes_the_encoder_and_survives_json(tiny_encoder: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("depth", "states", "of_pairs"),
-    [
-        (12, (6, 10), (8, 12)),
-        (6, (3, 5), (4, 6)),
-        (4, (2, 3), (3, 4)),
-        (3, (2, 3), (2, 3)),
-        (2, (1, 2), (1, 2)),
-        (1, (1,), (1,)),
-    ],
+    ("depth", "states"),
+    [(24, (12, 20, 24)), (12, (6, 10, 12)), (6, (3, 5, 6)), (4, (2, 3, 4)), (3, (2, 3)), (2, (1, 2)), (1, (1,))],
 )
-def test_the_default_states_are_half_and_five_sixths_up(
-    depth: int, states: tuple[int, ...], of_pairs: tuple[int, ...]
-) -> None:
+def test_the_default_states_are_half_five_sixths_and_all_the_way_up(depth: int, states: tuple[int, ...]) -> None:
     assert default_states(depth) == states
-    assert default_states(depth, pairs=True) == of_pairs
 
 
 def test_states_are_resolved_and_checked(tiny_encoder: Path) -> None:
     encoder = load_encoder(tiny_encoder)
     assert encoder.depth == 3
     assert encoder.resolve_states([3, 2, -1, 3]) == (2, 3)
-    assert encoder.resolve_states(None) == encoder.resolve_states(None, pairs=True) == STATES
+    assert encoder.resolve_states(None) == STATES
     tokens = encoder.tokenize(INPUTS)
     refused: list[list[int]] = [[1, 4], [-5], []]
     for wrong in refused:

@@ -223,10 +223,10 @@ def test_other_hidden_states_have_a_space_of_their_own(
     encoder: WatchedEncoder, inputs: list[TextInput], store: FeatureStore
 ) -> None:
     stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
-    features, use = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=[-1])
+    features, use = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=[1])
     assert use.misses == 60
     assert features.layers == 1
-    assert sorted(space.states for space in store.spaces()) == [(2, 3), (3,)]
+    assert sorted(space.states for space in store.spaces()) == [(1,), (2, 3)]
     assert {space.identity["fingerprint"] for space in store.spaces()} == {encoder.identity.fingerprint}
 
 
@@ -371,9 +371,9 @@ def test_features_are_written_in_another_codec_without_the_encoder(
     live, _ = stored_features(inputs, encoder, store, Progress(), codec="fp16", states=STATES)
     twin = FeatureStore(store.root / "twin")
     encoder.read.clear()
-    assert keep_inputs(inputs[:30], live, encoder, twin, Progress(), codec=codec, states=STATES) == 30
-    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 31
-    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, states=STATES) == 0
+    assert keep_inputs(inputs[:30], live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 30
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 31
+    assert keep_inputs(inputs, live, encoder, twin, Progress(), codec=codec, held=STATES, states=STATES) == 0
     features, use = stored_features(inputs, encoder, twin, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses, encoder.read) == (61, 0, [])
     assert features.truncated_rows.tolist() == [False] * 60 + [True, False]
@@ -715,7 +715,9 @@ def test_a_view_is_what_is_stored_of_those_states_and_can_be_stored_as_it(
     rows = torch.arange(len(inputs))
     assert torch.equal(view.tokens(rows), own.tokens(rows))
     copied = FeatureStore(tmp_path / "copied")
-    assert keep_inputs(inputs, view, encoder, copied, Progress(), codec=codec, states=STATES) == len(inputs)
+    assert keep_inputs(inputs, view, encoder, copied, Progress(), codec=codec, held=STATES, states=STATES) == len(
+        inputs
+    )
     kept, use = stored_features(inputs, encoder, copied, Progress(), codec=codec, states=STATES)
     assert (use.hits, use.misses) == (len(inputs), 0)
     assert torch.equal(kept.tokens(rows), own.tokens(rows))

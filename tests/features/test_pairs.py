@@ -17,7 +17,7 @@ from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.splits import target_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.estimator import YTuningClassifier
-from ytuning.features.codecs import Float16Codec
+from ytuning.features.codecs import Float16Codec, Int8Codec
 from ytuning.features.features import (
     BLOCK_BYTES,
     CacheUse,
@@ -130,12 +130,14 @@ def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) 
     rows = torch.tensor([0, 2])
     with workers() as pool:
         reduced = project_features(features, rows, pool, Progress())
-    assert reduced.features.pair_mode == "separate" and reduced.features.layers == 1
+    assert reduced.features.pair_mode == "separate" and reduced.apart
     values, mask = features.batch(rows)
     coordinates, same = reduced.features.batch(rows)
     assert torch.equal(mask, same)
-    projected = values.flatten(2) @ reduced.components.T
-    error = (coordinates[:, :, 0] - projected)[mask].norm() / projected[mask].norm()
+    lowest, shared, last = reduced.components
+    parts = (values[:, :, 0] @ lowest.T, values.flatten(2) @ shared.T, values[:, :, 1] @ last.T)
+    projected = torch.cat(parts, 2).view(coordinates.shape)
+    error = (coordinates - projected)[mask].norm() / projected[mask].norm()
     assert error < 0.03
 
 
@@ -146,7 +148,7 @@ def test_a_view_of_pairs_and_what_is_kept_of_it(encoder: Encoder) -> None:
     rows = torch.tensor([4, 1])
     assert torch.equal(view.batch(rows)[0], features.batch(rows)[0][:, :, 2:])
     store = FeatureStore()
-    assert keep_inputs(PAIRS, view, encoder, store, Progress(), states=STATES) == len(TEXTS)
+    assert keep_inputs(PAIRS, view, encoder, store, Progress(), held=STATES, states=STATES) == len(TEXTS)
     kept, use = separate_stored(PAIRS, encoder, store)
     assert (use.hits, use.misses) == (len(TEXTS), 0)
     own, _ = separate_stored(PAIRS, encoder, FeatureStore(store.root / "own"))
@@ -160,10 +162,9 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("short_choice")
-@pytest.mark.parametrize(("paired", "layers"), [(False, (3, 5)), (True, (4, 6))])
-def test_pairs_have_default_hidden_states_of_their_own(
+@pytest.mark.parametrize("paired", [False, True])
+def test_single_texts_and_pairs_share_their_default_hidden_states(
     paired: bool,
-    layers: tuple[int, ...],
     deep: Path,
     toy_rows: tuple[list[str], list[str]],
     tmp_path: Path,
@@ -177,7 +178,7 @@ def test_pairs_have_default_hidden_states_of_their_own(
 
     model = YTuningClassifier(encoder=str(deep), seed=0)
     model.fit(list(zip(texts, others, strict=True)) if others else texts, labels)
-    assert model.task_.states == layers
+    assert model.task_.states == (3, 5, 6)
 
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     if others:
@@ -187,16 +188,49 @@ def test_pairs_have_default_hidden_states_of_their_own(
         main(
             ["train", str(tmp_path / "train.jsonl"), "--encoder", str(deep), "--out", str(tmp_path / "task"), "--quiet"]
         )
-    assert json.loads((tmp_path / "task" / "task.json").read_text())["states"] == list(layers)
+    assert json.loads((tmp_path / "task" / "task.json").read_text())["states"] == [3, 5, 6]
 
     work = work_on(data, str(deep))
     for method in ("ytuning", "logistic"):
         run_method(method, work, 0, tmp_path / method, Progress())
-        assert {space.states for space in FeatureStore(tmp_path / method).spaces()} == {layers}
+        assert {space.states for space in FeatureStore(tmp_path / method).spaces()} == {(3, 5, 6)}
 
     modes: tuple[PairMode | None, ...] = PAIR_MODES if paired else (None,)
     target = target_of(data, None, None)
     ranking = rank_layers(
         data, load_encoder(deep), recipes.preset("default"), modes=modes, seed=0, progress=Progress(), target=target
     )
-    assert ranking.default == layers and layers in {choice.states for choice in ranking.ranked}
+    assert ranking.default == (3, 5, 6) and (3, 5, 6) in {choice.states for choice in ranking.ranked}
+
+
+def test_tasks_that_read_some_of_the_default_states_share_the_stored_space(
+    deep: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    encoder, store = load_encoder(deep, precision="fp32"), FeatureStore(tmp_path)
+    inputs: list[TextInput] = [(text, None) for text in TEXTS]
+    for states in ((6,), (3, 5, 6), (3, 5), (6,)):
+        encoded.clear()
+        features, use = stored_features(inputs, encoder, store, Progress(), states=states)
+        is_first = use.hits == 0
+        assert sum(encoded) == use.misses == (len(TEXTS) if is_first else 0)
+        assert [space.states for space in store.spaces()] == [(3, 5, 6)]
+        # The same numbers as a space of these states alone would have.
+        codec = Int8Codec(len(states), encoder.identity.width)
+        alone = live_features(inputs, encoder, states=states, codec=codec)
+        for own, other in zip(features.batch(torch.arange(4)), alone.batch(torch.arange(4)), strict=True):
+            assert torch.equal(own, other)
+    for states, codec_name in (((2, 4), "int8"), ((6,), "compact")):
+        assert stored_features(inputs, encoder, store, Progress(), states=states, codec=codec_name)[1].hits == 0
+    assert {(space.states, space.codec_name) for space in store.spaces()} == {
+        ((3, 5, 6), "int8"), ((2, 4), "int8"), ((6,), "compact"),
+    }  # fmt: skip
+
+
+def test_states_are_kept_only_if_all_that_the_store_wants_are_there(deep: Path, tmp_path: Path) -> None:
+    encoder, store = load_encoder(deep, precision="fp32"), FeatureStore(tmp_path)
+    inputs: list[TextInput] = [(text, None) for text in TEXTS]
+    few = live_features(inputs, encoder, states=(5, 6))
+    assert keep_inputs(inputs, few, encoder, store, Progress(), held=(5, 6), states=(6,)) == 0 and not store.spaces()
+    more = live_features(inputs, encoder, states=(2, 3, 5, 6))
+    assert keep_inputs(inputs, more, encoder, store, Progress(), held=(2, 3, 5, 6), states=(6,)) == len(TEXTS)
+    assert stored_features(inputs, encoder, store, Progress(), states=(3,))[1].misses == 0

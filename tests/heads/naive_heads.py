@@ -59,21 +59,24 @@ def _label_tuning(config: LabelTuningConfig, state: State, texts: list[list[Tens
 
 def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of a row's one or two texts, each token (L, D): the mean of what the members say."""
-    return torch.stack([_member(config, state, member, texts) for member in range(config.members)]).mean(0)
+    members = len(state["label_bias"])
+    logits = [state["member_weights"][member] * _member(config, state, member, texts) for member in range(members)]
+    return torch.stack(logits).mean(0)
 
 
 def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of one member."""
-    own = slice(member * config.token_width, (member + 1) * config.token_width)
-    flats = [[token.flatten() for token in tokens] for tokens in texts]
-    maps = [[state["token_map"][own] @ token for token in flat] for flat in flats]
+    read, tokens_map, queries = _read(config, state, member)
+    flats = [[token[read].flatten() for token in tokens] for tokens in texts]
+    maps = [[tokens_map @ token for token in flat] for flat in flats]
     mixing = state["mixing"][member]
     if len(texts) == 2:
         maps = [_attending(config, mixing, *each) for each in (maps, maps[::-1])]
     else:
         maps = [_mixed(config, mixing, maps[0])]
     pools = [
-        _standardised(_pools(config, state, member, flat, mapped)) for flat, mapped in zip(flats, maps, strict=True)
+        _standardised(_pools(state["map_bias"][member, 0], queries, flat, mapped))
+        for flat, mapped in zip(flats, maps, strict=True)
     ]
     if len(pools) == 2:
         first, second = pools
@@ -85,13 +88,22 @@ def _member(config: PooledConfig, state: State, member: int, texts: list[list[Te
     return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
 
 
-def _pools(config: PooledConfig, state: State, member: int, flat: list[Tensor], mapped: list[Tensor]) -> Tensor:
+def _read(config: PooledConfig, state: State, member: int) -> tuple[list[int], Tensor, Tensor]:
+    """The S hidden states that a member reads, and its map (K, S * D) and queries (Q, S * D) of them side by side."""
+    shared = len(state["shared_map"])
+    if member < config.alone:
+        states, weights = [0], state["lowest_map"][member]
+    elif member < config.alone + config.members:
+        states, weights = list(range(shared)), torch.cat(list(state["shared_map"][:, member - config.alone]), 1)
+    else:
+        states, weights = [-1], state["last_map"][member - config.alone - config.members]
+    return states, weights[: config.token_width], weights[config.token_width :]
+
+
+def _pools(bias: Tensor, queries: Tensor, flat: list[Tensor], mapped: list[Tensor]) -> Tensor:
     """Maximum and attention pools of one text."""
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
-    pools = [_gelu(largest + state["map_bias"][member, 0])]
-    for query in range(config.queries):
-        pools.append(_attend(state["queries"][member * config.queries + query], flat, mapped))
-    return torch.cat(pools)
+    return torch.cat([_gelu(largest + bias), *(_attend(query, flat, mapped) for query in queries)])
 
 
 def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:

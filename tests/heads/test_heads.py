@@ -25,6 +25,7 @@ from ytuning.heads.pooled import (
     LabelTuningConfig,
     LabelTuningHead,
     PooledConfig,
+    PooledHead,
     build_head,
     config_from_json,
     config_to_json,
@@ -115,13 +116,16 @@ def test_tokens_of_a_pair_first_attend_to_those_like_them() -> None:
     values, mask = torch.stack((tokens, tokens.flip(0))), torch.ones(2, 6, dtype=torch.bool)
     with torch.no_grad(), WatchedSoftmax() as watched:
         head(values, mask)
-    between = [shares for shares in watched.shares if shares.shape == (4, 6, 6)]
+    assert isinstance(head, PooledHead)
+    between = [shares for shares in watched.shares if shares.shape == (head.members, 6, 6)]
     alike = torch.stack(between).flip(-1).diagonal(dim1=2, dim2=3)  # (2, E, 6)
-    assert alike.shape == (2, 4, 6) and float(alike.mean()) > 0.7
+    assert alike.shape == (2, head.members, 6) and float(alike.mean()) > 0.7
 
 
 def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     head = scrambled(CASES[1][0], 3, 2, mode="separate").eval()
+    assert isinstance(head, PooledHead)
+    count = 3 * head.members
     features, mask = batch(2, (5, 1, 3, 7, 2, 6))  # 5 tokens meet 7 at most
 
     def step() -> tuple[Tensor, tuple[Tensor, ...], set[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -137,14 +141,14 @@ def test_attention_of_long_pairs_is_computed_twice_and_not_kept(monkeypatch: pyt
                 logits = head(features, mask)
             gradients = torch.autograd.grad(logits.square().sum(), list(head.parameters()))
         shapes = [tuple(shares.shape) for shares in watched.shares]
-        return logits, gradients, kept, sorted(shape for shape in shapes if shape[2] in (5, 7))
+        return logits, gradients, kept, sorted(shape for shape in shapes if len(shape) == 3 and shape[2] in (5, 7))
 
     logits, gradients, kept, computed = step()
-    assert computed == [(6, 5, 7), (6, 7, 5)] and kept.issuperset(computed)
-    monkeypatch.setattr(pooled, "SCORES_AT_ONCE", 3 * 6 * 7)  # three tokens of a first text at a time
+    assert computed == [(count, 5, 7), (count, 7, 5)] and kept.issuperset(computed)
+    monkeypatch.setattr(pooled, "SCORES_AT_ONCE", 3 * count * 7)  # three tokens of a first text at a time
     again, same, kept, computed = step()
-    pieces = [(6, 2, 7), (6, 3, 5), (6, 3, 7), (6, 4, 5)]
-    assert computed == pieces and kept.isdisjoint({(6, 5, 7), (6, 7, 5), *pieces})
+    pieces = [(count, 2, 7), (count, 3, 5), (count, 3, 7), (count, 4, 5)]
+    assert computed == pieces and kept.isdisjoint({(count, 5, 7), (count, 7, 5), *pieces})
     torch.testing.assert_close(again, logits)
     torch.testing.assert_close(same, gradients)
     with torch.inference_mode():
@@ -219,9 +223,10 @@ def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
     head = scrambled(
         PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, dropout=0.0, token_dropout=1.0), 3, 2
     )
+    assert isinstance(head, PooledHead)
     features, mask = batch(2)
     with torch.no_grad():
-        dropped = head.train()(features, mask).mean(0)  # over members
+        dropped = head.average(head.train()(features, mask))
         first_token = head.eval()(features[:, :1], mask[:, :1])
     torch.testing.assert_close(dropped, first_token)
 
@@ -270,11 +275,55 @@ def test_width_must_fit_the_heads() -> None:
 
 def test_members_learn_apart_and_answer_together() -> None:
     head = scrambled(PooledConfig(members=3, width=8, dropout=0.0, token_dropout=0.0), 4, 2)
+    assert isinstance(head, PooledHead)
     features, mask = batch(2)
     with torch.no_grad():
         apart, together = head.train()(features, mask), head.eval()(features, mask)
-    assert apart.shape == (3, len(features), 4)
-    torch.testing.assert_close(apart.mean(0), together)
+    assert apart.shape == (head.members, len(features), 4) and head.members == 5
+    torch.testing.assert_close((apart * head.member_weights[:, None, None]).mean(0), together)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_kinds_of_members_read_their_own_hidden_states(layers: int) -> None:
+    head = scrambled(PooledConfig(members=2, alone=1, width=8), 3, layers).eval()
+    assert isinstance(head, PooledHead)
+    features, mask = batch(layers)
+    shared = range(1) if layers == 1 else range(2) if layers == 2 else range(layers - 1)
+    with torch.no_grad():
+        before = head.match(head.text(features, mask))
+        for state in range(layers):
+            changed = features.clone()
+            changed[:, :, state] += 1
+            moved = (head.match(head.text(changed, mask)) != before).flatten(1).any(1).tolist()
+            assert moved == [state == 0, state in shared, state in shared, state == layers - 1]
+
+
+def test_weights_of_kinds_of_members() -> None:
+    head = scrambled(PooledConfig(members=3, alone=2, width=8), 4, 3).eval()
+    assert isinstance(head, PooledHead)
+    features, mask = batch(3)
+    weighted = head.with_group_weights([0.5, 0.2, 0.0])
+    each = torch.tensor([0.5] * 2 + [0.2] * 3 + [0.0] * 2)
+    with torch.no_grad():
+        members = head.match(head.text(features, mask))
+        expected = (members * (each / each.sum())[:, None, None]).sum(0)
+        torch.testing.assert_close(weighted(features, mask), expected)
+        torch.testing.assert_close(weighted.with_equal_weights()(features, mask), expected)
+    assert weighted.with_equal_weights().member_weights.tolist() == [1.0] * 7
+
+
+def test_heads_joined_and_taken_apart() -> None:
+    configs = (PooledConfig(members=2, alone=1, width=8), PooledConfig(members=1, alone=3, width=8))
+    heads = [scrambled(config, 4, 3).eval() for config in configs]
+    assert all(isinstance(head, PooledHead) for head in heads)
+    features, mask = batch(3)
+    joined = PooledHead.joined(heads)  # type: ignore[arg-type]
+    with torch.no_grad():
+        parts = PooledHead.split_by_head(joined.text(features, mask), heads)  # type: ignore[arg-type]
+        for head, part in zip(heads, parts, strict=True):
+            torch.testing.assert_close(part, head.text(features, mask))  # type: ignore[operator]
+        total = sum(head.members * head(features, mask) for head in heads)
+        torch.testing.assert_close(joined(features, mask), total / joined.members)
 
 
 # --- label rows that start from texts -------------------------------------------------------------------------------
@@ -326,5 +375,5 @@ def test_a_label_more_leaves_the_others_as_they_were(config: HeadConfig) -> None
     features, mask = batch(1)
     with torch.no_grad():
         text, logits = head.text(features, mask), grown(features, mask)
-        new = (torch.einsum("ebh,eh->eb", text, row) + bias[:, None]).mean(0)
-        torch.testing.assert_close(logits, torch.cat((head(features, mask), new[:, None]), 1))
+        new = head.average((torch.einsum("ebh,eh->eb", text, row) + bias[:, None])[..., None])
+        torch.testing.assert_close(logits, torch.cat((head(features, mask), new), 1))

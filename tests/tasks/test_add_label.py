@@ -27,7 +27,7 @@ from ytuning.tasks.task import Task, load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig
 
-RECIPE = Recipe(PooledConfig(width=8), TrainingConfig(fewest_steps=120, most_steps=120))
+RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=120, most_steps=120))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_what_it_did_to_the_old_labels_is_counted(
     added = grow_task(task, "another", replace(cards, labels=None), encoder, FeatureStore())  # cannot be told apart
     kept = task.exemplars
     assert kept is not None and isinstance(added.task.head, PooledHead)
-    logits = added.task.head.match(kept.vectors.float().transpose(0, 1)).mean(0)
+    logits = added.task.head.average(added.task.head.match(kept.vectors.float().transpose(0, 1)))
     given = logits.argmax(1)
     assert added.after == pytest.approx(float((given == kept.targets).double().mean()))
     assert added.before == pytest.approx(float((logits[:, :2].argmax(1) == kept.targets).double().mean()))
@@ -140,14 +140,14 @@ def test_every_label_has_some_texts(multi: bool) -> None:
 @pytest.mark.parametrize("multi", [False, True])
 def test_the_new_row_is_the_best_one(multi: bool) -> None:
     torch.manual_seed(0)
-    head = PooledHead(PooledConfig(members=2, width=4), labels=3, layers=1, width=8)
-    old, examples = torch.randn(30, 2, 4), torch.randn(7, 2, 4) + 0.7
+    head = PooledHead(PooledConfig(members=1, alone=1, width=4), labels=3, layers=1, width=8)
+    old, examples = torch.randn(30, 3, 4), torch.randn(7, 3, 4) + 0.7
     goal: Any = torch.arange(30) % 3
     if multi:
         goal = torch.nn.functional.one_hot(goal, 3).float()
     row, bias = fit_label_row(head, kind_of("multi" if multi else "single"), old, goal, examples)
     counts = [10.0] * 3
-    for member in range(2):
+    for member in range(3):
         rows, biases = head.label_rows[member].detach().numpy(), head.label_bias[member].detach().numpy()
         length = np.linalg.norm(rows, axis=1).mean()
         direction = (examples.mean(0) - old.mean(0))[member].numpy()

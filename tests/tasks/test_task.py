@@ -94,7 +94,7 @@ def test_round_trip(config: HeadConfig, tmp_path: Path) -> None:
     assert loaded.name == "folder"
     same = ("target", "encoder", "states", "codec", "config", "metrics", "training", "pair_mode", "kind", "calibration")
     assert {name: getattr(loaded, name) for name in same} == {name: getattr(task, name) for name in same}
-    assert loaded.head_parameters == sum(weights.numel() for weights in task.head.state_dict().values())
+    assert loaded.head_parameters == sum(weights.numel() for weights in task.head.parameters())
 
 
 def test_round_trip_of_other_kinds(tmp_path: Path) -> None:
@@ -325,7 +325,8 @@ def foreign(**changes: Any) -> Callable[[Path], None]:
 
 
 DAMAGED = "head.safetensors is damaged or no safetensors file"
-OTHER_LABELS = "belongs to another task: label_bias should be (4, 3) of float32, it is (4, 2) of float32"
+OTHER_LABELS = "belongs to another task: label_bias should be (5, 3) of float32, it is (5, 2) of float32"
+WRONG_WEIGHTS = "head.safetensors is damaged: member_weights must be at least 0 and have the mean 1"
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing folder": (remove, "there is no task folder"),
@@ -364,7 +365,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "dropout as text": (edit_head(dropout="x"), "dropout must be a share from 0 to less than 1"),
     "dropout of all": (edit_head(dropout=2.0), "dropout must be a share from 0 to less than 1"),
     "another tensor": (foreign(more=torch.zeros(2)), "more should be absent, it is (2,) of float32"),
-    "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (4, 3, 6) of int32"),
+    "weights of members below 0": (foreign(member_weights=torch.tensor([-1.0, 3.0, 1.0, 1.0, 1.0])), WRONG_WEIGHTS),
+    "weights of members that are all 0": (foreign(member_weights=torch.zeros(5)), WRONG_WEIGHTS),
+    "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (5, 3, 6) of int32"),
     "labels that are no numbers": (foreign(label_rows=math.nan), "head.safetensors is damaged: label_rows is not"),
     "exemplars without rows": (
         foreign(**{"exemplars.vectors": torch.zeros(()).half(), "exemplars.targets": torch.tensor(0)}),

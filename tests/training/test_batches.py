@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.conftest import STATES
 from ytuning.encoder.encoder import load_encoder
-from ytuning.features.codecs import Float16Codec, PcaCoordinates, PcaInt8Codec, ProjectedReader
+from ytuning.features.codecs import Float16Codec, PcaCoordinates, ProjectedReader
 from ytuning.features.features import TextFeatures, stored_features
 from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pooled import PooledConfig, PooledHead
@@ -135,55 +135,69 @@ def projected(features: TextFeatures, copy_bytes: int = 1 << 20) -> Projection:
         return project_features(features, ROWS, pool, Progress(), copy_bytes=copy_bytes)
 
 
-@pytest.mark.parametrize("stored", ["fp16", "int8"], indirect=True)
+def by_hand(values: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """Coordinates (B, T, states, R) of features (B, T, L, D)."""
+    groups = [(0,), (0, 1), (1,)] if values.shape[2] == 2 else [(0,)]
+    components = projection.components[: len(groups)]
+    parts = [values[:, :, group].flatten(2) @ own.T for group, own in zip(groups, components, strict=True)]
+    return torch.cat(parts, 2).unflatten(2, (-1, values.shape[3] // 2))
+
+
+@pytest.mark.parametrize("stored", ["fp16", "int8", "compact"], indirect=True)
 def test_a_copy_holds_the_projection_of_every_row(stored: TextFeatures) -> None:
     copy = projected(stored)
     assert isinstance(copy.features, TextFeatures) and isinstance(copy.features.codec, PcaCoordinates)
-    size = stored.layers * stored.width
-    torch.testing.assert_close(copy.components @ copy.components.T, torch.eye(size // 2), atol=1e-5, rtol=0)
+    assert [own.shape for own in copy.components] == [(16, 32), (32, 64), (16, 32)]
+    for own in copy.components:
+        torch.testing.assert_close(own @ own.T, torch.eye(len(own)), atol=1e-5, rtol=0)
     for row in ROWS.split(1):
         values, mask = stored.batch(row)
         coordinates, there = copy.features.batch(row)
-        assert coordinates.shape == (1, values.shape[1], 1, size // 2) and torch.equal(mask, there)
-        by_hand = values.flatten(2) @ copy.components.T
-        error = (coordinates[:, :, 0] - by_hand).norm() / by_hand.norm()
+        expected = by_hand(values, copy)
+        assert coordinates.shape == expected.shape and torch.equal(mask, there)
+        error = (coordinates - expected).norm() / expected.norm()
         assert error < 0.02  # int8
 
 
-@pytest.mark.parametrize("stored", ["int8"], indirect=True)
+@pytest.mark.parametrize("copy_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("stored", ["fp16"], indirect=True)
+def test_a_single_hidden_state_is_projected_once(stored: TextFeatures, copy_bytes: int) -> None:
+    alone = stored.at_positions([1])
+    projection = projected(alone, copy_bytes)
+    assert not projection.apart and [own.shape for own in projection.components] == [(16, 32)] * 3
+    values, coordinates = (features.batch(ROWS[:20])[0] for features in (alone, projection.features))
+    expected = by_hand(values, projection)
+    assert coordinates.shape == expected.shape and (coordinates - expected).norm() / expected.norm() < 0.02
+
+
+@pytest.mark.parametrize("stored", ["int8", "compact"], indirect=True)
 def test_rows_too_many_for_a_copy_are_projected_as_they_come(stored: TextFeatures) -> None:
     copied, read = projected(stored), projected(stored, copy_bytes=1000)
     assert isinstance(read.features, TextFeatures) and isinstance(read.features.codec, ProjectedReader)
-    assert torch.equal(copied.components, read.components)
+    assert all(torch.equal(*pair) for pair in zip(copied.components, read.components, strict=True))
     first, second = copied.features.batch(ROWS[:30])[0], read.features.batch(ROWS[:30])[0]
     assert first.shape == second.shape and (first - second).norm() / second.norm() < 0.02
 
 
-@pytest.mark.parametrize("stored", ["compact"], indirect=True)
-def test_a_compact_store_is_read_as_it_is(stored: TextFeatures) -> None:
-    assert isinstance(stored.codec, PcaInt8Codec)
-    projection, batch = projected(stored), ROWS[:20]
-    values, _ = stored.batch(batch)
-    coordinates, _ = projection.features.batch(batch)
-    torch.testing.assert_close(coordinates.flatten(2) @ projection.components, values.flatten(2), atol=1e-4, rtol=1e-4)
-    assert stored.batch(batch)[0].shape == values.shape  # the features themselves are as before
-
-
+@pytest.mark.parametrize("positions", [[0, 1], [1]])
 @pytest.mark.parametrize("stored", ["int8"], indirect=True)
-def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures) -> None:
+def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures, positions: list[int]) -> None:
+    stored = stored.at_positions(positions)
     projection = projected(stored, copy_bytes=0)  # a copy would round
     torch.manual_seed(0)
-    head = PooledHead(PooledConfig(members=2, width=8), labels=3, layers=1, width=projection.features.width).eval()
+    config, width = PooledConfig(members=2, width=8), projection.features.width
+    head = PooledHead(config, labels=3, layers=stored.layers, width=width, apart=projection.apart).eval()
     wide = head.fold_projection(projection.components)
-    assert not wide.training and wide.token_map.shape[1] == stored.layers * stored.width
+    assert not wide.training and not wide.apart and wide.last_map.shape[2] == stored.width
     with torch.no_grad():
         logits = head(*projection.features.batch(ROWS[:40]))
         torch.testing.assert_close(wide(*stored.batch(ROWS[:40])), logits, atol=1e-5, rtol=1e-4)
 
 
-def test_first_weights_are_scaled_by_the_energy() -> None:
+@pytest.mark.parametrize("name", ["lowest_map", "shared_map", "last_map"])
+def test_first_weights_are_scaled_by_the_energy(name: str) -> None:
     plain, scaled = (
-        PooledHead(PooledConfig(), labels=2, layers=1, width=256, energy=energy).token_map.detach().std()
+        getattr(PooledHead(PooledConfig(), labels=2, layers=3, width=256, energy=energy), name).detach().std()
         for energy in (1.0, 4.0)
     )
     assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)

@@ -25,7 +25,9 @@ from ytuning.data.kinds.single import SingleLabel
 from ytuning.data.labels import LabelSet
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
+from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import Features, TextFeatures, live_features
+from ytuning.features.store import StoredRows
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
     HeadConfig,
@@ -176,7 +178,7 @@ def test_same_seed_same_bytes(fit: Fit) -> None:
     assert weights(first.head) == weights(again.head)
     assert first.history == again.history
     assert first.validation_logits.tobytes() == again.validation_logits.tobytes()
-    assert all(weights(first.head)[name] != weights(other.head)[name] for name in ("queries", "label_rows"))
+    assert all(weights(first.head)[name] != weights(other.head)[name] for name in ("last_map", "label_rows"))
 
 
 @pytest.mark.parametrize("progress", [None, Interrupt("train", 3)], ids=["finished", "interrupted"])
@@ -403,6 +405,64 @@ def test_refit_can_be_switched_off(fit: Fit) -> None:
     assert chosen.validation_logits.tobytes() == refitted.validation_logits.tobytes()
     assert weights(chosen.head) != weights(refitted.head)
     assert not refitted.head.training
+
+
+# --- what kinds of members know -------------------------------------------------------------------------------------
+
+
+def with_noise(features: Features, seed: int = 0) -> TextFeatures:
+    """The same features with one more hidden state that says nothing of the text."""
+    assert isinstance(features, TextFeatures)
+    values, mask = features.batch(torch.arange(len(features)))
+    noise = torch.randn(*values.shape[:2], 1, values.shape[3], generator=torch.Generator().manual_seed(seed))
+    states = torch.cat((values, noise * values.std()), 2)[mask].half()
+    codec, lengths = Float16Codec(states.shape[1], states.shape[2]), mask.sum(1).numpy()
+    start = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    whole = np.zeros(len(lengths), np.int64), start, lengths, np.zeros(len(lengths), bool)
+    return TextFeatures(StoredRows([codec.encode(states).numpy()], *whole, codec), features.dtype)
+
+
+LONGER = replace(RECIPE, training=replace(SHORT, fewest_steps=120, most_steps=120))
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("kind", ["single", "multi", "bounded"])
+def test_members_count_by_what_they_know(kind: KindName, refit: bool, toy: Toy) -> None:
+    features, ids = with_noise(toy[0]), toy[1]
+    targets: np.ndarray = ids
+    if kind != "single":
+        targets = np.eye(3, dtype=np.float32)[ids] if kind == "multi" else (ids == 1).astype(np.float32)
+    recipe = replace(LONGER, training=replace(LONGER.training, rare_rows=0))
+    job = HeadJob(kind_of(kind), targets, recipe)
+    result = fit_heads(features, [job], train=TRAIN, validation=VALIDATION, refit=refit)[0]
+    assert isinstance(result.head, PooledHead) and result.head.layers == 3
+    lowest, shared, last = (group.mean().item() for group in result.head.member_weights.split(result.head.groups))
+    assert last < 0.3 * min(lowest, shared) and result.head.member_weights.mean().item() == pytest.approx(1)
+
+
+def test_the_logits_of_the_validation_rows_are_those_of_the_weighted_head(toy: Toy) -> None:
+    features, ids = with_noise(toy[0]), toy[1]
+    result = fit_heads(features, [HeadJob(SINGLE, ids, LONGER)], train=TRAIN, validation=VALIDATION, refit=False)[0]
+    # Training reads coordinates in int8.
+    by_head = logits_of(result.head, features, torch.from_numpy(VALIDATION))
+    np.testing.assert_allclose(by_head, result.validation_logits, atol=0.05)
+
+
+def test_equal_validation_targets_do_not_weigh_members(toy: Toy) -> None:
+    features, numbers = with_noise(toy[0]), np.linspace(0, 1, 120, dtype=np.float32)
+    numbers[VALIDATION] = 0.3
+    result = fit_heads(
+        features, [HeadJob(kind_of("unbounded"), numbers, RECIPE)], train=TRAIN, validation=VALIDATION, refit=False
+    )[0]
+    assert isinstance(result.head, PooledHead) and result.head.member_weights.tolist() == [1.0] * result.head.members
+
+
+def test_few_validation_rows_do_not_weigh_members(toy: Toy) -> None:
+    features, ids = with_noise(toy[0]), toy[1]
+    result = fit_heads(features, [HeadJob(SINGLE, ids, LONGER)], train=np.arange(101), validation=np.arange(101, 120))[
+        0
+    ]
+    assert isinstance(result.head, PooledHead) and result.head.member_weights.tolist() == [1.0] * result.head.members
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
         kept = torch.ones(len(ours), dtype=torch.bool)
         if name.endswith("in_proj_bias"):  # a bias of keys shifts all scores alike: its gradient is nothing but noise
             kept[8:16] = False
-        assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5), name
+        # Where a gradient is nearly 0, Adam enlarges its rounding to a share of the learning rate.
+        assert torch.allclose(ours[kept], theirs[kept], rtol=1e-4, atol=0.05 * 0.01), name
 
 
 @pytest.mark.parametrize("mode", [None, "separate"])

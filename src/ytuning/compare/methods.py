@@ -305,7 +305,7 @@ def _logistic(work: Work, seed: int, store: Path, progress: Progress) -> _Outcom
     """Tuned logistic or ridge regression; of pairs that are read in both ways, validation chooses."""
     start = time.perf_counter()
     encoder, features = load_encoder(work.encoder), FeatureStore(store)
-    states = encoder.resolve_states(None, pairs=work.train.has_pairs)
+    states = encoder.resolve_states(None)
     inputs, targets, split = work.inputs, work.targets, work.split(seed)
     encode, probes = 0.0, []
     for mode in work.pair_modes:

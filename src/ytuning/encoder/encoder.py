@@ -99,17 +99,16 @@ class Encoder:
         """Let the weights go: it still cuts texts into tokens and says what it was, but encodes nothing any more."""
         self.backend = TorchStates(self.model.to("meta"), torch.device("meta"))
 
-    def resolve_states(self, wanted: Sequence[int] | None, *, pairs: bool = False) -> States:
+    def resolve_states(self, wanted: Sequence[int] | None) -> States:
         """Numbers of its hidden states, each once and rising.
 
         Args:
             wanted: numbers from 0 to ``depth``, -1 for the last; ``None``: the default ones.
-            pairs: whether the default is that for pairs of texts.
 
         Raises:
             EncoderError: it has no such hidden state.
         """
-        numbers = default_states(self.depth, pairs=pairs) if wanted is None else tuple(wanted)
+        numbers = default_states(self.depth) if wanted is None else tuple(wanted)
         states = tuple(sorted({self.depth if state == -1 else int(state) for state in numbers}))
         if not states or states[0] < 0 or states[-1] > self.depth:
             raise EncoderError(

@@ -96,14 +96,13 @@ def tokenizer_rules(tokenizer: Any) -> bytes:
     return json.dumps({**rules, "truncation": None, "padding": None}, sort_keys=True).encode()
 
 
-def default_states(depth: int, *, pairs: bool = False) -> States:
-    """The hidden states that a task reads by default, of an encoder of ``depth`` layers.
+def default_states(depth: int) -> States:
+    """The hidden states that a task reads by default, of an encoder of ``depth`` layers: half, five sixths and all up.
 
-    Single texts are read half and five sixths up, which was best on held-out rows (benchmarks/RESULTS.md). Pairs are
-    read two thirds up and in the last state, by which sentence encoders are trained to compare texts.
+    Chosen on held-out rows for two encoders (benchmarks/LOG.md): lower ones know more of grammar, the last one more of
+    what a text is about.
     """
-    lower = max(1, round(depth * 2 / 3 if pairs else depth / 2))
-    return tuple(sorted({lower, depth if pairs else min(depth, max(lower + 1, round(depth * 5 / 6)))}))
+    return tuple(sorted({max(1, round(depth / 2)), max(1, round(depth * 5 / 6)), depth}))
 
 
 def longest_input(given: int | None, folder: Path, config: Any, name: str) -> int:

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
+from ytuning.encoder.pretrained import States
 from ytuning.encoder.tokens import padded_places, plan_batches
 from ytuning.errors import StoreError
 from ytuning.features.codecs import (
@@ -36,6 +37,7 @@ from ytuning.progress import Progress
 __all__ = [
     "CacheUse", "Features", "PairFeatures", "TextFeatures", "keep_inputs", "live_features",
     "live_inputs", "mean_pooled", "ordered_batches", "stored_features", "stored_inputs",
+    "stored_states",
 ]  # fmt: skip
 
 # Tokens of a batch when stored features are written again in another codec.
@@ -128,7 +130,7 @@ class TextFeatures:
             return self
         if isinstance(codec, Selected):
             wanted, codec = tuple(codec.positions[position] for position in wanted), codec.codec
-        # Readers of coordinates hold a single state, which has been returned above.
+        # Coordinates are read whole.
         assert not isinstance(codec, PcaCoordinates | ProjectedReader)
         return self.seen_as(Selected(codec, wanted))
 
@@ -366,7 +368,8 @@ def stored_features(
         encoder: reads what is not stored.
         store: where features are kept.
         progress: is told every batch, and what is damaged.
-        states: numbers of the hidden states to keep, see `Encoder.resolve_states`.
+        states: numbers of the hidden states to read, see `Encoder.resolve_states`; more may be kept
+            (:func:`stored_states`).
         codec: in which the features are kept; each has a space of its own. See `features/codecs.py`. Of compact
             features, a codec instead of a name says in which basis: a space without one gets it, and where the space
             has another, the features are computed in memory and not stored.
@@ -376,8 +379,9 @@ def stored_features(
         EncoderError: the encoder has no such hidden state.
         StoreError: the disk is full or cannot be written or read back.
     """
-    states = encoder.resolve_states(states)
-    space = store.space(encoder.identity.to_json(), states, codec if isinstance(codec, str) else codec.name)
+    states, name = encoder.resolve_states(states), codec if isinstance(codec, str) else codec.name
+    kept = stored_states(encoder, states, name)
+    space = store.space(encoder.identity.to_json(), kept, name)
     basis = codec if isinstance(codec, PcaInt8Codec) else None
     keys = [text_key(*pair) for pair in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
@@ -392,7 +396,7 @@ def stored_features(
                 if basis is None or basis.has_basis_of(space.codec):
                     missing = [key for key in distinct if key not in space]
                     misses.update(missing)
-                    source = _encoding([distinct[key] for key in missing], encoder, states)
+                    source = _encoding([distinct[key] for key in missing], encoder, kept)
                     write_features(space, missing, source, progress, store.sizes)
         # Only a task's own basis gives the numbers that its head was trained on.
         if basis is not None and not basis.has_basis_of(space.codec):
@@ -403,10 +407,20 @@ def stored_features(
         if rows is not None:
             tokens = sum(dict(zip(keys, rows.length.tolist(), strict=True)).values())
             use = CacheUse(len(distinct) - len(misses), len(misses), tokens * space.row_bytes)
-            return TextFeatures(rows, _dtype(encoder)), use
+            return TextFeatures(rows, _dtype(encoder)).at_positions([kept.index(state) for state in states]), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
+
+
+def stored_states(encoder: Encoder, states: States, codec: str) -> States:
+    """The hidden states that the store keeps for a task that reads some.
+
+    Where they are among the encoder's default ones all of these are kept, so that the tasks of an encoder share one
+    space. Compact features go by a basis that belongs to the task's own states.
+    """
+    default = encoder.resolve_states(None)
+    return default if codec != PcaInt8Codec.name and set(states) <= set(default) else states
 
 
 def _dtype(encoder: Encoder) -> torch.dtype:
@@ -515,18 +529,26 @@ def keep_inputs(
     store: FeatureStore,
     progress: Progress,
     *,
-    states: Sequence[int],
+    held: States,
+    states: States,
     codec: str = DEFAULT_CODEC,
 ) -> int:
     """Write features that this encoder has computed into the store, those of texts that it lacks; returns how many.
 
-    Args: as of :func:`stored_features`, and ``features`` of these ``states``.
+    Nothing is written unless all states that the store keeps are there.
+
+    Args: as of :func:`stored_features`, where ``states`` are those that a task reads (:func:`stored_states` says which
+        are written), and ``features`` of the states ``held``.
 
     Raises: as :func:`stored_features`.
     """
+    kept = stored_states(encoder, states, codec)
+    if not set(kept) <= set(held):
+        return 0
     texts, _ = _encoded_texts(inputs, features.pair_mode)
-    of_texts = features.texts if isinstance(features, PairFeatures) else features
-    space = store.space(encoder.identity.to_json(), encoder.resolve_states(states), codec)
+    chosen = features.at_positions([held.index(state) for state in kept])
+    of_texts = chosen.texts if isinstance(chosen, PairFeatures) else chosen
+    space = store.space(encoder.identity.to_json(), kept, codec)
     rows = {text_key(*pair): row for row, pair in enumerate(texts)}
     with space.locked(lambda: progress.say(WAITING)):
         _say_damages(space, progress)

@@ -85,7 +85,7 @@ class LabelTuningHead(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (B, C), in training mode (1, B, C); arguments as `PooledHead.forward` has them."""
         logits = self.match(self.text(features, mask, generator))
-        return logits if self.training else logits[0]
+        return logits if self.training else self.average(logits)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the vectors (1, B, H) of length ``scale`` that label rows are multiplied with."""
@@ -110,6 +110,10 @@ class LabelTuningHead(nn.Module):
     def match(self, text: Tensor) -> Tensor:
         """Return the logits (1, B, C) of texts (1, B, H)."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
+
+    def average(self, logits: Tensor) -> Tensor:
+        """The logits (B, C) of the one member (1, B, C)."""
+        return logits[0]
 
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:
         """Start each label's row from its texts (N, 1, H), as :meth:`text` gives them, of label ids (N,)."""

@@ -52,6 +52,7 @@ __all__ = [
     "build_head",
     "config_from_json",
     "config_to_json",
+    "state_groups",
 ]
 
 
@@ -60,7 +61,10 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        members: E, independent heads whose logits are averaged; a few small ones do better than a large one.
+        members: number of members, which are independent heads whose logits are averaged, that read hidden states side
+            by side: all but the last, but of one or two states all. Several small ones do better than a large one.
+        alone: number of further members that read the lowest state alone, and of as many that read the last one alone:
+            members do better together if they do not all read the same (benchmarks/LOG.md).
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
@@ -71,13 +75,14 @@ class PooledConfig:
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 4
+    members: int = 3
+    alone: int = 1
     width: int = 64
-    token_width: int = 64
+    token_width: int = 60
     mixing_width: int = 32
     mixing_span: int = 64
     queries: int = 2
-    hidden: int = 2
+    hidden: int = 1
     dropout: float = 0.1
     token_dropout: float = 0.1
 
@@ -85,6 +90,8 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
+# The weights that touch a token, of members that read the lowest state, all but the last side by side, or the last.
+TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
@@ -98,14 +105,23 @@ FORMS: dict[str, type[HeadConfig]] = {
 }
 
 
+def state_groups(layers: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Which of L hidden states the members read that read the lowest one, several side by side, and the last one.
+
+    Those side by side are all but the last, but of one or two states all.
+    """
+    return (0,), tuple(range(max(min(layers, 2), layers - 1))), (layers - 1,)
+
+
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens (all hidden states side by side) to a small space of its own, where those of a span
-    attend to each other once, and pools them there, by maximum and by attention of its queries. The pools are
-    normalised, mapped to the member's label space, refined by a residual feed-forward layer and matched with its label
-    rows by dot product. All members are computed together. In a pair, tokens attend to the other text instead, first to
-    those that are like them, and what is matched are the pools' differences, distances and products.
+    Each member maps the tokens to a small space of its own, where those of a span attend to each other once, and pools
+    them there, by maximum and by attention of its queries. Some read the lowest hidden state alone, most several states
+    side by side, some the last one alone, and they follow each other in this order. The pools are normalised, mapped to
+    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
+    All members are computed together. In a pair, tokens attend to the other text instead, first to those that are like
+    them, and what is matched are the pools' differences, distances and products.
     """
 
     def __init__(
@@ -117,22 +133,28 @@ class PooledHead(nn.Module):
         width: int,
         pair_mode: PairMode | None = None,
         energy: float = 1.0,
+        apart: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         """Make a head for C labels on L hidden states of width D; ``pair_mode`` says how the encoder reads pairs.
 
-        Numbers of ``energy`` times a hidden state's mean square get smaller first weights. ``generator`` draws the
-        weights; the default is torch's own.
+        Numbers of ``energy`` times a hidden state's mean square get smaller first weights. With ``apart`` the features
+        hold what each group of members reads apart, as :func:`state_groups` has it. ``generator`` draws the weights;
+        the default is torch's own.
         """
         super().__init__()
-        self.config, self.pair_mode = config, pair_mode
-        # E and H, as every head with label rows has them.
-        self.members, self.match_width = config.members, config.width
-        members, inner, states = config.members, config.hidden * config.width, layers * width
+        self.config, self.pair_mode, self.apart = config, pair_mode, apart
+        # L, E and H.
+        self.layers, self.members, self.match_width = layers, config.members + 2 * config.alone, config.width
+        members, inner = self.members, config.hidden * config.width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
         random = partial(_random, generator=generator)
-        self.token_map = random(members * config.token_width, states, fan_in=3 * energy * states)
+        # What a member maps a token to: K numbers and the scores of Q queries. The states side by side are added up.
+        shared, mapped = len(state_groups(layers)[1]), config.token_width + config.queries
+        self.lowest_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
+        self.shared_map = random(shared, config.members, mapped, width, fan_in=3 * energy * shared * width)
+        self.last_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
         if pair_mode == "separate":
@@ -140,7 +162,6 @@ class PooledHead(nn.Module):
                 queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
                 queries.mul_(ALIKE)
                 keys.copy_(queries)
-        self.queries = random(members * config.queries, states, fan_in=3 * energy * states)
         self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = random(members, config.width, inner, fan_in=3 * config.width)
@@ -149,6 +170,9 @@ class PooledHead(nn.Module):
         self.contract_bias = _zeros(members, config.width)
         self.label_rows = random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
+        # Of members in the mean; their own mean is 1. Validation sets them, training does not.
+        self.member_weights: Tensor
+        self.register_buffer("member_weights", torch.ones(members))
 
     def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
@@ -156,10 +180,10 @@ class PooledHead(nn.Module):
         Of pairs there are 2 * B of both.
 
         Returns:
-            (B, C), the mean over members; in training mode (E, B, C), for each member learns by itself.
+            (B, C), the weighted mean over members; in training mode (E, B, C), for each member learns by itself.
         """
         logits = self.match(self.text(features, mask, generator))
-        return logits if self.training else logits.mean(0)
+        return logits if self.training else self.average(logits)
 
     def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
@@ -169,7 +193,7 @@ class PooledHead(nn.Module):
             # The first token stays, so that no text is without tokens.
             kept[:, 0] = True
             mask = mask & kept
-        pooled = _normalised(self._pool(features.flatten(2), mask))
+        pooled = _normalised(self._pool(features, mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
@@ -186,6 +210,10 @@ class PooledHead(nn.Module):
         """Logits (E, B, C) of texts (E, B, H) in label space."""
         return torch.baddbmm(self.label_bias[:, None], text, self.label_rows.transpose(1, 2))
 
+    def average(self, logits: Tensor) -> Tensor:
+        """The weighted mean (B, C) of members' logits (E, B, C)."""
+        return (logits * self.member_weights[:, None, None]).mean(0)
+
     def start_rows(self, texts: Tensor, labels: Tensor) -> None:
         """Start each label's rows from its texts (N, E, H), as :meth:`text` gives them, of label ids (N,).
 
@@ -199,7 +227,7 @@ class PooledHead(nn.Module):
 
     @staticmethod
     def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
-        """One head whose members are those of several of one form: its logits are the mean of theirs.
+        """One head whose members are those of several of one form: its logits are the mean of theirs, by their members.
 
         Heads of different labels can be joined without them, for :meth:`text` alone.
         """
@@ -208,54 +236,124 @@ class PooledHead(nn.Module):
             # The first label stays, as there is no head without one.
             for state in states:
                 state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
-        return heads[0]._with_weights({name: torch.cat([state[name] for state in states]) for name in states[0]})
+        joined = {}
+        for name in states[0]:
+            parts = [state[name] for state in states]
+            if name in TOKEN_MAPS:
+                # (E', ..) or (L', E', ..)
+                joined[name] = torch.cat(parts, parts[0].dim() - 3)
+            else:
+                groups = zip(*(part.split(head.groups) for part, head in zip(parts, heads, strict=True)), strict=True)
+                joined[name] = torch.cat([part for group in groups for part in group])
+        return heads[0]._with_state(joined)
+
+    @staticmethod
+    def split_by_head(values: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
+        """What belongs to the members of each head, (E, ..), of values (sum of E, ..) of the head :meth:`joined`."""
+        sizes = [size for group in zip(*(head.groups for head in heads), strict=True) for size in group]
+        parts = values.split(sizes)
+        return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
+
+    @property
+    def groups(self) -> list[int]:
+        """How many members read the lowest state, several side by side, and the last one."""
+        return [self.config.alone, self.config.members, self.config.alone]
+
+    def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
+        """The head in whose mean each member of the three :attr:`groups` has its group's weight; one is above 0."""
+        each = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(self.groups))
+        return self._with_state({**self.state_dict(), "member_weights": (each / each.mean()).to(self.member_weights)})
+
+    def with_equal_weights(self) -> PooledHead:
+        """The same logits from a plain mean of members: the weights become part of label rows and biases."""
+        state = self.state_dict()
+        rows, bias = (
+            state["label_rows"] * self.member_weights[:, None, None],
+            state["label_bias"] * self.member_weights[:, None],
+        )
+        return self._with_state(
+            {**state, "label_rows": rows, "label_bias": bias, "member_weights": torch.ones_like(self.member_weights)}
+        )
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
         """The head with one more label, after the others: its row (E, H) and bias (E,)."""
         state = self.state_dict()
         state["label_rows"] = torch.cat((state["label_rows"], row[:, None]), 1)
         state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)
-        return self._with_weights(state)
+        return self._with_state(state)
 
-    def fold_projection(self, components: Tensor) -> PooledHead:
-        """The head on tokens (L * D) that gives this one's logits on their coordinates, (R,) = components (R, L * D) f.
+    def fold_projection(self, components: Sequence[Tensor]) -> PooledHead:
+        """The head on hidden states that gives this one's logits on coordinates that lie apart.
 
-        Only the two maps that touch a token change, both of them linear, so nothing is left of the components.
+        Only the maps that touch a token change, all of them linear, so nothing is left of the components.
+
+        Args:
+            components: of each of :func:`state_groups`, with S states, (S * R, S * D).
         """
-        maps = {"token_map": self.token_map @ components, "queries": self.queries @ components}
-        return self._with_weights({**self.state_dict(), **maps})
+        lowest, shared, last = components
+        count = len(self.shared_map)
+        # (E, K + Q, S * R) -> (E, K + Q, S * D)
+        side_by_side = self.shared_map.permute(1, 2, 0, 3).flatten(2) @ shared
+        maps = {
+            "lowest_map": self.lowest_map @ lowest,
+            "shared_map": side_by_side.unflatten(2, (count, -1)).permute(2, 0, 1, 3).contiguous(),
+            "last_map": self.last_map @ last,
+        }
+        return self._with_state({**self.state_dict(), **maps}, apart=False)
 
-    def _with_weights(self, state: Mapping[str, Tensor]) -> PooledHead:
-        """A head of this form with other weights, whose shapes say how many members, labels and states it has."""
-        members, labels = state["label_bias"].shape
+    def _with_state(self, state: Mapping[str, Tensor], *, apart: bool | None = None) -> PooledHead:
+        """A head of this form with other weights, whose shapes say how many members and labels it has."""
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, members=members),
-                labels=labels,
-                layers=1,
-                width=state["token_map"].shape[1],
+                replace(self.config, members=state["shared_map"].shape[1], alone=len(state["last_map"])),
+                labels=state["label_bias"].shape[1],
+                layers=self.layers,
+                width=state["shared_map"].shape[-1],
                 pair_mode=self.pair_mode,
+                apart=self.apart if apart is None else apart,
             )
-        head.to_empty(device="cpu").load_state_dict(state)
+        head.to_empty(device=state["label_bias"].device).load_state_dict(state)
         return head.train(self.training)
 
-    def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Pool each member's map of the tokens (B, T, L * D) by maximum and attention to (E, B, (1 + Q) * K)."""
-        members, count, dtype = self.config.members, len(tokens), tokens.dtype
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (E, B, (1 + Q) * K)."""
+        members, count, dtype = self.members, len(states), states.dtype
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        # (B, T, E * Q)
-        scores = functional.linear(tokens, self.queries.to(dtype)).float() + hidden[..., None]
+        # (B, T, E, K + Q) -> (E, B, T, ..)
+        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
         # (E, B, Q, T)
-        attention = scores.softmax(1).unflatten(2, (members, -1)).permute(2, 0, 3, 1).to(dtype)
-        mapped = functional.linear(tokens, self.token_map.to(dtype)).unflatten(2, (members, -1))
+        attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
         meet = self._crossed if self.pair_mode == "separate" else self._mixed
         # (E, B, T, K)
-        mapped = meet(mapped.permute(2, 0, 1, 3).contiguous(), hidden)
+        mapped = meet(mapped.contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
+
+    def _maps(self, states: Tensor) -> Tensor:
+        """Every member's map of the tokens (B, T, L, D) and the scores of its queries, (B, T, E, K + Q)."""
+        sums: dict[str, Tensor] = {}
+        for tokens, read in zip(states.unbind(2), self._readers(), strict=True):
+            # One product for all members that read a state.
+            values = functional.linear(tokens, torch.cat(list(read.values())).flatten(0, 1).to(states.dtype))
+            sizes = [maps.shape[0] * maps.shape[1] for maps in read.values()]
+            for group, part in zip(read, values.split(sizes, -1), strict=True):
+                sums[group] = sums[group] + part if group in sums else part
+        return torch.cat([sums[group] for group in TOKEN_MAPS], -1).unflatten(-1, (self.members, -1))
+
+    def _readers(self) -> list[dict[str, Tensor]]:
+        """For each state of the features the maps (E', K + Q, D) of the groups that read it."""
+        lowest, last = {TOKEN_MAPS[0]: self.lowest_map}, {TOKEN_MAPS[2]: self.last_map}
+        shared = [{TOKEN_MAPS[1]: maps} for maps in self.shared_map]
+        if self.apart:
+            return [lowest, *shared, last]
+        readers: list[dict[str, Tensor]] = [{} for _ in range(self.layers)]
+        for group, maps in zip(state_groups(self.layers), ([lowest], shared, [last]), strict=True):
+            for state, own in zip(group, maps, strict=True):
+                readers[state] |= own
+        return readers
 
     def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
         """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
@@ -359,16 +457,17 @@ def build_head(
     width: int,
     pair_mode: PairMode | None = None,
     energy: float = 1.0,
+    apart: bool = False,
     generator: torch.Generator | None = None,
 ) -> LabelHead:
     """Make a head with fresh weights for C labels on L hidden states of width D.
 
-    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` is for a :class:`PooledHead`. ``generator``
-    draws the weights; the default is torch's own, which all threads of a process share.
+    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` and ``apart`` are for a :class:`PooledHead`.
+    ``generator`` draws the weights; the default is torch's own, which all threads of a process share.
     """
     shape: dict[str, Any] = {"labels": labels, "layers": layers, "width": width, "pair_mode": pair_mode}
     if isinstance(config, PooledConfig):
-        return PooledHead(config, **shape, energy=energy, generator=generator)
+        return PooledHead(config, **shape, energy=energy, apart=apart, generator=generator)
     if isinstance(config, LabelTuningConfig):
         return LabelTuningHead(config, **shape)
     return CrossAttentionHead(config, **shape, generator=generator)

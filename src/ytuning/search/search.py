@@ -28,6 +28,7 @@ from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
+from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.features.features import Features, keep_inputs, stored_inputs
 from ytuning.features.store import FeatureStore
@@ -135,7 +136,8 @@ def search(
         if not log.layers:
             learned, base = train.select(rows.train), next(iter(bases.values()))
             log.layers = _layer_sets(learned, encoder, base, modes, options.seed, rows.target, progress)
-        states = sorted({layer for layers in log.layers for layer in layers})
+        # The default ones too: the store keeps all of them for a winner that reads some.
+        states = tuple(sorted({*encoder.resolve_states(None), *(layer for layers in log.layers for layer in layers)}))
         features = {
             mode: stored_inputs(rows.inputs, encoder, store, progress, states=states, pair_mode=mode)[0]
             for mode in modes
@@ -147,8 +149,7 @@ def search(
     best = best_of(log.trials)
     with watch.stage("encode"):
         chosen = encoder.resolve_states(best.recipe.layers or states)
-        view = features[best.pair_mode].at_positions([states.index(state) for state in chosen])
-        keep_inputs(rows.inputs, view, encoder, store, progress, states=chosen)
+        keep_inputs(rows.inputs, features[best.pair_mode], encoder, store, progress, held=states, states=chosen)
     winner = _training_of(options, best)
     trained = train_task(
         train, encoder, store, best.recipe, validation=validation, test=test, options=winner, progress=progress
@@ -267,7 +268,7 @@ class _TrialRunner:
 
     space: Space
     features: dict[PairMode | None, Features]
-    states: list[int]
+    states: States
     rows: TaskRows
     seed: int
     device: torch.device

@@ -243,7 +243,7 @@ def exemplar_rows(
 def _decide(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
     """What the head decides on texts (N, E, H) in its label space."""
     with torch.inference_mode():
-        logits = head.match(vectors.transpose(0, 1)).mean(0).numpy()
+        logits = head.average(head.match(vectors.transpose(0, 1))).numpy()
     return calibration.answers(target, logits).values
 
 

@@ -135,12 +135,12 @@ class LayerRanking:
 
     def keep(self, states: States, encoder: Encoder, store: FeatureStore, progress: Progress, codec: str) -> int:
         """Store some of the hidden states of the sample; returns how many of its texts are new to the store."""
-        positions = [self.states.index(state) for state in states]
-        written = 0
-        for features in self.features.values():
-            chosen = features.at_positions(positions)
-            written += keep_inputs(self.sample.inputs, chosen, encoder, store, progress, states=states, codec=codec)
-        return written
+        return sum(
+            keep_inputs(
+                self.sample.inputs, features, encoder, store, progress, held=self.states, states=states, codec=codec
+            )
+            for features in self.features.values()
+        )
 
 
 def layer_sets(depth: int, default: States, *, single: bool = False) -> list[States]:
@@ -185,7 +185,7 @@ def rank_layers(
     Raises:
         EncoderError, InputError: as loading and encoding.
     """
-    default = encoder.resolve_states(recipe.layers, pairs=train.has_pairs)
+    default = encoder.resolve_states(recipe.layers)
     sets = layer_sets(encoder.depth, default, single=isinstance(recipe.head, CrossAttentionConfig))
     states = tuple(sorted({layer for layers in sets for layer in layers}))
     sample = sample_rows(train, seed, encoder, default, sets)

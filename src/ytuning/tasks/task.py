@@ -31,7 +31,7 @@ from ytuning.encoder.pretrained import EncoderIdentity, States
 from ytuning.errors import InputError, TaskFolderError, argument, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
-from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, build_head, config_to_json
+from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, PooledHead, build_head, config_to_json
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all, is_plain_name
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import head_from_json
@@ -463,9 +463,19 @@ def _fill(head: LabelHead, file: Path, expected: str) -> dict[str, torch.Tensor]
         raise TaskFolderError(
             f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
         )
+    if isinstance(head, PooledHead) and not _are_member_weights(tensors["member_weights"]):
+        raise TaskFolderError(
+            f"{file} is damaged: member_weights must be at least 0 and have the mean 1. Copy the folder again, or "
+            "train again"
+        )
     # Copies lie where fast instructions want them, unlike parts of the file.
     head.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return stored
+
+
+def _are_member_weights(weights: torch.Tensor) -> bool:
+    """Whether these can be the weights (E,) of a head's members."""
+    return bool((weights >= 0).all()) and abs(float(weights.mean()) - 1) < 1e-3
 
 
 def _form(tensor: torch.Tensor | None) -> str:

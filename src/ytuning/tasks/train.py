@@ -165,7 +165,7 @@ def train_task(
         StoreError: the feature store cannot be used.
     """
     options, progress = options or TrainOptions(), progress or Progress()
-    states = encoder.resolve_states(recipe.layers, pairs=train.has_pairs)
+    states = encoder.resolve_states(recipe.layers)
     context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress)
     _check_options(context)
     rows = _split(context)

@@ -1,8 +1,9 @@
 """What training reads: features in the coordinates of their principal components, in shuffled batches.
 
-Half as many numbers a token as the hidden states have hold nearly all of their energy: a head's token map then costs
-half, and a token that training visits again and again comes from memory. The head that is trained so is turned into one
-on the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
+Half as many numbers as hidden states have hold most of their energy: a head's token map then costs half, and a token
+that training visits again and again comes from memory. States that members read side by side have their components
+together, as they have much in common; what other members read has components of its own. The head that is trained so is
+turned into one on the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
 
 A batch holds rows of similar length. Those that are scattered over a store many times the size of the memory cost a
 read from the disk each. So there whole blocks of neighbouring rows are drawn at random, enough of them for many batches
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.features.codecs import FIT_TOKENS, PcaCoordinates, PcaInt8Codec, ProjectedReader
+from ytuning.features.codecs import FIT_TOKENS, PcaCoordinates, ProjectedReader
 from ytuning.features.features import Features, PairFeatures, TextFeatures
 from ytuning.features.store import StoredRows
+from ytuning.heads.pooled import state_groups
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
 
@@ -95,12 +97,14 @@ class Projection:
     """What training reads.
 
     Attributes:
-        features: the coordinates of the same rows, as one state of width R.
-        components: (R, L * D) float32, orthonormal rows.
+        features: the coordinates of the same rows, states of width R.
+        components: of each of `heads.pooled.state_groups`, with S states, (S * R, S * D) float32, orthonormal rows.
+        apart: whether the features hold those of one group after the other; a single hidden state is there once.
     """
 
     features: Features
-    components: Tensor
+    components: tuple[Tensor, ...]
+    apart: bool
 
 
 def project_features(
@@ -108,8 +112,8 @@ def project_features(
 ) -> Projection:
     """Coordinates of some rows' features; those of other rows are not to be read.
 
-    A compact store holds coordinates already. Else they are fitted on these rows and copied into memory, or, where
-    the copy would be too large, computed anew for each batch.
+    The components are fitted on these rows. The coordinates are copied into memory or, where the copy would be too
+    large, computed anew for each batch.
 
     Args:
         features: features of all rows.
@@ -122,34 +126,34 @@ def project_features(
         # The distinct texts of the pairs are projected, each of them once.
         texts = project_features(features.texts, features.texts_of(rows), pool, progress, copy_bytes=copy_bytes)
         assert isinstance(texts.features, TextFeatures)
-        return Projection(features.with_texts(texts.features), texts.components)
+        return Projection(features.with_texts(texts.features), texts.components, texts.apart)
     assert isinstance(features, TextFeatures)
-    if isinstance(features.codec, PcaInt8Codec):
-        components = torch.from_numpy(features.codec.components)
-        return Projection(features.seen_as(PcaCoordinates(features.codec)), components)
     # The components are those of a sample, which is spread evenly over the rows: (tokens, L, D).
     tokens = int(features.lengths[rows].sum())
     sample = features.tokens(rows[:: max(1, -(-tokens // FIT_TOKENS))])
-    compact = PcaInt8Codec.fitted(sample.numpy())
-    components = torch.from_numpy(compact.components)
-    if tokens * compact.row_bytes > copy_bytes:
-        return Projection(features.seen_as(ProjectedReader(features.codec, components)), components)
-    return Projection(_copy_coordinates(features, rows, compact, pool, progress), components)
+    groups, apart = state_groups(features.layers), features.layers > 1
+    coordinates = PcaCoordinates.fitted(sample.numpy(), groups if apart else groups[:1])
+    components = coordinates.components if apart else coordinates.components * len(groups)
+    if tokens * coordinates.row_bytes > copy_bytes:
+        view = features.seen_as(ProjectedReader(features.codec, coordinates))
+    else:
+        view = _copy_coordinates(features, rows, coordinates, pool, progress)
+    return Projection(view, components, apart)
 
 
 def _copy_coordinates(
-    features: TextFeatures, rows: Tensor, compact: PcaInt8Codec, pool: Workers, progress: Progress
+    features: TextFeatures, rows: Tensor, coordinates: PcaCoordinates, pool: Workers, progress: Progress
 ) -> TextFeatures:
     """The coordinates of rows (N,) in memory, in the order in which the store holds them."""
     ordered = features.in_order(rows)
     lengths = features.lengths[ordered]
     ends = lengths.cumsum(0)
-    array = np.empty((int(ends[-1]), compact.row_bytes), np.uint8)
+    array = np.empty((int(ends[-1]), coordinates.row_bytes), np.uint8)
     chunks = torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist())
     bounds = np.cumsum([0, *(int(features.lengths[chunk].sum()) for chunk in chunks)])
 
     def copy(number: int) -> None:
-        array[bounds[number] : bounds[number + 1]] = compact.encode(features.tokens(chunks[number])).numpy()
+        array[bounds[number] : bounds[number + 1]] = coordinates.encode(features.tokens(chunks[number])).numpy()
 
     # Eight chunks are computed at a time, so that Ctrl-C is heard between them.
     for first in range(0, len(chunks), 8):
@@ -160,7 +164,5 @@ def _copy_coordinates(
     start = np.full(len(features), len(array))
     start[ordered.numpy()] = (ends - lengths).numpy()
     array_of_row = np.zeros(len(features), np.int64)
-    stored = StoredRows(
-        [array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, PcaCoordinates(compact)
-    )
+    stored = StoredRows([array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, coordinates)
     return TextFeatures(stored, features.dtype)

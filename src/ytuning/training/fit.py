@@ -19,7 +19,7 @@ from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import Projection, project_features, shuffled_batches
-from ytuning.training.calibration import fit_calibration
+from ytuning.training.calibration import calibrated_losses, fit_calibration
 from ytuning.training.joint import Learner, stack_logits, stack_step, start_label_rows
 from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
@@ -116,8 +116,9 @@ def fit_heads(
 
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
-    noise, and the later head has been annealed further. Then it goes on for a few steps on all rows. A pooled head is
-    trained on half as many components (`batches.project_features`), which is faster.
+    noise, and the later head has been annealed further. Members of a pooled head count by what their kind knows of
+    the validation rows. Then it goes on for a few steps on all rows. A pooled head is trained on half as many
+    components (`batches.project_features`), which is faster.
 
     Args:
         features: features of all rows.
@@ -145,15 +146,17 @@ def fit_heads(
         if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
             projection = project_features(features, rows, pool, progress)
         view = features if projection is None else projection.features
-        shared = _Shared(view, torch.from_numpy(train), torch.from_numpy(validation), batch_size, seed, pool, progress)
+        split = torch.from_numpy(train), torch.from_numpy(validation)
+        shared = _Shared(view, features.layers, *split, batch_size, seed, pool, progress)
         runs = [_HeadRun(job, _fresh_head(job, shared, projection), shared) for job in jobs]
         interrupted = _train_until_stopped(runs, shared)
         outcomes = [run.outcome for run in runs]
         if not interrupted:
             try:
+                outcomes = [_weigh_members(run.job, own, shared) for run, own in zip(runs, outcomes, strict=True)]
                 if refit:
                     heads = _refit(runs, shared, rows)
-                    outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
+                    outcomes = [own.with_refitted(head) for own, head in zip(outcomes, heads, strict=True)]
                 outcomes = [
                     _mend_rare_labels(run.job, own, shared, rows) for run, own in zip(runs, outcomes, strict=True)
                 ]
@@ -195,6 +198,8 @@ class _Shared:
 
     # Training reads these; they are coordinates where the heads are pooled and train on the CPU.
     features: Features
+    # L, of the features themselves.
+    layers: int
     # (N,) int64 positions of rows.
     train: Tensor
     validation: Tensor
@@ -219,11 +224,18 @@ class _Outcome:
         chosen: head of the chosen validation.
         logits: (N, C), those of the validation rows that it gives.
         refitted: the same after the refit, if there was one.
+        weights: of the groups of members in both heads; empty if all have one weight.
     """
 
     chosen: LabelHead
     logits: Tensor
     refitted: LabelHead | None = None
+    weights: tuple[float, ...] = ()
+
+    def with_refitted(self, head: LabelHead) -> _Outcome:
+        """The same with a head after its refit, which gets the weights."""
+        weighted = head.with_group_weights(self.weights) if self.weights and isinstance(head, PooledHead) else head
+        return replace(self, refitted=weighted)
 
 
 class _HeadRun:
@@ -360,6 +372,30 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
     return [learner.head for learner in learners]
 
 
+def _weigh_members(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome:
+    """The head in whose mean each member counts by what its group knows of the validation rows.
+
+    It counts by the square of how much lower the loss of the group alone, calibrated, is than that of the best constant
+    answer. Members that know little more than how frequent the labels are would only pull the mean towards that: of
+    CoLA's grammar the last hidden state knows next to nothing. The square was chosen on held-out rows of five sets
+    (benchmarks/LOG.md).
+    """
+    head, target = outcome.chosen, job.target
+    if not isinstance(head, PooledHead) or head.layers == 1 or len(shared.validation) < FEWEST_ROWS:
+        return outcome
+    truth, count = job.targets[shared.validation.numpy()], len(head.groups)
+    heads = [head.with_group_weights([float(group == other) for other in range(count)]) for group in range(count)]
+    logits = stack_logits(heads, shared.features, shared.validation, shared.pool)
+    smoothing, constant = job.recipe.training.smoothing_of(target), target.constant_loss(truth)
+    losses = [float(calibrated_losses(target, own.numpy(), truth, smoothing=smoothing).mean()) for own in logits]
+    saved = tuple(max(0.0, constant - loss) ** 2 if math.isfinite(loss) else 0.0 for loss in losses)
+    if not any(saved):
+        return outcome
+    weighted = head.with_group_weights(saved)
+    mean = stack_logits([weighted], shared.features, shared.validation, shared.pool)[0]
+    return replace(outcome, chosen=weighted, logits=mean, weights=saved)
+
+
 def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Tensor) -> _Outcome:
     """The heads with rows of rare labels in closed form, where a row may have several labels; else as they are.
 
@@ -381,7 +417,9 @@ def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Te
     if isinstance(refitted, PooledHead):
         other = discriminant_head(refitted, shared.features, job.targets, rows, rare_rows, shared.pool)
         refitted = mended(refitted, other, rows)
-    return _Outcome(chosen, stack_logits([chosen], shared.features, shared.validation, shared.pool)[0], refitted)
+    logits = stack_logits([chosen], shared.features, shared.validation, shared.pool)[0]
+    # Their weights are part of the label rows now.
+    return replace(outcome, chosen=chosen, logits=logits, refitted=refitted, weights=())
 
 
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
@@ -419,15 +457,16 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
 def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     view = shared.features
-    # R components hold nearly all the energy of L * D numbers, so each holds (L * D) / R times that of a number.
-    energy = 1.0 if projection is None else projection.components.shape[1] / projection.components.shape[0]
+    # R components hold most of the energy of D numbers, so each holds D / R times that of a number.
+    energy = 1.0 if projection is None else projection.components[0].shape[1] / projection.components[0].shape[0]
     head = build_head(
         job.recipe.head,
         labels=job.target.outputs,
-        layers=view.layers,
+        layers=shared.layers,
         width=view.width,
         pair_mode=view.pair_mode,
         energy=energy,
+        apart=projection is not None and projection.apart,
         # One of its own: other threads draw from torch's, so the weights would depend on what these do.
         generator=torch.Generator().manual_seed(job.seed),
     ).to(view.device)

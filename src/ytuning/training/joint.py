@@ -207,7 +207,7 @@ class JointHeads:
         for index, head in enumerate(self.heads):
             if isinstance(head, PooledHead):
                 # The number of members may differ; everything else has to be the same.
-                alike.setdefault((replace(head.config, members=1), head.pair_mode), {})[index] = head
+                alike.setdefault((replace(head.config, members=1, alone=1), head.pair_mode), {})[index] = head
         self._joined = [
             (PooledHead.joined(list(group.values()), with_labels=False), group)
             for group in alike.values()
@@ -218,10 +218,10 @@ class JointHeads:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
         logits: dict[int, Tensor] = {}
         for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
-            # (sum of E, B, H): the texts in the label spaces of all members of these heads, one head after the other.
-            texts = joined.text(values, mask).split([head.members for head in group.values()])
+            # (E, B, H) each: the texts in the label spaces of a head's members.
+            texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
             for (index, head), text in zip(group.items(), texts, strict=True):
-                logits[index] = head.match(text).mean(0)
+                logits[index] = head.average(head.match(text))
         return [logits[index] if index in logits else head(values, mask) for index, head in enumerate(self.heads)]
 
     def logits(self, features: Features, rows: Tensor) -> list[Tensor]:

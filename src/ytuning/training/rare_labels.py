@@ -73,7 +73,9 @@ def discriminant_head(
     weights /= deviation
     bias -= weights @ middle
     # (E, C, H): logits are the mean over members.
-    return _with_labels(head, head.members * weights.unflatten(1, (head.members, -1)).transpose(0, 1), bias)
+    return _with_labels(
+        head.with_equal_weights(), head.members * weights.unflatten(1, (head.members, -1)).transpose(0, 1), bias
+    )
 
 
 def blend_heads(head: PooledHead, other: PooledHead, share: Tensor, temperature: float) -> PooledHead:
@@ -81,7 +83,7 @@ def blend_heads(head: PooledHead, other: PooledHead, share: Tensor, temperature:
 
     Both heads have the same label space.
     """
-    share = share.to(head.label_rows)
+    head, other, share = head.with_equal_weights(), other.with_equal_weights(), share.to(head.label_rows)
     return _with_labels(
         head,
         torch.lerp(head.label_rows, other.label_rows / temperature, share[:, None]),

@@ -371,6 +371,10 @@ class TaskKind(ABC):
         return self._cross_entropy(logits, goal, "mean").item()
 
     @abstractmethod
+    def constant_loss(self, targets: np.ndarray) -> float:
+        """The lowest :meth:`mean_loss` that one answer for all rows has, of their targets."""
+
+    @abstractmethod
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """Return how good each row's answer is, (N,) float64; higher is better."""
 

@@ -186,6 +186,11 @@ class MultiLabel(TaskKind):
 
         return functional.binary_cross_entropy_with_logits(logits, goal.to(logits.dtype), reduction=reduction)
 
+    def constant_loss(self, targets: np.ndarray) -> float:
+        """The mean over labels of the binary entropy of the share of rows that have the label."""
+        shares = targets.mean(0, dtype=np.float64)
+        return float((scipy.special.entr(shares) + scipy.special.entr(1 - shares)).mean())
+
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative sum of the labels' cross-entropies."""
         return -self._cross_entropy(logits.double(), goal, "none").sum(1)

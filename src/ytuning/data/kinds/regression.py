@@ -171,6 +171,13 @@ class Regression(TaskKind):
             return functional.binary_cross_entropy_with_logits(position, goal.clamp(0, 1), reduction=reduction)
         return 0.5 * functional.mse_loss(position, goal, reduction=reduction)
 
+    def constant_loss(self, targets: np.ndarray) -> float:
+        """The loss of the mean: its binary entropy on a bounded scale, else half the variance."""
+        if not self.bounded:
+            return float(0.5 * targets.var(dtype=np.float64))
+        mean = targets.clip(0, 1).mean(dtype=np.float64)
+        return float(scipy.special.entr(mean) + scipy.special.entr(1 - mean))
+
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         """The negative squared error, in lengths of the scale."""
         position = (logits[:, 1] - logits[:, 0]).double()
