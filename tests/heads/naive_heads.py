@@ -93,10 +93,10 @@ def _read(config: PooledConfig, state: State, member: int) -> tuple[list[int], T
     shared = len(state["shared_map"])
     if member < config.alone:
         states, weights = [0], state["lowest_map"][member]
-    elif member < config.alone + config.members:
+    elif member < config.alone + config.side_by_side:
         states, weights = list(range(shared)), torch.cat(list(state["shared_map"][:, member - config.alone]), 1)
     else:
-        states, weights = [-1], state["last_map"][member - config.alone - config.members]
+        states, weights = [-1], state["last_map"][member - config.alone - config.side_by_side]
     return states, weights[: config.token_width], weights[config.token_width :]
 
 

@@ -37,9 +37,9 @@ WIDTH = 12  # of the features
 DROPS: dict[str, Any] = {"dropout": 0.4, "token_dropout": 0.4}
 # Config, labels, layers.
 CASES: list[tuple[HeadConfig, int, int]] = [
-    (PooledConfig(members=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, **DROPS), 2, 1),
-    (PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, mixing_span=3, **DROPS), 3, 2),
-    (PooledConfig(members=3, width=6, queries=3, token_width=5, mixing_width=2, mixing_span=2, **DROPS), 7, 3),
+    (PooledConfig(side_by_side=1, width=8, queries=1, token_width=2, mixing_width=1, hidden=1, **DROPS), 2, 1),
+    (PooledConfig(side_by_side=2, width=8, queries=2, token_width=4, mixing_width=3, mixing_span=3, **DROPS), 3, 2),
+    (PooledConfig(side_by_side=3, width=6, queries=3, token_width=5, mixing_width=2, mixing_span=2, **DROPS), 7, 3),
     (LabelTuningConfig(dropout=0.4), 2, 1),
     (LabelTuningConfig(scale=3.0, dropout=0.4), 5, 3),
     (CrossAttentionConfig(width=8, heads=2, blocks=1, rows_per_label=1, hidden=1, dropout=0.4), 2, 1),
@@ -221,7 +221,9 @@ def test_dropout_is_for_training_only(config: HeadConfig, labels: int, layers: i
 
 def test_token_dropout_never_leaves_a_text_without_tokens() -> None:
     head = scrambled(
-        PooledConfig(members=2, width=8, queries=2, token_width=4, mixing_width=3, dropout=0.0, token_dropout=1.0), 3, 2
+        PooledConfig(side_by_side=2, width=8, queries=2, token_width=4, mixing_width=3, dropout=0.0, token_dropout=1.0),
+        3,
+        2,
     )
     assert isinstance(head, PooledHead)
     features, mask = batch(2)
@@ -274,7 +276,7 @@ def test_width_must_fit_the_heads() -> None:
 
 
 def test_members_learn_apart_and_answer_together() -> None:
-    head = scrambled(PooledConfig(members=3, width=8, dropout=0.0, token_dropout=0.0), 4, 2)
+    head = scrambled(PooledConfig(side_by_side=3, width=8, dropout=0.0, token_dropout=0.0), 4, 2)
     assert isinstance(head, PooledHead)
     features, mask = batch(2)
     with torch.no_grad():
@@ -285,7 +287,7 @@ def test_members_learn_apart_and_answer_together() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_kinds_of_members_read_their_own_hidden_states(layers: int) -> None:
-    head = scrambled(PooledConfig(members=2, alone=1, width=8), 3, layers).eval()
+    head = scrambled(PooledConfig(side_by_side=2, alone=1, width=8), 3, layers).eval()
     assert isinstance(head, PooledHead)
     features, mask = batch(layers)
     shared = range(1) if layers == 1 else range(2) if layers == 2 else range(layers - 1)
@@ -299,7 +301,7 @@ def test_kinds_of_members_read_their_own_hidden_states(layers: int) -> None:
 
 
 def test_weights_of_kinds_of_members() -> None:
-    head = scrambled(PooledConfig(members=3, alone=2, width=8), 4, 3).eval()
+    head = scrambled(PooledConfig(side_by_side=3, alone=2, width=8), 4, 3).eval()
     assert isinstance(head, PooledHead)
     features, mask = batch(3)
     weighted = head.with_group_weights([0.5, 0.2, 0.0])
@@ -313,7 +315,7 @@ def test_weights_of_kinds_of_members() -> None:
 
 
 def test_heads_joined_and_taken_apart() -> None:
-    configs = (PooledConfig(members=2, alone=1, width=8), PooledConfig(members=1, alone=3, width=8))
+    configs = (PooledConfig(side_by_side=2, alone=1, width=8), PooledConfig(side_by_side=1, alone=3, width=8))
     heads = [scrambled(config, 4, 3).eval() for config in configs]
     assert all(isinstance(head, PooledHead) for head in heads)
     features, mask = batch(3)
@@ -342,7 +344,7 @@ def test_label_tuning_starts_as_the_cosine_of_text_and_label() -> None:
     torch.testing.assert_close(logits, 4.0 * texts @ rows.T)
 
 
-@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+@pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig()])
 def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) -> None:
     torch.manual_seed(0)
     head = build_head(config, labels=4, layers=2, width=WIDTH).eval()
@@ -355,7 +357,7 @@ def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) 
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
-@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig()])
+@pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig()])
 def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
     head = scrambled(config, 3, 1).eval()
     assert not isinstance(head, CrossAttentionHead)
@@ -366,7 +368,7 @@ def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
     assert not torch.equal(head.label_rows[:, 0], before[:, 0])
 
 
-@pytest.mark.parametrize("config", [PooledConfig(members=2, width=8), LabelTuningConfig(scale=3.0)])
+@pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig(scale=3.0)])
 def test_a_label_more_leaves_the_others_as_they_were(config: HeadConfig) -> None:
     head = scrambled(config, 3, 1).eval()
     assert not isinstance(head, CrossAttentionHead)

@@ -107,7 +107,7 @@ def pages(
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
                 patch.setenv("YTUNING_CACHE", str(folder / "store"))
-                patch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(members=4, width=16), QUICK))
+                patch.setitem(recipes.PRESETS, "default", lambda: Recipe(PooledConfig(side_by_side=4, width=16), QUICK))
                 patch.setattr("ytuning.compare.compare.in_own_process", start.get(name))
                 said = io.StringIO()
                 with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as stop:

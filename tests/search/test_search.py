@@ -92,12 +92,12 @@ def test_choices_make_a_recipe() -> None:
     space = space_of()
     choices = {
         **space.start, "layers": "4,6", "loss": "focal", "length": 2.0, "learning_rate": 1e-3, "dropout": 0.3,
-        "token_dropout": 0.0, "members": 2, "width": 32, "label_weights": "balanced", "label_smoothing": 0.0,
+        "token_dropout": 0.0, "side_by_side": 2, "width": 32, "label_weights": "balanced", "label_smoothing": 0.0,
     }  # fmt: skip
     recipe = space.recipe(choices)
     assert recipe.layers == (4, 6)
     assert recipe.head == PooledConfig(
-        members=2, width=32, token_width=32, mixing_width=64, dropout=0.3, token_dropout=0.0
+        side_by_side=2, width=32, token_width=32, mixing_width=64, dropout=0.3, token_dropout=0.0
     )
     assert recipe.training == TrainingConfig(
         loss="focal", label_smoothing=0.0, epochs=2, fewest_steps=40, most_steps=40, label_steps=2,
@@ -111,10 +111,10 @@ def test_heads_of_few_labels_stay_within_the_budget(monkeypatch: pytest.MonkeyPa
     assert 0.019 * 22_700_000 < pair_head <= 0.02 * 22_700_000
     for outputs, within in ((2, True), (8, True), (9, False)):
         space = space_of(outputs=outputs, presets=("default",))
-        head = space.recipe({**space.start, "layers": "4,6", "members": 8, "width": 96}).head
+        head = space.recipe({**space.start, "layers": "4,6", "side_by_side": 8, "width": 96}).head
         assert isinstance(head, PooledConfig) and head.width == 96
         assert (space.size(head, 2, None) <= 0.02 * 22_700_000) == within
-        assert (head.members == 8) == (not within)
+        assert (head.side_by_side == 8) == (not within)
     assert space_of(outputs=2).recipe(space_of(outputs=2).start).head == PooledConfig()
 
 
@@ -347,7 +347,7 @@ def test_optuna_is_an_extra(toy: Dataset, encoder: Encoder, tmp_path: Path, lack
 
 def test_the_page_draws_the_trials() -> None:
     trials = [
-        trial(number, 1 / (1 + number), layers=str(number % 2), learning_rate=10.0**-number, members=number % 3)
+        trial(number, 1 / (1 + number), layers=str(number % 2), learning_rate=10.0**-number, side_by_side=number % 3)
         for number in range(9)
     ]
     page = plot_search(trials)

@@ -185,7 +185,7 @@ def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures, pos
     stored = stored.at_positions(positions)
     projection = projected(stored, copy_bytes=0)  # a copy would round
     torch.manual_seed(0)
-    config, width = PooledConfig(members=2, width=8), projection.features.width
+    config, width = PooledConfig(side_by_side=2, width=8), projection.features.width
     head = PooledHead(config, labels=3, layers=stored.layers, width=width, apart=projection.apart).eval()
     wide = head.fold_projection(projection.components)
     assert not wide.training and not wide.apart and wide.last_map.shape[2] == stored.width

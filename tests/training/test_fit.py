@@ -537,7 +537,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
         HeadJob(SINGLE, goal, recipe, seed=1),
         HeadJob(SINGLE, goal, replace(recipe, training=replace(whole, loss="triplet"))),
         HeadJob(SINGLE, goal, replace(recipe, training=replace(slow, fewest_steps=12, most_steps=12))),
-        HeadJob(kind_of("single", 2), goal % 2, replace(recipe, head=replace(recipe.head, members=2))),  # type: ignore[arg-type]
+        HeadJob(kind_of("single", 2), goal % 2, replace(recipe, head=replace(recipe.head, side_by_side=2))),  # type: ignore[arg-type]
     ]
     together = fit_heads(features, jobs, train=TRAIN, validation=VALIDATION, seed=3)
     assert len({entry.history[-1].step for entry in together}) == 2

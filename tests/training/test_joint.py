@@ -13,7 +13,7 @@ from ytuning.training.joint import JOINED_TOKENS, JointHeads, Learner
 from ytuning.training.recipes import TrainingConfig
 
 CONFIGS: list[HeadConfig] = [
-    PooledConfig(members=2, width=8, dropout=0.0, token_dropout=0.0),
+    PooledConfig(side_by_side=2, width=8, dropout=0.0, token_dropout=0.0),
     CrossAttentionConfig(width=8, dropout=0.0),
     LabelTuningConfig(dropout=0.0),
 ]
@@ -60,11 +60,11 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
 def test_heads_computed_as_one_give_what_each_gives(texts: int, mode: PairMode | None) -> None:
     torch.manual_seed(2)
     forms: list[tuple[HeadConfig, int]] = [
-        (PooledConfig(members=2, width=8), 3),
+        (PooledConfig(side_by_side=2, width=8), 3),
         (CrossAttentionConfig(width=8), 4),
-        (PooledConfig(members=3, width=8), 5),
+        (PooledConfig(side_by_side=3, width=8), 5),
         (LabelTuningConfig(), 2),
-        (PooledConfig(members=2, width=6), 2),
+        (PooledConfig(side_by_side=2, width=6), 2),
     ]
     heads = [build_head(config, labels=labels, layers=2, width=12, pair_mode=mode).eval() for config, labels in forms]
     values = torch.randn(texts, 6, 2, 12)

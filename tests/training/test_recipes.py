@@ -54,7 +54,7 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ),
         ("training", "speed", 1, "the recipe's field 'speed' is unknown. Write one with ytuning search"),
         ("head", "dropout", 1.0, "dropout must be a share from 0 to less than 1. Got 1.0 instead."),
-        ("head", "members", 0, "members must be a whole number of at least 1. Got 0 instead."),
+        ("head", "side_by_side", 0, "side_by_side must be a whole number of at least 1. Got 0 instead."),
         (
             "head", "form", "x",
             "the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'. Got 'x' instead.",

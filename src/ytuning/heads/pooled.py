@@ -61,8 +61,8 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        members: number of members, which are independent heads whose logits are averaged, that read hidden states side
-            by side: all but the last, but of one or two states all. Several small ones do better than a large one.
+        side_by_side: number of members that read hidden states side by side: all but the last, but of one or two states
+            all. Members are independent heads whose logits are averaged. Several small ones do better than a large one.
         alone: number of further members that read the lowest state alone, and of as many that read the last one alone:
             members do better together if they do not all read the same (benchmarks/LOG.md).
         width: H, of a member's label space.
@@ -75,7 +75,7 @@ class PooledConfig:
         token_dropout: share of tokens that training hides.
     """
 
-    members: int = 3
+    side_by_side: int = 3
     alone: int = 1
     width: int = 64
     token_width: int = 60
@@ -145,7 +145,7 @@ class PooledHead(nn.Module):
         super().__init__()
         self.config, self.pair_mode, self.apart = config, pair_mode, apart
         # L, E and H.
-        self.layers, self.members, self.match_width = layers, config.members + 2 * config.alone, config.width
+        self.layers, self.members, self.match_width = layers, config.side_by_side + 2 * config.alone, config.width
         members, inner = self.members, config.hidden * config.width
         mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
         pooled *= len(SIDES) if pair_mode == "separate" else 1
@@ -153,7 +153,7 @@ class PooledHead(nn.Module):
         # What a member maps a token to: K numbers and the scores of Q queries. The states side by side are added up.
         shared, mapped = len(state_groups(layers)[1]), config.token_width + config.queries
         self.lowest_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
-        self.shared_map = random(shared, config.members, mapped, width, fan_in=3 * energy * shared * width)
+        self.shared_map = random(shared, config.side_by_side, mapped, width, fan_in=3 * energy * shared * width)
         self.last_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
         self.map_bias = _zeros(members, 1, config.token_width)
         self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
@@ -257,7 +257,7 @@ class PooledHead(nn.Module):
     @property
     def groups(self) -> list[int]:
         """How many members read the lowest state, several side by side, and the last one."""
-        return [self.config.alone, self.config.members, self.config.alone]
+        return [self.config.alone, self.config.side_by_side, self.config.alone]
 
     def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
         """The head in whose mean each member of the three :attr:`groups` has its group's weight; one is above 0."""
@@ -306,7 +306,7 @@ class PooledHead(nn.Module):
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, members=state["shared_map"].shape[1], alone=len(state["last_map"])),
+                replace(self.config, side_by_side=state["shared_map"].shape[1], alone=len(state["last_map"])),
                 labels=state["label_bias"].shape[1],
                 layers=self.layers,
                 width=state["shared_map"].shape[-1],

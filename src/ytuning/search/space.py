@@ -84,7 +84,7 @@ class Space:
         parameters |= {name: by_kind[name] for name in self.target.training_options}
         if isinstance(base.head, PooledConfig):
             parameters["token_dropout"] = Interval(0.0, 0.4, step=0.05)
-            parameters["members"] = Options(tuple(range(1, 9)))
+            parameters["side_by_side"] = Options(tuple(range(1, 9)))
             parameters["width"] = Options(tuple(sorted({*WIDTHS, base.head.width})))
         return parameters
 
@@ -106,7 +106,7 @@ class Space:
             "label_smoothing": training.label_smoothing,
         }
         if isinstance(head, PooledConfig):
-            values |= {"token_dropout": head.token_dropout, "members": head.members, "width": head.width}
+            values |= {"token_dropout": head.token_dropout, "side_by_side": head.side_by_side, "width": head.width}
         return {name: values[name] for name in self.parameters_of(preset)}
 
     @property
@@ -165,7 +165,7 @@ class Space:
         most = max(BUDGET * self.parameters, self.size(base, len(self.layers[0]), mode))
         head = replace(
             base,
-            members=choices["members"],
+            side_by_side=choices["side_by_side"],
             width=width,
             token_width=max(1, base.token_width * width // base.width),
             mixing_width=max(1, base.mixing_width * width // base.width),
@@ -173,8 +173,8 @@ class Space:
             token_dropout=choices["token_dropout"],
         )
         if self.target.outputs <= BUDGET_LABELS:
-            while head.members > 1 and self.size(head, layers, mode) > most:
-                head = replace(head, members=head.members - 1)
+            while head.side_by_side > 1 and self.size(head, layers, mode) > most:
+                head = replace(head, side_by_side=head.side_by_side - 1)
         return head
 
 

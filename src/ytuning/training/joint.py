@@ -207,7 +207,7 @@ class JointHeads:
         for index, head in enumerate(self.heads):
             if isinstance(head, PooledHead):
                 # The number of members may differ; everything else has to be the same.
-                alike.setdefault((replace(head.config, members=1, alone=1), head.pair_mode), {})[index] = head
+                alike.setdefault((replace(head.config, side_by_side=1, alone=1), head.pair_mode), {})[index] = head
         self._joined = [
             (PooledHead.joined(list(group.values()), with_labels=False), group)
             for group in alike.values()
