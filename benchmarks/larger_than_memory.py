@@ -123,7 +123,7 @@ def train_over(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "train_seconds": elapsed,
         "texts_encoded": use.misses,
         "steps": result.history[-1].step,
-        "validation_accuracy": result.history[result.chosen].score,
+        "validation_accuracy": result.validation.score,
         "bytes_read": None if own is None or own_after is None else own_after - own,
         "mean_bytes_of_a_read": mean,
         "mean_bytes_of_a_read_in_order": in_order,

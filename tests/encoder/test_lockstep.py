@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -91,18 +92,38 @@ def test_an_error_in_a_product_ends_all_calls(last: bool) -> None:
     assert not others()
 
 
+@pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("late", [False, True])
+def test_a_call_that_cannot_begin_ends_all_calls(failing: int, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory() -> None:
+        if threading.current_thread().name == f"lockstep-{failing}":
+            # The other calls run by then, or not yet.
+            time.sleep(0.05 if late else 0)
+            raise MemoryError("no thread")
+
+    monkeypatch.setattr("ytuning.encoder.lockstep.stay_on_one_thread", without_memory)
+    with pytest.raises(MemoryError, match="no thread"):
+        in_lockstep([chain(count, Doubled(), Doubled()) for count in (2, 3, 4)])
+    assert not others()
+
+
 @pytest.mark.parametrize("twice", [False, True])
 def test_ctrl_c_ends_all_calls(twice: bool) -> None:
     def endless(interrupts: bool) -> Tensor:
         product, rounds = Doubled(), 0
-        while True:
-            multiply(product, torch.ones(1, 1))
-            rounds += 1
-            if rounds == 3 and interrupts:
+        try:
+            while True:
+                multiply(product, torch.ones(1, 1))
+                rounds += 1
+                if rounds == 3 and interrupts:
+                    os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            # The second Ctrl-C comes while the first one ends the calls.
+            if twice:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        in_lockstep([partial(endless, True), partial(endless, twice)])
+        in_lockstep([partial(endless, True), partial(endless, False)])
     assert not others()
 
 

@@ -310,8 +310,6 @@ def test_weights_of_kinds_of_members() -> None:
         members = head.match(head.text(features, mask))
         expected = (members * (each / each.sum())[:, None, None]).sum(0)
         torch.testing.assert_close(weighted(features, mask), expected)
-        torch.testing.assert_close(weighted.with_equal_weights()(features, mask), expected)
-    assert weighted.with_equal_weights().member_weights.tolist() == [1.0] * 7
 
 
 def test_heads_joined_and_taken_apart() -> None:

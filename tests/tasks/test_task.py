@@ -365,8 +365,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "dropout as text": (edit_head(dropout="x"), "dropout must be a share from 0 to less than 1"),
     "dropout of all": (edit_head(dropout=2.0), "dropout must be a share from 0 to less than 1"),
     "another tensor": (foreign(more=torch.zeros(2)), "more should be absent, it is (2,) of float32"),
-    "weights of members below 0": (foreign(member_weights=torch.tensor([-1.0, 3.0, 1.0, 1.0, 1.0])), WRONG_WEIGHTS),
-    "weights of members that are all 0": (foreign(member_weights=torch.zeros(5)), WRONG_WEIGHTS),
+    "weights of members below 0": (
+        foreign(member_weights=torch.tensor([-1.0, 3.0, 1.0, 1.0, 1.0])),
+        f"{WRONG_WEIGHTS}. The lowest is -1 and the mean 1. Copy the folder again",
+    ),
+    "weights of members that are all 0": (
+        foreign(member_weights=torch.zeros(5)),
+        f"{WRONG_WEIGHTS}. The lowest is 0 and the mean 0.",
+    ),
     "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (5, 3, 6) of int32"),
     "labels that are no numbers": (foreign(label_rows=math.nan), "head.safetensors is damaged: label_rows is not"),
     "exemplars without rows": (

@@ -37,6 +37,7 @@ from ytuning.heads.pooled import (
     PooledHead,
 )
 from ytuning.progress import Progress
+from ytuning.training.calibration import calibrated_losses
 from ytuning.training.fit import FitResult, HeadJob, clearly_lower, fit_heads, logits_of
 from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
@@ -291,14 +292,17 @@ def test_gradients_are_clipped(fit: Fit, steps: Steps) -> None:
 
 @dataclass(frozen=True)
 class Scripted(SingleLabel):
-    """At the n-th validation ``right[n]`` of the 30 rows are right, whatever the head says; keeps what it said."""
+    """At the n-th validation ``right[n]`` of the 30 rows are right, whatever the head says; keeps what it said.
+
+    After the last one, the members of a head are weighed.
+    """
 
     right: tuple[int, ...] = ()
     seen: list[np.ndarray] = field(default_factory=list)
 
     def row_scores(self, logits: Tensor, goal: Tensor) -> Tensor:
         self.seen.append(logits.numpy())
-        return (torch.arange(30) < self.right[len(self.seen) - 1]).double()
+        return (torch.arange(30) < self.right[min(len(self.seen), len(self.right)) - 1]).double()
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,7 @@ def test_refit_can_be_switched_off(fit: Fit) -> None:
     assert not refitted.head.training
 
 
-# --- what kinds of members know -------------------------------------------------------------------------------------
+# --- what groups of members know ------------------------------------------------------------------------------------
 
 
 def with_noise(features: Features, seed: int = 0) -> TextFeatures:
@@ -426,23 +430,44 @@ LONGER = replace(RECIPE, training=replace(SHORT, fewest_steps=120, most_steps=12
 
 
 @pytest.mark.parametrize("refit", [False, True])
-@pytest.mark.parametrize("kind", ["single", "multi", "bounded"])
-def test_members_count_by_what_they_know(kind: KindName, refit: bool, toy: Toy) -> None:
+@pytest.mark.parametrize(("kind", "rare_rows"), [("single", 0.0), ("multi", 0.0), ("multi", 50.0), ("bounded", 0.0)])
+def test_members_count_by_what_they_know(kind: KindName, rare_rows: float, refit: bool, toy: Toy) -> None:
     features, ids = with_noise(toy[0]), toy[1]
     targets: np.ndarray = ids
     if kind != "single":
         targets = np.eye(3, dtype=np.float32)[ids] if kind == "multi" else (ids == 1).astype(np.float32)
-    recipe = replace(LONGER, training=replace(LONGER.training, rare_rows=0))
+    recipe = replace(LONGER, training=replace(LONGER.training, rare_rows=rare_rows))
     job = HeadJob(kind_of(kind), targets, recipe)
     result = fit_heads(features, [job], train=TRAIN, validation=VALIDATION, refit=refit)[0]
     assert isinstance(result.head, PooledHead) and result.head.layers == 3
-    lowest, shared, last = (group.mean().item() for group in result.head.member_weights.split(result.head.groups))
+    lowest, shared, last = (group.mean().item() for group in result.head.member_weights.split(result.head.group_sizes))
     assert last < 0.3 * min(lowest, shared) and result.head.member_weights.mean().item() == pytest.approx(1)
 
 
-def test_the_logits_of_the_validation_rows_are_those_of_the_weighted_head(toy: Toy) -> None:
+def test_the_weights_are_the_squares_of_what_each_group_saves(toy: Toy) -> None:
+    features, ids = with_noise(toy[0]), toy[1]
+    head = fit_heads(features, [HeadJob(SINGLE, ids, LONGER)], train=TRAIN, validation=VALIDATION)[0].chosen_head
+    assert isinstance(head, PooledHead)
+    truth, rows = ids[VALIDATION], torch.from_numpy(VALIDATION)
+    shares = np.bincount(truth, minlength=3) / len(truth)
+    constant, saved = -float((shares * np.log(shares)).sum()), []
+    for group in np.eye(3):
+        logits = logits_of(head.with_group_weights(group.tolist()), features, rows)
+        losses = calibrated_losses(SINGLE, logits, truth, smoothing=LONGER.training.smoothing_of(SINGLE))
+        saved.append(max(0.0, constant - float(losses.mean())) ** 2)
+    expected = np.repeat(saved, head.group_sizes)
+    # Training reads coordinates in int8.
+    assert head.member_weights.numpy() == pytest.approx(expected / expected.mean(), rel=0.02, abs=0.002)
+
+
+def test_the_validation_is_of_the_weighted_head(toy: Toy) -> None:
     features, ids = with_noise(toy[0]), toy[1]
     result = fit_heads(features, [HeadJob(SINGLE, ids, LONGER)], train=TRAIN, validation=VALIDATION, refit=False)[0]
+    logits, truth = torch.from_numpy(result.validation_logits), torch.from_numpy(ids[VALIDATION])
+    assert result.validation.score == pytest.approx(float((logits.argmax(1) == truth).float().mean()))
+    assert result.validation.loss == pytest.approx(SINGLE.mean_loss(logits, truth))
+    trained = result.history[result.chosen]
+    assert result.validation.step == trained.step and result.validation.loss != trained.loss
     # Training reads coordinates in int8.
     by_head = logits_of(result.head, features, torch.from_numpy(VALIDATION))
     np.testing.assert_allclose(by_head, result.validation_logits, atol=0.05)

@@ -73,14 +73,17 @@ def test_rare_labels_are_predicted(kind: str, tail: tuple[Features, np.ndarray])
     assert macro[50.0] > macro[0.0] + 0.05
 
 
-def test_the_closed_form_against_a_loop(tail: tuple[Features, np.ndarray]) -> None:
+@pytest.mark.parametrize("weights", [None, (1.0, 0.5, 0.0)])
+def test_the_closed_form_against_a_loop(weights: tuple[float, ...] | None, tail: tuple[Features, np.ndarray]) -> None:
     features, ids = tail
     targets, rows = several(ids), torch.from_numpy(TRAIN)
     head = fit(features, targets, 0.0).head
     assert isinstance(head, PooledHead)
+    head = head if weights is None else head.with_group_weights(weights)
     with workers() as pool:
         logits = logits_of(discriminant_head(head, features, targets, rows, 50.0, pool), features, rows)
-    vectors = label_space(head, features, rows).flatten(1).double().numpy()
+    # Members that count nothing take no part.
+    vectors = label_space(head, features, rows)[:, head.member_weights > 0].flatten(1).double().numpy()
     values = (vectors - vectors.mean(0)) / vectors.std(0)
     covariance = 0.7 * np.cov(values.T, bias=True) + 0.3 * np.eye(values.shape[1])
     for label in range(5):

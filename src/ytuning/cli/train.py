@@ -240,7 +240,7 @@ def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
             copies = quantity(rows, f"{split.partition('_')[0]} row")
             progress.say(f"{copies} {'has' if rows == 1 else 'have'} exactly the text of a {other} row.")
     if trained.fit.interrupted:
-        best, target = trained.fit.history[trained.fit.chosen], trained.task.target
+        best, target = trained.fit.validation, trained.task.target
         figures = f"step {best.step}, validation {target.score_name} {target.shown_score(best.score)}"
         # This is not progress, so --quiet does not hide it.
         print(f"Interrupted. The best head so far ({figures}) is saved in {out}.", file=sys.stderr)

@@ -23,8 +23,9 @@ from ytuning.system.machine import stay_on_one_thread
 
 __all__ = ["in_lockstep", "multiply"]
 
-# Whoever waits for the calls looks again after so many seconds. Joining threads would not do: in Python 3.11 that
-# misses a Ctrl-C that comes just before it waits, and takes a thread for ended when Ctrl-C interrupts it.
+# Whoever waits for the calls looks again after this number of seconds. Only threads whose calls have ended are joined,
+# because in Python 3.11 a join misses a Ctrl-C that comes just before it waits, and takes a thread for ended when it is
+# interrupted.
 POLL_SECONDS = 0.2
 
 Result = TypeVar("Result")
@@ -52,15 +53,15 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
         try:
             stay_on_one_thread()
             _this_thread.turns, _this_thread.number = turns, number
-            turns.wait(number)
-            results[number] = calls[number]()
-        except _Stopped:
-            pass
-        except BaseException as error:
-            turns.stop(error)
-        try:
+            with suppress(_Stopped):
+                turns.wait(number)
+                try:
+                    results[number] = calls[number]()
+                except BaseException as error:
+                    turns.stop(error)
             turns.pass_on()
         except BaseException as error:
+            # Where it is not this call's turn yet, nobody would pass on the turn that it is going to get.
             turns.abort(error)
         finally:
             turns.end(number)
@@ -78,7 +79,7 @@ def in_lockstep(calls: Sequence[Callable[[], Result]]) -> list[Result]:
         except BaseException as error:
             # Ctrl-C, or no more threads to be had. A call that has not begun will not begin any more.
             todo = deque([partial(turns.abort, error), turns.wait_for_all])
-    # All calls have ended, and the last steps of their threads are waited for.
+    # No call goes on, so only the last steps of the threads are waited for; Ctrl-C there is raised at once.
     for thread in threads:
         if thread.is_alive():
             thread.join()

@@ -23,7 +23,7 @@ from ytuning.errors import EncoderError
 
 __all__ = [
     "PRECISIONS", "EncoderIdentity", "Precision", "States", "default_states", "fast_precision", "load_model",
-    "longest_input", "tokenizer_rules",
+    "longest_input", "state_at", "tokenizer_rules",
 ]  # fmt: skip
 
 # Tokens; where neither the encoder nor the caller sets a smaller maximum.
@@ -97,12 +97,20 @@ def tokenizer_rules(tokenizer: Any) -> bytes:
 
 
 def default_states(depth: int) -> States:
-    """The hidden states that a task reads by default, of an encoder of ``depth`` layers: half, five sixths and all up.
+    """The hidden states that a task reads by default: those at half and at five sixths of the depth, and the last one.
 
-    Chosen on held-out rows for two encoders (benchmarks/LOG.md): lower ones know more of grammar, the last one more of
-    what a text is about.
+    They were chosen on held-out rows with two encoders (benchmarks/LOG.md): lower states know more of grammar, the last
+    one knows more of what a text is about.
+
+    Args:
+        depth: number of the encoder's layers.
     """
-    return tuple(sorted({max(1, round(depth / 2)), max(1, round(depth * 5 / 6)), depth}))
+    return tuple(sorted({state_at(depth, 1 / 2), state_at(depth, 5 / 6), depth}))
+
+
+def state_at(depth: int, share: float) -> int:
+    """The hidden state at a share of the depth of an encoder with ``depth`` layers, at least the first layer's."""
+    return max(1, round(depth * share))
 
 
 def longest_input(given: int | None, folder: Path, config: Any, name: str) -> int:

@@ -26,15 +26,14 @@ from ytuning.system.machine import one_thread
 if TYPE_CHECKING:
     import torch
 
+    from ytuning.heads.pooled import StateGroups
+
 # torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
 
 __all__ = [
-    "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "Codec", "Decoder", "Float16Codec", "Groups", "Int8Codec",
-    "PcaCoordinates", "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
+    "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "Codec", "Decoder", "Float16Codec", "Int8Codec", "PcaCoordinates",
+    "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
 ]  # fmt: skip
-
-Groups = tuple[tuple[int, ...], ...]
-"""Positions, counted from 0, of the hidden states of each group."""
 
 CODECS = ("fp16", "int8", "compact")
 DEFAULT_CODEC = "int8"
@@ -298,11 +297,11 @@ class PcaCoordinates:
         bases: a basis for each group.
     """
 
-    groups: Groups
+    groups: StateGroups
     bases: tuple[PcaInt8Codec, ...]
 
     @classmethod
-    def fitted(cls, features: np.ndarray, groups: Groups) -> PcaCoordinates:
+    def fitted(cls, features: np.ndarray, groups: StateGroups) -> PcaCoordinates:
         """Bases for features like these (N, L, D) float16, see :meth:`PcaInt8Codec.fitted`."""
         return cls(groups, tuple(PcaInt8Codec.fitted(features[:, list(group)].copy("C")) for group in groups))
 
@@ -342,10 +341,10 @@ class PcaCoordinates:
 
         parts = rows.split([basis.row_bytes for basis in self.bases], 1)
         coordinates = []
-        for group, basis, own in zip(self.groups, self.bases, parts, strict=True):
+        for group, basis, part in zip(self.groups, self.bases, parts, strict=True):
             size = len(group) * self.width
             weights = torch.from_numpy(basis.weights[:size]).to(rows.device)
-            coordinates.append(_products(own[:, :2], own[:, 2 : 2 + size], torch.float32).mul_(weights))
+            coordinates.append(_products(part[:, :2], part[:, 2 : 2 + size], torch.float32).mul_(weights))
         return torch.cat(coordinates, 1).to(dtype)
 
 

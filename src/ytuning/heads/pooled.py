@@ -49,6 +49,7 @@ __all__ = [
     "MatchingHead",
     "PooledConfig",
     "PooledHead",
+    "StateGroups",
     "build_head",
     "config_from_json",
     "config_to_json",
@@ -105,10 +106,15 @@ FORMS: dict[str, type[HeadConfig]] = {
 }
 
 
-def state_groups(layers: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Which of L hidden states the members read that read the lowest one, several side by side, and the last one.
+StateGroups = tuple[tuple[int, ...], ...]
+"""Groups of hidden states by their positions among L states, from 0."""
 
-    Those side by side are all but the last, but of one or two states all.
+
+def state_groups(layers: int) -> StateGroups:
+    """Positions of the hidden states that each group of members reads, among L states from the lowest to the last.
+
+    The first group reads the lowest state alone. The second group reads several side by side: all but the last one, or
+    with one or two states all of them. The third group reads the last state alone.
     """
     return (0,), tuple(range(max(min(layers, 2), layers - 1))), (layers - 1,)
 
@@ -170,7 +176,7 @@ class PooledHead(nn.Module):
         self.contract_bias = _zeros(members, config.width)
         self.label_rows = random(members, labels, config.width, fan_in=config.width)
         self.label_bias = _zeros(members, labels)
-        # Of members in the mean; their own mean is 1. Validation sets them, training does not.
+        # (E,): how much each member counts in the mean. Their mean is 1. Validation sets them, training does not.
         self.member_weights: Tensor
         self.register_buffer("member_weights", torch.ones(members))
 
@@ -243,37 +249,32 @@ class PooledHead(nn.Module):
                 # (E', ..) or (L', E', ..)
                 joined[name] = torch.cat(parts, parts[0].dim() - 3)
             else:
-                groups = zip(*(part.split(head.groups) for part, head in zip(parts, heads, strict=True)), strict=True)
+                groups = zip(
+                    *(part.split(head.group_sizes) for part, head in zip(parts, heads, strict=True)), strict=True
+                )
                 joined[name] = torch.cat([part for group in groups for part in group])
         return heads[0]._with_state(joined)
 
     @staticmethod
     def split_by_head(values: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
         """What belongs to the members of each head, (E, ..), of values (sum of E, ..) of the head :meth:`joined`."""
-        sizes = [size for group in zip(*(head.groups for head in heads), strict=True) for size in group]
+        sizes = [size for group in zip(*(head.group_sizes for head in heads), strict=True) for size in group]
         parts = values.split(sizes)
         return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
 
     @property
-    def groups(self) -> list[int]:
-        """How many members read the lowest state, several side by side, and the last one."""
+    def group_sizes(self) -> list[int]:
+        """How many members read the lowest state, several states side by side, and the last one."""
         return [self.config.alone, self.config.side_by_side, self.config.alone]
 
     def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
-        """The head in whose mean each member of the three :attr:`groups` has its group's weight; one is above 0."""
-        each = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(self.groups))
-        return self._with_state({**self.state_dict(), "member_weights": (each / each.mean()).to(self.member_weights)})
+        """The head whose mean gives each member the weight of its group in the order of :attr:`group_sizes`.
 
-    def with_equal_weights(self) -> PooledHead:
-        """The same logits from a plain mean of members: the weights become part of label rows and biases."""
-        state = self.state_dict()
-        rows, bias = (
-            state["label_rows"] * self.member_weights[:, None, None],
-            state["label_bias"] * self.member_weights[:, None],
-        )
-        return self._with_state(
-            {**state, "label_rows": rows, "label_bias": bias, "member_weights": torch.ones_like(self.member_weights)}
-        )
+        At least one of the three weights must be above 0.
+        """
+        by_member = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(self.group_sizes))
+        by_member /= by_member.mean()
+        return self._with_state({**self.state_dict(), "member_weights": by_member.to(self.member_weights)})
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
         """The head with one more label, after the others: its row (E, H) and bias (E,)."""

@@ -290,7 +290,6 @@ class _TrialRunner:
         seconds = (time.monotonic() - start) / len(fits)
         trials = []
         for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
-            chosen = fit.history[fit.chosen]
             trials.append(
                 Trial(
                     number=number,
@@ -298,9 +297,9 @@ class _TrialRunner:
                     recipe=recipe,
                     pair_mode=mode,
                     loss=self._calibrated_loss(fit, recipe),
-                    score=chosen.score,
-                    error=chosen.error,
-                    steps=chosen.step,
+                    score=fit.validation.score,
+                    error=fit.validation.error,
+                    steps=fit.validation.step,
                     parameters=self.space.size(recipe.head, len(layers), mode),
                     seconds=seconds,
                 )

@@ -19,7 +19,7 @@ from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.splits import linked_rows, split_holdout
 from ytuning.encoder.encoder import Encoder
-from ytuning.encoder.pretrained import States
+from ytuning.encoder.pretrained import States, state_at
 from ytuning.errors import DataError
 from ytuning.features.codecs import row_bytes
 from ytuning.features.features import Features, keep_inputs, live_inputs, mean_pooled
@@ -149,8 +149,9 @@ def layer_sets(depth: int, default: States, *, single: bool = False) -> list[Sta
     They are one (``single``) to three of the states at a third, half, two thirds and five sixths of the depth and of
     the last one.
     """
-    third, half, lower = (max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3))
-    upper, last = min(depth, max(lower + 1, round(depth * 5 / 6))), depth
+    third, half, lower = (state_at(depth, share) for share in (1 / 3, 1 / 2, 2 / 3))
+    # With few layers two thirds and five sixths are the same state.
+    upper, last = min(depth, max(lower + 1, state_at(depth, 5 / 6))), depth
     if single:
         return list(dict.fromkeys([default, (third,), (half,), (lower,), (upper,), (last,)]))
     several = [

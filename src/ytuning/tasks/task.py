@@ -464,9 +464,10 @@ def _fill(head: LabelHead, file: Path, expected: str) -> dict[str, torch.Tensor]
             f"{file} is not the file that was saved with this task (checksum differs). Copy the folder again"
         )
     if isinstance(head, PooledHead) and not _are_member_weights(tensors["member_weights"]):
+        lowest, mean = float(tensors["member_weights"].min()), float(tensors["member_weights"].mean())
         raise TaskFolderError(
-            f"{file} is damaged: member_weights must be at least 0 and have the mean 1. Copy the folder again, or "
-            "train again"
+            f"{file} is damaged: member_weights must be at least 0 and have the mean 1. The lowest is {lowest:.4g} and "
+            f"the mean {mean:.4g}. Copy the folder again, or train again"
         )
     # Copies lie where fast instructions want them, unlike parts of the file.
     head.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)

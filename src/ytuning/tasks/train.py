@@ -381,7 +381,7 @@ class _Heads:
 def _pick_head(context: TrainContext, run: _PairModeRun, complete: bool) -> _Heads:
     """The first head with the best validation score, or the mean of all heads."""
     fits = run.fits if complete else [replace(fit, interrupted=True) for fit in run.fits]
-    best = max(range(len(fits)), key=lambda position: fits[position].history[fits[position].chosen].score)
+    best = max(range(len(fits)), key=lambda position: fits[position].validation.score)
     if context.options.ensemble:
         return _Heads([*fits, _ensemble(fits, fits[best])], len(fits))
     return _Heads(fits, best)

@@ -1,9 +1,10 @@
 """What training reads: features in the coordinates of their principal components, in shuffled batches.
 
-Half as many numbers as hidden states have hold most of their energy: a head's token map then costs half, and a token
-that training visits again and again comes from memory. States that members read side by side have their components
-together, as they have much in common; what other members read has components of its own. The head that is trained so is
-turned into one on the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
+Half as many numbers as a group of members reads hold most of their energy. So a head's token map costs half, and a
+token that training visits again and again comes from memory. States that members read side by side have their
+components together, because they have much in common; what other members read has components of its own. With three
+hidden states a token has two thirds as many coordinates as numbers. The head that is trained so is turned into one on
+the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
 
 A batch holds rows of similar length. Those that are scattered over a store many times the size of the memory cost a
 read from the disk each. So there whole blocks of neighbouring rows are drawn at random, enough of them for many batches
@@ -34,7 +35,7 @@ SORTED_BATCHES = 32
 FEWEST_BLOCKS = 64
 # The system's cache is expected to hold this number of bytes of features; more are read in blocks.
 IN_MEMORY = 1 << 30
-# Maximum size of a copy in bytes, which is that of 1.4 million tokens of the default encoder.
+# Maximum size of a copy in bytes: 0.69 million tokens of the default encoder in its default hidden states.
 COPY_BYTES = 1 << 29
 # This number of tokens is read and written at a time.
 CHUNK_TOKENS = 8192
@@ -99,7 +100,8 @@ class Projection:
     Attributes:
         features: the coordinates of the same rows, states of width R.
         components: of each of `heads.pooled.state_groups`, with S states, (S * R, S * D) float32, orthonormal rows.
-        apart: whether the features hold those of one group after the other; a single hidden state is there once.
+        apart: whether the features hold the coordinates of one group after the other, S states for a group of S
+            states, as heads do that are ``apart``. A single hidden state has one group, so they are not apart.
     """
 
     features: Features

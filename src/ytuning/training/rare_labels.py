@@ -57,8 +57,9 @@ def discriminant_head(
     part = torch.arange(len(rows)) % -(-len(rows) // MOST_ROWS) == 0
     part |= goal[:, counts <= rare_rows].any(1)
     labels = goal[part].double()
-    # (N, E * H)
-    vectors = label_space(head, features, rows[part], pool).flatten(1).double()
+    # (N, E * H): a member that counts nothing is constant here, and gets rows of zeros.
+    vectors = label_space(head, features, rows[part], pool) * head.member_weights.cpu()[:, None]
+    vectors = vectors.flatten(1).double()
     middle, deviation = vectors.mean(0), vectors.std(0, correction=0).clamp_min(LEAST_DEVIATION)
     values = (vectors - middle) / deviation
     # (C, E * H)
@@ -72,18 +73,16 @@ def discriminant_head(
     # The same map of texts that are not standardised.
     weights /= deviation
     bias -= weights @ middle
-    # (E, C, H): logits are the mean over members.
-    return _with_labels(
-        head.with_equal_weights(), head.members * weights.unflatten(1, (head.members, -1)).transpose(0, 1), bias
-    )
+    # (E, C, H): logits are the weighted mean over members.
+    return _with_labels(head, head.members * weights.unflatten(1, (head.members, -1)).transpose(0, 1), bias)
 
 
 def blend_heads(head: PooledHead, other: PooledHead, share: Tensor, temperature: float) -> PooledHead:
     """A head whose logits are, by each label's share (C,), those of ``other`` divided by the temperature.
 
-    Both heads have the same label space.
+    Both heads have the same label space and the same weights of members.
     """
-    head, other, share = head.with_equal_weights(), other.with_equal_weights(), share.to(head.label_rows)
+    share = share.to(head.label_rows)
     return _with_labels(
         head,
         torch.lerp(head.label_rows, other.label_rows / temperature, share[:, None]),

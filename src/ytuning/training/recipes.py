@@ -40,9 +40,9 @@ __all__ = [
 
 AUTO_LAYERS: Final = "auto"
 RECIPE_SCHEMA = 1
-# These numbers of a config lie from 0 to below 1.
 # Larger sizes of a head are mistakes, and could take any time and memory.
 LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "side_by_side": 1024, "alone": 1024}
+# These numbers of a config lie from 0 to below 1.
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
 FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate", "rare_rows")
 """These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
