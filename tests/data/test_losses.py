@@ -70,10 +70,19 @@ def test_balanced_weights_count_the_rows_of_each_label(loss: str) -> None:
 def test_rare_labels_learn_with_lower_logits(name: str) -> None:
     single = kind_of("single")
     loss = single.loss(name, GOAL, smoothing=0.1, rare_rows=4)
-    # Of the six rows two, three and one have the labels.
+    # Of the six rows two, three and one have the labels, so all three are rare and k is 4.
     lower = torch.tensor([2 / 6, 3 / 7, 1 / 5]).log()
     assert loss(LOGITS, GOAL).item() == pytest.approx(loss_of(name)(LOGITS + lower, GOAL).item())
     assert loss(LOGITS, GOAL).item() != pytest.approx(loss_of(name)(LOGITS, GOAL).item())
+
+
+@pytest.mark.parametrize(("rare_rows", "share"), [(3, 2 / 3), (2, 1 / 3), (2.5, 2 / 3)])
+def test_few_rare_labels_are_lowered_less(rare_rows: float, share: float) -> None:
+    # One label has two rows, one has three and one has a single row.
+    k = rare_rows * share**2
+    lower = torch.tensor([2 / (2 + k), 3 / (3 + k), 1 / (1 + k)]).log()
+    loss = kind_of("single").loss("cross_entropy", GOAL, smoothing=0.1, rare_rows=rare_rows)
+    assert loss(LOGITS, GOAL).item() == pytest.approx(loss_of("cross_entropy")(LOGITS + lower, GOAL).item())
 
 
 def test_rarity_changes_nothing_where_it_has_no_meaning() -> None:

@@ -73,6 +73,19 @@ def test_rare_labels_are_predicted(kind: str, tail: tuple[Features, np.ndarray])
     assert macro[50.0] > macro[0.0] + 0.05
 
 
+def test_one_wrong_label_takes_no_rows_of_others(tail: tuple[Features, np.ndarray]) -> None:
+    features, ids = tail
+    # The three frequent labels, and one row whose label has a typing error.
+    train, test = TRAIN[:190], TEST[:60]
+    typo = np.where(ids < 3, ids, 3)
+    typo[train[100]] = 3
+    job = HeadJob(kind_of("single", 4), typo, Recipe(CONFIG, SHORT))
+    head = fit_heads(features, [job], train=train, validation=VALIDATION)[0].head
+    answers = logits_of(head, features, torch.from_numpy(test)).argmax(1)
+    assert (answers == 3).sum() <= 1
+    assert (answers == ids[test]).mean() > 0.9
+
+
 @pytest.mark.parametrize("weights", [None, (1.0, 0.5, 0.0)])
 def test_the_closed_form_against_a_loop(weights: tuple[float, ...] | None, tail: tuple[Features, np.ndarray]) -> None:
     features, ids = tail

@@ -69,9 +69,9 @@ class TrainingConfig:
         refit_factor: once validation has chosen a head it takes further steps on all rows, validation rows included: of
             the steps that it was trained for, so many times the share of rows that are new to it...
         refit_rate: ...with this share of the learning rate.
-        rare_rows: k; a label of n training rows is treated as rare by the share k / (n + k), see `kinds.single` for one
-            label a row and `training/rare_labels.py` for several. 0: not at all. Chosen on rows of GoEmotions and
-            BANKING77 whose labels were cut to few rows (benchmarks/LOG.md).
+        rare_rows: k; with several labels a row, a label of n training rows is treated as rare by the share k / (n + k),
+            see `training/rare_labels.py`; with one label a row, see `kinds.single`. 0: not at all. Chosen on rows of
+            GoEmotions and BANKING77 whose labels were cut to few rows (benchmarks/LOG.md).
         label_weights: weights of a row's loss, by its label: ``None``; ``"balanced"``, which is n / (C * count), or
             with several labels a row the root of that, at least 1; or each label's weight by id, scaled to a mean of 1
             over the training rows.
