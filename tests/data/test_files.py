@@ -187,6 +187,17 @@ def test_a_carriage_return_in_a_cell_that_nobody_quoted_is_told(write: Write) ->
     )
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_a_repeated_header_is_refused(write: Write, name: str) -> None:
+    joined = TABLE + TABLE
+    path = write(name, joined.replace(",", "\t") if name.endswith("tsv") else joined)
+    assert complaint(path) == ", row 3: the row repeats the header. Remove it."
+
+
+def test_a_row_of_the_only_column_may_have_its_name(write: Write) -> None:
+    assert contents(write("t.csv", "text\nsome\ntext\n"))[0] == {"text": ["some", "text"]}
+
+
 def test_the_separator_of_the_header_holds_for_all_rows(write: Write) -> None:
     assert complaint(write("t.csv", "text;label\na;x\nb\n")) == (
         ", row 2: the row has 1 cell, but the header has 2. "

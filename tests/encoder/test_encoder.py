@@ -26,7 +26,7 @@ from tests.conftest import STATES, WORDS, build_tiny_encoder
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.download import DEFAULT_ENCODER, weights_hash
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.encoder.pretrained import EncoderIdentity, default_states
+from ytuning.encoder.pretrained import EncoderIdentity, Precision, default_states
 from ytuning.encoder.tokens import plan_batches
 from ytuning.errors import EncoderError
 from ytuning.system.machine import one_thread
@@ -418,6 +418,24 @@ def test_a_damaged_file_beside_the_weights_is_named(copied: Path, name: str) -> 
         (copied / "model.safetensors").unlink()
     (copied / name).write_text("[1")
     assert complaint(copied) == f"{copied / name} is damaged (JSONDecodeError). Download the encoder again"
+
+
+def test_an_encoder_without_layers_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 0}))
+    assert complaint(copied) == f"the encoder {str(copied)!r} has no layers. Take another one"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_that_are_no_numbers_are_told(copied: Path, precision: Precision) -> None:
+    weights = load_file(copied / "model.safetensors")
+    name = max(name for name in weights if name.endswith("LayerNorm.bias"))
+    weights[name][3] = torch.nan
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    encoder = load_encoder(copied, precision=precision)
+    tokens = encoder.tokenize([("card", None), ("login page", None)])
+    with pytest.raises(EncoderError, match=r"gives values that are no numbers, so its weights are damaged\."):
+        list(encoder.encode(tokens, [encoder.depth]))
 
 
 def test_weights_that_can_run_code_are_not_read(copied: Path) -> None:

@@ -174,12 +174,15 @@ def test_a_model_that_does_more_than_call_its_linear_modules_is_left_as_it_is(ti
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_an_encoder_that_joins_tokens_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_encoder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    sizes = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "block_sizes": [1, 1], "num_decoder_layers": 1}
+    sizes = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "block_sizes": [1, 1, 1], "num_decoder_layers": 1}
     config = transformers.FunnelConfig(vocab_size=4 + len(WORDS), **sizes)
     transformers.FunnelModel(config).save_pretrained(tmp_path / "m")
     encoder = load_encoder(tmp_path / "m", precision="fp32", device="cpu")
     with pytest.raises(EncoderError, match=r"^an encoder of the type 'funnel' joins tokens, .* Take another encoder"):
         all_features(encoder, TEXTS[3:5], [1, 2])
+    # Transformers' own code fails on a text this short.
+    with pytest.raises(EncoderError, match=r"^an encoder of the type 'funnel' fails on a text of 3 tokens \(Runtime"):
+        all_features(encoder, [(WORDS[0], None)], [2])
 
 
 def test_weights_are_not_in_memory_twice(tiny_encoder: Path, tmp_path: Path) -> None:

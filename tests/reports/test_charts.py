@@ -95,6 +95,12 @@ def test_one_row_can_be_drawn() -> None:
         check_within(figure)
 
 
+def test_a_score_that_never_changes_has_a_narrow_axis() -> None:
+    history = [Validation(step, 0.1, 1.0, 0.0) for step in (30, 60)]
+    axis = learning_figures(kind_of("single"), history, 1)[0].y
+    assert (axis.low, axis.high) == pytest.approx((0.95, 1.05))
+
+
 def test_learning() -> None:
     history = [Validation(10, 2.0, -0.5, 0.1), Validation(20, 1.0, -0.3, 0.1), Validation(30, 1.5, -0.35, 0.1)]
     score, loss = learning_figures(kind_of("ordinal"), history, 1)

@@ -92,6 +92,9 @@ def read_delimited(source: str, data: bytes, separator: str) -> Table:
     if records.other_ends:
         notes.append(f"lines end in different ways; {_list_rows(records.other_ends)} not as the first line does.")
     header, rows = records.header, records.rows
+    # Files that were joined repeat it. With one column, a row may well say what the column is called.
+    if len(header) > 1 and header in rows:
+        raise DataError("the row repeats the header. Remove it.", source=source, row=rows.index(header) + 1)
 
     def cells(name: str) -> list[object]:
         place = header.index(name)

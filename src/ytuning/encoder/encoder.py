@@ -220,8 +220,16 @@ class Encoder:
 
             def compute(batch: np.ndarray) -> torch.Tensor:
                 if tokens.lengths[batch[0]] > self.identity.max_length:
-                    return finish(self._windowed(tokens, batch[0], numbers))
-                return finish((self._padded if form == "padded" else self._features)(tokens, batch, numbers))
+                    features = self._windowed(tokens, batch[0], numbers)
+                else:
+                    features = (self._padded if form == "padded" else self._features)(tokens, batch, numbers)
+                # Weights that are no numbers spoil every token, so one is enough.
+                if batch is batches[0] and not features[0].isfinite().all():
+                    raise EncoderError(
+                        f"the encoder {self.identity.name!r} gives values that are no numbers, so its weights are "
+                        "damaged. Get them again, or take another encoder"
+                    )
+                return finish(features)
 
             yield from zip(batches, run(compute, batches, together=together), strict=True)
 
@@ -310,6 +318,8 @@ def load_encoder(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     arithmetic = fast_precision(place) if precision == "auto" else precision
     model, tokenizer = load_model(folder, str(name), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
+    if model.config.num_hidden_layers < 1:
+        raise EncoderError(f"the encoder {str(name)!r} has no layers. Take another one")
     identity = EncoderIdentity(
         name=str(name),
         weights=weights,

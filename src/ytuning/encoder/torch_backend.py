@@ -108,12 +108,22 @@ class TorchStates:
     def _hidden(self, model: Any, inputs: Mapping[str, np.ndarray], states: Sequence[int]) -> Tensor:
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items()}
-            with self._one_call:
-                outputs = model(**tensors, output_hidden_states=True, return_dict=True)
+            kind, length = self.model.config.model_type, tensors["input_ids"].shape[1]
+            try:
+                with self._one_call:
+                    outputs = model(**tensors, output_hidden_states=True, return_dict=True)
+            except (RuntimeError, IndexError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                # Funnel, for one, fails on texts of up to four tokens.
+                raise EncoderError(
+                    f"an encoder of the type {kind!r} fails on a text of {length} tokens "
+                    f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Take another encoder, or remove "
+                    "such texts"
+                ) from error
             # L x (B, T, D)
             hidden = [outputs.hidden_states[state] for state in states]
             if any(state.shape[:2] != tensors["input_ids"].shape for state in hidden):
-                kind = self.model.config.model_type
                 raise EncoderError(
                     f"an encoder of the type {kind!r} joins tokens, so that some hidden states have fewer tokens than "
                     "the text. Take another encoder, or layers before that"

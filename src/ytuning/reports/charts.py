@@ -212,8 +212,7 @@ def learning_figures(target: TaskKind, history: Sequence[Validation], chosen: in
 def _curve(title: str, name: str, points: Sequence[tuple[int, float, float]], chosen: int) -> Chart:
     """Steps, values and their standard errors (0: none are drawn)."""
     low, high = min(value - error for _, value, error in points), max(value + error for _, value, error in points)
-    room = ROOM * (high - low)
-    x, y = _x("step", 0, max(step for step, *_ in points)), _y(name, low - room, high + room)
+    x, y = _x("step", 0, max(step for step, *_ in points)), _roomy_axis(name, [low, high], BOTTOM, TOP)
     taken, best, _ = points[chosen]
     curve = _places(x, y, (point[:2] for point in points))
     errors = [

@@ -239,8 +239,8 @@ def _split(context: TrainContext) -> TaskRows:
         may_help = label_texts is None and not context.train.has_pairs and meaningful_names(rows.target)
         if may_help and rows.median_of_labels <= FEW_ROWS:
             context.progress.say(
-                f"few rows of each label: {argument('preset', 'few-shot')}, or {argument('label_texts')} with what the "
-                "labels mean, often helps"
+                f"few rows of each label: training with {argument('preset', 'few-shot')}, or with "
+                f"{argument('label_texts')} and what the labels mean, often helps"
             )
     return rows.with_label_texts(describe_labels(label_texts, rows.target, pairs=context.train.has_pairs))
 
