@@ -174,7 +174,14 @@ def test_a_model_that_does_more_than_call_its_linear_modules_is_left_as_it_is(ti
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_an_encoder_that_joins_tokens_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_encoder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    sizes = {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "block_sizes": [1, 1, 1], "num_decoder_layers": 1}
+    sizes = {
+        "d_model": 64,
+        "n_head": 4,
+        "d_head": 16,
+        "d_inner": 128,
+        "block_sizes": [1, 1, 1],
+        "num_decoder_layers": 1,
+    }
     config = transformers.FunnelConfig(vocab_size=4 + len(WORDS), **sizes)
     transformers.FunnelModel(config).save_pretrained(tmp_path / "m")
     encoder = load_encoder(tmp_path / "m", precision="fp32", device="cpu")

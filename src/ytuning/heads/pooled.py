@@ -62,10 +62,10 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        side_by_side: number of members that read hidden states side by side: all but the last, but of one or two states
-            all. Members are independent heads whose logits are averaged. Several small ones do better than a large one.
-        alone: number of further members that read the lowest state alone, and of as many that read the last one alone:
-            members do better together if they do not all read the same (benchmarks/LOG.md).
+        side_by_side: number of members that read several hidden states side by side (:func:`state_groups`). Members are
+            independent heads whose logits are averaged. Several small ones do better than a large one.
+        alone: number of further members that read the lowest state alone; the same number reads the last one alone.
+            Members do better together if they do not all read the same states (benchmarks/LOG.md).
         width: H, of a member's label space.
         token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
         mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
@@ -91,7 +91,7 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# The weights that touch a token, of members that read the lowest state, all but the last side by side, or the last.
+# The weights that touch a token, for each of the groups of members in the order of `state_groups`.
 TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
@@ -145,8 +145,8 @@ class PooledHead(nn.Module):
         """Make a head for C labels on L hidden states of width D; ``pair_mode`` says how the encoder reads pairs.
 
         Numbers of ``energy`` times a hidden state's mean square get smaller first weights. With ``apart`` the features
-        hold what each group of members reads apart, as :func:`state_groups` has it. ``generator`` draws the weights;
-        the default is torch's own.
+        are (B, T, S + 2, D): what each group of members reads, one group after the other, S being the number of states
+        side by side (:func:`state_groups`). ``generator`` draws the weights; the default is torch's own.
         """
         super().__init__()
         self.config, self.pair_mode, self.apart = config, pair_mode, apart
@@ -233,9 +233,9 @@ class PooledHead(nn.Module):
 
     @staticmethod
     def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
-        """One head whose members are those of several of one form: its logits are the mean of theirs, by their members.
+        """One head with the members of several heads of one form.
 
-        Heads of different labels can be joined without them, for :meth:`text` alone.
+        Its logits are the weighted mean of the logits of all members. Heads of different labels can be joined without them, for :meth:`text` alone.
         """
         states = [head.state_dict() for head in heads]
         if not with_labels:
