@@ -235,7 +235,8 @@ class PooledHead(nn.Module):
     def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
         """One head with the members of several heads of one form.
 
-        Its logits are the weighted mean of the logits of all members. Heads of different labels can be joined without them, for :meth:`text` alone.
+        Its logits are the weighted mean of the logits of all members. Heads of different labels can be joined without
+        them, for :meth:`text` alone.
         """
         states = [head.state_dict() for head in heads]
         if not with_labels:
