@@ -158,8 +158,8 @@ def fit_heads(
             try:
                 outcomes = [_weigh_members(run.job, own, shared) for run, own in zip(runs, outcomes, strict=True)]
                 if refit:
-                    heads = _refit(runs, shared, rows)
-                    outcomes = [own.with_refitted(head) for own, head in zip(outcomes, heads, strict=True)]
+                    heads = _refit(runs, outcomes, shared, rows)
+                    outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
                 outcomes = [
                     _mend_rare_labels(run.job, own, shared, rows) for run, own in zip(runs, outcomes, strict=True)
                 ]
@@ -234,24 +234,17 @@ class _Outcome:
         logits: (N, C), those of the validation rows that it gives.
         validation: what these say.
         refitted: the same after the refit, if there was one.
-        weights: of the groups of members in both heads; empty if all have one weight.
     """
 
     chosen: LabelHead
     logits: Tensor
     validation: Validation
     refitted: LabelHead | None = None
-    weights: tuple[float, ...] = ()
 
     def with_chosen(self, head: LabelHead, logits: Tensor, job: HeadJob, rows: Tensor) -> _Outcome:
         """The same with another chosen head, which gives logits (N, C) of the validation rows (N,)."""
         validation = _validation(job.target, self.validation.step, logits, job.goal[rows])
         return replace(self, chosen=head, logits=logits, validation=validation)
-
-    def with_refitted(self, head: LabelHead) -> _Outcome:
-        """The same with a head after its refit, which gets the weights."""
-        weighted = head.with_group_weights(self.weights) if self.weights and isinstance(head, PooledHead) else head
-        return replace(self, refitted=weighted)
 
 
 class _HeadRun:
@@ -365,7 +358,7 @@ def _should_stop_early(history: list[Validation], patience: int) -> bool:
     return len(history) > patience and all(validation.score < floor for validation in history[-patience:])
 
 
-def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHead]:
+def _refit(runs: list[_HeadRun], outcomes: list[_Outcome], shared: _Shared, rows: Tensor) -> list[LabelHead]:
     """Copies of the chosen heads after a few more steps on all rows (N,), validation rows included.
 
     So the validation rows count for the head too. A tenth of the rows held out and a fifth of the steps gave the same
@@ -373,11 +366,11 @@ def _refit(runs: list[_HeadRun], shared: _Shared, rows: Tensor) -> list[LabelHea
     """
     new_share = (len(rows) - len(shared.train)) / len(rows)
     learners = []
-    for run in runs:
+    for run, outcome in zip(runs, outcomes, strict=True):
         config = run.job.recipe.training
         total = max(1, round(config.refit_factor * new_share * run.history[run.chosen].step))
         gentler = replace(config, learning_rate=config.refit_rate * config.learning_rate)
-        learners.append(_learner(run.job, gentler, copy.deepcopy(run.outcome.chosen), rows, total))
+        learners.append(_learner(run.job, gentler, copy.deepcopy(outcome.chosen), rows, total))
     longest = max(learner.total for learner in learners)
     batches = shared.batches(rows)
     for step in range(1, longest + 1):
@@ -412,8 +405,7 @@ def _weigh_members(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome
     # (3,): the share of each group in the mean over all members.
     shares = torch.tensor([weight * size for weight, size in zip(saved, head.group_sizes, strict=True)])
     mean = torch.einsum("g,gnc->nc", shares / shares.sum(), torch.stack(by_group))
-    weighted = replace(outcome, weights=saved)
-    return weighted.with_chosen(head.with_group_weights(saved), mean, job, shared.validation)
+    return outcome.with_chosen(head.with_group_weights(saved), mean, job, shared.validation)
 
 
 def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Tensor) -> _Outcome:

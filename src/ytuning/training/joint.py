@@ -7,7 +7,7 @@ the same weights, bit for bit, alone or in company and on any number of cores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -185,30 +185,33 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
     """Each head's logits (N, C) of rows (N,), in their order; every batch is gathered once for all heads."""
     for head in heads:
         head.eval()
-    on_gpu = features.device.type == "cuda"
-    batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS if on_gpu else CPU_TOKENS))
-
-    def compute(batch: Tensor) -> list[Tensor]:
-        with torch.inference_mode():
-            values, mask = features.batch(rows[batch])
-            return [head(values, mask) for head in heads]
-
-    return _in_order(batches, [compute(batch) for batch in batches] if on_gpu else pool.map(compute, batches))
+    return _by_batch(lambda values, mask: [head(values, mask) for head in heads], features, rows, pool)
 
 
 def group_logits(head: PooledHead, features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:
     """Logits (N, C) of rows (N,) from each group of a head's members alone (`pooled.state_groups`), in one read."""
     head.eval()
-    batches = list(ordered_batches(features.lengths[rows], CPU_TOKENS))
 
-    def compute(batch: Tensor) -> list[Tensor]:
-        with torch.inference_mode():
-            # (E, B, C)
-            logits = head.match(head.text(*features.batch(rows[batch])))
-            return [members.mean(0) for members in logits.split(head.group_sizes)]
+    def compute(values: Tensor, mask: Tensor) -> list[Tensor]:
+        # (E, B, C)
+        logits = head.match(head.text(values, mask))
+        return [members.mean(0) for members in logits.split(head.group_sizes)]
 
+    return _by_batch(compute, features, rows, pool)
+
+
+def _by_batch(
+    compute: Callable[[Tensor, Tensor], list[Tensor]], features: Features, rows: Tensor, pool: Workers
+) -> list[Tensor]:
+    """Each of the logits (N, C) of rows (N,), in their order, that ``compute`` gives for a batch's values and mask."""
     on_gpu = features.device.type == "cuda"
-    return _in_order(batches, [compute(batch) for batch in batches] if on_gpu else pool.map(compute, batches))
+    batches = list(ordered_batches(features.lengths[rows], GPU_TOKENS if on_gpu else CPU_TOKENS))
+
+    def gathered(batch: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            return compute(*features.batch(rows[batch]))
+
+    return _in_order(batches, [gathered(batch) for batch in batches] if on_gpu else pool.map(gathered, batches))
 
 
 def _in_order(batches: list[Tensor], logits: list[list[Tensor]]) -> list[Tensor]:
