@@ -120,8 +120,8 @@ def fit_heads(
     A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
     its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
     noise, and the later head has been annealed further. Members of a pooled head count by what their group knows of
-    the validation rows. Then it goes on for a few steps on all rows. A pooled head is trained on half as many
-    components (`batches.project_features`), which is faster.
+    the validation rows. Then it goes on for a few steps on all rows. A pooled head is trained on components
+    in place of numbers (`batches.project_features`), which is faster.
 
     Args:
         features: features of all rows.
