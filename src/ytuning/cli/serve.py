@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from ytuning.cli.options import MovedEncoder, help_group
+from ytuning.errors import InputError
 from ytuning.system.machine import require
 
 __all__ = ["serve"]
 
-LISTEN, ACCESS, LIMITS = map(help_group, ("Server", "Access", "Limits"))
+LISTEN, ACCESS, LIMITS, FALLBACK = map(help_group, ("Server", "Access", "Limits", "Decisions"))
 
 
 def serve(
@@ -56,14 +57,35 @@ def serve(
     ] = 512,
     most_texts: Annotated[int, LIMITS("N", "Maximum number of texts in a request.", min=1)] = 1_000,
     timeout: Annotated[float, LIMITS("SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,
+    fallback: Annotated[
+        str | None,
+        FALLBACK(
+            "URL",
+            "Address of a server with the same routes. Questions to /v1/decisions and /v1/systemone that no task "
+            "answers are sent to it.",
+            "none",
+        ),
+    ] = None,
+    fallback_key: Annotated[
+        Path | None,
+        FALLBACK(
+            "FILE", "File with the key for the fallback server. $YTUNING_FALLBACK_KEY can hold it instead.", "none"
+        ),
+    ] = None,
+    fallback_timeout: Annotated[
+        float, FALLBACK("SECONDS", "Maximum time that the fallback server may take.", min=0.1)
+    ] = 10.0,
 ) -> None:
     """Serve many tasks over HTTP and on a web page. Each distinct text is encoded once for all tasks."""
-    for package in ("fastapi", "prometheus_client", "pydantic", "uvicorn"):
+    for package in ("fastapi", "httpx", "prometheus_client", "pydantic", "uvicorn"):
         require(package, "server")
     from ytuning.server.app import serve as start
+    from ytuning.server.fallback import check_url, read_key
     from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, read_keys
     from ytuning.server.service import Settings
 
+    if fallback is None and fallback_key is not None:
+        raise InputError("--fallback-key is for --fallback. Give both or leave out --fallback-key.")
     settings = Settings(
         folders=tuple(map(str, folders)),
         encoder=encoder,
@@ -78,5 +100,8 @@ def serve(
         requests=most_requests,
         texts=most_texts,
         seconds=timeout,
+        fallback=None if fallback is None else check_url(fallback),
+        fallback_key=None if fallback is None else read_key(fallback_key),
+        fallback_seconds=fallback_timeout,
     )
     start(settings, workers=workers)

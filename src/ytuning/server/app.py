@@ -28,6 +28,7 @@ from ytuning.data.labels import did_you_mean, quote
 from ytuning.errors import InputError, YTuningError
 from ytuning.server.batching import Batcher, Refused
 from ytuning.server.catalog import Catalog
+from ytuning.server.fallback import Fallback
 from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate
 from ytuning.server.refusals import describe_errors, refusal
 from ytuning.server.routes import router
@@ -56,7 +57,8 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     """
     telemetry = Telemetry()
     batcher = Batcher(settings.batch_tokens, settings.queue_tokens, telemetry)
-    service = Service(settings, catalog or Catalog(settings.folders, encoder=settings.encoder), batcher, telemetry)
+    catalog = catalog or Catalog(settings.folders, encoder=settings.encoder)
+    service = Service(settings, catalog, batcher, telemetry, _fallback_of(settings, telemetry))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +69,8 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
         finally:
             background.cancel()
             await asyncio.to_thread(batcher.stop)
+            if service.fallback is not None:
+                await service.fallback.close()
             log("stopped")
 
     app = FastAPI(
@@ -94,6 +98,19 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "content-type"],
         expose_headers=["retry-after", "x-request-id", "x-truncated-inputs"],
+    )
+
+
+def _fallback_of(settings: Settings, telemetry: Telemetry) -> Fallback | None:
+    if settings.fallback is None:
+        return None
+    return Fallback(
+        settings.fallback,
+        telemetry,
+        key=settings.fallback_key,
+        seconds=settings.fallback_seconds,
+        failures=settings.fallback_failures,
+        pause=settings.fallback_pause,
     )
 
 

@@ -17,6 +17,7 @@ from ytuning.server import schemas
 from ytuning.server.batching import Refused
 from ytuning.server.bodies import JsonRoute
 from ytuning.server.catalog import Served
+from ytuning.server.decisions import decision_routes
 from ytuning.server.open_inference import v2
 from ytuning.server.openai_style import openai_style
 from ytuning.server.replies import TheService, answers_to_texts, names_of_scores, refusals_of, scores_of, usage_of
@@ -219,4 +220,5 @@ async def explain(request: Request, service: TheService, body: schemas.ExplainRe
 
 
 router.include_router(openai_style)
+router.include_router(decision_routes)
 router.include_router(v2)

@@ -15,6 +15,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.labels import did_you_mean, list_names
 from ytuning.server.batching import Answered, Batcher, Refused
 from ytuning.server.catalog import Catalog, Changes, Served
+from ytuning.server.fallback import Fallback
 from ytuning.server.telemetry import Telemetry, log
 
 __all__ = ["Service", "Settings", "unless_gone"]
@@ -42,6 +43,11 @@ class Settings:
         texts: maximum number of texts in a request; a pair counts once.
         characters: maximum length of a text.
         seconds: maximum time that a request may take.
+        fallback: address of the server that answers questions which no task does; None for no such server.
+        fallback_key: key for that server.
+        fallback_seconds: maximum time that it may take.
+        fallback_failures: number of its failures in a row after which it is left alone.
+        fallback_pause: seconds for which it is then left alone.
     """
 
     folders: tuple[str, ...]
@@ -59,6 +65,11 @@ class Settings:
     texts: int = 1_000
     characters: int = 200_000
     seconds: float = 30.0
+    fallback: str | None = None
+    fallback_key: str | None = field(default=None, repr=False)
+    fallback_seconds: float = 10.0
+    fallback_failures: int = 5
+    fallback_pause: float = 30.0
 
     def to_environment(self) -> str:
         """Settings as text, for the processes of ``--workers``."""
@@ -78,6 +89,7 @@ class Service:
     catalog: Catalog
     batcher: Batcher
     telemetry: Telemetry
+    fallback: Fallback | None = None
     ready: bool = False
 
     def check_ready(self) -> None:

@@ -43,6 +43,13 @@ class Telemetry:
             "dropped_texts", "Texts that were not computed because their clients had gone.", **common
         )
         self.failures = Counter("failures", "Texts that could not be computed, by kind of error.", ["kind"], **common)
+        self.fallback_requests = Counter("fallback_requests", "Requests sent to the fallback server.", **common)
+        self.fallback_failures = Counter(
+            "fallback_failures", "Requests that the fallback server did not answer, by reason.", ["reason"], **common
+        )
+        self.fallback_breaker_open = Gauge(
+            "fallback_breaker_open", "1 while the fallback server is left alone after failures, else 0.", **common
+        )
         self.tasks = Gauge("tasks", "Tasks that are served.", **common)
         self.reloads = Counter(
             "task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **common
