@@ -1,10 +1,13 @@
 """The server under load: many tasks, saturation, overload, reloads, a restart, and an endpoint without batching.
 
 python -m benchmarks.serving --data ../shared/data --out results --seconds 300
+python -m benchmarks.serving --data ../shared/data --out results --decisions 120
 
 The server and its clients are processes of one machine, so the clients' work is part of every figure. A request holds
 one text and names one task; texts are those of BANKING77, tasks differ in noise on their label rows. Every reply is
 compared with the offline prediction of the same task.
+
+With --decisions there is only a load of /v1/decisions: 20 questions a request, to tasks of several data sets and kinds.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.features import live_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledHead
-from ytuning.tasks.predictor import Predictor
+from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 
@@ -54,11 +57,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--texts", type=int, default=1000)
     options.add_argument("--seconds", type=float, default=300, help="of the long load; others take a tenth")
     options.add_argument("--reloads", type=int, default=100)
+    options.add_argument("--decisions", type=float, help="seconds of a load of /v1/decisions, instead of all else")
+    options.add_argument("--served", type=Path, help="folder of tasks for --decisions; default: 20 of few rows")
     options.add_argument("--opponent", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = options.parse_args(argv)
     if arguments.opponent:
         opponent(arguments)
+        return
+    if arguments.decisions:
+        with tempfile.TemporaryDirectory() as root:
+            figures = decision_figures(arguments.served or make_decision_tasks(Path(root), arguments), arguments)
+        record("decisions", figures, arguments.out, bars_of_decisions(figures))
         return
     with tempfile.TemporaryDirectory() as root:
         texts = make_tasks(Path(root), arguments)
@@ -243,6 +253,137 @@ def bare_pass(texts: list[str], encoder: str) -> float:
     start = time.perf_counter()
     live_features(inputs, loaded, states=loaded.resolve_states(None))
     return len(inputs) / (time.perf_counter() - start)
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+DECISION_SETS = ("banking77", "trec6", "ag_news", "goemotions", "cola", "sst2", "imdb", "germeval2018")
+DECISION_TASKS, QUESTIONS = 20, 20
+
+
+def make_decision_tasks(root: Path, arguments: argparse.Namespace) -> Path:
+    """Tasks of all sets in turn, each trained on a part of the rows; the sets of several labels a row among them."""
+    encoder, store = load_encoder(arguments.encoder), FeatureStore(root / "store")
+    for number in range(DECISION_TASKS):
+        name = DECISION_SETS[number % len(DECISION_SETS)]
+        rows = rows_of(arguments.data / name, "train", 200 + 40 * number)
+        options = TrainOptions(name=f"{name}.{number}")
+        task = train_task(rows, encoder, store, recipe(arguments), options=options).task
+        save_task(task, root / "tasks" / task.name)
+    return root / "tasks"
+
+
+def bars_of_decisions(figures: dict[str, Any]) -> list[Any]:
+    return [
+        bar("wrong, lost or swapped answers", figures["wrong"], at_most=0),
+        bar("failed requests", figures["failed"], at_most=0),
+    ]
+
+
+def decision_figures(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A load of so many seconds, after one of a tenth of them."""
+    sets = [arguments.data / name for name in DECISION_SETS if name != "imdb"]
+    texts = [text for place in sets for text in rows_of(place, "test", arguments.texts // len(sets)).texts]
+    check = DecisionCheck(folder, texts)
+
+    async def measured() -> Load:
+        with running(["serve", str(folder), "--watch", "0"]) as server:
+            await server.ready()
+            await decision_load(server, check, CLIENTS, arguments.decisions / 10)
+            return await decision_load(server, check, CLIENTS, arguments.decisions)
+
+    found = asyncio.run(measured())
+    answers = found.good * QUESTIONS / found.wall
+    return {**found.figures(), "tasks": len(check.names), "questions": QUESTIONS, "answers_a_second": answers}
+
+
+class DecisionCheck:
+    """Random questions to tasks, and whether the answers are those of the offline predictions."""
+
+    def __init__(self, folder: Path, texts: list[str]) -> None:
+        tasks = {task.name: task for task in map(load_task, sorted(folder.iterdir()))}
+        self._targets = {
+            name: task.target
+            for name, task in tasks.items()
+            if task.pair_mode is None and task.target.labels is not None
+        }
+        self.texts, self.names = texts, list(self._targets)
+        self._expected: dict[str, list[Prediction]] = {name: [] for name in self.names}
+        for prediction in Predictor([folder / name for name in self.names]).predict((text, None) for text in texts):
+            self._expected[prediction.task].append(prediction)
+
+    def questions(self, chooser: np.random.Generator) -> list[dict[str, Any]]:
+        """One for a whole request: each about any task, so that some tasks are asked several times."""
+        return [
+            self._question(self.names[place], chooser) for place in chooser.integers(len(self.names), size=QUESTIONS)
+        ]
+
+    def _question(self, name: str, chooser: np.random.Generator) -> dict[str, Any]:
+        target = self._targets[name]
+        if target.has_order:
+            return {"type": "score", "name": name, "levels": [{"label": label} for label in target.names]}
+        if target.gives_many or chooser.random() < 0.5:
+            return {"type": "predicate", "name": f"{name}.{chooser.choice(target.names)}"}
+        some = chooser.permutation(target.names)[: chooser.integers(2, len(target.names) + 1)]
+        return {"type": "choice", "name": name, "choices": [{"value": str(label)} for label in some]}
+
+    def right(self, row: int, questions: list[dict[str, Any]], answers: list[dict[str, Any]]) -> bool:
+        """Whether there is the right answer to each question about a text, in the questions' order."""
+        return len(answers) == len(questions) and all(
+            self._is_right(row, asked, answer) for asked, answer in zip(questions, answers, strict=True)
+        )
+
+    def _is_right(self, row: int, asked: dict[str, Any], answer: dict[str, Any]) -> bool:
+        if answer["name"] != asked["name"]:
+            return False
+        kind, name = asked["type"], asked["name"]
+        # The names of tasks contain dots, too.
+        task = name if kind != "predicate" else max((n for n in self.names if name.startswith(f"{n}.")), key=len)
+        expected = self._expected[task][row]
+        if expected.answer is None or answer["type"] != kind:
+            return expected.answer is None and bool(answer["type"] == "refusal")
+        if kind == "predicate":
+            return abs(answer["probability"] - expected.scores[name.removeprefix(f"{task}.")]) < TOLERANCE
+        parts, key = ("levels", "label") if kind == "score" else ("choices", "value")
+        options = [each[key] for each in asked[parts]]
+        given = [each[key] for each in answer["probabilities"]]
+        shares = np.array([each["probability"] for each in answer["probabilities"]])
+        wanted = np.array([expected.scores[option] for option in options])
+        top = float(shares.max())
+        whole = (
+            answer["choice"] == given[int(shares.argmax())]
+            if kind == "choice"
+            else (abs(answer["score"] - float(shares @ np.arange(len(shares)))) < TOLERANCE)
+        )
+        # Few labels may have little of the probability, which makes small differences large.
+        near = float(np.abs(shares * wanted.sum() - wanted).max()) < TOLERANCE
+        return given == options and near and whole and answer["confidence"] == top
+
+
+async def decision_load(server: Server, check: DecisionCheck, clients: int, seconds: float) -> Load:
+    """So many clients that ask one request after the other, each about one text."""
+    found, begun = Load(), time.perf_counter()
+
+    async def client(number: int) -> None:
+        chooser = np.random.default_rng(number)
+        async with connection(server.port) as ask:
+            while time.perf_counter() - begun < seconds:
+                row, questions = int(chooser.integers(len(check.texts))), check.questions(chooser)
+                body = json.dumps({"input": check.texts[row], "questions": questions}).encode()
+                start = time.perf_counter()
+                status, reply = await ask("POST", "/v1/decisions", body)
+                found.statuses[status] += 1
+                if status == 200:
+                    found.seconds.append(time.perf_counter() - start)
+                    found.good += 1
+                    found.wrong += not check.right(row, questions, json.loads(reply)["answers"])
+                elif status == 429:
+                    found.refused += 1
+                    await asyncio.sleep(0.2)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    found.wall = time.perf_counter() - begun
+    return found
 
 
 # --- a server and its clients ---------------------------------------------------------------------------------------
