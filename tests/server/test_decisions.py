@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import SERVED_TEXTS as TEXTS
-from tests.server.serving import PATIENCE, Live, held_catalog, live, settings, until
+from tests.server.serving import PATIENCE, Live, Process, held_catalog, live, settings, until
 from ytuning.data.kinds import fit_kind
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
@@ -808,6 +808,41 @@ def test_keys_of_fallbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             read_key(file)
     with pytest.raises(InputError, match="cannot read the key in"):
         read_key(tmp_path / "nothing")
+
+
+def test_options_of_the_command(tasks: Path, other: Other, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("of-the-file\n")
+    options = ("--fallback", f"{other.url}/v1", "--fallback-timeout", "0.4", "--fallback-key", file)
+    other.answer = answers_decisions
+    with Process(tasks / "single", *options) as process:
+        url = f"{process.ready().url}{DECISIONS}"
+        body = {"input": "my card", "questions": [predicate("what")]}
+        (answer,) = httpx.post(url, json=body, timeout=PATIENCE).json()["answers"]
+        assert answer["probability"] == 0.25
+        assert other.asked[0][1]["authorization"] == "Bearer of-the-file"
+        other.held.clear()
+        (answer,) = httpx.post(url, json=body, timeout=PATIENCE).json()["answers"]
+        assert answer["reason"] == "the fallback server did not answer within 0.4 s."
+        assert process.end() == 0
+        assert not any("of-the-file" in line for line in process.lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--fallback", "nowhere"],
+            "error: --fallback must be an address such as https://api.openai.com. Got 'nowhere'",
+        ),
+        (["--fallback-key", "key"], "error: --fallback-key is for --fallback. Give both or leave out --fallback-key."),
+    ],
+)
+def test_options_that_are_none(options: list[str], message: str, tasks: Path) -> None:
+    with Process(tasks / "single", *options) as process:
+        assert process.wait() == 2
+        (line,) = process.lines
+    assert line.startswith(message)
 
 
 # --- nonsense -------------------------------------------------------------------------------------------------------

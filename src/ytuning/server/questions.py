@@ -128,25 +128,21 @@ def bind_all(questions: Sequence[Question], tasks: Mapping[str, Served]) -> list
             question.
     """
     bound: list[Bound | Unanswerable] = []
-    unknown = 0
+    served = [name for name, each in tasks.items() if each.task.pair_mode is None]
+    known, unknown = f"The tasks are {list_names(served)}.", 0
     for question in questions:
-        target = None if question.name is None else _resolve(question.place, question.name, tasks)
+        name = question.name
+        target = None if name is None else _resolve(question.place, name, tasks)
         if target is not None:
             bound.append(_bind(question, *target))
+            continue
+        if name is None:
+            message = "the question has no name. Name it after a task, or after a label as TASK.LABEL."
         else:
-            bound.append(_unknown(question.name, tasks, hint=unknown < HINTS))
-            unknown += 1
+            message = f"there is no task {quote(name)}.{did_you_mean(name, served) if unknown < HINTS else ''}"
+        bound.append(Unanswerable("not_found", f"{message} {known}"))
+        unknown += 1
     return bound
-
-
-def _unknown(name: str | None, tasks: Mapping[str, Served], *, hint: bool) -> Unanswerable:
-    served = [task for task, each in tasks.items() if each.task.pair_mode is None]
-    known = f"The tasks are {list_names(served)}."
-    if name is None:
-        message = f"the question has no name. Name it after a task, or after a label as TASK.LABEL. {known}"
-    else:
-        message = f"there is no task {quote(name)}.{did_you_mean(name, served) if hint else ''} {known}"
-    return Unanswerable("not_found", message)
 
 
 def _resolve(place: str, name: str, tasks: Mapping[str, Served]) -> tuple[Served, int | None] | None:
