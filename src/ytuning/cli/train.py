@@ -38,8 +38,12 @@ def train(
     label_order: options.LabelOrder = None,
     label_names: options.LabelNames = None,
     preset: Annotated[
-        Literal["default", "few-shot", "paper"],
-        HEAD("NAME", "Form of the head and its training: default, few-shot or paper."),
+        Literal["default", "few-shot", "paper", "light"],
+        HEAD(
+            "NAME",
+            "Form of the head and its training: default, few-shot, paper, or light, which is fitted in moments and "
+            "costs nothing for each token.",
+        ),
     ] = "default",
     recipe_file: Annotated[
         Path | None,

@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from ytuning.errors import InputError, must_be_one_of, parameter
+from ytuning.heads.pooling import POOLS
 from ytuning.system.machine import one_thread
 
 if TYPE_CHECKING:
@@ -31,11 +32,18 @@ if TYPE_CHECKING:
 # torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
 
 __all__ = [
-    "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "Codec", "Decoder", "Float16Codec", "Int8Codec", "PcaCoordinates",
-    "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
+    "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "POOL_CODECS", "STORED_AS", "Codec", "Decoder", "Float16Codec",
+    "Int8Codec", "PcaCoordinates", "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
 ]  # fmt: skip
 
 CODECS = ("fp16", "int8", "compact")
+POOL_CODECS = {"fp16": "fp16-pools", "int8": "int8-pools"}
+"""Spaces of pools (`heads/pooling.py`) by the codec of the tokens that they are computed from. A text has one row.
+
+Those of compact tokens would depend on a basis, so they are not stored.
+"""
+STORED_AS = (*CODECS, *POOL_CODECS.values())
+"""What a space can hold."""
 DEFAULT_CODEC = "int8"
 HIGHEST = 127
 # Exceptions of a hidden state at most: encoders have fewer channels that are far larger than the rest.
@@ -420,6 +428,8 @@ def row_bytes(name: str, layers: int, width: int) -> int:
     Raises:
         InputError: unknown name.
     """
+    if name in POOL_CODECS.values():
+        return 2 * len(POOLS) * layers * width
     count, code_bytes = _exceptions(width)
     int8 = layers * (2 + count * code_bytes + width)
     sizes = (2 * layers * width, int8, _component_count(layers, width) + 2)
@@ -433,6 +443,9 @@ def build_codec(name: str, layers: int, width: int, basis: bytes | None = None) 
         InputError: unknown name.
         ValueError: ``basis`` is not that of a compact codec (:meth:`PcaInt8Codec.to_bytes`) for such hidden states.
     """
+    if name in POOL_CODECS.values():
+        # The pools of all states stand side by side, each as wide as a state.
+        return Float16Codec(len(POOLS) * layers, width)
     if _known(name) != "compact":
         return Float16Codec(layers, width) if name == "fp16" else Int8Codec(layers, width)
     if basis is None:

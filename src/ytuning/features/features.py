@@ -390,7 +390,7 @@ def stored_features(
     for _ in range(ATTEMPTS):
         if space.codec is None or any(key not in space for key in distinct):
             with space.locked(lambda: progress.say(WAITING)):
-                _say_damages(space, progress)
+                say_damages(space, progress)
                 # A task's basis comes first: these texts alone would give another one.
                 if basis is not None and space.codec is None:
                     space.establish(basis)
@@ -404,7 +404,7 @@ def stored_features(
             progress.say(OTHER_BASIS)
             return live_features(inputs, encoder, states=states, codec=basis), CacheUse(0, len(distinct), 0)
         rows = space.rows(keys)
-        _say_damages(space, progress)
+        say_damages(space, progress)
         if rows is not None:
             tokens = sum(dict(zip(keys, rows.length.tolist(), strict=True)).values())
             use = CacheUse(len(distinct) - len(misses), len(misses), tokens * space.row_bytes)
@@ -428,7 +428,7 @@ def _dtype(encoder: Encoder) -> torch.dtype:
     return torch.bfloat16 if encoder.identity.precision == "bf16" else torch.float32
 
 
-def _say_damages(space: FeatureSpace, progress: Progress) -> None:
+def say_damages(space: FeatureSpace, progress: Progress) -> None:
     """Name the damages that have not been named yet."""
     for damage in space.damages:
         progress.say(str(damage))
@@ -504,7 +504,7 @@ def stored_inputs(
     codec: str | Codec = DEFAULT_CODEC,
 ) -> tuple[Features, CacheUse]:
     """Features through the store of single texts (``pair_mode`` None) or of pairs; see :func:`stored_features`."""
-    texts, with_pairs = _encoded_texts(inputs, pair_mode)
+    texts, with_pairs = distinct_texts(inputs, pair_mode)
     features, use = stored_features(texts, encoder, store, progress, states=states, codec=codec)
     return with_pairs(features), use
 
@@ -519,7 +519,7 @@ def live_inputs(
     padded: bool = False,
 ) -> Features:
     """The same in memory, with the store left alone; see :func:`live_features`."""
-    texts, with_pairs = _encoded_texts(inputs, pair_mode)
+    texts, with_pairs = distinct_texts(inputs, pair_mode)
     return with_pairs(live_features(texts, encoder, states=states, codec=codec, padded=padded))
 
 
@@ -546,20 +546,20 @@ def keep_inputs(
     kept = stored_states(encoder, states, codec)
     if not set(kept) <= set(held):
         return 0
-    texts, _ = _encoded_texts(inputs, features.pair_mode)
+    texts, _ = distinct_texts(inputs, features.pair_mode)
     chosen = features.at_positions([held.index(state) for state in kept])
     of_texts = chosen.texts if isinstance(chosen, PairFeatures) else chosen
     space = store.space(encoder.identity.to_json(), kept, codec)
     rows = {text_key(*pair): row for row, pair in enumerate(texts)}
     with space.locked(lambda: progress.say(WAITING)):
-        _say_damages(space, progress)
+        say_damages(space, progress)
         missing = [key for key in rows if key not in space]
         source = _copying(of_texts, np.array([rows[key] for key in missing], np.int64))
         write_features(space, missing, source, progress, store.sizes)
     return len(missing)
 
 
-def _encoded_texts(
+def distinct_texts(
     inputs: Sequence[TextInput], pair_mode: PairMode | None
 ) -> tuple[Sequence[TextInput], Callable[[TextFeatures], Features]]:
     """What the encoder reads for texts or pairs, each text of separate pairs once, and what makes rows of that."""

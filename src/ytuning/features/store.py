@@ -35,7 +35,7 @@ import numpy as np
 import platformdirs
 
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
-from ytuning.features.codecs import CODECS, FIT_TOKENS, Decoder, PcaInt8Codec, build_codec, row_bytes
+from ytuning.features.codecs import FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
 __all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
@@ -150,8 +150,8 @@ class FeatureStore:
             InputError: there is no such codec.
             StoreError: the folder cannot be made, or holds something else.
         """
-        if codec not in CODECS:
-            raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
+        if codec not in STORED_AS:
+            raise InputError(must_be_one_of(parameter("store"), codec, STORED_AS))
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _space_name(identity, states, codec)
         with store_errors(folder, 0):
@@ -252,8 +252,8 @@ class FeatureSpace:
             raise StoreError(wrong_schema(folder / SPACE_FILE, schema, SCHEMA, remedy))
         if missing := {"name", "precision", "max_length"} - set(self.identity):
             raise _unreadable(folder, f"it lacks {min(missing)}")
-        if self.codec_name not in CODECS:
-            problem = must_be_one_of("codec", self.codec_name, CODECS)
+        if self.codec_name not in STORED_AS:
+            problem = must_be_one_of("codec", self.codec_name, STORED_AS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         if folder.name != name:
             raise _unreadable(folder, "its content is not what the folder's name stands for")

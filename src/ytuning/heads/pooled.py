@@ -1,6 +1,6 @@
 """The label head: frozen token features in, one logit for each label out. A pure module without I/O.
 
-Three forms, all learn label representations and align fixed features with them:
+Four forms, all learn label representations and align fixed features with them:
 
 * :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then
   the text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
@@ -9,6 +9,7 @@ Three forms, all learn label representations and align fixed features with them:
   themselves (Y-Tuning, arXiv 2202.09817).
 * `label_tuning.LabelTuningHead` (preset ``few-shot``): label rows in the encoder's own space, which can
   start from the labels' texts (label tuning, arXiv 2203.14655).
+* `light.LightHead` (preset ``light``): label rows in closed form on pools that all tasks of an encoder share.
 
 Of pairs of texts that were encoded one by one, features (2 * B, T, L, D) hold all first texts, then all second ones.
 Two forms match such pairs by their distance and their product and, to know which text is which, by their difference or
@@ -37,7 +38,9 @@ from torch.utils.checkpoint import checkpoint
 from ytuning.errors import InputError, must_be_one_of
 from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHead
 from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, dropout, means_of_labels
+from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
+from ytuning.heads.pooling import maximum
 
 __all__ = [
     "CrossAttentionConfig",
@@ -46,6 +49,8 @@ __all__ = [
     "LabelHead",
     "LabelTuningConfig",
     "LabelTuningHead",
+    "LightConfig",
+    "LightHead",
     "MatchingHead",
     "PooledConfig",
     "PooledHead",
@@ -88,7 +93,7 @@ class PooledConfig:
     token_dropout: float = 0.1
 
 
-HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig
+HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig | LightConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
 # The weights that touch a token, for each of the groups of members in the order of `state_groups`.
@@ -103,6 +108,7 @@ FORMS: dict[str, type[HeadConfig]] = {
     "pooled": PooledConfig,
     "cross_attention": CrossAttentionConfig,
     "label_tuning": LabelTuningConfig,
+    "light": LightConfig,
 }
 
 
@@ -331,7 +337,7 @@ class PooledHead(nn.Module):
         # (E, B, T, K)
         mapped = meet(mapped.contiguous(), hidden)
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
-        largest = _maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
+        largest = maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _maps(self, states: Tensor) -> Tensor:
@@ -426,17 +432,6 @@ def _normalised(values: Tensor) -> Tensor:
     return functional.layer_norm(values, values.shape[-1:])
 
 
-def _maximum(values: Tensor) -> Tensor:
-    """Return the maximum (B, C) over the tokens (B, T, C).
-
-    On a CPU ``max_pool2d`` takes half the time of ``amax``, forward and backward. On a GPU its backward pass adds in
-    any order, so the same training would not give the same bytes.
-    """
-    if values.is_cuda:
-        return values.amax(1)
-    return functional.max_pool2d(values.unsqueeze(2).permute(0, 3, 1, 2), (values.shape[1], 1))[:, :, 0, 0]
-
-
 def _random(*shape: int, fan_in: float, generator: torch.Generator | None) -> nn.Parameter:
     """Draw normal weights of variance 1 / fan_in."""
     return nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(fan_in))
@@ -448,7 +443,7 @@ def _zeros(*shape: int) -> nn.Parameter:
 
 MatchingHead = PooledHead | LabelTuningHead
 """Forms in which a text and the label rows meet last, so that rows can start from texts and be added."""
-LabelHead = MatchingHead | CrossAttentionHead
+LabelHead = MatchingHead | CrossAttentionHead | LightHead
 
 
 def build_head(
@@ -472,6 +467,8 @@ def build_head(
         return PooledHead(config, **shape, energy=energy, apart=apart, generator=generator)
     if isinstance(config, LabelTuningConfig):
         return LabelTuningHead(config, **shape)
+    if isinstance(config, LightConfig):
+        return LightHead(config, **shape)
     return CrossAttentionHead(config, **shape, generator=generator)
 
 

@@ -42,7 +42,7 @@ from ytuning.tasks.task import holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
 from ytuning.training.calibration import calibrated_losses
 from ytuning.training.fit import FitResult, HeadJob, fit_heads
-from ytuning.training.recipes import PRESETS, Recipe, default_label_texts, preset, recipe_to_json
+from ytuning.training.recipes import Recipe, default_label_texts, preset, recipe_to_json, stepwise_presets
 
 __all__ = ["SearchOptions", "Searched", "propose", "search"]
 
@@ -67,7 +67,7 @@ class SearchOptions:
         seed: seed of the validation split, the proposals, the weights and the order of rows.
     """
 
-    presets: Sequence[str] = tuple(PRESETS)
+    presets: Sequence[str] = stepwise_presets()
     pairs: PairChoice = "auto"
     label_order: Sequence[str] | None = None
     trials: int = 30
@@ -128,6 +128,9 @@ def search(
     """
     options, progress, watch = options or SearchOptions(), progress or Progress(), Stopwatch()
     require("optuna", "search")
+    for name in options.presets:
+        if name not in stepwise_presets():
+            raise InputError(must_be_one_of(parameter("preset"), name, stepwise_presets()))
     bases = {name: preset(name) for name in options.presets}
     rows = _checked_rows(train, validation, test, options, bases)
     modes = pair_modes(options.pairs, has_pairs=train.has_pairs)

@@ -10,7 +10,7 @@ import torch
 
 from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.heads.pairs import PairMode
-from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, PooledConfig, build_head
+from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LightConfig, PooledConfig, build_head
 from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
@@ -93,6 +93,8 @@ class Space:
         """The choices that make the first preset's own recipe."""
         preset, base = next(iter(self.presets.items()))
         training, head = base.training, base.head
+        # A light head has nothing to search for.
+        assert not isinstance(head, LightConfig)
         values: Choices = {
             "preset": preset,
             "pairs": self.modes[0],

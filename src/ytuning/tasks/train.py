@@ -22,9 +22,10 @@ from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
+from ytuning.features.pools import mean_states, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
-from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead
+from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
@@ -32,7 +33,7 @@ from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_losses, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
-from ytuning.training.recipes import AUTO_LAYERS, Recipe, default_label_texts, recipe_to_json
+from ytuning.training.recipes import AUTO_LAYERS, Recipe, TrainingConfig, default_label_texts, recipe_to_json
 
 __all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]
 
@@ -177,7 +178,7 @@ def train_task(
     with context.watch.stage("evaluate"):
         calibrations = _calibrate(context, rows, heads)
         evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
-        before = zero_shot(run.features, rows)
+        before = zero_shot(mean_states(run.features, len(context.states)), rows)
     return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
 
 
@@ -210,6 +211,11 @@ def _check_options(context: TrainContext) -> None:
     ):
         if given not in choices:
             raise InputError(must_be_one_of(parameter(name), given, choices))
+    if isinstance(recipe.head, LightConfig) and recipe.training.loss != TrainingConfig().loss:
+        problem = (
+            f"{argument('preset', 'light')} has no loss to choose, because its head is fitted in closed form. Got "
+        )
+        raise InputError(f"{problem}{recipe.training.loss!r}. Leave out {argument('loss')}.")
     if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         problem += f"Give {argument('seeds', 2)} or more and {argument('preset', 'default')}"
@@ -302,9 +308,10 @@ def _run_pair_modes(
 
 
 def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tuple[Features, CacheUse]:
-    """Features of all rows through the store."""
+    """Features of all rows through the store; for a light head their pools."""
+    read = stored_pools if isinstance(context.recipe.head, LightConfig) else stored_inputs
     with context.watch.stage("encode"):
-        return stored_inputs(
+        return read(
             rows.inputs,
             context.encoder,
             context.store,

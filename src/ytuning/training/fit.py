@@ -15,12 +15,13 @@ from torch import Tensor
 from ytuning.data.kinds import TaskKind
 from ytuning.errors import InputError, argument
 from ytuning.features.features import CPU, Features
-from ytuning.heads.pooled import LabelHead, PooledConfig, PooledHead, build_head
+from ytuning.heads.pooled import LabelHead, LightConfig, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
 from ytuning.training.batches import Projection, project_features, shuffled_batches
 from ytuning.training.calibration import calibrated_losses, fit_calibration
 from ytuning.training.joint import Learner, group_logits, stack_logits, stack_step, start_label_rows
+from ytuning.training.light import LightJob, fit_light
 from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -124,7 +125,7 @@ def fit_heads(
     in place of numbers (`batches.project_features`), which is faster.
 
     Args:
-        features: features of all rows.
+        features: features of all rows, of light heads their pools (`features/pools.py`).
         jobs: one for each head: seeds, losses, learning rates, label rows or different tasks.
         train: positions of train rows.
         validation: positions of validation rows, which choose the number of steps.
@@ -139,6 +140,8 @@ def fit_heads(
     """
     progress = progress or Progress()
     batch_size = _batch_size(jobs, len(train))
+    if isinstance(jobs[0].recipe.head, LightConfig):
+        return _fit_light_heads(features, jobs, train, validation, refit=refit, progress=progress)
     rows = torch.from_numpy(np.union1d(train, validation))
     with workers() as pool, ExitStack() as ending:
         # Freed memory goes back to the system in the end, however that comes.
@@ -167,6 +170,41 @@ def fit_heads(
                 interrupted = True
         view.release()
         return [run.result(outcome, projection, interrupted) for run, outcome in zip(runs, outcomes, strict=True)]
+
+
+def _fit_light_heads(
+    features: Features,
+    jobs: Sequence[HeadJob],
+    train: np.ndarray,
+    validation: np.ndarray,
+    *,
+    refit: bool,
+    progress: Progress,
+) -> list[FitResult]:
+    """Heads in closed form; those without label weights share the sums over the rows. Arguments as of `fit_heads`."""
+    results: dict[int, FitResult] = {}
+    plain = [number for number, job in enumerate(jobs) if job.recipe.training.label_weights is None]
+    groups = [plain] if plain else []
+    groups += [[number] for number in range(len(jobs)) if number not in plain]
+    for group in groups:
+        job = jobs[group[0]]
+        weights = job.target.row_weights(job.recipe.training.label_weights, job.targets)
+        light_jobs = [LightJob(jobs[number].target, np.asarray(jobs[number].targets)) for number in group]
+        fits = fit_light(
+            features,
+            light_jobs,
+            train=train,
+            validation=validation,
+            row_weights=weights,
+            refit=refit,
+            progress=progress,
+        )
+        for number, fit in zip(group, fits, strict=True):
+            logits = logits_of(fit.chosen_head, features, torch.from_numpy(validation))
+            own = jobs[number]
+            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[torch.from_numpy(validation)])
+            results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, interrupted=False)
+    return [results[number] for number in range(len(jobs))]
 
 
 def _validation(target: TaskKind, step: int, logits: Tensor, goal: Tensor) -> Validation:

@@ -17,6 +17,7 @@ from ytuning.heads.pooled import (
     CrossAttentionConfig,
     HeadConfig,
     LabelTuningConfig,
+    LightConfig,
     PooledConfig,
     config_from_json,
     config_to_json,
@@ -35,6 +36,7 @@ __all__ = [
     "reading_layers",
     "recipe_from_json",
     "recipe_to_json",
+    "stepwise_presets",
     "weighing_labels",
 ]
 
@@ -128,6 +130,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500),
         layers=(-1,),
     ),
+    # Label rows in closed form on pools that all tasks share. There are no steps, so the training has no other choices.
+    "light": lambda: Recipe(LightConfig(), TrainingConfig(label_smoothing=0.0)),
 }
 
 
@@ -140,6 +144,11 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise InputError(must_be_one_of(parameter("preset"), name, PRESETS))
     return PRESETS[name]()
+
+
+def stepwise_presets() -> tuple[str, ...]:
+    """The presets whose heads learn step by step, with rates and losses that a search can vary."""
+    return tuple(name for name, make in PRESETS.items() if not isinstance(make().head, LightConfig))
 
 
 def weighing_labels(recipe: Recipe, weights: str | tuple[float, ...] | None) -> Recipe:

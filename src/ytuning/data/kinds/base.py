@@ -350,6 +350,18 @@ class TaskKind(ABC):
             )
         return weights * counts.sum() / total
 
+    def row_weights(self, given: str | tuple[float, ...] | None, targets: np.ndarray) -> np.ndarray | None:
+        """Return the weight (rows,) float64 of each row by its label, or None where all weigh alike.
+
+        Raises:
+            InputError: the label weights do not fit, or this kind has no one weight for a row.
+        """
+        if given is None:
+            return None
+        problem = f"with {argument('preset', 'light')}, {parameter('label_weights')} is for one label a row, and this "
+        problem += f"task is {self.kind}. Leave it out, or use {argument('preset', 'default')}"
+        raise InputError(problem)
+
     def _balanced_weights(self, counts: Tensor, rows: int) -> Tensor:
         """Return the weights (C,) of ``"balanced"``, from the number of training rows (C,) of each label and of all."""
         return rows / (self.outputs * counts.clamp_min(1))

@@ -124,6 +124,13 @@ class SingleLabel(TaskKind):
 
         return loss
 
+    def row_weights(self, given: str | tuple[float, ...] | None, targets: np.ndarray) -> np.ndarray | None:
+        """Return the weights of the rows' labels."""
+        import torch
+
+        weights = self._label_weights(given, torch.from_numpy(targets))
+        return None if weights is None else weights.double().numpy()[targets]
+
     def _rarity(self, targets: Tensor, rare_rows: float) -> Tensor | None:
         """Return log(n / (n + k)) of the labels (C,) with n training rows.
 
