@@ -67,8 +67,8 @@ def parse(arguments: list[str]) -> None:
 
 COMMANDS = {
     "README.md": {"train", "predict", "evaluate", "cache", "compare", "serve"},
-    "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label"},
-    "docs/guide.md": {"train", "predict", "evaluate", "add-label", "search", "compare", "cache"},
+    "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label", "remove-label"},
+    "docs/guide.md": {"train", "predict", "evaluate", "add-label", "remove-label", "search", "compare", "cache"},
     "docs/encoders.md": {"train", "compare"},
     "docs/serving.md": {"train", "serve"},
 }

@@ -549,6 +549,24 @@ def test_predict_refuses_a_missing_text(run: Run, trained: Path, files: Path) ->
     assert "rows.jsonl, row 2, column 'text': the text is missing" in found.err
 
 
+@pytest.mark.parametrize("preset", ["default", "light"])
+def test_a_label_is_removed(
+    preset: str, run: Run, toy_rows: tuple[list[str], list[str]], tiny_encoder: Path, files: Path
+) -> None:
+    write_csv(files / "rows.csv", *toy_rows)
+    assert run("train", "rows.csv", "--preset", preset, "--encoder", tiny_encoder, "--out", "toy").status == 0
+    before = (files / "toy" / "task.json").read_bytes()
+    found = run("remove-label", "toy", "refund", "--out", "less", "--json", "--quiet")
+    assert (found.status, found.err, (files / "toy" / "task.json").read_bytes()) == (0, "", before)
+    assert found.json["labels"] == 2 and found.json["kept_texts"]["after"] > 0.8
+    assert load_task(files / "less").target.names == ("card", "login")
+    told = run("remove-label", "toy", "refund", "--quiet")
+    assert told.status == 0 and "Saved in toy, which now has 2 labels." in told.out
+    again = run("remove-label", "toy", "refunds")
+    message = "error: the task 'toy' has no label 'refunds'. Its labels are 'card', 'login'\n"
+    assert (again.status, again.err) == (2, message)
+
+
 def test_add_label_refuses_a_blank_example(run: Run, trained: Path, files: Path) -> None:
     (files / "new.jsonl").write_text('{"text": "a stolen phone"}\n{"text": " "}\n')
     found = run("add-label", trained, "phone", "--examples", "new.jsonl", "--out", "grown")

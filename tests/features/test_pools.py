@@ -40,7 +40,7 @@ def numbers(features: Features) -> torch.Tensor:
     return values
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "compact"])
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
 @pytest.mark.parametrize("pair_mode", [None, "joint", "separate"])
 def test_stored_pools_are_those_of_stored_tokens(
     pair_mode: PairMode | None, codec: str, encoder: Encoder, tmp_path: Path

@@ -33,6 +33,7 @@ def naive_logits(
         return torch.stack([_pooled(config, weights, row) for row in rows])
     if isinstance(config, LabelTuningConfig):
         return torch.stack([_label_tuning(config, weights, row) for row in rows])
+    assert isinstance(config, CrossAttentionConfig)
     return torch.stack([_cross_attention(config, weights, [token for text in row for token in text]) for row in rows])
 
 

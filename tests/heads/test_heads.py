@@ -19,11 +19,11 @@ from ytuning.heads.label_tuning import dropout
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import (
     CrossAttentionConfig,
-    CrossAttentionHead,
     HeadConfig,
     LabelHead,
     LabelTuningConfig,
     LabelTuningHead,
+    MatchingHead,
     PooledConfig,
     PooledHead,
     build_head,
@@ -257,7 +257,7 @@ def test_config_survives_json(config: HeadConfig, labels: int, layers: int) -> N
 def test_unknown_form_is_refused(value: dict[str, object]) -> None:
     with pytest.raises(
         InputError,
-        match=r"the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'\. Got .* instead\.",
+        match=r"the head's form must be one of 'pooled', 'cross_attention', 'label_tuning', 'light'\. Got .* instead\.",
     ):
         config_from_json(value)
 
@@ -346,7 +346,7 @@ def test_label_tuning_starts_as_the_cosine_of_text_and_label() -> None:
 def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) -> None:
     torch.manual_seed(0)
     head = build_head(config, labels=4, layers=2, width=WIDTH).eval()
-    assert not isinstance(head, CrossAttentionHead)
+    assert isinstance(head, MatchingHead)
     features, mask = batch(2)
     with torch.no_grad():
         head.start_rows(head.text(features, mask).transpose(0, 1), torch.tensor([3, 1, 0, 2]))
@@ -358,7 +358,7 @@ def test_a_text_is_most_like_the_label_that_started_from_it(config: HeadConfig) 
 @pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig()])
 def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
     head = scrambled(config, 3, 1).eval()
-    assert not isinstance(head, CrossAttentionHead)
+    assert isinstance(head, MatchingHead)
     before = head.label_rows.detach().clone()
     with torch.no_grad():
         head.start_rows(head.text(*batch(1)).transpose(0, 1)[:2], torch.tensor([2, 0]))
@@ -367,9 +367,18 @@ def test_labels_without_a_text_keep_their_rows(config: HeadConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig(scale=3.0)])
+def test_a_label_less_leaves_the_others_as_they_were(config: HeadConfig) -> None:
+    head = scrambled(config, 3, 1).eval()
+    assert isinstance(head, MatchingHead)
+    features, mask = batch(1)
+    with torch.no_grad():
+        torch.testing.assert_close(head.without_label(1)(features, mask), head(features, mask)[:, [0, 2]])
+
+
+@pytest.mark.parametrize("config", [PooledConfig(side_by_side=2, width=8), LabelTuningConfig(scale=3.0)])
 def test_a_label_more_leaves_the_others_as_they_were(config: HeadConfig) -> None:
     head = scrambled(config, 3, 1).eval()
-    assert not isinstance(head, CrossAttentionHead)
+    assert isinstance(head, MatchingHead)
     row, bias = torch.randn(head.members, head.match_width), torch.randn(head.members)
     grown = head.with_label(row, bias)
     features, mask = batch(1)

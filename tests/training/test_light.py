@@ -108,7 +108,7 @@ def test_tokens_and_their_pools_give_the_same_logits(
     np.testing.assert_allclose(logits_of(head, tokens), logits_of(head, pooled(tokens)), rtol=1e-4, atol=1e-3)
 
 
-def test_a_pair_is_matched_by_distance_and_product(texts: list[str], encoder: Encoder) -> None:
+def test_a_pair_is_told_by_both_texts_their_distance_and_their_product(texts: list[str], encoder: Encoder) -> None:
     pairs = list(zip(texts[:6], texts[6:12], strict=True))
     features = pooled(live_inputs(pairs, encoder, states=STATES, pair_mode="separate"))
     first, second = (
@@ -118,11 +118,14 @@ def test_a_pair_is_matched_by_distance_and_product(texts: list[str], encoder: En
         for side in zip(*pairs, strict=True)
     )
     size = 2 * first.shape[1]
+    # A number of each part, and the last one of the maxima.
+    part, last = size // 6, size // 3 - 1
     head = LightHead.fitted(
-        torch.eye(size)[[0, size // 2]], torch.zeros(2), torch.zeros(size),
+        torch.eye(size)[[0, part, 2 * part, 2 * part + last, 4 * part, size - 1]], torch.zeros(6), torch.zeros(size),
         layers=len(STATES), width=features.width, pair_mode="separate",
     )  # fmt: skip
-    expected = np.stack((np.abs(first - second)[:, 0], (first * second)[:, 0]), 1)
+    apart, alike = np.abs(first - second), first * second
+    expected = np.stack((first[:, 0], second[:, 0], apart[:, 0], apart[:, last], alike[:, 0], alike[:, last]), 1)
     np.testing.assert_allclose(logits_of(head, features), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -150,6 +153,7 @@ def naive(pools: Features, job: LightJob, rows: np.ndarray, weights: np.ndarray 
     )
     mean, share = np.average(x, axis=0, weights=w), np.average(y, axis=0, weights=w)
     centered = x - mean
+    assert job.strength is not None
     penalised = (w * centered.T) @ centered / w.sum() + job.strength * np.eye(x.shape[1])
     if job.target.gives_many:
         counts = y.sum(0)

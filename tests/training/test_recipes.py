@@ -24,7 +24,7 @@ from ytuning.training.recipes import (
 
 def test_presets_by_name() -> None:
     assert preset("paper").layers == (-1,) and preset("default").layers is None
-    message = r"^preset must be one of 'default', 'few-shot', 'paper'\. Got 'best' instead\.$"
+    message = r"^preset must be one of 'default', 'few-shot', 'paper', 'light'\. Got 'best' instead\.$"
     with pytest.raises(InputError, match=message):
         preset("best")
 
@@ -57,7 +57,7 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ("head", "side_by_side", 0, "side_by_side must be a whole number of at least 1. Got 0 instead."),
         (
             "head", "form", "x",
-            "the head's form must be one of 'pooled', 'cross_attention', 'label_tuning'. Got 'x' instead.",
+            "the head's form must be one of 'pooled', 'cross_attention', 'label_tuning', 'light'. Got 'x' instead.",
         ),
         (None, "layers", [], "layers must be null or a list of whole numbers. Got [] instead."),
         (None, "layers", "4", "layers must be null or a list of whole numbers. Got '4' instead."),

@@ -81,7 +81,7 @@ def search(
     from ytuning.search.search import SearchOptions
     from ytuning.search.search import search as run_search
     from ytuning.tasks.train import Stopwatch
-    from ytuning.training.recipes import PRESETS
+    from ytuning.training.recipes import stepwise_presets
 
     start, watch = time.perf_counter(), Stopwatch()
     with shown_progress(quiet) as progress:
@@ -98,7 +98,7 @@ def search(
             validation=held,
             test=judged,
             options=SearchOptions(
-                presets=tuple(PRESETS) if preset == "all" else (preset,),
+                presets=stepwise_presets() if preset == "all" else (preset,),
                 pairs=pairs,
                 label_order=in_order(label_order),
                 trials=trials,

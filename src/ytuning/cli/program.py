@@ -20,7 +20,7 @@ from ytuning.cli.options import choices_of
 from ytuning.cli.predict import predict
 from ytuning.cli.serve import serve
 from ytuning.cli.streams import prepare_streams
-from ytuning.cli.tasks import add_label, evaluate
+from ytuning.cli.tasks import add_label, evaluate, remove_label
 from ytuning.cli.train import train
 from ytuning.errors import InputError, YTuningError, must_be_one_of, naming_options, nearest
 
@@ -59,6 +59,7 @@ app.add_typer(cache, name="cache")
 for _name, _command, _example in (
     ("train", train, "tickets.csv --test holdout.csv --out tasks/tickets"),
     ("add-label", add_label, "tasks/tickets refund --examples refunds.csv"),
+    ("remove-label", remove_label, "tasks/tickets refund"),
     ("search", search, "tickets.csv --test holdout.csv --out searches/tickets"),
     ("predict", predict, 'tasks/tickets "I was charged twice"'),
     ("evaluate", evaluate, "tasks/tickets holdout.csv"),

@@ -1,4 +1,4 @@
-"""Commands that read labelled rows for a trained task: ``ytuning evaluate`` and ``ytuning add-label``."""
+"""Commands about a trained task and its labels: ``evaluate``, ``add-label`` and ``remove-label``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ytuning.tasks.add_label import AddedLabel
     from ytuning.tasks.task import Task
 
-__all__ = ["add_label", "evaluate"]
+__all__ = ["add_label", "evaluate", "remove_label"]
 
 
 def evaluate(
@@ -146,6 +146,49 @@ def add_label(
         console.print_json(result)
     else:
         _print_added(added, result)
+
+
+def remove_label(
+    task_dir: options.TaskFolder,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the label to remove.")],
+    encoder: options.MovedEncoder = None,
+    out: Annotated[Path | None, OUTPUT("FOLDER", "Task folder to write.", "TASK_DIR")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Remove a label from a trained task without training it again.
+
+    The command reports how many of the kept texts of the other labels are labelled correctly before and after.
+    """
+    from ytuning.encoder.encoder import load_encoder
+    from ytuning.features.store import FeatureStore
+    from ytuning.tasks.remove_label import check_can_shrink, shrink_task
+    from ytuning.tasks.task import check_encoder, check_task_folder, load_task, save_task
+
+    task = load_task(task_dir)
+    check_can_shrink(task, name)
+    target = out or task_dir
+    check_task_folder(target)
+    with console.shown_progress(quiet):
+        loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
+        check_encoder(task, loaded.identity, depth=loaded.depth)
+        start = time.perf_counter()
+        removed = shrink_task(task, name, loaded, FeatureStore())
+        seconds = time.perf_counter() - start
+        # The metrics were of all labels.
+        save_task(replace(removed.task, name=target.resolve().name, metrics={}), target)
+    labels = len(removed.task.target.names)
+    if as_json:
+        kept = {"before": removed.before, "after": removed.after}
+        result = {"task_dir": str(target), "label": name, "labels": labels, "kept_texts": kept}
+        console.print_json({**result, "seconds": round(seconds, 3)})
+        return
+    print(f"Removed the label {name} in {seconds:.1f} s.")
+    print(f"Saved in {target}, which now has {quantity(labels, 'label')}.")
+    print(
+        f"Of the texts of the other labels that the task keeps, {removed.before:.1%} were labelled correctly before, "
+        f"and {removed.after:.1%} are now."
+    )
 
 
 def _other_labels(read: Callable[..., Dataset], table: Table, task: Task, name: str, label: str | None) -> str | None:

@@ -63,6 +63,12 @@ class Columns:
         """The columns of a task that gets a new label: it has a column of its own if the other labels have one each."""
         return replace(self, label=(*self.label, name)) if isinstance(self.label, tuple) else self
 
+    def without_label(self, name: str) -> Columns:
+        """The columns of a task that loses a label."""
+        if not isinstance(self.label, tuple):
+            return self
+        return replace(self, label=tuple(column for column in self.label if column != name))
+
     def to_json(self) -> dict[str, str | list[str]]:
         """The columns by their roles; several label columns are a list."""
         several = list(self.label) if isinstance(self.label, tuple) else None

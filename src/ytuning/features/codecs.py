@@ -40,7 +40,7 @@ CODECS = ("fp16", "int8", "compact")
 POOL_CODECS = {"fp16": "fp16-pools", "int8": "int8-pools"}
 """Spaces of pools (`heads/pooling.py`) by the codec of the tokens that they are computed from. A text has one row.
 
-Those of compact tokens would depend on a basis, so they are not stored.
+There are none of compact tokens, which are too coarse and have a basis that a small task folder cannot hold.
 """
 STORED_AS = (*CODECS, *POOL_CODECS.values())
 """What a space can hold."""

@@ -122,6 +122,13 @@ class TextFeatures:
         view.codec, view.layers, view.width = reader, reader.layers, reader.width
         return view
 
+    def selected(self, rows: torch.Tensor) -> TextFeatures:
+        """Features of some rows (N,), which may repeat, in their order."""
+        view = copy.copy(self)
+        view.lengths, view.truncated_rows = self.lengths[rows], self.truncated_rows[rows.numpy()]
+        view._array, view._start = self._array[rows], self._start[rows]
+        return view
+
     def at_positions(self, positions: Sequence[int]) -> TextFeatures:
         """The same rows, of each token only the hidden states at these positions among the L (from 0, rising)."""
         wanted, codec = tuple(positions), self.codec

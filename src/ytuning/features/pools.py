@@ -7,13 +7,15 @@ them gets :class:`~ytuning.features.features.TextFeatures` whose texts have one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import safetensors.numpy
 import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
+from ytuning.encoder.pretrained import States
 from ytuning.encoder.tokens import plan_batches
 from ytuning.errors import StoreError
 from ytuning.features.codecs import POOL_CODECS, Codec, Float16Codec
@@ -28,18 +30,98 @@ from ytuning.features.features import (
     stored_features,
     stored_states,
 )
-from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.features.store import KEY_BYTES, FeatureSpace, FeatureStore, StoredRows, text_key
 from ytuning.features.writing import Source, write_features
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import POOLS, pool_states, pools_of_states
 from ytuning.progress import Progress
 
-__all__ = ["mean_states", "pooled", "stored_pools"]
+__all__ = ["RowSet", "keep_rows", "kept_rows", "mean_states", "pooled", "stored_pools"]
 
 # Tokens that are pooled at a time.
 POOLED_TOKENS = 8192
 # What was just written is read back so many times before the disk is called bad.
 ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows that a light task was fitted on: keys of their texts, which stand in the store, and their targets.
+
+    Attributes:
+        keys: (N, S, 16) uint8, `store.text_key` of the S texts that the encoder reads for a row: 2 for a pair that is
+            read separately, else 1.
+        targets: targets of the rows, as the task's kind encodes them.
+        held: (N,) bool, whether the row is a validation row.
+    """
+
+    keys: np.ndarray
+    targets: np.ndarray
+    held: np.ndarray
+
+    @classmethod
+    def of_inputs(
+        cls, inputs: Sequence[TextInput], pair_mode: PairMode | None, targets: np.ndarray, held: np.ndarray
+    ) -> RowSet:
+        """The rows of these texts or pairs."""
+        of_rows = [
+            [text_key(text or "") for text in row] if pair_mode == "separate" else [text_key(*row)] for row in inputs
+        ]
+        keys = np.frombuffer(b"".join(key for row in of_rows for key in row), np.uint8)
+        return cls(keys.reshape(len(of_rows), -1, KEY_BYTES), targets, held)
+
+    def with_rows(self, other: RowSet) -> RowSet:
+        """These rows, then others."""
+        return RowSet(
+            np.concatenate((self.keys, other.keys)),
+            np.concatenate((self.targets, other.targets)),
+            np.concatenate((self.held, other.held)),
+        )
+
+    def select(self, rows: np.ndarray) -> RowSet:
+        """Some of the rows, by position or flag (N,)."""
+        return RowSet(self.keys[rows], self.targets[rows], self.held[rows])
+
+    def features(self, encoder: Encoder, store: FeatureStore, *, states: States, codec: str) -> Features | None:
+        """The stored pools of the rows; None if the store lacks some of them."""
+        space, kept = _space(encoder, store, states, codec)
+        keys, places = np.unique(self.keys.reshape(-1, KEY_BYTES), axis=0, return_inverse=True)
+        stored = space.rows([key.tobytes() for key in keys])
+        if stored is None:
+            return None
+        texts = _of_states(stored, kept, states)
+        # (N, S)
+        rows = torch.from_numpy(places.reshape(self.keys.shape[:2]))
+        return texts.selected(rows[:, 0]) if rows.shape[1] == 1 else PairFeatures(texts, rows[:, 0], rows[:, 1])
+
+
+def keep_rows(rows: RowSet, encoder: Encoder, store: FeatureStore, *, states: States, codec: str) -> str:
+    """Keep which rows a task was fitted on beside their pools; returns the name.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    space, _ = _space(encoder, store, states, codec)
+    return space.keep_rows(safetensors.numpy.save(vars(rows)))
+
+
+def kept_rows(name: str, encoder: Encoder, store: FeatureStore, *, states: States, codec: str) -> RowSet | None:
+    """The rows that :func:`keep_rows` has kept under a name; None if they are gone."""
+    space, _ = _space(encoder, store, states, codec)
+    data = space.kept_rows(name)
+    return None if data is None else RowSet(**safetensors.numpy.load(data))
+
+
+def _space(encoder: Encoder, store: FeatureStore, states: States, codec: str) -> tuple[FeatureSpace, States]:
+    """The space of the pools of some hidden states, and the states that it keeps."""
+    kept = stored_states(encoder, states, codec)
+    return store.space(encoder.identity.to_json(), kept, POOL_CODECS[codec]), kept
+
+
+def _of_states(rows: StoredRows, kept: States, states: States) -> TextFeatures:
+    """Stored pools as features of some of the hidden states that the space keeps."""
+    positions = pools_of_states([kept.index(state) for state in states], len(kept))
+    return TextFeatures(rows, torch.float32).at_positions(positions)
 
 
 def pooled(features: Features) -> Features:
@@ -62,39 +144,33 @@ def stored_pools(
     *,
     states: Sequence[int],
     pair_mode: PairMode | None,
-    codec: str | Codec,
+    codec: str,
 ) -> tuple[Features, CacheUse]:
     """Pools through the store of single texts (``pair_mode`` None) or of pairs.
 
     Where the store lacks them they are computed from the token features, which the encoder computes where the store
-    lacks these, too. Pools of compact token features are not stored, because those depend on a basis.
+    lacks these, too.
 
-    Args: as of `features.stored_inputs`.
+    Args: as of `features.stored_inputs`; the codec is one of ``POOL_CODECS``.
 
     Raises: as `features.stored_features`.
     """
     texts, with_pairs = distinct_texts(inputs, pair_mode)
-    name = codec if isinstance(codec, str) else codec.name
     states = encoder.resolve_states(states)
-    if name not in POOL_CODECS:
-        features, use = stored_features(texts, encoder, store, progress, states=states, codec=codec)
-        return with_pairs(_pooled_texts(features)), use
-    kept = stored_states(encoder, states, name)
-    space = store.space(encoder.identity.to_json(), kept, POOL_CODECS[name])
+    space, kept = _space(encoder, store, states, codec)
     keys = [text_key(*text) for text in texts]
     distinct = dict(zip(keys, texts, strict=True))
     use = CacheUse(len(distinct), 0, len(distinct) * space.row_bytes)
     for _ in range(ATTEMPTS):
         if missing := [key for key in distinct if key not in space]:
             lacked = [distinct[key] for key in missing]
-            features, tokens = stored_features(lacked, encoder, store, progress, states=kept, codec=name)
+            features, tokens = stored_features(lacked, encoder, store, progress, states=kept, codec=codec)
             use = replace(use, hits=use.hits - tokens.misses, misses=use.misses + tokens.misses)
             _write(space, dict(zip(missing, range(len(missing)), strict=True)), features, store, progress)
         rows = space.rows(keys)
         say_damages(space, progress)
         if rows is not None:
-            positions = pools_of_states([kept.index(state) for state in states], len(kept))
-            return with_pairs(TextFeatures(rows, torch.float32).at_positions(positions)), use
+            return with_pairs(_of_states(rows, kept, states)), use
     raise StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )

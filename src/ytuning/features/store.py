@@ -7,6 +7,7 @@
         basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
         shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
+        rows/<sha256>.safetensors     in spaces of pools: which texts a light task was fitted on, with their targets
         damaged/                  what failed a check, set aside
 
 A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
@@ -35,15 +36,16 @@ import numpy as np
 import platformdirs
 
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
-from ytuning.features.codecs import FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
+from ytuning.features.codecs import CODECS, FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
 
-__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
+__all__ = ["KEY_BYTES", "Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
 
 SCHEMA = 2
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
+ROWS_FOLDER, ROWS_SUFFIX = "rows", ".safetensors"
 DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
-FOLDER_DIGITS = 32
+FOLDER_DIGITS, KEY_BYTES = 32, 16
 # The braces stand for the file's checksum.
 BASIS_FILE = "basis.{}.safetensors"
 LOST_BASIS = "the basis it was written with is missing or damaged"
@@ -53,7 +55,7 @@ def text_key(text: str, pair: str | None = None) -> bytes:
     """16 bytes that stand for a text or a pair; the length prefix keeps ("a", "bc") and ("ab", "c") apart."""
     first = text.encode()
     content = b"%d:" % len(first) + first + (b"" if pair is None else b"+" + pair.encode())
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class FeatureStore:
             StoreError: the folder cannot be made, or holds something else.
         """
         if codec not in STORED_AS:
-            raise InputError(must_be_one_of(parameter("store"), codec, STORED_AS))
+            raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _space_name(identity, states, codec)
         with store_errors(folder, 0):
@@ -201,7 +203,7 @@ class FeatureStore:
             with store_errors(folder, 0):
                 try:
                     with filelock.FileLock(folder / LOCK_FILE, timeout=0):
-                        for part in (SHARD_FOLDER, DAMAGED_FOLDER):
+                        for part in (SHARD_FOLDER, DAMAGED_FOLDER, ROWS_FOLDER):
                             shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
                         # Last, so that what is left of a killed removal is still listed.
                         (folder / SPACE_FILE).unlink()
@@ -253,7 +255,7 @@ class FeatureSpace:
         if missing := {"name", "precision", "max_length"} - set(self.identity):
             raise _unreadable(folder, f"it lacks {min(missing)}")
         if self.codec_name not in STORED_AS:
-            problem = must_be_one_of("codec", self.codec_name, STORED_AS)
+            problem = must_be_one_of("codec", self.codec_name, CODECS)
             raise StoreError(f"{folder / SPACE_FILE}: {problem} Move the folder away and run again")
         if folder.name != name:
             raise _unreadable(folder, "its content is not what the folder's name stands for")
@@ -434,6 +436,26 @@ class FeatureSpace:
             codec=self.codec,
             maps=maps,
         )
+
+    def keep_rows(self, data: bytes) -> str:
+        """Keep a file about some of the texts, named by its content; returns the name.
+
+        Raises:
+            StoreError: the disk is full or cannot be written.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        with store_errors(self.folder, len(data)):
+            (self.folder / ROWS_FOLDER).mkdir(exist_ok=True)
+            commit(self.folder / ROWS_FOLDER / (name + ROWS_SUFFIX), data)
+        return name
+
+    def kept_rows(self, name: str) -> bytes | None:
+        """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged."""
+        try:
+            data = (self.folder / ROWS_FOLDER / (name + ROWS_SUFFIX)).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == name else None
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.folder / SHARD_FOLDER / (name + suffix)

@@ -124,8 +124,18 @@ class LabelTuningHead(nn.Module):
     def with_label(self, row: Tensor, bias: Tensor) -> LabelTuningHead:
         """The head with one more label, after the others: its row (1, H) and bias (1,)."""
         rows = torch.cat((self.label_rows.detach(), row[:, None]), 1)
+        return self._with_labels(rows, torch.cat((self.bias.detach(), bias[:, None] / self.config.scale), 1))
+
+    def without_label(self, label: int) -> LabelTuningHead:
+        """The head without the label of an id."""
+        rows, bias = self.label_rows.detach(), self.bias.detach()
+        return self._with_labels(
+            torch.cat((rows[:, :label], rows[:, label + 1 :]), 1), torch.cat((bias[:, :label], bias[:, label + 1 :]), 1)
+        )
+
+    def _with_labels(self, rows: Tensor, bias: Tensor) -> LabelTuningHead:
+        """The head with other label rows (1, C, H) and biases (1, C)."""
         layers, width = self.center.shape
-        grown = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, pair_mode=self.pair_mode)
-        grown.label_rows, grown.center = nn.Parameter(rows), self.center.clone()
-        grown.bias = nn.Parameter(torch.cat((self.bias.detach(), bias[:, None] / self.config.scale), 1))
-        return grown.train(self.training)
+        other = LabelTuningHead(self.config, labels=rows.shape[1], layers=layers, width=width, pair_mode=self.pair_mode)
+        other.label_rows, other.bias, other.center = nn.Parameter(rows), nn.Parameter(bias), self.center.clone()
+        return other.train(self.training)

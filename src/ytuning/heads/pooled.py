@@ -290,6 +290,13 @@ class PooledHead(nn.Module):
         state["label_bias"] = torch.cat((state["label_bias"], bias[:, None]), 1)
         return self._with_state(state)
 
+    def without_label(self, label: int) -> PooledHead:
+        """The head without the label of an id."""
+        state = self.state_dict()
+        for name in ("label_rows", "label_bias"):
+            state[name] = torch.cat((state[name][:, :label], state[name][:, label + 1 :]), 1)
+        return self._with_state(state)
+
     def fold_projection(self, components: Sequence[Tensor]) -> PooledHead:
         """The head on hidden states that gives this one's logits on coordinates that lie apart.
 

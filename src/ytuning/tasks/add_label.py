@@ -1,5 +1,7 @@
 """Add a label to a trained task: a row among the label rows, with everything else as it was.
 
+A light task is fitted again instead, which is exact (`tasks/light_labels.py`).
+
 The head maps the examples and, as far as they were kept with the task, texts of the old labels into its label space.
 There the new row is a logistic regression of the new label against the old ones, whose rows stay as they are. So it
 takes a moment, and an old label can only lose texts that the new one takes.
@@ -18,14 +20,16 @@ from ytuning.data.dataset import Dataset, check_not_blank
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import label_name, quote
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError, argument
+from ytuning.errors import DataError, InputError, argument
 from ytuning.features.features import Features
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pooled import LabelHead, MatchingHead
+from ytuning.heads.pooled import CrossAttentionHead, LabelHead, LightHead, MatchingHead
 from ytuning.progress import Progress
 from ytuning.tasks.evaluate import task_features
+from ytuning.tasks.light_labels import LightRows, grown_light_task
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration
+from ytuning.training.fit import logits_of
 from ytuning.training.joint import label_space
 
 __all__ = ["AddedLabel", "add_label", "check_can_grow", "exemplar_rows", "fit_label_row", "grow_task", "keep_exemplars"]
@@ -73,10 +77,10 @@ def check_can_grow(task: Task, name: str) -> None:
         raise InputError("the name of the new label is empty or only white space. Give one that says something")
     if not task.target.can_grow:
         raise InputError(f"a label is added to tasks of kind single or multi, and {task.name!r} is {task.kind}")
-    if not isinstance(task.head, MatchingHead):
+    if isinstance(task.head, CrossAttentionHead):
         problem = f"the task {task.name!r} was trained with the paper preset, whose label rows attend to each other. "
         raise InputError(f"{problem}Train it again with the new label, or with {argument('preset', 'default')}")
-    if task.exemplars is None:
+    if task.exemplars is None and not isinstance(task.head, LightHead):
         raise InputError(
             f"the task {task.name!r} keeps no texts of its labels, as its training was interrupted. Train it again"
         )
@@ -128,6 +132,10 @@ def grow_task(
     name = label_name(name) or ""
     check_can_grow(task, name)
     check_not_blank(examples)
+    if isinstance(task.head, LightHead):
+        if problem := task.form_problem(pairs=examples.has_pairs):
+            raise DataError(problem, source=examples.source)
+        return _grow_light(LightRows(task, encoder, store), name, examples, progress or Progress())
     assert isinstance(task.head, MatchingHead)
     features, _ = task_features(task, examples, encoder, store, progress=progress)
     return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
@@ -169,6 +177,31 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
     return AddedLabel(
         task=result,
         recall=float(bigger.has_label(_decide(bigger, calibration, grown, examples), new).mean()),
+        before=float(target.are_right(truth, before).mean()),
+        after=float(target.are_right(truth, after).mean()),
+        lost=_lost(target, truth, bigger.has_label(after, new)),
+    )
+
+
+def _grow_light(light: LightRows, name: str, examples: Dataset, progress: Progress) -> AddedLabel:
+    """Add a label to a light task; the texts of the old labels are the held rows of its training."""
+    task, target = light.task, light.task.target
+    grown, features, rows = grown_light_task(light, name, examples, NEW_THRESHOLD, progress)
+    bigger, new = grown.target, len(target.names)
+    # The examples are the last rows.
+    own = torch.arange(len(rows.held) - len(examples.inputs), len(rows.held))
+    held = torch.from_numpy(np.flatnonzero(rows.held))
+    truth = light.rows.targets[light.rows.held]
+    before = task.calibration.answers(target, logits_of(task.head, features, held)).values
+    after, of_examples = (
+        grown.calibration.answers(bigger, logits_of(grown.head, features, some)).values for some in (held, own)
+    )
+    columns = None if task.columns is None else task.columns.with_label(name)
+    return AddedLabel(
+        task=replace(
+            grown, columns=columns, training={**grown.training, "added": [*task.training.get("added", []), name]}
+        ),
+        recall=float(bigger.has_label(of_examples, new).mean()),
         before=float(target.are_right(truth, before).mean()),
         after=float(target.are_right(truth, after).mean()),
         lost=_lost(target, truth, bigger.has_label(after, new)),

@@ -20,15 +20,16 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
-from ytuning.features.codecs import CODECS, DEFAULT_CODEC, PcaInt8Codec
+from ytuning.features.codecs import CODECS, DEFAULT_CODEC, POOL_CODECS, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
-from ytuning.features.pools import mean_states, stored_pools
+from ytuning.features.pools import RowSet, mean_states, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
+from ytuning.tasks.light_labels import row_record
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration, calibrated_losses, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
@@ -211,6 +212,9 @@ def _check_options(context: TrainContext) -> None:
     ):
         if given not in choices:
             raise InputError(must_be_one_of(parameter(name), given, choices))
+    if isinstance(recipe.head, LightConfig) and options.codec not in POOL_CODECS:
+        problem = must_be_one_of(parameter("store"), options.codec, tuple(POOL_CODECS))
+        raise InputError(f"{problem} With {argument('preset', 'light')} the other codecs are too coarse")
     if isinstance(recipe.head, LightConfig) and recipe.training.loss != TrainingConfig().loss:
         problem = (
             f"{argument('preset', 'light')} has no loss to choose, because its head is fitted in closed form. Got "
@@ -522,8 +526,10 @@ def _task(
     evaluated: _EvaluatedHead,
     training: dict[str, Any],
 ) -> Task:
-    """The task, with the texts that a label can be added with later."""
+    """The task, with the texts that a label can be added with later; of a light task the store keeps them."""
     exemplars: Exemplars | None = None
+    if fit.strength is not None:
+        training = {**training, "light": _keep_light_rows(context, rows, run, fit.strength)}
     # The task should not be lost for its exemplars.
     with suppress(KeyboardInterrupt):
         exemplars = keep_exemplars(fit.head, rows.target, run.features, rows.truth, rows.validation, rows.train)
@@ -542,6 +548,19 @@ def _task(
         columns=context.train.columns,
         exemplars=exemplars,
         basis=run.features.codec if isinstance(run.features.codec, PcaInt8Codec) else None,
+    )
+
+
+def _keep_light_rows(
+    context: TrainContext, rows: TaskRows, run: _PairModeRun, strength: float
+) -> dict[str, str | float]:
+    """Keep in the store which rows a light task was fitted on, as a label can be added or removed with them."""
+    positions = np.concatenate((rows.train, rows.label_texts, rows.validation))
+    held = np.arange(len(positions)) >= len(positions) - len(rows.validation)
+    inputs = [rows.inputs[position] for position in positions.tolist()]
+    row_set = RowSet.of_inputs(inputs, run.pair_mode, rows.truth[positions], held)
+    return row_record(
+        row_set, strength, context.encoder, context.store, states=context.states, codec=context.options.codec
     )
 
 

@@ -66,6 +66,11 @@ class Calibration:
         """Return a task's answers to logits (rows, C)."""
         return target.answers(self.scale(logits), self.thresholds, self.abstain_below)
 
+    def without_label(self, label: int) -> Calibration:
+        """The same for a task without the label of an id."""
+        thresholds = self.thresholds
+        return self if thresholds is None else replace(self, thresholds=thresholds[:label] + thresholds[label + 1 :])
+
     def to_json(self) -> dict[str, float | None]:
         """Return the fields of ``task.json``; the thresholds are stored separately."""
         return {"temperature": self.temperature, "smoothing": self.smoothing, "abstain_below": self.abstain_below}

@@ -69,6 +69,7 @@ class FitResult:
         chosen_head: head of the chosen validation, in evaluation mode; ``head`` itself unless it was refitted.
         refitted: whether ``head`` went on on all rows.
         interrupted: whether Ctrl-C ended the training early.
+        strength: strength of the regularisation of a light head; None of heads that learn step by step.
     """
 
     head: LabelHead
@@ -79,6 +80,7 @@ class FitResult:
     chosen_head: LabelHead
     refitted: bool
     interrupted: bool
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _fit_light_heads(
             logits = logits_of(fit.chosen_head, features, torch.from_numpy(validation))
             own = jobs[number]
             now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[torch.from_numpy(validation)])
-            results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, interrupted=False)
+            results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, False, fit.strength)
     return [results[number] for number in range(len(jobs))]
 
 

@@ -139,7 +139,8 @@ class TaskKind(ABC):
         drawings: names of the drawings that a report shows.
         words: that a report uses.
         can_abstain: whether a task may give no answer where it is not sure.
-        can_grow: whether a label can be added to a task.
+        can_grow: whether a label can be added to a task, or taken away.
+        fewest_labels: the lowest number of labels that a task can have.
         undoes_smoothing: whether the effect of label smoothing on probabilities is known, so that it can be undone.
     """
 
@@ -158,6 +159,7 @@ class TaskKind(ABC):
     words: ClassVar[ReportWords]
     can_abstain: ClassVar[bool] = False
     can_grow: ClassVar[bool] = False
+    fewest_labels: ClassVar[int] = 2
     undoes_smoothing: ClassVar[bool] = False
 
     @property
@@ -201,6 +203,10 @@ class TaskKind(ABC):
     def with_label(self, name: str) -> Self:
         """The kind with one label more, after the others; of kinds that can grow."""
         return self.from_json({**self.to_json(), "labels": [*self.names, name]})
+
+    def without_label(self, label: int) -> Self:
+        """The kind without the label of an id; of kinds that can grow."""
+        return self.from_json({**self.to_json(), "labels": [*self.names[:label], *self.names[label + 1 :]]})
 
     @classmethod
     def check_option(cls, name: str) -> None:
@@ -263,6 +269,10 @@ class TaskKind(ABC):
 
     def widen_targets(self, targets: np.ndarray) -> np.ndarray:
         """Targets of the same rows for this kind, given for one that has only the first of its labels."""
+        return targets
+
+    def narrow_targets(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """Targets of the same rows for the kind :meth:`without_label`; of one label a row, none of them has it."""
         return targets
 
     def count_labels(self, targets: np.ndarray) -> np.ndarray:

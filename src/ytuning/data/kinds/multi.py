@@ -67,6 +67,7 @@ class MultiLabel(TaskKind):
         "on a logarithmic scale.",
     )
     can_grow = True
+    fewest_labels = 1
 
     @property
     def answer_sentence(self) -> str:
@@ -138,6 +139,10 @@ class MultiLabel(TaskKind):
     def widen_targets(self, targets: np.ndarray) -> np.ndarray:
         """No row has one of the further labels."""
         return np.pad(targets, ((0, 0), (0, self.outputs - targets.shape[1])))
+
+    def narrow_targets(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """The label's column is gone."""
+        return np.delete(targets, label, axis=1)
 
     def count_labels(self, targets: np.ndarray) -> np.ndarray:
         """(C,) float32."""

@@ -101,6 +101,10 @@ class SingleLabel(TaskKind):
         """(C,) int64."""
         return np.bincount(targets, minlength=self.outputs)
 
+    def narrow_targets(self, targets: np.ndarray, label: int) -> np.ndarray:
+        """Labels after the one that is gone move down by one."""
+        return targets - (targets > label)
+
     def has_label(self, targets: np.ndarray, label: int) -> np.ndarray:
         """Those that are the label's id."""
         has: np.ndarray = targets == label
