@@ -92,7 +92,10 @@ class Served:
             {
                 "task": each["name"],
                 "kind": each["kind"],
-                "results": [self.results(each, content) or result(each, content) for content in inputs],
+                "results": [
+                    _shortened(self.results(each, content) or result(each, content), body.get("top_k"))
+                    for content in inputs
+                ],
             }
             for each in asked
         ]
@@ -113,6 +116,10 @@ class Served:
                 effects.append([effect(word) * (1 if label == labels[0] else -1) for label in labels])
                 place += len(word)
         return {"task": body["task"], "labels": labels, "tokens": tokens, "effects": effects}
+
+
+def _shortened(result: dict[str, Any], most: int | None) -> dict[str, Any]:
+    return {**result, "scores": result["scores"][:most]}
 
 
 def effect(word: str) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from tests.browser import DESKTOP, PHONE, Browser, overflow
+from tests.browser import PHONE, Browser, overflow
 from tests.reports.test_html import HOSTILE, contrast
 from tests.reports.test_pages import EVIL, LONG, colour
 from tests.server.page_server import PAGE, Served, served, task
@@ -44,6 +44,10 @@ def card(page: Page, name: str) -> Locator:
 def rows(page: Page, name: str) -> list[str]:
     """The labels of a task as they are shown, each with its score."""
     return [" ".join(row.split()) for row in card(page, name).locator(".row").all_inner_texts()]
+
+
+def search(page: Page, text: str) -> None:
+    page.get_by_role("searchbox", name="Search", exact=True).fill(text)
 
 
 def marks(page: Page) -> list[tuple[str, str]]:
@@ -240,33 +244,36 @@ def test_an_explanation_that_fails_says_so_and_can_be_asked_for_again(browser: B
 # --- many tasks, many labels, hostile names ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_sixty_tasks_and_three_hundred_labels(size: tuple[int, int], browser: Browser) -> None:
-    tasks = [task(f"task {number}", [f"label {name}" for name in range(4)]) for number in range(59)]
+def test_a_few_tasks_are_cards_and_three_hundred_labels_scroll(browser: Browser) -> None:
+    tasks = [task(f"task {number}", [f"label {name}" for name in range(4)]) for number in range(11)]
     tasks.append(task("intents", [f"{LONG}{number}" for number in range(300)]))
-    with served(tasks) as stub, browser.open(stub.address, size) as page:
+    with served(tasks) as stub, browser.open(stub.address, PHONE) as page:
         write(page, "x")
-        assert page.get_by_role("article").count() == 60 and overflow(page) == []
-        page.get_by_label("Show only tasks whose name contains").fill("INT")
+        assert page.locator("h3").all_inner_texts() == [each["name"] for each in tasks] and overflow(page) == []
+        search(page, "INT")
         assert page.locator("article:visible h3").all_inner_texts() == ["intents"]
-        assert page.get_by_text("1 of 60 tasks", exact=True).first.is_visible()
+        assert page.get_by_text("1 of 12 tasks", exact=True).first.is_visible()
         assert len(rows(page, "intents")) == 5
         more = page.get_by_role("button", name="All 300 labels")
         more.click()
         assert len(rows(page, "intents")) == 300 and overflow(page) == []
-        assert card(page, "intents").evaluate("card => card.offsetHeight") < 700, "they scroll"
+        assert card(page, "intents").evaluate("card => card.offsetHeight") < PHONE[1], "they scroll"
         page.get_by_role("button", name="Fewer labels").click()
         assert len(rows(page, "intents")) == 5
-        page.get_by_label("Show only tasks whose name contains").fill("")
-        assert page.locator("article:visible").count() == 60
+        search(page, "")
+        assert page.locator("article:visible").count() == 12
 
 
-def test_hostile_names_and_texts_are_shown_and_run_nothing(browser: Browser) -> None:
-    names = [*EVIL, *HOSTILE, "__proto__", "constructor"]
+@pytest.mark.parametrize("layout", ["cards", "lines"])
+def test_hostile_names_and_texts_are_shown_and_run_nothing(layout: str, browser: Browser) -> None:
+    hostile = [*EVIL, *HOSTILE, "__proto__", "constructor"]
+    names, place = (hostile[:12], "h3") if layout == "cards" else ([*hostile, "one"], ".line .name")
     with served([task(name, names) for name in names]) as stub, browser.open(stub.address, PHONE) as page:
         text = " ".join(HOSTILE).replace("\r", "").replace("\x00", "") + " good"
         write(page, text)
-        assert page.locator("h3").evaluate_all("all => all.map(each => each.textContent)") == names
+        assert page.locator(place).evaluate_all("all => all.map(each => each.textContent)") == names
+        if layout == "lines":
+            page.locator(".line").last.click()
         page.locator(".task:last-child .row").first.click()
         assert [text for text, _ in marks(page)] == ["good"]
         assert page.locator("#why .text").evaluate("text => text.textContent") == text
@@ -480,18 +487,18 @@ def test_a_file_waits_for_a_busy_server_and_keeps_what_it_has(browser: Browser, 
         assert page.get_by_role("button", name="Classify with 4 tasks").is_enabled()
 
 
-def test_a_file_can_be_dropped_and_asks_the_tasks_that_the_filter_leaves(browser: Browser, stub: Served) -> None:
+def test_a_file_can_be_dropped_and_asks_the_tasks_that_the_search_leaves(browser: Browser, stub: Served) -> None:
     stub.tasks = [*TASKS, task("other", ["a", "b"]), task("another", ["a", "b"])]
     drop = """target => { const carried = new DataTransfer();
         carried.items.add(new File(["text\\nfood"], "dropped.csv"));
         for (const kind of ["dragover", "drop"])
             target.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true})) }"""
     with browser.open(stub.address) as page:
-        page.get_by_label("Show only tasks whose name contains").fill("other")
+        search(page, "other")
         page.locator("#drop").evaluate(drop)
-        page.get_by_role("button", name="Classify with 2 tasks that the filter leaves").click()
+        page.get_by_role("button", name="Classify with 2 tasks that the search leaves").click()
         page.locator("#far", has_text="1 row in").wait_for()
-        assert stub.classified() == [{"input": ["food"], "tasks": ["other", "another"]}]
+        assert stub.classified() == [{"input": ["food"], "tasks": ["other", "another"], "top_k": 1}]
         assert page.url == stub.address
 
 

@@ -188,6 +188,15 @@ def test_classify_many(names: list[str], server: Live, offline: dict[str, list[P
                 check_scores(result["scores"], answer)
 
 
+def test_classify_many_with_scores_of_the_most_probable_labels_alone(server: Live) -> None:
+    given = {"input": TEXTS, "tasks": SINGLES}
+    whole, most = (server.post("/classify_many", {**given, "top_k": top}).json()["data"] for top in (None, 2))
+    for each, shorter in zip(whole, most, strict=True):
+        for result, short in zip(each["results"], shorter["results"], strict=True):
+            assert short == {**result, "scores": result["scores"][:2]}
+    assert any(len(each["results"][0]["scores"]) > 2 for each in whole)
+
+
 def test_moderations(server: Live, offline: dict[str, list[Prediction]]) -> None:
     for body in ({"input": TEXTS}, {"input": TEXTS, "model": "multi"}):
         reply = server.post("/v1/moderations", body).json()
@@ -362,6 +371,7 @@ OPENAI_PATHS = ("/classify", "/v1/classify", "/v1/moderations")
         ("/infinity/classify", {"model": "single", "input": [True]}, "input: item 1 is true or false, not a text"),
         ("/classify_many", {"input": ["a", ["b", "c"]]}, "input: item 1 is a text, but others are lists"),
         ("/classify_many", {"input": "a", "tasks": []}, "tasks is empty"),
+        ("/classify_many", {"input": "a", "top_k": 0}, "top_k: "),
         ("/explain", {"task": "single", "input": ["a", "b", "c"]}, "input must be a text or a pair"),
         ("/v1/moderations", {"input": []}, "there is no input"),
         ("/v1/moderations", {"input": ["a", {"type": "text", "text": "b"}]}, "item 1 is a text, but others are parts"),

@@ -185,7 +185,7 @@ async def classify_many(request: Request, service: TheService, body: schemas.Cla
         results = [
             {
                 "answer": answered.answer,
-                "scores": [] if served.task.target.labels is None else scores_of(served, answered),
+                "scores": [] if served.task.target.labels is None else scores_of(served, answered)[: body.top_k],
                 "truncated": answered.truncated,
             }
             for answered in column

@@ -301,6 +301,9 @@ class ClassifyManyRequest(_Request):
     tasks: list[str] | None = Field(
         None, description="Names of tasks; null stands for every task that takes such inputs."
     )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Maximum number of labels in the scores of a result. By default, all labels."
+    )
 
 
 class Result(BaseModel):

@@ -5,10 +5,15 @@ const DELAY = 300; // milliseconds without a key pressed until the text is sent
 const HOVER = 150; // milliseconds that a label is pointed at or focused until it is explained
 const SHOWN = 5; // labels of a task, unless all are asked for
 const FILTERED = 6; // tasks from which on they can be filtered
+const LINES = 13; // tasks from which on each is a line that unfolds, not a card
+const UNFOLDED = 6; // lines that are about as high as what one unfolds
+const GROUPED = 3; // tasks with the same beginning of their names, from which on they are a group
 const FAINTEST = 0.05; // share of the strongest effect below which a token is not marked
 const KEPT = 100; // explanations
 const CHUNK = 200; // texts of a file in a request
+const ANSWERS = 20_000; // answers in a request for a file, so that it stays far below the server's limit of time
 const ROWS = 100; // of a file in the table
+const CELLS = 6000; // in the table, of which a browser draws more only slowly
 const LARGEST = 20e6; // bytes of a file
 const KEY = "ytuning-key";
 
@@ -22,6 +27,11 @@ function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
   return made;
+}
+
+/** Change a text only where it differs: an answer changes few of hundreds. */
+function write(place, text) {
+  if (place.textContent !== text) place.textContent = text;
 }
 
 /** A text of unknown direction, such as a label. */
@@ -134,8 +144,9 @@ byId("key-form").addEventListener("submit", (event) => {
 
 /** Each task's answers by its name, a list with one for each item or null where the task could not be asked.
 
-    An item is a list of two texts, the second of which may be empty: then tasks on pairs are not asked. */
-async function classify(items, chosen, options) {
+    An item is a list of two texts, the second of which may be empty: then tasks on pairs are not asked. With `most`, an
+    answer has scores of that number of labels. */
+async function classify(items, chosen, options, most = null) {
   const found = { answers: new Map(), total: 0, encoder: 0, tokens: 0 };
   const forms = [chosen.filter((task) => !task.pair), chosen.filter((task) => task.pair)];
   await Promise.all(
@@ -144,7 +155,8 @@ async function classify(items, chosen, options) {
       if (!form.length || !places.length) return;
       const input = places.map((place) => (paired ? items[place] : items[place][0]));
       const names = chosen === tasks ? null : form.map((task) => task.name);
-      const reply = await ask("classify_many", { input, tasks: names }, options);
+      const limit = most === null ? {} : { top_k: most };
+      const reply = await ask("classify_many", { input, tasks: names, ...limit }, options);
       for (const { task, results } of reply.data) {
         const answers = Array(items.length).fill(null);
         places.forEach((place, number) => (answers[place] = results[number]));
@@ -162,6 +174,8 @@ async function classify(items, chosen, options) {
 
 let tasks = [];
 let cards = [];
+let groups = []; // of cards, see groupsOf()
+let compact = false; // whether each task is a line that unfolds
 let batch = CHUNK;
 let timer = 0;
 let running = null; // the AbortController of the answers that are waited for
@@ -174,8 +188,7 @@ async function begin(asked = false) {
     tasks = info.tasks;
     batch = Math.min(CHUNK, info.max_client_batch_size || CHUNK);
     describe(info);
-    cards = tasks.map(cardOf);
-    byId("cards").replaceChildren(...cards.map((card) => card.article));
+    build();
     select();
     if (tasks.length && (asked || byId("typing").checked) && byId("first").value.trim()) await answer();
   } catch (error) {
@@ -194,6 +207,7 @@ function describe(info) {
   byId("second-note").textContent = all ? "Second text" : "Second text, for tasks on two texts";
   byId("filtering").hidden = tasks.length < FILTERED;
   byId("file").hidden = byId("hint").hidden = !tasks.length;
+  byId("choice").hidden = tasks.length < FILTERED;
 }
 
 /** A message in words; an error that is not a Problem is a fault of this page, which the console shows. */
@@ -231,14 +245,26 @@ function show(item, found, milliseconds) {
   shown = item;
   for (const card of cards) {
     card.result = found.answers.get(card.task.name)?.[0] ?? null;
+    card.probability = card.result && probabilityOf(card.result);
     fill(card);
   }
+  byId("cards").classList.toggle("badged", cards.some((card) => card.badged));
+  byId("scope-field").hidden = !cards.some((card) => card.result && "out_of_scope" in card.result);
+  select();
   const share = found.total ? Math.round((100 * found.encoder) / found.total) : 0;
   const server = `${Math.round(1000 * found.total)} ms on the server (${share} % of that in the encoder)`;
   const times = `The answer took ${Math.round(milliseconds)} ms: ${server}. The encoder read ${many(found.tokens, "token")}.`;
   byId("latency").textContent = found.answers.size ? times : "";
-  const first = cards.filter((card) => card.result && !card.article.hidden).slice(0, SHOWN);
-  byId("live").textContent = first.map((card) => `${card.task.name}: ${inWords(card.result.answer)}`).join("; ");
+  announce();
+}
+
+/** Tells a screen reader the answers of a few tasks, of many their number. */
+function announce() {
+  const answered = cards.filter((card) => card.result);
+  const first = answered.filter((card) => card.shown).slice(0, SHOWN);
+  const few = first.map((card) => `${card.task.name}: ${inWords(card.result.answer)}`).join("; ");
+  const count = answered.length ? `${many(answered.length, "answer")}. ${leftOver() || "All are shown."}` : "";
+  byId("live").textContent = compact ? count : few;
 }
 
 function inWords(given) {
@@ -262,57 +288,206 @@ byId("classify").addEventListener("click", answer);
 
 // --- the tasks -------------------------------------------------------------------------------------------------------
 
+/** Lay the tasks out anew: cards for a few, lines in groups for many. */
+function build() {
+  compact = tasks.length >= LINES;
+  cards = tasks.map(cardOf);
+  groups = compact ? groupsOf(cards) : [{ name: null, cards }];
+  for (const card of cards) (compact ? addLine : addTitle)(card);
+  for (const group of groups) addGroup(group);
+  byId("cards").className = compact ? "list" : "";
+  byId("cards").replaceChildren(...groups.flatMap((group) => (compact ? [group.section] : group.cards.map((card) => card.article))));
+  byId("fold").hidden = groups.every((group) => group.name === null);
+  const between = compact ? "tasks and between labels, and Enter unfolds a task" : "labels";
+  byId("keys").textContent = `The up and down keys move between ${between}.`;
+  if (compact) {
+    byId("cards").setAttribute("role", "group");
+    byId("cards").setAttribute("aria-label", "Tasks");
+    byId("cards").setAttribute("aria-describedby", "hint");
+  }
+  stop = null;
+  offerTasks();
+}
+
+/** Cards in groups by the beginnings of their names, in the order of the tasks; those without a group come last.
+
+    A beginning ends before the first of / . - _ in what the names do not all begin with. */
+function groupsOf(all) {
+  const parts = all.map((card) => card.task.name.match(/[^/._-]*[/._-]+|[^/._-]+/g) ?? []);
+  let depth = 0;
+  while (parts.every((part) => part.length > depth + 1 && part[depth] === parts[0][depth])) depth += 1;
+  const found = new Map();
+  for (const [place, card] of all.entries()) {
+    const beginning = parts[place].slice(0, depth + 1).join("");
+    const name = beginning.replace(/[/._-]+$/, "");
+    card.beginning = parts[place].length > depth + 1 ? beginning : "";
+    found.set(name, [...(found.get(name) ?? []), card]);
+  }
+  const large = [...found].filter(([name, held]) => name && held.length >= GROUPED && held.length < all.length);
+  const grouped = new Set(large.flatMap(([, held]) => held));
+  const others = all.filter((card) => !grouped.has(card));
+  for (const card of others) card.beginning = "";
+  const made = large.map(([name, held]) => ({ name, cards: held }));
+  return others.length ? [...made, { name: null, cards: others }] : made;
+}
+
+function addGroup(group) {
+  group.folded = false;
+  if (!compact) return;
+  const list = element("div", { className: "lines" }, ...group.cards.map((card) => card.article));
+  group.list = list;
+  group.section = element("div", { className: "group" }, list);
+  if (group.name === null && groups.length === 1) return;
+  group.count = element("span", { className: "note" });
+  const title = group.name === null ? "Other tasks" : isolated(group.name);
+  group.button = element("button", { type: "button", className: "fold", tabIndex: -1 }, title, " ", group.count);
+  group.button.addEventListener("click", () => fold(group, !group.folded));
+  group.section.prepend(element("h3", {}, group.button));
+}
+
+function fold(group, folded) {
+  group.folded = folded;
+  select();
+}
+
 function cardOf(task, number) {
-  const count = task.labels.length;
-  const labels = many(count, "label");
-  const kinds = { single: `one of ${labels}`, ordinal: `one on a scale of ${count}`, multi: `any of ${labels}` };
-  const kind = `${kinds[task.kind] ?? "a number"}${task.pair ? ", of two texts" : ""}`;
-  const card = { task, result: null, whole: false };
+  const card = { task, number, result: null, probability: null, whole: false, open: !compact, rows: [], beginning: "" };
+  card.words = [task.name, ...task.labels].join("\n").toLowerCase();
   card.answer = element("p", { className: "answer" });
+  card.badges = element("p", { className: "badges", hidden: true });
   card.list = element("div", { className: "rows", role: "toolbar", ariaLabel: `Labels of ${task.name}` });
   card.list.ariaOrientation = "vertical";
   card.more = element("button", { className: "more", type: "button", hidden: true });
   card.note = element("p", { className: "note" });
-  const title = element("h3", { id: `task-${number}` }, isolated(task.name));
-  const parts = [title, element("p", { className: "note" }, kind), card.answer, card.list, card.more, card.note];
-  card.article = element("article", { className: "task" }, ...parts);
-  card.article.setAttribute("aria-labelledby", title.id);
   card.more.addEventListener("click", () => {
     card.whole = !card.whole;
     fill(card);
   });
   card.list.addEventListener("keydown", (event) => walk(card, event));
-  fill(card);
+  card.article = element("article", { className: "task" });
+  card.article.ariaLabel = task.name;
   return card;
 }
 
+function kindOf(task) {
+  const labels = many(task.labels.length, "label");
+  const kinds = { single: `one of ${labels}`, ordinal: `one on a scale of ${task.labels.length}`, multi: `any of ${labels}` };
+  return `${kinds[task.kind] ?? "a number"}${task.pair ? ", of two texts" : ""}`;
+}
+
+function addTitle(card) {
+  const title = element("h3", {}, isolated(card.task.name));
+  const kind = element("p", { className: "note" }, kindOf(card.task));
+  card.article.append(title, kind, card.answer, card.badges, card.list, card.more, card.note);
+  fill(card);
+}
+
+/** A line says what a card says, and unfolds its labels. What the name shares with its group is only read out. */
+function addLine(card) {
+  const { task, number, beginning } = card;
+  const shared = beginning ? [element("span", { className: "unseen" }, beginning)] : [];
+  const name = element("span", { className: "name" }, isolated(...shared, joined(task.name.slice(beginning.length))));
+  card.answer = element("span", { className: "given" });
+  card.badges = element("span", { className: "badges", hidden: true });
+  card.bar = element("span");
+  card.score = element("span", { className: "score" });
+  const track = element("span", { className: "track" }, card.bar);
+  const line = element("button", { type: "button", className: "line", tabIndex: -1, title: task.name });
+  const said = element("span", { className: "said" }, card.answer, " ", card.badges);
+  line.append(name, " ", said, " ", track, " ", card.score);
+  const kind = element("p", { className: "note" }, isolated(task.name), `: ${kindOf(task)}`);
+  card.details = element("div", { className: "details", id: `details-${number}`, hidden: true }, kind, card.list, card.more, card.note);
+  line.setAttribute("aria-controls", card.details.id);
+  line.addEventListener("click", () => {
+    card.open = !card.open;
+    stopAt(line);
+    fill(card);
+    showGroup(groups.find((group) => group.cards.includes(card)));
+  });
+  card.line = line;
+  card.article.append(line, card.details);
+  fill(card);
+}
+
+/** Shows a task's result. Elements are changed, not made anew, as this happens for each task while a text is typed. */
 function fill(card) {
   const { task, result } = card;
-  const focused = card.rows?.find((row) => row.button === document.activeElement)?.label;
-  const entries = result ? entriesOf(card) : [];
-  card.rows = entries.map((entry) => ({ label: entry.label, button: rowOf(card, entry) }));
-  card.list.replaceChildren(...card.rows.map((row) => row.button));
+  const empty = result && (result.answer === null || result.answer.length === 0);
+  const missing = task.pair && byId("first").value.trim() ? (compact ? "needs a second text" : "This task needs a second text.") : "–";
+  const said = result ? (empty ? unanswered(task) : JSON.stringify(result.answer)) : missing;
+  if (card.said !== said) {
+    card.answer.replaceChildren(...(result && !empty ? given(result.answer) : [said]));
+    card.answer.classList.toggle("none", !result || empty);
+    card.said = said;
+  }
+  fillBadges(card);
+  if (compact) {
+    card.line.setAttribute("aria-expanded", String(card.open));
+    card.details.hidden = !card.open;
+    write(card.score, card.probability === null ? "" : card.probability.toFixed(4));
+    card.bar.parentNode.style.visibility = card.probability === null ? "hidden" : "";
+    card.bar.style.width = `${100 * (card.probability ?? 0)}%`;
+    if (!card.open && !card.rows.length) return;
+  }
+  fillRows(card);
+  card.more.hidden = !result || task.labels.length <= SHOWN;
+  write(card.more, card.whole ? "Fewer labels" : `All ${task.labels.length} labels`);
+  card.more.setAttribute("aria-expanded", String(card.whole));
+  const read = `The text is too long. The task reads only its first ${many(task.max_input_length, "token")}.`;
+  write(card.note, result?.truncated ? read : "");
+}
+
+function unanswered(task) {
+  if (compact) return task.kind === "multi" ? "no label" : "abstained";
+  return task.kind === "multi" ? "No label is above its threshold." : "No answer, because the confidence is too low.";
+}
+
+/** What a result says beside its answer, in words. A server that does not say it leaves the fields out. */
+function badgesOf(result) {
+  const badges = [];
+  if (result?.out_of_scope === true) badges.push(["out of scope", "badge outside"]);
+  if (typeof result?.head === "string") badges.push([`${result.head} head`, "badge"]);
+  return badges;
+}
+
+function fillBadges(card) {
+  const badges = badgesOf(card.result);
+  const said = badges.map(([text]) => text).join(", ");
+  if (card.badged === said) return;
+  card.badged = said;
+  card.badges.replaceChildren(...badges.flatMap(([text, className]) => [element("span", { className }, text), " "]));
+  card.badges.hidden = !badges.length;
+}
+
+/** The probability of an answer, of several labels the highest; null of a number, and where there is no answer. */
+function probabilityOf({ answer: found, scores }) {
+  const labels = new Set([found].flat());
+  const values = scores.filter((entry) => labels.has(entry.label)).map((entry) => entry.score);
+  return values.length ? Math.max(...values) : null;
+}
+
+function fillRows(card) {
+  const entries = card.open && card.result ? entriesOf(card) : [];
+  const known = new Map(card.rows.map((row) => [row.label, row]));
+  const rows = entries.map((entry) => known.get(entry.label) ?? rowOf(card, entry));
+  rows.forEach((row, place) => fillRow(card, row, entries[place]));
+  const same = rows.length === card.rows.length && rows.every((row, place) => row === card.rows[place]);
+  if (!same) {
+    const focused = card.rows.find((row) => row.button === document.activeElement)?.label;
+    card.rows = rows;
+    card.list.replaceChildren(...rows.map((row) => row.button));
+    const place = Math.max(0, rows.findIndex((row) => row.label === focused));
+    rows.forEach((row, number) => (row.button.tabIndex = number === place ? 0 : -1));
+    if (focused !== undefined) rows[place]?.button.focus({ preventScroll: true });
+    press();
+  }
   card.list.hidden = !entries.length;
   card.list.classList.toggle("many", card.whole);
-  const place = Math.max(0, card.rows.findIndex((row) => row.label === focused));
-  if (card.rows.length) card.rows[place].button.tabIndex = 0;
-  if (focused !== undefined) card.rows[place]?.button.focus({ preventScroll: true });
-  press();
-  card.more.hidden = !result || task.labels.length <= SHOWN;
-  card.more.textContent = card.whole ? "Fewer labels" : `All ${task.labels.length} labels`;
-  card.more.setAttribute("aria-expanded", String(card.whole));
-  const none = task.kind === "multi" ? "No label is above its threshold." : "No answer, because the confidence is too low.";
-  const empty = result && (result.answer === null || result.answer.length === 0);
-  card.answer.classList.toggle("none", !result || empty);
-  const missing = task.pair && byId("first").value.trim() ? "This task needs a second text." : "–";
-  card.answer.replaceChildren(...(result ? (empty ? [none] : given(result.answer)) : [missing]));
-  const read = `The text is too long. The task reads only its first ${many(task.max_input_length, "token")}.`;
-  card.note.textContent = result?.truncated ? read : "";
 }
 
 function given(answers) {
-  if (!Array.isArray(answers)) return [isolated(inWords(answers))];
-  return answers.flatMap((label, number) => (number ? [", ", isolated(label)] : [isolated(label)]));
+  if (!Array.isArray(answers)) return [joined(inWords(answers))];
+  return answers.flatMap((label, number) => (number ? [", ", joined(label)] : [joined(label)]));
 }
 
 /** The labels that are shown: the likeliest and those that are the answer, of a scale in its order. */
@@ -326,15 +501,15 @@ function entriesOf({ task, result, whole }) {
   return entries.sort((one, other) => places.get(one.label) - places.get(other.label));
 }
 
-function rowOf(card, { label, score, given: chosen }) {
+function rowOf(card, { label, score }) {
   const bar = element("span");
-  bar.style.width = `${100 * Math.min(1, Math.max(0, score ?? 0))}%`;
   const track = element("span", { className: "track" }, ...(score === null ? [] : [bar]));
   if (score === null) track.style.visibility = "hidden";
   const shownName = score === null ? isolated("What raises it?") : joined(label); // a number has no labels
-  const name = element("span", { className: "label" }, chosen && card.task.kind === "multi" ? "✓ " : "", shownName);
-  const value = element("span", { className: "score" }, score === null ? "" : score.toFixed(4));
-  const button = element("button", { type: "button", className: chosen ? "row given" : "row", title: label, tabIndex: -1 });
+  const tick = element("span");
+  const name = element("span", { className: "label" }, tick, shownName);
+  const value = element("span", { className: "score" });
+  const button = element("button", { type: "button", className: "row", title: label, tabIndex: -1 });
   button.append(name, " ", track, " ", value);
   // Not when it is entered: a pointer that lies still enters the new labels of every answer.
   button.addEventListener("pointermove", (event) => event.pointerType === "mouse" && soon(card, label));
@@ -344,7 +519,14 @@ function rowOf(card, { label, score, given: chosen }) {
     explain(card, label);
     button.scrollIntoView({ block: "nearest" });
   });
-  return button;
+  return { label, button, bar, tick, value };
+}
+
+function fillRow(card, { button, bar, tick, value }, { score, given: chosen }) {
+  bar.style.width = `${100 * Math.min(1, Math.max(0, score ?? 0))}%`;
+  button.classList.toggle("given", chosen);
+  write(tick, chosen && card.task.kind === "multi" ? "✓ " : "");
+  write(value, score === null ? "" : score.toFixed(4));
 }
 
 /** One stop of the Tab key for each task; the arrows move between its labels. */
@@ -358,22 +540,135 @@ function walk(card, event) {
   card.rows[next].button.focus();
 }
 
-/** The tasks that the filter leaves. */
-function selected() {
-  if (!byId("filter").value.trim()) return tasks;
-  return cards.filter((card) => !card.article.hidden).map((card) => card.task);
-}
+// --- which tasks are shown, and the keys ------------------------------------------------------------------------------
 
+let stop = null; // the line or title of a group that the Tab key reaches; arrows move it
+
+/** The tasks that the search leaves. */
+const selected = () => cards.filter((card) => card.found).map((card) => card.task);
+
+/** Shows the tasks that the search and the answers leave. Called for each key of the search and each answer. */
 function select() {
-  const wanted = byId("filter").value.trim().toLowerCase();
-  for (const card of cards) card.article.hidden = !card.task.name.toLowerCase().includes(wanted);
-  const count = selected().length;
-  byId("left-over").textContent = wanted ? `${count} of ${many(tasks.length, "task")}` : "";
-  if (wanted) byId("live").textContent = byId("left-over").textContent;
+  const focused = document.activeElement;
+  const least = Number(byId("least").value);
+  const inside = byId("scope").checked && !byId("scope-field").hidden;
+  const answered = cards.some((card) => card.result);
+  for (const card of cards) {
+    card.found = isFound(card);
+    card.unlikely = card.found && answered && least > 0 && isUnlikely(card, least);
+    card.outside = card.found && !card.unlikely && inside && card.result?.out_of_scope === true;
+    card.shown = card.found && !card.unlikely && !card.outside;
+    card.article.hidden = !card.shown;
+  }
+  if (compact) for (const group of groups) showGroup(group);
+  write(byId("least-said"), least ? least.toFixed(2) : "any");
+  byId("least").setAttribute("aria-valuetext", least ? least.toFixed(2) : "any");
+  write(byId("left-over"), leftOver());
+  byId("nothing").hidden = !tasks.length || cards.some((card) => card.shown);
+  write(byId("fold"), isFolded() ? "Unfold all groups" : "Fold all groups");
+  settle(focused);
   announceFile();
 }
 
-byId("filter").addEventListener("input", select);
+function isFound(card) {
+  const wanted = byId("search").value.trim().toLowerCase();
+  if (!wanted) return true;
+  const place = byId("searched").value;
+  if (place === "words") return card.words.includes(wanted);
+  if (place === "names") return card.task.name.toLowerCase().includes(wanted);
+  return card.result !== null && [card.result.answer].flat().some((label) => inWords(label).toLowerCase().includes(wanted));
+}
+
+/** A number has no probability, so it is never too unlikely. */
+function isUnlikely({ task, result, probability }, least) {
+  return !(result && task.kind === "regression") && (probability === null || probability < least);
+}
+
+/** How many tasks are shown and why the others are not; empty if all are. */
+function leftOver() {
+  const count = (name) => cards.filter((card) => card[name]).length;
+  const [shownTasks, unlikely, outside] = [count("shown"), count("unlikely"), count("outside")];
+  if (shownTasks === tasks.length) return "";
+  const reasons = [];
+  if (unlikely) reasons.push(`${unlikely} below the least probability`);
+  if (outside) reasons.push(`${outside} out of scope`);
+  return `${shownTasks} of ${many(tasks.length, "task")}${reasons.length ? `; hidden: ${reasons.join(", ")}` : ""}`;
+}
+
+function showGroup(group) {
+  const count = group.cards.filter((card) => card.shown).length;
+  group.section.hidden = !count;
+  // Its height while it is not on the screen, so that the page does not jump when it is scrolled.
+  const open = group.cards.filter((card) => card.shown && card.open).length;
+  group.section.style.setProperty("--lines", group.folded ? 0 : count + UNFOLDED * open);
+  if (!group.button) return;
+  group.list.hidden = group.folded;
+  group.button.setAttribute("aria-expanded", String(!group.folded));
+  const all = many(group.cards.length, "task");
+  write(group.count, count < group.cards.length ? `${count} of ${all}` : all);
+}
+
+const titled = () => groups.filter((group) => group.button);
+const isFolded = () => titled().length > 0 && titled().every((group) => group.folded);
+
+/** The lines and titles of groups that are shown, in order. */
+function stops() {
+  const open = (group) => (group.folded ? [] : group.cards.filter((card) => card.shown).map((card) => card.line));
+  const there = compact ? groups.filter((group) => !group.section.hidden) : [];
+  return there.flatMap((group) => [...(group.button ? [group.button] : []), ...open(group)]);
+}
+
+function stopAt(next) {
+  if (stop) stop.tabIndex = -1;
+  stop = next;
+  if (stop) stop.tabIndex = 0;
+}
+
+/** Keeps one line or title in the reach of the Tab key, and the focus out of what has been hidden. */
+function settle(focused) {
+  const all = stops();
+  if (compact && !all.includes(stop)) {
+    const follows = (other) => stop.compareDocumentPosition(other) & Node.DOCUMENT_POSITION_FOLLOWING;
+    stopAt((stop && all.find(follows)) ?? all.at(stop ? -1 : 0) ?? null);
+  }
+  if (!byId("cards").contains(focused) || !focused.closest("[hidden]")) return;
+  (stop ?? byId("tasks")).focus();
+}
+
+/** One stop of the Tab key for all tasks; the arrows move between them, fold and unfold. */
+function walkTasks(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  const all = stops();
+  const place = all.indexOf(event.target);
+  if (place < 0) return;
+  const [isOpen, last] = [event.target.getAttribute("aria-expanded") === "true", all.length - 1];
+  const title = groups.find((group) => group.button && group.cards.some((card) => card.line === event.target))?.button;
+  const moves = { ArrowDown: all[Math.min(place + 1, last)], ArrowUp: all[Math.max(place - 1, 0)], Home: all[0], End: all[last] };
+  if (event.key === "ArrowLeft" && !isOpen && title) moves.ArrowLeft = title;
+  const turned = event.key === (isOpen ? "ArrowLeft" : "ArrowRight");
+  if (!moves[event.key] && !turned) return;
+  event.preventDefault();
+  if (turned) return event.target.click();
+  stopAt(moves[event.key]);
+  stop.focus();
+}
+
+byId("cards").addEventListener("keydown", walkTasks);
+byId("cards").addEventListener("focusin", (event) => event.target.matches(".line, .fold") && stopAt(event.target));
+byId("search").addEventListener("input", () => {
+  // What is found should be seen.
+  if (byId("search").value.trim()) for (const group of groups) group.folded = false;
+});
+for (const [id, kind] of [["search", "input"], ["searched", "change"], ["least", "input"], ["scope", "change"]])
+  byId(id).addEventListener(kind, () => {
+    select();
+    byId("live").textContent = leftOver() || `All ${many(tasks.length, "task")}`;
+  });
+byId("fold").addEventListener("click", () => {
+  const folded = !isFolded();
+  for (const group of titled()) group.folded = folded;
+  select();
+});
 
 // --- what speaks for a label -----------------------------------------------------------------------------------------
 
@@ -628,15 +923,62 @@ async function take(file) {
   announceFile();
 }
 
+let ticked = null; // names of the tasks that become columns; null: those that the search leaves
+
+const columns = () => (ticked === null ? selected() : tasks.filter((task) => ticked.has(task.name)));
+
 /** Which tasks can be asked of the file, as it is set. */
-const askable = () => (byId("pair-column").value ? selected() : selected().filter((task) => !task.pair));
+const askable = () => columns().filter((task) => byId("pair-column").value || !task.pair);
+
+/** A box for each task. They are one stop of the Tab key, like the lines. */
+function offerTasks() {
+  ticked = null;
+  const boxOf = (task, number) => element("input", { type: "checkbox", tabIndex: number ? -1 : 0, value: task.name });
+  const boxes = tasks.map(boxOf);
+  const labelOf = (box) => element("label", { className: "check" }, box, " ", joined(box.value));
+  byId("choices").replaceChildren(...boxes.map(labelOf));
+}
+
+const boxes = () => [...byId("choices").querySelectorAll("input")];
+
+function tickBoxes() {
+  const chosen = new Set(columns().map((task) => task.name));
+  const paired = byId("pair-column").value !== "";
+  boxes().forEach((box, place) => {
+    box.disabled = !paired && Boolean(tasks[place].pair);
+    box.checked = chosen.has(box.value) && !box.disabled;
+  });
+  write(byId("choice-said"), `Columns: ${askable().length} of ${many(tasks.length, "task")}`);
+}
+
+function tick(names) {
+  ticked = names;
+  announceFile();
+}
+
+byId("choices").addEventListener("change", () => tick(new Set(boxes().filter((box) => box.checked).map((box) => box.value))));
+byId("choices").addEventListener("keydown", (event) => {
+  const all = boxes();
+  const place = all.indexOf(event.target);
+  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, Home: -all.length, End: all.length }[event.key];
+  if (step === undefined || place < 0) return;
+  event.preventDefault();
+  const next = all[Math.min(all.length - 1, Math.max(0, place + step))];
+  for (const box of all) box.tabIndex = box === next ? 0 : -1;
+  next.focus();
+});
+byId("choice-all").addEventListener("click", () => tick(new Set(tasks.map((task) => task.name))));
+byId("choice-none").addEventListener("click", () => tick(new Set()));
+byId("choice-search").addEventListener("click", () => tick(null));
 
 function announceFile() {
   if (!table) return;
   const size = `${many(table.rows.length, "row")}, ${many(table.header.length, "column")}`;
   byId("found").replaceChildren(isolated(table.name), `: ${size}.`);
+  tickBoxes();
   const count = askable().length;
-  const narrowed = byId("filter").value.trim() ? " that the filter leaves" : "";
+  const searching = ticked === null && byId("search").value.trim();
+  const narrowed = ticked ? " that are ticked" : searching ? " that the search leaves" : "";
   byId("start").textContent = `Classify with ${many(count, "task")}${narrowed}`;
   byId("start").disabled = sending !== null || !count || byId("column").value === "";
 }
@@ -646,6 +988,7 @@ async function sendFile() {
   const [column, second] = [byId("column").value, byId("pair-column").value];
   const items = rows.map((row) => [row[Number(column)], second === "" ? "" : row[Number(second)]]);
   const chosen = askable();
+  const size = Math.max(1, Math.min(batch, Math.floor(ANSWERS / chosen.length)));
   const answers = new Map(chosen.map((task) => [task.name, Array(rows.length).fill(null)]));
   const controller = (sending = new AbortController());
   const began = performance.now();
@@ -662,9 +1005,9 @@ async function sendFile() {
     while (done < rows.length) {
       progress(done);
       const say = (text) => progress(done, text);
-      const part = await classify(items.slice(done, done + batch), chosen, { signal: controller.signal, say });
+      const part = await classify(items.slice(done, done + size), chosen, { signal: controller.signal, say }, 1);
       for (const [name, found] of part.answers) answers.get(name)?.splice(done, found.length, ...found);
-      done = Math.min(done + batch, rows.length);
+      done = Math.min(done + size, rows.length);
     }
     const blank = items.filter((item) => !item[0].trim()).length;
     const left = blank ? ` ${many(blank, "row")} without a text ${blank === 1 ? "has" : "have"} no answers.` : "";
@@ -680,16 +1023,17 @@ async function sendFile() {
   sending = null;
   [byId("stop").hidden, bar.hidden] = [true, true];
   announceFile();
-  if (done) offer(items, answers, Math.min(done, ROWS));
+  const fitting = Math.max(1, Math.floor(CELLS / chosen.length));
+  if (done) offer(items, answers, Math.min(done, ROWS, fitting));
 }
 
 function offer(items, answers, count) {
   const names = [...answers.keys()];
-  const title = element("tr", {}, ...["text", ...names].map((name) => element("th", { scope: "col" }, isolated(name))));
+  const title = element("tr", {}, ...["text", ...names].map((name) => element("th", { scope: "col" }, joined(name))));
   const cells = (place) => names.map((name) => inCell(answers.get(name)[place]));
   const texts = (place) => items[place].filter((text) => text).join(" / ");
-  const lines = Array.from({ length: count }, (_, place) => [texts(place), ...cells(place)]);
-  const body = lines.map((line) => element("tr", {}, ...line.map((text) => element("td", {}, isolated(text)))));
+  const cellsOf = (place) => [isolated(texts(place)), ...cells(place).map(joined)].map((cell) => element("td", {}, cell));
+  const body = Array.from({ length: count }, (_, place) => element("tr", {}, ...cellsOf(place)));
   const note = count < items.length ? `The first ${many(count, "row")}` : many(count, "row");
   const caption = element("caption", { className: "note" }, note);
   byId("table").replaceChildren(caption, element("thead", {}, title), element("tbody", {}, ...body));
