@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,59 @@ def test_pairs_and_hostile_texts(served_tasks: Path, tmp_path: Path) -> None:
     assert lines[0] == "my card \ufffd[31mred"
     assert lines[1].startswith("+ login login") and lines[1].endswith("…") and len(lines[1]) == 60
     assert re.fullmatch(r"  \w+ 0\.\d{4}; next: \w+ 0\.\d{4}, \w+ 0\.\d{4}", lines[2]) and len(lines) == 3
+
+
+def test_many_tasks_are_a_table_with_the_most_probable_answers_first(served_tasks: Path, tmp_path: Path) -> None:
+    kinds = ["single", "ordinal", "multi", "number", "careful"]
+    folders = [tmp_path / f"[b]{kind}-{number}" for number in range(3) for kind in kinds]
+    for folder in folders:
+        shutil.copytree(served_tasks / folder.name[3:-2], folder)
+    texts = SERVED_TEXTS[:2]
+    found = list(Predictor(folders).predict([(text, None) for text in texts]))
+    lines = on_terminal(*folders, *texts)
+    for text, predictions in zip(texts, (found[:15], found[15:]), strict=True):
+        start = lines.index(text)
+        header, _, *cells = (line.split() for line in lines[start + 1 :] if line.strip())
+        assert header == ["task", "answer", "probability"]
+        rows = cells[:15]
+        assert sorted(row[0] for row in rows) == sorted(folder.name for folder in folders)
+        by_task = {prediction.task: prediction for prediction in predictions}
+        ranks = []
+        for name, *answer in rows:
+            prediction = by_task[name]
+            given = [prediction.answer] if isinstance(prediction.answer, str) else prediction.answer
+            if isinstance(given, float):
+                assert answer == [f"{given:.4f}"]
+                ranks.append((1, 0.0))
+            elif not given:
+                assert answer[:2] == ["no", "label"]
+                ranks.append((2, 0.0))
+            else:
+                best = max(prediction.scores[label] for label in given)
+                assert answer == [*", ".join(given).split(), f"{best:.4f}"]
+                ranks.append((0, -best))
+        assert ranks == sorted(ranks)
+    assert {prediction.answer is None for prediction in found if "careful" in prediction.task} == {True, False}
+
+
+@pytest.mark.parametrize(("copies", "enough"), [(1, True), (1, False), (3, False)], ids=["equal", "lines", "table"])
+def test_only_answers_above_a_probability(copies: int, enough: bool, served_tasks: Path, tmp_path: Path) -> None:
+    kinds = ["single", "ordinal", "multi", "number", "careful"]
+    folders = [tmp_path / f"{kind}-{number}" for number in range(copies) for kind in kinds]
+    for folder in folders:
+        shutil.copytree(served_tasks / folder.name[:-2], folder)
+    text = SERVED_TEXTS[0]
+    found = {prediction.task: prediction for prediction in Predictor(folders).predict([(text, None)])}
+    answer, scores = found["single-0"].label, found["single-0"].scores
+    assert answer is not None
+    above = scores[answer] + (0 if enough else 1e-9)
+    lines = on_terminal(*folders, text, "--above", above)
+    shown = {word.rstrip(":") for line in lines[1:] for word in line.split()[:1]} & found.keys()
+    assert ("single-0" in shown) is enough and "number-0" in shown
+    hidden = len(folders) - len(shown)
+    assert hidden >= copies * (not enough)
+    told = f"  Not shown: {hidden} task{'s' * (hidden > 1)} without an answer of probability {above} or more."
+    assert (lines[-1] == told) is (hidden > 0)
 
 
 def test_json_lines_where_they_are_asked_for(served_tasks: Path) -> None:

@@ -30,6 +30,8 @@ __all__ = ["predict"]
 
 # The answer is followed by this number of less probable labels.
 NEXT = 2
+# From this number of tasks on, the answers to a text are a table, the most probable first.
+TABLE_FROM = 13
 # This character replaces one that the terminal cannot print.
 REPLACED = "\ufffd"
 
@@ -49,13 +51,17 @@ def predict(
     text_pair: options.TextPair = None,
     encoder: options.MovedEncoder = None,
     output: Annotated[Path | None, OUTPUT("FILE", "File to write JSON lines to.", "stdout")] = None,
+    above: Annotated[
+        float | None,
+        OUTPUT("PROBABILITY", "On a terminal, hide the tasks without an answer of at least this probability.", "none"),
+    ] = None,
     as_json: Annotated[bool, OUTPUT(None, "Print JSON lines on a terminal, too.", True, "--json")] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Label texts with one or more tasks.
 
-    On a terminal the answers are printed for people. With `--json`, with `--output` or in a pipe, each answer is one
-    line of JSON.
+    On a terminal the answers are printed for people: a line for each task, or from 13 tasks on a table for each text,
+    with the most probable answers first. With `--json`, with `--output` or in a pipe, each answer is one line of JSON.
     """
     from ytuning.data.files import read_table
     from ytuning.data.labels import list_names
@@ -63,6 +69,8 @@ def predict(
     from ytuning.tasks.task import task_files
 
     folders, texts = _split_folders(tasks_and_texts)
+    for_people = output is None and not as_json and sys.stdout.isatty()
+    _check_above(above, for_people)
     if output is not None:
         own = [file for folder in folders for file in task_files(folder)]
         console.check_result_file(output, "--output", (input_file, *own))
@@ -73,7 +81,6 @@ def predict(
     given = _read_lines() if texts == [STANDARD_INPUT] else _check_arguments(texts) if texts else None
     predictor = Predictor(folders, encoder=encoder)
     data = given or _read_inputs(table, predictor.tasks, text, text_pair)
-    for_people = output is None and not as_json and sys.stdout.isatty()
     # Answers on a terminal show the progress themselves, and a bar would be drawn over them.
     with console.shown_progress(quiet or for_people) as progress, console.result_file(output) as write:
         console.tell_file(
@@ -91,7 +98,9 @@ def predict(
             )
         cut, count = 0, len(predictor.tasks)
         predictions = predictor.predict(data.inputs)
-        for number, prediction in enumerate(_print_answers(predictions, count) if for_people else predictions, 1):
+        for number, prediction in enumerate(
+            _print_answers(predictions, count, above) if for_people else predictions, 1
+        ):
             cut += prediction.truncated
             if not for_people:
                 write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
@@ -130,6 +139,19 @@ def _check_use(texts: Sequence[str], input_file: Path | None, named: Collection[
         raise InputError("the argument - reads all texts from the standard input. Leave out the other texts, or it.")
     if texts and named:
         raise InputError("--text and --text-pair name columns of a file. Use them with --input, or leave them out.")
+
+
+def _check_above(above: float | None, for_people: bool) -> None:
+    """Refuse what is no probability, and a choice of answers where all of them are written."""
+    if above is None:
+        return
+    # Also false for what is not a number.
+    if not 0 <= above <= 1:
+        raise InputError(f"--above must be a probability from 0 to 1. Got {above} instead.")
+    if not for_people:
+        raise InputError(
+            "--above chooses what a terminal shows, and JSON lines have all answers. Leave it out, and use the scores."
+        )
 
 
 def _check_arguments(texts: Sequence[str]) -> Dataset:
@@ -218,22 +240,79 @@ def _looks_like_a_path(text: str) -> bool:
     return ("/" in text or os.sep in text) and not any(map(str.isspace, text)) and os.path.isdir(os.path.dirname(text))
 
 
-def _print_answers(predictions: Iterator[Prediction], tasks: int) -> Iterator[Prediction]:
-    """Print predictions for people while they pass: each text once, and below it a line for each of ``tasks`` tasks."""
+def _print_answers(predictions: Iterator[Prediction], tasks: int, above: float | None) -> Iterator[Prediction]:
+    """Print predictions for people while they pass: each text once, and below it the answers of ``tasks`` tasks."""
+    terminal = Console(highlight=False)
+    answers: list[Prediction] = []
+    for prediction in predictions:
+        answers.append(prediction)
+        if len(answers) == tasks:
+            _print_text(terminal, answers, above)
+            answers = []
+        yield prediction
+
+
+def _print_text(terminal: Console, answers: Sequence[Prediction], above: float | None) -> None:
+    """Print a text, and its answers as lines or as a table."""
     from rich.text import Text
 
-    terminal = Console(highlight=False)
-    for number, prediction in enumerate(predictions):
-        if number % tasks == 0:
-            for start, text in (("", prediction.text), ("+ ", prediction.text_pair)):
-                if text is not None:
-                    line = Text(start + _on_one_line(text))
-                    line.truncate(terminal.width, overflow="ellipsis")
-                    terminal.print(line)
-        answer, others = map(_on_one_line, _answer(prediction))
-        task = "" if tasks == 1 else f"{_on_one_line(prediction.task)}: "
-        terminal.print(Text.assemble("  ", task, (answer, "bold"), others), soft_wrap=True)
-        yield prediction
+    from ytuning.errors import quantity
+    from ytuning.reports.console import answers_table
+
+    for start, content in (("", answers[0].text), ("+ ", answers[0].text_pair)):
+        if content is not None:
+            heading = Text(start + _on_one_line(content))
+            heading.truncate(terminal.width, overflow="ellipsis")
+            terminal.print(heading)
+    shown = [prediction for prediction in answers if _is_shown(prediction, above)]
+    if len(answers) >= TABLE_FROM:
+        rows = [(prediction.task, _labels(prediction), _probability(prediction)) for prediction in _by_rank(shown)]
+        if rows:
+            terminal.print(answers_table((_on_one_line(task), _on_one_line(text), value) for task, text, value in rows))
+    else:
+        for prediction in shown:
+            answer, others = map(_on_one_line, _answer(prediction))
+            task = "" if len(answers) == 1 else f"{_on_one_line(prediction.task)}: "
+            terminal.print(Text.assemble("  ", task, (answer, "bold"), others), soft_wrap=True)
+    if hidden := len(answers) - len(shown):
+        line = f"  Not shown: {quantity(hidden, 'task')} without an answer of probability {above} or more."
+        terminal.print(line, soft_wrap=True)
+
+
+def _probability(prediction: Prediction) -> float | None:
+    """The probability of an answer, of several labels the highest; None for a number and where there is no answer."""
+    labels = [prediction.answer] if isinstance(prediction.answer, str) else prediction.answer
+    return max((prediction.scores[name] for name in labels), default=None) if isinstance(labels, list) else None
+
+
+def _is_shown(prediction: Prediction, above: float | None) -> bool:
+    """Whether an answer is probable enough. A number has no probability, so it always is."""
+    if above is None or isinstance(prediction.answer, float):
+        return True
+    probability = _probability(prediction)
+    return probability is not None and probability >= above
+
+
+def _by_rank(answers: Sequence[Prediction]) -> list[Prediction]:
+    """The most probable answers first, then numbers, then tasks without an answer."""
+
+    def rank(prediction: Prediction) -> tuple[int, float]:
+        if isinstance(prediction.answer, float):
+            return 1, 0.0
+        probability = _probability(prediction)
+        return (2, 0.0) if probability is None else (0, -probability)
+
+    return sorted(answers, key=rank)
+
+
+def _labels(prediction: Prediction) -> str:
+    """An answer without probabilities."""
+    answer = prediction.answer
+    if isinstance(answer, float):
+        return f"{answer:.4f}"
+    if answer is None:
+        return "no label (the confidence is too low)"
+    return answer if isinstance(answer, str) else ", ".join(answer) or "no label"
 
 
 def _answer(prediction: Prediction) -> tuple[str, str]:

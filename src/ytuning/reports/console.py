@@ -1,4 +1,4 @@
-"""`evaluate.Report` -> readable tables on the terminal."""
+"""`evaluate.Report` and the answers of many tasks -> readable tables on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from ytuning.errors import quantity
 from ytuning.evaluation.evaluate import Report
 
-__all__ = ["SHOWN_METRICS", "new_table", "print_report"]
+__all__ = ["SHOWN_METRICS", "answers_table", "new_table", "print_report"]
 
 SHOWN_LABELS = 20
 SHOWN_METRICS = {
@@ -36,6 +36,14 @@ def new_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
         table.add_column(name, overflow="fold")
     for name in right:
         table.add_column(name, justify="right")
+    return table
+
+
+def answers_table(answers: Iterable[tuple[str, str, float | None]]) -> Table:
+    """A table of tasks, what they answer, and the probability of the answer, if it has one."""
+    table = new_table("", ["task", "answer"], ["probability"])
+    for task, answer, probability in answers:
+        table.add_row(escape(task), escape(answer), "" if probability is None else f"{probability:.4f}")
     return table
 
 

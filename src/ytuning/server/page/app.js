@@ -268,7 +268,7 @@ function announce() {
 }
 
 function inWords(given) {
-  if (given === null) return "no answer";
+  if (given === null) return "abstained";
   if (Array.isArray(given)) return given.length ? given.join(", ") : "no label";
   return typeof given === "number" ? String(Number(given.toPrecision(4))) : given;
 }
