@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import build_tiny_encoder
+from tests.conftest import SERVED_TEXTS, WORDS, build_tiny_encoder
 from ytuning import YTuningClassifier
 from ytuning.data.dataset import Dataset, TextInput, from_lists
 from ytuning.data.labels import Kind
@@ -27,7 +27,7 @@ from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
-from ytuning.training.recipes import Recipe, TrainingConfig
+from ytuning.training.recipes import Recipe, TrainingConfig, preset
 
 RECIPE = Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=30, most_steps=30))
 
@@ -126,6 +126,29 @@ def test_two_tasks_on_different_encoders(tasks: Path, encoded: list[int]) -> Non
     apart = [list(Predictor([tasks / name]).predict(texts)) for name in ("toy", "other")]
     assert together == [answer for row in zip(*apart, strict=True) for answer in row]
     assert together[0].scores != together[1].scores
+
+
+def test_scores_as_arrays_are_those_of_predictions(tasks: Path, encoded: list[int], tiny_encoder: Path) -> None:
+    texts = [*SERVED_TEXTS, *(f"my card {number}" for number in range(9))]
+    numbers = from_lists([f"please {word}" for word in WORDS], [float(len(word)) + 0.5 for word in WORDS])
+    options = TrainOptions(name="length")
+    length = train_task(
+        numbers, load_encoder(tiny_encoder, precision="fp32"), FeatureStore(), preset("light"), options=options
+    ).task
+    predictor = Predictor([tasks / "toy", length, tasks / "other"])
+    found = predictor.scores(texts)
+    assert list(found) == ["toy", "length", "other"]
+    encoded.clear()
+    answers = list(predictor.predict(texts))
+    for position, task in enumerate(predictor.tasks):
+        own = answers[position :: len(predictor.tasks)]
+        expected = [answer.answer if task.kind == "regression" else list(answer.scores.values()) for answer in own]
+        np.testing.assert_allclose(found[task.name], np.array(expected), rtol=1e-5)
+    assert {name: array.shape for name, array in predictor.scores([]).items()} == {
+        "toy": (0, 3), "length": (0,), "other": (0, 3),
+    }  # fmt: skip
+    with pytest.raises(InputError, match="input 1: the task 'toy' was trained on single texts"):
+        predictor.scores([("a", "b")])
 
 
 def test_no_inputs_no_predictions(tasks: Path) -> None:

@@ -119,6 +119,35 @@ class Predictor:
             return self._predictions(iter(inputs.inputs))
         return self._predictions(read_inputs(inputs if isinstance(inputs, Iterator) else as_cells(inputs, "inputs")))
 
+    def scores(self, inputs: object) -> dict[str, np.ndarray]:
+        """Calibrated scores of inputs as arrays, by the name of the task; for many tasks far faster than `predict`.
+
+        Args:
+            inputs: as of :meth:`predict`. All of them are read before the first is encoded.
+
+        Returns:
+            Of each task the probabilities (N, C) float64 of its labels, in the order of ``task.target.names``; of a
+            regression its numbers (N,) float64.
+
+        Raises:
+            InputError, DataError: as :meth:`predict`.
+        """
+        given = inputs if isinstance(inputs, Dataset | Iterator) else as_cells(inputs, "inputs")
+        stream = list(given.inputs if isinstance(given, Dataset) else read_inputs(given))
+        self._check_form(stream, 0)
+        distinct = {content: number for number, content in enumerate(dict.fromkeys(stream))}
+        contents, rows = list(distinct), [distinct[content] for content in stream]
+        # A part of no rows, so that there are arrays without inputs, too.
+        parts: list[list[np.ndarray]] = [
+            [np.empty((0, len(task.target.names)) if task.target.labels is not None else 0)] for task in self.tasks
+        ]
+        for first in range(0, len(contents), WINDOW_TEXTS):
+            logits = self._logits(contents[first : first + WINDOW_TEXTS])
+            for of_task, task, (values, _) in zip(parts, self.tasks, logits, strict=True):
+                answers = task.calibration.answers(task.target, values)
+                of_task.append(answers.values if task.target.labels is None else answers.probabilities)
+        return {task.name: np.concatenate(of_task)[rows] for task, of_task in zip(self.tasks, parts, strict=True)}
+
     def _predictions(self, stream: Iterator[TextInput]) -> Iterator[Prediction]:
         position = 0
         while window := list(islice(stream, WINDOW_TEXTS)):
@@ -135,22 +164,33 @@ class Predictor:
 
     def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
         """Return for each task its answers, probabilities (inputs, C) float64 and whether each input was cut."""
+        return [
+            (*answers_of(task, logits), truncated)
+            for task, (logits, truncated) in zip(self.tasks, self._logits(inputs), strict=True)
+        ]
+
+    def _logits(self, inputs: list[TextInput]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return for each task its logits (inputs, C) float32 and whether each input was cut."""
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
             together.setdefault((encoder, task.pair_mode), []).append(number)
-        by_task: dict[int, tuple[list[Answer], np.ndarray, np.ndarray]] = {}
+        by_task: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for (encoder, pair_mode), numbers in together.items():
             tasks = [self.tasks[number] for number in numbers]
             texts = encoder.read(inputs, tasks, pair_mode=pair_mode)
-            for number, task, logits in zip(numbers, tasks, encoder.logits(texts, tasks), strict=True):
-                by_task[number] = (*answers_of(task, logits), texts.features.truncated_rows)
+            for number, logits in zip(numbers, encoder.logits(texts, tasks), strict=True):
+                by_task[number] = logits, texts.features.truncated_rows
         return [by_task[number] for number in range(len(self.tasks))]
 
     def _check_form(self, window: list[TextInput], position: int) -> None:
+        # Hundreds of tasks are asked once for either form, and not for each input.
+        problems = {
+            pairs: next((problem for task in self.tasks if (problem := task.form_problem(pairs=pairs))), None)
+            for pairs in (False, True)
+        }
         for row, (_, pair) in enumerate(window, position + 1):
-            for task in self.tasks:
-                if problem := task.form_problem(pairs=pair is not None):
-                    raise InputError(f"input {row}: {problem}")
+            if problem := problems[pair is not None]:
+                raise InputError(f"input {row}: {problem}")
 
 
 def _several(folders: Any) -> list[Any]:

@@ -19,8 +19,8 @@ from ytuning.training.joint import JointHeads
 
 __all__ = ["LiveTexts", "SharedEncoder", "share_encoders"]
 
-# Maximum number of combinations of tasks whose heads are kept as one; each is a copy of their weights.
-MOST_JOINED = 8
+# Combinations of tasks whose heads are kept as one, and the bytes of their copies of the heads' weights.
+MOST_JOINED, JOINED_BYTES = 8, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ class SharedEncoder:
         joint = self._joint.pop(key, None) or JointHeads([task.head for task in tasks])
         # It becomes the last, so that the first is the one that has not been used for longest.
         self._joint[key] = joint
-        if len(self._joint) > MOST_JOINED:
+        while len(self._joint) > 1 and (
+            len(self._joint) > MOST_JOINED or sum(heads.size for heads in self._joint.values()) > JOINED_BYTES
+        ):
             del self._joint[next(iter(self._joint))]
         return joint
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pairs import PairMode
-from ytuning.heads.pooled import LabelHead, LabelTuningHead, MatchingHead, PooledConfig, PooledHead
+from ytuning.heads.pooled import LabelHead, LabelTuningHead, LightHead, MatchingHead, PooledConfig, PooledHead
 from ytuning.system.machine import Workers, one_thread, workers
 from ytuning.training.recipes import TrainingConfig
 
@@ -220,11 +220,29 @@ def _in_order(batches: list[Tensor], logits: list[list[Tensor]]) -> list[Tensor]
     return [torch.cat(of_head).cpu()[order] for of_head in zip(*logits, strict=True)]
 
 
+class _LightHeads:
+    """Light heads that read the same numbers of a text, as one product with the label rows of all of them."""
+
+    def __init__(self, group: dict[int, LightHead]) -> None:
+        """Join light heads, each with its index."""
+        self._indices, heads = list(group), list(group.values())
+        self._first, self._sizes = heads[0], [len(head.label_bias) for head in heads]
+        # (sum of C, P) and (sum of C,)
+        self.rows = torch.cat([head.rows() for head in heads])
+        self._bias = torch.cat([head.label_bias for head in heads])
+
+    def logits(self, values: Tensor, mask: Tensor) -> dict[int, Tensor]:
+        """The logits (B, C) of each head by its index, of features (B, T, L, D) and mask (B, T)."""
+        logits = torch.addmm(self._bias, self._first.text(values, mask), self.rows.T)
+        return dict(zip(self._indices, logits.split(self._sizes, 1), strict=True))
+
+
 class JointHeads:
     """Heads that answer for the same texts, as few large products where that is faster.
 
     Of a few tokens each of a head's many small operations takes as long as its call, so the members of all pooled heads
     of one form are computed as those of a single head; of many tokens the products are large enough by themselves.
+    Light heads share the pools of a text, and their label rows are one matrix.
     """
 
     def __init__(self, heads: Sequence[LabelHead]) -> None:
@@ -240,10 +258,23 @@ class JointHeads:
             for group in alike.values()
             if len(group) > 1
         ]
+        shared: dict[PairMode | None, dict[int, LightHead]] = {}
+        for index, head in enumerate(self.heads):
+            if isinstance(head, LightHead):
+                shared.setdefault(head.pair_mode, {})[index] = head
+        self._light = [_LightHeads(group) for group in shared.values()]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights beyond those of the heads themselves."""
+        joined = (parameter for head, _ in self._joined for parameter in head.parameters())
+        return sum(tensor.nbytes for tensor in (*joined, *(light.rows for light in self._light)))
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
         logits: dict[int, Tensor] = {}
+        for light in self._light:
+            logits |= light.logits(values, mask)
         for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
             # (E, B, H) each: the texts in the label spaces of a head's members.
             texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
