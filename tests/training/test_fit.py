@@ -573,6 +573,48 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
         assert alone.validation_logits.tobytes() == result.validation_logits.tobytes()
 
 
+@pytest.mark.parametrize("form", [PooledConfig(width=16, queries=1), LabelTuningConfig()])
+def test_heads_with_rows_of_their_own_are_the_heads_trained_alone(toy: Toy, form: HeadConfig) -> None:
+    features, goal = toy
+    recipe = Recipe(form, replace(SHORT, patience=SHORT.rounds))
+    order = np.random.default_rng(0).permutation(120)
+    splits = [(np.sort(order[:90]), np.sort(order[90:])), (np.sort(order[30:]), np.sort(order[:30]))]
+    jobs = [HeadJob(SINGLE, goal, recipe, train=train, validation=held) for train, held in [*splits, splits[0]]]
+    jobs[1] = replace(jobs[1], target=kind_of("single", 2), targets=goal % 2)
+    jobs[2] = replace(jobs[2], seed=1)
+    together = fit_heads(features, jobs, seed=3)
+    for job, result in zip(jobs, together, strict=True):
+        plain = replace(job, train=None, validation=None)
+        alone = fit_heads(features, [plain], train=job.train, validation=job.validation, seed=3)[0]
+        assert weights(alone.head) == weights(result.head)
+        assert alone.history == result.history
+        assert alone.validation_logits.tobytes() == result.validation_logits.tobytes()
+
+
+def test_a_head_reads_no_row_that_is_not_its_own(toy: Toy) -> None:
+    features, goal = toy
+    few = HeadJob(SINGLE, goal, RECIPE, train=np.arange(0, 90, 2), validation=np.arange(90, 120, 2))
+    garbage = goal.copy()
+    garbage[1::2] = 0
+    other = HeadJob(SINGLE, goal, RECIPE, train=TRAIN, validation=VALIDATION)
+    first, second = (fit_heads(features, [job, other]) for job in (few, replace(few, targets=garbage)))
+    assert weights(first[0].head) == weights(second[0].head)
+    assert len(first[0].validation_logits) == 15 and len(first[1].validation_logits) == 30
+
+
+def test_the_steps_of_a_head_follow_from_its_own_rows(toy: Toy) -> None:
+    features, goal = toy
+    recipe = replace(RECIPE, training=TrainingConfig(epochs=4, fewest_steps=1, label_steps=0, rounds=1))
+    jobs = [HeadJob(SINGLE, goal, recipe, train=TRAIN[:size], validation=VALIDATION) for size in (32, 90)]
+    # Batches are of 16 rows: four epochs of 2 and of 6 batches.
+    assert [result.history[-1].step for result in fit_heads(features, jobs)] == [8, 24]
+
+
+def test_a_job_without_rows_is_refused(toy: Toy) -> None:
+    with pytest.raises(ValueError, match=r"^a job must have train rows and validation rows$"):
+        fit_heads(toy[0], [HeadJob(SINGLE, toy[1], RECIPE)], train=TRAIN)
+
+
 def test_weights_do_not_depend_on_the_number_of_threads(fit: Fit) -> None:
     threads = torch.get_num_threads()
     found = []

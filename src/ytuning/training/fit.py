@@ -85,14 +85,16 @@ class FitResult:
 
 @dataclass(frozen=True)
 class HeadJob:
-    """What one head of several learns from the same rows.
+    """What one head of several learns.
 
     Attributes:
         target: kind of the task.
-        targets: targets of all rows, as ``target`` encodes them.
+        targets: targets of all rows, as ``target`` encodes them; whatever in rows that the head does not read.
         recipe: form of the head and its training.
         seed: seed of the weights and of dropout.
         label_texts: positions of rows that label rows start from, each of them of one label; they are train rows, too.
+        train: positions of its train rows, of a head that has rows of its own; None: those of all heads.
+        validation: positions of its validation rows; None: those of all heads.
     """
 
     target: TaskKind
@@ -100,6 +102,8 @@ class HeadJob:
     recipe: Recipe
     seed: int = 0
     label_texts: np.ndarray | None = None
+    train: np.ndarray | None = None
+    validation: np.ndarray | None = None
 
     @property
     def goal(self) -> Tensor:
@@ -111,8 +115,8 @@ def fit_heads(
     features: Features,
     jobs: Sequence[HeadJob],
     *,
-    train: np.ndarray,
-    validation: np.ndarray,
+    train: np.ndarray | None = None,
+    validation: np.ndarray | None = None,
     seed: int = 0,
     refit: bool = True,
     device: torch.device = CPU,
@@ -120,17 +124,20 @@ def fit_heads(
 ) -> list[FitResult]:
     """Train heads together, in one read of the features; each stops by its own validation.
 
-    A head learns the same weights, bit for bit on one machine, alone or in company, from the same order of rows. Of all
-    its validations the last one within half a standard error of the best is chosen: on a few rows a score is mostly
-    noise, and the later head has been annealed further. Members of a pooled head count by what their group knows of
-    the validation rows. Then it goes on for a few steps on all rows. A pooled head is trained on components
-    in place of numbers (`batches.project_features`), which is faster.
+    Heads with the same rows share their batches. A head with rows of its own has the batches, the steps and the
+    validations that it would have alone. So a head learns the same weights, bit for bit on one machine, alone or in
+    company. The exception is a pooled head beside heads that read other rows: it is trained on components in place of
+    numbers (`batches.project_features`), which is faster, and they are fitted on the rows of all heads.
+
+    Of all its validations the last one within half a standard error of the best is chosen: on a few rows a score is
+    mostly noise, and the later head has been annealed further. Members of a pooled head count by what their group knows
+    of the validation rows. Then it goes on for a few steps on all of its rows.
 
     Args:
         features: features of all rows, of light heads their pools (`features/pools.py`).
         jobs: one for each head: seeds, losses, learning rates, label rows or different tasks.
-        train: positions of train rows.
-        validation: positions of validation rows, which choose the number of steps.
+        train: positions of the train rows of heads that have no rows of their own.
+        validation: positions of the validation rows of these heads; they choose the number of steps.
         seed: seed of the order of rows.
         refit: whether to go on on train and validation rows together.
         device: a GPU trains on the features themselves in its own memory, where they fit; else the CPU trains.
@@ -141,10 +148,10 @@ def fit_heads(
             that diverges.
     """
     progress = progress or Progress()
-    batch_size = _batch_size(jobs, len(train))
+    rows_of_jobs = _rows_of_jobs(jobs, train, validation)
     if isinstance(jobs[0].recipe.head, LightConfig):
-        return _fit_light_heads(features, jobs, train, validation, refit=refit, progress=progress)
-    rows = torch.from_numpy(np.union1d(train, validation))
+        return _fit_light_heads(features, jobs, rows_of_jobs, refit=refit, progress=progress)
+    rows = torch.from_numpy(np.unique(np.concatenate([own.all.numpy() for own in set(rows_of_jobs)])))
     with workers() as pool, ExitStack() as ending:
         # Freed memory goes back to the system in the end, however that comes.
         ending.callback(give_back_freed_memory)
@@ -154,20 +161,20 @@ def fit_heads(
         if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
             projection = project_features(features, rows, pool, progress)
         view = features if projection is None else projection.features
-        split = torch.from_numpy(train), torch.from_numpy(validation)
-        shared = _Shared(view, features.layers, *split, batch_size, seed, pool, progress)
-        runs = [_HeadRun(job, _fresh_head(job, shared, projection), shared) for job in jobs]
+        shared = _Shared(view, features.layers, seed, pool, progress)
+        runs = [
+            _HeadRun(job, own, _fresh_head(job, own, shared, projection))
+            for job, own in zip(jobs, rows_of_jobs, strict=True)
+        ]
         interrupted = _train_until_stopped(runs, shared)
         outcomes = [run.outcome for run in runs]
         if not interrupted:
             try:
-                outcomes = [_weigh_members(run.job, own, shared) for run, own in zip(runs, outcomes, strict=True)]
+                outcomes = [_weigh_members(run, own, shared) for run, own in zip(runs, outcomes, strict=True)]
                 if refit:
-                    heads = _refit(runs, outcomes, shared, rows)
+                    heads = _refit(runs, outcomes, shared)
                     outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
-                outcomes = [
-                    _mend_rare_labels(run.job, own, shared, rows) for run, own in zip(runs, outcomes, strict=True)
-                ]
+                outcomes = [_mend_rare_labels(run, own, shared) for run, own in zip(runs, outcomes, strict=True)]
             except KeyboardInterrupt:
                 interrupted = True
         view.release()
@@ -177,34 +184,37 @@ def fit_heads(
 def _fit_light_heads(
     features: Features,
     jobs: Sequence[HeadJob],
-    train: np.ndarray,
-    validation: np.ndarray,
+    rows_of_jobs: Sequence[_Rows],
     *,
     refit: bool,
     progress: Progress,
 ) -> list[FitResult]:
-    """Heads in closed form; those without label weights share the sums over the rows. Arguments as of `fit_heads`."""
+    """Heads in closed form; those with the same rows and without label weights share the sums over their rows.
+
+    Arguments as of `fit_heads`.
+    """
     results: dict[int, FitResult] = {}
-    plain = [number for number, job in enumerate(jobs) if job.recipe.training.label_weights is None]
-    groups = [plain] if plain else []
-    groups += [[number] for number in range(len(jobs)) if number not in plain]
-    for group in groups:
+    groups: dict[tuple[_Rows, int | None], list[int]] = {}
+    for number, (job, rows) in enumerate(zip(jobs, rows_of_jobs, strict=True)):
+        weighed = job.recipe.training.label_weights is not None
+        groups.setdefault((rows, number if weighed else None), []).append(number)
+    for (rows, _), group in groups.items():
         job = jobs[group[0]]
         weights = job.target.row_weights(job.recipe.training.label_weights, job.targets)
         light_jobs = [LightJob(jobs[number].target, np.asarray(jobs[number].targets)) for number in group]
         fits = fit_light(
             features,
             light_jobs,
-            train=train,
-            validation=validation,
+            train=rows.train.numpy(),
+            validation=rows.validation.numpy(),
             row_weights=weights,
             refit=refit,
             progress=progress,
         )
         for number, fit in zip(group, fits, strict=True):
-            logits = logits_of(fit.chosen_head, features, torch.from_numpy(validation))
+            logits = logits_of(fit.chosen_head, features, rows.validation)
             own = jobs[number]
-            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[torch.from_numpy(validation)])
+            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[rows.validation])
             results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, False, fit.strength)
     return [results[number] for number in range(len(jobs))]
 
@@ -241,6 +251,44 @@ def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -
         return stack_logits([head], features, rows, pool)[0].numpy()
 
 
+# Equality is identity, so that jobs with the same rows can be told by having the same value.
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows that one head or several learn from and are chosen by."""
+
+    # (N,) int64 positions of rows.
+    train: Tensor
+    validation: Tensor
+    # Both together, sorted.
+    all: Tensor
+    # Of the train rows, and of all rows in the refit.
+    batch_size: int
+
+
+def _rows_of_jobs(jobs: Sequence[HeadJob], train: np.ndarray | None, validation: np.ndarray | None) -> list[_Rows]:
+    """Each job's rows; jobs whose rows are equal get the same value.
+
+    Raises:
+        InputError: the jobs cannot be trained together.
+        ValueError: a job has no rows.
+    """
+    known: dict[tuple[bytes, bytes], _Rows] = {}
+    rows = []
+    for job in jobs:
+        learned, held = (
+            (train if job.train is None else job.train),
+            (validation if job.validation is None else job.validation),
+        )
+        if learned is None or held is None:
+            raise ValueError("a job must have train rows and validation rows")
+        key = learned.tobytes(), held.tobytes()
+        if key not in known:
+            split = torch.from_numpy(learned), torch.from_numpy(held)
+            known[key] = _Rows(*split, torch.from_numpy(np.union1d(learned, held)), _batch_size(jobs, len(learned)))
+        rows.append(known[key])
+    return rows
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What all heads of one training have in common."""
@@ -249,20 +297,16 @@ class _Shared:
     features: Features
     # L, of the features themselves.
     layers: int
-    # (N,) int64 positions of rows.
-    train: Tensor
-    validation: Tensor
-    batch_size: int
     # The seed sets the order of rows.
     seed: int
     pool: Workers
     progress: Progress
 
-    def batches(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield endless shuffled batches (B,) of positions among rows (N,)."""
+    def batches(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """Yield endless shuffled batches (B,) of at most ``size`` positions among rows (N,)."""
         # Features in a GPU's memory are no store on a disk, which would be read block by block.
         stored = None if self.features.is_resident else self.features
-        return shuffled_batches(self.features.lengths, rows, self.batch_size, self.seed, stored=stored)
+        return shuffled_batches(self.features.lengths, rows, size, self.seed, stored=stored)
 
 
 @dataclass(frozen=True)
@@ -290,11 +334,11 @@ class _Outcome:
 class _HeadRun:
     """The training of one head: its learner, its validations, and the heads that may still be chosen."""
 
-    def __init__(self, job: HeadJob, head: LabelHead, shared: _Shared) -> None:
+    def __init__(self, job: HeadJob, rows: _Rows, head: LabelHead) -> None:
         config = job.recipe.training
-        total = _steps(config, len(shared.train), shared.batch_size, job.target.outputs)
-        self.job = job
-        self.learner = _learner(job, config, head, shared.train, total)
+        total = _steps(config, len(rows.train), rows.batch_size, job.target.outputs)
+        self.job, self.rows = job, rows
+        self.learner = _learner(job, config, head, rows.train, total)
         # The head is validated after these steps, at equal distances; the last one is the end.
         self.validation_steps = {round(total * part / config.rounds) for part in range(1, config.rounds + 1)}
         # Every validation, and of those that may still be chosen the head and the logits (N, C): one value, so that
@@ -360,13 +404,14 @@ class _HeadRun:
 def _train_until_stopped(runs: list[_HeadRun], shared: _Shared) -> bool:
     """Train until every run has finished; returns whether Ctrl-C ended it early. Every run has a validation then."""
     longest = max(run.learner.total for run in runs)
-    batches = shared.batches(shared.train)
+    batches = {run.rows: shared.batches(run.rows.train, run.rows.batch_size) for run in runs}
     try:
         for step in range(1, longest + 1):
             active = [run for run in runs if not run.finished]
             if not active:
                 break
-            stack_step([run.learner for run in active], shared.features, next(batches), shared.pool)
+            groups = [(next(batches[rows]), [run.learner for run in own]) for rows, own in _by_rows(active).items()]
+            stack_step(groups, shared.features, shared.pool)
             shared.progress.step("train", step, longest)
             if due := [run for run in active if step in run.validation_steps]:
                 _validate(due, shared, longest)
@@ -381,14 +426,28 @@ def _train_until_stopped(runs: list[_HeadRun], shared: _Shared) -> bool:
 
 def _validate(runs: list[_HeadRun], shared: _Shared, longest: int) -> None:
     """Validate the heads of some runs, all at the same step of ``longest``."""
-    all_logits = stack_logits([run.learner.head for run in runs], shared.features, shared.validation, shared.pool)
-    for run, logits in zip(runs, all_logits, strict=True):
-        run.validate(logits, run.learner.goal[shared.validation])
-        run.learner.head.train()
-    target = runs[0].job.target
-    shown = sorted({target.shown_score(run.history[-1].score) for run in runs})
-    scores = shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"
-    shared.progress.step("train", runs[0].learner.step, longest, f"validation {target.score_name} {scores}")
+    for rows, own in _by_rows(runs).items():
+        all_logits = stack_logits([run.learner.head for run in own], shared.features, rows.validation, shared.pool)
+        for run, logits in zip(own, all_logits, strict=True):
+            run.validate(logits, run.learner.goal[rows.validation])
+            run.learner.head.train()
+    by_name: dict[str, set[str]] = {}
+    for run in runs:
+        target = run.job.target
+        by_name.setdefault(target.score_name, set()).add(target.shown_score(run.history[-1].score))
+    scores = ", ".join(
+        f"{name} {min(shown)}" if len(shown) == 1 else f"{name} {min(shown)} to {max(shown)}"
+        for name, shown in by_name.items()
+    )
+    shared.progress.step("train", runs[0].learner.step, longest, f"validation {scores}")
+
+
+def _by_rows(runs: Sequence[_HeadRun]) -> dict[_Rows, list[_HeadRun]]:
+    """The runs whose heads share their rows, by these."""
+    groups: dict[_Rows, list[_HeadRun]] = {}
+    for run in runs:
+        groups.setdefault(run.rows, []).append(run)
+    return groups
 
 
 def _should_stop_early(history: list[Validation], patience: int) -> bool:
@@ -398,29 +457,31 @@ def _should_stop_early(history: list[Validation], patience: int) -> bool:
     return len(history) > patience and all(validation.score < floor for validation in history[-patience:])
 
 
-def _refit(runs: list[_HeadRun], outcomes: list[_Outcome], shared: _Shared, rows: Tensor) -> list[LabelHead]:
-    """Copies of the chosen heads after a few more steps on all rows (N,), validation rows included.
+def _refit(runs: list[_HeadRun], outcomes: list[_Outcome], shared: _Shared) -> list[LabelHead]:
+    """Copies of the chosen heads after a few more steps on all of their rows, validation rows included.
 
     So the validation rows count for the head too. A tenth of the rows held out and a fifth of the steps gave the same
     cross-entropy on unseen rows as a second training on all of them (benchmarks/LOG.md).
     """
-    new_share = (len(rows) - len(shared.train)) / len(rows)
-    learners = []
+    learners: list[Learner] = []
+    groups: dict[_Rows, list[Learner]] = {}
     for run, outcome in zip(runs, outcomes, strict=True):
-        config = run.job.recipe.training
+        rows, config = run.rows, run.job.recipe.training
+        new_share = (len(rows.all) - len(rows.train)) / len(rows.all)
         total = max(1, round(config.refit_factor * new_share * run.history[run.chosen].step))
         gentler = replace(config, learning_rate=config.refit_rate * config.learning_rate)
-        learners.append(_learner(run.job, gentler, copy.deepcopy(outcome.chosen), rows, total))
+        learners.append(_learner(run.job, gentler, copy.deepcopy(outcome.chosen), rows.all, total))
+        groups.setdefault(rows, []).append(learners[-1])
     longest = max(learner.total for learner in learners)
-    batches = shared.batches(rows)
+    batches = {rows: shared.batches(rows.all, rows.batch_size) for rows in groups}
     for step in range(1, longest + 1):
-        active = [learner for learner in learners if learner.step < learner.total]
-        stack_step(active, shared.features, next(batches), shared.pool)
+        active = {rows: [learner for learner in own if learner.step < learner.total] for rows, own in groups.items()}
+        stack_step([(next(batches[rows]), own) for rows, own in active.items() if own], shared.features, shared.pool)
         shared.progress.step("refit", step, longest)
     return [learner.head for learner in learners]
 
 
-def _weigh_members(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome:
+def _weigh_members(run: _HeadRun, outcome: _Outcome, shared: _Shared) -> _Outcome:
     """The head in whose mean each member counts by what its group knows of the validation rows.
 
     It counts by the square of how much lower the loss of the group alone, calibrated, is than that of the best constant
@@ -429,12 +490,13 @@ def _weigh_members(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome
     has a Matthews correlation of 0.259 and what is saved itself 0.252; four other sets do not change by it
     (benchmarks/LOG.md).
     """
-    head, target = outcome.chosen, job.target
-    if not isinstance(head, PooledHead) or head.layers == 1 or len(shared.validation) < FEWEST_ROWS:
+    job, held, head = run.job, run.rows.validation, outcome.chosen
+    target = job.target
+    if not isinstance(head, PooledHead) or head.layers == 1 or len(held) < FEWEST_ROWS:
         return outcome
-    truth = job.targets[shared.validation.numpy()]
+    truth = job.targets[held.numpy()]
     # Of each group (N, C), the mean over its members.
-    by_group = group_logits(head, shared.features, shared.validation, shared.pool)
+    by_group = group_logits(head, shared.features, held, shared.pool)
     smoothing, constant = job.recipe.training.smoothing_of(target), target.constant_loss(truth)
     losses = [
         float(calibrated_losses(target, logits.numpy(), truth, smoothing=smoothing).mean()) for logits in by_group
@@ -445,32 +507,33 @@ def _weigh_members(job: HeadJob, outcome: _Outcome, shared: _Shared) -> _Outcome
     # (3,): the share of each group in the mean over all members.
     shares = torch.tensor([weight * size for weight, size in zip(saved, head.group_sizes, strict=True)])
     mean = torch.einsum("g,gnc->nc", shares / shares.sum(), torch.stack(by_group))
-    return outcome.with_chosen(head.with_group_weights(saved), mean, job, shared.validation)
+    return outcome.with_chosen(head.with_group_weights(saved), mean, job, held)
 
 
-def _mend_rare_labels(job: HeadJob, outcome: _Outcome, shared: _Shared, rows: Tensor) -> _Outcome:
+def _mend_rare_labels(run: _HeadRun, outcome: _Outcome, shared: _Shared) -> _Outcome:
     """The heads with rows of rare labels in closed form, where a row may have several labels; else as they are.
 
     A label of n rows takes the share k / (n + k) from the closed form, k being the recipe's ``rare_rows``. The
     validation rows, which the chosen head has not learned from, scale the logits of the closed form.
     """
+    job, rows = run.job, run.rows
     rare_rows, chosen, refitted = job.recipe.training.rare_rows, outcome.chosen, outcome.refitted
     if not (rare_rows and job.target.gives_many and isinstance(chosen, PooledHead)):
         return outcome
-    other = discriminant_head(chosen, shared.features, job.targets, shared.train, rare_rows, shared.pool)
-    logits = stack_logits([other], shared.features, shared.validation, shared.pool)[0]
-    temperature = fit_calibration(job.target, logits.numpy(), job.targets[shared.validation.numpy()]).temperature
+    other = discriminant_head(chosen, shared.features, job.targets, rows.train, rare_rows, shared.pool)
+    logits = stack_logits([other], shared.features, rows.validation, shared.pool)[0]
+    temperature = fit_calibration(job.target, logits.numpy(), job.targets[rows.validation.numpy()]).temperature
 
-    def mended(head: PooledHead, other: PooledHead, rows: Tensor) -> PooledHead:
-        counts = job.target.count_labels(job.targets[rows.numpy()])
+    def mended(head: PooledHead, other: PooledHead, learned: Tensor) -> PooledHead:
+        counts = job.target.count_labels(job.targets[learned.numpy()])
         return blend_heads(head, other, torch.from_numpy(rare_rows / (counts + rare_rows)), temperature)
 
-    chosen = mended(chosen, other, shared.train)
+    chosen = mended(chosen, other, rows.train)
     if isinstance(refitted, PooledHead):
-        other = discriminant_head(refitted, shared.features, job.targets, rows, rare_rows, shared.pool)
-        refitted = mended(refitted, other, rows)
-    logits = stack_logits([chosen], shared.features, shared.validation, shared.pool)[0]
-    return replace(outcome, refitted=refitted).with_chosen(chosen, logits, job, shared.validation)
+        other = discriminant_head(refitted, shared.features, job.targets, rows.all, rare_rows, shared.pool)
+        refitted = mended(refitted, other, rows.all)
+    logits = stack_logits([chosen], shared.features, rows.validation, shared.pool)[0]
+    return replace(outcome, refitted=refitted).with_chosen(chosen, logits, job, rows.validation)
 
 
 def _learner(job: HeadJob, config: TrainingConfig, head: LabelHead, rows: Tensor, total: int) -> Learner:
@@ -505,7 +568,7 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
     return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
-def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) -> LabelHead:
+def _fresh_head(job: HeadJob, rows: _Rows, shared: _Shared, projection: Projection | None) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
     view = shared.features
     # R components hold most of the energy of D numbers, so each holds D / R times that of a number.
@@ -522,7 +585,7 @@ def _fresh_head(job: HeadJob, shared: _Shared, projection: Projection | None) ->
         generator=torch.Generator().manual_seed(job.seed),
     ).to(view.device)
     texts = np.arange(0) if job.label_texts is None else job.label_texts
-    start_label_rows(head, view, shared.train.numpy(), texts, job.targets)
+    start_label_rows(head, view, rows.train.numpy(), texts, job.targets)
     return head
 
 

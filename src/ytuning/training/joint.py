@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -105,34 +106,50 @@ class Learner:
         self.step += 1
 
 
-def stack_step(learners: Sequence[Learner], features: Features, batch: Tensor, pool: Workers) -> None:
-    """One step of each learner on one batch of rows (B,), which is gathered once."""
-    on_gpu = features.device.type == "cuda"
-    # A GPU is not kept busy by halves of a batch.
-    chunks = list(enumerate(batch.chunk(1 if on_gpu else PARTS)))
-
-    def gather(numbered: tuple[int, Tensor]) -> tuple[int, Part, float]:
-        number, rows = numbered
-        return number, (rows, *features.batch(rows)), len(rows) / len(batch)
-
-    if len(learners) == 1 and not on_gpu:
-        # The parts of the batch are gathered and computed side by side.
-        (learner,) = learners
-        learner.take(pool.map(lambda chunk: learner.gradients(*gather(chunk)), chunks))
+def stack_step(groups: Sequence[tuple[Tensor, Sequence[Learner]]], features: Features, pool: Workers) -> None:
+    """One step of each learner; those of a group learn from one batch of rows (B,), which is gathered once."""
+    if features.device.type == "cuda":
+        # A GPU is not kept busy by halves of a batch, and has one stream of work: threads would wait for each other.
+        for batch, learners in groups:
+            part = _gather(features, batch, (0, batch))
+            for learner in learners:
+                learner.take([learner.gradients(*part)])
         return
+    # Whatever is computed side by side, a head adds the same numbers in the same order.
+    lone = [(batch, learners[0]) for batch, learners in groups if len(learners) == 1]
+    if len(lone) > 1:
+        # Heads without a common batch are computed side by side, each one part after part.
+        pool.map(partial(_learn_alone, features), lone)
+        groups = [group for group in groups if len(group[1]) > 1]
+    for batch, learners in groups:
+        chunks, gather = list(enumerate(batch.chunk(PARTS))), partial(_gather, features, batch)
+        if len(learners) == 1:
+            # The parts of the batch are gathered and computed side by side.
+            learners[0].take(pool.map(partial(_gradients, learners[0], gather), chunks))
+        else:
+            # The parts are gathered once, and the heads are computed side by side.
+            pool.map(partial(_learn, pool.map(gather, chunks)), learners)
 
-    def learn(learner: Learner) -> None:
-        learner.take([learner.gradients(*part) for part in parts])
 
-    if on_gpu:
-        # There is one stream of work, so threads would only wait for each other.
-        parts = [gather(chunk) for chunk in chunks]
-        for learner in learners:
-            learn(learner)
-    else:
-        # The heads are computed side by side, each one part after part: the same sums in the same order.
-        parts = pool.map(gather, chunks)
-        pool.map(learn, learners)
+def _gather(features: Features, batch: Tensor, chunk: tuple[int, Tensor]) -> tuple[int, Part, float]:
+    """Part ``chunk`` of a batch (B,), its number and rows, as `Learner.gradients` takes it."""
+    number, rows = chunk
+    return number, (rows, *features.batch(rows)), len(rows) / len(batch)
+
+
+def _gradients(
+    learner: Learner, gather: Callable[[tuple[int, Tensor]], tuple[int, Part, float]], chunk: tuple[int, Tensor]
+) -> tuple[Tensor, ...]:
+    return learner.gradients(*gather(chunk))
+
+
+def _learn(parts: Sequence[tuple[int, Part, float]], learner: Learner) -> None:
+    learner.take([learner.gradients(*part) for part in parts])
+
+
+def _learn_alone(features: Features, group: tuple[Tensor, Learner]) -> None:
+    batch, learner = group
+    _learn([_gather(features, batch, chunk) for chunk in enumerate(batch.chunk(PARTS))], learner)
 
 
 def start_label_rows(
