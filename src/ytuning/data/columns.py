@@ -38,12 +38,15 @@ class Columns:
         text_pair: column of the second texts; None for single texts.
         label: column of the labels, or a tuple of columns of 0 and 1, each of which is a label.
         group: column whose equal values keep rows on one side of a split.
+        empty_labels: whether rows with an empty label cell are left out; else such a cell is a mistake, or says that a
+            row has none of several labels.
     """
 
     text: str
     text_pair: str | None = None
     label: str | tuple[str, ...] | None = None
     group: str | None = None
+    empty_labels: bool = False
 
     @property
     def spelt(self) -> dict[Role, str]:
@@ -69,10 +72,12 @@ class Columns:
             return self
         return replace(self, label=tuple(column for column in self.label if column != name))
 
-    def to_json(self) -> dict[str, str | list[str]]:
+    def to_json(self) -> dict[str, str | list[str] | bool]:
         """The columns by their roles; several label columns are a list."""
         several = list(self.label) if isinstance(self.label, tuple) else None
-        return {role: several if role == "label" and several else name for role, name in self.spelt.items()}
+        names: dict[str, str | list[str] | bool]
+        names = {role: several if role == "label" and several else name for role, name in self.spelt.items()}
+        return {**names, "empty_labels": True} if self.empty_labels else names
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> Columns:
@@ -83,7 +88,11 @@ class Columns:
         """
         names = {role: tuple(name) if isinstance(name, list) else name for role, name in content.items()}
         columns = cls(**names)  # type: ignore[arg-type]
+        if type(columns.empty_labels) is not bool:
+            raise TypeError(f"empty_labels must be true or false. Got {quote(columns.empty_labels)} instead.")
         for role, name in names.items():
+            if role == "empty_labels":
+                continue
             parts = name if role == "label" and isinstance(name, tuple) and name else (name,)
             if not all(isinstance(part, str) for part in parts):
                 raise TypeError(f"the name of the column {role} must be text. Got {quote(name)} instead.")

@@ -211,6 +211,7 @@ def read_dataset(
     known: Known | Collection[str] = (),
     group: str | None = None,
     label_names: str | Sequence[str] = (),
+    skip_empty: bool = False,
 ) -> Dataset:
     """Read rows from a file or an object; ``columns`` of the result says which columns were used.
 
@@ -243,6 +244,8 @@ def read_dataset(
             text, so that rows with the same text stay together.
         label_names: labels by their place, where each cell is a list of 0 and 1; as a sequence, or as text with commas
             between them.
+        skip_empty: whether rows whose label cell is missing or blank are left out and counted in ``left_out``, of one
+            label column. Rows of a task that was trained so are always read so.
 
     Raises:
         DataError: the source cannot be read, or a cell is missing, empty or of the wrong type.
@@ -260,6 +263,12 @@ def read_dataset(
         kind = "multi"
     if columns.label is not None:
         check_answers(table, [name for name in columns.spelt.values() if name])
+    left_out = {"blank lines": table.blank_lines} if table.blank_lines else {}
+    skip_empty = skip_empty or (known.columns is not None and known.columns.empty_labels)
+    if skip_empty and isinstance(column := columns.label, str):
+        columns, before = replace(columns, empty_labels=True), table.rows
+        table = table.without_empty(column)
+        left_out |= {"empty label cells": before - table.rows} if table.rows < before else {}
     places = [name.strip() for name in label_names.split(",")] if isinstance(label_names, str) else label_names
     read = _read_label_columns(table, columns, kind, known, places)
     return Dataset(
@@ -273,7 +282,8 @@ def read_dataset(
         kind=read.kind,
         separator=read.separator,
         groups=None if columns.group is None else table.column(columns.group).groups,
-        left_out={"blank lines": table.blank_lines} if table.blank_lines else {},
+        rows=None if table.row_numbers is None else list(table.row_numbers),
+        left_out=left_out,
         notes=(*table.notes, *read.notes),
     )
 
@@ -435,7 +445,7 @@ def _read_labels(
     rows: dict[str, int] = {}
     for row, of_row in enumerate(KINDS[kind].label_names(labels), 1):
         for name in of_row:
-            rows.setdefault(name, row)
+            rows.setdefault(name, column.row_number(row))
     # Numbers have no names, and their texts are told to nobody.
     if rows and column.read_as:
         notes.append(describe_read_as(column.read_as))

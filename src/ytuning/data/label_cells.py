@@ -54,7 +54,7 @@ def open_cells(column: Column, kind: Kind | None) -> tuple[Column, list[str]]:
             form = form or "a list of one label"
         cells.append(value)
         if form:
-            forms.setdefault(form, row)
+            forms.setdefault(form, column.row_number(row))
     if kind == "multi" or (kind is None and any(isinstance(cell, LISTS) for cell in cells)):
         # A text beside objects is the one choice of its row. As in a text in quotes, a mark in it is part of the name.
         whole = any(form.startswith(CHOICES) for form in forms)

@@ -295,6 +295,11 @@ class TaskRows:
     label_texts: np.ndarray
 
     @property
+    def positions(self) -> np.ndarray:
+        """Positions (rows,) int64 of all rows that the task reads."""
+        return np.concatenate((self.train, self.validation, self.test, self.label_texts))
+
+    @property
     def counts(self) -> dict[str, int]:
         """The number of rows of each part."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}

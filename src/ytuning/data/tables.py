@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -36,16 +36,22 @@ class Column:
         name: name of the column.
         cells: whatever the source holds, row by row.
         read_as: texts of labels that :meth:`label` has read in another form, with the names that they became.
+        rows: number of each cell's row in the source, from 1; None if all rows are there in order.
     """
 
     source: str
     name: str
     cells: list[object]
     read_as: dict[str, str] = field(default_factory=dict, compare=False)
+    rows: Sequence[int] | None = None
+
+    def row_number(self, row: int) -> int:
+        """The number in the source of the row of a cell, which is counted from 1 among those that are there."""
+        return row if self.rows is None else self.rows[row - 1]
 
     def error(self, row: int, problem: str) -> DataError:
-        """An error about the cell in ``row``, counted from 1."""
-        return DataError(problem, source=self.source, row=row, column=self.name)
+        """An error about the cell in ``row``, counted from 1 among those that are there."""
+        return DataError(problem, source=self.source, row=self.row_number(row), column=self.name)
 
     def texts(self, what: str, *, blank: bool = False) -> list[str]:
         """The cells, exactly as they are, if all of them are text that says something.
@@ -132,6 +138,7 @@ class Table:
         cells: those of one column; where the source allows, a column that nobody asks for is never read.
         blank_lines: number of lines without any content, which are no rows.
         notes: what the user should know of how the source was read, each in a sentence without the name of the source.
+        row_numbers: number of each row in the source, from 1; None if all rows are there in order.
     """
 
     source: str
@@ -140,6 +147,7 @@ class Table:
     cells: Callable[[str], list[object]]
     blank_lines: int = 0
     notes: tuple[str, ...] = ()
+    row_numbers: tuple[int, ...] | None = None
 
     def column(self, name: str) -> Column:
         """The column of that name, which must be one of ``names``.
@@ -149,7 +157,27 @@ class Table:
         """
         if self.names.count(name) > 1:
             raise DataError(f"more than one column is named {quote(name)}. Rename one of them.", source=self.source)
-        return Column(self.source, name, self.cells(name))
+        return Column(self.source, name, self.cells(name), rows=self.row_numbers)
+
+    def without_empty(self, name: str) -> Table:
+        """The rows whose cell in a column is neither missing nor blank; they keep their numbers.
+
+        Raises:
+            DataError: no row is left, or several columns have that name.
+        """
+        column = self.column(name)
+        places = [place for place, cell in enumerate(column.cells) if not _is_empty(cell)]
+        if len(places) == self.rows:
+            return self
+        if not places:
+            problem = f"all {self.rows} cells are empty, so no row has a label. Name another column."
+            raise DataError(problem, source=self.source, column=name)
+        return replace(
+            self,
+            rows=len(places),
+            cells=lambda name: list(map(self.cells(name).__getitem__, places)),
+            row_numbers=tuple(column.row_number(place + 1) for place in places),
+        )
 
 
 def table_in_memory(source: object) -> Table:
@@ -217,6 +245,11 @@ def _is_missing(cell: object) -> bool:
     if isinstance(cell, float):
         return math.isnan(cell)
     return cell is None or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _is_empty(cell: object) -> bool:
+    """Whether a cell is missing, or a text without a visible character."""
+    return _is_missing(cell) or (isinstance(cell, str) and label_name(cell) == "")
 
 
 def is_unicode(text: str) -> bool:

@@ -27,16 +27,21 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
 from ytuning.progress import Progress
+from ytuning.system.machine import workers
 from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
 from ytuning.tasks.light_labels import row_record
 from ytuning.tasks.task import Exemplars, Task
+from ytuning.training.batches import mean_features
 from ytuning.training.calibration import Calibration, calibrated_losses, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, TrainingConfig, default_label_texts, recipe_to_json
 
-__all__ = ["Stopwatch", "TrainOptions", "Trained", "train_task", "zero_shot"]
+__all__ = [
+    "PairModeRun", "Stopwatch", "TrainContext", "TrainOptions", "Trained", "check_options", "finish_task",
+    "fit_pair_modes", "split_rows", "train_task", "zero_shot",
+]  # fmt: skip
 
 # With at most this number of rows for a label, the label's name or description often helps.
 FEW_ROWS = 16
@@ -169,23 +174,20 @@ def train_task(
     options, progress = options or TrainOptions(), progress or Progress()
     states = encoder.resolve_states(recipe.layers)
     context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress)
-    _check_options(context)
-    rows = _split(context)
+    check_options(context)
+    rows = split_rows(context)
     modes = pair_modes(options.pairs, has_pairs=train.has_pairs)
     context, sampled = _resolve_auto(context, rows, modes)
-    runs, complete = _run_pair_modes(context, rows, modes)
-    run = _choose_pair_mode(context, rows, runs)
-    heads = _pick_head(context, run, complete)
-    with context.watch.stage("evaluate"):
-        calibrations = _calibrate(context, rows, heads)
-        evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
-        before = zero_shot(mean_states(run.features, len(context.states)), rows)
-    return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
+    (runs,), complete = fit_pair_modes([(context, rows)], modes)
+    return finish_task(context, rows, runs, complete=complete, sampled=sampled)
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What the steps of one training share: the arguments of :func:`train_task`, the hidden states, a stopwatch."""
+    """What the steps of one training share: the arguments of :func:`train_task`, the hidden states, a stopwatch.
+
+    Tasks that are trained together have one each, with the same encoder, states, store, form of the head and stopwatch.
+    """
 
     train: Dataset
     validation: Dataset | None
@@ -202,7 +204,7 @@ class TrainContext:
 # --- split and choose -----------------------------------------------------------------------------------------------
 
 
-def _check_options(context: TrainContext) -> None:
+def check_options(context: TrainContext) -> None:
     """Refuse options that are not allowed or would do nothing, before any work is done."""
     options, recipe = context.options, context.recipe
     for name, given, choices in (
@@ -226,7 +228,7 @@ def _check_options(context: TrainContext) -> None:
         raise InputError(f"{problem}, or leave out {argument('ensemble')}")
 
 
-def _split(context: TrainContext) -> TaskRows:
+def split_rows(context: TrainContext) -> TaskRows:
     """The rows of all parts, checked, and after them the labels' texts."""
     options = context.options
     rows = task_rows(context.train, context.validation, context.test, seed=options.seed, order=options.label_order)
@@ -276,8 +278,15 @@ def _resolve_auto(context: TrainContext, rows: TaskRows, modes: Sequence[PairMod
 
 
 @dataclass(frozen=True)
-class _PairModeRun:
-    """Heads, one for each seed, on features for which pairs were read in one way."""
+class PairModeRun:
+    """A task's heads, one for each seed, on features for which pairs were read in one way.
+
+    Attributes:
+        pair_mode: how pairs were read; None for single texts.
+        features: features of all rows, as the heads read them.
+        cache: use of the feature store.
+        fits: how each head was trained.
+    """
 
     pair_mode: PairMode | None
     features: Features
@@ -285,37 +294,42 @@ class _PairModeRun:
     fits: list[FitResult]
 
 
-def _run_pair_modes(
-    context: TrainContext, rows: TaskRows, modes: Sequence[PairMode | None]
-) -> tuple[list[_PairModeRun], bool]:
-    """A run for each way of reading pairs, and whether all came to their end.
+def fit_pair_modes(
+    tasks: Sequence[tuple[TrainContext, TaskRows]], modes: Sequence[PairMode | None]
+) -> tuple[list[list[PairModeRun]], bool]:
+    """For each task a run for each way of reading pairs, and whether all came to their end.
 
     Ctrl-C leaves out later runs, and a later run that it has ended early is not compared.
+
+    Args:
+        tasks: tasks to train together, whose rows have the same ``inputs``.
+        modes: ways of reading pairs.
     """
-    runs: list[_PairModeRun] = []
+    (context, rows), by_task = tasks[0], [list[PairModeRun]() for _ in tasks]
     for mode in modes:
         try:
             features, cache = _encode(context, rows, mode)
             if context.options.release_encoder and mode == modes[-1]:
                 context.encoder.release()
-            run = _PairModeRun(mode, features, cache, _fit(context, rows, features))
+            fits = _fit(tasks, features)
         except KeyboardInterrupt:
-            if not runs:
+            if not by_task[0]:
                 raise
-            return runs, False
-        interrupted = run.fits[0].interrupted
-        if not (interrupted and runs):
-            runs.append(run)
+            return by_task, False
+        interrupted = fits[0][0].interrupted
+        if not (interrupted and by_task[0]):
+            for runs, own in zip(by_task, fits, strict=True):
+                runs.append(PairModeRun(mode, features, cache, own))
         if interrupted:
-            return runs, False
-    return runs, True
+            return by_task, False
+    return by_task, True
 
 
 def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tuple[Features, CacheUse]:
-    """Features of all rows through the store; for a light head their pools."""
+    """Features of all rows through the store, or what the form of the head reads of them."""
     read = stored_pools if isinstance(context.recipe.head, LightConfig) else stored_inputs
     with context.watch.stage("encode"):
-        return read(
+        features, cache = read(
             rows.inputs,
             context.encoder,
             context.store,
@@ -324,30 +338,70 @@ def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tup
             pair_mode=mode,
             codec=context.options.codec,
         )
+    if isinstance(context.recipe.head, LabelTuningConfig) and context.encoder.device.type == "cpu":
+        with context.watch.stage("train"), workers() as pool:
+            features = mean_features(features, pool)
+    return features, cache
 
 
-def _fit(context: TrainContext, rows: TaskRows, features: Features) -> list[FitResult]:
-    """One head for each seed, trained together."""
+def _fit(tasks: Sequence[tuple[TrainContext, TaskRows]], features: Features) -> list[list[FitResult]]:
+    """For each task one head for each seed, all trained together."""
+    context = tasks[0][0]
     options = context.options
     jobs = [
-        HeadJob(rows.target, rows.truth, context.recipe, seed, rows.label_texts)
+        HeadJob(
+            rows.target,
+            rows.truth,
+            own.recipe,
+            seed,
+            rows.label_texts,
+            train=np.concatenate((rows.train, rows.label_texts)),
+            validation=rows.validation,
+        )
+        for own, rows in tasks
         for seed in range(options.seed, options.seed + options.seeds)
     ]
     with context.watch.stage("train"):
-        return fit_heads(
+        fits = fit_heads(
             features,
             jobs,
-            train=np.concatenate((rows.train, rows.label_texts)),
-            validation=rows.validation,
             seed=options.seed,
             # Validation rows that were given stay validation rows.
             refit=options.refit and context.validation is None,
             device=context.encoder.device,
             progress=context.progress,
         )
+    return [fits[first : first + options.seeds] for first in range(0, len(fits), options.seeds)]
 
 
-def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[_PairModeRun]) -> _PairModeRun:
+# --- choose, calibrate and report -----------------------------------------------------------------------------------
+
+
+def finish_task(
+    context: TrainContext, rows: TaskRows, runs: Sequence[PairModeRun], *, complete: bool, sampled: int = 0
+) -> Trained:
+    """The task of trained heads, calibrated and evaluated.
+
+    Args:
+        context: the training.
+        rows: rows of the task.
+        runs: heads, for each way of reading pairs.
+        complete: whether all runs came to their end.
+        sampled: texts that the choice of hidden states has stored.
+
+    Raises:
+        InputError: no confidence gives the precision of ``abstain_at``.
+    """
+    run = _choose_pair_mode(context, rows, runs)
+    heads = _pick_head(context, run, complete)
+    with context.watch.stage("evaluate"):
+        calibrations = _calibrate(context, rows, heads)
+        evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
+        before = zero_shot(mean_states(run.features, len(context.states)), rows)
+    return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
+
+
+def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[PairModeRun]) -> PairModeRun:
     """The run to take: of two, the joint one where its calibrated validation loss is clearly lower."""
     if len(runs) == 1:
         return runs[0]
@@ -373,9 +427,6 @@ def _calibrated_losses(context: TrainContext, rows: TaskRows, fits: Sequence[Fit
     return torch.stack(losses).mean(0)
 
 
-# --- calibrate and report -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Heads:
     """The trained heads, seed by seed, with an ensemble after them, and which of them becomes the task."""
@@ -389,7 +440,7 @@ class _Heads:
         return self.fits[self.best]
 
 
-def _pick_head(context: TrainContext, run: _PairModeRun, complete: bool) -> _Heads:
+def _pick_head(context: TrainContext, run: PairModeRun, complete: bool) -> _Heads:
     """The first head with the best validation score, or the mean of all heads."""
     fits = run.fits if complete else [replace(fit, interrupted=True) for fit in run.fits]
     best = max(range(len(fits)), key=lambda position: fits[position].validation.score)
@@ -489,7 +540,7 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
 def _report(
     context: TrainContext,
     rows: TaskRows,
-    run: _PairModeRun,
+    run: PairModeRun,
     heads: _Heads,
     evaluated: Sequence[_EvaluatedHead],
     before: dict[str, dict[str, float]],
@@ -513,7 +564,7 @@ def _report(
         rows=rows.counts,
         shared=rows.shared,
         cache=run.cache,
-        truncated=int(run.features.truncated_rows.sum()),
+        truncated=int(run.features.truncated_rows[rows.positions].sum()),
         seconds=context.watch.seconds,
     )
 
@@ -521,7 +572,7 @@ def _report(
 def _task(
     context: TrainContext,
     rows: TaskRows,
-    run: _PairModeRun,
+    run: PairModeRun,
     fit: FitResult,
     evaluated: _EvaluatedHead,
     training: dict[str, Any],
@@ -584,7 +635,7 @@ def _record(
     }
 
 
-def _cache_use(runs: Sequence[_PairModeRun], sampled: int) -> CacheUse:
+def _cache_use(runs: Sequence[PairModeRun], sampled: int) -> CacheUse:
     """The use of the store by all runs; texts that choosing hidden states has stored are no hits."""
     hits, misses, size = (sum(getattr(run.cache, name) for run in runs) for name in ("hits", "misses", "bytes"))
     # Ctrl-C may have come before all of the sample was read again.

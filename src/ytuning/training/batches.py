@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from ytuning.features.codecs import FIT_TOKENS, PcaCoordinates, ProjectedReader
-from ytuning.features.features import Features, PairFeatures, TextFeatures
+from ytuning.features.features import Features, PairFeatures, TextFeatures, ordered_batches
 from ytuning.features.store import StoredRows
-from ytuning.heads.pooled import state_groups
+from ytuning.heads.pooled import LabelTuningHead, state_groups
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
 
-__all__ = ["Projection", "project_features", "shuffled_batches"]
+__all__ = ["MeanFeatures", "Projection", "mean_features", "project_features", "shuffled_batches"]
 
 # Shuffled rows are sorted by length within this number of batches, which saves most of the padding.
 SORTED_BATCHES = 32
@@ -91,6 +91,52 @@ def _shuffled_rows(features: Features, drawn: list[Tensor], generator: torch.Gen
         features.prefetch(block)
     pool = torch.cat(drawn)
     return pool[torch.randperm(len(pool), generator=generator)]
+
+
+class MeanFeatures(TextFeatures):
+    """The mean token of each text, in memory: a batch has one token a row, (B, 1, L, D) float32.
+
+    Their ``lengths`` are those of the texts, so that batches hold the rows that they would hold of all tokens.
+    """
+
+    is_resident = True
+
+    def __init__(self, features: TextFeatures, means: Tensor) -> None:
+        """Make them of the means (rows, L, D) float32 of the texts of ``features``."""
+        vars(self).update(vars(features))
+        self.dtype, self._means = means.dtype, means
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (B, 1, L, D) of rows (B,), and a mask (B, 1) of True."""
+        return self._means[indices][:, None], torch.ones(len(indices), 1, dtype=torch.bool)
+
+
+def mean_features(features: Features, pool: Workers, *, most_bytes: int = COPY_BYTES) -> Features:
+    """What heads that read nothing but the mean token of a text need of it, computed once for all steps and heads.
+
+    Args:
+        features: features of all rows on a CPU.
+        pool: computes the means.
+        most_bytes: size of the largest copy; where the means would take more, the features are given back as they are.
+    """
+    if isinstance(features, PairFeatures):
+        texts = mean_features(features.texts, pool, most_bytes=most_bytes)
+        assert isinstance(texts, TextFeatures)
+        return features.with_texts(texts)
+    size = len(features) * features.layers * features.width * torch.float32.itemsize
+    if isinstance(features, MeanFeatures) or size > most_bytes:
+        return features
+    means = torch.empty(len(features), features.layers, features.width)
+
+    def compute(rows: Tensor) -> None:
+        with torch.inference_mode():
+            means[rows] = LabelTuningHead.mean_states(*features.batch(rows))
+
+    # Batches of the order in which the features are stored are read fastest.
+    ordered = features.in_order(torch.arange(len(features)))
+    pool.map(compute, [ordered[batch.sort().values] for batch in ordered_batches(features.lengths[ordered])])
+    features.release()
+    return MeanFeatures(features, means)
 
 
 @dataclass(frozen=True)
