@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["Messages", "Progress", "ProgressBar"]
+__all__ = ["CollectedMessages", "Messages", "NamedProgress", "Progress", "ProgressBar", "say_of_tasks"]
 
 
 class Progress:
@@ -27,6 +28,43 @@ class Messages(Progress):
     def say(self, message: str) -> None:
         """Print a message on a line of its own."""
         print(message, file=sys.stderr)
+
+
+class CollectedMessages(Progress):
+    """Keeps messages in a list."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        """Keep a message."""
+        self.messages.append(message)
+
+
+class NamedProgress(Progress):
+    """Says of each message which of several tasks it is about."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report it as it is."""
+        self._progress.step(stage, done, total, note)
+
+    def say(self, message: str) -> None:
+        """Report it with the name of the task."""
+        self._progress.say(f"task {self._name!r}: {message}")
+
+
+def say_of_tasks(progress: Progress, messages: Mapping[str, Sequence[str]]) -> None:
+    """Report the messages of each task by its name; a message that all tasks have is reported once, without a name."""
+    common = set.intersection(*map(set, messages.values())) if messages else set()
+    for message in dict.fromkeys(message for own in messages.values() for message in own if message in common):
+        progress.say(message)
+    for name, own in messages.items():
+        for message in own:
+            if message not in common:
+                NamedProgress(name, progress).say(message)
 
 
 class ProgressBar(Progress):
