@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ytuning.errors import InputError, quantity, write_errors
-from ytuning.progress import Messages, Progress, ProgressBar
+from ytuning.progress import Messages, Progress, ProgressBar, say_of_tasks
 from ytuning.system.files import STANDARD_INPUT, NewFile
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_result_file", "check_streams", "files_json", "print_json", "read_parts", "result_file", "shown_progress",
-    "split_of_report", "tell_alike", "tell_blank", "tell_cut", "tell_file", "tell_held_out", "write_page",
+    "split_of_report", "tell_alike", "tell_blank", "tell_cut", "tell_file", "tell_held_out", "tell_tasks", "write_page",
 ]  # fmt: skip
 
 
@@ -67,6 +67,18 @@ def tell_file(
         progress.say(f"{data.source}: {_row_counts(data)}; columns {data.columns}{kind}{''.join(notes)}")
     for note in data.notes:
         progress.say(f"{data.source}: {note}")
+
+
+def tell_tasks(progress: Progress, tasks: Mapping[str, Dataset], *, quiet: bool) -> None:
+    """Say which rows and columns of a file are read for each of several tasks, unless ``quiet``, and what is odd."""
+    data = next(iter(tasks.values()))
+    if not quiet and data.columns is not None:
+        parts = [f"{name!r} ({rows.kind}: {_row_counts(rows)})" for name, rows in tasks.items()]
+        read = {role: name for role, name in data.columns.spelt.items() if role != "label"}
+        columns = ", ".join(f"{role} = {name!r}" for role, name in read.items())
+        progress.say(f"{data.source}: columns {columns}; tasks {'; '.join(parts)}")
+    notes = {name: [f"{rows.source}: {note}" for note in rows.notes] for name, rows in tasks.items()}
+    say_of_tasks(progress, notes)
 
 
 def _row_counts(data: Dataset) -> str:

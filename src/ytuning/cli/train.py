@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from ytuning.cli import console, options
-from ytuning.cli.options import ENCODER, HEAD, OUTPUT, in_order
+from ytuning.cli import console, options, results
+from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, in_order
+from ytuning.cli.train_columns import Output, Request, check_options_of_tasks, train_columns
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, quantity
 from ytuning.progress import Progress
@@ -21,6 +22,7 @@ from ytuning.progress import Progress
 if TYPE_CHECKING:
     from ytuning.data.label_texts import LabelTexts
     from ytuning.tasks.train import Stopwatch, Trained
+    from ytuning.training.recipes import Recipe
 
 __all__ = ["train"]
 
@@ -33,6 +35,16 @@ def train(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
+    tasks: Annotated[
+        str | None,
+        DATA(
+            "COLUMNS",
+            "Columns of labels, separated by commas, to train a task for each in one run, such as "
+            "intent,urgency:ordinal=low|high,topics:multi. --out is then the folder of their task folders. An empty "
+            "cell says nothing about its task.",
+            "one task",
+        ),
+    ] = None,
     group: options.Group = None,
     kind: options.KindOption = "auto",
     label_order: options.LabelOrder = None,
@@ -126,20 +138,37 @@ def train(
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.task import check_task_folder, save_task, task_files
     from ytuning.tasks.train import Stopwatch, TrainOptions, train_task
-    from ytuning.training.recipes import AUTO_LAYERS, read_recipe, reading_layers, weighing_labels
-    from ytuning.training.recipes import preset as recipe_of
+    from ytuning.training.recipes import AUTO_LAYERS
 
     start, watch = time.perf_counter(), Stopwatch()
     console.check_streams(train_file, validation, test, recipe_file, label_texts)
-    if recipe_file is not None and preset != "default":
-        raise InputError(
-            "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
+    recipe = _recipe(preset, recipe_file, layers, loss, label_weights)
+    chosen = TrainOptions(
+        name=out.resolve().name,
+        seed=seed,
+        seeds=seeds,
+        ensemble=ensemble,
+        refit=refit,
+        codec=store,
+        label_order=in_order(label_order),
+        abstain_at=abstain_at,
+        pairs=pairs,
+        layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
+        # The command reads no more texts.
+        release_encoder=True,
+    )
+    if tasks is not None:
+        one_task = {"--label": label, "--label-names": label_names, "--label-order": label_order, "--report": report}
+        check_options_of_tasks({**one_task, "--kind": None if kind == "auto" else kind}, label_texts)
+        train_columns(
+            Request(tasks, (train_file, validation, test), text, text_pair, group, loss=loss),
+            recipe,
+            replace(chosen, label_texts=label_texts),
+            partial(load_encoder, encoder, precision=precision, long_text=long_text),
+            out,
+            output=Output(as_json=as_json, quiet=quiet),
         )
-    recipe = reading_layers(recipe_of(preset) if recipe_file is None else read_recipe(recipe_file), layers)
-    if loss is not None:
-        recipe = replace(recipe, training=replace(recipe.training, loss=loss))
-    if label_weights == "balanced":
-        recipe = weighing_labels(recipe, "balanced")
+        return
     check_task_folder(out)
     if report is not None:
         console.check_result_file(
@@ -163,29 +192,16 @@ def train(
             recipe,
             validation=held,
             test=judged,
-            options=TrainOptions(
-                name=out.resolve().name,
-                seed=seed,
-                seeds=seeds,
-                ensemble=ensemble,
-                refit=refit,
-                codec=store,
-                label_order=in_order(label_order),
-                abstain_at=abstain_at,
-                pairs=pairs,
-                layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
-                label_texts=_read_label_texts(progress, label_texts, quiet=quiet),
-                # The command reads no more texts.
-                release_encoder=True,
-            ),
+            options=replace(chosen, label_texts=_read_label_texts(progress, label_texts, quiet=quiet)),
             progress=progress,
         )
         watch.add(trained.seconds)
         if trained.fit.interrupted:
-            out, report = _place_beside_finished(out, report)
+            out, report = results.place_beside_finished(out, report)
         save_task(trained.task, out)
         console.tell_held_out(progress, rows, trained.rows, held, quiet=quiet)
-        _tell_training(progress, trained, out)
+        results.tell_training(progress, trained)
+        _tell_interrupted(trained, out)
         if report is not None:
             from ytuning.reports.html import render_report
 
@@ -205,11 +221,26 @@ def train(
     if as_json:
         files = console.files_json(train=rows, validation=held, test=judged)
         shown = {"files": files, "report": None if report is None else str(report)}
-        console.print_json({**_train_json(trained, out, watch), **shown})
+        console.print_json({**results.train_json(trained, out, watch), **shown})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
         raise typer.Exit(1)
+
+
+def _recipe(preset: str, recipe_file: Path | None, layers: str, loss: str | None, label_weights: str) -> Recipe:
+    """The recipe of a preset or a file, with what other options change in it."""
+    from ytuning.training import recipes
+
+    if recipe_file is not None and preset != "default":
+        raise InputError(
+            "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
+        )
+    base = recipes.preset(preset) if recipe_file is None else recipes.read_recipe(recipe_file)
+    recipe = recipes.reading_layers(base, layers)
+    if loss is not None:
+        recipe = replace(recipe, training=replace(recipe.training, loss=loss))
+    return recipes.weighing_labels(recipe, "balanced") if label_weights == "balanced" else recipe
 
 
 def _read_label_texts(progress: Progress, given: str | None, *, quiet: bool) -> LabelTexts | None:
@@ -223,68 +254,12 @@ def _read_label_texts(progress: Progress, given: str | None, *, quiet: bool) -> 
     return texts
 
 
-def _place_beside_finished(out: Path, report: Path | None) -> tuple[Path, Path | None]:
-    """Where to save a task whose training was interrupted, and its report: not over those of a finished one."""
-    from ytuning.tasks.task import place_beside
-
-    place = place_beside(out)
-    if place != out:
-        print(f"The finished task in {out} is kept.", file=sys.stderr)
-        if report is not None:
-            inside = report.resolve().parent == out.resolve()
-            report = place / report.name if inside else report.with_stem(f"{report.stem}-interrupted")
-    return place, report
-
-
-def _tell_training(progress: Progress, trained: Trained, out: Path) -> None:
-    console.tell_cut(progress, trained.truncated)
-    for split, rows in trained.shared.items():
-        if rows:
-            other = "validation" if split == "test_and_validation" else "training"
-            copies = quantity(rows, f"{split.partition('_')[0]} row")
-            progress.say(f"{copies} {'has' if rows == 1 else 'have'} exactly the text of a {other} row.")
+def _tell_interrupted(trained: Trained, out: Path) -> None:
     if trained.fit.interrupted:
         best, target = trained.fit.validation, trained.task.target
         figures = f"step {best.step}, validation {target.score_name} {target.shown_score(best.score)}"
         # This is not progress, so --quiet does not hide it.
         print(f"Interrupted. The best head so far ({figures}) is saved in {out}.", file=sys.stderr)
-
-
-def _train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
-    task, encoder = trained.task, trained.task.encoder
-    stages = ("read", "encode", "train", "evaluate", "total")
-    return {
-        "task_dir": str(out),
-        "kind": task.kind,
-        "labels": len(task.target.names),
-        "rows": trained.rows,
-        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "parameters": encoder.parameters},
-        "head": {"parameters": task.head_parameters, "share_of_encoder": task.head_parameters / encoder.parameters},
-        "metrics": task.metrics,
-        "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
-        "cache": asdict(trained.cache),
-        "store": task.codec.name,
-        "truncated": trained.truncated,
-        "shared": trained.shared,
-        "seeds": {
-            "saved": task.training["seed"],
-            "metrics": {str(seed): metrics for seed, metrics in trained.by_seed.items()},
-            "spread": {split: _spread(trained, split) for split in trained.reports},
-        },
-        "zero_shot": trained.zero_shot,
-        "refitted": trained.fit.refitted,
-        "interrupted": trained.fit.interrupted,
-    }
-
-
-def _spread(trained: Trained, split: str) -> dict[str, dict[str, float]]:
-    """Mean and deviation (0 of one seed) of each metric over the seeds whose head has a report of the split."""
-    metrics = [splits[split] for splits in trained.by_seed.values() if split in splits]
-    columns = {name: [figures[name] for figures in metrics] for name in metrics[0]}
-    return {
-        name: {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else 0.0}
-        for name, values in columns.items()
-    }
 
 
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
@@ -295,7 +270,7 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     if len(trained.by_seed) > 1:
         figures = ", ".join(
             f"{name} {values['mean']:.4f} (deviation {values['deviation']:.4f})"
-            for name, values in _spread(trained, split).items()
+            for name, values in results.spread_of_seeds(trained, split).items()
         )
         best = task.training["seed"]
         saved = "The mean of their heads" if best is None else f"The head of seed {best}"

@@ -25,6 +25,7 @@ from ytuning.data.tables import LISTS, Column, Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter
 
 __all__ = [
+    "EMPTY_CELLS",
     "Dataset",
     "TextInput",
     "check_not_blank",
@@ -38,6 +39,8 @@ __all__ = [
 
 TextInput = tuple[str, str | None]
 """A text and, for pairs, its second text."""
+EMPTY_CELLS = "empty label cells"
+"""The reason in ``Dataset.left_out`` of rows that say nothing about their task."""
 PAIR_TYPES = (list, tuple, np.ndarray)
 """What may hold the two texts of a pair."""
 # A name of which brackets or quotes are the first and the last character may come from a list written as text.
@@ -268,7 +271,7 @@ def read_dataset(
     if skip_empty and isinstance(column := columns.label, str):
         columns, before = replace(columns, empty_labels=True), table.rows
         table = table.without_empty(column)
-        left_out |= {"empty label cells": before - table.rows} if table.rows < before else {}
+        left_out |= {EMPTY_CELLS: before - table.rows} if table.rows < before else {}
     places = [name.strip() for name in label_names.split(",")] if isinstance(label_names, str) else label_names
     read = _read_label_columns(table, columns, kind, known, places)
     return Dataset(

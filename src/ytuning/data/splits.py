@@ -280,6 +280,7 @@ class TaskRows:
         train: positions (rows,) int64 of the training rows.
         validation: positions (rows,) int64 of the validation rows.
         test: positions (rows,) int64 of the test rows.
+        held: the validation rows.
         shared: rows of a part whose text is also one of another.
         label_texts: positions (rows,) int64 of the labels' own texts, which are rows of their labels; none unless
             :meth:`with_label_texts` has added them.
@@ -291,6 +292,7 @@ class TaskRows:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    held: Dataset
     shared: dict[str, int]
     label_texts: np.ndarray
 
@@ -352,6 +354,7 @@ def task_rows(
         train=train_rows,
         validation=held_rows,
         test=test_rows,
+        held=train.select(held_rows) if validation is None else validation,
         shared=shared,
         label_texts=np.arange(0),
     )

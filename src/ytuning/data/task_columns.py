@@ -15,7 +15,7 @@ from ytuning.data.labels import Kind, did_you_mean, list_names, quote
 from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of
 
-__all__ = ["KindChoice", "TaskColumn", "parse_task_columns", "read_tasks"]
+__all__ = ["KindChoice", "TaskColumn", "kinds_of", "parse_task_columns", "read_tasks"]
 
 KindChoice = Literal["auto", Kind]
 
@@ -46,6 +46,21 @@ def parse_task_columns(text: str, names: Sequence[str]) -> list[TaskColumn]:
         InputError: a part has no name, or an unknown kind, or an order of labels that have none.
     """
     return [_parse_column(part.strip(), names) for part in text.split(",")]
+
+
+def kinds_of(columns: Sequence[TaskColumn]) -> dict[str, KindChoice]:
+    """The kind of each task, by its column.
+
+    Raises:
+        InputError: a column is named twice.
+    """
+    _check_twice([column.name for column in columns])
+    return {column.name: column.kind for column in columns}
+
+
+def _check_twice(names: Sequence[str]) -> None:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise InputError(f"{argument('tasks')} names the column {quote(twice)} more than once. Name it once.")
 
 
 def _parse_column(part: str, names: Sequence[str]) -> TaskColumn:
@@ -104,9 +119,7 @@ def read_tasks(
     kinds: Mapping[str, KindChoice] = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, "auto")
     if isinstance(tasks, str) or not kinds:
         raise InputError(f"{argument('tasks')} must name at least one column. Got {tasks!r} instead.")
-    if not isinstance(tasks, Mapping) and len(kinds) < len(tasks):
-        twice = next(name for name, count in Counter(tasks).items() if count > 1)
-        raise InputError(f"{argument('tasks')} names the column {quote(twice)} more than once. Name it once.")
+    _check_twice(list(tasks))
     for kind in kinds.values():
         if kind not in (known := ("auto", *get_args(Kind))):
             raise InputError(must_be_one_of("the kind of a task", kind, known))

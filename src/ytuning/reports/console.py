@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ytuning.data.dataset import EMPTY_CELLS, Dataset
 from ytuning.errors import quantity
 from ytuning.evaluation.evaluate import Report
+from ytuning.tasks.train import Trained
 
-__all__ = ["SHOWN_METRICS", "answers_table", "new_table", "print_report"]
+__all__ = ["SHOWN_METRICS", "answers_table", "new_table", "print_report", "print_tasks"]
 
 SHOWN_LABELS = 20
 SHOWN_METRICS = {
@@ -58,9 +60,46 @@ def print_report(console: Console, report: Report, title: str, seconds: dict[str
             mistakes.add_row(escape(confusion.true), escape(confusion.predicted), str(confusion.rows))
         console.print(mistakes)
     if seconds:
-        stages = new_table("Seconds", [], seconds)
-        stages.add_row(*(f"{value:.2f}" for value in seconds.values()))
-        console.print(stages)
+        console.print(_seconds_table(seconds))
+
+
+def print_tasks(
+    console: Console,
+    trained: Mapping[str, Trained],
+    train: Mapping[str, Dataset],
+    split: str,
+    seconds: dict[str, float],
+) -> None:
+    """Print a line for each of several tasks, and the seconds of each stage.
+
+    Args:
+        console: prints.
+        trained: the tasks, by their names.
+        train: training rows of the tasks, before any was held out.
+        split: rows that the scores are of, "validation" or "test".
+        seconds: of all tasks together, by stage.
+    """
+    table = new_table(
+        f"{quantity(len(trained), 'task')}, {split}",
+        ["task", "kind", "metric"],
+        ["score", "95 % interval", "rows", "empty"],
+    )
+    for name, one in trained.items():
+        report, target = one.reports[split], one.task.target
+        metric = next((metric for metric in target.headlines if metric in report.metrics), None)
+        figures = ["", ""] if metric is None else [SHOWN_METRICS[metric], f"{report.metrics[metric]:.4f}"]
+        ends = report.intervals.get(metric or "")
+        interval = f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+        counts = (f"{count:,}" for count in (len(train[name]), train[name].left_out.get(EMPTY_CELLS, 0)))
+        table.add_row(escape(name), target.kind, *figures, interval, *counts)
+    console.print(table)
+    console.print(_seconds_table(seconds))
+
+
+def _seconds_table(seconds: dict[str, float]) -> Table:
+    stages = new_table("Seconds", [], seconds)
+    stages.add_row(*(f"{value:.2f}" for value in seconds.values()))
+    return stages
 
 
 def _headline(report: Report, title: str) -> str:

@@ -549,8 +549,9 @@ def _report(
     best, fit = evaluated[heads.best], heads.fit
     if context.test is not None and any(head.test_logits is None for head in evaluated):
         fit = replace(fit, interrupted=True)
-    held = context.train.select(rows.validation) if context.validation is None else context.validation
-    judged = {"validation": EvaluatedRows(held, rows.truth[rows.validation], fit.validation_logits, fit.chosen_head)}
+    judged = {
+        "validation": EvaluatedRows(rows.held, rows.truth[rows.validation], fit.validation_logits, fit.chosen_head)
+    }
     if context.test is not None and best.test_logits is not None:
         judged["test"] = EvaluatedRows(context.test, rows.truth[rows.test], best.test_logits, fit.head)
     first, seeds = context.options.seed, context.options.seeds

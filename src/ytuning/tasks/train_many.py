@@ -30,7 +30,7 @@ from ytuning.tasks.train import (
 )
 from ytuning.training.recipes import AUTO_LAYERS, Recipe
 
-__all__ = ["task_folders", "train_tasks"]
+__all__ = ["check_shared_options", "task_folders", "train_tasks"]
 
 
 def train_tasks(
@@ -76,7 +76,7 @@ def train_tasks(
     options, progress = options or TrainOptions(), progress or Progress()
     orders, watch = label_orders or {}, Stopwatch()
     _check_names(train, validation, test, orders)
-    _check_shared_options(options)
+    check_shared_options(options)
     states = encoder.resolve_states(recipe.layers)
     contexts = [
         TrainContext(
@@ -160,7 +160,7 @@ def _check_names(
         raise InputError(f"{problem} Train the two kinds on their own.")
 
 
-def _check_shared_options(options: TrainOptions) -> None:
+def check_shared_options(options: TrainOptions) -> None:
     """Refuse options that are about the labels of one task, or would choose for one."""
     if options.label_order is not None:
         raise InputError(
@@ -193,8 +193,7 @@ def _split_all(contexts: Sequence[TrainContext], progress: Progress) -> list[Tas
         messages[name] = said.messages
     if problems:
         listed = " ".join(f"{quote(name)}: {problem}." for name, problem in problems.items())
-        which = "one" if len(problems) == 1 else str(len(problems))
-        raise InputError(f"{which} of {quantity(len(contexts), 'task')} cannot be trained. {listed}")
+        raise InputError(f"{len(problems)} of {quantity(len(contexts), 'task')} cannot be trained. {listed}")
     say_of_tasks(progress, messages)
     return rows
 
