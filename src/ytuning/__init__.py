@@ -10,36 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
+    from ytuning.data.task_columns import read_tasks
     from ytuning.encoder.encoder import Encoder, load_encoder
     from ytuning.errors import YTuningError
-    from ytuning.estimator import YTuningClassifier, YTuningRegressor
+    from ytuning.estimator import YTuningClassifier, YTuningMultiOutputClassifier, YTuningRegressor
     from ytuning.features.store import FeatureStore
     from ytuning.reports.html import render_report
     from ytuning.tasks.evaluate import evaluate_task
     from ytuning.tasks.predictor import Prediction, Predictor
     from ytuning.tasks.task import Task, load_task, save_task
     from ytuning.tasks.train import TrainOptions, train_task
+    from ytuning.tasks.train_many import train_tasks
     from ytuning.training.recipes import Recipe, preset
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Dataset", "Encoder", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task", "TrainOptions",
-    "YTuningClassifier", "YTuningError", "YTuningRegressor", "__version__", "evaluate_task", "from_lists",
-    "load_encoder", "load_task", "preset", "read_dataset", "render_report", "save_task", "train_task",
+    "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor", "__version__",
+    "evaluate_task", "from_lists", "load_encoder", "load_task", "preset", "read_dataset", "read_tasks",
+    "render_report", "save_task", "train_task", "train_tasks",
 ]  # fmt: skip
 
 _HOMES = {
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),
+    "data.task_columns": ("read_tasks",),
     "encoder.encoder": ("Encoder", "load_encoder"),
     "errors": ("YTuningError",),
-    "estimator": ("YTuningClassifier", "YTuningRegressor"),
+    "estimator": ("YTuningClassifier", "YTuningMultiOutputClassifier", "YTuningRegressor"),
     "features.store": ("FeatureStore",),
     "reports.html": ("render_report",),
     "tasks.evaluate": ("evaluate_task",),
     "tasks.predictor": ("Prediction", "Predictor"),
     "tasks.task": ("Task", "load_task", "save_task"),
     "tasks.train": ("TrainOptions", "train_task"),
+    "tasks.train_many": ("train_tasks",),
     "training.recipes": ("Recipe", "preset"),
 }
 

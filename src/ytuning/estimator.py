@@ -1,11 +1,11 @@
-"""The scikit-learn face: :class:`YTuningClassifier` and :class:`YTuningRegressor`."""
+"""The scikit-learn face: a classifier, a classifier of several outputs, and a regressor."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,33 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ytuning.data.dataset import Dataset, check_not_blank, from_lists
+from ytuning.data.kinds import Answers
 from ytuning.data.label_texts import LabelTexts
 from ytuning.data.labels import LabelSet, did_you_mean, label_name, quote
 from ytuning.data.sequences import as_cells
-from ytuning.data.targets import Targets, label_array, label_matrix, label_sets, read_targets
+from ytuning.data.targets import Targets, label_array, label_matrix, label_sets, read_outputs, read_targets
 from ytuning.encoder.download import DEFAULT_ENCODER
-from ytuning.encoder.encoder import load_encoder
+from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import Precision
 from ytuning.encoder.tokens import LongText
-from ytuning.errors import InputError, must_be_one_of, quantity
+from ytuning.errors import DataError, InputError, must_be_one_of, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
 from ytuning.tasks.evaluate import task_features
-from ytuning.tasks.predictor import live_logits
+from ytuning.tasks.predictor import live_logits, live_logits_of_tasks
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
-from ytuning.tasks.task import save_task
+from ytuning.tasks.task import Task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
+from ytuning.tasks.train_many import task_folders, train_tasks
 from ytuning.training.fit import logits_of
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
 
-__all__ = ["YTuningClassifier", "YTuningRegressor"]
+__all__ = ["YTuningClassifier", "YTuningMultiOutputClassifier", "YTuningRegressor"]
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """What both estimators do; their parameters are those of :class:`YTuningClassifier`."""
+    """What the estimators do; their parameters are those of :class:`YTuningClassifier`."""
 
     encoder: str
     preset: str
@@ -54,7 +56,32 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     pairs: PairChoice
     long_text: LongText
     layers: str | Sequence[int] | None
+    validation_metrics_: dict[str, Any]
     _shared: SharedEncoder | None
+
+    def _prepare(self, recipe: Recipe, label_texts: LabelTexts | None) -> tuple[Recipe, Encoder, TrainOptions]:
+        """What a training takes beside the rows, from the parameters."""
+        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
+        choosing = self.layers == AUTO_LAYERS
+        if self.layers is not None and not choosing:
+            recipe = replace(recipe, layers=_numbers(self.layers))
+        encoder = load_encoder(self.encoder, precision=self.precision, long_text=self.long_text)
+        return (
+            recipe,
+            encoder,
+            TrainOptions(
+                seed=self.seed,
+                refit=self.refit,
+                codec=self.store,
+                pairs=self.pairs,
+                layers=AUTO_LAYERS if choosing else None,
+                label_texts=label_texts,
+            ),
+        )
+
+    def _progress(self) -> AbstractContextManager[Progress]:
+        return ProgressBar() if self.verbose else nullcontext(Progress())
 
     def _fit(
         self,
@@ -63,24 +90,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
         label_texts: LabelTexts | None = None,
         label_order: Sequence[str] | None = None,
     ) -> None:
-        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
         for note in data.notes:
             warnings.warn(note, UserWarning, stacklevel=3)
-        choosing = self.layers == AUTO_LAYERS
-        if self.layers is not None and not choosing:
-            recipe = replace(recipe, layers=_numbers(self.layers))
-        encoder = load_encoder(self.encoder, precision=self.precision, long_text=self.long_text)
-        options = TrainOptions(
-            seed=self.seed,
-            refit=self.refit,
-            codec=self.store,
-            pairs=self.pairs,
-            layers=AUTO_LAYERS if choosing else None,
-            label_texts=label_texts,
-            label_order=label_order,
-        )
-        with ProgressBar() if self.verbose else nullcontext(Progress()) as progress:
+        recipe, encoder, options = self._prepare(recipe, label_texts)
+        options = replace(options, label_order=label_order)
+        with self._progress() as progress:
             trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
         if trained.fit.interrupted:
             # An estimator is fitted or it is not. The texts read so far stay stored.
@@ -104,8 +118,12 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     def _loaded_encoder(self) -> SharedEncoder:
         """The encoder of the fit; a copy of a fitted estimator loads it when it is first used."""
         if self._shared is None:
-            (self._shared,) = share_encoders([self.task_], encoder=self.encoder)
+            (self._shared,) = share_encoders(self._fitted_tasks[:1], encoder=self.encoder)
         return self._shared
+
+    @property
+    def _fitted_tasks(self) -> list[Task]:
+        return [self.task_]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: parameters and the task. The encoder's weights stay where they are."""
@@ -265,6 +283,176 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         """Tell scikit-learn that several labels are welcome."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
+        return tags
+
+
+class YTuningMultiOutputClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
+    """Several classifiers of the same texts on a frozen encoder, with scikit-learn's contract for several outputs.
+
+    ``y`` is an array, a frame or a list of rows (rows, outputs), one label in each cell. None and NaN say nothing about
+    their output: it is trained on the other rows. Each text is encoded once and all heads are trained together. The
+    parameters are those of :class:`YTuningClassifier`, but that ``class_weight`` is None or ``"balanced"``,
+    ``label_texts`` is None, ``"names"`` or ``"none"``, and ``layers`` is not ``"auto"``.
+
+    Attributes:
+        classes_: for each output its labels, sorted, in the type they were given in.
+        outputs_: names of the outputs: columns of a frame, else their places.
+        tasks_: the trained `task.Task` of each output, named like it.
+        validation_metrics_: metrics of the held-out rows of each output, by its name.
+        truncated_: rows whose text was cut at the encoder's maximum length; a warning tells, too.
+    """
+
+    def __init__(  # noqa: PLR0913  # scikit-learn reads the parameters from here
+        self,
+        encoder: str = DEFAULT_ENCODER,
+        *,
+        preset: str = "default",
+        class_weight: str | None = None,
+        store: str = "int8",
+        seed: int = 0,
+        refit: bool = True,
+        cache: str | Path | None = None,
+        verbose: bool = False,
+        precision: Precision = "auto",
+        pairs: PairChoice = "auto",
+        long_text: LongText = "truncate",
+        layers: Sequence[int] | None = None,
+        keep_features: bool = False,
+        label_texts: str | None = None,
+    ) -> None:
+        self.encoder, self.preset, self.class_weight = encoder, preset, class_weight
+        self.store, self.seed, self.refit, self.cache, self.verbose = store, seed, refit, cache, verbose
+        self.precision, self.pairs, self.long_text = precision, pairs, long_text
+        self.layers, self.keep_features, self.label_texts = layers, keep_features, label_texts
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> YTuningMultiOutputClassifier:  # noqa: N803
+        """Train on texts (rows,) and labels (rows, outputs); ``groups`` as for :meth:`YTuningClassifier.fit`.
+
+        Raises:
+            InputError: a parameter is not allowed, ``y`` has another form, or an output cannot be trained.
+            DataError: a row is not text, or there are fewer or more labels or groups than texts.
+            EncoderError: the encoder cannot be used.
+        """
+        recipe = preset(self.preset)
+        if self.class_weight not in (None, "balanced"):
+            raise InputError(must_be_one_of("class_weight", self.class_weight, (None, "balanced")))
+        if self.label_texts not in (None, "names", "none"):
+            raise InputError(must_be_one_of("label_texts", self.label_texts, (None, "names", "none")))
+        recipe = weighing_labels(recipe, self.class_weight)
+        data = from_lists(X, groups=groups)
+        check_not_blank(data)
+        columns, cells = read_outputs(y), len(as_cells(y, "y"))
+        if cells != len(data):
+            raise InputError(f"y must have a row for each of the {len(data)} texts. Got {cells} instead.")
+        targets = {column.name: read_targets(column.values) for column in columns}
+        rows = {
+            column.name: replace(data.select(column.rows), labels=one.labels, kind=one.kind)
+            for column, one in zip(columns, targets.values(), strict=True)
+        }
+        for name, one in targets.items():
+            for note in one.notes:
+                warnings.warn(f"output {name!r}: {note}", UserWarning, stacklevel=2)
+        recipe, encoder, options = self._prepare(recipe, self.label_texts)
+        orders = {name: one.order for name, one in targets.items() if one.order is not None}
+        with self._progress() as progress:
+            trained = train_tasks(
+                rows, encoder, FeatureStore(self.cache), recipe, options=options, label_orders=orders, progress=progress
+            )
+        if len(trained) < len(rows) or any(one.fit.interrupted for one in trained.values()):
+            # An estimator is fitted or it is not. The texts read so far stay stored.
+            raise KeyboardInterrupt
+        self.tasks_, self._shared = [one.task for one in trained.values()], SharedEncoder(encoder)
+        self.outputs_ = list(rows)
+        self.classes_ = [one.classes for one in targets.values()]
+        # For each output the columns of the head's logits in the order of its classes.
+        self._columns = [
+            np.array([task.target.names.index(name) for name in one.names])
+            for task, one in zip(self.tasks_, targets.values(), strict=True)
+        ]
+        self.validation_metrics_ = {name: one.reports["validation"].metrics for name, one in trained.items()}
+        self.truncated_ = max(one.truncated for one in trained.values())
+        _warn_cut(self.truncated_)
+        return self
+
+    def predict_proba(self, X: Any) -> list[np.ndarray]:  # noqa: N803
+        """For each output calibrated probabilities (rows, C) of texts, columns in the order of its ``classes_``.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            DataError: a row is not text, or is a pair where single texts were fitted, or the other way round.
+        """
+        return [
+            answers.probabilities[:, columns] for answers, columns in zip(self._answers(X), self._columns, strict=True)
+        ]
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Labels (rows, outputs) of texts; where outputs have labels of several types, an object array."""
+        answers = self._answers(X)
+        # (C,) each: the place in classes_ of each of the task's labels.
+        columns = [
+            classes[np.argsort(order)[answer.values]]
+            for answer, order, classes in zip(answers, self._columns, self.classes_, strict=True)
+        ]
+        if len({column.dtype.kind for column in columns}) == 1:
+            return np.stack(columns, axis=1)
+        labels = np.empty((len(columns[0]), len(columns)), object)
+        for place, column in enumerate(columns):
+            labels[:, place] = column.tolist()
+        return labels
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Share of the rows whose labels are all right; cells of ``y`` that are None or NaN are not compared."""
+        predicted = self.predict(X)
+        columns, cells = read_outputs(y), len(as_cells(y, "y"))
+        if len(columns) != len(self.tasks_) or cells != len(predicted):
+            shape = f"({len(predicted)}, {len(self.tasks_)})"
+            raise InputError(f"y must have the shape {shape}. Got ({cells}, {len(columns)}) instead.")
+        right = np.ones(len(predicted), bool)
+        for place, column in enumerate(columns):
+            right[column.rows] &= predicted[column.rows, place] == label_array(column.values)
+        return float(np.average(right, weights=sample_weight))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a task folder for each output into a folder; see :meth:`YTuningClassifier.save`.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            InputError: a folder cannot be written, holds other files, or cannot be named like an output.
+            WriteError: the disk is full or broken.
+        """
+        check_is_fitted(self, "tasks_")
+        for task, place in zip(self.tasks_, task_folders(folder, self.outputs_).values(), strict=True):
+            save_task(task, place)
+
+    @property
+    def _fitted_tasks(self) -> list[Task]:
+        return self.tasks_
+
+    def _answers(self, X: Any) -> list[Answers]:  # noqa: N803
+        """The answers of each output; each text is encoded once for all that read pairs in one way."""
+        check_is_fitted(self, "tasks_")
+        data, shared = from_lists(X), self._loaded_encoder()
+        if problem := self.tasks_[0].form_problem(pairs=data.has_pairs):
+            raise DataError(problem, source=data.source)
+        logits: dict[str, np.ndarray] = {}
+        truncated = np.zeros(len(data), bool)
+        for mode in {task.pair_mode for task in self.tasks_}:
+            tasks = [task for task in self.tasks_ if task.pair_mode == mode]
+            if self.keep_features:
+                # The features of tasks that were trained together are the same.
+                features, _ = task_features(tasks[0], data, shared.encoder, FeatureStore(self.cache))
+                found, cut = [logits_of(task.head, features) for task in tasks], features.truncated_rows
+            else:
+                found, cut = live_logits_of_tasks(tasks, data, shared)
+            logits |= {task.name: own for task, own in zip(tasks, found, strict=True)}
+            truncated |= cut
+        _warn_cut(int(truncated.sum()))
+        return [task.calibration.answers(task.target, logits[task.name]) for task in self.tasks_]
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that there are several outputs."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output, tags.target_tags.single_output = True, False
         return tags
 
 

@@ -73,10 +73,14 @@ def tell_tasks(progress: Progress, tasks: Mapping[str, Dataset], *, quiet: bool)
     """Say which rows and columns of a file are read for each of several tasks, unless ``quiet``, and what is odd."""
     data = next(iter(tasks.values()))
     if not quiet and data.columns is not None:
-        parts = [f"{name!r} ({rows.kind}: {_row_counts(rows)})" for name, rows in tasks.items()]
+        parts = [
+            f"{name!r} ({', '.join([rows.kind, f'{len(rows):,} used', *_reasons(rows)])})"
+            for name, rows in tasks.items()
+        ]
         read = {role: name for role, name in data.columns.spelt.items() if role != "label"}
         columns = ", ".join(f"{role} = {name!r}" for role, name in read.items())
-        progress.say(f"{data.source}: columns {columns}; tasks {'; '.join(parts)}")
+        counts = f"{quantity(data.rows_read, 'row')} read"
+        progress.say(f"{data.source}: {counts}; columns {columns}; tasks {', '.join(parts)}")
     notes = {name: [f"{rows.source}: {note}" for note in rows.notes] for name, rows in tasks.items()}
     say_of_tasks(progress, notes)
 
@@ -84,8 +88,12 @@ def tell_tasks(progress: Progress, tasks: Mapping[str, Dataset], *, quiet: bool)
 def _row_counts(data: Dataset) -> str:
     if data.rows_read == len(data):
         return quantity(len(data), "row")
-    why = ", ".join(f"{number:,} {reason}" for reason, number in data.left_out.items())
-    return f"{quantity(data.rows_read, 'row')} read, {len(data):,} used (left out: {why})"
+    return f"{quantity(data.rows_read, 'row')} read, {len(data):,} used (left out: {', '.join(_reasons(data))})"
+
+
+def _reasons(data: Dataset) -> list[str]:
+    """Why rows were left out, with their number."""
+    return [f"{number:,} {reason}" for reason, number in data.left_out.items()]
 
 
 def tell_held_out(

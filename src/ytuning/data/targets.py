@@ -10,12 +10,14 @@ from typing import Any, cast
 import numpy as np
 
 from ytuning.data.kinds import KINDS, Labels
-from ytuning.data.labels import Kind, describe_alike, describe_misspelt, describe_read_as, quote
+from ytuning.data.labels import Kind, describe_alike, describe_misspelt, describe_read_as, label_name, quote
 from ytuning.data.sequences import as_cells, frame_columns, is_a
 from ytuning.data.tables import LISTS, Column
 from ytuning.errors import DataError, InputError
 
-__all__ = ["Targets", "label_array", "label_matrix", "label_sets", "read_targets"]
+__all__ = [
+    "OutputColumn", "Targets", "label_array", "label_matrix", "label_sets", "read_outputs", "read_targets",
+]  # fmt: skip
 
 FLAGS = "y of two dimensions must hold 0 and 1, a column for each label. "
 
@@ -77,6 +79,63 @@ def read_targets(y: Any) -> Targets:
     rows = [tuple(names[place] for place in sorted({places[label] for label in labels})) for labels in sets]
     first = type(cells[0])
     return Targets("multi", classes, names, rows, container=tuple if first is np.ndarray else first)
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """A column of a ``y`` with several outputs.
+
+    Attributes:
+        name: name of the column, or its place.
+        rows: (N,) int64, the rows whose cell holds a label; None and NaN say nothing.
+        values: (N,) the labels of these rows, as :func:`read_targets` takes them.
+    """
+
+    name: str
+    rows: np.ndarray
+    values: Any
+
+
+def read_outputs(y: Any) -> list[OutputColumn]:
+    """The columns of labels (rows, outputs): an array, a frame, or a list of rows.
+
+    Raises:
+        InputError: ``y`` has another form, a name is there twice, or a column holds no label.
+    """
+    columns: list[tuple[str, Any, list[object]]]
+    if is_a(y, "pandas", "DataFrame"):
+        # A column of pandas knows the order of its categories.
+        columns = [(str(name), y.iloc[:, place], y.iloc[:, place].tolist()) for place, name in enumerate(y.columns)]
+    elif (frame := frame_columns(y)) is not None:
+        columns = [(name, None, cells) for name, cells in frame]
+    elif getattr(y, "ndim", None) == 2 and isinstance(y, np.ndarray):
+        columns = [(str(place), y[:, place], y[:, place].tolist()) for place in range(y.shape[1])]
+    else:
+        rows = as_cells(y, "y")
+        sizes = {len(row) if isinstance(row, list | tuple | np.ndarray) else 0 for row in rows}
+        if len(sizes) != 1 or 0 in sizes:
+            raise InputError(
+                "y must be an array, a frame or rows of one length, of shape (rows, outputs). Use YTuningClassifier "
+                "for one output"
+            )
+        columns = [(str(place), None, [row[place] for row in cast("list[Any]", rows)]) for place in range(sizes.pop())]
+    names = [name for name, *_ in columns]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"y has more than one column named {quote(twice)}. Rename one of them")
+    return [_output_column(*column) for column in columns]
+
+
+def _output_column(name: str, column: Any, cells: list[object]) -> OutputColumn:
+    for row, cell in enumerate(cells, 1):
+        if isinstance(cell, LISTS):
+            problem = f"each cell must be one label. Got the list {quote(cell)} instead. Use YTuningClassifier for it"
+            raise DataError(problem, source="the rows", row=row, column=name)
+    rows = np.array([row for row, cell in enumerate(cells) if label_name(cell) is not None], np.int64)
+    if not len(rows):
+        raise InputError(f"the column {quote(name)} of y holds no label. Leave it out")
+    if column is None:
+        return OutputColumn(name, rows, [cells[row] for row in rows.tolist()])
+    return OutputColumn(name, rows, column.iloc[rows] if hasattr(column, "iloc") else column[rows])
 
 
 def label_array(y: Any) -> np.ndarray:

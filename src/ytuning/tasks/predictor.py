@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -21,7 +21,7 @@ from ytuning.heads.pairs import PairMode
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, check_names, load_task
 
-__all__ = ["Prediction", "Predictor", "answers_of", "live_logits"]
+__all__ = ["Prediction", "Predictor", "answers_of", "live_logits", "live_logits_of_tasks"]
 
 # This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
@@ -221,13 +221,22 @@ def live_logits(task: Task, dataset: Dataset, encoder: SharedEncoder) -> tuple[n
     Raises:
         DataError: the rows are single texts and the task is for pairs, or the other way round.
     """
-    if problem := task.form_problem(pairs=dataset.has_pairs):
+    (logits,), truncated = live_logits_of_tasks([task], dataset, encoder)
+    return logits, truncated
+
+
+def live_logits_of_tasks(
+    tasks: Sequence[Task], dataset: Dataset, encoder: SharedEncoder
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What :func:`live_logits` gives, of tasks that read pairs in one way; each text is encoded once."""
+    if problem := tasks[0].form_problem(pairs=dataset.has_pairs):
         raise DataError(problem, source=dataset.source)
     numbers = {content: number for number, content in enumerate(dict.fromkeys(dataset.inputs))}
-    distinct, logits, truncated = list(numbers), [], []
+    distinct, logits, truncated = list(numbers), list[list[np.ndarray]](), []
     for first in range(0, len(distinct), WINDOW_TEXTS):
-        texts = encoder.read(distinct[first : first + WINDOW_TEXTS], [task], pair_mode=task.pair_mode)
-        logits += encoder.logits(texts, [task])
+        texts = encoder.read(distinct[first : first + WINDOW_TEXTS], tasks, pair_mode=tasks[0].pair_mode)
+        logits.append(encoder.logits(texts, tasks))
         truncated.append(texts.features.truncated_rows)
     rows = [numbers[content] for content in dataset.inputs]
-    return np.concatenate(logits)[rows], np.concatenate(truncated)[rows]
+    by_task = [np.concatenate(windows)[rows] for windows in zip(*logits, strict=True)]
+    return by_task, np.concatenate(truncated)[rows]

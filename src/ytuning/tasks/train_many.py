@@ -101,11 +101,11 @@ def train_tasks(
     for number, ((context, rows), own) in enumerate(zip(tasks, runs, strict=True), 1):
         try:
             finished[context.options.name] = finish_task(context, rows, own, complete=complete)
+            progress.step("evaluate", number, len(tasks))
         except KeyboardInterrupt:
             if not finished:
                 raise
             break
-        progress.step("evaluate", number, len(tasks))
     return finished
 
 
