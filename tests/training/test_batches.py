@@ -13,12 +13,13 @@ from torch import Tensor
 from tests.conftest import STATES
 from ytuning.encoder.encoder import load_encoder
 from ytuning.features.codecs import Float16Codec, PcaCoordinates, ProjectedReader
-from ytuning.features.features import TextFeatures, stored_features
+from ytuning.features.features import PairFeatures, TextFeatures, stored_features
 from ytuning.features.store import FeatureStore, StoredRows
-from ytuning.heads.pooled import PooledConfig, PooledHead
+from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.training.batches import Projection, project_features, shuffled_batches
+from ytuning.training.batches import MeanFeatures, Projection, mean_features, project_features, shuffled_batches
+from ytuning.training.fit import logits_of
 
 # --- batches ---------------------------------------------------------------------------------------------------------
 
@@ -201,3 +202,34 @@ def test_first_weights_are_scaled_by_the_energy(name: str) -> None:
         for energy in (1.0, 4.0)
     )
     assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)
+
+
+# --- means of tokens ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", ["int8", "compact"], indirect=True)
+def test_a_head_that_reads_means_gives_the_logits_of_all_tokens(stored: TextFeatures) -> None:
+    rows = torch.arange(len(stored))
+    pairs = PairFeatures(stored, rows, rows.flip(0))
+    for features in (stored, pairs):
+        mode = features.pair_mode
+        head = LabelTuningHead(
+            LabelTuningConfig(), labels=3, layers=features.layers, width=features.width, pair_mode=mode
+        )
+        torch.nn.init.normal_(head.label_rows, generator=torch.Generator().manual_seed(0))
+        with workers() as pool:
+            means = mean_features(features, pool)
+        assert len(means) == len(features) and means.lengths.equal(features.lengths)
+        values, mask = means.batch(rows[:8])
+        assert values.shape[1:] == (1, features.layers, features.width) and bool(mask.all())
+        assert logits_of(head.eval(), means).tolist() == pytest.approx(logits_of(head, features).tolist(), abs=1e-5)
+        assert means.truncated_rows.tolist() == features.truncated_rows.tolist()
+
+
+@pytest.mark.parametrize("stored", ["int8"], indirect=True)
+def test_means_that_would_take_too_much_memory_are_not_kept(stored: TextFeatures) -> None:
+    size = len(stored) * stored.layers * stored.width * 4
+    with workers() as pool:
+        assert mean_features(stored, pool, most_bytes=size - 1) is stored
+        means = mean_features(stored, pool, most_bytes=size)
+        assert isinstance(means, MeanFeatures) and mean_features(means, pool) is means

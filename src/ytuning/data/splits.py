@@ -154,14 +154,18 @@ def split_holdout(
 
 def linked_rows(dataset: Dataset) -> list[list[int]]:
     """Rows that have to be on one side: those with exactly the same input, and those of one group."""
+    if dataset.groups is None:
+        alike: dict[TextInput, list[int]] = {}
+        for row, content in enumerate(dataset.inputs):
+            alike.setdefault(content, []).append(row)
+        return list(alike.values())
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     # In this graph each row is linked to its input and its group.
     nodes: dict[object, int] = {}
     links: list[tuple[int, int]] = []
-    groups = dataset.groups or [None] * len(dataset)
-    for row, (content, group) in enumerate(zip(dataset.inputs, groups, strict=True)):
+    for row, (content, group) in enumerate(zip(dataset.inputs, dataset.groups, strict=True)):
         for key in (content,) if group is None else (content, group):
             links.append((row, nodes.setdefault(key, len(dataset) + len(nodes))))
     size = len(dataset) + len(nodes)
@@ -214,6 +218,13 @@ def _hold_out(
     def take(group: list[int], limits: Sequence[int]) -> None:
         """Hold a group out if no label gets beyond its limit or loses its last row."""
         if len(held) + len(group) > most:
+            return
+        if len(group) == 1 and also is None:
+            # Nearly all groups are one row of one label.
+            label = ids[group[0]]
+            if taken[label] < limits[label]:
+                held.append(group[0])
+                taken[label] += 1
             return
         gained = Counter(ids[row] for row in group)
         lost = Counter(label for row in group for label in also[row]) if also else Counter[str]()

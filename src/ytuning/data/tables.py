@@ -249,6 +249,9 @@ def _is_missing(cell: object) -> bool:
 
 def _is_empty(cell: object) -> bool:
     """Whether a cell is missing, or a text without a visible character."""
+    # Nearly all texts begin with a letter or a digit.
+    if type(cell) is str and cell[:1].isalnum():
+        return False
     return _is_missing(cell) or (isinstance(cell, str) and label_name(cell) == "")
 
 

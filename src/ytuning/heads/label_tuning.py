@@ -103,6 +103,9 @@ class LabelTuningHead(nn.Module):
     @staticmethod
     def mean_states(features: Tensor, mask: Tensor) -> Tensor:
         """Return each hidden state's mean over the tokens, (B, L, D)."""
+        if features.shape[1] == 1:
+            # A single token is its mean, to the bit: training reads stored means in this form.
+            return features[:, 0].float()
         # (B, T)
         shares = (mask / mask.sum(1, keepdim=True)).to(features.dtype)
         return torch.bmm(shares[:, None], features.flatten(2)).float().unflatten(2, features.shape[2:])[:, 0]
