@@ -222,7 +222,7 @@ def test_a_head_that_reads_means_gives_the_logits_of_all_tokens(stored: TextFeat
         assert len(means) == len(features) and means.lengths.equal(features.lengths)
         values, mask = means.batch(rows[:8])
         assert values.shape[1:] == (1, features.layers, features.width) and bool(mask.all())
-        assert logits_of(head.eval(), means).tolist() == pytest.approx(logits_of(head, features).tolist(), abs=1e-5)
+        np.testing.assert_allclose(logits_of(head.eval(), means), logits_of(head, features), atol=1e-4)
         assert means.truncated_rows.tolist() == features.truncated_rows.tolist()
 
 
