@@ -15,7 +15,7 @@ from ytuning.data.task_columns import read_tasks
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pooled import LabelTuningConfig, PooledConfig
+from ytuning.heads.pooled import LabelTuningConfig, LightConfig, PooledConfig
 from ytuning.progress import CollectedMessages, Progress
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.task import load_task, save_task
@@ -28,6 +28,7 @@ DEFAULT = Recipe(PooledConfig(width=16, queries=1), SHORT)
 FEW_SHOT = Recipe(LabelTuningConfig(), replace(SHORT, label_smoothing=0.0), layers=(-1,))
 KINDS = {"theme": "auto", "urgency": "ordinal", "topics": "multi", "length": "auto", "card": "auto"}
 ORDERS = {"urgency": ("low", "mid", "high")}
+LIGHT = Recipe(LightConfig(), SHORT)
 Rows = dict[str, Dataset]
 
 
@@ -93,7 +94,7 @@ def assert_same(alone: Trained, company: Trained) -> None:
         assert alone.task.exemplars.targets.equal(company.task.exemplars.targets)
 
 
-@pytest.mark.parametrize("recipe", [DEFAULT, FEW_SHOT], ids=["default", "few-shot"])
+@pytest.mark.parametrize("recipe", [DEFAULT, FEW_SHOT, LIGHT], ids=["default", "few-shot", "light"])
 def test_tasks_whose_cells_are_filled_are_those_trained_alone(
     recipe: Recipe, table: dict[str, list[Any]], encoder: Encoder
 ) -> None:
