@@ -604,7 +604,7 @@ def _task(
 
 
 def _keep_light_rows(
-    context: TrainContext, rows: TaskRows, run: _PairModeRun, strength: float
+    context: TrainContext, rows: TaskRows, run: PairModeRun, strength: float
 ) -> dict[str, str | float]:
     """Keep in the store which rows a light task was fitted on, as a label can be added or removed with them."""
     positions = np.concatenate((rows.train, rows.label_texts, rows.validation))
