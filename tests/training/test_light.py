@@ -23,6 +23,7 @@ from ytuning.training.light import STRENGTHS, LightJob, fit_light
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 ROWS, TRAIN, VALIDATION, TEST = 240, np.arange(150), np.arange(150, 200), np.arange(200, 240)
+READ = np.arange(200)
 RECIPE = Recipe(LightConfig(), TrainingConfig(label_smoothing=0.0))
 
 
@@ -143,7 +144,7 @@ def test_rounded_rows_are_exact_at_the_center() -> None:
 def naive(pools: Features, job: LightJob, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Logits (rows, C) of all rows from ridge regression or discriminant analysis in float64, without int8."""
     numbers, goal = numbers_of(pools, np.arange(ROWS)), job.columns.double().numpy()
-    measured = numbers[TRAIN]
+    measured = numbers[:200]
     numbers = (numbers - measured.mean(0)) / measured.std(0)
     # What is fitted is cut at about four deviations, what is answered is not.
     x, y, w = (
@@ -170,9 +171,9 @@ def naive(pools: Features, job: LightJob, rows: np.ndarray, weights: np.ndarray 
     [("single", False), ("single", True), ("ordinal", False), ("ordinal", True), ("multi", False)],
 )
 def test_against_the_formula(kind: KindName, weighted: bool, pools: Features, ids: np.ndarray) -> None:
-    job = LightJob(kind_of(kind), targets_of(kind, ids), strength=0.3)
+    job = LightJob(kind_of(kind), targets_of(kind, ids), VALIDATION, strength=0.3)
     weights = np.array([0.2, 1.0, 2.5])[ids] if weighted else None
-    fitted = fit_light(pools, [job], train=TRAIN, validation=VALIDATION, row_weights=weights)[0]
+    fitted = fit_light(pools, [job], rows=READ, row_weights=None if weights is None else weights[READ])[0]
     for head, rows in ((fitted.chosen_head, TRAIN), (fitted.head, np.arange(200))):
         expected = naive(pools, job, rows, weights)
         # The numbers are rounded to a 32nd of a deviation.
@@ -203,16 +204,32 @@ def test_same_rows_same_bytes_alone_and_in_company(pools: Features, ids: np.ndar
         assert all(torch.equal(state[name], tensor) for name, tensor in other.head.state_dict().items()), kind
 
 
+def test_validation_rows_of_each_head_are_its_own(pools: Features, ids: np.ndarray) -> None:
+    jobs = [
+        HeadJob(kind_of("single"), ids, RECIPE, train=np.setdiff1d(READ, held), validation=held)
+        for held in (VALIDATION, np.arange(40), np.arange(3, 200, 5))
+    ]
+    together = fit_heads(pools, jobs)
+    for job, other in zip(jobs, together, strict=True):
+        alone = fit_heads(pools, [job])[0]
+        for name in ("chosen_head", "head"):
+            state = getattr(alone, name).state_dict()
+            assert all(torch.equal(state[key], value) for key, value in getattr(other, name).state_dict().items())
+    assert not torch.equal(
+        together[0].chosen_head.state_dict()["label_rows"], together[1].chosen_head.state_dict()["label_rows"]
+    )
+
+
 def test_sums_of_floats_are_those_of_bytes(pools: Features, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("no such product on this processor")
 
-    job = LightJob(kind_of("single"), ids)
+    job = LightJob(kind_of("single"), ids, VALIDATION)
     heads = []
     for broken in (False, True):
         if broken:
             monkeypatch.setattr(torch, "_int_mm", refuse)
-        heads.append(fit_light(pools, [job], train=TRAIN, validation=VALIDATION)[0].head)
+        heads.append(fit_light(pools, [job], rows=READ)[0].head)
     assert torch.equal(heads[0].label_rows, heads[1].label_rows)
     assert torch.equal(heads[0].label_bias, heads[1].label_bias)
 
@@ -227,13 +244,13 @@ def test_a_constant_number_counts_nothing(ids: np.ndarray, tokens: Features) -> 
 
 def test_validation_chooses_the_strength(pools: Features, ids: np.ndarray) -> None:
     noise = np.random.default_rng(1).integers(0, 2, ROWS)
-    jobs = [LightJob(kind_of("single", 2), noise), LightJob(kind_of("single"), ids)]
-    of_noise, of_labels = fit_light(pools, jobs, train=TRAIN, validation=VALIDATION)
+    jobs = [LightJob(kind_of("single", 2), noise, VALIDATION), LightJob(kind_of("single"), ids, VALIDATION)]
+    of_noise, of_labels = fit_light(pools, jobs, rows=READ)
     assert of_labels.strength < of_noise.strength and {of_labels.strength, of_noise.strength} <= set(STRENGTHS)
 
 
 def test_few_validation_rows_choose_nothing(pools: Features, ids: np.ndarray) -> None:
-    fitted = fit_light(pools, [LightJob(kind_of("single"), ids)], train=TRAIN, validation=VALIDATION[:5])[0]
+    fitted = fit_light(pools, [LightJob(kind_of("single"), ids, VALIDATION[:5])], rows=READ)[0]
     assert fitted.strength == 0.3
 
 

@@ -64,13 +64,12 @@ class LightRows:
         features = rows.features(self.encoder, self.store, states=task.states, codec=task.codec.name)
         if features is None:
             raise self.lost()
-        job = LightJob(target, rows.targets, self.strength)
+        job = LightJob(target, rows.targets, np.flatnonzero(rows.held), self.strength)
         weights = target.row_weights(_label_weights(task), rows.targets)
         (fitted,) = fit_light(
             features,
             [job],
-            train=np.flatnonzero(~rows.held),
-            validation=np.flatnonzero(rows.held),
+            rows=np.arange(len(rows.held)),
             row_weights=weights,
             refit=bool(task.training.get("refitted")),
         )

@@ -607,8 +607,9 @@ def _keep_light_rows(
     context: TrainContext, rows: TaskRows, run: PairModeRun, strength: float
 ) -> dict[str, str | float]:
     """Keep in the store which rows a light task was fitted on, as a label can be added or removed with them."""
-    positions = np.concatenate((rows.train, rows.label_texts, rows.validation))
-    held = np.arange(len(positions)) >= len(positions) - len(rows.validation)
+    # In the order in which they were summed.
+    positions = np.unique(np.concatenate((rows.train, rows.label_texts, rows.validation)))
+    held = np.isin(positions, rows.validation)
     inputs = [rows.inputs[position] for position in positions.tolist()]
     row_set = RowSet.of_inputs(inputs, run.pair_mode, rows.truth[positions], held)
     return row_record(

@@ -189,32 +189,34 @@ def _fit_light_heads(
     refit: bool,
     progress: Progress,
 ) -> list[FitResult]:
-    """Heads in closed form; those with the same rows and without label weights share the sums over their rows.
+    """Heads in closed form; those without label weights share the sums over their rows, if these are the same.
 
-    Arguments as of `fit_heads`.
+    Which of the rows are validation rows may differ. Arguments as of `fit_heads`.
     """
     results: dict[int, FitResult] = {}
-    groups: dict[tuple[_Rows, int | None], list[int]] = {}
-    for number, (job, rows) in enumerate(zip(jobs, rows_of_jobs, strict=True)):
+    groups: dict[tuple[bytes, int | None], list[int]] = {}
+    for number, (job, own_rows) in enumerate(zip(jobs, rows_of_jobs, strict=True)):
         weighed = job.recipe.training.label_weights is not None
-        groups.setdefault((rows, number if weighed else None), []).append(number)
-    for (rows, _), group in groups.items():
-        job = jobs[group[0]]
-        weights = job.target.row_weights(job.recipe.training.label_weights, job.targets)
-        light_jobs = [LightJob(jobs[number].target, np.asarray(jobs[number].targets)) for number in group]
+        groups.setdefault((own_rows.all.numpy().tobytes(), number if weighed else None), []).append(number)
+    for group in groups.values():
+        job, rows = jobs[group[0]], rows_of_jobs[group[0]].all.numpy()
+        weights = job.target.row_weights(job.recipe.training.label_weights, job.targets[rows])
+        light_jobs = [
+            LightJob(jobs[number].target, np.asarray(jobs[number].targets), rows_of_jobs[number].validation.numpy())
+            for number in group
+        ]
         fits = fit_light(
             features,
             light_jobs,
-            train=rows.train.numpy(),
-            validation=rows.validation.numpy(),
+            rows=rows,
             row_weights=weights,
             refit=refit,
             progress=progress,
         )
         for number, fit in zip(group, fits, strict=True):
-            logits = logits_of(fit.chosen_head, features, rows.validation)
-            own = jobs[number]
-            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[rows.validation])
+            own, held = jobs[number], rows_of_jobs[number].validation
+            logits = logits_of(fit.chosen_head, features, held)
+            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[held])
             results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, False, fit.strength)
     return [results[number] for number in range(len(jobs))]
 

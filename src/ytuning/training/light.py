@@ -46,6 +46,8 @@ LEAST_DEVIATION = 1e-5
 # Rows that are multiplied at a time. Sums of so many products of two steps are exact in int32 and, of FLOAT_ROWS, in
 # float32: FLOAT_ROWS * 127 ** 2 < 2 ** 24.
 BLOCK_ROWS, FLOAT_ROWS = 8192, 1024
+# Steps of a position in the length of a scale.
+POSITION_STEPS = 2**20
 # Scores of ridge regression lie between 0 and 1. Times this they are logits whose temperature is between 0.5 and 5.
 SCORE_SCALE = 10.0
 # Of several labels a row, a label's mean counts as if so many further rows lay in the middle of all rows.
@@ -58,23 +60,27 @@ SLOPES = ((1.0, 0.0), (4.0, -2.0))
 
 @dataclass(frozen=True)
 class LightJob:
-    """What one light head of several learns from the same rows.
+    """What one light head of several learns from rows that all of them read.
 
     Attributes:
         target: kind of the task.
         targets: targets of all rows, as ``target`` encodes them.
+        validation: positions of the rows that choose the strength; the others are training rows.
         strength: strength of the regularisation; None: validation chooses one of ``STRENGTHS``.
     """
 
     target: TaskKind
     targets: np.ndarray
+    validation: np.ndarray
     strength: float | None = None
 
     @property
     def columns(self) -> Tensor:
         """(rows, K) float32: a 1 for each label of a row, or its position on the scale."""
         if self.target.labels is None or self.targets.ndim == 2:
-            return torch.from_numpy(self.targets.astype(np.float32)).reshape(len(self.targets), -1)
+            columns = torch.from_numpy(self.targets.astype(np.float32)).reshape(len(self.targets), -1)
+            # Sums of such positions are exact in float64, whatever their order.
+            return (columns * POSITION_STEPS).round() / POSITION_STEPS
         return torch.from_numpy(np.eye(self.target.outputs, dtype=np.float32)[self.targets])
 
 
@@ -97,44 +103,58 @@ def fit_light(
     features: Features,
     jobs: Sequence[LightJob],
     *,
-    train: np.ndarray,
-    validation: np.ndarray,
+    rows: np.ndarray,
     row_weights: np.ndarray | None = None,
     refit: bool = True,
     progress: Progress | None = None,
 ) -> list[LightFit]:
     """Fit light heads, for all of which the products of the numbers are summed once.
 
+    What a head learns from are these sums less those of its validation rows. Sums of whole numbers are exact, so a head
+    is the same alone and in company, except among more than ``MOST_ROWS`` rows, where rare labels keep theirs for all.
+
     Args:
         features: pools of all rows (`features/pools.py`).
         jobs: one for each head.
-        train: positions of training rows.
-        validation: positions of validation rows, which choose the strength.
-        row_weights: (rows,) float64, how much each row counts; None: all alike.
+        rows: (N,) positions of the training and validation rows, rising.
+        row_weights: (N,) float64, how much each of them counts; None: all alike.
         refit: whether to learn from the validation rows too, once they have chosen.
         progress: is told every step.
     """
     progress = progress or Progress()
-    weights = None if row_weights is None else torch.from_numpy(row_weights)
-    numbers = _Numbers.measured(features, torch.from_numpy(train))
-    parts = [torch.from_numpy(_thinned(jobs, rows)) for rows in (train, validation)]
-    blocks = [part.split(BLOCK_ROWS) for part in parts]
-    ticks = _ticks(progress, sum(map(len, blocks)) + 2)
+    weights = None
+    if row_weights is not None:
+        weights = torch.zeros(len(features), dtype=torch.float64)
+        weights[torch.from_numpy(rows)] = torch.from_numpy(row_weights)
+    numbers = _Numbers.measured(features, torch.from_numpy(rows))
+    kept = _thinned(jobs, rows)
+    blocks = torch.from_numpy(kept).split(BLOCK_ROWS)
+    # Jobs with the same validation rows share what is computed from the others.
+    by_held: dict[bytes, list[int]] = {}
+    for number, job in enumerate(jobs):
+        by_held.setdefault(job.validation.tobytes(), []).append(number)
+    ticks = _ticks(progress, len(blocks) + len(by_held) + 1)
     columns = torch.cat([job.columns for job in jobs], 1)
-    learned, held = (_sum_products(numbers, columns, part, weights, ticks) for part in blocks)
-    strengths = _choose_strengths(learned, numbers, jobs, validation)
-    next(ticks)
-    solved = _solve(learned, jobs, strengths)
-    slopes = [_slope(job, numbers, linear, validation) for job, linear in zip(jobs, solved, strict=True)]
-    chosen = [numbers.head(job, linear, slope) for job, linear, slope in zip(jobs, solved, slopes, strict=True)]
+    whole = _sum_products(numbers, columns, blocks, weights, ticks)
+    strengths, slopes = [MIDDLE_STRENGTH] * len(jobs), [SLOPES[0]] * len(jobs)
+    chosen: dict[int, LightHead] = {}
+    for group in by_held.values():
+        held = np.intersect1d(jobs[group[0]].validation, kept)
+        learned = whole.without(_sum_products(numbers, columns, torch.from_numpy(held).split(BLOCK_ROWS), weights))
+        for number, strength in zip(group, _choose_strengths(learned, numbers, jobs, group), strict=True):
+            strengths[number] = strength
+        for number, linear in _solve(learned, jobs, strengths, group).items():
+            slopes[number] = _slope(jobs[number], numbers, linear)
+            chosen[number] = numbers.head(jobs[number], linear, slopes[number])
+        next(ticks)
     heads = chosen
     if refit:
         # The slopes stay: they were fitted where the rows were new to the heads.
-        solved = _solve(learned.with_rows(held), jobs, strengths)
-        heads = [numbers.head(job, linear, slope) for job, linear, slope in zip(jobs, solved, slopes, strict=True)]
+        solved = _solve(whole, jobs, strengths, range(len(jobs)))
+        heads = {number: numbers.head(jobs[number], linear, slopes[number]) for number, linear in solved.items()}
     next(ticks)
     features.release()
-    return [LightFit(*fitted) for fitted in zip(heads, chosen, strengths, strict=True)]
+    return [LightFit(heads[number], chosen[number], strengths[number]) for number in range(len(jobs))]
 
 
 def _ticks(progress: Progress, steps: int) -> Iterator[None]:
@@ -218,24 +238,28 @@ class _Sums:
     targets: Tensor
     cross: Tensor
 
-    def with_rows(self, other: _Sums) -> _Sums:
-        """The sums over both sets of rows. Its products take the place of this one's, as they are large."""
-        products = self.products.add_(other.products)
+    def without(self, part: _Sums) -> _Sums:
+        """The sums over the rows that are not in a part, whose products are overwritten, as they are large."""
         return _Sums(
-            self.weight + other.weight,
-            self.numbers + other.numbers,
-            products,
-            self.targets + other.targets,
-            self.cross + other.cross,
+            self.weight - part.weight,
+            self.numbers - part.numbers,
+            torch.sub(self.products, part.products, out=part.products),
+            self.targets - part.targets,
+            self.cross - part.cross,
         )
 
 
 def _sum_products(
-    numbers: _Numbers, columns: Tensor, blocks: Sequence[Tensor], weights: Tensor | None, ticks: Iterator[None]
+    numbers: _Numbers,
+    columns: Tensor,
+    blocks: Sequence[Tensor],
+    weights: Tensor | None,
+    ticks: Iterator[None] | None = None,
 ) -> _Sums:
-    """The sums over the rows of some blocks, with the columns (rows, K) of all targets."""
+    """The sums over the rows of some blocks, with the columns (all rows, K) of all targets."""
     size, count = len(numbers.center), columns.shape[1]
     products = torch.zeros(size, size, dtype=torch.int32 if weights is None else torch.float32)
+    are_flags = bool(((columns == 0) | (columns == 1)).all())
     total, sums = 0.0, torch.zeros(size, dtype=torch.float64)
     of_targets, cross = torch.zeros(count, dtype=torch.float64), torch.zeros(size, count, dtype=torch.float64)
     for block in blocks:
@@ -252,8 +276,11 @@ def _sum_products(
             of_targets += (goal * (goal_weights - 1)).double().sum(0)
         sums += weighted.double().sum(0)
         of_targets += goal.double().sum(0)
-        cross += (weighted.T @ goal).double()
-        next(ticks)
+        # Products with 0 and 1 are exact in float32, those with positions in float64.
+        for part, own in zip(weighted.split(FLOAT_ROWS), goal.split(FLOAT_ROWS), strict=True):
+            cross += (part.T @ own).double() if are_flags else part.double().T @ own.double()
+        if ticks is not None:
+            next(ticks)
     return _Sums(total, sums, products, of_targets, cross)
 
 
@@ -310,24 +337,26 @@ class _Linear:
     bias: Tensor
 
 
-def _solve(sums: _Sums, jobs: Sequence[LightJob], strengths: Sequence[float], every: int = 1) -> list[_Linear]:
-    """Each job's linear map at its strength, of every n-th number only."""
+def _solve(
+    sums: _Sums, jobs: Sequence[LightJob], strengths: Sequence[float], some: Sequence[int], every: int = 1
+) -> dict[int, _Linear]:
+    """The linear map of some jobs by number, each at its strength, of every n-th number only."""
     mean = sums.numbers[::every] / (sums.weight * STEPS)
     # (P, P): the covariance of the standardised numbers.
     covariance = sums.products[::every, ::every] / (sums.weight * STEPS**2)
     covariance.addr_(mean.float(), mean.float(), alpha=-1)
     starts = np.cumsum([0, *(job.columns.shape[1] for job in jobs)])
     solved: dict[int, _Linear] = {}
-    for strength in sorted(set(strengths)):
+    for strength in sorted({strengths[number] for number in some}):
         penalised = covariance.clone()
         penalised.diagonal().add_(strength)
         factor = torch.linalg.cholesky(penalised)
-        for number, job in enumerate(jobs):
+        for number in some:
             if strengths[number] == strength:
                 own = slice(int(starts[number]), int(starts[number + 1]))
                 cross = sums.cross[::every, own] / STEPS
-                solved[number] = _solve_one(job, factor, mean, cross, sums.targets[own], sums.weight)
-    return [solved[number] for number in range(len(jobs))]
+                solved[number] = _solve_one(jobs[number], factor, mean, cross, sums.targets[own], sums.weight)
+    return solved
 
 
 def _solve_one(job: LightJob, factor: Tensor, mean: Tensor, cross: Tensor, targets: Tensor, weight: float) -> _Linear:
@@ -356,22 +385,23 @@ def _solve_one(job: LightJob, factor: Tensor, mean: Tensor, cross: Tensor, targe
     return _Linear(rows.T, (log_odds - (rows * means).double().sum(0) / 2 - mean @ rows.double()).float())
 
 
-def _choose_strengths(sums: _Sums, numbers: _Numbers, jobs: Sequence[LightJob], validation: np.ndarray) -> list[float]:
-    """For each job its own strength, else the one with the lowest calibrated loss on validation rows."""
-    if len(validation) < FEWEST_ROWS or all(job.strength is not None for job in jobs):
-        return [job.strength or MIDDLE_STRENGTH for job in jobs]
+def _choose_strengths(sums: _Sums, numbers: _Numbers, jobs: Sequence[LightJob], group: Sequence[int]) -> list[float]:
+    """For each job of a group its own strength, else the one with the lowest calibrated loss on validation rows.
+
+    The jobs of the group have the same validation rows.
+    """
+    validation = jobs[group[0]].validation
+    if len(validation) < FEWEST_ROWS or all(jobs[number].strength is not None for number in group):
+        return [jobs[number].strength or MIDDLE_STRENGTH for number in group]
     some = validation[np.linspace(0, len(validation) - 1, min(len(validation), CHOOSING_ROWS)).astype(int)]
     values = numbers.in_steps(torch.from_numpy(some))[:, ::EVERY].float() / STEPS
-    losses: list[dict[float, float]] = [{} for _ in jobs]
+    losses: dict[int, dict[float, float]] = {number: {} for number in group}
     for strength in STRENGTHS:
-        solved = _solve(sums, jobs, [WEAKER * strength] * len(jobs), EVERY)
-        for of_job, job, linear in zip(losses, jobs, solved, strict=True):
+        for number, linear in _solve(sums, jobs, [WEAKER * strength] * len(jobs), group, EVERY).items():
+            job = jobs[number]
             logits = _logits(job.target, torch.addmm(linear.bias, values, linear.rows.T).numpy())
-            of_job[strength] = float(calibrated_losses(job.target, logits, job.targets[some]).mean())
-    return [
-        job.strength or min(of_job, key=lambda strength: of_job[strength])
-        for job, of_job in zip(jobs, losses, strict=True)
-    ]
+            losses[number][strength] = float(calibrated_losses(job.target, logits, job.targets[some]).mean())
+    return [jobs[number].strength or min(losses[number], key=losses[number].__getitem__) for number in group]
 
 
 def _logits(target: TaskKind, scores: np.ndarray) -> np.ndarray:
@@ -380,13 +410,13 @@ def _logits(target: TaskKind, scores: np.ndarray) -> np.ndarray:
     return logits if target.labels is None or target.gives_many else SCORE_SCALE * logits
 
 
-def _slope(job: LightJob, numbers: _Numbers, linear: _Linear, validation: np.ndarray) -> tuple[float, float]:
+def _slope(job: LightJob, numbers: _Numbers, linear: _Linear) -> tuple[float, float]:
     """The factor and the offset that make logits of scores.
 
     Where the targets are numbers they minimise the loss of the validation rows (Platt scaling): on a bounded scale a
     score of ridge regression is a position and not its logit.
     """
-    target = job.target
+    target, validation = job.target, job.validation
     if target.labels is not None:
         return (1.0 if target.gives_many else SCORE_SCALE), 0.0
     head = numbers.head(job, linear, (1.0, 0.0))
