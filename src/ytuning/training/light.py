@@ -10,7 +10,7 @@ Shapes: N rows, P numbers that describe a text (`heads/light.py`), K columns of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,21 +136,22 @@ def fit_light(
     ticks = _ticks(progress, len(blocks) + len(by_held) + 1)
     columns = torch.cat([job.columns for job in jobs], 1)
     whole = _sum_products(numbers, columns, blocks, weights, ticks)
-    strengths, slopes = [MIDDLE_STRENGTH] * len(jobs), [SLOPES[0]] * len(jobs)
+    strengths: dict[int, float] = {}
+    slopes: dict[int, tuple[float, float]] = {}
     chosen: dict[int, LightHead] = {}
     for group in by_held.values():
         held = np.intersect1d(jobs[group[0]].validation, kept)
         learned = whole.without(_sum_products(numbers, columns, torch.from_numpy(held).split(BLOCK_ROWS), weights))
-        for number, strength in zip(group, _choose_strengths(learned, numbers, jobs, group), strict=True):
-            strengths[number] = strength
-        for number, linear in _solve(learned, jobs, strengths, group).items():
+        chosen_strengths = _choose_strengths(learned, numbers, jobs, group)
+        strengths |= chosen_strengths
+        for number, linear in _Solver(learned, jobs).solve(chosen_strengths).items():
             slopes[number] = _slope(jobs[number], numbers, linear)
             chosen[number] = numbers.head(jobs[number], linear, slopes[number])
         next(ticks)
     heads = chosen
     if refit:
         # The slopes stay: they were fitted where the rows were new to the heads.
-        solved = _solve(whole, jobs, strengths, range(len(jobs)))
+        solved = _Solver(whole, jobs).solve(strengths)
         heads = {number: numbers.head(jobs[number], linear, slopes[number]) for number, linear in solved.items()}
     next(ticks)
     features.release()
@@ -337,26 +338,33 @@ class _Linear:
     bias: Tensor
 
 
-def _solve(
-    sums: _Sums, jobs: Sequence[LightJob], strengths: Sequence[float], some: Sequence[int], every: int = 1
-) -> dict[int, _Linear]:
-    """The linear map of some jobs by number, each at its strength, of every n-th number only."""
-    mean = sums.numbers[::every] / (sums.weight * STEPS)
-    # (P, P): the covariance of the standardised numbers.
-    covariance = sums.products[::every, ::every] / (sums.weight * STEPS**2)
-    covariance.addr_(mean.float(), mean.float(), alpha=-1)
-    starts = np.cumsum([0, *(job.columns.shape[1] for job in jobs)])
-    solved: dict[int, _Linear] = {}
-    for strength in sorted({strengths[number] for number in some}):
-        penalised = covariance.clone()
-        penalised.diagonal().add_(strength)
-        factor = torch.linalg.cholesky(penalised)
-        for number in some:
-            if strengths[number] == strength:
-                own = slice(int(starts[number]), int(starts[number + 1]))
-                cross = sums.cross[::every, own] / STEPS
-                solved[number] = _solve_one(jobs[number], factor, mean, cross, sums.targets[own], sums.weight)
-    return solved
+class _Solver:
+    """Linear maps from sums over rows, of every n-th number only, at any strength."""
+
+    def __init__(self, sums: _Sums, jobs: Sequence[LightJob], every: int = 1) -> None:
+        self._jobs, self._sums, self._every = jobs, sums, every
+        self._mean = sums.numbers[::every] / (sums.weight * STEPS)
+        # (P, P): the covariance of the standardised numbers, to whose diagonal the strength is added in place.
+        self._penalised = sums.products[::every, ::every] / (sums.weight * STEPS**2)
+        self._penalised.addr_(self._mean.float(), self._mean.float(), alpha=-1)
+        self._variance = self._penalised.diagonal().clone()
+        self._starts = np.cumsum([0, *(job.columns.shape[1] for job in jobs)]).tolist()
+
+    def solve(self, strengths: Mapping[int, float]) -> dict[int, _Linear]:
+        """The linear map of some jobs by number, each at its strength."""
+        solved: dict[int, _Linear] = {}
+        for strength in sorted(set(strengths.values())):
+            self._penalised.diagonal().copy_(self._variance + strength)
+            factor = torch.linalg.cholesky(self._penalised)
+            for number, own in strengths.items():
+                if own == strength:
+                    solved[number] = self._solve_one(number, factor)
+        return solved
+
+    def _solve_one(self, number: int, factor: Tensor) -> _Linear:
+        columns = slice(self._starts[number], self._starts[number + 1])
+        cross = self._sums.cross[:: self._every, columns] / STEPS
+        return _solve_one(self._jobs[number], factor, self._mean, cross, self._sums.targets[columns], self._sums.weight)
 
 
 def _solve_one(job: LightJob, factor: Tensor, mean: Tensor, cross: Tensor, targets: Tensor, weight: float) -> _Linear:
@@ -385,23 +393,26 @@ def _solve_one(job: LightJob, factor: Tensor, mean: Tensor, cross: Tensor, targe
     return _Linear(rows.T, (log_odds - (rows * means).double().sum(0) / 2 - mean @ rows.double()).float())
 
 
-def _choose_strengths(sums: _Sums, numbers: _Numbers, jobs: Sequence[LightJob], group: Sequence[int]) -> list[float]:
+def _choose_strengths(
+    sums: _Sums, numbers: _Numbers, jobs: Sequence[LightJob], group: Sequence[int]
+) -> dict[int, float]:
     """For each job of a group its own strength, else the one with the lowest calibrated loss on validation rows.
 
     The jobs of the group have the same validation rows.
     """
     validation = jobs[group[0]].validation
     if len(validation) < FEWEST_ROWS or all(jobs[number].strength is not None for number in group):
-        return [jobs[number].strength or MIDDLE_STRENGTH for number in group]
+        return {number: jobs[number].strength or MIDDLE_STRENGTH for number in group}
     some = validation[np.linspace(0, len(validation) - 1, min(len(validation), CHOOSING_ROWS)).astype(int)]
     values = numbers.in_steps(torch.from_numpy(some))[:, ::EVERY].float() / STEPS
     losses: dict[int, dict[float, float]] = {number: {} for number in group}
+    solver = _Solver(sums, jobs, EVERY)
     for strength in STRENGTHS:
-        for number, linear in _solve(sums, jobs, [WEAKER * strength] * len(jobs), group, EVERY).items():
+        for number, linear in solver.solve(dict.fromkeys(group, WEAKER * strength)).items():
             job = jobs[number]
             logits = _logits(job.target, torch.addmm(linear.bias, values, linear.rows.T).numpy())
             losses[number][strength] = float(calibrated_losses(job.target, logits, job.targets[some]).mean())
-    return [jobs[number].strength or min(losses[number], key=losses[number].__getitem__) for number in group]
+    return {number: jobs[number].strength or min(of_job, key=of_job.__getitem__) for number, of_job in losses.items()}
 
 
 def _logits(target: TaskKind, scores: np.ndarray) -> np.ndarray:
