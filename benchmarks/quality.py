@@ -1,4 +1,4 @@
-"""Scores of the default recipe on every kind of task, beside tuned logistic regression and full fine-tuning.
+"""Scores of a preset on every kind of task, beside tuned logistic regression and full fine-tuning.
 
 python -m benchmarks.quality --data ../shared/data --out results
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import bar, head_option, parser, recipe
+from benchmarks.harness import bar, head_option, parser, shortened
 from benchmarks.machine import record
 from ytuning.compare.linear_probe import tuned_probe
 from ytuning.data.dataset import Dataset, read_dataset
@@ -33,8 +33,10 @@ from ytuning.features.features import mean_pooled, stored_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 from ytuning.tasks.choices import pair_modes
-from ytuning.tasks.train import TrainOptions, train_task
+from ytuning.tasks.choose_recipe import train_cheapest
+from ytuning.tasks.train import TrainOptions
 from ytuning.training.calibration import fit_calibration
+from ytuning.training.recipes import AUTO_PRESET, PRESETS, Recipe, preset_recipes
 
 FULL = Path(__file__).with_name("full_tuning.json")
 
@@ -64,6 +66,7 @@ CALIBRATED = ("sst2", "banking77", "ag_news")  # whose calibration error has a b
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     head_option(options)
+    options.add_argument("--preset", default="default", choices=(*PRESETS, AUTO_PRESET))
     options.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--rows", type=int, help="train rows of each set at most; default: all")
@@ -102,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     record("quality", figures, arguments.out, bars)
 
 
+def recipes(arguments: argparse.Namespace) -> dict[str, Recipe]:
+    """The recipes of the preset, with the steps of `head_option`."""
+    steps, named = arguments.head_steps, preset_recipes(arguments.preset)
+    return named if steps is None else {name: shortened(recipe, steps) for name, recipe in named.items()}
+
+
 def parts_of(folder: Path, rows: int | None) -> tuple[Dataset, Dataset | None, Dataset]:
     """Train, validation (None: to be held out) and test rows."""
     there = {name: folder / f"{name}.jsonl" for name in ("train", "validation", "test")}
@@ -120,11 +129,11 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.store or temporary
         for seed in range(arguments.seeds):
-            trained = train_task(
+            trained = train_cheapest(
                 train,
                 encoder,
                 FeatureStore(root),
-                recipe(arguments),
+                recipes(arguments),
                 validation=validation,
                 test=test,
                 options=TrainOptions(seed=seed, layers="auto" if arguments.layers == "auto" else None),
@@ -139,6 +148,7 @@ def one_set(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
                     "pair": trained.task.pair_mode,
                     "layers": trained.task.states,
                     "steps": trained.task.training["steps"],
+                    "auto": trained.task.training.get("auto"),
                     "parameters": trained.task.head_parameters,
                     "share_of_encoder": trained.task.head_parameters / encoder.identity.parameters,
                     "seconds": trained.seconds,

@@ -128,7 +128,8 @@ def test_is_a_classifier_of_texts(make: Callable[..., YTuningClassifier]) -> Non
 
 def test_fit_checks_what_init_stored(make: Callable[..., YTuningClassifier], toy_rows: Rows) -> None:
     with pytest.raises(
-        InputError, match=r"preset must be one of 'default', 'few-shot', 'paper', 'light'\. Got 'best' instead\."
+        InputError,
+        match=r"preset must be one of 'default', 'few-shot', 'paper', 'light', 'auto'\. Got 'best' instead\.",
     ):
         make(preset="best").fit(*toy_rows)
     with pytest.raises(InputError, match=r"store must be one of 'fp16', 'int8', 'compact'\. Got 'tiny' instead"):

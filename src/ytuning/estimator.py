@@ -29,14 +29,15 @@ from ytuning.errors import DataError, InputError, must_be_one_of, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress, ProgressBar
+from ytuning.tasks.choose_recipe import train_cheapest, train_tasks_cheapest
 from ytuning.tasks.evaluate import task_features
 from ytuning.tasks.predictor import live_logits, live_logits_of_tasks
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
 from ytuning.tasks.task import Task, save_task
-from ytuning.tasks.train import TrainOptions, train_task
-from ytuning.tasks.train_many import task_folders, train_tasks
+from ytuning.tasks.train import TrainOptions
+from ytuning.tasks.train_many import task_folders
 from ytuning.training.fit import logits_of
-from ytuning.training.recipes import AUTO_LAYERS, Recipe, preset, weighing_labels
+from ytuning.training.recipes import AUTO_LAYERS, Recipe, preset_recipes, weighing_labels
 
 __all__ = ["YTuningClassifier", "YTuningMultiOutputClassifier", "YTuningRegressor"]
 
@@ -59,16 +60,20 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     validation_metrics_: dict[str, Any]
     _shared: SharedEncoder | None
 
-    def _prepare(self, recipe: Recipe, label_texts: LabelTexts | None) -> tuple[Recipe, Encoder, TrainOptions]:
+    def _prepare(
+        self, weights: str | tuple[float, ...] | None, label_texts: LabelTexts | None
+    ) -> tuple[dict[str, Recipe], Encoder, TrainOptions]:
         """What a training takes beside the rows, from the parameters."""
+        recipes = {name: weighing_labels(recipe, weights) for name, recipe in preset_recipes(self.preset).items()}
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}. Got {self.seed!r} instead.")
         choosing = self.layers == AUTO_LAYERS
         if self.layers is not None and not choosing:
-            recipe = replace(recipe, layers=_numbers(self.layers))
+            layers = _numbers(self.layers)
+            recipes = {name: replace(recipe, layers=layers) for name, recipe in recipes.items()}
         encoder = load_encoder(self.encoder, precision=self.precision, long_text=self.long_text)
         return (
-            recipe,
+            recipes,
             encoder,
             TrainOptions(
                 seed=self.seed,
@@ -86,16 +91,17 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untype
     def _fit(
         self,
         data: Dataset,
-        recipe: Recipe,
+        weights: str | tuple[float, ...] | None = None,
         label_texts: LabelTexts | None = None,
         label_order: Sequence[str] | None = None,
     ) -> None:
         for note in data.notes:
             warnings.warn(note, UserWarning, stacklevel=3)
-        recipe, encoder, options = self._prepare(recipe, label_texts)
+        recipes, encoder, options = self._prepare(weights, label_texts)
         options = replace(options, label_order=label_order)
         with self._progress() as progress:
-            trained = train_task(data, encoder, FeatureStore(self.cache), recipe, options=options, progress=progress)
+            store = FeatureStore(self.cache)
+            trained = train_cheapest(data, encoder, store, recipes, options=options, progress=progress)
         if trained.fit.interrupted:
             # An estimator is fitted or it is not. The texts read so far stay stored.
             raise KeyboardInterrupt
@@ -159,7 +165,8 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Args:
         encoder: name or folder.
         precision: arithmetic of the encoder pass; see `load_encoder`.
-        preset: ``"default"``, ``"few-shot"`` (a few rows of each label) or ``"paper"``.
+        preset: ``"default"``, ``"few-shot"`` (a few rows of each label), ``"paper"``, ``"light"`` (in closed form, for
+            many tasks) or ``"auto"``, which trains light and default and keeps light unless it is clearly worse.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes) or ``"compact"`` (a quarter).
@@ -217,16 +224,17 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
                 label or one group.
             EncoderError: the encoder cannot be used.
         """
-        recipe, targets = preset(self.preset), read_targets(y)
-        if self.class_weight is not None:
-            recipe = weighing_labels(recipe, _label_weights(self.class_weight, targets))
+        # A wrong name is told before the rows are read.
+        preset_recipes(self.preset)
+        targets = read_targets(y)
+        weights = None if self.class_weight is None else _label_weights(self.class_weight, targets)
         data = from_lists(X, groups=groups)
         check_not_blank(data)
         data = replace(data, labels=targets.labels, kind=targets.kind, notes=targets.notes)
         texts = self.label_texts
         if not isinstance(texts, str | None):
             texts = {label_name(label) or str(label): text for label, text in texts.items()}
-        self._fit(data, recipe, texts, targets.order)
+        self._fit(data, weights, texts, targets.order)
         self.classes_, self._container = targets.classes, targets.container
         # Columns of the head's logits in the order of classes_: labels are ordered by their text, classes by NumPy. A
         # column of zeros is no label of the task, and has no column.
@@ -333,12 +341,11 @@ class YTuningMultiOutputClassifier(ClassifierMixin, _Estimator):  # type: ignore
             DataError: a row is not text, or there are fewer or more labels or groups than texts.
             EncoderError: the encoder cannot be used.
         """
-        recipe = preset(self.preset)
+        preset_recipes(self.preset)
         if self.class_weight not in (None, "balanced"):
             raise InputError(must_be_one_of("class_weight", self.class_weight, (None, "balanced")))
         if self.label_texts not in (None, "names", "none"):
             raise InputError(must_be_one_of("label_texts", self.label_texts, (None, "names", "none")))
-        recipe = weighing_labels(recipe, self.class_weight)
         data = from_lists(X, groups=groups)
         check_not_blank(data)
         columns, cells = read_outputs(y), len(as_cells(y, "y"))
@@ -352,11 +359,12 @@ class YTuningMultiOutputClassifier(ClassifierMixin, _Estimator):  # type: ignore
         for name, one in targets.items():
             for note in one.notes:
                 warnings.warn(f"output {name!r}: {note}", UserWarning, stacklevel=2)
-        recipe, encoder, options = self._prepare(recipe, self.label_texts)
+        recipes, encoder, options = self._prepare(self.class_weight, self.label_texts)
         orders = {name: one.order for name, one in targets.items() if one.order is not None}
         with self._progress() as progress:
-            trained = train_tasks(
-                rows, encoder, FeatureStore(self.cache), recipe, options=options, label_orders=orders, progress=progress
+            store = FeatureStore(self.cache)
+            trained = train_tasks_cheapest(
+                rows, encoder, store, recipes, options=options, label_orders=orders, progress=progress
             )
         if len(trained) < len(rows) or any(one.fit.interrupted for one in trained.values()):
             # An estimator is fitted or it is not. The texts read so far stay stored.
@@ -493,13 +501,13 @@ class YTuningRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
                 there is only one number or one group.
             EncoderError: the encoder cannot be used.
         """
-        recipe = preset(self.preset)
+        preset_recipes(self.preset)
         numbers = as_cells(y, "y")
         if wrong := [cell for cell in numbers if isinstance(cell, list | tuple | np.ndarray)]:
             raise InputError(
                 f"y must be one number for each row, of shape (rows,). Got the row {quote(wrong[0])} instead."
             )
-        self._fit(from_lists(X, numbers, kind="regression", groups=groups), recipe)
+        self._fit(from_lists(X, numbers, kind="regression", groups=groups))
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803

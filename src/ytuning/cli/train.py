@@ -50,11 +50,11 @@ def train(
     label_order: options.LabelOrder = None,
     label_names: options.LabelNames = None,
     preset: Annotated[
-        Literal["default", "few-shot", "paper", "light"],
+        Literal["default", "few-shot", "paper", "light", "auto"],
         HEAD(
             "NAME",
             "Form of the head and its training: default, few-shot, paper, or light, which is fitted in moments and "
-            "costs nothing for each token.",
+            "costs nothing for each token. auto trains light and default and keeps light unless it is clearly worse.",
         ),
     ] = "default",
     recipe_file: Annotated[
@@ -136,13 +136,14 @@ def train(
     from ytuning.data.kinds import KINDS
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
+    from ytuning.tasks.choose_recipe import train_cheapest
     from ytuning.tasks.task import check_task_folder, save_task, task_files
-    from ytuning.tasks.train import Stopwatch, TrainOptions, train_task
+    from ytuning.tasks.train import Stopwatch, TrainOptions
     from ytuning.training.recipes import AUTO_LAYERS
 
     start, watch = time.perf_counter(), Stopwatch()
     console.check_streams(train_file, validation, test, recipe_file, label_texts)
-    recipe = _recipe(preset, recipe_file, layers, loss, label_weights)
+    recipes_by_name = _recipes(preset, recipe_file, layers, loss, label_weights)
     chosen = TrainOptions(
         name=out.resolve().name,
         seed=seed,
@@ -162,7 +163,7 @@ def train(
         check_options_of_tasks({**one_task, "--kind": None if kind == "auto" else kind}, label_texts)
         train_columns(
             Request(tasks, (train_file, validation, test), text, text_pair, group, loss=loss),
-            recipe,
+            recipes_by_name,
             replace(chosen, label_texts=label_texts),
             partial(load_encoder, encoder, precision=precision, long_text=long_text),
             out,
@@ -185,11 +186,11 @@ def train(
                 KINDS[rows.kind].check_option("loss")
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
-        trained = train_task(
+        trained = train_cheapest(
             rows,
             loaded,
             features,
-            recipe,
+            recipes_by_name,
             validation=held,
             test=judged,
             options=replace(chosen, label_texts=_read_label_texts(progress, label_texts, quiet=quiet)),
@@ -228,19 +229,24 @@ def train(
         raise typer.Exit(1)
 
 
-def _recipe(preset: str, recipe_file: Path | None, layers: str, loss: str | None, label_weights: str) -> Recipe:
-    """The recipe of a preset or a file, with what other options change in it."""
+def _recipes(
+    preset: str, recipe_file: Path | None, layers: str, loss: str | None, label_weights: str
+) -> dict[str, Recipe]:
+    """The recipes of a preset or a file, with what other options change in them."""
     from ytuning.training import recipes
 
     if recipe_file is not None and preset != "default":
         raise InputError(
             "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
         )
-    base = recipes.preset(preset) if recipe_file is None else recipes.read_recipe(recipe_file)
-    recipe = recipes.reading_layers(base, layers)
-    if loss is not None:
-        recipe = replace(recipe, training=replace(recipe.training, loss=loss))
-    return recipes.weighing_labels(recipe, "balanced") if label_weights == "balanced" else recipe
+    bases = recipes.preset_recipes(preset) if recipe_file is None else {"recipe": recipes.read_recipe(recipe_file)}
+    changed = {}
+    for name, base in bases.items():
+        recipe = recipes.reading_layers(base, layers)
+        if loss is not None:
+            recipe = replace(recipe, training=replace(recipe.training, loss=loss))
+        changed[name] = recipes.weighing_labels(recipe, "balanced") if label_weights == "balanced" else recipe
+    return changed
 
 
 def _read_label_texts(progress: Progress, given: str | None, *, quiet: bool) -> LabelTexts | None:

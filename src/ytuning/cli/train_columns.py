@@ -83,7 +83,7 @@ def check_options_of_tasks(given: Mapping[str, object], label_texts: str | None)
 
 def train_columns(
     request: Request,
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     chosen: TrainOptions,
     load: Callable[[], Encoder],
     out: Path,
@@ -94,15 +94,16 @@ def train_columns(
 
     Args:
         request: what is read.
-        recipe: form of the heads and their training.
+        recipes: forms of the heads and their training, the cheapest first.
         chosen: everything else that can be chosen.
         load: loads the encoder.
         out: folder of the task folders.
         output: how results are shown.
     """
     from ytuning.features.store import FeatureStore
+    from ytuning.tasks.choose_recipe import train_tasks_cheapest
     from ytuning.tasks.train import Stopwatch
-    from ytuning.tasks.train_many import check_shared_options, train_tasks
+    from ytuning.tasks.train_many import check_shared_options
 
     check_shared_options(chosen)
     start, watch, features = time.perf_counter(), Stopwatch(), FeatureStore()
@@ -113,11 +114,11 @@ def train_columns(
             assert train is not None
         with watch.stage("encode"):
             encoder = load()
-        trained = train_tasks(
+        trained = train_tasks_cheapest(
             train,
             encoder,
             features,
-            recipe,
+            recipes,
             validation=validation,
             test=test,
             options=chosen,

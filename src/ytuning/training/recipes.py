@@ -26,12 +26,14 @@ from ytuning.system.files import read_input
 
 __all__ = [
     "AUTO_LAYERS",
+    "AUTO_PRESET",
     "PRESETS",
     "Recipe",
     "TrainingConfig",
     "default_label_texts",
     "head_from_json",
     "preset",
+    "preset_recipes",
     "read_recipe",
     "reading_layers",
     "recipe_from_json",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 AUTO_LAYERS: Final = "auto"
+AUTO_PRESET: Final = "auto"
 RECIPE_SCHEMA = 1
 # Larger sizes of a head are mistakes, and could take any time and memory.
 LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "side_by_side": 1024, "alone": 1024}
@@ -144,6 +147,19 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise InputError(must_be_one_of(parameter("preset"), name, PRESETS))
     return PRESETS[name]()
+
+
+def preset_recipes(name: str) -> dict[str, Recipe]:
+    """The recipes that a preset's name stands for, the cheapest first: several of ``auto``, else one.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name == AUTO_PRESET:
+        return {cheap: preset(cheap) for cheap in ("light", "default")}
+    if name not in PRESETS:
+        raise InputError(must_be_one_of(parameter("preset"), name, (*PRESETS, AUTO_PRESET)))
+    return {name: preset(name)}
 
 
 def stepwise_presets() -> tuple[str, ...]:

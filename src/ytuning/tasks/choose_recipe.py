@@ -1,0 +1,196 @@
+"""Train with several recipes and keep the cheapest that is not clearly worse on validation rows: preset ``auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ytuning.data.dataset import Dataset
+from ytuning.encoder.encoder import Encoder
+from ytuning.features.store import FeatureStore
+from ytuning.progress import Progress
+from ytuning.tasks.train import Trained, TrainOptions, train_task
+from ytuning.tasks.train_many import train_tasks
+from ytuning.training.fit import standard_error
+from ytuning.training.recipes import Recipe
+
+__all__ = ["train_cheapest", "train_tasks_cheapest"]
+
+# A dearer head is taken if its loss or its score on validation rows is better by this many standard errors of the
+# difference. With 2 instead, CoLA would keep a light head that has 4 points less of Matthews correlation.
+CLEARLY_BETTER = 1.0
+
+Result = TypeVar("Result")
+
+
+class _Once(Progress):
+    """Says each message once, as every recipe reads the same rows."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._said = progress, set[str]()
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report it as it is."""
+        self._progress.step(stage, done, total, note)
+
+    def say(self, message: str) -> None:
+        """Report it if it is new."""
+        if message not in self._said:
+            self._said.add(message)
+            self._progress.say(message)
+
+
+def train_cheapest(
+    train: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    recipes: Mapping[str, Recipe],
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    options: TrainOptions | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a task with each recipe and keep the cheapest head that is not clearly worse on validation rows.
+
+    Arguments are those of `train_task`, but that there are several recipes by name, the cheapest first. Ctrl-C in a
+    later training keeps the best of those that are finished.
+
+    Raises: as `train_task`.
+    """
+    said = _Once(progress or Progress())
+
+    def run(recipe: Recipe, options: TrainOptions) -> Trained:
+        return train_task(
+            train, encoder, store, recipe, validation=validation, test=test, options=options, progress=said
+        )
+
+    trained = _in_turn(recipes, run, options or TrainOptions(), lambda one: one.fit.interrupted)
+    return _choose(trained, said, complete=len(trained) == len(recipes))
+
+
+def train_tasks_cheapest(
+    train: Mapping[str, Dataset],
+    encoder: Encoder,
+    store: FeatureStore,
+    recipes: Mapping[str, Recipe],
+    *,
+    validation: Mapping[str, Dataset] | None = None,
+    test: Mapping[str, Dataset] | None = None,
+    options: TrainOptions | None = None,
+    label_orders: Mapping[str, Sequence[str]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Trained]:
+    """Train several tasks with each recipe, and choose for each task as :func:`train_cheapest` does.
+
+    Arguments are those of `train_tasks`, but that there are several recipes by name, the cheapest first.
+
+    Raises: as `train_tasks`.
+    """
+    said = _Once(progress or Progress())
+
+    def run(recipe: Recipe, options: TrainOptions) -> dict[str, Trained]:
+        return train_tasks(
+            train,
+            encoder,
+            store,
+            recipe,
+            validation=validation,
+            test=test,
+            options=options,
+            label_orders=label_orders,
+            progress=said,
+        )
+
+    def was_interrupted(tasks: dict[str, Trained]) -> bool:
+        return len(tasks) < len(train) or any(one.fit.interrupted for one in tasks.values())
+
+    trained = _in_turn(recipes, run, options or TrainOptions(), was_interrupted)
+    complete = len(trained) == len(recipes)
+    return {
+        name: _choose({recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete)
+        for name in next(iter(trained.values()))
+    }
+
+
+def _in_turn(
+    recipes: Mapping[str, Recipe],
+    run: Callable[[Recipe, TrainOptions], Result],
+    options: TrainOptions,
+    was_interrupted: Callable[[Result], bool],
+) -> dict[str, Result]:
+    """What each recipe gives; Ctrl-C leaves out the one that it ends and those after it, but for the first."""
+    results: dict[str, Result] = {}
+    last = list(recipes)[-1]
+    for name, recipe in recipes.items():
+        # The encoder reads texts until the last recipe has its features.
+        own = replace(options, release_encoder=options.release_encoder and name == last)
+        try:
+            result = run(recipe, own)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            return results
+        if results and was_interrupted(result):
+            return results
+        results[name] = result
+        if was_interrupted(result):
+            return results
+    return results
+
+
+def _choose(trained: Mapping[str, Trained], progress: Progress, *, complete: bool) -> Trained:
+    """The first training, unless a later one is clearly better; says what was measured.
+
+    Where Ctrl-C has left out recipes, the training that is taken counts as interrupted.
+    """
+    names = list(trained)
+    chosen = names[0]
+    if complete and len(names) == 1:
+        return trained[chosen]
+    measured = {name: _measure(one) for name, one in trained.items()}
+    for name in names[1:]:
+        if any(_is_lower(ours, theirs) for ours, theirs in zip(measured[name], measured[chosen], strict=True)):
+            chosen = name
+    target, one = trained[chosen].task.target, trained[chosen]
+    figures = {
+        name: {"loss": float(losses.mean()), "score": float(-errors.mean())}
+        for name, (losses, errors) in measured.items()
+    }
+    said = ", ".join(
+        f"{name} {own['loss']:.4f} ({target.score_name} {target.shown_score(own['score'])})"
+        for name, own in figures.items()
+    )
+    progress.say(f"task {one.task.name!r}: preset {chosen}, by the calibrated validation loss: {said}")
+    record: dict[str, Any] = {"preset": chosen, "tried": figures}
+    seconds: dict[str, float] = {}
+    for other in trained.values():
+        for stage, more in other.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + more
+    return replace(
+        one,
+        task=replace(one.task, training={**one.task.training, "auto": record}),
+        fit=one.fit if complete else replace(one.fit, interrupted=True),
+        # The first training has stored the texts that the store lacked.
+        cache=trained[names[0]].cache,
+        seconds=seconds,
+    )
+
+
+def _measure(trained: Trained) -> tuple[Tensor, Tensor]:
+    """Each validation row's calibrated loss and its negative score, (rows,) float64 each."""
+    rows, task = trained.judged["validation"], trained.task
+    logits = torch.from_numpy(task.calibration.scale(rows.logits).astype(np.float32))
+    goal = torch.from_numpy(np.asarray(rows.truth, task.target.dtype))
+    return task.target.row_losses(logits, goal), -task.target.row_scores(logits, goal)
+
+
+def _is_lower(losses: Tensor, others: Tensor) -> bool:
+    """Whether the mean of losses (rows,) is below that of others by ``CLEARLY_BETTER`` standard errors."""
+    lead = others - losses
+    return float(lead.mean()) > CLEARLY_BETTER * standard_error(lead)

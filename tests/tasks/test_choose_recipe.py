@@ -1,0 +1,123 @@
+"""Preset auto: the cheapest head that is not clearly worse on validation rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WORDS
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.errors import InputError
+from ytuning.features.store import FeatureStore
+from ytuning.heads.light import LightHead
+from ytuning.heads.pooled import PooledConfig, PooledHead
+from ytuning.progress import Progress
+from ytuning.tasks.choose_recipe import train_cheapest, train_tasks_cheapest
+from ytuning.tasks.train import Trained, train_task
+from ytuning.training.recipes import Recipe, TrainingConfig, preset, preset_recipes
+
+Toy = tuple[list[str], list[str]]
+Train = Callable[..., Trained]
+
+
+class Heard(Progress):
+    """Keeps what is said, and stops at a stage of a training if it is told to."""
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        self.said: list[str] = []
+        self._stop_at = stop_at
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == self._stop_at:
+            raise KeyboardInterrupt
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, precision="fp32")
+
+
+def recipes(steps: int) -> dict[str, Recipe]:
+    """The recipes of auto, with a small default head that learns for so many steps."""
+    short = TrainingConfig(fewest_steps=steps, most_steps=steps, label_steps=0)
+    return {"light": preset("light"), "default": Recipe(PooledConfig(width=16), short)}
+
+
+def ordered_words() -> Dataset:
+    """Rows whose label is which of two words comes first: pools of a random encoder hardly tell."""
+    chooser = random.Random(0)
+    texts, labels = [], []
+    for number in range(240):
+        pair = ["card", "login"] if number % 2 else ["login", "card"]
+        filler = chooser.choices([word for word in WORDS if word not in pair], k=2)
+        texts.append(" ".join([filler[0], pair[0], filler[1], pair[1]]))
+        labels.append(pair[0])
+    return from_lists(texts, labels)
+
+
+def test_the_light_head_stays_where_it_is_as_good(toy_rows: Toy, encoder: Encoder) -> None:
+    heard = Heard()
+    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), recipes(5), progress=heard)
+    assert isinstance(trained.task.head, LightHead) and not trained.fit.interrupted
+    record = trained.task.training["auto"]
+    assert record["preset"] == "light" and set(record["tried"]) == {"light", "default"}
+    assert record["tried"]["light"]["loss"] < record["tried"]["default"]["loss"]
+    assert (
+        len([message for message in heard.said if "preset light, by the calibrated validation loss: " in message]) == 1
+    )
+    # The second training found the texts stored.
+    assert trained.cache.misses == len(set(toy_rows[0])) and trained.cache.hits == 0
+
+
+def test_a_clearly_better_head_is_taken(toy_rows: Toy, encoder: Encoder) -> None:
+    # The order is turned round, so that the head that hardly learned is the cheap one.
+    turned = dict(reversed(recipes(1).items()))
+    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), turned)
+    assert isinstance(trained.task.head, LightHead) and trained.task.training["auto"]["preset"] == "light"
+    alone = train_task(from_lists(*toy_rows), encoder, FeatureStore(), preset("light"))
+    assert trained.reports["validation"].metrics == alone.reports["validation"].metrics
+
+
+def test_several_tasks_choose_each_for_itself(toy_rows: Toy, encoder: Encoder) -> None:
+    words = ordered_words()
+    rows = {
+        "order": words,
+        "topic": from_lists([text for text, _ in words.inputs], [str("my" in text) for text, _ in words.inputs]),
+    }
+    trained = train_tasks_cheapest(rows, encoder, FeatureStore(), recipes(5))
+    assert list(trained) == ["order", "topic"]
+    assert {one.task.training["auto"]["preset"] for one in trained.values()} <= {"light", "default"}
+    assert all(set(one.task.training["auto"]["tried"]) == {"light", "default"} for one in trained.values())
+
+
+def test_ctrl_c_in_the_second_training_keeps_the_first(toy_rows: Toy, encoder: Encoder) -> None:
+    # Only heads that learn step by step are prepared.
+    heard = Heard(stop_at="prepare")
+    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), recipes(5), progress=heard)
+    assert isinstance(trained.task.head, LightHead) and trained.fit.interrupted
+    assert trained.task.training["auto"]["preset"] == "light"
+
+
+def test_one_recipe_is_trained_as_it_is(toy_rows: Toy, encoder: Encoder) -> None:
+    heard = Heard()
+    only = {"default": recipes(5)["default"]}
+    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), only, progress=heard)
+    assert isinstance(trained.task.head, PooledHead) and "auto" not in trained.task.training and not heard.said
+
+
+@pytest.mark.parametrize(("name", "expected"), [("auto", ["light", "default"]), ("paper", ["paper"])])
+def test_recipes_of_a_name(name: str, expected: Sequence[str]) -> None:
+    assert list(preset_recipes(name)) == expected
+
+
+def test_an_unknown_name_is_told_with_auto() -> None:
+    message = r"preset must be one of 'default', 'few-shot', 'paper', 'light', 'auto'\. Got 'best' instead\."
+    with pytest.raises(InputError, match=message):
+        preset_recipes("best")
