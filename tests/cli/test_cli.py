@@ -826,7 +826,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown preset": (
         ("train", "train.csv", "--preset", "best", *OUT),
-        "--preset must be one of 'default', 'few-shot', 'paper'. Got 'best' instead.",
+        "--preset must be one of 'default', 'few-shot', 'paper', 'light', 'auto'. Got 'best' instead.",
     ),
     "half a seed": (
         ("train", "train.csv", "--seed", "1.5", *OUT),

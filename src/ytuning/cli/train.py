@@ -145,7 +145,6 @@ def train(
     console.check_streams(train_file, validation, test, recipe_file, label_texts)
     recipes_by_name = _recipes(preset, recipe_file, layers, loss, label_weights)
     chosen = TrainOptions(
-        name=out.resolve().name,
         seed=seed,
         seeds=seeds,
         ensemble=ensemble,
@@ -171,6 +170,8 @@ def train(
         )
         return
     check_task_folder(out)
+    # Only now is it known that the folder is no link to itself.
+    chosen = replace(chosen, name=out.resolve().name)
     if report is not None:
         console.check_result_file(
             report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out
