@@ -170,8 +170,6 @@ def train(
         )
         return
     check_task_folder(out)
-    # Only now is it known that the folder is no link to itself.
-    chosen = replace(chosen, name=out.resolve().name)
     if report is not None:
         console.check_result_file(
             report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out
@@ -194,7 +192,12 @@ def train(
             recipes_by_name,
             validation=held,
             test=judged,
-            options=replace(chosen, label_texts=_read_label_texts(progress, label_texts, quiet=quiet)),
+            options=replace(
+                chosen,
+                # Only now is it known that the folder is no link to itself.
+                name=out.resolve().name,
+                label_texts=_read_label_texts(progress, label_texts, quiet=quiet),
+            ),
             progress=progress,
         )
         watch.add(trained.seconds)

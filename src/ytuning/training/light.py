@@ -43,8 +43,8 @@ SAMPLE_ROWS = 4096
 STEPS, HIGHEST = 32, 127
 # Numbers of a smaller deviation, in shares of their mean size, are constant.
 LEAST_DEVIATION = 1e-5
-# Rows that are multiplied at a time. Sums of so many products of two steps are exact in int32 and, of FLOAT_ROWS, in
-# float32: FLOAT_ROWS * 127 ** 2 < 2 ** 24.
+# Rows that are multiplied at a time. Sums of so many steps are exact in float32, and those of products of two steps in
+# int32 and, of FLOAT_ROWS, in float32: BLOCK_ROWS * 127 and FLOAT_ROWS * 127 ** 2 are below 2 ** 24.
 BLOCK_ROWS, FLOAT_ROWS = 8192, 1024
 # Steps of a position in the length of a scale.
 POSITION_STEPS = 2**20
@@ -185,10 +185,10 @@ class _Numbers:
     @classmethod
     def measured(cls, features: Features, rows: Tensor) -> _Numbers:
         """Take the mean and the deviation of at most ``SAMPLE_ROWS`` of the rows (N,)."""
-        sample = _raw(features, rows[:: -(-len(rows) // SAMPLE_ROWS)]).double()
+        sample = _raw(features, rows[:: -(-len(rows) // SAMPLE_ROWS)])
         center, deviation = sample.mean(0), sample.std(0, correction=0)
         deviation[deviation <= LEAST_DEVIATION * sample.abs().mean(0)] = torch.inf
-        return cls(features, center.float(), deviation.float())
+        return cls(features, center, deviation)
 
     def in_steps(self, rows: Tensor) -> Tensor:
         """(N, P) int8: the standardised numbers of rows (N,) in steps."""
@@ -265,21 +265,24 @@ def _sum_products(
     of_targets, cross = torch.zeros(count, dtype=torch.float64), torch.zeros(size, count, dtype=torch.float64)
     for block in blocks:
         steps, goal = numbers.in_steps(block), columns[block]
-        values = steps.float()
+        # (N, P) and (N, 1)
+        values, weight = steps.float(), torch.ones(len(block), 1)
         if weights is None:
             products += _products(steps)
-            total, weighted = total + len(block), values
         else:
-            own = weights[block].float()[:, None]
-            weighted = values * own
-            products.addmm_(values.T, weighted)
-            total, goal_weights = total + float(own.double().sum()), own
-            of_targets += (goal * (goal_weights - 1)).double().sum(0)
-        sums += weighted.double().sum(0)
-        of_targets += goal.double().sum(0)
-        # Products with 0 and 1 are exact in float32, those with positions in float64.
-        for part, own in zip(weighted.split(FLOAT_ROWS), goal.split(FLOAT_ROWS), strict=True):
-            cross += (part.T @ own).double() if are_flags else part.double().T @ own.double()
+            weight = weights[block].float()[:, None]
+            products.addmm_(values.T, values * weight)
+            values *= weight
+        total += float(weight.double().sum())
+        # Sums of steps are exact in float32, and so are those of their products with 0 and 1; with positions they are
+        # exact in float64.
+        sums += values.sum(0).double()
+        of_targets += (weight.double() * goal.double()).sum(0)
+        if are_flags:
+            cross += (values.T @ goal).double()
+        else:
+            for part, own in zip(values.split(FLOAT_ROWS), goal.split(FLOAT_ROWS), strict=True):
+                cross += part.double().T @ own.double()
         if ticks is not None:
             next(ticks)
     return _Sums(total, sums, products, of_targets, cross)
