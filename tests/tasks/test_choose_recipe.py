@@ -17,7 +17,7 @@ from ytuning.heads.light import LightHead
 from ytuning.heads.pooled import PooledConfig, PooledHead
 from ytuning.progress import Progress
 from ytuning.tasks.choose_recipe import train_cheapest, train_tasks_cheapest
-from ytuning.tasks.train import Trained, train_task
+from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.training.recipes import Recipe, TrainingConfig, preset, preset_recipes
 
 Toy = tuple[list[str], list[str]]
@@ -70,7 +70,14 @@ def test_the_light_head_stays_where_it_is_as_good(toy_rows: Toy, encoder: Encode
     assert record["preset"] == "light" and set(record["tried"]) == {"light", "default"}
     assert record["tried"]["light"]["loss"] < record["tried"]["default"]["loss"]
     assert (
-        len([message for message in heard.said if "preset light, by the calibrated validation loss: " in message]) == 1
+        len(
+            [
+                message
+                for message in heard.said
+                if "preset light is kept. Calibrated validation loss and score: " in message
+            ]
+        )
+        == 1
     )
     # The second training found the texts stored.
     assert trained.cache.misses == len(set(toy_rows[0])) and trained.cache.hits == 0
@@ -115,6 +122,20 @@ def test_one_recipe_is_trained_as_it_is(toy_rows: Toy, encoder: Encoder) -> None
 @pytest.mark.parametrize(("name", "expected"), [("auto", ["light", "default"]), ("paper", ["paper"])])
 def test_recipes_of_a_name(name: str, expected: Sequence[str]) -> None:
     assert list(preset_recipes(name)) == expected
+
+
+def test_seeds_are_for_heads_with_a_random_start(toy_rows: Toy, encoder: Encoder) -> None:
+    options = TrainOptions(seeds=2)
+    with pytest.raises(InputError, match="has no random start, so several seeds give the same head"):
+        train_task(from_lists(*toy_rows), encoder, FeatureStore(), preset("light"), options=options)
+    weak_first = dict(reversed(recipes(1).items()))
+    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), weak_first, options=options)
+    assert isinstance(trained.task.head, LightHead) and list(trained.by_seed) == [0]
+
+
+def test_auto_is_no_single_recipe() -> None:
+    with pytest.raises(InputError, match="auto is two recipes, for ytuning train and the estimators"):
+        preset("auto")
 
 
 def test_an_unknown_name_is_told_with_auto() -> None:

@@ -73,8 +73,8 @@ def serve(
         ),
     ] = None,
     fallback_timeout: Annotated[
-        float, FALLBACK("SECONDS", "Maximum time that the fallback server may take.", min=0.1)
-    ] = 10.0,
+        float | None, FALLBACK("SECONDS", "Maximum time that the fallback server may take.", "10", min=0.1)
+    ] = None,
 ) -> None:
     """Serve many tasks over HTTP and on a web page. Each distinct text is encoded once for all tasks."""
     for package in ("fastapi", "httpx", "prometheus_client", "pydantic", "uvicorn"):
@@ -86,6 +86,8 @@ def serve(
 
     if fallback is None and fallback_key is not None:
         raise InputError("--fallback-key is for --fallback. Give both or leave out --fallback-key.")
+    if fallback is None and fallback_timeout is not None:
+        raise InputError("--fallback-timeout is for --fallback. Give both or leave out --fallback-timeout.")
     settings = Settings(
         folders=tuple(map(str, folders)),
         encoder=encoder,
@@ -102,6 +104,6 @@ def serve(
         seconds=timeout,
         fallback=None if fallback is None else check_url(fallback),
         fallback_key=None if fallback is None else read_key(fallback_key),
-        fallback_seconds=fallback_timeout,
+        fallback_seconds=10.0 if fallback_timeout is None else fallback_timeout,
     )
     start(settings, workers=workers)

@@ -53,8 +53,9 @@ def train(
         Literal["default", "few-shot", "paper", "light", "auto"],
         HEAD(
             "NAME",
-            "Form of the head and its training: default, few-shot, paper, or light, which is fitted in moments and "
-            "costs nothing for each token. auto trains light and default and keeps light unless it is clearly worse.",
+            "Form of the head and its training: default, few-shot, paper or light. A light head is computed in closed "
+            "form, without training steps. auto trains light and default, and keeps light unless default is clearly "
+            "better on the validation set.",
         ),
     ] = "default",
     recipe_file: Annotated[
@@ -243,6 +244,9 @@ def _recipes(
         raise InputError(
             "--recipe replaces a preset, so it cannot be used together with --preset. Leave out one of the two."
         )
+    if preset == recipes.AUTO_PRESET and loss is not None:
+        problem = "--preset auto also trains a light head, which has no loss to choose."
+        raise InputError(f"{problem} Got {loss!r}. Leave out --loss or use --preset default.")
     bases = recipes.preset_recipes(preset) if recipe_file is None else {"recipe": recipes.read_recipe(recipe_file)}
     changed = {}
     for name, base in bases.items():

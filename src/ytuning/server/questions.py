@@ -33,7 +33,7 @@ class Question:
         place: how a message names it, such as ``questions.2``.
         name: its name, which binds it to a task or to a label of one; None binds it to nothing.
         kind: what is asked for: the probability of yes, a choice of options, or a position on levels.
-        options: choices, or labels of levels from the lowest to the highest; None of a predicate.
+        options: choices, or labels of levels from the lowest to the highest; empty for a predicate.
     """
 
     place: str
@@ -110,7 +110,7 @@ class Bound:
 def abstained(served: Served, answered: Answered) -> str | None:
     """Why a task gives a text no answer, in words; None if it gives one.
 
-    Every refusal of a bound question is decided here, whatever the question asks for.
+    An abstention refuses every question to the task, whatever it asks for.
     """
     if answered.answer is None:
         return f"the task {served.task.name!r} abstains, because its confidence is below its threshold."

@@ -78,8 +78,7 @@ class LightRows:
     def changed(self, target: TaskKind, calibration: Calibration, head: LightHead, rows: RowSet) -> Task:
         """The task with other labels, a head that was fitted on rows, and a record of them."""
         task = self.task
-        name = keep_rows(rows, self.encoder, self.store, states=task.states, codec=task.codec.name)
-        record = {"rows": name, "strength": self.strength}
+        record = row_record(rows, self.strength, self.encoder, self.store, states=task.states, codec=task.codec.name)
         return replace(
             task, target=target, calibration=calibration, head=head, training={**task.training, "light": record}
         )

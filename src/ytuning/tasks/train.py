@@ -222,6 +222,9 @@ def check_options(context: TrainContext) -> None:
             f"{argument('preset', 'light')} has no loss to choose, because its head is fitted in closed form. Got "
         )
         raise InputError(f"{problem}{recipe.training.loss!r}. Leave out {argument('loss')}.")
+    if isinstance(recipe.head, LightConfig) and options.seeds > 1:
+        problem = f"{argument('preset', 'light')} has no random start, so several seeds give the same head. Got "
+        raise InputError(f"{problem}{options.seeds}. Leave out {argument('seeds')}.")
     if options.ensemble and not (options.seeds > 1 and isinstance(recipe.head, PooledConfig)):
         problem = "an ensemble is of several seeds' heads of the default preset. "
         problem += f"Give {argument('seeds', 2)} or more and {argument('preset', 'default')}"

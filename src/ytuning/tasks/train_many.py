@@ -50,7 +50,8 @@ def train_tasks(
     Each task has its own rows (`task_columns.read_tasks`), its own validation rows, and as many steps as it would have
     alone. It gets the very head that `train_task` would give it, with one exception: components that heads of the
     default preset are trained on are those of the rows of all tasks, so rows that only other tasks have change its
-    weights a little.
+    weights a little. With more than 32,768 rows, a light task may also learn from rows that are kept for rare labels of
+    other tasks.
 
     Args:
         train: labelled rows of each task, by its name.

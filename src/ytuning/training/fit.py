@@ -232,8 +232,8 @@ def standard_error(values: Tensor) -> float:
     return float(values.std(correction=0)) / math.sqrt(len(values))
 
 
-def clearly_lower(losses: Tensor, others: Tensor) -> bool:
-    """Whether the mean of losses (N,) of some rows is below that of others of the same rows by ``CLEARLY`` errors.
+def clearly_lower(losses: Tensor, others: Tensor, *, errors: float = CLEARLY) -> bool:
+    """Whether the mean of losses (N,) of some rows is below that of others of the same rows by so many errors.
 
     Those are standard errors of the difference. Losses that are no numbers are above all others, and of fewer than
     ``FEWEST_ROWS`` rows none are clearly lower.
@@ -241,7 +241,7 @@ def clearly_lower(losses: Tensor, others: Tensor) -> bool:
     if not losses.isfinite().all() or len(losses) < FEWEST_ROWS:
         return False
     lead = others - losses
-    return not float(lead.mean()) <= CLEARLY * standard_error(lead)
+    return not float(lead.mean()) <= errors * standard_error(lead)
 
 
 def logits_of(head: LabelHead, features: Features, rows: Tensor | None = None) -> np.ndarray:

@@ -145,7 +145,8 @@ def preset(name: str) -> Recipe:
         InputError: the name is unknown.
     """
     if name not in PRESETS:
-        raise InputError(must_be_one_of(parameter("preset"), name, PRESETS))
+        hint = " auto is two recipes, for ytuning train and the estimators" if name == AUTO_PRESET else ""
+        raise InputError(must_be_one_of(parameter("preset"), name, PRESETS) + hint)
     return PRESETS[name]()
 
 
