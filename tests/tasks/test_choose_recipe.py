@@ -50,6 +50,12 @@ def recipes(steps: int) -> dict[str, Recipe]:
     return {"light": preset("light"), "default": Recipe(PooledConfig(width=16), short)}
 
 
+def halves(toy: Toy) -> tuple[Dataset, Dataset]:
+    """Training rows and as many validation rows; of fewer than 20 nothing is clear."""
+    rows = from_lists(*toy)
+    return rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
+
+
 def ordered_words() -> Dataset:
     """Rows whose label is which of two words comes first: pools of a random encoder hardly tell."""
     chooser = random.Random(0)
@@ -86,9 +92,10 @@ def test_the_light_head_stays_where_it_is_as_good(toy_rows: Toy, encoder: Encode
 def test_a_clearly_better_head_is_taken(toy_rows: Toy, encoder: Encoder) -> None:
     # The order is turned round, so that the head that hardly learned is the cheap one.
     turned = dict(reversed(recipes(1).items()))
-    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), turned)
+    train, validation = halves(toy_rows)
+    trained = train_cheapest(train, encoder, FeatureStore(), turned, validation=validation)
     assert isinstance(trained.task.head, LightHead) and trained.task.training["auto"]["preset"] == "light"
-    alone = train_task(from_lists(*toy_rows), encoder, FeatureStore(), preset("light"))
+    alone = train_task(train, encoder, FeatureStore(), preset("light"), validation=validation)
     assert trained.reports["validation"].metrics == alone.reports["validation"].metrics
 
 
@@ -129,7 +136,8 @@ def test_seeds_are_for_heads_with_a_random_start(toy_rows: Toy, encoder: Encoder
     with pytest.raises(InputError, match="has no random start, so several seeds give the same head"):
         train_task(from_lists(*toy_rows), encoder, FeatureStore(), preset("light"), options=options)
     weak_first = dict(reversed(recipes(1).items()))
-    trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), weak_first, options=options)
+    train, validation = halves(toy_rows)
+    trained = train_cheapest(train, encoder, FeatureStore(), weak_first, validation=validation, options=options)
     assert isinstance(trained.task.head, LightHead) and list(trained.by_seed) == [0]
 
 
