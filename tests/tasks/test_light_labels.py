@@ -176,6 +176,28 @@ def test_compact_features_are_too_coarse(toy_rows: Toy, train: Train) -> None:
         train(from_lists(*toy_rows), codec="compact")
 
 
+def test_a_label_with_all_validation_rows_is_removed(toy_rows: Toy, encoder: Encoder, store: FeatureStore) -> None:
+    rows = from_lists(*toy_rows)
+    refunds = [row for row, label in enumerate(toy_rows[1]) if label == "refund"]
+    train = rows.select([row for row in range(len(rows)) if row not in refunds[:8]])
+    task = train_task(train, encoder, store, preset("light"), validation=rows.select(refunds[:8])).task
+    removed = shrink_task(task, "refund", encoder, store).task
+    assert removed.target.names == ("card", "login")
+    examples = replace(rows.select(refunds), labels=None)
+    assert grow_task(removed, "refund", examples, encoder, store).recall > 0.8
+
+
+def test_a_store_that_can_only_be_read_is_enough(
+    toy_rows: Toy, train: Train, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    task = train(from_lists(*toy_rows))
+    monkeypatch.setattr("ytuning.features.store.commit", refuse)
+    assert same_head(train(from_lists(*toy_rows)), task)
+
+
 def test_weights_of_single_labels_do_not_fit_other_labels(
     toy_rows: Toy, train: Train, encoder: Encoder, store: FeatureStore
 ) -> None:

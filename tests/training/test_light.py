@@ -13,13 +13,15 @@ from tests.conftest import STATES, WORDS
 from tests.kinds import KIND_NAMES, KindName, kind_of
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
-from ytuning.features.features import Features, live_inputs
+from ytuning.features.codecs import Float16Codec
+from ytuning.features.features import Features, TextFeatures, live_inputs
 from ytuning.features.pools import pooled
+from ytuning.features.store import StoredRows
 from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import pool_states
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
-from ytuning.training.light import STRENGTHS, LightJob, fit_light
+from ytuning.training.light import MOST_ROWS, STRENGTHS, LightJob, fit_light
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 ROWS, TRAIN, VALIDATION, TEST = 240, np.arange(150), np.arange(150, 200), np.arange(200, 240)
@@ -143,7 +145,7 @@ def test_rounded_rows_are_exact_at_the_center() -> None:
 
 def naive(pools: Features, job: LightJob, rows: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Logits (rows, C) of all rows from ridge regression or discriminant analysis in float64, without int8."""
-    numbers, goal = numbers_of(pools, np.arange(ROWS)), job.columns.double().numpy()
+    numbers, goal = numbers_of(pools, np.arange(ROWS)), job.columns(torch.arange(ROWS)).double().numpy()
     measured = numbers[:200]
     numbers = (numbers - measured.mean(0)) / measured.std(0)
     # What is fitted is cut at about four deviations, what is answered is not.
@@ -268,3 +270,38 @@ def test_label_weights_of_several_labels_a_row_are_refused(pools: Features, ids:
     recipe = Recipe(LightConfig(), TrainingConfig(label_weights="balanced"))
     with pytest.raises(InputError, match="is for one label a row, and this task is multi"):
         fit(pools, "multi", ids, recipe)
+
+
+def test_labels_in_turn_among_many_rows_are_all_learned(pools: Features, ids: np.ndarray) -> None:
+    # More rows than are learned from, every second of them of the first label.
+    by_label = [np.flatnonzero(ids[:150] == label) for label in (0, 1)]
+    count = MOST_ROWS + 2000
+    rows = np.array([by_label[number % 2][number // 2 % len(by_label[number % 2])] for number in range(count)])
+    assert isinstance(pools, TextFeatures)
+    many = pools.selected(torch.from_numpy(np.concatenate((rows, np.arange(150, 240)))))
+    targets = np.concatenate((ids[rows], ids[150:240])) % 2
+    held = np.arange(count, count + 50)
+    job = LightJob(kind_of("single", 2), targets, held)
+    head = fit_light(many, [job], rows=np.arange(count + 50))[0].head
+    asked = np.flatnonzero(np.isin(ids[200:240], (0, 1)))
+    logits = logits_of(head, many, torch.from_numpy(count + 50 + asked))
+    assert (logits.argmax(1) == ids[200:240][asked]).mean() > 0.9
+
+
+def test_numbers_beyond_float16_are_cut() -> None:
+    values = torch.full((1, 2, 1, 4), 1e6)
+    values[0, 1] = -1e6
+    found = pool_states(values, torch.ones(1, 2, dtype=torch.bool))
+    assert found.tolist() == [[0.0] * 4 + [65504.0] * 4 + [-65504.0] * 4]
+
+
+def test_hidden_states_that_are_no_numbers_are_told(tokens: Features, ids: np.ndarray) -> None:
+    assert isinstance(tokens, TextFeatures)
+    broken = pooled(tokens)
+    values, _ = broken.batch(torch.arange(ROWS))
+    values[:, :, 0, 0] = torch.nan
+    codec = Float16Codec(values.shape[2], values.shape[3])
+    where = np.zeros(ROWS, np.int64), np.arange(ROWS), np.ones(ROWS, np.int64), np.zeros(ROWS, bool)
+    features = TextFeatures(StoredRows([codec.encode(values[:, 0]).numpy()], *where, codec), torch.float32)
+    with pytest.raises(InputError, match="the light head's logits are no numbers"):
+        fit(features, "single", ids)

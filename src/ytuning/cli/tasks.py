@@ -160,12 +160,15 @@ def remove_label(
 
     The command reports how many of the kept texts of the other labels are labelled correctly before and after.
     """
+    from ytuning.data.labels import label_name
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.remove_label import check_can_shrink, shrink_task
     from ytuning.tasks.task import check_encoder, check_task_folder, load_task, save_task
 
     task = load_task(task_dir)
+    # The name has the form of those in data files.
+    name = label_name(name) or ""
     check_can_shrink(task, name)
     target = out or task_dir
     check_task_folder(target)

@@ -444,6 +444,9 @@ class FeatureSpace:
             StoreError: the disk is full or cannot be written.
         """
         name = hashlib.sha256(data).hexdigest()
+        # What is there need not be written, which a store that can only be read would refuse.
+        if self.kept_rows(name) is not None:
+            return name
         with store_errors(self.folder, len(data)):
             (self.folder / ROWS_FOLDER).mkdir(exist_ok=True)
             commit(self.folder / ROWS_FOLDER / (name + ROWS_SUFFIX), data)

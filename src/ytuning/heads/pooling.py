@@ -21,6 +21,9 @@ The deviation, the first and the last token and products of neighbours were trie
 was better by more than chance on TREC-6, BANKING77, SST-2 and CoLA (benchmarks/LOG.md).
 """
 
+# The largest number of float16.
+LARGEST = 65504.0
+
 
 def pool_states(features: Tensor, mask: Tensor) -> Tensor:
     """Pool the tokens of features (B, T, L, D) with mask (B, T), True at tokens, to (B, 3 * L * D) float32.
@@ -40,7 +43,9 @@ def pool_states(features: Tensor, mask: Tensor) -> Tensor:
     else:
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[..., None]
         largest, smallest = maximum(values + hidden), -maximum(hidden - values)
-    return torch.cat((mean, largest, smallest), 1).half().float()
+    pools = torch.cat((mean, largest, smallest), 1)
+    # Some encoders have channels beyond the range of float16.
+    return pools.clamp_(-LARGEST, LARGEST).half().float()
 
 
 def pools_of_states(positions: list[int], layers: int) -> list[int]:

@@ -26,10 +26,9 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionHead, LabelHead, LightHead, MatchingHead
 from ytuning.progress import Progress
 from ytuning.tasks.evaluate import task_features
-from ytuning.tasks.light_labels import LightRows, grown_light_task
+from ytuning.tasks.light_labels import LightRows, grown_light_task, some_logits
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration
-from ytuning.training.fit import logits_of
 from ytuning.training.joint import label_space
 
 __all__ = ["AddedLabel", "add_label", "check_can_grow", "exemplar_rows", "fit_label_row", "grow_task", "keep_exemplars"]
@@ -192,9 +191,9 @@ def _grow_light(light: LightRows, name: str, examples: Dataset, progress: Progre
     own = torch.arange(len(rows.held) - len(examples.inputs), len(rows.held))
     held = torch.from_numpy(np.flatnonzero(rows.held))
     truth = light.rows.targets[light.rows.held]
-    before = task.calibration.answers(target, logits_of(task.head, features, held)).values
+    before = task.calibration.answers(target, some_logits(task.head, features, held)).values
     after, of_examples = (
-        grown.calibration.answers(bigger, logits_of(grown.head, features, some)).values for some in (held, own)
+        grown.calibration.answers(bigger, some_logits(grown.head, features, some)).values for some in (held, own)
     )
     columns = None if task.columns is None else task.columns.with_label(name)
     return AddedLabel(
@@ -202,10 +201,15 @@ def _grow_light(light: LightRows, name: str, examples: Dataset, progress: Progre
             grown, columns=columns, training={**grown.training, "added": [*task.training.get("added", []), name]}
         ),
         recall=float(bigger.has_label(of_examples, new).mean()),
-        before=float(target.are_right(truth, before).mean()),
-        after=float(target.are_right(truth, after).mean()),
+        before=_share_right(target, truth, before),
+        after=_share_right(target, truth, after),
         lost=_lost(target, truth, bigger.has_label(after, new)),
     )
+
+
+def _share_right(target: TaskKind, truth: np.ndarray, values: np.ndarray) -> float:
+    """The share of rows whose old labels are right; 1 of no rows."""
+    return float(target.are_right(truth, values).mean()) if len(truth) else 1.0
 
 
 def fit_label_row(

@@ -19,13 +19,14 @@ from ytuning.features.features import Features
 from ytuning.features.pools import RowSet, keep_rows, kept_rows, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.light import LightHead
+from ytuning.heads.pooled import LabelHead
 from ytuning.progress import Progress
 from ytuning.tasks.task import Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.light import LightFit, LightJob, fit_light
 
-__all__ = ["LightRows", "grown_light_task", "row_record", "shrunk_light_task"]
+__all__ = ["LightRows", "grown_light_task", "row_record", "shrunk_light_task", "some_logits"]
 
 
 class LightRows:
@@ -91,6 +92,11 @@ def row_record(
     return {"rows": keep_rows(rows, encoder, store, states=states, codec=codec), "strength": strength}
 
 
+def some_logits(head: LabelHead, features: Features, rows: torch.Tensor) -> np.ndarray:
+    """Logits (N, C) float32 of rows (N,), of which there may be none."""
+    return logits_of(head, features, rows if len(rows) else torch.arange(1))[: len(rows)]
+
+
 def _label_weights(task: Task) -> str | None:
     """The label weights that the task was trained with; those of single labels do not fit other labels."""
     given = task.training.get("label_weights")
@@ -145,6 +151,8 @@ def shrunk_light_task(light: LightRows, label: int) -> tuple[Task, np.ndarray, n
     calibration = task.calibration.without_label(label)
     held = torch.from_numpy(np.flatnonzero(rows.held))
     assert isinstance(task.head, LightHead)
-    before = task.calibration.answers(target, logits_of(task.head, features, held)).values
-    after = calibration.answers(smaller, logits_of(fitted.head, features, held)).values
+    before, after = (
+        one.answers(kind, some_logits(head, features, held)).values
+        for one, kind, head in ((task.calibration, target, task.head), (calibration, smaller, fitted.head))
+    )
     return light.changed(smaller, calibration, fitted.head, rows), rows.targets[rows.held], before, after

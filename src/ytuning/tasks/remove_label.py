@@ -10,7 +10,7 @@ import torch
 from ytuning.data.kinds import TaskKind
 from ytuning.data.labels import did_you_mean, label_name, list_names, quote
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError, argument
+from ytuning.errors import InputError, argument, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LightHead, MatchingHead
 from ytuning.tasks.light_labels import LightRows, shrunk_light_task
@@ -52,8 +52,8 @@ def check_can_shrink(task: Task, name: str) -> int:
         raise InputError(f"{problem} Its labels are {list_names(target.names)}")
     if len(target.names) <= target.fewest_labels:
         raise InputError(
-            f"the task {task.name!r} has {len(target.names)} labels, and a task of kind {task.kind} needs at least "
-            f"{target.fewest_labels}. Train another task"
+            f"the task {task.name!r} has {quantity(len(target.names), 'label')}, and a task of kind {task.kind} needs "
+            f"at least {target.fewest_labels}. Train another task"
         )
     return target.names.index(name)
 

@@ -216,6 +216,11 @@ def _fit_light_heads(
         for number, fit in zip(group, fits, strict=True):
             own, held = jobs[number], rows_of_jobs[number].validation
             logits = logits_of(fit.chosen_head, features, held)
+            if not np.isfinite(logits).all():
+                raise InputError(
+                    "the light head's logits are no numbers, because the encoder's hidden states are too large or are "
+                    f"no numbers. Use {argument('preset', 'default')} or another encoder"
+                )
             now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[held])
             results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, False, fit.strength)
     return [results[number] for number in range(len(jobs))]

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ytuning.data.kinds import TaskKind
 from ytuning.features.features import Features
@@ -76,13 +77,17 @@ class LightJob:
     strength: float | None = None
 
     @property
-    def columns(self) -> Tensor:
-        """(rows, K) float32: a 1 for each label of a row, or its position on the scale."""
-        if self.target.labels is None or self.targets.ndim == 2:
-            columns = torch.from_numpy(self.targets.astype(np.float32)).reshape(len(self.targets), -1)
+    def width(self) -> int:
+        """K, the number of columns of the targets."""
+        return 1 if self.target.labels is None else self.target.outputs
+
+    def columns(self, rows: Tensor) -> Tensor:
+        """(N, K) float32 of rows (N,): a 1 for each label of a row, or its position on the scale."""
+        targets = torch.from_numpy(np.asarray(self.targets))[rows]
+        if self.target.labels is None:
             # Sums of such positions are exact in float64, whatever their order.
-            return (columns * POSITION_STEPS).round() / POSITION_STEPS
-        return torch.from_numpy(np.eye(self.target.outputs, dtype=np.float32)[self.targets])
+            return ((targets.float() * POSITION_STEPS).round() / POSITION_STEPS)[:, None]
+        return targets.float() if targets.ndim == 2 else functional.one_hot(targets, self.width).float()
 
 
 @dataclass(frozen=True)
@@ -135,14 +140,13 @@ def fit_light(
     for number, job in enumerate(jobs):
         by_held.setdefault(job.validation.tobytes(), []).append(number)
     ticks = _ticks(progress, len(blocks) + len(by_held) + 1)
-    columns = torch.cat([job.columns for job in jobs], 1)
-    whole = _sum_products(numbers, columns, blocks, weights, ticks)
+    whole = _sum_products(numbers, jobs, blocks, weights, ticks)
     strengths: dict[int, float] = {}
     slopes: dict[int, tuple[float, float]] = {}
     chosen: dict[int, LightHead] = {}
     for group in by_held.values():
         held = np.intersect1d(jobs[group[0]].validation, kept)
-        learned = whole.without(_sum_products(numbers, columns, torch.from_numpy(held).split(BLOCK_ROWS), weights))
+        learned = whole.without(_sum_products(numbers, jobs, torch.from_numpy(held).split(BLOCK_ROWS), weights))
         chosen_strengths = _choose_strengths(learned, numbers, jobs, group)
         strengths |= chosen_strengths
         for number, linear in _Solver(learned, jobs).solve(chosen_strengths).items():
@@ -186,7 +190,7 @@ class _Numbers:
     @classmethod
     def measured(cls, features: Features, rows: Tensor) -> _Numbers:
         """Take the mean and the deviation of at most ``SAMPLE_ROWS`` of the rows (N,)."""
-        sample = _raw(features, rows[:: -(-len(rows) // SAMPLE_ROWS)])
+        sample = _raw(features, torch.from_numpy(_sample(rows.numpy(), SAMPLE_ROWS)))
         center, deviation = sample.mean(0), sample.std(0, correction=0)
         deviation[deviation <= LEAST_DEVIATION * sample.abs().mean(0)] = torch.inf
         return cls(features, center, deviation)
@@ -253,19 +257,20 @@ class _Sums:
 
 def _sum_products(
     numbers: _Numbers,
-    columns: Tensor,
+    jobs: Sequence[LightJob],
     blocks: Sequence[Tensor],
     weights: Tensor | None,
     ticks: Iterator[None] | None = None,
 ) -> _Sums:
-    """The sums over the rows of some blocks, with the columns (all rows, K) of all targets."""
-    size, count = len(numbers.center), columns.shape[1]
+    """The sums over the rows of some blocks, which may be empty, with the columns of the targets of all jobs."""
+    size, count = len(numbers.center), sum(job.width for job in jobs)
     products = torch.zeros(size, size, dtype=torch.int32 if weights is None else torch.float32)
-    are_flags = bool(((columns == 0) | (columns == 1)).all())
     total, sums = 0.0, torch.zeros(size, dtype=torch.float64)
     of_targets, cross = torch.zeros(count, dtype=torch.float64), torch.zeros(size, count, dtype=torch.float64)
     for block in blocks:
-        steps, goal = numbers.in_steps(block), columns[block]
+        if not len(block):
+            continue
+        steps, goal = numbers.in_steps(block), torch.cat([job.columns(block) for job in jobs], 1)
         # (N, P) and (N, 1)
         values, weight = steps.float(), torch.ones(len(block), 1)
         if weights is None:
@@ -279,7 +284,7 @@ def _sum_products(
         # exact in float64.
         sums += values.sum(0).double()
         of_targets += (weight.double() * goal.double()).sum(0)
-        if are_flags:
+        if bool(((goal == 0) | (goal == 1)).all()):
             cross += (values.T @ goal).double()
         else:
             for part, own in zip(values.split(FLOAT_ROWS), goal.split(FLOAT_ROWS), strict=True):
@@ -318,17 +323,23 @@ def _multiplies_bytes() -> bool:
 
 
 def _thinned(jobs: Sequence[LightJob], rows: np.ndarray) -> np.ndarray:
-    """At most about ``MOST_ROWS`` of rows (N,), spread evenly, and all rows of labels with few of them."""
-    every = -(-len(rows) // MOST_ROWS)
-    if every == 1:
+    """At most about ``MOST_ROWS`` of rows (N,), and all rows of labels with few of them."""
+    if len(rows) <= MOST_ROWS:
         return rows
-    kept = np.arange(len(rows)) % every == 0
+    kept = np.isin(rows, _sample(rows, MOST_ROWS))
     for job in jobs:
         targets = job.targets[rows]
         counts = job.target.count_labels(targets)
         for label in np.flatnonzero(counts < KEPT_ROWS):
             kept |= job.target.has_label(targets, int(label))
     return rows[kept]
+
+
+def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of rows (N,), in their order, drawn at random, because labels may follow each other in turn."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
 
 
 # --- solutions ------------------------------------------------------------------------------------------------------
@@ -352,7 +363,7 @@ class _Solver:
         self._penalised = sums.products[::every, ::every] / (sums.weight * STEPS**2)
         self._penalised.addr_(self._mean.float(), self._mean.float(), alpha=-1)
         self._variance = self._penalised.diagonal().clone()
-        self._starts = np.cumsum([0, *(job.columns.shape[1] for job in jobs)]).tolist()
+        self._starts = np.cumsum([0, *(job.width for job in jobs)]).tolist()
 
     def solve(self, strengths: Mapping[int, float]) -> dict[int, _Linear]:
         """The linear map of some jobs by number, each at its strength."""
@@ -407,7 +418,7 @@ def _choose_strengths(
     validation = jobs[group[0]].validation
     if len(validation) < FEWEST_ROWS or all(jobs[number].strength is not None for number in group):
         return {number: jobs[number].strength or MIDDLE_STRENGTH for number in group}
-    some = validation[np.linspace(0, len(validation) - 1, min(len(validation), CHOOSING_ROWS)).astype(int)]
+    some = _sample(validation, CHOOSING_ROWS)
     values = numbers.in_steps(torch.from_numpy(some))[:, ::EVERY].float() / STEPS
     losses: dict[int, dict[float, float]] = {number: {} for number in group}
     solver = _Solver(sums, jobs, EVERY)
