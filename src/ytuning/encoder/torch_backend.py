@@ -152,8 +152,11 @@ class TorchStates:
 
     def _fewest_texts(self, length: int) -> int:
         """Texts of one length with which batched products go the way of larger ones."""
-        is_large = not self.is_steady or self.model.dtype == torch.float32
-        return 1 if is_large else FEW_PRODUCTS // (HEADS_WIDTH * length**2) + 1
+        if not self.is_steady:
+            return 1
+        # Heads of a single text lie apart in memory and are multiplied as they lie, those of several are copied first.
+        # On some processors the products then differ in their last bits.
+        return 2 if self.model.dtype == torch.float32 else FEW_PRODUCTS // (HEADS_WIDTH * length**2) + 1
 
     def _keeps_bits(self) -> bool:
         """Whether a text alone has the bits that it has beside others."""
