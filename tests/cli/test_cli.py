@@ -828,6 +828,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("train", "train.csv", "--preset", "best", *OUT),
         "--preset must be one of 'default', 'few-shot', 'paper', 'light', 'auto'. Got 'best' instead.",
     ),
+    "a loss for a light head": (
+        ("train", "train.csv", "--preset", "auto", "--loss", "focal", *OUT),
+        "--preset auto also trains a light head, which has no loss to choose. Got 'focal'. Leave out --loss",
+    ),
     "half a seed": (
         ("train", "train.csv", "--seed", "1.5", *OUT),
         "--seed must be a whole number from 0 to 4294967295. Got '1.5' instead.",

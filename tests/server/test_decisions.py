@@ -836,6 +836,7 @@ def test_options_of_the_command(tasks: Path, other: Other, tmp_path: Path) -> No
             "error: --fallback must be an address such as https://api.openai.com. Got 'nowhere'",
         ),
         (["--fallback-key", "key"], "error: --fallback-key is for --fallback. Give both or leave out --fallback-key."),
+        (["--fallback-timeout", "3"], "error: --fallback-timeout is for --fallback. Give both or leave out"),
     ],
 )
 def test_options_that_are_none(options: list[str], message: str, tasks: Path) -> None:
