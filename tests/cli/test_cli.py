@@ -27,7 +27,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.tasks import train as pipeline
+from ytuning.tasks import choose_recipe
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training import recipes
@@ -1049,7 +1049,7 @@ def test_what_was_interrupted_does_not_replace_a_finished_task(
     start = ("train", "train.csv", "--encoder", tiny_encoder, "--out", "tasks/toy", "--json", "--quiet")
     assert run(*start).status == 0
     finished = (files / "tasks/toy/head.safetensors").read_bytes()
-    real = pipeline.train_task
+    real = choose_recipe.train_cheapest
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         trained = real(*arguments, **options)
@@ -1059,7 +1059,7 @@ def test_what_was_interrupted_does_not_replace_a_finished_task(
             task=replace(trained.task, training={**trained.task.training, "interrupted": True}),
         )
 
-    monkeypatch.setattr(pipeline, "train_task", interrupted)
+    monkeypatch.setattr(choose_recipe, "train_cheapest", interrupted)
     (files / "tasks/toy/page.html").write_text("of the finished task")
     for _ in range(2):  # the second one replaces what the first has saved
         found = run(*start, "--seed", "1", "--report", "tasks/toy/page.html")

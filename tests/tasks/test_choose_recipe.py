@@ -116,6 +116,8 @@ def test_ctrl_c_in_the_second_training_keeps_the_first(toy_rows: Toy, encoder: E
     heard = Heard(stop_at="prepare")
     trained = train_cheapest(from_lists(*toy_rows), encoder, FeatureStore(), recipes(5), progress=heard)
     assert isinstance(trained.task.head, LightHead) and trained.fit.interrupted
+    # A finished task in the folder is not replaced by it.
+    assert trained.task.training["interrupted"] is True
     assert trained.task.training["auto"]["preset"] == "light"
 
 

@@ -177,10 +177,12 @@ def _choose(trained: Mapping[str, Trained], progress: Progress, *, complete: boo
     for other in trained.values():
         for stage, more in other.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + more
+    interrupted = one.fit.interrupted or not complete
+    training = {**one.task.training, "auto": record, "interrupted": interrupted}
     return replace(
         one,
-        task=replace(one.task, training={**one.task.training, "auto": record}),
-        fit=one.fit if complete else replace(one.fit, interrupted=True),
+        task=replace(one.task, training=training),
+        fit=replace(one.fit, interrupted=interrupted),
         # The first training has stored the texts that the store lacked.
         cache=trained[names[0]].cache,
         seconds=seconds,
