@@ -9,24 +9,15 @@ import pytest
 import torch
 
 from tests.conftest import STATES
+from tests.pools import pooled
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.features import Features, live_inputs, stored_inputs
-from ytuning.features.pools import mean_states, pooled, stored_pools
+from ytuning.features.pools import mean_pools, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
-from ytuning.progress import Progress
+from ytuning.progress import CollectedMessages, Progress
 
 TEXTS = ["my card", "login please", "my card", "refund my money late", "password", "card " * 100]
-
-
-class Heard(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +72,15 @@ def test_some_of_the_stored_states(encoder: Encoder, tmp_path: Path) -> None:
 
 def test_means_of_pools_are_means_of_tokens(encoder: Encoder) -> None:
     tokens = live_inputs([(text, None) for text in TEXTS], encoder, states=STATES, pair_mode=None)
-    assert mean_states(tokens, len(STATES)) is tokens
-    means = mean_states(pooled(tokens), len(STATES))
+    assert mean_pools(tokens, len(STATES)) is tokens
+    means = mean_pools(pooled(tokens), len(STATES))
     values, mask = tokens.batch(torch.arange(len(TEXTS)))
     naive = torch.stack([text[there].double().mean(0) for text, there in zip(values, mask, strict=True)])
     torch.testing.assert_close(numbers(means)[:, 0].double(), naive, rtol=2e-3, atol=1e-4)
 
 
 def test_damaged_pools_are_named_and_computed_again(encoder: Encoder, encoded: list[int], tmp_path: Path) -> None:
-    store, inputs, heard = FeatureStore(tmp_path), [(text, None) for text in TEXTS], Heard()
+    store, inputs, heard = FeatureStore(tmp_path), [(text, None) for text in TEXTS], CollectedMessages()
 
     def read() -> np.ndarray:
         features, _ = stored_pools(inputs, encoder, store, heard, states=STATES, pair_mode=None, codec="int8")
@@ -103,4 +94,4 @@ def test_damaged_pools_are_named_and_computed_again(encoder: Encoder, encoded: l
     content[10] ^= 1
     shard.write_bytes(content)
     assert np.array_equal(read(), before) and sum(encoded) == 5
-    assert len(heard.said) == 1 and "is damaged (checksum differs)" in heard.said[0]
+    assert len(heard.messages) == 1 and "is damaged (checksum differs)" in heard.messages[0]

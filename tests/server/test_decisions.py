@@ -22,8 +22,8 @@ from tests.server.serving import PATIENCE, Live, Process, held_catalog, live, se
 from ytuning.data.kinds import fit_kind
 from ytuning.data.labels import LabelSet
 from ytuning.errors import InputError
-from ytuning.server.fallback import FALLBACK_KEY, check_url, read_key
-from ytuning.server.questions import positive_label
+from ytuning.server.decisions.fallback import FALLBACK_KEY, check_url, read_key
+from ytuning.server.decisions.questions import positive_label
 from ytuning.tasks.predictor import Prediction, Predictor
 from ytuning.tasks.task import load_task, save_task
 

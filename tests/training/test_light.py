@@ -11,12 +11,10 @@ import torch
 
 from tests.conftest import STATES, WORDS
 from tests.kinds import KIND_NAMES, KindName, kind_of
+from tests.pools import of_numbers, pooled
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError
-from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import Features, TextFeatures, live_inputs
-from ytuning.features.pools import pooled
-from ytuning.features.store import StoredRows
 from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import pool_states
@@ -300,8 +298,6 @@ def test_hidden_states_that_are_no_numbers_are_told(tokens: Features, ids: np.nd
     broken = pooled(tokens)
     values, _ = broken.batch(torch.arange(ROWS))
     values[:, :, 0, 0] = torch.nan
-    codec = Float16Codec(values.shape[2], values.shape[3])
-    where = np.zeros(ROWS, np.int64), np.arange(ROWS), np.ones(ROWS, np.int64), np.zeros(ROWS, bool)
-    features = TextFeatures(StoredRows([codec.encode(values[:, 0]).numpy()], *where, codec), torch.float32)
+    features = of_numbers(values[:, 0], broken.truncated_rows)
     with pytest.raises(InputError, match="the light head's logits are no numbers"):
         fit(features, "single", ids)

@@ -80,7 +80,7 @@ def serve(
     for package in ("fastapi", "httpx", "prometheus_client", "pydantic", "uvicorn"):
         require(package, "server")
     from ytuning.server.app import serve as start
-    from ytuning.server.fallback import check_url, read_key
+    from ytuning.server.decisions.fallback import check_url, read_key
     from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, read_keys
     from ytuning.server.service import Settings
 

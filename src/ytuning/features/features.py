@@ -416,7 +416,12 @@ def stored_features(
             tokens = sum(dict(zip(keys, rows.length.tolist(), strict=True)).values())
             use = CacheUse(len(distinct) - len(misses), len(misses), tokens * space.row_bytes)
             return TextFeatures(rows, _dtype(encoder)).at_positions([kept.index(state) for state in states]), use
-    raise StoreError(
+    raise not_intact(space)
+
+
+def not_intact(space: FeatureSpace) -> StoreError:
+    """That the disk does not give back what was written."""
+    return StoreError(
         f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
     )
 

@@ -17,15 +17,16 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
 from ytuning.encoder.pretrained import States
 from ytuning.encoder.tokens import plan_batches
-from ytuning.errors import StoreError
 from ytuning.features.codecs import POOL_CODECS, Codec, Float16Codec
 from ytuning.features.features import (
+    ATTEMPTS,
     WAITING,
     CacheUse,
     Features,
     PairFeatures,
     TextFeatures,
     distinct_texts,
+    not_intact,
     say_damages,
     stored_features,
     stored_states,
@@ -36,12 +37,10 @@ from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import POOLS, pool_states, pools_of_states
 from ytuning.progress import Progress
 
-__all__ = ["RowSet", "keep_rows", "kept_rows", "mean_states", "pooled", "stored_pools"]
+__all__ = ["RowSet", "keep_rows", "kept_rows", "mean_pools", "stored_pools"]
 
 # Tokens that are pooled at a time.
 POOLED_TOKENS = 8192
-# What was just written is read back so many times before the disk is called bad.
-ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,7 @@ def _of_states(rows: StoredRows, kept: States, states: States) -> TextFeatures:
     return TextFeatures(rows, torch.float32).at_positions(positions)
 
 
-def pooled(features: Features) -> Features:
-    """The pools of features in memory, (rows, 1, 3 L, D) as a batch."""
-    if isinstance(features, PairFeatures):
-        return features.with_texts(_pooled_texts(features.texts))
-    return _pooled_texts(features)
-
-
-def mean_states(features: Features, layers: int) -> Features:
+def mean_pools(features: Features, layers: int) -> Features:
     """Of pools of ``layers`` hidden states only the means; token features as they are."""
     return features if features.layers == layers else features.at_positions(range(layers))
 
@@ -171,9 +163,7 @@ def stored_pools(
         say_damages(space, progress)
         if rows is not None:
             return with_pairs(_of_states(rows, kept, states)), use
-    raise StoreError(
-        f"what is written to {space.folder} does not read back intact. Check the disk or set YTUNING_CACHE"
-    )
+    raise not_intact(space)
 
 
 def _write(
@@ -200,18 +190,6 @@ def _pooling(features: TextFeatures, rows: np.ndarray) -> Source:
         return np.ones(len(positions), np.int64), features.truncated_rows[rows[positions]], batches
 
     return source
-
-
-def _pooled_texts(features: TextFeatures) -> TextFeatures:
-    """The pools of texts in memory."""
-    codec, count = _codec_of(features), len(features)
-    array = np.empty((count, 2 * codec.layers * codec.width), np.uint8)
-    for batch in plan_batches(features.lengths.numpy(), POOLED_TOKENS, "equal"):
-        array[batch] = codec.encode(_pools(features, torch.from_numpy(batch))).numpy()
-    features.release()
-    # All rows lie in the one array, in their order.
-    where = np.zeros(count, np.int64), np.arange(count), np.ones(count, np.int64)
-    return TextFeatures(StoredRows([array], *where, features.truncated_rows, codec), torch.float32)
 
 
 def _codec_of(features: TextFeatures) -> Float16Codec:

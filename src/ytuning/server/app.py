@@ -28,7 +28,7 @@ from ytuning.data.labels import did_you_mean, quote
 from ytuning.errors import InputError, YTuningError
 from ytuning.server.batching import Batcher, Refused
 from ytuning.server.catalog import Catalog
-from ytuning.server.fallback import Fallback
+from ytuning.server.decisions.fallback import Fallback
 from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate
 from ytuning.server.refusals import describe_errors, refusal
 from ytuning.server.routes import router

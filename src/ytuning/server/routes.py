@@ -17,7 +17,7 @@ from ytuning.server import schemas
 from ytuning.server.batching import Refused
 from ytuning.server.bodies import JsonRoute
 from ytuning.server.catalog import Served
-from ytuning.server.decisions import decision_routes
+from ytuning.server.decisions.routes import decision_routes
 from ytuning.server.open_inference import v2
 from ytuning.server.openai_style import openai_style
 from ytuning.server.replies import TheService, answers_to_texts, names_of_scores, refusals_of, scores_of, usage_of

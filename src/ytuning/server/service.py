@@ -15,7 +15,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.labels import did_you_mean, list_names
 from ytuning.server.batching import Answered, Batcher, Refused
 from ytuning.server.catalog import Catalog, Changes, Served
-from ytuning.server.fallback import Fallback
+from ytuning.server.decisions.fallback import Fallback
 from ytuning.server.telemetry import Telemetry, log
 
 __all__ = ["Service", "Settings", "unless_gone"]

@@ -31,7 +31,10 @@ from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.joint import label_space
 
-__all__ = ["AddedLabel", "add_label", "check_can_grow", "exemplar_rows", "fit_label_row", "grow_task", "keep_exemplars"]
+__all__ = [
+    "AddedLabel", "add_label", "check_can_grow", "decide", "exemplar_rows", "fit_label_row", "grow_task",
+    "keep_exemplars", "share_right",
+]  # fmt: skip
 
 # A task keeps the vectors in label space of this number of texts.
 EXEMPLARS = 2000
@@ -171,13 +174,13 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
-    before = _decide(target, task.calibration, head, old)
-    after = _decide(bigger, calibration, grown, old)
+    before = decide(target, task.calibration, head, old)
+    after = decide(bigger, calibration, grown, old)
     return AddedLabel(
         task=result,
-        recall=float(bigger.has_label(_decide(bigger, calibration, grown, examples), new).mean()),
-        before=float(target.are_right(truth, before).mean()),
-        after=float(target.are_right(truth, after).mean()),
+        recall=float(bigger.has_label(decide(bigger, calibration, grown, examples), new).mean()),
+        before=share_right(target, truth, before),
+        after=share_right(target, truth, after),
         lost=_lost(target, truth, bigger.has_label(after, new)),
     )
 
@@ -201,14 +204,14 @@ def _grow_light(light: LightRows, name: str, examples: Dataset, progress: Progre
             grown, columns=columns, training={**grown.training, "added": [*task.training.get("added", []), name]}
         ),
         recall=float(bigger.has_label(of_examples, new).mean()),
-        before=_share_right(target, truth, before),
-        after=_share_right(target, truth, after),
+        before=share_right(target, truth, before),
+        after=share_right(target, truth, after),
         lost=_lost(target, truth, bigger.has_label(after, new)),
     )
 
 
-def _share_right(target: TaskKind, truth: np.ndarray, values: np.ndarray) -> float:
-    """The share of rows whose old labels are right; 1 of no rows."""
+def share_right(target: TaskKind, truth: np.ndarray, values: np.ndarray) -> float:
+    """The share of rows whose labels are right, of those that the target array knows; 1 of no rows."""
     return float(target.are_right(truth, values).mean()) if len(truth) else 1.0
 
 
@@ -277,7 +280,7 @@ def exemplar_rows(
     return np.concatenate((kept, np.array(list(more), np.int64)))
 
 
-def _decide(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
+def decide(target: TaskKind, calibration: Calibration, head: MatchingHead, vectors: Tensor) -> np.ndarray:
     """What the head decides on texts (N, E, H) in its label space."""
     with torch.inference_mode():
         logits = head.average(head.match(vectors.transpose(0, 1))).numpy()

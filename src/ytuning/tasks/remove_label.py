@@ -13,9 +13,9 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, argument, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LightHead, MatchingHead
+from ytuning.tasks.add_label import decide, share_right
 from ytuning.tasks.light_labels import LightRows, shrunk_light_task
 from ytuning.tasks.task import Exemplars, Task
-from ytuning.training.calibration import Calibration
 
 __all__ = ["RemovedLabel", "check_can_shrink", "shrink_task"]
 
@@ -90,8 +90,8 @@ def shrink_task(task: Task, name: str, encoder: Encoder, store: FeatureStore) ->
         smaller, truth, before, after = _with_other_exemplars(task, smaller, label)
     return RemovedLabel(
         replace(smaller, columns=columns, training=training),
-        _share_right(task.target.without_label(label), truth, _without(task.target, before, label)),
-        _share_right(smaller.target, truth, after),
+        share_right(task.target.without_label(label), truth, _without(task.target, before, label)),
+        share_right(smaller.target, truth, after),
     )
 
 
@@ -105,17 +105,12 @@ def _with_other_exemplars(task: Task, smaller: Task, label: int) -> tuple[Task, 
     stay = np.ones(len(targets), bool) if target.gives_many else ~target.has_label(targets, label)
     narrow = target.narrow_targets(targets[stay], label)
     vectors = kept.vectors[torch.from_numpy(stay)]
-    before, after = (_decide(one, vectors.float()) for one in (task, smaller))
+    before, after = (
+        decide(one.target, one.calibration, head, vectors.float())
+        for one in (task, smaller)
+        if isinstance(head := one.head, MatchingHead)
+    )
     return replace(smaller, exemplars=Exemplars(vectors, torch.from_numpy(narrow))), narrow, before, after
-
-
-def _decide(task: Task, vectors: torch.Tensor) -> np.ndarray:
-    """What a task decides on texts (N, E, H) in its label space."""
-    head, calibration = task.head, task.calibration
-    assert isinstance(head, MatchingHead)
-    with torch.inference_mode():
-        logits = head.average(head.match(vectors.transpose(0, 1))).numpy()
-    return Calibration.answers(calibration, task.target, logits).values
 
 
 def _without(target: TaskKind, values: np.ndarray, label: int) -> np.ndarray:
@@ -126,8 +121,3 @@ def _without(target: TaskKind, values: np.ndarray, label: int) -> np.ndarray:
     values = target.narrow_targets(values, label)
     values[gone] = -1
     return values
-
-
-def _share_right(target: TaskKind, truth: np.ndarray, values: np.ndarray) -> float:
-    """The share of rows with just their labels; 1 of no rows."""
-    return float(target.are_right(target.decode(truth), values).mean()) if len(truth) else 1.0

@@ -22,7 +22,7 @@ from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, POOL_CODECS, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
-from ytuning.features.pools import RowSet, mean_states, stored_pools
+from ytuning.features.pools import RowSet, mean_pools, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
@@ -400,7 +400,7 @@ def finish_task(
     with context.watch.stage("evaluate"):
         calibrations = _calibrate(context, rows, heads)
         evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
-        before = zero_shot(mean_states(run.features, len(context.states)), rows)
+        before = zero_shot(mean_pools(run.features, len(context.states)), rows)
     return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
 
 

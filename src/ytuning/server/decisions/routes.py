@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import TypeAdapter, ValidationError
 
-from ytuning.server import decision_schemas as forms
 from ytuning.server import schemas
 from ytuning.server.batching import Refused
 from ytuning.server.bodies import JsonRoute
 from ytuning.server.catalog import Served
-from ytuning.server.decision_schemas import MODEL
-from ytuning.server.fallback import FORWARDED, FallbackError
-from ytuning.server.questions import Answer, Bound, Option, Question, Unanswerable, bind_all
+from ytuning.server.decisions import forms
+from ytuning.server.decisions.fallback import FORWARDED, FallbackError
+from ytuning.server.decisions.forms import MODEL
+from ytuning.server.decisions.questions import Answer, Bound, Option, Question, Unanswerable, bind_all
 from ytuning.server.replies import TheService, refusals_of, usage_of
 from ytuning.server.service import Service, unless_gone
 
