@@ -214,8 +214,7 @@ def _fit_light_heads(
             progress=progress,
         )
         for number, fit in zip(group, fits, strict=True):
-            own, held = jobs[number], rows_of_jobs[number].validation
-            logits = logits_of(fit.chosen_head, features, held)
+            own, held, logits = jobs[number], rows_of_jobs[number].validation, fit.validation_logits
             if not np.isfinite(logits).all():
                 raise InputError(
                     "the light head's logits are no numbers, because the encoder's hidden states are too large or are "

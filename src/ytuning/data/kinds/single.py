@@ -195,7 +195,9 @@ class SingleLabel(TaskKind):
 
     def margin_loss(self, margins: np.ndarray) -> float:
         """Return the mean over rows."""
-        return float(scipy.special.logsumexp(margins, axis=1).mean())
+        # A fifth of the time of `scipy.special.logsumexp`, and a temperature is fitted in many calls.
+        highest = margins.max(1)
+        return float((np.log(np.exp(margins - highest[:, None]).sum(1)) + highest).mean())
 
     def fit_abstaining(self, probabilities: np.ndarray, targets: np.ndarray, precision: float) -> float:
         """Return the lowest threshold with that precision; 0 if all rows may be answered.
