@@ -181,6 +181,24 @@ def test_against_the_formula(kind: KindName, weighted: bool, pools: Features, id
         assert gap.max() < 0.03 * expected.std()
 
 
+@pytest.mark.parametrize(("kind", "weighted"), [("single", False), ("single", True), ("multi", False)])
+def test_validation_rows_are_taken_away_from_the_factor_of_all_rows(
+    kind: KindName, weighted: bool, pools: Features, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = LightJob(kind_of(kind), targets_of(kind, ids), VALIDATION, strength=1.0)
+    weights = np.array([0.2, 1.0, 2.5])[ids[READ]] if weighted else None
+    updated = fit_light(pools, [job], rows=READ, row_weights=weights)[0]
+    # Without steps the other rows get a factor of their own.
+    monkeypatch.setattr("ytuning.training.light.MOST_STEPS", 0)
+    factored = fit_light(pools, [job], rows=READ, row_weights=weights)[0]
+    assert torch.equal(updated.head.label_rows, factored.head.label_rows)
+    ours, theirs, whole = (logits_of(head, pools) for head in (updated.chosen_head, factored.chosen_head, updated.head))
+    assert np.abs(ours - theirs).max() < 0.03 * theirs.std() < 0.3 * np.abs(whole - theirs).max()
+    np.testing.assert_allclose(updated.validation_logits, ours[VALIDATION], rtol=1e-4, atol=1e-4)
+    only = fit_light(pools, [job], rows=READ, row_weights=weights, refit=False)[0]
+    assert only.head is only.chosen_head and torch.equal(only.head.label_rows, factored.chosen_head.label_rows)
+
+
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_learns_far_above_chance(kind: KindName, pools: Features, ids: np.ndarray) -> None:
     target, targets = kind_of(kind), targets_of(kind, ids)

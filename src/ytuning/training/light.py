@@ -724,12 +724,11 @@ def _judge(
         slopes[number] = (1.0 if target.labels is None or target.gives_many else SCORE_SCALE), 0.0
         heads[number] = numbers.head(jobs[number], linear, slopes[number])
         logits[number] = torch.empty(len(validation), len(heads[number].label_bias))
-    if len(validation):
-        ordered, places = _as_stored(numbers.features, validation)
-        for rows, place in zip(ordered.split(JUDGED_ROWS), places.split(JUDGED_ROWS), strict=True):
-            text = _raw(numbers.features, rows)
-            for number, head in heads.items():
-                logits[number][place] = head.match(text)
+    for start in range(0, len(validation), JUDGED_ROWS):
+        rows = slice(start, start + JUDGED_ROWS)
+        text = _raw(numbers.features, validation[rows])
+        for number, head in heads.items():
+            logits[number][rows] = head.match(text)
     for number, scores in list(logits.items()):
         job = jobs[number]
         if job.target.labels is None:
