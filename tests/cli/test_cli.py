@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import ytuning
+from tests.cascades import answering_from, two_trainings
 from tests.conftest import build_tiny_encoder
 from ytuning.cli import program as cli
 from ytuning.cli.console import read_parts
@@ -28,6 +29,7 @@ from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks import choose_recipe
+from ytuning.tasks.add_cascade import add_cascade
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.training import recipes
@@ -686,6 +688,59 @@ def test_evaluate(run: Run, trained: Path, files: Path) -> None:
     assert found.status == 0
     for shown in ("toy on test.csv", "20 rows", "accuracy", "login"):
         assert shown in found.out
+
+
+@pytest.fixture
+def two_heads(tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path) -> Path:
+    """A folder of a task whose light head answers all texts at a share of 0.01."""
+    options = TrainOptions(name="two")
+    trained = two_trainings(from_lists(*toy_rows), load_encoder(tiny_encoder), FeatureStore(), options)
+    save_task(answering_from(add_cascade(*trained)[0].task, 0.0), tmp_path / "two")
+    return tmp_path / "two"
+
+
+def test_predict_with_a_cascade(run: Run, two_heads: Path, trained: Path) -> None:
+    texts = ["my card", "login please"]
+    lines = [json.loads(line) for line in run("predict", two_heads, *texts, "--cascade", "0.01").out.splitlines()]
+    assert [line["head"] for line in lines] == ["light", "light"] and list(lines[0])[-1] == "head"
+    assert '"head"' not in run("predict", two_heads, *texts).out
+    found = run("predict", trained, "my card", "--cascade", "0.01", "--quiet")
+    assert found.err.startswith("--cascade 0.01 changes nothing: no task has two heads. Train with --preset auto")
+    for share in ("0", "0.6", "nan"):
+        found = run("predict", two_heads, "my card", "--cascade", share)
+        assert found.status == 2 and found.err.startswith("error: --cascade must be a share of changed answers above 0")
+
+
+def test_evaluate_tells_of_the_cascade(run: Run, two_heads: Path, trained: Path, files: Path) -> None:
+    found = run("evaluate", two_heads, "test.csv", "--report", "page.html")
+    assert "With a cascade at 1 %, the light head answers 100.0% of these rows" in found.out
+    page = (files / "page.html").read_text(encoding="utf-8")
+    assert "cascade with the light head beside it" in page and "the cascade on these rows" in page
+    use = run("evaluate", two_heads, "test.csv", "--json", "--cascade", "0.3").json["cascade"]
+    assert use["share"] == 0.3 and use["answered"] == 1 and 0 <= use["changed"] <= 1
+    assert run("evaluate", trained, "test.csv", "--json").json["cascade"] is None
+    assert run("evaluate", two_heads, "test.csv", "--cascade", "2").status == 2
+
+
+def test_a_label_less_says_that_the_light_head_is_gone(run: Run, two_heads: Path) -> None:
+    found = run("remove-label", two_heads, "card")
+    assert "The light head beside the default head was made for the old labels and is gone" in found.err
+    assert not (two_heads / "light.safetensors").exists()
+    assert "head" not in json.loads(run("predict", two_heads, "my card", "--cascade", "0.01").out)
+
+
+def test_train_tells_of_the_cascade(run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default head is taken, however much better it is.
+    monkeypatch.setattr(choose_recipe, "CLEARLY_BETTER", -1e6)
+    arguments = ("train", "train.csv", "--preset", "auto", "--validation", "test.csv", "--encoder", tiny_encoder)
+    found = run(*arguments, "--out", "auto", "--report", "page.html")
+    says = "the light head answers nothing, because 20 validation rows cannot bound the changed answers at 1 %"
+    assert f"in a cascade at 1%, measured on the validation set, {says}" in found.err
+    assert f"With --cascade 0.01, {says}" in " ".join(found.out.split())
+    assert says in (files / "page.html").read_text(encoding="utf-8") and (files / "auto" / "light.safetensors").exists()
+    figures = run(*arguments, "--out", "auto", "--json").json["cascade"]
+    assert figures == {"share": 0.01, "answered": 0.0, "changed": 0.0, "bound": 0.0}
+    assert run(*arguments[:2], "--encoder", tiny_encoder, "--out", "one", "--json").json["cascade"] is None
 
 
 def test_evaluate_json_agrees_with_predict(run: Run, trained: Path, files: Path) -> None:

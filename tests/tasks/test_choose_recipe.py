@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import WORDS
 from ytuning.data.dataset import Dataset, from_lists
@@ -97,6 +98,21 @@ def test_a_clearly_better_head_is_taken(toy_rows: Toy, encoder: Encoder) -> None
     assert isinstance(trained.task.head, LightHead) and trained.task.training["auto"]["preset"] == "light"
     alone = train_task(train, encoder, FeatureStore(), preset("light"), validation=validation)
     assert trained.reports["validation"].metrics == alone.reports["validation"].metrics
+
+
+def test_a_light_head_that_is_not_taken_stays_beside_the_default_head(toy_rows: Toy, encoder: Encoder) -> None:
+    heard = Heard()
+    # Light is the dearer one, and not clearly better, so the default head stays.
+    turned = dict(reversed(recipes(60).items()))
+    train, validation = halves(toy_rows)
+    trained = train_cheapest(train, encoder, FeatureStore(), turned, validation=validation, progress=heard)
+    alone = train_task(train, encoder, FeatureStore(), preset("light"), validation=validation)
+    cascade = trained.task.cascade
+    assert isinstance(trained.task.head, PooledHead) and cascade is not None
+    assert torch.equal(cascade.head.rows(), alone.task.head.rows())  # type: ignore[operator]
+    assert cascade.calibration == alone.task.calibration and cascade.curve.rows == len(validation)
+    (told,) = [message for message in heard.said if "in a cascade at 1%, measured on the validation set, " in message]
+    assert told.startswith("task 'task': ")
 
 
 def test_several_tasks_choose_each_for_itself(toy_rows: Toy, encoder: Encoder) -> None:

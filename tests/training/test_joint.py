@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
+from ytuning.features.codecs import Float16Codec
+from ytuning.features.features import Features, PairFeatures, TextFeatures
+from ytuning.features.store import StoredRows
 from ytuning.heads.light import LightHead, text_width
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
@@ -81,3 +85,37 @@ def test_heads_computed_as_one_give_what_each_gives(texts: int, mode: PairMode |
     with torch.no_grad():
         for head, found in zip(heads, JointHeads(heads)(values, mask), strict=True):
             torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-4)
+
+
+def random_features(rows: int, mode: PairMode | None) -> Features:
+    """Features of texts of 1 to 6 tokens, or of pairs of them."""
+    lengths = np.arange(2 * rows) % 6 + 1
+    codec = Float16Codec(2, 12)
+    stored = codec.encode(torch.randn(int(lengths.sum()), 2, 12)).numpy()
+    where = np.zeros(2 * rows, np.int64), lengths.cumsum() - lengths, lengths, np.zeros(2 * rows, bool)
+    texts = TextFeatures(StoredRows([stored], *where, codec), torch.float32)
+    first, second = torch.arange(2 * rows).chunk(2)
+    return texts.selected(first) if mode is None else PairFeatures(texts, first, second)
+
+
+@pytest.mark.parametrize("mode", [None, "separate"])
+@pytest.mark.parametrize("texts", [8, 4 * JOINED_TOKENS])
+def test_each_head_answers_its_own_rows_as_it_does_alone(texts: int, mode: PairMode | None) -> None:
+    torch.manual_seed(3)
+    forms: list[HeadConfig] = [PooledConfig(side_by_side=count, width=8) for count in (1, 2, 3)]
+    forms += [CrossAttentionConfig(width=8), LabelTuningConfig()]
+    heads = [
+        build_head(config, labels=labels, layers=2, width=12, pair_mode=mode).eval()
+        for labels, config in enumerate(forms, 2)
+    ]
+    features = random_features(texts, mode)
+    rows = torch.randperm(texts)
+    for share in (0.0, 0.2, 0.9, 1.0):
+        wanted = torch.rand(len(heads), texts) < share
+        # One head is asked for nothing, and one row is nobody's.
+        wanted[1], wanted[:, 3] = False, False
+        found = JointHeads(heads).logits_where(features, rows, wanted)
+        whole = JointHeads(heads).logits(features, rows)
+        for own, logits, some in zip(found, whole, wanted, strict=True):
+            expected = logits[some] if some.any() else torch.empty(0, 0)
+            torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-4)

@@ -116,6 +116,15 @@ MovedEncoder = Annotated[
         "the one that the task names",
     ),
 ]
+CascadeShare = Annotated[
+    float | None,
+    ENCODER(
+        "SHARE",
+        "Let the light head of a task answer what it is sure of. The validation set bounds the share of answers that "
+        "this changes, for example 0.01. Only tasks of ytuning train --preset auto can have two heads.",
+        "the default head answers everything",
+    ),
+]
 Seed = Annotated[
     int,
     HEAD("N", "Random seed. It sets the held-out rows, the initial weights and the row order.", min=0, max=2**32 - 1),

@@ -50,6 +50,7 @@ def predict(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     encoder: options.MovedEncoder = None,
+    cascade: options.CascadeShare = None,
     output: Annotated[Path | None, OUTPUT("FILE", "File to write JSON lines to.", "stdout")] = None,
     above: Annotated[
         float | None,
@@ -65,12 +66,15 @@ def predict(
     """
     from ytuning.data.files import read_table
     from ytuning.data.labels import list_names
+    from ytuning.tasks.cascade import check_share, notes_on_cascades
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import task_files
 
     folders, texts = _split_folders(tasks_and_texts)
     for_people = output is None and not as_json and sys.stdout.isatty()
     _check_above(above, for_people)
+    if cascade is not None:
+        check_share(cascade)
     if output is not None:
         own = [file for folder in folders for file in task_files(folder)]
         console.check_result_file(output, "--output", (input_file, *own))
@@ -79,7 +83,11 @@ def predict(
     # Texts are read before the encoder, as that takes longer.
     table = None if input_file is None else read_table(input_file)
     given = _read_lines() if texts == [STANDARD_INPUT] else _check_arguments(texts) if texts else None
-    predictor = Predictor(folders, encoder=encoder)
+    predictor = Predictor(folders, encoder=encoder, cascade=cascade)
+    if cascade is not None:
+        # What does nothing is told with --quiet, too.
+        for note in notes_on_cascades({task.name: task.cascade for task in predictor.tasks}, cascade):
+            print(note, file=sys.stderr)
     data = given or _read_inputs(table, predictor.tasks, text, text_pair)
     # Answers on a terminal show the progress themselves, and a bar would be drawn over them.
     with console.shown_progress(quiet or for_people) as progress, console.result_file(output) as write:

@@ -43,6 +43,8 @@ def tell_training(progress: Progress, trained: Trained) -> None:
 
 def train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
     """What ``--json`` says of a trained task, but for the files that were read and the report."""
+    from ytuning.tasks.cascade import DEFAULT_SHARE
+
     task, encoder = trained.task, trained.task.encoder
     stages = ("read", "encode", "train", "evaluate", "total")
     return {
@@ -52,6 +54,7 @@ def train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
         "rows": trained.rows,
         "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "parameters": encoder.parameters},
         "head": {"parameters": task.head_parameters, "share_of_encoder": task.head_parameters / encoder.parameters},
+        "cascade": None if task.cascade is None else asdict(task.cascade.curve.figures(DEFAULT_SHARE)),
         "metrics": task.metrics,
         "seconds": {stage: round(watch.seconds.get(stage, 0.0), 3) for stage in stages},
         "cache": asdict(trained.cache),

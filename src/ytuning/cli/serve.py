@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ytuning.cli.options import MovedEncoder, help_group
+from ytuning.cli.options import CascadeShare, MovedEncoder, help_group
 from ytuning.errors import InputError
 from ytuning.system.machine import require
 
@@ -34,6 +34,7 @@ def serve(
         ),
     ] = 2.0,
     encoder: MovedEncoder = None,
+    cascade: CascadeShare = None,
     keys: Annotated[
         Path | None,
         ACCESS("FILE", "File of client keys, one per line. Keys in $YTUNING_API_KEYS are accepted, too.", "none"),
@@ -91,6 +92,7 @@ def serve(
     settings = Settings(
         folders=tuple(map(str, folders)),
         encoder=encoder,
+        cascade=cascade,
         host=host,
         port=port,
         keys=read_keys(keys, USE_KEYS, "--keys"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,6 +38,15 @@ def evaluate(
     label: options.Label = None,
     label_names: options.LabelNames = None,
     encoder: options.MovedEncoder = None,
+    cascade: Annotated[
+        float | None,
+        OUTPUT(
+            "SHARE",
+            "For a task with two heads, report what a cascade that may change this share of the answers does with the "
+            "rows.",
+            "0.01",
+        ),
+    ] = None,
     report: options.ReportFile = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -47,12 +57,18 @@ def evaluate(
     from ytuning.features.store import FeatureStore
     from ytuning.reports.console import print_report
     from ytuning.reports.html import render_report
+    from ytuning.tasks.cascade import DEFAULT_SHARE, check_share, notes_on_cascades
     from ytuning.tasks.evaluate import evaluate_task
     from ytuning.tasks.task import check_encoder, load_task, task_files
 
+    share = DEFAULT_SHARE if cascade is None else cascade
+    check_share(share)
     if report is not None:
         console.check_result_file(report, "--report", (data, *task_files(task_dir)))
     task, store = load_task(task_dir), FeatureStore()
+    if cascade is not None:
+        for note in notes_on_cascades({task.name: task.cascade}, cascade):
+            print(note, file=sys.stderr)
     read = partial(read_dataset, text=text, text_pair=text_pair, label=label, label_names=label_names or ())
     rows = read(data, kind=task.kind, known=task.known)
     with console.shown_progress(quiet) as progress:
@@ -60,17 +76,22 @@ def evaluate(
         console.tell_file(progress, rows, quiet=quiet, named=named, trained={"the task": task.columns})
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
-        evaluation = evaluate_task(task, rows, loaded, store, progress=progress)
+        evaluation = evaluate_task(task, rows, loaded, store, cascade=share, progress=progress)
         console.tell_cut(progress, evaluation.truncated)
         if report is not None:
-            page = render_report(task, evaluation.report, evaluation.judged, loaded, store, progress=progress)
+            page = render_report(
+                task, evaluation.report, evaluation.judged, loaded, store, cascade=evaluation.cascade, progress=progress
+            )
             console.write_page(report, page)
     if as_json:
         figures = {**asdict(evaluation.report), "cache": asdict(evaluation.cache), "truncated": evaluation.truncated}
         figures["files"] = console.files_json(data=rows)
+        figures["cascade"] = None if evaluation.cascade is None else asdict(evaluation.cascade)
         console.print_json({"task": task.name, **figures, "report": None if report is None else str(report)})
     else:
         print_report(Console(), evaluation.report, f"{task.name} on {data}")
+        if evaluation.cascade is not None:
+            print(evaluation.cascade.sentence)
 
 
 def add_label(
@@ -128,6 +149,7 @@ def add_label(
         start = time.perf_counter()
         added = grow_task(task, name, rows, loaded, store, progress=progress)
         seconds = time.perf_counter() - start
+        _tell_lost_cascade(progress, task, added.task)
         metrics = {} if judged is None else _test_added(task, added.task, judged, loaded, store, progress)
         metrics_of_task = {"test": metrics["after"]} if metrics else {}
         save_task(replace(added.task, name=target.resolve().name, metrics=metrics_of_task), target)
@@ -172,12 +194,13 @@ def remove_label(
     check_can_shrink(task, name)
     target = out or task_dir
     check_task_folder(target)
-    with console.shown_progress(quiet):
+    with console.shown_progress(quiet) as progress:
         loaded = load_encoder(encoder or task.encoder.name, **task.encoder.options)
         check_encoder(task, loaded.identity, depth=loaded.depth)
         start = time.perf_counter()
         removed = shrink_task(task, name, loaded, FeatureStore())
         seconds = time.perf_counter() - start
+        _tell_lost_cascade(progress, task, removed.task)
         # The metrics were of all labels.
         save_task(replace(removed.task, name=target.resolve().name, metrics={}), target)
     labels = len(removed.task.target.names)
@@ -192,6 +215,14 @@ def remove_label(
         f"Of the texts of the other labels that the task keeps, {removed.before:.1%} were labelled correctly before, "
         f"and {removed.after:.1%} are now."
     )
+
+
+def _tell_lost_cascade(progress: Progress, before: Task, after: Task) -> None:
+    if before.cascade is not None and after.cascade is None:
+        progress.say(
+            "The light head beside the default head was made for the old labels and is gone, so --cascade changes "
+            "nothing any more. Train the task again with --preset auto for a new one."
+        )
 
 
 def _other_labels(read: Callable[..., Dataset], table: Table, task: Task, name: str, label: str | None) -> str | None:

@@ -278,6 +278,7 @@ def _tell_interrupted(trained: Trained, out: Path) -> None:
 
 def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     from ytuning.reports.console import print_report
+    from ytuning.tasks.cascade import DEFAULT_SHARE
 
     task, split = trained.task, console.split_of_report(trained.reports)
     print_report(Console(), trained.reports[split], f"{task.name}, {split}", watch.seconds)
@@ -293,6 +294,9 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
         figures = ", ".join(f"{name} {before[name]:.4f}" for name in task.target.headlines)
         print(f"Before training, from the label texts alone, {split} set: {figures}.")
     share = task.head_parameters / task.encoder.parameters
+    if task.cascade is not None:
+        share = DEFAULT_SHARE
+        print(f"With --cascade {share}, {task.cascade.sentence(share)} (measured on the validation set).")
     print(f"The head has {task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
     if split == "validation":
         print(

@@ -20,6 +20,7 @@ from ytuning.progress import Progress
 from ytuning.reports import charts
 from ytuning.reports.console import SHOWN_METRICS
 from ytuning.search.log import Trial
+from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse
 from ytuning.tasks.task import Task
 from ytuning.tasks.train import Trained
 
@@ -62,6 +63,7 @@ def render_report(
     *,
     title: str | None = None,
     trained: Trained | None = None,
+    cascade: CascadeUse | None = None,
     progress: Progress | None = None,
 ) -> str:
     """A page with metrics, charts and the worst mistakes, in which words that support an answer are marked.
@@ -74,6 +76,7 @@ def render_report(
         store: has the features of the rows.
         title: heading; default: the names of task and rows.
         trained: the task's training, for its learning curves and the seconds of its stages.
+        cascade: what a cascade does with the rows, if it was measured.
         progress: is told every mistake that is explained.
     """
     target, calibration, drawings = task.target, task.calibration, task.target.drawings
@@ -95,7 +98,7 @@ def render_report(
         "title": title or f"{task.name} on {judged.data.source}",
         "task": task,
         "report": report,
-        "facts": _facts(task, report, judged),
+        "facts": _facts(task, report, judged, cascade),
         "metrics": _metrics(target, report),
         "seconds": trained.seconds if trained else {},
         "shown": shown,
@@ -123,7 +126,7 @@ def _metrics(target: TaskKind, report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
+def _facts(task: Task, report: Report, judged: EvaluatedRows, cascade: CascadeUse | None) -> dict[str, str]:
     """Return the facts that the figures depend on, by name."""
     target, training = task.target, task.training
     facts = {"rows": f"{report.rows:,} of {judged.data.source}", "kind of task": task.kind, **target.facts}
@@ -141,6 +144,11 @@ def _facts(task: Task, report: Report, judged: EvaluatedRows) -> dict[str, str]:
         facts["steps"] = f"{steps:,}"
     share = task.head_parameters / task.encoder.parameters
     facts["head"] = f"{task.head_parameters:,} parameters, {share:.1%} of the encoder's"
+    if task.cascade is not None:
+        figures = f"at {DEFAULT_SHARE:.0%}, on the validation set: {task.cascade.sentence(DEFAULT_SHARE)}"
+        facts["cascade with the light head beside it"] = figures
+    if cascade is not None:
+        facts["the cascade on these rows"] = cascade.sentence
     return facts | {"encoder": task.encoder.name}
 
 

@@ -57,7 +57,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     """
     telemetry = Telemetry()
     batcher = Batcher(settings.batch_tokens, settings.queue_tokens, telemetry)
-    catalog = catalog or Catalog(settings.folders, encoder=settings.encoder)
+    catalog = catalog or Catalog(settings.folders, encoder=settings.encoder, cascade=settings.cascade)
     service = Service(settings, catalog, batcher, telemetry, _fallback_of(settings, telemetry))
 
     @contextlib.asynccontextmanager
@@ -130,7 +130,9 @@ async def _load_and_watch(service: Service) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         return
     service.ready = True
-    service.telemetry.tasks.set(len(catalog.tasks))
+    service.show_tasks()
+    for note in catalog.notes:
+        log("cascade", note=note, level=logging.WARNING)
     log("ready", tasks=len(catalog.tasks))
     while service.settings.watch:
         await asyncio.sleep(service.settings.watch)
@@ -244,7 +246,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         "timeout_graceful_shutdown": int(settings.seconds) + GRACE,
         "timeout_keep_alive": 30,
     }
-    catalog = Catalog(settings.folders, encoder=settings.encoder)
+    catalog = Catalog(settings.folders, encoder=settings.encoder, cascade=settings.cascade)
     with _exit_on_signals():
         # The tasks are loaded before the server listens, so that a mistake is printed and not logged.
         catalog.open()

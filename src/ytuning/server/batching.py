@@ -27,7 +27,7 @@ from ytuning.evaluation.attribution import Effects, explain_one
 from ytuning.heads.pairs import PairMode
 from ytuning.server.catalog import Served
 from ytuning.server.telemetry import Telemetry, log
-from ytuning.tasks.predictor import answers_of
+from ytuning.tasks.cascade import Head
 from ytuning.tasks.shared_encoder import SharedEncoder
 
 __all__ = ["Answered", "Batch", "Batcher", "Overloaded", "Refused", "Stopped", "Unanswered"]
@@ -95,7 +95,8 @@ class Answered:
     Attributes:
         answer: the answer, as in `predictor.Prediction`.
         scores: (C,) calibrated probabilities; of a regression none.
-        logits: (C,) logits of the head.
+        logits: (C,) logits of the head that has answered.
+        head: which head of a cascade has answered, as in `predictor.Prediction`.
         tokens: number of tokens that the encoder has read.
         truncated: whether it has read the beginning only.
         batch: batch that it was computed in.
@@ -104,6 +105,7 @@ class Answered:
     answer: Answer
     scores: np.ndarray
     logits: np.ndarray
+    head: Head | None
     tokens: int
     truncated: bool
     batch: Batch
@@ -304,12 +306,12 @@ class Batcher:
         results: list[tuple[_Ticket, int, str, Answered]] = []
         for places, some in together.items():
             tasks = [served.task for served in some]
-            for served, logits in zip(some, encoder.logits(texts, tasks, torch.tensor(places)), strict=True):
-                answers, scores = answers_of(served.task, logits)
-                name = served.task.name
-                self._telemetry.answers.labels(task=name).inc(len(places))
+            for served, given in zip(some, encoder.answers(texts, tasks, torch.tensor(places)), strict=True):
+                answers, scores, name = given.named, given.answers.probabilities, served.task.name
+                self._telemetry.count_answers(name, len(places), given.by_light)
                 for place, row in enumerate(places):
-                    answered = Answered(answers[place], scores[place], logits[place], lengths[row], cut[row], batch)
+                    shown = answers[place], scores[place], given.logits[place], given.head(place)
+                    answered = Answered(*shown, lengths[row], cut[row], batch)
                     results += [(*waiting, name, answered) for waiting in units[row].wanted[id(served)][1]]
         batch.heads = time.perf_counter() - encoded
         self._telemetry.batch_texts.observe(len(units))

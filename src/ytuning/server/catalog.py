@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ytuning.errors import InputError, TaskFolderError, YTuningError
+from ytuning.tasks.cascade import CascadeFigures, check_share, notes_on_cascades
 from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
-from ytuning.tasks.task import HEAD_FILE, TASK_FILE, Task, check_names, load_task
+from ytuning.tasks.task import HEAD_FILE, LIGHT_FILE, TASK_FILE, Task, check_names, load_task
 
 __all__ = ["Catalog", "Changes", "Served"]
 
@@ -54,11 +55,16 @@ class Catalog:
     Args:
         places: task folders, and folders whose sub-folders are task folders.
         encoder: name or folder in place of the one named in the tasks, when it has moved.
+        cascade: share of the answers that may change where light heads answer first; None: default heads answer all.
     """
 
-    def __init__(self, places: Sequence[str | Path], *, encoder: str | None = None) -> None:
+    def __init__(
+        self, places: Sequence[str | Path], *, encoder: str | None = None, cascade: float | None = None
+    ) -> None:
+        if cascade is not None:
+            check_share(cascade)
         self.tasks: dict[str, Served] = {}
-        self._places, self._encoder = [Path(place) for place in places], encoder
+        self._places, self._encoder, self._cascade = [Path(place) for place in places], encoder, cascade
         self._lock = threading.Lock()
         self._refused: dict[Path, tuple[Stamp, str]] = {}
 
@@ -75,7 +81,7 @@ class Catalog:
                 message = f"there is no task folder {place}. Make one with: ytuning train DATA --out {place}"
                 raise TaskFolderError(message)
         with self._lock:
-            tasks = [(folder, _stamp(folder), load_task(folder)) for folder in self.folders()]
+            tasks = [(folder, _stamp(folder), self._load(folder)) for folder in self.folders()]
             if not tasks:
                 where = ", ".join(repr(str(place)) for place in self._places)
                 raise InputError(
@@ -110,7 +116,7 @@ class Catalog:
                     kept[old.task.name] = old
                     continue
                 try:
-                    fresh.append((folder, stamp, load_task(folder)))
+                    fresh.append((folder, stamp, self._load(folder)))
                 except YTuningError as error:
                     refuse(folder, stamp, str(error))
                 # One folder must not keep the others out, whatever is wrong with it.
@@ -127,6 +133,26 @@ class Catalog:
             self._refused = {folder: why for folder, why in self._refused.items() if folder.is_dir()}
             self.tasks = kept
             return changes
+
+    @property
+    def cascades(self) -> dict[str, CascadeFigures]:
+        """What validation says of each task whose light head answers first, by its name."""
+        share = self._cascade
+        tasks = {name: served.task for name, served in self.tasks.items()}
+        return {
+            name: task.cascade.curve.figures(share)
+            for name, task in tasks.items()
+            if share is not None and task.cascade is not None and task.light_task is not None
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of tasks that the cascade does nothing for."""
+        cascades = {name: served.task.cascade for name, served in self.tasks.items()}
+        return [] if self._cascade is None else notes_on_cascades(cascades, self._cascade)
+
+    def _load(self, folder: Path) -> Task:
+        return load_task(folder).in_cascade(self._cascade)
 
     def _add(self, kept: dict[str, Served], folder: Path, stamp: Stamp, task: Task) -> None:
         """Serve a task with those kept, on an encoder that is loaded already if there is one for it."""
@@ -149,7 +175,7 @@ class Catalog:
 
 def _stamp(folder: Path) -> Stamp:
     stamp = []
-    for name in (TASK_FILE, HEAD_FILE):
+    for name in (TASK_FILE, HEAD_FILE, LIGHT_FILE):
         try:
             state = os.stat(folder / name)
             stamp.append((state.st_ino, state.st_size, state.st_mtime_ns))

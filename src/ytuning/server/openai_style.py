@@ -14,7 +14,16 @@ from ytuning.server import schemas
 from ytuning.server.batching import Answered, Refused
 from ytuning.server.bodies import JsonRoute
 from ytuning.server.catalog import Served
-from ytuning.server.replies import VALUE, TheService, answers_to_texts, labels_given, refusals_of, scores_of, usage_of
+from ytuning.server.replies import (
+    VALUE,
+    TheService,
+    answers_to_texts,
+    head_of,
+    labels_given,
+    refusals_of,
+    scores_of,
+    usage_of,
+)
 from ytuning.server.service import Service
 
 __all__ = ["openai_style"]
@@ -79,7 +88,8 @@ def _classification(index: int, served: Served, answered: Answered, *, raw: bool
         ranked = (target.names[place] for place in np.argsort(-answered.scores, kind="stable"))
         label = next((name for name in ranked if name in given), None)
     probs = (answered.logits if raw else answered.scores).tolist()
-    return {"index": index, "label": label, "probs": probs, "num_classes": len(target.names)}
+    result = {"index": index, "label": label, "probs": probs, "num_classes": len(target.names)}
+    return {**result, **head_of(answered)}
 
 
 @openai_style.post("/classify", response_model=schemas.ClassifyReply)

@@ -16,6 +16,7 @@ __all__ = [
     "VALUE",
     "TheService",
     "answers_to_texts",
+    "head_of",
     "labels_given",
     "names_of_scores",
     "refusals_of",
@@ -72,6 +73,11 @@ def scores_of(served: Served, answered: Answered, *, raw: bool = False) -> list[
 def labels_given(answered: Answered) -> set[str]:
     """The labels that a multi-label task gives a text."""
     return set(answered.answer) if isinstance(answered.answer, list) else set()
+
+
+def head_of(answered: Answered) -> dict[str, str]:
+    """The field of a result that says which head of a cascade has answered; none where the task has one head."""
+    return {} if answered.head is None else {"head": answered.head}
 
 
 def usage_of(answers: list[list[Answered]]) -> dict[str, int]:

@@ -20,7 +20,15 @@ from ytuning.server.catalog import Served
 from ytuning.server.decisions.routes import decision_routes
 from ytuning.server.open_inference import v2
 from ytuning.server.openai_style import openai_style
-from ytuning.server.replies import TheService, answers_to_texts, names_of_scores, refusals_of, scores_of, usage_of
+from ytuning.server.replies import (
+    TheService,
+    answers_to_texts,
+    head_of,
+    names_of_scores,
+    refusals_of,
+    scores_of,
+    usage_of,
+)
 from ytuning.server.service import Service, unless_gone
 from ytuning.server.texts import TextsOrPairs
 
@@ -187,6 +195,7 @@ async def classify_many(request: Request, service: TheService, body: schemas.Cla
                 "answer": answered.answer,
                 "scores": [] if served.task.target.labels is None else scores_of(served, answered)[: body.top_k],
                 "truncated": answered.truncated,
+                **head_of(answered),
             }
             for answered in column
         ]

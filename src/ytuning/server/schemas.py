@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ytuning.data.labels import Kind
 from ytuning.heads.pairs import PairMode
 from ytuning.server.texts import SingleTexts, TextsOrPairs, check_parts
+from ytuning.tasks.cascade import Head
 
 __all__ = [
     "ANY_MODEL", "AdminReply", "ClassifyManyReply", "ClassifyManyRequest", "ClassifyReply", "ClassifyRequest", "Error",
@@ -58,6 +59,13 @@ class Score(BaseModel):
 
     label: str = Field(examples=["refund"])
     score: float = Field(examples=[0.93])
+
+
+HEAD: Any = Field(
+    None,
+    description="The head that has answered, where the server asks the light head of the task first (--cascade). "
+    "Other tasks do not have the field.",
+)
 
 
 class Usage(BaseModel):
@@ -166,6 +174,7 @@ class Classification(BaseModel):
     label: str | None
     probs: list[float]
     num_classes: int
+    head: Head | None = HEAD
 
 
 class ClassifyUsage(Usage):
@@ -312,6 +321,7 @@ class Result(BaseModel):
     answer: str | list[str] | float | None
     scores: list[Score]
     truncated: bool
+    head: Head | None = HEAD
 
 
 class TaskResults(BaseModel):

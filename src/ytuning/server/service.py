@@ -30,6 +30,7 @@ class Settings:
     Attributes:
         folders: task folders, and folders that hold task folders.
         encoder: name or folder in place of the one named in the tasks, when it has moved.
+        cascade: share of the answers that may change where light heads answer first; None: default heads answer all.
         host: host name or address to listen on.
         port: port to listen on.
         keys: keys of clients; without any, everybody may use the server.
@@ -52,6 +53,7 @@ class Settings:
 
     folders: tuple[str, ...]
     encoder: str | None = None
+    cascade: float | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -147,9 +149,14 @@ class Service:
             raise Refused(413, "validation", message)
         return answers
 
+    def show_tasks(self) -> None:
+        """Show how many tasks there are, and what validation says of those in a cascade."""
+        self.telemetry.tasks.set(len(self.catalog.tasks))
+        self.telemetry.show_cascades(self.catalog.cascades)
+
     def tell(self, changes: Changes) -> None:
         """Count and log what has changed about the tasks."""
-        self.telemetry.tasks.set(len(self.catalog.tasks))
+        self.show_tasks()
         if changes:
             for what, names in vars(changes).items():
                 self.telemetry.reloads.labels(what=what).inc(len(names))

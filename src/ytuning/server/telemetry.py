@@ -6,9 +6,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ytuning.tasks.cascade import CascadeFigures
 
 __all__ = ["Telemetry", "log", "log_to_stderr"]
 
@@ -37,6 +41,18 @@ class Telemetry:
         self.answers = Counter(
             "answers", "Texts answered, by task. Equal texts in a batch count once.", ["task"], **common
         )
+        self.cascade_answers = Counter(
+            "cascade_answers", "Texts answered by each head of a task in a cascade.", ["task", "head"], **common
+        )
+        self.cascade_answered = Gauge(
+            "cascade_light_share", "Share of the validation rows that the light head answers.", ["task"], **common
+        )
+        self.cascade_bound = Gauge(
+            "cascade_changed_bound",
+            "Upper bound of the share of answers that a cascade changes, from validation rows.",
+            ["task"],
+            **common,
+        )
         self.truncated = Counter("truncated_texts", "Texts that were too long and were cut.", **common)
         self.rejected = Counter("rejected_requests", "Requests refused, by reason.", ["reason"], **common)
         self.dropped = Counter(
@@ -55,6 +71,22 @@ class Telemetry:
             "task_changes", "Tasks that were added, changed, removed or refused.", ["what"], **common
         )
         self.started = time.time()
+
+    def count_answers(self, task: str, texts: int, by_light: np.ndarray | None) -> None:
+        """Count the texts that a task has answered, and where it is in a cascade the head of each, (texts,) bool."""
+        self.answers.labels(task=task).inc(texts)
+        if by_light is not None:
+            light = int(by_light.sum())
+            self.cascade_answers.labels(task=task, head="light").inc(light)
+            self.cascade_answers.labels(task=task, head="default").inc(texts - light)
+
+    def show_cascades(self, figures: Mapping[str, CascadeFigures]) -> None:
+        """Show what validation says of the cascade of each task that is in one."""
+        for gauge in (self.cascade_answered, self.cascade_bound):
+            gauge.clear()
+        for task, own in figures.items():
+            self.cascade_answered.labels(task=task).set(own.answered)
+            self.cascade_bound.labels(task=task).set(own.bound)
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:

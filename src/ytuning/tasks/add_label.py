@@ -172,6 +172,8 @@ def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
         calibration=calibration,
         columns=None if task.columns is None else task.columns.with_label(name),
         exemplars=Exemplars(torch.cat((old, some)).half(), torch.from_numpy(targets)),
+        # A light head beside it knows the old labels alone, and no rows tell how often both would agree now.
+        cascade=None,
         training={**task.training, "added": [*task.training.get("added", []), name]},
     )
     before = decide(target, task.calibration, head, old)

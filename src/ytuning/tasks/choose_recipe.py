@@ -1,4 +1,7 @@
-"""Train with several recipes and keep the cheapest that is not clearly worse on validation rows: preset ``auto``."""
+"""Train with several recipes and keep the cheapest that is not clearly worse on validation rows: preset ``auto``.
+
+Where that is no light head, the light head that was trained, too, stays beside it for a cascade.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from torch import Tensor
 from ytuning.data.dataset import Dataset
 from ytuning.encoder.encoder import Encoder
 from ytuning.features.store import FeatureStore
-from ytuning.heads.pooled import LightConfig
+from ytuning.heads.pooled import LightConfig, LightHead
 from ytuning.progress import Progress
+from ytuning.tasks.add_cascade import add_cascade
 from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.fit import clearly_lower
@@ -173,6 +177,10 @@ def _choose(trained: Mapping[str, Trained], progress: Progress, *, complete: boo
     )
     progress.say(f"task {one.task.name!r}: preset {chosen} is kept. Calibrated validation loss and score: {said}")
     record: dict[str, Any] = {"preset": chosen, "tried": figures}
+    lights = [other for other in trained.values() if isinstance(other.task.head, LightHead)]
+    if lights and not isinstance(one.task.head, LightHead):
+        one, sentence = add_cascade(one, lights[0])
+        progress.say(sentence)
     seconds: dict[str, float] = {}
     for other in trained.values():
         for stage, more in other.seconds.items():

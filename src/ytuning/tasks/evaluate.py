@@ -10,8 +10,10 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.errors import DataError
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.features import CacheUse, Features, stored_inputs
+from ytuning.features.pools import stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
+from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse
 from ytuning.tasks.task import Task
 from ytuning.training.fit import logits_of
 
@@ -27,22 +29,39 @@ class TaskEvaluation:
         judged: rows that the report is about.
         cache: use of the feature store.
         truncated: rows whose text was cut.
+        cascade: what a cascade does with the rows; None where the task has one head.
     """
 
     report: Report
     judged: EvaluatedRows
     cache: CacheUse
     truncated: int
+    cascade: CascadeUse | None = None
 
 
 def evaluate_task(
-    task: Task, dataset: Dataset, encoder: Encoder, store: FeatureStore, *, progress: Progress | None = None
+    task: Task,
+    dataset: Dataset,
+    encoder: Encoder,
+    store: FeatureStore,
+    *,
+    cascade: float = DEFAULT_SHARE,
+    progress: Progress | None = None,
 ) -> TaskEvaluation:
     """Report on a task's labelled rows, whose features are read from the store or added to it.
 
-    Features have the codec that the task was trained with.
+    Features have the codec that the task was trained with. The report is about the default head, if there are two.
+
+    Args:
+        task: the task.
+        dataset: labelled rows.
+        encoder: encoder of the task.
+        store: where features are kept.
+        cascade: share of the answers that a cascade may change, if the task has two heads.
+        progress: is told every step.
 
     Raises:
+        InputError: ``cascade`` is no such share.
         DataError: the rows do not fit the task.
         StoreError: the feature store cannot be read or written.
     """
@@ -50,7 +69,21 @@ def evaluate_task(
     features, cache = task_features(task, dataset, encoder, store, progress=progress)
     judged = EvaluatedRows(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)
     report = evaluate(task.target, task.calibration, judged.truth, judged.logits)
-    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()))
+    use: CascadeUse | None = None
+    if task.cascade is not None:
+        light = task.cascade
+        pools, _ = stored_pools(
+            dataset.inputs,
+            encoder,
+            store,
+            progress or Progress(),
+            states=light.states,
+            pair_mode=task.pair_mode,
+            codec=task.codec.name,
+        )
+        given = task.calibration.answers(task.target, judged.logits)
+        use = light.measure(task.target, given, logits_of(light.head, pools), cascade)
+    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()), use)
 
 
 def task_features(

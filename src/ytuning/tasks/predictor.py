@@ -18,10 +18,11 @@ from ytuning.data.labels import Kind, quote
 from ytuning.data.sequences import as_cells
 from ytuning.errors import DataError, InputError
 from ytuning.heads.pairs import PairMode
-from ytuning.tasks.shared_encoder import SharedEncoder, share_encoders
+from ytuning.tasks.cascade import Head, check_share
+from ytuning.tasks.shared_encoder import SharedEncoder, TaskAnswers, share_encoders
 from ytuning.tasks.task import Task, check_names, load_task
 
-__all__ = ["Prediction", "Predictor", "answers_of", "live_logits", "live_logits_of_tasks"]
+__all__ = ["Prediction", "Predictor", "live_logits", "live_logits_of_tasks"]
 
 # This number of texts is encoded and answered at a time, so that memory does not grow with the input.
 WINDOW_TEXTS = 2048
@@ -40,6 +41,7 @@ class Prediction:
             kind "regression" a number.
         scores: calibrated probability of each label, by name; none of a regression.
         truncated: whether the encoder saw only the beginning.
+        head: which head of a cascade has answered, "light" or "default"; None where no cascade was asked for.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Prediction:
     answer: Answer
     scores: dict[str, float]
     truncated: bool
+    head: Head | None = None
 
     @property
     def label(self) -> str | None:
@@ -65,7 +68,8 @@ class Prediction:
         """The line that ``ytuning predict`` writes."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
         answer = {KINDS[self.kind].answer_key: self.answer}
-        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores}
+        head = {} if self.head is None else {"head": self.head}
+        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores, **head}
 
 
 class Predictor:
@@ -76,10 +80,13 @@ class Predictor:
         folders: a task folder, a task, or several of them.
         encoder: name or folder to use in place of the encoder named in the tasks, when it has moved.
         device: see `encoder.load_encoder`.
+        cascade: a share of the answers. Where a task has a light head, it answers first, as far as this changes at most
+            the share of the answers (`cascade.Cascade`); the default head answers the rest. None: it answers all.
 
     Raises:
         TaskFolderError: a folder cannot be used, or an encoder differs from the one that a task was trained with.
-        InputError: there is no folder, something is not a folder, or two tasks have the same name.
+        InputError: there is no folder, something is not a folder, two tasks have the same name, or ``cascade`` is no
+            such share.
     """
 
     def __init__(
@@ -88,9 +95,13 @@ class Predictor:
         *,
         encoder: str | None = None,
         device: str | None = None,
+        cascade: float | None = None,
     ) -> None:
-        self.tasks = [given if isinstance(given, Task) else load_task(given) for given in _several(folders)]
-        check_names(self.tasks)
+        if cascade is not None:
+            check_share(cascade)
+        tasks = [given if isinstance(given, Task) else load_task(given) for given in _several(folders)]
+        check_names(tasks)
+        self.tasks = [task.in_cascade(cascade) for task in tasks]
         self._encoder, self._device = encoder, device
         # What is wrong with an encoder is told here, not by the first prediction.
         _ = self._encoders
@@ -142,10 +153,10 @@ class Predictor:
             [np.empty((0, len(task.target.names)) if task.target.labels is not None else 0)] for task in self.tasks
         ]
         for first in range(0, len(contents), WINDOW_TEXTS):
-            logits = self._logits(contents[first : first + WINDOW_TEXTS])
-            for of_task, task, (values, _) in zip(parts, self.tasks, logits, strict=True):
-                answers = task.calibration.answers(task.target, values)
-                of_task.append(answers.values if task.target.labels is None else answers.probabilities)
+            found = self._answers(contents[first : first + WINDOW_TEXTS])
+            for of_task, (own, _) in zip(parts, found, strict=True):
+                answers = own.answers
+                of_task.append(answers.values if own.task.target.labels is None else answers.probabilities)
         return {task.name: np.concatenate(of_task)[rows] for task, of_task in zip(self.tasks, parts, strict=True)}
 
     def _predictions(self, stream: Iterator[TextInput]) -> Iterator[Prediction]:
@@ -153,33 +164,27 @@ class Predictor:
         while window := list(islice(stream, WINDOW_TEXTS)):
             self._check_form(window, position)
             distinct = {content: number for number, content in enumerate(dict.fromkeys(window))}
-            answers = self._answers(list(distinct))
+            found = [(given, given.named, truncated) for given, truncated in self._answers(list(distinct))]
             for content in window:
                 row = distinct[content]
-                for task, (answered, scores, truncated) in zip(self.tasks, answers, strict=True):
-                    by_name = dict(zip(task.target.names, scores[row].tolist(), strict=True))
+                for given, named, truncated in found:
+                    task, scores = given.task, given.answers.probabilities[row].tolist()
+                    by_name = dict(zip(task.target.names, scores, strict=True))
                     cut = bool(truncated[row])
-                    yield Prediction(*content, task.name, task.kind, answered[row], by_name, cut)
+                    yield Prediction(*content, task.name, task.kind, named[row], by_name, cut, given.head(row))
             position += len(window)
 
-    def _answers(self, inputs: list[TextInput]) -> list[tuple[list[Answer], np.ndarray, np.ndarray]]:
-        """Return for each task its answers, probabilities (inputs, C) float64 and whether each input was cut."""
-        return [
-            (*answers_of(task, logits), truncated)
-            for task, (logits, truncated) in zip(self.tasks, self._logits(inputs), strict=True)
-        ]
-
-    def _logits(self, inputs: list[TextInput]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return for each task its logits (inputs, C) float32 and whether each input was cut."""
+    def _answers(self, inputs: list[TextInput]) -> list[tuple[TaskAnswers, np.ndarray]]:
+        """Return each task's answers to the inputs, and whether each input was cut, (inputs,) bool."""
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
             together.setdefault((encoder, task.pair_mode), []).append(number)
-        by_task: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        by_task: dict[int, tuple[TaskAnswers, np.ndarray]] = {}
         for (encoder, pair_mode), numbers in together.items():
             tasks = [self.tasks[number] for number in numbers]
             texts = encoder.read(inputs, tasks, pair_mode=pair_mode)
-            for number, logits in zip(numbers, encoder.logits(texts, tasks), strict=True):
-                by_task[number] = logits, texts.features.truncated_rows
+            for number, given in zip(numbers, encoder.answers(texts, tasks), strict=True):
+                by_task[number] = given, texts.features.truncated_rows
         return [by_task[number] for number in range(len(self.tasks))]
 
     def _check_form(self, window: list[TextInput], position: int) -> None:
@@ -207,12 +212,6 @@ def _several(folders: Any) -> list[Any]:
         remedy = "Give its folder, which save() writes, as text or as a path."
         raise InputError(f"a predictor reads task folders. Got {quote(wrong[0])} instead. {remedy}")
     return several
-
-
-def answers_of(task: Task, logits: np.ndarray) -> tuple[list[Answer], np.ndarray]:
-    """Answers and probabilities (rows, C) of logits (rows, C); of a regression there are none, (rows, 0)."""
-    answers = task.calibration.answers(task.target, logits)
-    return task.target.named_answers(answers), answers.probabilities
 
 
 def live_logits(task: Task, dataset: Dataset, encoder: SharedEncoder) -> tuple[np.ndarray, np.ndarray]:

@@ -86,6 +86,8 @@ def shrink_task(task: Task, name: str, encoder: Encoder, store: FeatureStore) ->
             target=task.target.without_label(label),
             head=task.head.without_label(label),
             calibration=task.calibration.without_label(label),
+            # A light head beside it still has the label, and no rows tell how often both would agree now.
+            cascade=None,
         )
         smaller, truth, before, after = _with_other_exemplars(task, smaller, label)
     return RemovedLabel(

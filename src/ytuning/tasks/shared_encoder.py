@@ -9,15 +9,17 @@ import numpy as np
 import torch
 
 from ytuning.data.dataset import TextInput
+from ytuning.data.kinds import Answer, Answers
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.encoder.pretrained import States
 from ytuning.features.codecs import Codec, Float16Codec, Int8Codec
 from ytuning.features.features import Features, live_inputs
 from ytuning.heads.pairs import PairMode
+from ytuning.tasks.cascade import Head
 from ytuning.tasks.task import Task, check_encoder
 from ytuning.training.joint import JointHeads
 
-__all__ = ["LiveTexts", "SharedEncoder", "share_encoders"]
+__all__ = ["LiveTexts", "SharedEncoder", "TaskAnswers", "share_encoders"]
 
 # Combinations of tasks whose heads are kept as one, and the bytes of their copies of the heads' weights.
 MOST_JOINED, JOINED_BYTES = 8, 256 << 20
@@ -47,6 +49,32 @@ class LiveTexts:
         return self._seen[key]
 
 
+@dataclass(frozen=True)
+class TaskAnswers:
+    """A task's answers to N texts.
+
+    Attributes:
+        task: the task.
+        answers: answers and probabilities, as the head that has answered gives them.
+        logits: (N, C) float32 logits of that head.
+        by_light: (N,) bool, whether it is the light head of a cascade; None where the task has one head.
+    """
+
+    task: Task
+    answers: Answers
+    logits: np.ndarray
+    by_light: np.ndarray | None = None
+
+    @property
+    def named(self) -> list[Answer]:
+        """Each text's answer with the names of labels."""
+        return self.task.target.named_answers(self.answers)
+
+    def head(self, row: int) -> Head | None:
+        """Which head of a cascade has answered a text; None where the task has one head."""
+        return None if self.by_light is None else "light" if self.by_light[row] else "default"
+
+
 class SharedEncoder:
     """An encoder and the heads of the tasks that it serves."""
 
@@ -69,15 +97,44 @@ class SharedEncoder:
         Raises:
             EncoderError: a text has no tokens, or a hidden state does not exist.
         """
-        states = tuple(sorted({state for task in tasks for state in task.states}))
+        heads = (head for task in tasks for head in (task, task.light_task) if head is not None)
+        states = tuple(sorted({state for head in heads for state in head.states}))
         # A hidden state has the same int8 numbers whatever states lie beside it; other codecs need it whole.
         kind = Int8Codec if all(task.codec.name == Int8Codec.name for task in tasks) else Float16Codec
         codec = kind(len(states), self.encoder.identity.width)
         features = live_inputs(inputs, self.encoder, states=states, pair_mode=pair_mode, codec=codec, padded=padded)
         return LiveTexts(features, states, codec)
 
+    def answers(self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[TaskAnswers]:
+        """Each task's answers to rows (N,) (default: all), in their order.
+
+        The light heads of all cascades answer together. Only what they are unsure of is put to the default heads, each
+        of which sees its own rows alone.
+
+        Args: as of :meth:`logits`.
+        """
+        rows = torch.arange(len(texts.features)) if rows is None else rows
+        found: list[TaskAnswers] = []
+        # (tasks in a cascade, N)
+        unsure: dict[int, np.ndarray] = {}
+        light = [task.light_task for task in tasks]
+        first = [one or task for one, task in zip(light, tasks, strict=True)]
+        for number, (task, logits) in enumerate(zip(tasks, self.logits(texts, first, rows), strict=True)):
+            if light[number] is None or task.cascade is None:
+                found.append(TaskAnswers(task, task.calibration.answers(task.target, logits), logits))
+            else:
+                answers, sure = task.cascade.answers(task.target, logits)
+                found.append(TaskAnswers(task, answers, logits, sure))
+                unsure[number] = ~sure
+        for numbers in _alike([tasks[number] for number in unsure], list(unsure)):
+            some, wanted = [tasks[number] for number in numbers], np.stack([unsure[number] for number in numbers])
+            own = self._heads(some).logits_where(texts.seen_by(some[0]), rows, torch.from_numpy(wanted))
+            for number, of_default in zip(numbers, own, strict=True):
+                found[number] = _completed(found[number], unsure[number], of_default.numpy())
+        return found
+
     def logits(self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
-        """Each task's logits (N, C) float32 of rows (N,) (default: all), in their order.
+        """The logits (N, C) float32 of each task's head for rows (N,) (default: all), in their order.
 
         Args:
             texts: result of :meth:`read`, in the way in which all these tasks read pairs.
@@ -85,12 +142,8 @@ class SharedEncoder:
             rows: positions.
         """
         rows = torch.arange(len(texts.features)) if rows is None else rows
-        # Tasks that read the same features run as one head.
-        alike: dict[tuple[States, Codec], list[int]] = {}
-        for number, task in enumerate(tasks):
-            alike.setdefault((task.states, task.codec), []).append(number)
         by_task: dict[int, np.ndarray] = {}
-        for numbers in alike.values():
+        for numbers in _alike(tasks, range(len(tasks))):
             some = [tasks[number] for number in numbers]
             for number, logits in zip(numbers, self._heads(some).logits(texts.seen_by(some[0]), rows), strict=True):
                 by_task[number] = logits.numpy()
@@ -106,6 +159,26 @@ class SharedEncoder:
         ):
             del self._joint[next(iter(self._joint))]
         return joint
+
+
+def _alike(tasks: Sequence[Task], numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of tasks that read the same features, and so run as one head."""
+    alike: dict[tuple[States, Codec], list[int]] = {}
+    for task, number in zip(tasks, numbers, strict=True):
+        alike.setdefault((task.states, task.codec), []).append(number)
+    return list(alike.values())
+
+
+def _completed(first: TaskAnswers, unsure: np.ndarray, logits: np.ndarray) -> TaskAnswers:
+    """The answers of a light head with those of the default head (n, C) in the rows that it is unsure of, (N,) bool."""
+    if not len(logits):
+        return first
+    task = first.task
+    answers, whole = task.calibration.answers(task.target, logits), first.logits.copy()
+    whole[unsure] = logits
+    values, probabilities = first.answers.values.copy(), first.answers.probabilities.copy()
+    values[unsure], probabilities[unsure] = answers.values, answers.probabilities
+    return TaskAnswers(task, Answers(values, probabilities), whole, first.by_light)
 
 
 def share_encoders(

@@ -3,6 +3,7 @@
 task.json          schema version, kind, labels or scale, columns, encoder identity, hidden states, head config,
                    thresholds, calibration, metrics, checksum of the weights
 head.safetensors   the head's weights, where some texts lie in its label space, and the basis of compact features
+light.safetensors  weights of the light head beside it, where there is one (`tasks/cascade.py`)
 README.md          model card
 """
 
@@ -15,7 +16,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,18 @@ from ytuning.encoder.pretrained import EncoderIdentity, States
 from ytuning.errors import InputError, TaskFolderError, argument, write_errors, wrong_schema
 from ytuning.features.codecs import DEFAULT_CODEC, Codec, PcaInt8Codec, build_codec
 from ytuning.heads.pairs import INPUT_WORDS, PAIR_MODES, PairMode
-from ytuning.heads.pooled import HeadConfig, LabelHead, MatchingHead, PooledHead, build_head, config_to_json
+from ytuning.heads.pooled import (
+    HeadConfig,
+    LabelHead,
+    LightConfig,
+    LightHead,
+    MatchingHead,
+    PooledHead,
+    build_head,
+    config_to_json,
+)
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all, is_plain_name
+from ytuning.tasks.cascade import DEFAULT_SHARE, Cascade, CascadeCurve
 from ytuning.training.calibration import Calibration
 from ytuning.training.recipes import head_from_json
 
@@ -53,7 +65,7 @@ __all__ = [
 # An interrupted training tries this number of names for its folder.
 MOST_BESIDE = 100
 SCHEMA = 2
-TASK_FILE, HEAD_FILE, CARD_FILE = "task.json", "head.safetensors", "README.md"
+TASK_FILE, HEAD_FILE, LIGHT_FILE, CARD_FILE = "task.json", "head.safetensors", "light.safetensors", "README.md"
 # The weights' file has these tensors beside the head's own.
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
 BASIS_PREFIX = "basis."
@@ -90,6 +102,7 @@ class Task:
         columns: columns of the training rows, which further files are read by; None if the rows had no columns.
         exemplars: texts in label space that adding a label needs.
         basis: basis of the compact features that the head was trained on; None with any other codec.
+        cascade: the light head beside it, which may answer first; None where there is none.
     """
 
     name: str
@@ -105,6 +118,7 @@ class Task:
     columns: Columns | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
     basis: PcaInt8Codec | None = field(default=None, compare=False)
+    cascade: Cascade | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> Kind:
@@ -147,6 +161,30 @@ class Task:
             raise ValueError(f"features stored as {name} and a basis do not go together")
         return codec
 
+    def in_cascade(self, share: float | None) -> Task:
+        """The task whose light head answers first, as far as that changes at most a share of the answers; None: never.
+
+        Raises:
+            InputError: as `cascade.check_share`.
+        """
+        return self if self.cascade is None else replace(self, cascade=self.cascade.at(share))
+
+    @cached_property
+    def light_task(self) -> Task | None:
+        """The same task with the light head alone, where that answers first; elsewhere None."""
+        light = self.cascade
+        if light is None or light.threshold is None:
+            return None
+        return replace(
+            self,
+            states=light.states,
+            config=LightConfig(),
+            head=light.head,
+            calibration=light.calibration,
+            exemplars=None,
+            cascade=None,
+        )
+
 
 def save_task(task: Task, folder: str | Path) -> None:
     """Write a task folder; an older task in it is replaced file by file, ``task.json`` last.
@@ -164,7 +202,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         basis = {BASIS_PREFIX + name: torch.from_numpy(values) for name, values in task.basis.tensors.items()}
         tensors = {**tensors, **basis}
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    thresholds = task.calibration.thresholds
+    light = None if task.cascade is None else safetensors.torch.save(task.cascade.head.state_dict())
     content = {
         "schema": SCHEMA,
         **task.target.to_json(),
@@ -174,25 +212,45 @@ def save_task(task: Task, folder: str | Path) -> None:
         "states": list(task.states),
         "head": config_to_json(task.config),
         "head_sha256": hashlib.sha256(weights).hexdigest(),
-        "thresholds": None if thresholds is None else list(thresholds),
-        "calibration": task.calibration.to_json(),
+        **_calibration_json(task.calibration),
+        "cascade": None if task.cascade is None or light is None else _cascade_json(task.cascade, light),
         "metrics": task.metrics,
         "training": task.training,
     }
     with write_errors(f"the task folder {path}", _other_folder()):
         path.mkdir(parents=True, exist_ok=True)
-        for name in (HEAD_FILE, CARD_FILE, TASK_FILE):
+        for file in task_files(path):
             # A save that was killed may have left some.
-            for left in path.glob(f"{name}.*{PARTIAL_SUFFIX}"):
+            for left in path.glob(f"{file.name}.*{PARTIAL_SUFFIX}"):
                 left.unlink(missing_ok=True)
         commit_all(
             path,
             {
                 HEAD_FILE: weights,
+                **({} if light is None else {LIGHT_FILE: light}),
                 CARD_FILE: _card(task).encode(),
                 TASK_FILE: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
             },
         )
+        if light is None:
+            # It belonged to the task that was here before.
+            (path / LIGHT_FILE).unlink(missing_ok=True)
+
+
+def _calibration_json(calibration: Calibration) -> dict[str, Any]:
+    thresholds = calibration.thresholds
+    return {"thresholds": None if thresholds is None else list(thresholds), "calibration": calibration.to_json()}
+
+
+def _cascade_json(cascade: Cascade, weights: bytes) -> dict[str, Any]:
+    """Everything about a light head but its weights, and what readers want to know of it first."""
+    return {
+        "states": list(cascade.states),
+        "head_sha256": hashlib.sha256(weights).hexdigest(),
+        **_calibration_json(cascade.calibration),
+        "curve": cascade.curve.to_json(),
+        "figures": asdict(cascade.curve.figures(DEFAULT_SHARE)),
+    }
 
 
 def check_task_folder(folder: str | Path) -> None:
@@ -230,7 +288,7 @@ def _other_folder() -> str:
 
 def task_files(folder: str | Path) -> list[Path]:
     """Paths of the files of a task folder, whether they are there or not."""
-    return [Path(folder) / name for name in (TASK_FILE, HEAD_FILE, CARD_FILE)]
+    return [Path(folder) / name for name in (TASK_FILE, HEAD_FILE, LIGHT_FILE, CARD_FILE)]
 
 
 def place_beside(folder: Path) -> Path:
@@ -273,7 +331,7 @@ def _is_free(path: Path) -> bool:
     # A card without a head is somebody's own README.
     if CARD_FILE in names and HEAD_FILE not in names:
         return False
-    return TASK_FILE in names or whole <= {HEAD_FILE, CARD_FILE}
+    return TASK_FILE in names or whole <= {HEAD_FILE, LIGHT_FILE, CARD_FILE}
 
 
 def load_task(folder: str | Path) -> Task:
@@ -292,17 +350,13 @@ def load_task(folder: str | Path) -> Task:
         encoder = EncoderIdentity.from_json(content["encoder"])
         states = _states(content["states"])
         config = _head_config(content["head"], path / TASK_FILE)
-        # Without memory, as the weights come from the file, and sizes that are damaged could ask for any amount.
-        with torch.device("meta"):
-            head = build_head(
-                config, labels=target.outputs, layers=len(states), width=encoder.width, pair_mode=pair_mode
-            )
+        head = _empty_head(config, target, states, encoder, pair_mode)
         expected = content["head_sha256"]
+        beside = content["cascade"]
+        cascade = None if beside is None else _cascade(beside, target, encoder, pair_mode)
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
-        calibration = Calibration.from_json(content["calibration"], content["thresholds"])
-        if calibration.thresholds is not None and len(calibration.thresholds) != len(target.names):
-            raise ValueError("there must be a threshold for each label")
+        calibration = _calibration(content, target)
         record = {name: content[name] for name in ("metrics", "training")}
         if not all(isinstance(value, dict) for value in record.values()):
             raise ValueError("metrics and training must be objects")
@@ -315,7 +369,35 @@ def load_task(folder: str | Path) -> Task:
         ) from error
     stored = _fill(head, path / HEAD_FILE, expected)
     task = Task(_name_of(path), target, encoder, states, config, head.eval(), calibration, **record)
-    return _with_tensors(replace(task, pair_mode=pair_mode, columns=columns), stored, path / HEAD_FILE)
+    if cascade is not None:
+        _fill(cascade.head, path / LIGHT_FILE, beside["head_sha256"])
+    whole = replace(task, pair_mode=pair_mode, columns=columns, cascade=cascade)
+    return _with_tensors(whole, stored, path / HEAD_FILE)
+
+
+def _empty_head(
+    config: HeadConfig, target: TaskKind, states: States, encoder: EncoderIdentity, pair_mode: PairMode | None
+) -> LabelHead:
+    """A head without memory, as weights come from a file, and sizes that are damaged could ask for any amount."""
+    with torch.device("meta"):
+        return build_head(config, labels=target.outputs, layers=len(states), width=encoder.width, pair_mode=pair_mode)
+
+
+def _calibration(content: dict[str, Any], target: TaskKind) -> Calibration:
+    calibration = Calibration.from_json(content["calibration"], content["thresholds"])
+    if calibration.thresholds is not None and len(calibration.thresholds) != len(target.names):
+        raise ValueError("there must be a threshold for each label")
+    return calibration
+
+
+def _cascade(
+    content: dict[str, Any], target: TaskKind, encoder: EncoderIdentity, pair_mode: PairMode | None
+) -> Cascade:
+    """The light head beside a default head, still without its weights."""
+    states = _states(content["states"])
+    head = _empty_head(LightConfig(), target, states, encoder, pair_mode)
+    assert isinstance(head, LightHead)
+    return Cascade(head.eval(), _calibration(content, target), states, CascadeCurve.from_json(content["curve"]))
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
@@ -330,9 +412,10 @@ def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
         TaskFolderError: the encoders differ, or the encoder lacks a hidden state; the message names the difference.
     """
     if task.encoder.fingerprint == encoder.fingerprint:
-        if task.states[-1] > depth:
+        deepest = max(one.states[-1] for one in (task, task.light_task) if one is not None)
+        if deepest > depth:
             raise TaskFolderError(
-                f"the task {task.name!r} reads the hidden state {task.states[-1]}, but {encoder.name!r} has the states "
+                f"the task {task.name!r} reads the hidden state {deepest}, but {encoder.name!r} has the states "
                 f"0 to {depth} only: task.json is damaged. Copy the folder again or train again"
             )
         return
@@ -516,6 +599,13 @@ def _exemplars(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Exemp
     raise TaskFolderError(f"{file} belongs to another task: its exemplars do not fit the head. Copy the folder again")
 
 
+def _cascade_words(task: Task) -> str:
+    if task.cascade is None:
+        return ""
+    sentence = task.cascade.sentence(DEFAULT_SHARE)
+    return f"\n\nA light head lies beside the head. With `--cascade {DEFAULT_SHARE}` (validation rows), {sentence}."
+
+
 def _card(task: Task) -> str:
     figures = "\n".join(
         f"| {split} | {name} | {value:.4f} |"
@@ -540,7 +630,7 @@ A label head of {task.head_parameters:,} parameters ({share:.1%} of the encoder'
 `{task.encoder.name}`, trained with ytuning.{interrupted}
 Input: {task.input_words}.
 
-{task.target.answer_sentence}
+{task.target.answer_sentence}{_cascade_words(task)}
 
 | split | metric | value |
 | --- | --- | --- |

@@ -35,6 +35,8 @@ __all__ = [
 
 # Most tokens in a batch whose heads are computed as one: 50 heads took 0.5 times as long at 16, 1.1 times at 256.
 JOINED_TOKENS = 192
+# Of heads that are joined, at least this share is asked for; else each is computed by itself.
+JOINED_SHARE = 0.5
 # Label rows of light heads that are multiplied at a time.
 LIGHT_ROWS = 512
 # The center of a label tuning head is the mean of up to this number of training rows.
@@ -315,9 +317,61 @@ class JointHeads:
             with torch.inference_mode():
                 return self(*features.batch(rows[batch]))
 
-        if len(batches) > 1:
-            with workers() as pool:
-                return _in_order(batches, pool.map(compute, batches))
-        # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
-        with one_thread():
-            return _in_order(batches, [compute(batches[0])])
+        return _in_order(batches, _side_by_side(compute, batches))
+
+    def logits_where(self, features: Features, rows: Tensor, wanted: Tensor) -> list[Tensor]:
+        """Each head's logits (n, C) of its own rows among rows (N,), in their order.
+
+        Each batch is gathered once, and rows that no head wants are not gathered.
+
+        Args:
+            features: features that all heads read.
+            rows: positions.
+            wanted: (heads, N) bool, which rows each head is asked for; one that is asked for none has logits (0, 0).
+        """
+        asked = wanted.any(0).nonzero()[:, 0]
+        batches = [asked[batch] for batch in ordered_batches(features.lengths[rows[asked]])] if len(asked) else []
+
+        def compute(places: Tensor) -> list[Tensor]:
+            with torch.inference_mode():
+                return self._call_where(*features.batch(rows[places]), wanted[:, places])
+
+        parts = _side_by_side(compute, batches)
+        logits = []
+        for number, own in enumerate(wanted):
+            # Where each of the head's rows stands among its own, batch after batch.
+            order = torch.cat([places[own[places]] for places in batches] or [asked]).argsort()
+            found = [of_heads[number] for of_heads in parts if len(of_heads[number])]
+            logits.append(torch.cat(found).cpu()[order] if found else torch.empty(0, 0))
+        return logits
+
+    def _call_where(self, values: Tensor, mask: Tensor, wanted: Tensor) -> list[Tensor]:
+        """Each head's logits (n, C) of the rows of a batch that it is wanted for, (heads, B) bool."""
+        asked = wanted.any(1).tolist()
+        logits: dict[int, Tensor] = {}
+        for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
+            some = [index for index in group if asked[index]]
+            # The members were joined before it was known which of them are asked for.
+            if len(some) >= JOINED_SHARE * len(group):
+                texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
+                by_head = dict(zip(group, texts, strict=True))
+                for index in some:
+                    text = by_head[index][:, wanted[index]]
+                    logits[index] = group[index].average(group[index].match(text))
+        # Of pairs that were read separately there are two texts a row, the second ones after all first ones.
+        sides = len(mask) // wanted.shape[1]
+        for index, head in enumerate(self.heads):
+            if asked[index] and index not in logits:
+                own = wanted[index].repeat(sides)
+                logits[index] = head(values, mask) if bool(own.all()) else head(values[own], mask[own])
+        return [logits[index] if index in logits else torch.empty(0, 0) for index in range(len(self.heads))]
+
+
+def _side_by_side(compute: Callable[[Tensor], list[Tensor]], batches: list[Tensor]) -> list[list[Tensor]]:
+    """What is computed of each batch, on all cores."""
+    if len(batches) > 1:
+        with workers() as pool:
+            return pool.map(compute, batches)
+    # One batch is not worth a thread, and a second one inside of small operations costs more than it gives.
+    with one_thread():
+        return [compute(batch) for batch in batches]
