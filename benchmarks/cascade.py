@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.tasks.add_cascade import add_cascade
 from ytuning.tasks.predictor import Predictor
-from ytuning.tasks.task import Task
+from ytuning.tasks.task import Task, load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.recipes import preset
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--tasks", type=int, default=50, help="that answer together")
     options.add_argument("--task-steps", type=int, default=300, help="of their default heads' optimisers")
+    options.add_argument("--keep", type=Path, help="folder of the second part's tasks: used if it has any, or made")
     options.add_argument("--no-tasks", action="store_true", help="leave out the second part")
     options.add_argument("--rows", type=int, help="train rows of each set at most; default: all")
     options.add_argument("--texts", type=int, help="test texts of the second part at most; default: all")
@@ -96,7 +98,11 @@ def many_tasks(encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any
     """Seconds of the scores of many tasks with two heads and of one, in turn."""
     train = rows_of(arguments.data / "banking77", "train", arguments.rows)
     test = rows_of(arguments.data / "banking77", "test", arguments.texts)
-    tasks = grouped_tasks(train, encoder, arguments)
+    kept = [] if arguments.keep is None else sorted(arguments.keep.glob("task*"))
+    tasks = [load_task(folder) for folder in kept] or grouped_tasks(train, encoder, arguments)
+    if arguments.keep is not None and not kept:
+        for task in tasks:
+            save_task(task, arguments.keep / task.name)
     texts = [text for text, _ in test.inputs]
     asked = {
         "one": Predictor(tasks[0], encoder=arguments.encoder, cascade=arguments.share),
