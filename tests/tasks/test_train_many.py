@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ytuning.data.common_holdout import common_holdout
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.data.task_columns import read_tasks
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -68,9 +69,11 @@ def weights(trained: Trained) -> dict[str, bytes]:
 
 
 def train_alone(rows: Rows, name: str, encoder: Encoder, recipe: Recipe, **parts: Any) -> Trained:
+    """One of the tasks on its own, with the validation rows that it has in company."""
     options = TrainOptions(name=name, label_order=ORDERS.get(name), seed=3)
     own = {part: data[name] for part, data in parts.items()}
-    return train_task(rows[name], encoder, FeatureStore(), recipe, options=options, **own)
+    held = None if "validation" in parts else common_holdout(rows, options.seed)[name]
+    return train_task(rows[name], encoder, FeatureStore(), recipe, held=held, options=options, **own)
 
 
 def train_all(rows: Rows, encoder: Encoder, recipe: Recipe, **parts: Any) -> dict[str, Trained]:
@@ -169,8 +172,10 @@ def test_pairs_choose_how_they_are_read_for_each_task(toy_rows: tuple[list[str],
 
 def test_several_seeds_for_each_task(table: dict[str, list[Any]], encoder: Encoder) -> None:
     rows = read_tasks(table, ["theme", "card"])
-    company = train_tasks(rows, encoder, FeatureStore(), DEFAULT, options=TrainOptions(seeds=2, ensemble=True))
-    alone = train_task(rows["card"], encoder, FeatureStore(), DEFAULT, options=TrainOptions(seeds=2, ensemble=True))
+    options = TrainOptions(seeds=2, ensemble=True)
+    company = train_tasks(rows, encoder, FeatureStore(), DEFAULT, options=options)
+    held = common_holdout(rows, options.seed)["card"]
+    alone = train_task(rows["card"], encoder, FeatureStore(), DEFAULT, held=held, options=options)
     assert [list(one.by_seed) for one in company.values()] == [[0, 1], [0, 1]]
     assert weights(company["card"]) == weights(alone) and company["card"].by_seed == alone.by_seed
 

@@ -19,6 +19,7 @@ from ytuning.errors import DataError, InputError, argument
 __all__ = [
     "MOST_HELD_OUT",
     "TaskRows",
+    "apportion",
     "check_groups",
     "check_labels_known",
     "check_trainable",
@@ -210,7 +211,7 @@ def _hold_out(
     counts = np.bincount(ids).tolist()
     inputs = np.bincount([i for group in groups for i in {ids[row] for row in group}]).tolist()
     spare = [count - 1 if different > 1 else 0 for count, different in zip(counts, inputs, strict=True)]
-    quotas = _apportion(counts, spare, target)
+    quotas = apportion(counts, spare, target)
     taken = [0] * len(counts)
     held: list[int] = []
     left = Counter(label for labels in also or () for label in labels)
@@ -254,7 +255,7 @@ def _hold_out(
     return held
 
 
-def _apportion(counts: list[int], spare: list[int], total: int) -> list[int]:
+def apportion(counts: Sequence[int], spare: Sequence[int], total: int) -> list[int]:
     """Share ``total`` rows among labels in proportion to their ``counts``, at most ``spare`` for each.
 
     Sainte-Laguë's method, one row at a time to the label with the largest count / (2 * rows so far + 1), after one row
@@ -339,6 +340,7 @@ def task_rows(
     *,
     seed: int,
     order: Sequence[str] | None = None,
+    held: np.ndarray | None = None,
 ) -> TaskRows:
     """Check the rows of a task and put them together; arguments as `train.train_task` takes them.
 
@@ -351,7 +353,10 @@ def task_rows(
     train_rows, held_rows, test_rows = (np.arange(start, end) for start, end in itertools.pairwise(ends))
     shared = {"validation": 0}
     if validation is None:
-        train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+        if held is None:
+            train_rows, held_rows = split_holdout(train, seed, most=MOST_HELD_OUT)
+        else:
+            train_rows, held_rows = np.setdiff1d(train_rows, held), held
     else:
         shared["validation"] = count_shared(train, validation)
     if test is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -37,7 +38,7 @@ from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import POOLS, pool_states, pools_of_states
 from ytuning.progress import Progress
 
-__all__ = ["RowSet", "keep_rows", "kept_rows", "mean_pools", "stored_pools"]
+__all__ = ["RowSet", "keep_rows", "kept_rows", "mean_pools", "row_keys", "stored_pools"]
 
 # Tokens that are pooled at a time.
 POOLED_TOKENS = 8192
@@ -63,11 +64,7 @@ class RowSet:
         cls, inputs: Sequence[TextInput], pair_mode: PairMode | None, targets: np.ndarray, held: np.ndarray
     ) -> RowSet:
         """The rows of these texts or pairs."""
-        of_rows = [
-            [text_key(text or "") for text in row] if pair_mode == "separate" else [text_key(*row)] for row in inputs
-        ]
-        keys = np.frombuffer(b"".join(key for row in of_rows for key in row), np.uint8)
-        return cls(keys.reshape(len(of_rows), -1, KEY_BYTES), targets, held)
+        return cls(row_keys(inputs, pair_mode), targets, held)
 
     def with_rows(self, other: RowSet) -> RowSet:
         """These rows, then others."""
@@ -94,27 +91,39 @@ class RowSet:
         return texts.selected(rows[:, 0]) if rows.shape[1] == 1 else PairFeatures(texts, rows[:, 0], rows[:, 1])
 
 
+def row_keys(inputs: Sequence[TextInput], pair_mode: PairMode | None) -> np.ndarray:
+    """(N, S, 16) uint8: the keys of the S texts that the encoder reads for each of N texts or pairs."""
+    if pair_mode == "separate":
+        keys = b"".join(text_key(text or "") for row in inputs for text in row)
+    else:
+        keys = b"".join(text_key(*row) for row in inputs)
+    return np.frombuffer(keys, np.uint8).reshape(len(inputs), -1, KEY_BYTES)
+
+
 def keep_rows(rows: RowSet, encoder: Encoder, store: FeatureStore, *, states: States, codec: str) -> str:
     """Keep which rows a task was fitted on beside their pools; returns the name.
 
     Raises:
         StoreError: the disk is full or cannot be written.
     """
-    space, _ = _space(encoder, store, states, codec)
-    return space.keep_rows(safetensors.numpy.save(vars(rows)))
+    return store.keep_rows(*_space_of(encoder, states, codec), safetensors.numpy.save(vars(rows)))
 
 
 def kept_rows(name: str, encoder: Encoder, store: FeatureStore, *, states: States, codec: str) -> RowSet | None:
     """The rows that :func:`keep_rows` has kept under a name; None if they are gone."""
-    space, _ = _space(encoder, store, states, codec)
-    data = space.kept_rows(name)
+    data = store.kept_rows(*_space_of(encoder, states, codec), name)
     return None if data is None else RowSet(**safetensors.numpy.load(data))
 
 
 def _space(encoder: Encoder, store: FeatureStore, states: States, codec: str) -> tuple[FeatureSpace, States]:
     """The space of the pools of some hidden states, and the states that it keeps."""
-    kept = stored_states(encoder, states, codec)
-    return store.space(encoder.identity.to_json(), kept, POOL_CODECS[codec]), kept
+    identity, kept, name = _space_of(encoder, states, codec)
+    return store.space(identity, kept, name), kept
+
+
+def _space_of(encoder: Encoder, states: States, codec: str) -> tuple[dict[str, Any], States, str]:
+    """The encoder, the states and the codec of the space of the pools of some hidden states."""
+    return encoder.identity.to_json(), stored_states(encoder, states, codec), POOL_CODECS[codec]
 
 
 def _of_states(rows: StoredRows, kept: States, states: States) -> TextFeatures:

@@ -163,6 +163,33 @@ class FeatureStore:
                 commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         return FeatureSpace(folder)
 
+    def keep_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, data: bytes) -> str:
+        """Keep a file about some of the texts of a space, named by its content; returns the name.
+
+        The arguments are those of :meth:`space`, but that the space is not read.
+
+        Raises:
+            StoreError: the disk is full or cannot be written.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        # What is there need not be written, which a store that can only be read would refuse.
+        if self.kept_rows(identity, states, codec, name) is not None:
+            return name
+        folder = self.root / _space_name(identity, states, codec) / ROWS_FOLDER
+        with store_errors(folder, len(data)):
+            folder.mkdir(parents=True, exist_ok=True)
+            commit(folder / (name + ROWS_SUFFIX), data)
+        return name
+
+    def kept_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, name: str) -> bytes | None:
+        """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged."""
+        try:
+            folder = self.root / _space_name(identity, states, codec) / ROWS_FOLDER
+            data = (folder / (name + ROWS_SUFFIX)).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == name else None
+
     def spaces(self, on_unreadable: Callable[[StoreError], None] | None = None) -> list[FeatureSpace]:
         """Every space under the root, by name of its folder.
 
@@ -436,29 +463,6 @@ class FeatureSpace:
             codec=self.codec,
             maps=maps,
         )
-
-    def keep_rows(self, data: bytes) -> str:
-        """Keep a file about some of the texts, named by its content; returns the name.
-
-        Raises:
-            StoreError: the disk is full or cannot be written.
-        """
-        name = hashlib.sha256(data).hexdigest()
-        # What is there need not be written, which a store that can only be read would refuse.
-        if self.kept_rows(name) is not None:
-            return name
-        with store_errors(self.folder, len(data)):
-            (self.folder / ROWS_FOLDER).mkdir(exist_ok=True)
-            commit(self.folder / ROWS_FOLDER / (name + ROWS_SUFFIX), data)
-        return name
-
-    def kept_rows(self, name: str) -> bytes | None:
-        """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged."""
-        try:
-            data = (self.folder / ROWS_FOLDER / (name + ROWS_SUFFIX)).read_bytes()
-        except OSError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == name else None
 
     def _file(self, name: str, suffix: str) -> Path:
         return self.folder / SHARD_FOLDER / (name + suffix)

@@ -22,7 +22,7 @@ from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, POOL_CODECS, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
-from ytuning.features.pools import RowSet, mean_pools, stored_pools
+from ytuning.features.pools import RowSet, mean_pools, row_keys, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
@@ -146,6 +146,7 @@ def train_task(
     *,
     validation: Dataset | None = None,
     test: Dataset | None = None,
+    held: np.ndarray | None = None,
     options: TrainOptions | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -162,6 +163,8 @@ def train_task(
         recipe: form of the head and its training.
         validation: rows that choose.
         test: rows that the task is reported on.
+        held: positions (rows,) int64 of the rows of ``train`` that choose in place of ``validation``, rising, such as
+            those that it shares with other tasks (`common_holdout.common_holdout`).
         options: everything else that can be chosen.
         progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
@@ -173,7 +176,7 @@ def train_task(
     """
     options, progress = options or TrainOptions(), progress or Progress()
     states = encoder.resolve_states(recipe.layers)
-    context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress)
+    context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress, held=held)
     check_options(context)
     rows = split_rows(context)
     modes = pair_modes(options.pairs, has_pairs=train.has_pairs)
@@ -199,6 +202,7 @@ class TrainContext:
     options: TrainOptions
     progress: Progress
     watch: Stopwatch = field(default_factory=Stopwatch)
+    held: np.ndarray | None = None
 
 
 # --- split and choose -----------------------------------------------------------------------------------------------
@@ -234,7 +238,14 @@ def check_options(context: TrainContext) -> None:
 def split_rows(context: TrainContext) -> TaskRows:
     """The rows of all parts, checked, and after them the labels' texts."""
     options = context.options
-    rows = task_rows(context.train, context.validation, context.test, seed=options.seed, order=options.label_order)
+    rows = task_rows(
+        context.train,
+        context.validation,
+        context.test,
+        seed=options.seed,
+        order=options.label_order,
+        held=context.held,
+    )
     check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
     held = rows.target.count_labels(rows.truth[rows.validation])
     if unseen := [name for name, count in zip(rows.target.names, held, strict=True) if not count]:
@@ -289,12 +300,14 @@ class PairModeRun:
         features: features of all rows, as the heads read them.
         cache: use of the feature store.
         fits: how each head was trained.
+        keys: of light heads the keys of all rows, see `pools.row_keys`.
     """
 
     pair_mode: PairMode | None
     features: Features
     cache: CacheUse
     fits: list[FitResult]
+    keys: np.ndarray | None = None
 
 
 def fit_pair_modes(
@@ -315,6 +328,7 @@ def fit_pair_modes(
             if context.options.release_encoder and mode == modes[-1]:
                 context.encoder.release()
             fits = _fit(tasks, features)
+            keys = row_keys(rows.inputs, mode) if isinstance(context.recipe.head, LightConfig) else None
         except KeyboardInterrupt:
             if not by_task[0]:
                 raise
@@ -322,7 +336,7 @@ def fit_pair_modes(
         interrupted = fits[0][0].interrupted
         if not (interrupted and by_task[0]):
             for runs, own in zip(by_task, fits, strict=True):
-                runs.append(PairModeRun(mode, features, cache, own))
+                runs.append(PairModeRun(mode, features, cache, own, keys))
         if interrupted:
             return by_task, False
     return by_task, True
@@ -613,8 +627,8 @@ def _keep_light_rows(
     # In the order in which they were summed.
     positions = np.unique(np.concatenate((rows.train, rows.label_texts, rows.validation)))
     held = np.isin(positions, rows.validation)
-    inputs = [rows.inputs[position] for position in positions.tolist()]
-    row_set = RowSet.of_inputs(inputs, run.pair_mode, rows.truth[positions], held)
+    assert run.keys is not None
+    row_set = RowSet(run.keys[positions], rows.truth[positions], held)
     return row_record(
         row_set, strength, context.encoder, context.store, states=context.states, codec=context.options.codec
     )

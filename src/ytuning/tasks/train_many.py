@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ytuning.data.common_holdout import common_holdout
 from ytuning.data.dataset import Dataset, TextInput
 from ytuning.data.labels import list_names, quote
-from ytuning.data.splits import TaskRows
+from ytuning.data.splits import TaskRows, check_trainable
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError, argument, quantity
+from ytuning.errors import DataError, InputError, argument, quantity
 from ytuning.features.store import FeatureStore
 from ytuning.progress import CollectedMessages, NamedProgress, Progress, say_of_tasks
 from ytuning.tasks.choices import pair_modes
@@ -47,11 +49,12 @@ def train_tasks(
 ) -> dict[str, Trained]:
     """Train several tasks; each text is encoded once, and all heads learn in one training.
 
-    Each task has its own rows (`task_columns.read_tasks`), its own validation rows, and as many steps as it would have
-    alone. It gets the very head that `train_task` would give it, with one exception: components that heads of the
-    default preset are trained on are those of the rows of all tasks, so rows that only other tasks have change its
-    weights a little. With more than 32,768 rows, a light task may also learn from rows that are kept for rare labels of
-    other tasks.
+    Each task has its own rows (`task_columns.read_tasks`) and as many steps as it would have alone. Without
+    ``validation``, several tasks hold out the same texts (`common_holdout.common_holdout`), so that tasks with the same
+    rows share what is computed from these. A task gets the very head that `train_task` would give it with these
+    validation rows, with one exception: components that heads of the default preset are trained on are those of the
+    rows of all tasks, so rows that only other tasks have change its weights a little. With more than 32,768 rows, a
+    light task may also learn from rows that are kept for rare labels of other tasks.
 
     Args:
         train: labelled rows of each task, by its name.
@@ -95,6 +98,7 @@ def train_tasks(
         for name, rows in train.items()
     ]
     check_options(contexts[0])
+    contexts = _share_holdout(contexts)
     tasks = list(zip(contexts, _share_inputs(contexts, _split_all(contexts, progress)), strict=True))
     modes = pair_modes(options.pairs, has_pairs=contexts[0].train.has_pairs)
     runs, complete = fit_pair_modes(tasks, modes)
@@ -178,6 +182,22 @@ def check_shared_options(options: TrainOptions) -> None:
         raise InputError(f"{problem} Train one task with it, and the others with the hidden states that it chooses.")
 
 
+def _share_holdout(contexts: Sequence[TrainContext]) -> list[TrainContext]:
+    """The same with the validation rows that the tasks share, where none are given."""
+    if contexts[0].validation is not None:
+        return list(contexts)
+    trainable = {}
+    for context in contexts:
+        # What cannot be trained is told with the rows of all tasks.
+        with suppress(DataError):
+            check_trainable(context.train)
+            trainable[context.options.name] = context.train
+    with suppress(DataError):
+        held = common_holdout(trainable, contexts[0].options.seed)
+        return [replace(context, held=held.get(context.options.name)) for context in contexts]
+    return list(contexts)
+
+
 def _split_all(contexts: Sequence[TrainContext], progress: Progress) -> list[TaskRows]:
     """The rows of each task, checked.
 
@@ -206,10 +226,15 @@ def _share_inputs(contexts: Sequence[TrainContext], rows: Sequence[TaskRows]) ->
     task keep their order, and with it the batches that the task would have alone.
     """
     keys: dict[tuple[int, int, TextInput], int] = {}
-    places = []
-    for context, own in zip(contexts, rows, strict=True):
+    places: list[list[int]] = []
+    before: list[tuple[int, int]] = []
+    for task, (context, own) in enumerate(zip(contexts, rows, strict=True)):
         numbers = [*_numbers(context), *((3, number) for number in range(len(own.label_texts)))]
-        content = zip(numbers, own.inputs, strict=True)
+        # Most columns of a table have the same rows.
+        if numbers == before and own.inputs == rows[task - 1].inputs:
+            places.append(places[-1])
+            continue
+        before, content = numbers, zip(numbers, own.inputs, strict=True)
         places.append([keys.setdefault((*number, given), len(keys)) for number, given in content])
     # Sorting is stable, so that inputs of one number keep their order.
     ordered = sorted(keys, key=lambda key: key[:2])

@@ -573,17 +573,17 @@ def _solve_without(
         jobs: all jobs.
         own: numbers of the jobs.
     """
-    values = None
+    of_all = {number: solver.sums.of_job(jobs, number) for number in own}
+    of_others = {number: whole.plus(held.sums[number], -1) for number, whole in of_all.items()}
+    update = None
     if factor is not None and len(held.rows) <= MOST_TAKEN:
-        values = held.steps.float() / STEPS
+        update = _Update.of(factor, strength, of_all[own[0]], of_others[own[0]], held)
     other: Tensor | None = None
     solved = {}
-    for number in own:
-        job, whole = jobs[number], solver.sums.of_job(jobs, number)
-        learned = whole.plus(held.sums[number], -1)
-        side, rows = _right_side(job, learned), None
-        if factor is not None and values is not None:
-            rows = _solve_updated(factor, strength, whole, learned, values, held.weights, side)
+    for number, learned in of_others.items():
+        job = jobs[number]
+        side = _right_side(job, learned)
+        rows = None if update is None else update.solve(side)
         if rows is None:
             other = solver.without(held, learned).factor(strength) if other is None else other
             rows = _solve(other, side)
@@ -591,56 +591,61 @@ def _solve_without(
     return solved
 
 
-def _solve_updated(
-    factor: Tensor,
-    strength: float,
-    whole: _Sums,
-    learned: _Sums,
-    held: Tensor,
-    weights: Tensor | None,
-    side: Tensor,
-) -> Tensor | None:
-    """Solve for the rows that are not held with the factor of all rows: conjugate gradients that it preconditions.
+@dataclass(frozen=True)
+class _Update:
+    """The penalised covariance of the rows that are not held, as the factor of that of all rows and a few terms.
 
-    Args:
-        factor: (P, P), of the covariance of all rows with the strength on its diagonal.
-        strength: of the regularisation.
-        whole: sums over all rows.
-        learned: sums over those that are not held.
-        held: (N, P) float32, standardised numbers of the held rows.
-        weights: (N,), how much each of these counts; None: all alike.
-        side: (P, K) right side.
-
-    Returns:
-        The solution (P, K), or None where it is not reached in a few steps.
+    Attributes:
+        factor: (P, P).
+        ratio: weight of all rows in that of the rows that are not held.
+        rest: what is left of the strength.
+        terms: (2 + N, P): the means of all rows and of those that are not held, and the held rows.
+        factors: (2 + N, 1) of these.
     """
-    ratio = whole.weight / learned.weight
-    # (2 + N, P) and (2 + N, 1): all terms of low rank by which the two covariances differ, and their factors.
-    terms = torch.cat((whole.mean.float()[None], learned.mean.float()[None], held))
-    factors = torch.full((len(terms), 1), -1 / learned.weight)
-    factors[:2] = torch.tensor([[ratio], [-1.0]])
-    if weights is not None:
-        factors[2:] *= weights.float()[:, None]
-    # (P, K) each: the residual and the direction, both times the inverse of the factor.
-    residual = torch.linalg.solve_triangular(factor, side, upper=False)
-    direction, solution = residual.clone(), torch.zeros_like(side)
-    size = (residual * residual).sum(0)
-    enough = TOLERANCE**2 * size
-    for _ in range(MOST_STEPS):
-        x = torch.linalg.solve_triangular(factor.T, direction, upper=True)
-        added = (factors * (terms @ x)).T @ terms
-        added = torch.linalg.solve_triangular(factor, added.T + (1 - ratio) * strength * x, upper=False)
-        image = added.add_(direction, alpha=ratio)
-        # A column without targets is all 0.
-        step = size / (direction * image).sum(0).clamp_min(TINY)
-        solution += step * x
-        residual -= step * image
-        before, size = size, (residual * residual).sum(0)
-        direction = residual + size / before.clamp_min(TINY) * direction
-        if bool((size <= enough).all()):
-            # One step more, as long as the last one, costs half as much and makes the error four times as small.
-            return solution + step * torch.linalg.solve_triangular(factor.T, direction, upper=True)
-    return None
+
+    factor: Tensor
+    ratio: float
+    rest: float
+    terms: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, factor: Tensor, strength: float, whole: _Sums, learned: _Sums, held: _Held) -> _Update:
+        """Make it from the factor (P, P) of all rows and the sums over them and over those that are not held."""
+        ratio = whole.weight / learned.weight
+        terms = torch.empty(2 + len(held.rows), len(factor))
+        terms[0], terms[1] = whole.mean, learned.mean
+        torch.div(held.steps, STEPS, out=terms[2:])
+        factors = torch.full((len(terms), 1), -1 / learned.weight)
+        factors[0], factors[1] = ratio, -1
+        if held.weights is not None:
+            factors[2:] *= held.weights.float()[:, None]
+        return cls(factor, ratio, (1 - ratio) * strength, terms, factors)
+
+    def solve(self, side: Tensor) -> Tensor | None:
+        """The solution (P, K) of a right side (P, K), or None where it is not reached in a few steps.
+
+        The steps are those of conjugate gradients that the factor preconditions.
+        """
+        # (P, K) each: the residual and the direction, both times the inverse of the factor.
+        residual = torch.linalg.solve_triangular(self.factor, side, upper=False)
+        direction, solution = residual.clone(), torch.zeros_like(side)
+        size = (residual * residual).sum(0)
+        enough = TOLERANCE**2 * size
+        for _ in range(MOST_STEPS):
+            x = torch.linalg.solve_triangular(self.factor.T, direction, upper=True)
+            added = ((self.factors * (self.terms @ x)).T @ self.terms).T.add(x, alpha=self.rest)
+            image = torch.linalg.solve_triangular(self.factor, added, upper=False).add_(direction, alpha=self.ratio)
+            # A column without targets is all 0.
+            step = size / (direction * image).sum(0).clamp_min(TINY)
+            solution += step * x
+            residual -= step * image
+            before, size = size, (residual * residual).sum(0)
+            direction = residual + size / before.clamp_min(TINY) * direction
+            if bool((size <= enough).all()):
+                # One step more, as long as the last one, costs half as much and makes the error four times as small.
+                return solution + step * torch.linalg.solve_triangular(self.factor.T, direction, upper=True)
+        return None
 
 
 # --- what validation rows choose ------------------------------------------------------------------------------------
