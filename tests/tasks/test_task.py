@@ -208,7 +208,7 @@ def test_a_place_where_nothing_can_be_written_beside(
 def test_folder_holds_three_files_and_no_code(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "head.safetensors", "task.json"]
     content = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    assert content["schema"] == 2
+    assert content["schema"] == 3
     assert content["labels"] == ["card", "naïve", "10"]
     assert content["encoder"]["fingerprint"] == IDENTITY.fingerprint
     stored = (folder / "head.safetensors").read_bytes()
@@ -340,7 +340,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a column that is no text": (edit(columns={"text": 7}), "the name of the column text must be text. Got 7 instead."),
     "another schema": (
         edit(schema=6),
-        "task.json has schema 6, but this version of ytuning reads schema 2. Train the task again: ytuning train DATA",
+        "task.json has schema 6, but this version of ytuning reads schema 3. Train the task again: ytuning train DATA",
     ),
     "no pair": (edit(pair=None), "task.json is damaged (KeyError: 'pair')"),
     "pair as a truth value": (edit(pair=True), "pair must be null or one of joint, separate"),

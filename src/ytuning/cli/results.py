@@ -13,6 +13,7 @@ from ytuning.errors import quantity
 from ytuning.progress import Progress
 
 if TYPE_CHECKING:
+    from ytuning.tasks.task import Task
     from ytuning.tasks.train import Stopwatch, Trained
 
 __all__ = ["place_beside_finished", "spread_of_seeds", "tell_training", "train_json"]
@@ -67,6 +68,7 @@ def train_json(trained: Trained, out: Path, watch: Stopwatch) -> dict[str, Any]:
             "spread": {split: spread_of_seeds(trained, split) for split in trained.reports},
         },
         "zero_shot": trained.zero_shot,
+        "out_of_scope": _out_of_scope_json(task, trained.out_of_scope),
         "refitted": trained.fit.refitted,
         "interrupted": trained.fit.interrupted,
     }
@@ -80,3 +82,11 @@ def spread_of_seeds(trained: Trained, split: str) -> dict[str, dict[str, float]]
         name: {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else 0.0}
         for name, values in columns.items()
     }
+
+
+def _out_of_scope_json(task: Task, rows: dict[str, float]) -> dict[str, Any] | None:
+    """What JSON says of a task's threshold, and of the share of the rows of each split above it; None without one."""
+    scope = task.scope
+    if scope is None or scope.threshold is None:
+        return None
+    return {"share": scope.share, "threshold": scope.threshold, "rows": rows}

@@ -87,9 +87,12 @@ def evaluate(
         figures = {**asdict(evaluation.report), "cache": asdict(evaluation.cache), "truncated": evaluation.truncated}
         figures["files"] = console.files_json(data=rows)
         figures["cascade"] = None if evaluation.cascade is None else asdict(evaluation.cascade)
+        figures["out_of_scope"] = evaluation.out_of_scope
         console.print_json({"task": task.name, **figures, "report": None if report is None else str(report)})
     else:
         print_report(Console(), evaluation.report, f"{task.name} on {data}")
+        if evaluation.out_of_scope is not None:
+            print(f"Out of scope: {evaluation.out_of_scope:.1%} of the rows.")
         if evaluation.cascade is not None:
             print(evaluation.cascade.sentence)
 

@@ -93,6 +93,15 @@ def train(
             "always give a label",
         ),
     ] = None,
+    out_of_scope: Annotated[
+        float | None,
+        HEAD(
+            "SHARE",
+            "Say which texts are unlike the training rows. The threshold is set so that this share of the texts in "
+            "scope is taken for others, such as 0.05. Every task gives a score either way.",
+            "say it of no text",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     seeds: Annotated[
         int,
@@ -153,6 +162,7 @@ def train(
         codec=store,
         label_order=in_order(label_order),
         abstain_at=abstain_at,
+        out_of_scope=out_of_scope,
         pairs=pairs,
         layers=AUTO_LAYERS if layers == AUTO_LAYERS else None,
         # The command reads no more texts.
@@ -293,6 +303,8 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
     if before := trained.zero_shot.get(split):
         figures = ", ".join(f"{name} {before[name]:.4f}" for name in task.target.headlines)
         print(f"Before training, from the label texts alone, {split} set: {figures}.")
+    if split in trained.out_of_scope:
+        print(f"Out of scope: {trained.out_of_scope[split]:.1%} of the {split} rows.")
     share = task.head_parameters / task.encoder.parameters
     if task.cascade is not None:
         share = DEFAULT_SHARE

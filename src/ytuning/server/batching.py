@@ -97,6 +97,8 @@ class Answered:
         scores: (C,) calibrated probabilities; of a regression none.
         logits: (C,) logits of the head that has answered.
         head: which head of a cascade has answered, as in `predictor.Prediction`.
+        out_of_scope: whether the text is unlike the training rows, as in `predictor.Prediction`.
+        out_of_scope_score: how unlike them it is, as in `predictor.Prediction`.
         tokens: number of tokens that the encoder has read.
         truncated: whether it has read the beginning only.
         batch: batch that it was computed in.
@@ -106,6 +108,8 @@ class Answered:
     scores: np.ndarray
     logits: np.ndarray
     head: Head | None
+    out_of_scope: bool | None
+    out_of_scope_score: float | None
     tokens: int
     truncated: bool
     batch: Batch
@@ -311,7 +315,8 @@ class Batcher:
                 self._telemetry.count_answers(name, len(places), given.by_light)
                 for place, row in enumerate(places):
                     shown = answers[place], scores[place], given.logits[place], given.head(place)
-                    answered = Answered(*shown, lengths[row], cut[row], batch)
+                    of_scope = given.is_outside(place), given.out_of_scope_score(place)
+                    answered = Answered(*shown, *of_scope, lengths[row], cut[row], batch)
                     results += [(*waiting, name, answered) for waiting in units[row].wanted[id(served)][1]]
         batch.heads = time.perf_counter() - encoded
         self._telemetry.batch_texts.observe(len(units))

@@ -18,8 +18,8 @@ from ytuning.server.replies import (
     VALUE,
     TheService,
     answers_to_texts,
-    head_of,
     labels_given,
+    notes_of,
     refusals_of,
     scores_of,
     usage_of,
@@ -89,7 +89,7 @@ def _classification(index: int, served: Served, answered: Answered, *, raw: bool
         label = next((name for name in ranked if name in given), None)
     probs = (answered.logits if raw else answered.scores).tolist()
     result = {"index": index, "label": label, "probs": probs, "num_classes": len(target.names)}
-    return {**result, **head_of(answered)}
+    return {**result, **notes_of(answered)}
 
 
 @openai_style.post("/classify", response_model=schemas.ClassifyReply)

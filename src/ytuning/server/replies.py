@@ -16,9 +16,9 @@ __all__ = [
     "VALUE",
     "TheService",
     "answers_to_texts",
-    "head_of",
     "labels_given",
     "names_of_scores",
+    "notes_of",
     "refusals_of",
     "scores_of",
     "usage_of",
@@ -75,9 +75,13 @@ def labels_given(answered: Answered) -> set[str]:
     return set(answered.answer) if isinstance(answered.answer, list) else set()
 
 
-def head_of(answered: Answered) -> dict[str, str]:
-    """The field of a result that says which head of a cascade has answered; none where the task has one head."""
-    return {} if answered.head is None else {"head": answered.head}
+def notes_of(answered: Answered) -> dict[str, Any]:
+    """The fields of a result that say which head of a cascade has answered and whether the text is in scope.
+
+    A field is left out where the task has one head, no threshold, or no score.
+    """
+    names = ("head", "out_of_scope", "out_of_scope_score")
+    return {name: value for name in names if (value := getattr(answered, name)) is not None}
 
 
 def usage_of(answers: list[list[Answered]]) -> dict[str, int]:

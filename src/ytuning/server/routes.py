@@ -23,8 +23,8 @@ from ytuning.server.openai_style import openai_style
 from ytuning.server.replies import (
     TheService,
     answers_to_texts,
-    head_of,
     names_of_scores,
+    notes_of,
     refusals_of,
     scores_of,
     usage_of,
@@ -195,7 +195,7 @@ async def classify_many(request: Request, service: TheService, body: schemas.Cla
                 "answer": answered.answer,
                 "scores": [] if served.task.target.labels is None else scores_of(served, answered)[: body.top_k],
                 "truncated": answered.truncated,
-                **head_of(answered),
+                **notes_of(answered),
             }
             for answered in column
         ]

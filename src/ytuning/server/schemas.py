@@ -66,6 +66,16 @@ HEAD: Any = Field(
     description="The head that has answered, where the server asks the light head of the task first (--cascade). "
     "Other tasks do not have the field.",
 )
+OUT_OF_SCOPE: Any = Field(
+    None,
+    description="Whether the text is unlike the training rows of the task. Only tasks that were trained with "
+    "--out-of-scope have the field.",
+)
+OUT_OF_SCOPE_SCORE: Any = Field(
+    None,
+    description="How unlike the training rows the text is: 0 is usual, and 1 is a standard deviation of the validation "
+    "set. Tasks with too few validation rows do not have the field.",
+)
 
 
 class Usage(BaseModel):
@@ -175,6 +185,8 @@ class Classification(BaseModel):
     probs: list[float]
     num_classes: int
     head: Head | None = HEAD
+    out_of_scope: bool | None = OUT_OF_SCOPE
+    out_of_scope_score: float | None = OUT_OF_SCOPE_SCORE
 
 
 class ClassifyUsage(Usage):
@@ -322,6 +334,8 @@ class Result(BaseModel):
     scores: list[Score]
     truncated: bool
     head: Head | None = HEAD
+    out_of_scope: bool | None = OUT_OF_SCOPE
+    out_of_scope_score: float | None = OUT_OF_SCOPE_SCORE
 
 
 class TaskResults(BaseModel):

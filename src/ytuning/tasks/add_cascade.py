@@ -44,7 +44,7 @@ def add_cascade(default: Trained, light: Trained) -> tuple[Trained, str]:
     answers, quick = (one.calibration.answers(task.target, own.logits) for one, own in ((task, rows), (other, theirs)))
     sure, changed = confidence_of(task.target, other.calibration, quick), differ(task.target, answers, quick)
     curve = fit_cascade_curve(sure, changed)
-    cascade = Cascade(other.head, other.calibration, other.states, curve)
+    cascade = Cascade(other.head, other.calibration, other.states, curve, scope=other.scope)
     sentence = f"{name}: in a cascade at {DEFAULT_SHARE:.0%}, measured on the validation set, "
     sentence += cascade.sentence(DEFAULT_SHARE)
     return replace(default, task=replace(task, cascade=cascade)), sentence

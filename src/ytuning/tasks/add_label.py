@@ -30,6 +30,7 @@ from ytuning.tasks.light_labels import LightRows, grown_light_task, some_logits
 from ytuning.tasks.task import Exemplars, Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.joint import label_space
+from ytuning.training.scope import new_prototypes, text_directions
 
 __all__ = [
     "AddedLabel", "add_label", "check_can_grow", "decide", "exemplar_rows", "fit_label_row", "grow_task",
@@ -140,11 +141,15 @@ def grow_task(
         return _grow_light(LightRows(task, encoder, store), name, examples, progress or Progress())
     assert isinstance(task.head, MatchingHead)
     features, _ = task_features(task, examples, encoder, store, progress=progress)
-    return add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
+    added = add_label(task, name, label_space(task.head, features, torch.arange(len(features))))
+    if task.scope is None:
+        return added
+    texts = text_directions(features, len(task.states), np.arange(len(features)))
+    return replace(added, task=replace(added.task, scope=task.scope.with_label(new_prototypes(texts))))
 
 
 def add_label(task: Task, name: str, examples: Tensor) -> AddedLabel:
-    """Add a label to a task.
+    """Add a label to a task; its scope is left as it is.
 
     Args:
         task: see :func:`check_can_grow`.

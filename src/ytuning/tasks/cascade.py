@@ -20,6 +20,7 @@ from ytuning.data.kinds import Answers, TaskKind
 from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, argument, parameter, quantity
 from ytuning.heads.light import LightHead
+from ytuning.heads.scope import ScopeModel
 from ytuning.training.calibration import Calibration
 
 __all__ = [
@@ -233,6 +234,7 @@ class Cascade:
         calibration: what makes probabilities and decisions of its logits.
         states: numbers of the encoder's hidden states that it reads.
         curve: how many answers it changes, by the threshold.
+        scope: what tells by its logits how unlike the training rows a text is; None with too few validation rows.
         threshold: confidence from which it answers; None: it answers nothing.
     """
 
@@ -241,6 +243,7 @@ class Cascade:
     states: States
     curve: CascadeCurve
     threshold: float | None = None
+    scope: ScopeModel | None = None
 
     def at(self, share: float | None) -> Cascade:
         """The cascade that changes at most a share of the answers, as far as validation tells; None: no answer at all.

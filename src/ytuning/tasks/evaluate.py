@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.splits import check_labels_known
 from ytuning.encoder.encoder import Encoder
@@ -16,6 +18,7 @@ from ytuning.progress import Progress
 from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse
 from ytuning.tasks.task import Task
 from ytuning.training.fit import logits_of
+from ytuning.training.scope import share_outside
 
 __all__ = ["TaskEvaluation", "evaluate_task", "task_features"]
 
@@ -30,6 +33,7 @@ class TaskEvaluation:
         cache: use of the feature store.
         truncated: rows whose text was cut.
         cascade: what a cascade does with the rows; None where the task has one head.
+        out_of_scope: share of the rows that the task says are out of its scope; None without a threshold.
     """
 
     report: Report
@@ -37,6 +41,7 @@ class TaskEvaluation:
     cache: CacheUse
     truncated: int
     cascade: CascadeUse | None = None
+    out_of_scope: float | None = None
 
 
 def evaluate_task(
@@ -83,7 +88,8 @@ def evaluate_task(
         )
         given = task.calibration.answers(task.target, judged.logits)
         use = light.measure(task.target, given, logits_of(light.head, pools), cascade)
-    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()), use)
+    outside = share_outside(task.scope, features, len(task.states), np.arange(len(features)), judged.logits)
+    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()), use, outside)
 
 
 def task_features(

@@ -25,6 +25,7 @@ from ytuning.tasks.task import Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.light import LightFit, LightJob, fit_light
+from ytuning.training.scope import fit_scope
 
 __all__ = ["LightRows", "grown_light_task", "row_record", "shrunk_light_task", "some_logits"]
 
@@ -76,12 +77,33 @@ class LightRows:
         )
         return fitted, features
 
-    def changed(self, target: TaskKind, calibration: Calibration, head: LightHead, rows: RowSet) -> Task:
-        """The task with other labels, a head that was fitted on rows, and a record of them."""
-        task = self.task
+    def changed(
+        self, target: TaskKind, calibration: Calibration, fitted: LightFit, rows: RowSet, features: Features
+    ) -> Task:
+        """The task with other labels, a head that was fitted on rows with these features, and a record of them."""
+        task, held = self.task, np.flatnonzero(rows.held)
+        scope = None
+        if task.scope is not None:
+            scope = fit_scope(
+                features,
+                len(task.states),
+                target,
+                rows.targets,
+                train=np.flatnonzero(~rows.held),
+                validation=held,
+                head=fitted.chosen_head,
+                validation_logits=some_logits(fitted.chosen_head, features, torch.from_numpy(held)),
+                temperature=calibration.temperature,
+                share=task.scope.share,
+            )
         record = row_record(rows, self.strength, self.encoder, self.store, states=task.states, codec=task.codec.name)
         return replace(
-            task, target=target, calibration=calibration, head=head, training={**task.training, "light": record}
+            task,
+            target=target,
+            calibration=calibration,
+            head=fitted.head,
+            scope=scope,
+            training={**task.training, "light": record},
         )
 
 
@@ -134,7 +156,7 @@ def grown_light_task(
     fitted, features = light.fit(bigger, rows)
     thresholds = task.calibration.thresholds
     calibration = replace(task.calibration, thresholds=None if thresholds is None else (*thresholds, threshold))
-    return light.changed(bigger, calibration, fitted.head, rows), features, rows
+    return light.changed(bigger, calibration, fitted, rows, features), features, rows
 
 
 def shrunk_light_task(light: LightRows, label: int) -> tuple[Task, np.ndarray, np.ndarray, np.ndarray]:
@@ -155,4 +177,4 @@ def shrunk_light_task(light: LightRows, label: int) -> tuple[Task, np.ndarray, n
         one.answers(kind, some_logits(head, features, held)).values
         for one, kind, head in ((task.calibration, target, task.head), (calibration, smaller, fitted.head))
     )
-    return light.changed(smaller, calibration, fitted.head, rows), rows.targets[rows.held], before, after
+    return light.changed(smaller, calibration, fitted, rows, features), rows.targets[rows.held], before, after

@@ -42,6 +42,9 @@ class Prediction:
         scores: calibrated probability of each label, by name; none of a regression.
         truncated: whether the encoder saw only the beginning.
         head: which head of a cascade has answered, "light" or "default"; None where no cascade was asked for.
+        out_of_scope: whether the input is unlike the training rows; None where the task has no threshold for it.
+        out_of_scope_score: how unlike them it is, 0 being usual and 1 a standard deviation on the validation set; None
+            where the task cannot tell.
     """
 
     text: str
@@ -52,6 +55,8 @@ class Prediction:
     scores: dict[str, float]
     truncated: bool
     head: Head | None = None
+    out_of_scope: bool | None = None
+    out_of_scope_score: float | None = None
 
     @property
     def label(self) -> str | None:
@@ -68,8 +73,9 @@ class Prediction:
         """The line that ``ytuning predict`` writes."""
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
         answer = {KINDS[self.kind].answer_key: self.answer}
-        head = {} if self.head is None else {"head": self.head}
-        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores, **head}
+        known = {"head": self.head, "out_of_scope": self.out_of_scope, "out_of_scope_score": self.out_of_scope_score}
+        more = {name: value for name, value in known.items() if value is not None}
+        return {"text": self.text, **pair, "task": self.task, **answer, "scores": self.scores, **more}
 
 
 class Predictor:
@@ -153,7 +159,7 @@ class Predictor:
             [np.empty((0, len(task.target.names)) if task.target.labels is not None else 0)] for task in self.tasks
         ]
         for first in range(0, len(contents), WINDOW_TEXTS):
-            found = self._answers(contents[first : first + WINDOW_TEXTS])
+            found = self._answers(contents[first : first + WINDOW_TEXTS], with_scope=False)
             for of_task, (own, _) in zip(parts, found, strict=True):
                 answers = own.answers
                 of_task.append(answers.values if own.task.target.labels is None else answers.probabilities)
@@ -170,11 +176,20 @@ class Predictor:
                 for given, named, truncated in found:
                     task, scores = given.task, given.answers.probabilities[row].tolist()
                     by_name = dict(zip(task.target.names, scores, strict=True))
-                    cut = bool(truncated[row])
-                    yield Prediction(*content, task.name, task.kind, named[row], by_name, cut, given.head(row))
+                    yield Prediction(
+                        *content,
+                        task.name,
+                        task.kind,
+                        named[row],
+                        by_name,
+                        bool(truncated[row]),
+                        given.head(row),
+                        given.is_outside(row),
+                        given.out_of_scope_score(row),
+                    )
             position += len(window)
 
-    def _answers(self, inputs: list[TextInput]) -> list[tuple[TaskAnswers, np.ndarray]]:
+    def _answers(self, inputs: list[TextInput], *, with_scope: bool = True) -> list[tuple[TaskAnswers, np.ndarray]]:
         """Return each task's answers to the inputs, and whether each input was cut, (inputs,) bool."""
         together: dict[tuple[SharedEncoder, PairMode | None], list[int]] = {}
         for number, (task, encoder) in enumerate(zip(self.tasks, self._encoders, strict=True)):
@@ -183,7 +198,7 @@ class Predictor:
         for (encoder, pair_mode), numbers in together.items():
             tasks = [self.tasks[number] for number in numbers]
             texts = encoder.read(inputs, tasks, pair_mode=pair_mode)
-            for number, given in zip(numbers, encoder.answers(texts, tasks), strict=True):
+            for number, given in zip(numbers, encoder.answers(texts, tasks, with_scope=with_scope), strict=True):
                 by_task[number] = given, texts.features.truncated_rows
         return [by_task[number] for number in range(len(self.tasks))]
 

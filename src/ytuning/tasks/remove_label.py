@@ -88,6 +88,7 @@ def shrink_task(task: Task, name: str, encoder: Encoder, store: FeatureStore) ->
             calibration=task.calibration.without_label(label),
             # A light head beside it still has the label, and no rows tell how often both would agree now.
             cascade=None,
+            scope=None if task.scope is None else task.scope.without_label(),
         )
         smaller, truth, before, after = _with_other_exemplars(task, smaller, label)
     return RemovedLabel(

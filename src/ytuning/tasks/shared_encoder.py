@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +16,13 @@ from ytuning.encoder.pretrained import States
 from ytuning.features.codecs import Codec, Float16Codec, Int8Codec
 from ytuning.features.features import Features, live_inputs
 from ytuning.heads.pairs import PairMode
+from ytuning.heads.pooled import LabelHead
+from ytuning.heads.scope import JointScopes, ScopeModel
+from ytuning.system.machine import one_thread
 from ytuning.tasks.cascade import Head
 from ytuning.tasks.task import Task, check_encoder
 from ytuning.training.joint import JointHeads
+from ytuning.training.scope import text_directions
 
 __all__ = ["LiveTexts", "SharedEncoder", "TaskAnswers", "share_encoders"]
 
@@ -58,12 +63,16 @@ class TaskAnswers:
         answers: answers and probabilities, as the head that has answered gives them.
         logits: (N, C) float32 logits of that head.
         by_light: (N,) bool, whether it is the light head of a cascade; None where the task has one head.
+        scope_scores: (N,) float32, how unlike the training rows each text is; None where the task cannot tell.
+        outside: (N,) bool, whether each text is out of scope; None where the task has no threshold for it.
     """
 
     task: Task
     answers: Answers
     logits: np.ndarray
     by_light: np.ndarray | None = None
+    scope_scores: np.ndarray | None = None
+    outside: np.ndarray | None = None
 
     @property
     def named(self) -> list[Answer]:
@@ -74,14 +83,22 @@ class TaskAnswers:
         """Which head of a cascade has answered a text; None where the task has one head."""
         return None if self.by_light is None else "light" if self.by_light[row] else "default"
 
+    def is_outside(self, row: int) -> bool | None:
+        """Whether a text is out of scope; None where the task has no threshold for it."""
+        return None if self.outside is None else bool(self.outside[row])
+
+    def out_of_scope_score(self, row: int) -> float | None:
+        """How unlike the training rows a text is, to four places; None where the task cannot tell."""
+        return None if self.scope_scores is None else round(float(self.scope_scores[row]), 4)
+
 
 class SharedEncoder:
     """An encoder and the heads of the tasks that it serves."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        # Joint heads by the ids of their parts, which stay theirs because the joint heads hold them.
-        self._joint: dict[tuple[int, ...], JointHeads] = {}
+        self._joint: _LastUsed[LabelHead, JointHeads] = _LastUsed()
+        self._scopes: _LastUsed[ScopeModel, JointScopes] = _LastUsed()
 
     def read(
         self, inputs: Sequence[TextInput], tasks: Sequence[Task], *, pair_mode: PairMode | None, padded: bool = False
@@ -105,13 +122,15 @@ class SharedEncoder:
         features = live_inputs(inputs, self.encoder, states=states, pair_mode=pair_mode, codec=codec, padded=padded)
         return LiveTexts(features, states, codec)
 
-    def answers(self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[TaskAnswers]:
+    def answers(
+        self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None, *, with_scope: bool = True
+    ) -> list[TaskAnswers]:
         """Each task's answers to rows (N,) (default: all), in their order.
 
         The light heads of all cascades answer together. Only what they are unsure of is put to the default heads, each
-        of which sees its own rows alone.
+        of which sees its own rows alone. Whether a text is in scope is told by the head that answers first.
 
-        Args: as of :meth:`logits`.
+        Args: as of :meth:`logits`; without ``with_scope`` it is not asked whether the texts are in scope.
         """
         rows = torch.arange(len(texts.features)) if rows is None else rows
         found: list[TaskAnswers] = []
@@ -119,12 +138,16 @@ class SharedEncoder:
         unsure: dict[int, np.ndarray] = {}
         light = [task.light_task for task in tasks]
         first = [one or task for one, task in zip(light, tasks, strict=True)]
-        for number, (task, logits) in enumerate(zip(tasks, self.logits(texts, first, rows), strict=True)):
+        all_logits = self.logits(texts, first, rows)
+        scopes = self._scope_scores(texts, first, all_logits, rows) if with_scope else {}
+        for number, (task, logits) in enumerate(zip(tasks, all_logits, strict=True)):
+            scores, scope = scopes.get(number), first[number].scope
+            of_scope = scores, None if scores is None or scope is None else scope.are_outside(scores)
             if light[number] is None or task.cascade is None:
-                found.append(TaskAnswers(task, task.calibration.answers(task.target, logits), logits))
+                found.append(TaskAnswers(task, task.calibration.answers(task.target, logits), logits, None, *of_scope))
             else:
                 answers, sure = task.cascade.answers(task.target, logits)
-                found.append(TaskAnswers(task, answers, logits, sure))
+                found.append(TaskAnswers(task, answers, logits, sure, *of_scope))
                 unsure[number] = ~sure
         for numbers in _alike([tasks[number] for number in unsure], list(unsure)):
             some, wanted = [tasks[number] for number in numbers], np.stack([unsure[number] for number in numbers])
@@ -149,16 +172,56 @@ class SharedEncoder:
                 by_task[number] = logits.numpy()
         return [by_task[number] for number in range(len(tasks))]
 
+    def _scope_scores(
+        self, texts: LiveTexts, tasks: Sequence[Task], logits: Sequence[np.ndarray], rows: torch.Tensor
+    ) -> dict[int, np.ndarray]:
+        """How unlike the training rows of each task rows (N,) are, (N,) float32, by the number of the task."""
+        by_task: dict[int, np.ndarray] = {}
+        numbered = [number for number, task in enumerate(tasks) if task.scope is not None]
+        for numbers in _alike([tasks[number] for number in numbered], numbered):
+            first, models = tasks[numbers[0]], [tasks[number].scope for number in numbers]
+            own = [torch.from_numpy(logits[number]) for number in numbers]
+            joint = self._scopes.of([model for model in models if model is not None], JointScopes)
+            with one_thread(), torch.inference_mode():
+                directions = text_directions(texts.seen_by(first), len(first.states), rows.numpy())
+                for number, scores in zip(numbers, joint.scores(directions, own), strict=True):
+                    by_task[number] = scores.numpy()
+        return by_task
+
     def _heads(self, tasks: Sequence[Task]) -> JointHeads:
-        key = tuple(id(task.head) for task in tasks)
-        joint = self._joint.pop(key, None) or JointHeads([task.head for task in tasks])
+        return self._joint.of([task.head for task in tasks], JointHeads)
+
+
+class _Sized(Protocol):
+    """What is joined of several parts, and holds them."""
+
+    @property
+    def size(self) -> int:
+        """Bytes beyond those of the parts."""
+
+
+Part = TypeVar("Part")
+Joined = TypeVar("Joined", bound=_Sized)
+
+
+class _LastUsed(Generic[Part, Joined]):
+    """What was joined last, by the ids of the parts, which stay theirs because the joined things hold them."""
+
+    def __init__(self) -> None:
+        self._joined: dict[tuple[int, ...], Joined] = {}
+
+    def of(self, parts: Sequence[Part], join: Callable[[Sequence[Part]], Joined]) -> Joined:
+        """What ``join`` makes of parts."""
+        key = tuple(map(id, parts))
+        found = self._joined.pop(key, None)
+        joined = join(parts) if found is None else found
         # It becomes the last, so that the first is the one that has not been used for longest.
-        self._joint[key] = joint
-        while len(self._joint) > 1 and (
-            len(self._joint) > MOST_JOINED or sum(heads.size for heads in self._joint.values()) > JOINED_BYTES
+        self._joined[key] = joined
+        while len(self._joined) > 1 and (
+            len(self._joined) > MOST_JOINED or sum(one.size for one in self._joined.values()) > JOINED_BYTES
         ):
-            del self._joint[next(iter(self._joint))]
-        return joint
+            del self._joined[next(iter(self._joined))]
+        return joined
 
 
 def _alike(tasks: Sequence[Task], numbers: Sequence[int]) -> list[list[int]]:
@@ -178,7 +241,7 @@ def _completed(first: TaskAnswers, unsure: np.ndarray, logits: np.ndarray) -> Ta
     whole[unsure] = logits
     values, probabilities = first.answers.values.copy(), first.answers.probabilities.copy()
     values[unsure], probabilities[unsure] = answers.values, answers.probabilities
-    return TaskAnswers(task, Answers(values, probabilities), whole, first.by_light)
+    return replace(first, answers=Answers(values, probabilities), logits=whole)
 
 
 def share_encoders(

@@ -1,9 +1,10 @@
 """The task folder: a trained head and all that is needed to use it. Nothing in it can run code.
 
 task.json          schema version, kind, labels or scale, columns, encoder identity, hidden states, head config,
-                   thresholds, calibration, metrics, checksum of the weights
-head.safetensors   the head's weights, where some texts lie in its label space, and the basis of compact features
-light.safetensors  weights of the light head beside it, where there is one (`tasks/cascade.py`)
+                   thresholds, calibration, scope, metrics, checksum of the weights
+head.safetensors   the head's weights, where some texts lie in its label space, prototypes of the texts in its scope,
+                   and the basis of compact features
+light.safetensors  weights and scope of the light head beside it, where there is one (`tasks/cascade.py`)
 README.md          model card
 """
 
@@ -14,8 +15,8 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,7 @@ from ytuning.heads.pooled import (
     build_head,
     config_to_json,
 )
+from ytuning.heads.scope import ScopeModel
 from ytuning.system.files import PARTIAL_SUFFIX, commit_all, is_plain_name
 from ytuning.tasks.cascade import DEFAULT_SHARE, Cascade, CascadeCurve
 from ytuning.training.calibration import Calibration
@@ -64,11 +66,11 @@ __all__ = [
 
 # An interrupted training tries this number of names for its folder.
 MOST_BESIDE = 100
-SCHEMA = 2
+SCHEMA = 3
 TASK_FILE, HEAD_FILE, LIGHT_FILE, CARD_FILE = "task.json", "head.safetensors", "light.safetensors", "README.md"
 # The weights' file has these tensors beside the head's own.
 VECTORS, TARGETS = "exemplars.vectors", "exemplars.targets"
-BASIS_PREFIX = "basis."
+BASIS_PREFIX, SCOPE_PREFIX = "basis.", "scope."
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Task:
         pair_mode: how the encoder reads pairs, ``"joint"`` or ``"separate"``; None for single texts.
         columns: columns of the training rows, which further files are read by; None if the rows had no columns.
         exemplars: texts in label space that adding a label needs.
+        scope: what tells how unlike its training rows a text is; None with too few validation rows.
         basis: basis of the compact features that the head was trained on; None with any other codec.
         cascade: the light head beside it, which may answer first; None where there is none.
     """
@@ -117,6 +120,7 @@ class Task:
     pair_mode: PairMode | None = None
     columns: Columns | None = None
     exemplars: Exemplars | None = field(default=None, compare=False)
+    scope: ScopeModel | None = field(default=None, compare=False)
     basis: PcaInt8Codec | None = field(default=None, compare=False)
     cascade: Cascade | None = field(default=None, compare=False)
 
@@ -181,6 +185,7 @@ class Task:
             config=LightConfig(),
             head=light.head,
             calibration=light.calibration,
+            scope=light.scope,
             exemplars=None,
             cascade=None,
         )
@@ -198,11 +203,12 @@ def save_task(task: Task, folder: str | Path) -> None:
     tensors = task.head.state_dict()
     if task.exemplars is not None:
         tensors = {**tensors, VECTORS: task.exemplars.vectors, TARGETS: task.exemplars.targets}
+    tensors |= _scope_tensors(task.scope)
     if task.basis is not None:
         basis = {BASIS_PREFIX + name: torch.from_numpy(values) for name, values in task.basis.tensors.items()}
-        tensors = {**tensors, **basis}
+        tensors |= basis
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    light = None if task.cascade is None else safetensors.torch.save(task.cascade.head.state_dict())
+    light = None if task.cascade is None else _light_file(task.cascade)
     content = {
         "schema": SCHEMA,
         **task.target.to_json(),
@@ -214,6 +220,7 @@ def save_task(task: Task, folder: str | Path) -> None:
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         **_calibration_json(task.calibration),
         "cascade": None if task.cascade is None or light is None else _cascade_json(task.cascade, light),
+        "scope": None if task.scope is None else task.scope.to_json(),
         "metrics": task.metrics,
         "training": task.training,
     }
@@ -242,12 +249,23 @@ def _calibration_json(calibration: Calibration) -> dict[str, Any]:
     return {"thresholds": None if thresholds is None else list(thresholds), "calibration": calibration.to_json()}
 
 
+def _light_file(cascade: Cascade) -> bytes:
+    tensors = {**cascade.head.state_dict(), **_scope_tensors(cascade.scope)}
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def _scope_tensors(scope: ScopeModel | None) -> dict[str, torch.Tensor]:
+    """The tensors of a scope by their names in a file."""
+    return {} if scope is None else {SCOPE_PREFIX + name: tensor for name, tensor in scope.tensors.items()}
+
+
 def _cascade_json(cascade: Cascade, weights: bytes) -> dict[str, Any]:
     """Everything about a light head but its weights, and what readers want to know of it first."""
     return {
         "states": list(cascade.states),
         "head_sha256": hashlib.sha256(weights).hexdigest(),
         **_calibration_json(cascade.calibration),
+        "scope": None if cascade.scope is None else cascade.scope.to_json(),
         "curve": cascade.curve.to_json(),
         "figures": asdict(cascade.curve.figures(DEFAULT_SHARE)),
     }
@@ -357,6 +375,7 @@ def load_task(folder: str | Path) -> Task:
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
         calibration = _calibration(content, target)
+        scope = content["scope"]
         record = {name: content[name] for name in ("metrics", "training")}
         if not all(isinstance(value, dict) for value in record.values()):
             raise ValueError("metrics and training must be objects")
@@ -369,10 +388,12 @@ def load_task(folder: str | Path) -> Task:
         ) from error
     stored = _fill(head, path / HEAD_FILE, expected)
     task = Task(_name_of(path), target, encoder, states, config, head.eval(), calibration, **record)
+    task = replace(task, pair_mode=pair_mode, columns=columns)
     if cascade is not None:
-        _fill(cascade.head, path / LIGHT_FILE, beside["head_sha256"])
-    whole = replace(task, pair_mode=pair_mode, columns=columns, cascade=cascade)
-    return _with_tensors(whole, stored, path / HEAD_FILE)
+        file = path / LIGHT_FILE
+        beside_light = _fill(cascade.head, file, beside["head_sha256"])
+        task = replace(task, cascade=replace(cascade, scope=_read_scope(task, beside["scope"], beside_light, file)))
+    return _with_tensors(task, scope, stored, path / HEAD_FILE)
 
 
 def _empty_head(
@@ -534,7 +555,7 @@ def _fill(head: LabelHead, file: Path, expected: str) -> dict[str, torch.Tensor]
             f"{file} is damaged or no safetensors file ({error}). Copy it again or train again"
         ) from error
     weights = head.state_dict()
-    others = [name for name in tensors if name in (VECTORS, TARGETS) or name.startswith(BASIS_PREFIX)]
+    others = [name for name in tensors if name in (VECTORS, TARGETS) or name.startswith((BASIS_PREFIX, SCOPE_PREFIX))]
     stored = {name: tensors.pop(name) for name in others}
     for name in sorted({*weights, *tensors}):
         wanted, given = (_form(some.get(name)) for some in (weights, tensors))
@@ -567,15 +588,27 @@ def _form(tensor: torch.Tensor | None) -> str:
     return "absent" if tensor is None else f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Task:
-    """The task with the exemplars and the basis that its weights' file holds, checked like the weights."""
-    exemplars = {name: tensor for name, tensor in stored.items() if not name.startswith(BASIS_PREFIX)}
-    try:
-        tensors = {name.removeprefix(BASIS_PREFIX): stored[name].numpy() for name in stored if name not in exemplars}
+def _with_tensors(task: Task, scope: Any, stored: dict[str, torch.Tensor], file: Path) -> Task:
+    """The task with the exemplars, the scope and the basis that its weights' file holds, checked like the weights."""
+    exemplars, of_basis = (
+        {name: tensor for name, tensor in stored.items() if name in (VECTORS, TARGETS)},
+        {name.removeprefix(BASIS_PREFIX): tensor for name, tensor in stored.items() if name.startswith(BASIS_PREFIX)},
+    )
+    of_scope = {name: tensor for name, tensor in stored.items() if name.startswith(SCOPE_PREFIX)}
+    with _fitting(file):
+        tensors = {name: tensor.numpy() for name, tensor in of_basis.items()}
         basis = PcaInt8Codec.from_tensors(len(task.states), task.encoder.width, tensors) if tensors else None
         whole = replace(task, basis=basis, exemplars=_exemplars(task, exemplars, file) if exemplars else None)
         # It raises where the named codec and the basis do not go together.
         _ = whole.codec
+    return replace(whole, scope=_read_scope(task, scope, of_scope, file))
+
+
+@contextmanager
+def _fitting(file: Path) -> Iterator[None]:
+    """Say of whatever does not fit that the file does not fit the task."""
+    try:
+        yield
     except TaskFolderError:
         raise
     # NumPy has no bfloat16, which torch tells by a TypeError.
@@ -584,7 +617,16 @@ def _with_tensors(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Ta
         raise TaskFolderError(
             f"{file} does not fit the task's features: {reason}. Copy the folder again or train again"
         ) from error
-    return whole
+
+
+def _read_scope(task: Task, content: Any, stored: dict[str, torch.Tensor], file: Path) -> ScopeModel | None:
+    """The scope of a head, whose numbers ``task.json`` holds and whose tensors lie beside its weights."""
+    if content is None and not stored:
+        return None
+    width = task.encoder.width * (2 if task.pair_mode == "separate" else 1)
+    with _fitting(file):
+        tensors = {name.removeprefix(SCOPE_PREFIX): tensor for name, tensor in stored.items()}
+        return ScopeModel.from_parts(content, tensors, width=width, outputs=task.target.outputs)
 
 
 def _exemplars(task: Task, stored: dict[str, torch.Tensor], file: Path) -> Exemplars:

@@ -26,6 +26,7 @@ from ytuning.features.pools import RowSet, mean_pools, row_keys, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, LightConfig, PooledConfig, PooledHead
+from ytuning.heads.scope import ScopeModel
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
 from ytuning.tasks.add_label import keep_exemplars
@@ -37,6 +38,7 @@ from ytuning.training.calibration import Calibration, calibrated_losses, check_a
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, TrainingConfig, default_label_texts, recipe_to_json
+from ytuning.training.scope import check_out_of_scope, fit_scope, share_outside
 
 __all__ = [
     "PairModeRun", "Stopwatch", "TrainContext", "TrainOptions", "Trained", "check_options", "finish_task",
@@ -82,6 +84,8 @@ class TrainOptions:
         codec: how the features are stored, see `features/codecs.py`.
         label_order: an ordinal task's labels, from the lowest.
         abstain_at: the precision below which a task of one label a row gives none.
+        out_of_scope: the share of the texts in scope that the task may say are out of it (`training/scope.py`); None:
+            it says of no text that it is.
         pairs: how the encoder reads pairs of texts; ``"auto"`` tries both ways, and takes ``"joint"`` only where its
             calibrated validation loss is clearly lower (`choices.choose_pair_mode`).
         layers: ``"auto"``: the hidden states are chosen on a sample (`tasks/choices.py`); else they are those of the
@@ -101,6 +105,7 @@ class TrainOptions:
     codec: str = DEFAULT_CODEC
     label_order: Sequence[str] | None = None
     abstain_at: float | None = None
+    out_of_scope: float | None = None
     pairs: PairChoice = "auto"
     layers: Literal["auto"] | None = None
     label_texts: LabelTexts | None = None
@@ -120,6 +125,8 @@ class Trained:
         by_seed: metrics of each seed's head in the same form, seed by seed; ``task`` is the one validation prefers.
         rows: numbers of rows of ``train``, ``validation`` and ``test``.
         shared: rows of ``validation`` and ``test`` whose text is also a train row.
+        out_of_scope: share of ``validation`` and ``test`` rows that the task says are out of its scope; none without a
+            threshold.
         cache: use of the feature store.
         truncated: rows whose text was cut.
         seconds: seconds of the stages ``encode``, ``train`` and ``evaluate``.
@@ -133,6 +140,7 @@ class Trained:
     by_seed: dict[int, dict[str, dict[str, float]]]
     rows: dict[str, int]
     shared: dict[str, int]
+    out_of_scope: dict[str, float]
     cache: CacheUse
     truncated: int
     seconds: dict[str, float]
@@ -247,6 +255,7 @@ def split_rows(context: TrainContext) -> TaskRows:
         held=context.held,
     )
     check_abstain_at(rows.target, options.abstain_at, len(rows.validation))
+    check_out_of_scope(options.out_of_scope, len(rows.validation))
     held = rows.target.count_labels(rows.truth[rows.validation])
     if unseen := [name for name, count in zip(rows.target.names, held, strict=True) if not count]:
         context.progress.say(
@@ -415,7 +424,9 @@ def finish_task(
         calibrations = _calibrate(context, rows, heads)
         evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
         before = zero_shot(mean_pools(run.features, len(context.states)), rows)
-    return _report(context, rows, replace(run, cache=_cache_use(runs, sampled)), heads, evaluated, before)
+        scope, outside = _fit_scope(context, rows, run.features, heads.fit, evaluated[heads.best])
+    run = replace(run, cache=_cache_use(runs, sampled))
+    return _report(context, rows, run, heads, evaluated, before, scope=scope, outside=outside)
 
 
 def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[PairModeRun]) -> PairModeRun:
@@ -554,6 +565,34 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
     return metrics
 
 
+def _fit_scope(
+    context: TrainContext, rows: TaskRows, features: Features, fit: FitResult, evaluated: _EvaluatedHead
+) -> tuple[ScopeModel | None, dict[str, float]]:
+    """The task's scope, and the share of the rows of each split that are out of it, if there is a threshold."""
+    layers, outside = len(context.states), dict[str, float]()
+    logits = {"validation": fit.validation_logits, "test": evaluated.test_logits}
+    # The heads are trained, and should not be lost for this.
+    with suppress(KeyboardInterrupt):
+        scope = fit_scope(
+            features,
+            layers,
+            rows.target,
+            rows.truth,
+            train=np.concatenate((rows.train, rows.label_texts)),
+            validation=rows.validation,
+            head=fit.chosen_head,
+            validation_logits=fit.validation_logits,
+            temperature=evaluated.calibration.temperature,
+            share=context.options.out_of_scope,
+        )
+        for split, own in logits.items():
+            if own is not None:
+                share = share_outside(scope, features, layers, getattr(rows, split), own)
+                outside |= {} if share is None else {split: share}
+        return scope, outside
+    return None, {}
+
+
 def _report(
     context: TrainContext,
     rows: TaskRows,
@@ -561,6 +600,9 @@ def _report(
     heads: _Heads,
     evaluated: Sequence[_EvaluatedHead],
     before: dict[str, dict[str, float]],
+    *,
+    scope: ScopeModel | None,
+    outside: dict[str, float],
 ) -> Trained:
     """The task and everything that is known about it."""
     best, fit = evaluated[heads.best], heads.fit
@@ -573,7 +615,7 @@ def _report(
         judged["test"] = EvaluatedRows(context.test, rows.truth[rows.test], best.test_logits, fit.head)
     first, seeds = context.options.seed, context.options.seeds
     return Trained(
-        task=_task(context, rows, run, fit, best, training=_record(context, rows, heads, fit, before)),
+        task=replace(_task(context, rows, run, fit, best, _record(context, rows, heads, fit, before)), scope=scope),
         fit=fit,
         reports=best.reports,
         judged=judged,
@@ -581,6 +623,7 @@ def _report(
         by_seed={first + position: head.metrics for position, head in enumerate(evaluated[:seeds])},
         rows=rows.counts,
         shared=rows.shared,
+        out_of_scope=outside,
         cache=run.cache,
         truncated=int(run.features.truncated_rows[rows.positions].sum()),
         seconds=context.watch.seconds,

@@ -13,7 +13,7 @@ at once, and the rows of those are shuffled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,10 @@ class MeanFeatures(TextFeatures):
         """Make them of the means (rows, L, D) float32 of the texts of ``features``."""
         vars(self).update(vars(features))
         self.dtype, self._means = means.dtype, means
+
+    def at_positions(self, positions: Sequence[int]) -> MeanFeatures:
+        """The same texts, of each only the means of the hidden states at these positions among the L."""
+        return MeanFeatures(super().at_positions(positions), self._means[:, list(positions)])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Means (B, 1, L, D) of rows (B,), and a mask (B, 1) of True."""

@@ -68,9 +68,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Unanswerable:
-    """Why a question has no answer while others have: it is unknown, or its task abstains."""
+    """Why a question has no answer while others have: it is unknown, its task abstains, or the text is out of scope."""
 
-    kind: Literal["not_found", "abstained", "fallback"]
+    kind: Literal["not_found", "abstained", "out_of_scope", "fallback"]
     message: str
 
 
@@ -92,8 +92,8 @@ class Bound:
 
     def answer(self, answered: Answered) -> Answer | Unanswerable:
         """The answer that a task's answer for the text gives."""
-        if (reason := abstained(self.served, answered)) is not None:
-            return Unanswerable("abstained", reason)
+        if (refusal := _refusal(self.served, answered)) is not None:
+            return refusal
         scores = answered.scores[list(self.labels)]
         if self.question.kind == "predicate":
             return Answer.of([float(scores[0])])
@@ -107,13 +107,16 @@ class Bound:
         return Answer.of([float(score) for score in scores / total])
 
 
-def abstained(served: Served, answered: Answered) -> str | None:
-    """Why a task gives a text no answer, in words; None if it gives one.
+def _refusal(served: Served, answered: Answered) -> Unanswerable | None:
+    """Why a task gives a text no answer; None if it gives one.
 
-    An abstention refuses every question to the task, whatever it asks for.
+    It refuses every question to the task, whatever it asks for.
     """
+    task = f"the task {served.task.name!r}"
+    if answered.out_of_scope:
+        return Unanswerable("out_of_scope", f"the text is out of scope: it is unlike the training rows of {task}.")
     if answered.answer is None:
-        return f"the task {served.task.name!r} abstains, because its confidence is below its threshold."
+        return Unanswerable("abstained", f"{task} abstains, because its confidence is below its threshold.")
     return None
 
 

@@ -1,0 +1,217 @@
+"""Fit what tells a task that a text is out of its scope (`heads/scope.py`), on its training and validation rows alone.
+
+Prototypes come from spherical k-means (Dhillon and Modha, Machine Learning 42, 2001) on directions that are rounded to
+whole numbers. Their products are exact in float32, so the prototypes are the same on every processor. Training rows
+give the prototypes and the distributions of the logits. Validation rows, which are new to both, give the scale of the
+scores and the threshold: a text in scope is above it no more often than was asked for (conformal prediction).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ytuning.data.kinds import TaskKind
+from ytuning.errors import InputError, parameter
+from ytuning.features.features import Features, ordered_batches
+from ytuning.heads.pooled import LabelHead, LightHead
+from ytuning.heads.scope import LabelGaussians, ScopeModel, directions, nearest
+from ytuning.system.machine import one_thread
+from ytuning.training.fit import logits_of
+
+__all__ = ["check_out_of_scope", "fit_scope", "new_prototypes", "share_outside", "text_directions"]
+
+# Maximum numbers of rows that are looked at: for the prototypes, for the distributions, and of the validation rows.
+PROTOTYPE_ROWS, GAUSSIAN_ROWS, VALIDATION_ROWS = 4096, 8192, 4096
+# Prototypes of a task: so many for each label beyond the first four, but at least FEWEST and at most MOST. More do
+# better on training rows of BANKING77 with 20 labels left out, 5, 10 and 20 for each label by 0.003 and 0.002, and of
+# TREC-6, AG News, CoLA and SST-2 against each other's texts. But a light task of ten labels should not be larger than
+# 100 kB (benchmarks/LOG.md).
+OF_A_LABEL, LABELS_WITHOUT, FEWEST, MOST = 10, 4, 48, 2048
+# Prototypes are at most so large a share of the training rows.
+OF_ROWS = 1 / 4
+# Steps of k-means. After 3 of them 8 are hardly better.
+STEPS = 3
+# Fewer validation rows say too little about the scale of the scores.
+FEWEST_ROWS = 20
+# With more labels the free energy of a light head's logits is taken, because distributions grow with their square.
+GAUSSIAN_LABELS = 256
+# A covariance is pulled towards a multiple of the identity by this share, and by more with few rows.
+SHRINKAGE = 0.02
+
+
+def check_out_of_scope(share: float | None, rows: int) -> None:
+    """Whether a threshold may be asked for; called before any work is done.
+
+    Args:
+        share: share of the texts in scope that may be taken for others; None: no threshold.
+        rows: number of validation rows.
+
+    Raises:
+        InputError: the share is not above 0 and at most 0.5, or there are too few rows for it.
+    """
+    if share is None:
+        return
+    if not 0 < share <= 0.5:
+        raise InputError(f"{parameter('out_of_scope')} must be a share above 0 and at most 0.5. Got {share!r} instead.")
+    fewest = max(FEWEST_ROWS, math.ceil(1 / share - 1))
+    if rows < fewest:
+        raise InputError(
+            f"{parameter('out_of_scope')} {share:g} needs at least {fewest} validation rows. Got {rows} instead. Give "
+            "more rows, a validation file or a larger share"
+        )
+
+
+def fit_scope(
+    features: Features,
+    layers: int,
+    target: TaskKind,
+    targets: np.ndarray,
+    *,
+    train: np.ndarray,
+    validation: np.ndarray,
+    head: LabelHead,
+    validation_logits: np.ndarray,
+    temperature: float = 1.0,
+    share: float | None = None,
+) -> ScopeModel | None:
+    """Fit a task's scope model; None with fewer than ``FEWEST_ROWS`` validation rows.
+
+    Args:
+        features: features of all rows, as the head reads them.
+        layers: number of hidden states that the task reads, the last of which gives the directions.
+        target: kind of the task.
+        targets: targets of all rows.
+        train: positions of the training rows.
+        validation: positions of the validation rows.
+        head: head that was trained on the training rows alone.
+        validation_logits: (validation rows, C), its logits.
+        temperature: divisor of logits, from the task's calibration.
+        share: share of the texts in scope that may be above the threshold; None: no threshold.
+    """
+    if len(validation) < FEWEST_ROWS:
+        return None
+    # The order decides which rows are looked at, and is that of the rows that a light task keeps.
+    ordered = np.sort(train)
+    some = _spread(ordered, PROTOTYPE_ROWS)
+    held = _spread(np.arange(len(validation)), VALIDATION_ROWS)
+    labels = target.outputs if target.labels is not None and not target.gives_many and target.outputs > 2 else 0
+    gaussians = None
+    if labels and isinstance(head, LightHead) and labels <= GAUSSIAN_LABELS:
+        more = _spread(ordered, GAUSSIAN_ROWS)
+        logits = torch.from_numpy(logits_of(head, features, torch.from_numpy(more)))
+        gaussians = _label_gaussians(logits.double(), torch.from_numpy(targets[more]))
+    count = OF_A_LABEL * max(0, target.outputs - LABELS_WITHOUT) if target.labels is not None else 0
+    count = min(max(FEWEST, min(MOST, count)), max(1, int(OF_ROWS * len(some))))
+    prototypes = _prototypes(text_directions(features, layers, some), count)
+    plain = ScopeModel(prototypes, torch.ones(2, 2, dtype=torch.float64), temperature, labels, gaussians, share)
+    own = torch.from_numpy(validation_logits[held])
+    with one_thread():
+        from_texts = nearest(text_directions(features, layers, validation[held]), prototypes)
+        model = _standardised(plain, from_texts, plain.label_distances(own))
+        scores = model.combine(from_texts, model.label_distances(own))
+    features.release()
+    return _with_threshold(model, scores)
+
+
+def share_outside(
+    model: ScopeModel | None, features: Features, layers: int, rows: np.ndarray, logits: np.ndarray
+) -> float | None:
+    """The share of rows (N,) of features that are out of scope by their logits (N, C); None without a threshold."""
+    if model is None or not len(rows):
+        return None
+    with one_thread():
+        scores = model.scores(text_directions(features, layers, rows), torch.from_numpy(logits))
+    outside = model.are_outside(scores.numpy())
+    return None if outside is None else float(outside.mean())
+
+
+def text_directions(features: Features, layers: int, rows: np.ndarray) -> Tensor:
+    """The directions (N, S) float32 of rows (N,) in the last of ``layers`` hidden states, whose means pools hold."""
+    last = features.at_positions([layers - 1])
+    positions = torch.from_numpy(rows)
+    parts, order = [], []
+    for batch in ordered_batches(last.lengths[positions]):
+        with torch.inference_mode():
+            parts.append(directions(*last.batch(positions[batch]), last.pair_mode).cpu())
+        order.append(batch)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def new_prototypes(texts: Tensor) -> Tensor:
+    """Prototypes (m, S) int8 of the texts of one more label, given by their directions (N, S)."""
+    return _prototypes(texts, min(OF_A_LABEL, max(1, int(OF_ROWS * len(texts)))))
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+
+
+def _prototypes(texts: Tensor, count: int) -> Tensor:
+    """Prototypes (M, S) int8: mean directions of ``count`` groups of directions (N, S), by spherical k-means."""
+    values = _in_steps(texts)
+    start = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    prototypes = values[start]
+    for _ in range(STEPS):
+        # (N, M): the products are whole numbers, and so exact.
+        nearness = (values @ prototypes.T).mul_(1 / prototypes.square().sum(1).clamp_min(1).sqrt())
+        sums = torch.zeros_like(prototypes).index_add_(0, nearness.argmax(1), values)
+        # A group that has lost all of its texts stays where it is.
+        prototypes = torch.where(sums.any(1, keepdim=True), _in_steps(sums), prototypes)
+    return prototypes.to(torch.int8)
+
+
+def _in_steps(vectors: Tensor) -> Tensor:
+    """Vectors (N, S) scaled and rounded to whole numbers, float32, so small that sums of products are below 2 ** 24."""
+    highest = min(127, math.isqrt(2**24 // vectors.shape[1]))
+    size = vectors.double().abs().amax(1, keepdim=True).clamp_min(1e-12)
+    return (vectors.double() * (highest / size)).round().float()
+
+
+def _label_gaussians(logits: Tensor, truth: Tensor) -> LabelGaussians:
+    """The distributions of logits (N, C) float64 of rows with label ids (N,)."""
+    labels = logits.shape[1]
+    center = logits.mean(0)
+    sums = torch.zeros(labels, labels, dtype=torch.float64).index_add_(0, truth, logits)
+    counts = torch.bincount(truth, minlength=labels)
+    # A label without rows among these has none that a text could be near to.
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], center)
+    within, whole = (_whitening(values) for values in (logits - means[truth], logits - center))
+    return LabelGaussians((means @ within).float(), within.float(), center.float(), whole.float())
+
+
+def _whitening(values: Tensor) -> Tensor:
+    """The map (C, C) that makes the covariance of centered values (N, C) the identity."""
+    count, labels = values.shape
+    covariance = values.T @ values / count
+    share = max(SHRINKAGE, labels / (labels + count))
+    size = covariance.diagonal().mean().clamp_min(1e-12)
+    shrunk = (1 - share) * covariance + share * size * torch.eye(labels, dtype=torch.float64)
+    # With the inverse's lower Cholesky factor L the squared length of x L is x' inverse x.
+    return torch.linalg.cholesky(torch.linalg.inv(shrunk))
+
+
+def _standardised(model: ScopeModel, from_texts: Tensor, from_labels: Tensor | None) -> ScopeModel:
+    """The model with means and deviations of the distances (N,) of validation rows."""
+    rows = []
+    for values in (from_texts, from_labels):
+        known = torch.zeros(1) if values is None else values
+        deviation = float(known.double().std(correction=0))
+        # Equal distances tell nothing, whatever they are divided by.
+        rows.append([float(known.double().mean()), deviation if deviation > 1e-9 else 1.0])
+    return replace(model, standard=torch.tensor(rows, dtype=torch.float64))
+
+
+def _with_threshold(model: ScopeModel, scores: Tensor) -> ScopeModel:
+    """The model with the threshold that its share of texts like these, with scores (N,), may be above."""
+    if model.share is None:
+        return model
+    # Of n + 1 exchangeable scores, the new one is among the k highest with a probability of k / (n + 1).
+    above = math.floor(model.share * (len(scores) + 1))
+    threshold = float(scores.sort(descending=True).values[max(1, above) - 1])
+    return replace(model, threshold=threshold)
