@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--presets", nargs="+", default=["light", "default"])
     options.add_argument("--split", choices=["test", "train"], default="test", help="that is judged")
     options.add_argument("--others", nargs="*", default=[], help="sets that are judged against each other's texts")
+    options.add_argument("--held-every", type=int, help="every so many rows validate; default: as in any training")
     options.add_argument("--rows", type=int, help="train rows of a set at most; default: all")
     options.add_argument("--store", help="folder of the feature store, to keep it; default: a temporary one")
     arguments = options.parse_args(argv)
@@ -88,7 +89,7 @@ def without_labels(
         inside = np.setdiff1d(inside, inside[::JUDGED])
     else:
         judged = rows_of(arguments.data / arguments.set, "test")
-    task = _trained(train.select(inside), chosen, seed, encoder, store)
+    task = _trained(train.select(inside), chosen, seed, encoder, store, arguments)
     scores, in_scope = _scores(task, judged, encoder, store), known(judged)
     return {
         "preset": chosen,
@@ -106,7 +107,7 @@ def against_others(
     train = rows_of(arguments.data / name, "train", arguments.rows)
     numbers = np.arange(len(train))
     kept = numbers % JUDGED != 0 if arguments.split == "train" else numbers >= 0
-    task = _trained(train.select(numbers[kept]), chosen, 0, encoder, store)
+    task = _trained(train.select(numbers[kept]), chosen, 0, encoder, store, arguments)
     own = train.select(numbers[~kept]) if arguments.split == "train" else rows_of(arguments.data / name, "test")
     scores = _scores(task, own, encoder, store)
     by_set = {
@@ -126,9 +127,14 @@ def against_others(
     }
 
 
-def _trained(rows: Dataset, chosen: str, seed: int, encoder: Encoder, store: FeatureStore) -> Task:
-    options = TrainOptions(seed=seed, out_of_scope=SHARE)
-    return train_task(rows, encoder, store, preset(chosen), options=options).task
+def _trained(
+    rows: Dataset, chosen: str, seed: int, encoder: Encoder, store: FeatureStore, arguments: argparse.Namespace
+) -> Task:
+    options, held = TrainOptions(seed=seed, out_of_scope=SHARE), None
+    if arguments.held_every:
+        validate = np.arange(len(rows)) % arguments.held_every == 0
+        rows, held = rows.select(np.flatnonzero(~validate)), rows.select(np.flatnonzero(validate))
+    return train_task(rows, encoder, store, preset(chosen), validation=held, options=options).task
 
 
 def _scores(task: Task, rows: Dataset, encoder: Encoder, store: FeatureStore) -> np.ndarray:

@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "quality": (ON, f"{ON} --sets banking77 --seeds 1 --head-steps 20"),
     "many_labels": (ON, f"{QUICK} --labels 3 50 5000 --rows 200"),
     "cascade": (ON, f"{ON} --sets banking77 --seeds 0 --rounds 1 --tasks 3 --rows 800 --texts 64 --head-steps 20"),
-    "out_of_scope": (ON, f"{ON} --without 1 --seeds 0 --presets light --rows 90"),
+    "out_of_scope": (ON, f"{ON} --without 1 --seeds 0 --presets light --held-every 3"),
     "light_tasks": (ON, f"{ON} --rounds 1 --tasks 3 --columns 2 --rows 800 --texts 64"),
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),
     "long_tail": (ON, f"{ON} --sets banking77 --seeds 0 --head-steps 20"),

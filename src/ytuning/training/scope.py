@@ -190,7 +190,9 @@ def _whitening(values: Tensor) -> Tensor:
     count, labels = values.shape
     covariance = values.T @ values / count
     share = max(SHRINKAGE, labels / (labels + count))
-    size = covariance.diagonal().mean().clamp_min(1e-12)
+    size = float(covariance.diagonal().mean())
+    # Logits that are all equal tell nothing, whatever they are multiplied by.
+    size = size if size > 1e-9 else 1.0
     shrunk = (1 - share) * covariance + share * size * torch.eye(labels, dtype=torch.float64)
     # With the inverse's lower Cholesky factor L the squared length of x L is x' inverse x.
     return torch.linalg.cholesky(torch.linalg.inv(shrunk))
