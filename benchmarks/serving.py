@@ -8,6 +8,7 @@ one text and names one task; texts are those of BANKING77, tasks differ in noise
 compared with the offline prediction of the same task.
 
 With --decisions there is only a load of /v1/decisions: 20 questions a request, to tasks of several data sets and kinds.
+With --served it asks the tasks of a folder, and /classify_many for the scores of one, of 50 and of all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import copy
 import json
 import math
 import os
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--seconds", type=float, default=300, help="of the long load; others take a tenth")
     options.add_argument("--reloads", type=int, default=100)
     options.add_argument("--decisions", type=float, help="seconds of a load of /v1/decisions, instead of all else")
+    options.add_argument("--questions", type=int, default=20, help="of a request of --decisions")
     options.add_argument("--served", type=Path, help="folder of tasks for --decisions; default: 20 of few rows")
     options.add_argument("--opponent", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -258,7 +261,7 @@ def bare_pass(texts: list[str], encoder: str) -> float:
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 DECISION_SETS = ("banking77", "trec6", "ag_news", "goemotions", "cola", "sst2", "imdb", "germeval2018")
-DECISION_TASKS, QUESTIONS = 20, 20
+DECISION_TASKS, SOME_TASKS = 20, 50
 
 
 def make_decision_tasks(root: Path, arguments: argparse.Namespace) -> Path:
@@ -277,6 +280,8 @@ def bars_of_decisions(figures: dict[str, Any]) -> list[Any]:
     return [
         bar("wrong, lost or swapped answers", figures["wrong"], at_most=0),
         bar("failed requests", figures["failed"], at_most=0),
+        bar("answers a second", figures["answers_a_second"], at_least=1500),
+        bar("seconds from start to ready", figures["ready_seconds"], at_most=10),
     ]
 
 
@@ -284,23 +289,37 @@ def decision_figures(folder: Path, arguments: argparse.Namespace) -> dict[str, A
     """A load of so many seconds, after one of a tenth of them."""
     sets = [arguments.data / name for name in DECISION_SETS if name != "imdb"]
     texts = [text for place in sets for text in rows_of(place, "test", arguments.texts // len(sets)).texts]
-    check = DecisionCheck(folder, texts)
+    check = DecisionCheck(folder, texts, arguments.questions)
+    figures: dict[str, Any] = {"tasks": len(check.names), "questions": arguments.questions}
 
-    async def measured() -> Load:
-        with running(["serve", str(folder), "--watch", "0"]) as server:
+    async def measured() -> None:
+        short = arguments.decisions / 10
+        with running(["serve", str(folder / check.names[0])]) as server:
             await server.ready()
-            await decision_load(server, check, CLIENTS, arguments.decisions / 10)
-            return await decision_load(server, check, CLIENTS, arguments.decisions)
+            await decision_load(server, check.of([check.names[0]]), CLIENTS, short)
+            one = server.memory()
+        with running(["serve", str(folder), "--watch", "0"]) as server:
+            figures["ready_seconds"] = await server.ready()
+            await decision_load(server, check, CLIENTS, short)
+            found = await decision_load(server, check, CLIENTS, arguments.decisions)
+            figures.update(found.figures(), answers_a_second=found.good * arguments.questions / found.wall)
+            figures["megabytes_beyond_one_task"] = (server.memory() - one) / 1e6
+            if arguments.served:
+                LAST_TEXTS[:] = texts
+                for count in sorted({1, min(SOME_TASKS, len(check.names)), len(check.names)}):
+                    asked = await load(server, None, check.names[:count], 16, short, together=True)
+                    figures[f"texts_a_second_{count}_tasks_asked"] = asked.rate
+                figures["megabytes_beyond_one_task_all_asked"] = (server.memory() - one) / 1e6
 
-    found = asyncio.run(measured())
-    answers = found.good * QUESTIONS / found.wall
-    return {**found.figures(), "tasks": len(check.names), "questions": QUESTIONS, "answers_a_second": answers}
+    asyncio.run(measured())
+    return figures
 
 
 class DecisionCheck:
     """Random questions to tasks, and whether the answers are those of the offline predictions."""
 
-    def __init__(self, folder: Path, texts: list[str]) -> None:
+    def __init__(self, folder: Path, texts: list[str], size: int) -> None:
+        self._size = size
         tasks = {task.name: task for task in map(load_task, sorted(folder.iterdir()))}
         self._targets = {
             name: task.target
@@ -312,11 +331,16 @@ class DecisionCheck:
         for prediction in Predictor([folder / name for name in self.names]).predict((text, None) for text in texts):
             self._expected[prediction.task].append(prediction)
 
+    def of(self, names: list[str]) -> DecisionCheck:
+        """The same for some of the tasks."""
+        some = copy.copy(self)
+        some.names = names
+        return some
+
     def questions(self, chooser: np.random.Generator) -> list[dict[str, Any]]:
-        """One for a whole request: each about any task, so that some tasks are asked several times."""
-        return [
-            self._question(self.names[place], chooser) for place in chooser.integers(len(self.names), size=QUESTIONS)
-        ]
+        """Those of a whole request: each about any task, so that some tasks are asked several times."""
+        places = chooser.integers(len(self.names), size=self._size)
+        return [self._question(self.names[place], chooser) for place in places]
 
     def _question(self, name: str, chooser: np.random.Generator) -> dict[str, Any]:
         target = self._targets[name]

@@ -18,7 +18,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from ytuning.data.dataset import TextInput
 from ytuning.data.kinds import Answer
@@ -298,26 +297,23 @@ class Batcher:
         features = texts.features
         encoded = time.perf_counter()
         batch = Batch(encoded - start)
-        # Tasks that are asked about the same texts are answered together.
-        rows: dict[int, tuple[Served, list[int]]] = {}
+        # In one order, as what is kept of tasks that answer together goes by it.
+        some = sorted({id(served): served for unit in units for served, _ in unit.wanted.values()}.items())
+        places = {key: number for number, (key, _) in enumerate(some)}
+        asked = np.zeros((len(some), len(units)), bool)
         for row, unit in enumerate(units):
-            for key, (served, _) in unit.wanted.items():
-                rows.setdefault(key, (served, []))[1].append(row)
-        together: dict[tuple[int, ...], list[Served]] = {}
-        for served, rows_of_task in rows.values():
-            together.setdefault(tuple(rows_of_task), []).append(served)
+            asked[[places[key] for key in unit.wanted], row] = True
         lengths, cut = features.lengths.tolist(), features.truncated_rows.tolist()
         results: list[tuple[_Ticket, int, str, Answered]] = []
-        for places, some in together.items():
-            tasks = [served.task for served in some]
-            for served, given in zip(some, encoder.answers(texts, tasks, torch.tensor(places)), strict=True):
-                answers, scores, name = given.named, given.answers.probabilities, served.task.name
-                self._telemetry.count_answers(name, len(places), given.by_light)
-                for place, row in enumerate(places):
-                    shown = answers[place], scores[place], given.logits[place], given.head(place)
-                    of_scope = given.is_outside(place), given.out_of_scope_score(place)
-                    answered = Answered(*shown, *of_scope, lengths[row], cut[row], batch)
-                    results += [(*waiting, name, answered) for waiting in units[row].wanted[id(served)][1]]
+        found = encoder.answers(texts, [served.task for _, served in some], asked=asked)
+        for (key, served), rows, given in zip(some, asked, found, strict=True):
+            answers, scores, name = given.named, given.answers.probabilities, served.task.name
+            self._telemetry.count_answers(name, len(answers), given.by_light)
+            for place, row in enumerate(np.flatnonzero(rows).tolist()):
+                shown = answers[place], scores[place], given.logits[place], given.head(place)
+                of_scope = given.is_outside(place), given.out_of_scope_score(place)
+                answered = Answered(*shown, *of_scope, lengths[row], cut[row], batch)
+                results += [(*waiting, name, answered) for waiting in units[row].wanted[key][1]]
         batch.heads = time.perf_counter() - encoded
         self._telemetry.batch_texts.observe(len(units))
         self._telemetry.batch_tokens.observe(sum(lengths))

@@ -123,14 +123,25 @@ class SharedEncoder:
         return LiveTexts(features, states, codec)
 
     def answers(
-        self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None, *, with_scope: bool = True
+        self,
+        texts: LiveTexts,
+        tasks: Sequence[Task],
+        rows: torch.Tensor | None = None,
+        asked: np.ndarray | None = None,
+        *,
+        with_scope: bool = True,
     ) -> list[TaskAnswers]:
-        """Each task's answers to rows (N,) (default: all), in their order.
+        """Each task's answers to rows (N,) (default: all), in their order, or to those of them that it is asked about.
 
         The light heads of all cascades answer together. Only what they are unsure of is put to the default heads, each
         of which sees its own rows alone. Whether a text is in scope is told by the head that answers first.
 
-        Args: as of :meth:`logits`; without ``with_scope`` it is not asked whether the texts are in scope.
+        Args:
+            texts: as of :meth:`logits`.
+            tasks: as of :meth:`logits`.
+            rows: as of :meth:`logits`.
+            asked: (tasks, N) bool, which of the rows each task is asked about, one or more; None: all of them.
+            with_scope: whether to tell if the texts are in scope.
         """
         rows = torch.arange(len(texts.features)) if rows is None else rows
         found: list[TaskAnswers] = []
@@ -138,8 +149,8 @@ class SharedEncoder:
         unsure: dict[int, np.ndarray] = {}
         light = [task.light_task for task in tasks]
         first = [one or task for one, task in zip(light, tasks, strict=True)]
-        all_logits = self.logits(texts, first, rows)
-        scopes = self._scope_scores(texts, first, all_logits, rows) if with_scope else {}
+        all_logits = self.logits(texts, first, rows, asked)
+        scopes = self._scope_scores(texts, first, all_logits, rows, asked) if with_scope else {}
         for number, (task, logits) in enumerate(zip(tasks, all_logits, strict=True)):
             scores, scope = scopes.get(number), first[number].scope
             of_scope = scores, None if scores is None or scope is None else scope.are_outside(scores)
@@ -149,43 +160,61 @@ class SharedEncoder:
                 answers, sure = task.cascade.answers(task.target, logits)
                 found.append(TaskAnswers(task, answers, logits, sure, *of_scope))
                 unsure[number] = ~sure
+        all_rows = np.ones((len(tasks), len(rows)), bool) if asked is None else asked
         for numbers in _alike([tasks[number] for number in unsure], list(unsure)):
-            some, wanted = [tasks[number] for number in numbers], np.stack([unsure[number] for number in numbers])
+            some, wanted = [tasks[number] for number in numbers], all_rows[numbers]
+            for place, number in enumerate(numbers):
+                wanted[place, wanted[place]] = unsure[number]
             own = self._heads(some).logits_where(texts.seen_by(some[0]), rows, torch.from_numpy(wanted))
             for number, of_default in zip(numbers, own, strict=True):
                 found[number] = _completed(found[number], unsure[number], of_default.numpy())
         return found
 
-    def logits(self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None) -> list[np.ndarray]:
+    def logits(
+        self, texts: LiveTexts, tasks: Sequence[Task], rows: torch.Tensor | None = None, asked: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """The logits (N, C) float32 of each task's head for rows (N,) (default: all), in their order.
 
         Args:
             texts: result of :meth:`read`, in the way in which all these tasks read pairs.
             tasks: tasks that this encoder serves.
             rows: positions.
+            asked: (tasks, N) bool, which of the rows each task is asked about, one or more; None: all of them.
         """
         rows = torch.arange(len(texts.features)) if rows is None else rows
         by_task: dict[int, np.ndarray] = {}
         for numbers in _alike(tasks, range(len(tasks))):
             some = [tasks[number] for number in numbers]
-            for number, logits in zip(numbers, self._heads(some).logits(texts.seen_by(some[0]), rows), strict=True):
-                by_task[number] = logits.numpy()
+            heads, features = self._heads(some), texts.seen_by(some[0])
+            if asked is None or asked[numbers].all():
+                found = heads.logits(features, rows)
+            else:
+                found = heads.logits_where(features, rows, torch.from_numpy(asked[numbers]))
+            by_task |= {number: logits.numpy() for number, logits in zip(numbers, found, strict=True)}
         return [by_task[number] for number in range(len(tasks))]
 
     def _scope_scores(
-        self, texts: LiveTexts, tasks: Sequence[Task], logits: Sequence[np.ndarray], rows: torch.Tensor
+        self,
+        texts: LiveTexts,
+        tasks: Sequence[Task],
+        logits: Sequence[np.ndarray],
+        rows: torch.Tensor,
+        asked: np.ndarray | None,
     ) -> dict[int, np.ndarray]:
-        """How unlike the training rows of each task rows (N,) are, (N,) float32, by the number of the task."""
+        """How unlike the training rows of each task rows (N,) are, or those it is asked about, by the task's number."""
         by_task: dict[int, np.ndarray] = {}
         numbered = [number for number, task in enumerate(tasks) if task.scope is not None]
         for numbers in _alike([tasks[number] for number in numbered], numbered):
             first, models = tasks[numbers[0]], [tasks[number].scope for number in numbers]
             own = [torch.from_numpy(logits[number]) for number in numbers]
+            if asked is not None:
+                # All rows are computed together; those that nobody asks about are left out afterwards.
+                own = [_spread(given, asked[number]) for given, number in zip(own, numbers, strict=True)]
             joint = self._scopes.of([model for model in models if model is not None], JointScopes)
             with one_thread(), torch.inference_mode():
                 directions = text_directions(texts.seen_by(first), len(first.states), rows.numpy())
                 for number, scores in zip(numbers, joint.scores(directions, own), strict=True):
-                    by_task[number] = scores.numpy()
+                    by_task[number] = scores.numpy() if asked is None else scores.numpy()[asked[number]]
         return by_task
 
     def _heads(self, tasks: Sequence[Task]) -> JointHeads:
@@ -222,6 +251,13 @@ class _LastUsed(Generic[Part, Joined]):
         ):
             del self._joined[next(iter(self._joined))]
         return joined
+
+
+def _spread(values: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """Values (n, C) of some of N rows, (N,) bool, as (N, C) with 0 in the others."""
+    whole = values.new_zeros(len(rows), values.shape[1])
+    whole[torch.from_numpy(rows)] = values
+    return whole
 
 
 def _alike(tasks: Sequence[Task], numbers: Sequence[int]) -> list[list[int]]:

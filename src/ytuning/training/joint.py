@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -246,22 +246,44 @@ class _LightHeads:
 
     def __init__(self, group: dict[int, LightHead]) -> None:
         """Join light heads, each with its index."""
-        self._indices, heads = list(group), list(group.values())
-        self._first, self._sizes = heads[0], [len(head.label_bias) for head in heads]
-        # (sum of C, P) float16, so that hundreds of heads take little memory, and (sum of C,) twice.
-        self.rows = torch.cat([head.label_rows for head in heads])
-        self._scale = torch.cat([head.row_scale for head in heads])
-        self._bias = torch.cat([head.label_bias for head in heads])
+        self._group = group
+
+    @property
+    def size(self) -> int:
+        """Bytes of the label rows, once they are joined."""
+        return self._joined[0].nbytes if "_joined" in vars(self) else 0
+
+    @cached_property
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum of C, P) float16, so that hundreds of heads take little memory, and (sum of C,) twice.
+
+        They are joined when they are needed, as other heads may be asked for with each batch.
+        """
+        heads = self._group.values()
+        parts = ("label_rows", "row_scale", "label_bias")
+        rows, scale, bias = (torch.cat([getattr(head, part) for head in heads]) for part in parts)
+        return rows, scale, bias
+
+    def text(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The numbers (B, P) that all heads read, of features (B, T, L, D) and mask (B, T)."""
+        return next(iter(self._group.values())).text(values, mask)
 
     def logits(self, values: Tensor, mask: Tensor) -> dict[int, Tensor]:
         """The logits (B, C) of each head by its index, of features (B, T, L, D) and mask (B, T)."""
-        text = self._first.text(values, mask)
-        logits = torch.empty(len(text), len(self.rows))
+        text, (joined, scale, bias) = self.text(values, mask), self._joined
+        logits = torch.empty(len(text), len(joined))
         # In parts that stay in the cache in float32.
-        for rows, out in zip(self.rows.split(LIGHT_ROWS), logits.split(LIGHT_ROWS, 1), strict=True):
+        for rows, out in zip(joined.split(LIGHT_ROWS), logits.split(LIGHT_ROWS, 1), strict=True):
             torch.mm(text, rows.float().T, out=out)
-        logits = logits.mul_(self._scale).add_(self._bias)
-        return dict(zip(self._indices, logits.split(self._sizes, 1), strict=True))
+        logits = logits.mul_(scale).add_(bias)
+        sizes = [len(head.label_bias) for head in self._group.values()]
+        return dict(zip(self._group, logits.split(sizes, 1), strict=True))
+
+    def logits_where(self, values: Tensor, mask: Tensor, wanted: Tensor) -> dict[int, Tensor]:
+        """The logits (n, C) of each head of the rows that it is wanted for, (heads, B) bool, by its index."""
+        asked = {index: head for index, head in self._group.items() if wanted[index].any()}
+        text = self.text(values, mask) if asked else values
+        return {index: head.match(text[wanted[index]]) for index, head in asked.items()}
 
 
 class JointHeads:
@@ -280,22 +302,25 @@ class JointHeads:
             if isinstance(head, PooledHead):
                 # The number of members may differ; everything else has to be the same.
                 alike.setdefault((replace(head.config, side_by_side=1, alone=1), head.pair_mode), {})[index] = head
-        self._joined = [
-            (PooledHead.joined(list(group.values()), with_labels=False), group)
-            for group in alike.values()
-            if len(group) > 1
-        ]
+        self._alike = [group for group in alike.values() if len(group) > 1]
         shared: dict[PairMode | None, dict[int, LightHead]] = {}
         for index, head in enumerate(self.heads):
             if isinstance(head, LightHead):
                 shared.setdefault(head.pair_mode, {})[index] = head
         self._light = [_LightHeads(group) for group in shared.values()]
+        self._used = False
+
+    @cached_property
+    def _joined(self) -> list[tuple[PooledHead, dict[int, PooledHead]]]:
+        """Pooled heads that are computed as one, where they have few tokens to read."""
+        return [(PooledHead.joined(list(group.values()), with_labels=False), group) for group in self._alike]
 
     @property
     def size(self) -> int:
         """Bytes of the weights beyond those of the heads themselves."""
-        joined = (parameter for head, _ in self._joined for parameter in head.parameters())
-        return sum(tensor.nbytes for tensor in (*joined, *(light.rows for light in self._light)))
+        joined = self._joined if "_joined" in vars(self) else ()
+        own = sum(parameter.nbytes for head, _ in joined for parameter in head.parameters())
+        return own + sum(light.size for light in self._light)
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
@@ -349,7 +374,11 @@ class JointHeads:
         """Each head's logits (n, C) of the rows of a batch that it is wanted for, (heads, B) bool."""
         asked = wanted.any(1).tolist()
         logits: dict[int, Tensor] = {}
-        for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
+        for light in self._light:
+            logits |= light.logits_where(values, mask, wanted)
+        # Other heads may be asked for the next time, so they are joined only once the same ones have come again.
+        joins, self._used = self._used and mask.numel() <= JOINED_TOKENS, True
+        for joined, group in self._joined if joins else ():
             some = [index for index in group if asked[index]]
             # The members were joined before it was known which of them are asked for.
             if len(some) >= JOINED_SHARE * len(group):
