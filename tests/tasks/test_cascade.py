@@ -243,7 +243,7 @@ def test_the_light_head_answers_what_it_is_sure_of(kind: str, both: dict[str, tu
 
 @pytest.mark.parametrize("copies", [1, 20])
 def test_tasks_together_answer_as_each_alone(copies: int, both: dict[str, tuple[Task, Task]]) -> None:
-    """Their default heads are asked about different rows; of few tokens they are computed as one."""
+    """Their default heads are asked about different rows."""
     some = [both[kind] for kind in ("single", "careful", "ordinal", "multi")]
     inputs: list[TextInput] = [
         (f"{text}{' a' * number}", second) for text, second in inputs_of(some[0][0]) for number in range(copies)

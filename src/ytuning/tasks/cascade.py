@@ -2,8 +2,9 @@
 
 Validation rows, which were new to both heads, bound how often that changes an answer. From the most confident row on,
 the light head takes row after row, until the share of all validation rows whose answer it changes could exceed what is
-allowed: the upper bound of Clopper and Pearson (Biometrika 26:404, 1934). The bound never falls on the way, so the last
-confidence that holds it is a fixed sequence of tests, and all of them together are wrong in 10 % of the cases at most.
+allowed: the upper bound of Clopper and Pearson (Biometrika 26:404, 1934). That share never falls on the way. So the
+choice is wrong only if the bound is wrong at the one confidence where the true share is just what is allowed, which has
+a probability of at most 10 % (risk-controlling prediction sets: Bates et al., arXiv 2101.02703).
 """
 
 from __future__ import annotations
