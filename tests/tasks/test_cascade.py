@@ -35,7 +35,7 @@ from ytuning.tasks.cascade import (
 from ytuning.tasks.evaluate import evaluate_task
 from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.remove_label import shrink_task
-from ytuning.tasks.task import Task, load_task, save_task
+from ytuning.tasks.task import Task, check_encoder, load_task, save_task
 from ytuning.tasks.train import Trained, TrainOptions
 from ytuning.training.calibration import Calibration
 
@@ -374,6 +374,14 @@ def test_a_damaged_cascade_is_refused(change: dict[str, Any], message: str, fold
     assert message in str(raised.value)
 
 
+def test_a_light_head_of_a_deeper_encoder_is_refused(folder: Path) -> None:
+    task = load_task(folder)
+    assert task.cascade is not None
+    deeper = replace(task, cascade=replace(task.cascade, states=(9,)))
+    with pytest.raises(TaskFolderError, match="reads the hidden state 9, but"):
+        check_encoder(deeper, task.encoder, depth=4)
+
+
 def test_a_folder_without_its_light_head_is_refused(folder: Path) -> None:
     (folder / "light.safetensors").unlink()
     with pytest.raises(TaskFolderError, match=r"lacks light\.safetensors\. Copy the folder again"):
@@ -411,3 +419,5 @@ def test_evaluation_says_what_the_cascade_does(
         assert use.changed == pytest.approx(unlike, abs=0.01)
     assert use is not None and use.changed > 0 and "the light head answers 100.0% of these rows, and" in use.sentence
     assert evaluate_task(light, rows, encoder, FeatureStore(tmp_path)).cascade is None
+    with pytest.raises(InputError, match="cascade must be a share of changed answers"):
+        evaluate_task(task, rows, encoder, FeatureStore(tmp_path), cascade=2.0)

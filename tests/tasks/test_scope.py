@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -89,8 +88,6 @@ def test_every_form_of_head_has_a_scope_that_is_saved(
     assert same_scope(task, again)
     evaluation = evaluate_task(again, from_lists(*toy_rows), encoder, store)
     assert evaluation.out_of_scope == pytest.approx(trained.out_of_scope["test"], abs=2.5 / rows)
-    strange = from_lists(["please please please please"] * 5, ["card"] * 5)
-    assert evaluate_task(again, strange, encoder, store).out_of_scope in (0.0, 1.0)
 
 
 def test_without_a_share_there_is_a_score_and_no_threshold(toy_rows: Toy, train: Train) -> None:
@@ -191,4 +188,6 @@ def test_pairs_have_directions_of_both_texts(toy_rows: Toy, encoder: Encoder, st
         options = TrainOptions(pairs=pair_mode, out_of_scope=0.1)  # type: ignore[arg-type]
         task = train_task(pairs, encoder, store, RECIPES["light"], validation=pairs, options=options).task
         assert task.scope is not None and task.scope.prototypes.shape[1] == times * encoder.identity.width
-        assert np.isfinite(evaluate_task(task, pairs, encoder, store).out_of_scope or 0.0)
+        share = evaluate_task(task, pairs, encoder, store).out_of_scope
+        # These are the validation rows, of which a tenth is above the threshold.
+        assert share == pytest.approx(0.1, abs=0.03)

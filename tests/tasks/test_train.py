@@ -49,7 +49,7 @@ def train(
     data: Dataset, encoder: Encoder, recipe: Recipe = RECIPE, store: FeatureStore | None = None, **given: Any
 ) -> Trained:
     """Train with the data sets and the options of the main job side by side."""
-    parts = {name: given.pop(name) for name in ("validation", "test", "progress") if name in given}
+    parts = {name: given.pop(name) for name in ("validation", "test", "held", "progress") if name in given}
     return train_task(data, encoder, store or FeatureStore(), recipe, options=TrainOptions(**given), **parts)
 
 
@@ -127,6 +127,11 @@ def test_validation_and_test_rows_that_are_given(toy: Dataset, encoder: Encoder)
     # The test report is that of the head that is saved.
     report = evaluate_task(trained.task, both, encoder, FeatureStore()).report
     assert report.metrics == pytest.approx(trained.reports["test"].metrics)
+
+
+def test_validation_rows_and_rows_to_hold_out_are_not_given_together(toy: Dataset, encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match="both validation rows and rows to hold out are given"):
+        train(toy, encoder, validation=toy, held=np.arange(9))
 
 
 def test_of_several_seeds_the_best_on_validation_is_the_task(toy: Dataset, encoder: Encoder) -> None:

@@ -305,10 +305,10 @@ def _print_trained(trained: Trained, out: Path, watch: Stopwatch) -> None:
         print(f"Before training, from the label texts alone, {split} set: {figures}.")
     if split in trained.out_of_scope:
         print(f"Out of scope: {trained.out_of_scope[split]:.1%} of the {split} rows.")
-    share = task.head_parameters / task.encoder.parameters
     if task.cascade is not None:
-        share = DEFAULT_SHARE
-        print(f"With --cascade {share}, {task.cascade.sentence(share)} (measured on the validation set).")
+        sentence = task.cascade.sentence(DEFAULT_SHARE)
+        print(f"With --cascade {DEFAULT_SHARE}, {sentence} (measured on the validation set).")
+    share = task.head_parameters / task.encoder.parameters
     print(f"The head has {task.head_parameters:,} parameters, {share:.1%} of the encoder's. Saved in {out}.")
     if split == "validation":
         print(

@@ -15,7 +15,7 @@ from ytuning.features.features import CacheUse, Features, stored_inputs
 from ytuning.features.pools import stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
-from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse
+from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse, check_share
 from ytuning.tasks.task import Task
 from ytuning.training.fit import logits_of
 from ytuning.training.scope import share_outside
@@ -66,10 +66,11 @@ def evaluate_task(
         progress: is told every step.
 
     Raises:
-        InputError: ``cascade`` is no such share.
+        InputError: ``cascade`` is not a share above 0 and at most 0.5.
         DataError: the rows do not fit the task.
         StoreError: the feature store cannot be read or written.
     """
+    check_share(cascade)
     check_labels_known(dataset, task.target, "evaluation")
     features, cache = task_features(task, dataset, encoder, store, progress=progress)
     judged = EvaluatedRows(dataset, task.target.encode(labels_of(dataset)), logits_of(task.head, features), task.head)

@@ -433,7 +433,7 @@ def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:
         TaskFolderError: the encoders differ, or the encoder lacks a hidden state; the message names the difference.
     """
     if task.encoder.fingerprint == encoder.fingerprint:
-        deepest = max(one.states[-1] for one in (task, task.light_task) if one is not None)
+        deepest = max(heads.states[-1] for heads in (task, task.cascade) if heads is not None)
         if deepest > depth:
             raise TaskFolderError(
                 f"the task {task.name!r} reads the hidden state {deepest}, but {encoder.name!r} has the states "

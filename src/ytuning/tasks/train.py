@@ -171,8 +171,9 @@ def train_task(
         recipe: form of the head and its training.
         validation: rows that choose.
         test: rows that the task is reported on.
-        held: positions (rows,) int64 of the rows of ``train`` that choose in place of ``validation``, rising, such as
-            those that it shares with other tasks (`common_holdout.common_holdout`).
+        held: (V,) int64, rising: positions in ``train`` of the rows that are held out for validation, such as those
+            that several tasks share (`common_holdout.common_holdout`). None: the rows are drawn. Not with
+            ``validation``.
         options: everything else that can be chosen.
         progress: is told every step; Ctrl-C ends the training and gives the best head so far.
 
@@ -182,6 +183,8 @@ def train_task(
         DataError: the rows cannot be trained on.
         StoreError: the feature store cannot be used.
     """
+    if validation is not None and held is not None:
+        raise ValueError("both validation rows and rows to hold out are given; give one of them")
     options, progress = options or TrainOptions(), progress or Progress()
     states = encoder.resolve_states(recipe.layers)
     context = TrainContext(train, validation, test, encoder, states, store, recipe, options, progress, held=held)

@@ -358,12 +358,15 @@ class JointHeads:
             rows: positions.
             wanted: (heads, N) bool, which rows each head is asked for; one that is asked for none has logits (0, 0).
         """
+        # Other heads may be asked for the next time, so they are joined only once the same ones have come again. This is
+        # decided here, because it must not depend on which batch is computed first.
+        joins, self._used = self._used, True
         asked = wanted.any(0).nonzero()[:, 0]
         batches = [asked[batch] for batch in ordered_batches(features.lengths[rows[asked]])] if len(asked) else []
 
         def compute(places: Tensor) -> list[Tensor]:
             with torch.inference_mode():
-                return self._call_where(*features.batch(rows[places]), wanted[:, places])
+                return self._call_where(*features.batch(rows[places]), wanted[:, places], joins=joins)
 
         parts = _side_by_side(compute, batches)
         logits = []
@@ -374,15 +377,13 @@ class JointHeads:
             logits.append(torch.cat(found).cpu()[order] if found else torch.empty(0, 0))
         return logits
 
-    def _call_where(self, values: Tensor, mask: Tensor, wanted: Tensor) -> list[Tensor]:
+    def _call_where(self, values: Tensor, mask: Tensor, wanted: Tensor, *, joins: bool) -> list[Tensor]:
         """Each head's logits (n, C) of the rows of a batch that it is wanted for, (heads, B) bool."""
         asked = wanted.any(1).tolist()
         logits: dict[int, Tensor] = {}
         for light in self._light:
             logits |= light.logits_where(values, mask, wanted)
-        # Other heads may be asked for the next time, so they are joined only once the same ones have come again.
-        joins, self._used = self._used and mask.numel() <= JOINED_TOKENS, True
-        for joined, group in self._joined if joins else ():
+        for joined, group in self._joined if joins and mask.numel() <= JOINED_TOKENS else ():
             some = [index for index in group if asked[index]]
             # The members were joined before it was known which of them are asked for.
             if len(some) >= JOINED_SHARE * len(group):
