@@ -358,8 +358,8 @@ class JointHeads:
             rows: positions.
             wanted: (heads, N) bool, which rows each head is asked for; one that is asked for none has logits (0, 0).
         """
-        # Other heads may be asked for the next time, so they are joined only once the same ones have come again. This is
-        # decided here, because it must not depend on which batch is computed first.
+        # Other heads may be asked for the next time, so they are joined only once the same ones have come again. That
+        # is decided here, because it must not depend on which batch is computed first.
         joins, self._used = self._used, True
         asked = wanted.any(0).nonzero()[:, 0]
         batches = [asked[batch] for batch in ordered_batches(features.lengths[rows[asked]])] if len(asked) else []
