@@ -24,7 +24,7 @@ from ytuning.tasks.train_many import train_tasks
 from ytuning.training.fit import clearly_lower
 from ytuning.training.recipes import Recipe
 
-__all__ = ["train_cheapest", "train_tasks_cheapest"]
+__all__ = ["choose_cheapest", "train_cheapest", "train_tasks_cheapest"]
 
 # A dearer head is taken if its loss or its score on validation rows is better by this many standard errors of the
 # difference. It is more easily taken than a dearer way to read pairs, because a light head is behind on most sets.
@@ -76,7 +76,7 @@ def train_cheapest(
         )
 
     trained = _in_turn(recipes, run, options or TrainOptions(), lambda one: one.fit.interrupted)
-    return _choose(trained, said, complete=len(trained) == len(recipes))
+    return choose_cheapest(trained, said, complete=len(trained) == len(recipes))
 
 
 def train_tasks_cheapest(
@@ -118,7 +118,7 @@ def train_tasks_cheapest(
     trained = _in_turn(recipes, run, options or TrainOptions(), was_interrupted)
     complete = len(trained) == len(recipes)
     return {
-        name: _choose({recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete)
+        name: choose_cheapest({recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete)
         for name in next(iter(trained.values()))
     }
 
@@ -152,7 +152,7 @@ def _in_turn(
     return results
 
 
-def _choose(trained: Mapping[str, Trained], progress: Progress, *, complete: bool) -> Trained:
+def choose_cheapest(trained: Mapping[str, Trained], progress: Progress, *, complete: bool) -> Trained:
     """The first training, unless a later one is clearly better; says what was measured.
 
     Where Ctrl-C has left out recipes, the training that is taken counts as interrupted.
