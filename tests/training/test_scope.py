@@ -20,7 +20,14 @@ from ytuning.heads.pooled import PooledConfig, build_head
 from ytuning.heads.scope import JointScopes, LabelGaussians, ScopeModel, directions, label_share
 from ytuning.training.fit import logits_of
 from ytuning.training.light import LightJob, fit_light
-from ytuning.training.scope import check_out_of_scope, fit_scope, new_prototypes, share_outside, text_directions
+from ytuning.training.scope import (
+    ScopeTexts,
+    check_out_of_scope,
+    fit_scope,
+    new_prototypes,
+    share_outside,
+    text_directions,
+)
 
 LAYERS, WIDTH, LABELS = 2, 16, 5
 ROWS, TRAIN, VALIDATION = 600, np.arange(0, 400), np.arange(400, 600)
@@ -56,8 +63,7 @@ def head(known: tuple[Features, np.ndarray]) -> LightHead:
 def fitted(known: tuple[Features, np.ndarray], head: LightHead, **options: Any) -> ScopeModel:
     features, ids = known
     model = fit_scope(
-        features,
-        LAYERS,
+        ScopeTexts(features, LAYERS),
         kind_of("single", LABELS),
         ids,
         train=TRAIN,
@@ -192,7 +198,7 @@ def test_the_threshold_holds_for_the_share_of_exchangeable_texts(
     place = math.floor(share * 201)
     assert model.threshold == pytest.approx(float(scores[place - 1]), abs=1e-5)
     logits = logits_of(head, known[0], torch.from_numpy(VALIDATION))
-    given = share_outside(model, known[0], LAYERS, VALIDATION, logits)
+    given = share_outside(model, ScopeTexts(known[0], LAYERS), VALIDATION, logits)
     assert given is not None and abs(given - (place - 1) / 200) <= 1 / 200
 
 
@@ -206,13 +212,13 @@ def test_every_kind_has_a_score(kind: Any, known: tuple[Features, np.ndarray]) -
     light = fit_light(features, [LightJob(target, targets, VALIDATION)], rows=np.arange(ROWS))[0].chosen_head
     logits = logits_of(light, features)
     model = fit_scope(
-        features, LAYERS, target, targets, train=TRAIN, validation=VALIDATION, head=light,
+        ScopeTexts(features, LAYERS), target, targets, train=TRAIN, validation=VALIDATION, head=light,
         validation_logits=logits[VALIDATION],
     )  # fmt: skip
     assert model is not None and model.threshold is None
     assert model.labels == (3 if kind in ("single", "ordinal") else 0)
     assert bool(scores_of(model, light, features).isfinite().all())
-    assert share_outside(model, features, LAYERS, VALIDATION, logits[VALIDATION]) is None
+    assert share_outside(model, ScopeTexts(features, LAYERS), VALIDATION, logits[VALIDATION]) is None
 
 
 def test_prototypes_do_not_depend_on_the_order_of_rows(known: tuple[Features, np.ndarray], head: LightHead) -> None:
@@ -221,13 +227,41 @@ def test_prototypes_do_not_depend_on_the_order_of_rows(known: tuple[Features, np
     shuffled = np.random.default_rng(5).permutation(TRAIN)
     one, other = (
         fit_scope(
-            features, LAYERS, target, ids, train=train, validation=VALIDATION, head=head, validation_logits=logits
+            ScopeTexts(features, LAYERS),
+            target,
+            ids,
+            train=train,
+            validation=VALIDATION,
+            head=head,
+            validation_logits=logits,
         )
         for train in (TRAIN, shuffled)
     )
     assert one is not None and other is not None
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     assert 48 <= len(one.prototypes) <= 100 and int(one.prototypes.abs().max()) == 127
+
+
+def test_tasks_with_the_same_rows_share_what_is_read(known: tuple[Features, np.ndarray], head: LightHead) -> None:
+    features, ids = known
+    texts, logits = ScopeTexts(features, LAYERS), logits_of(head, features)
+    torch.testing.assert_close(
+        texts.light_logits(head, TRAIN[::3]), torch.from_numpy(logits[TRAIN[::3]]), rtol=1e-4, atol=1e-4
+    )
+    # Other rows are read anew.
+    torch.testing.assert_close(texts.light_logits(head, TRAIN[:5]), torch.from_numpy(logits[:5]), rtol=1e-4, atol=1e-4)
+    target = kind_of("single", LABELS)
+    for _ in range(2):
+        shared, alone = (
+            fit_scope(
+                given, target, ids, train=TRAIN, validation=VALIDATION, head=head, validation_logits=logits[VALIDATION],
+                share=0.1,
+            )
+            for given in (texts, ScopeTexts(features, LAYERS))
+        )  # fmt: skip
+        assert shared is not None and alone is not None and shared.to_json() == alone.to_json()
+        assert all(torch.equal(shared.tensors[name], alone.tensors[name]) for name in shared.tensors)
+    assert texts.prototypes(TRAIN, 9) is texts.prototypes(TRAIN, 9) is not texts.prototypes(TRAIN[:50], 9)
 
 
 def test_equal_texts_have_a_score(known: tuple[Features, np.ndarray], head: LightHead) -> None:
@@ -244,7 +278,9 @@ def test_too_few_validation_rows_give_no_scope(known: tuple[Features, np.ndarray
     logits = logits_of(head, features, torch.from_numpy(some))
     target = kind_of("single", LABELS)
     assert (
-        fit_scope(features, LAYERS, target, ids, train=TRAIN, validation=some, head=head, validation_logits=logits)
+        fit_scope(
+            ScopeTexts(features, LAYERS), target, ids, train=TRAIN, validation=some, head=head, validation_logits=logits
+        )
         is None
     )
 
@@ -336,8 +372,7 @@ def test_the_head_of_a_scope_is_a_light_one_or_its_energy_counts(known: tuple[Fe
     features, ids = known
     logits = np.random.default_rng(0).normal(size=(len(VALIDATION), LABELS)).astype(np.float32)
     stepwise = build_head(PooledConfig(), labels=LABELS, layers=LAYERS, width=WIDTH)
-    model = fit_scope(
-        features, LAYERS, kind_of("single", LABELS), ids, train=TRAIN, validation=VALIDATION,
+    model = fit_scope(ScopeTexts(features, LAYERS), kind_of("single", LABELS), ids, train=TRAIN, validation=VALIDATION,
         head=stepwise, validation_logits=logits, temperature=2.0,
     )  # fmt: skip
     assert model is not None and model.gaussians is None

@@ -25,7 +25,7 @@ from ytuning.tasks.task import Task
 from ytuning.training.calibration import Calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.light import LightFit, LightJob, fit_light
-from ytuning.training.scope import fit_scope
+from ytuning.training.scope import ScopeTexts, fit_scope
 
 __all__ = ["LightRows", "grown_light_task", "row_record", "shrunk_light_task", "some_logits"]
 
@@ -85,8 +85,7 @@ class LightRows:
         scope = None
         if task.scope is not None:
             scope = fit_scope(
-                features,
-                len(task.states),
+                ScopeTexts(features, len(task.states)),
                 target,
                 rows.targets,
                 train=np.flatnonzero(~rows.held),

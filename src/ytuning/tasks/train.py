@@ -38,7 +38,7 @@ from ytuning.training.calibration import Calibration, calibrated_losses, check_a
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, TrainingConfig, default_label_texts, recipe_to_json
-from ytuning.training.scope import check_out_of_scope, fit_scope, share_outside
+from ytuning.training.scope import ScopeTexts, check_out_of_scope, fit_scope, share_outside
 
 __all__ = [
     "PairModeRun", "Stopwatch", "TrainContext", "TrainOptions", "Trained", "check_options", "finish_task",
@@ -310,6 +310,7 @@ class PairModeRun:
     Attributes:
         pair_mode: how pairs were read; None for single texts.
         features: features of all rows, as the heads read them.
+        texts: the same for scopes, which tasks that are trained together share.
         cache: use of the feature store.
         fits: how each head was trained.
         keys: of light heads the keys of all rows, see `pools.row_keys`.
@@ -317,6 +318,7 @@ class PairModeRun:
 
     pair_mode: PairMode | None
     features: Features
+    texts: ScopeTexts
     cache: CacheUse
     fits: list[FitResult]
     keys: np.ndarray | None = None
@@ -347,8 +349,9 @@ def fit_pair_modes(
             return by_task, False
         interrupted = fits[0][0].interrupted
         if not (interrupted and by_task[0]):
+            texts = ScopeTexts(features, len(context.states))
             for runs, own in zip(by_task, fits, strict=True):
-                runs.append(PairModeRun(mode, features, cache, own, keys))
+                runs.append(PairModeRun(mode, features, texts, cache, own, keys))
         if interrupted:
             return by_task, False
     return by_task, True
@@ -427,7 +430,7 @@ def finish_task(
         calibrations = _calibrate(context, rows, heads)
         evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
         before = zero_shot(mean_pools(run.features, len(context.states)), rows)
-        scope, outside = _fit_scope(context, rows, run.features, heads.fit, evaluated[heads.best])
+        scope, outside = _fit_scope(context, rows, run.texts, heads.fit, evaluated[heads.best])
     run = replace(run, cache=_cache_use(runs, sampled))
     return _report(context, rows, run, heads, evaluated, before, scope=scope, outside=outside)
 
@@ -569,16 +572,15 @@ def zero_shot(features: Features, rows: TaskRows) -> dict[str, dict[str, float]]
 
 
 def _fit_scope(
-    context: TrainContext, rows: TaskRows, features: Features, fit: FitResult, evaluated: _EvaluatedHead
+    context: TrainContext, rows: TaskRows, texts: ScopeTexts, fit: FitResult, evaluated: _EvaluatedHead
 ) -> tuple[ScopeModel | None, dict[str, float]]:
     """The task's scope, and the share of the rows of each split that are out of it, if there is a threshold."""
-    layers, outside = len(context.states), dict[str, float]()
+    outside = dict[str, float]()
     logits = {"validation": fit.validation_logits, "test": evaluated.test_logits}
     # The heads are trained, and should not be lost for this.
     with suppress(KeyboardInterrupt):
         scope = fit_scope(
-            features,
-            layers,
+            texts,
             rows.target,
             rows.truth,
             train=np.concatenate((rows.train, rows.label_texts)),
@@ -590,7 +592,7 @@ def _fit_scope(
         )
         for split, own in logits.items():
             if own is not None:
-                share = share_outside(scope, features, layers, getattr(rows, split), own)
+                share = share_outside(scope, texts, getattr(rows, split), own)
                 outside |= {} if share is None else {split: share}
         return scope, outside
     return None, {}

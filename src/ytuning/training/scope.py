@@ -21,12 +21,13 @@ from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pooled import LabelHead, LightHead
 from ytuning.heads.scope import LabelGaussians, ScopeModel, directions, nearest
 from ytuning.system.machine import one_thread
-from ytuning.training.fit import logits_of
 
-__all__ = ["check_out_of_scope", "fit_scope", "new_prototypes", "share_outside", "text_directions"]
+__all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "share_outside", "text_directions"]
 
 # Maximum numbers of rows that are looked at: for the prototypes, for the distributions, and of the validation rows.
 PROTOTYPE_ROWS, GAUSSIAN_ROWS, VALIDATION_ROWS = 4096, 8192, 4096
+# Rows whose pools are read at a time.
+READ_ROWS = 1024
 # Prototypes of a task: so many for each label beyond the first four, but at least FEWEST and at most MOST. More do
 # better on training rows of BANKING77 with 20 labels left out, 5, 10 and 20 for each label by 0.003 and 0.002, and of
 # TREC-6, AG News, CoLA and SST-2 against each other's texts. But a light task of ten labels should not be larger than
@@ -66,9 +67,51 @@ def check_out_of_scope(share: float | None, rows: int) -> None:
         )
 
 
+class ScopeTexts:
+    """What scopes need of the rows of some features; what several tasks ask for is read and computed once.
+
+    Attributes:
+        features: features of all rows, as heads read them.
+        layers: number of hidden states that the tasks read, the last of which gives the directions.
+    """
+
+    def __init__(self, features: Features, layers: int) -> None:
+        self.features, self.layers = features, layers
+        self._directions: dict[bytes, Tensor] = {}
+        self._prototypes: dict[tuple[bytes, int], Tensor] = {}
+        # The numbers (N, P) float16 that describe the rows which were asked for last to light heads.
+        self._numbers: tuple[bytes, Tensor] | None = None
+
+    def directions(self, rows: np.ndarray) -> Tensor:
+        """The directions (N, S) float32 of rows (N,)."""
+        key = rows.tobytes()
+        if key not in self._directions:
+            self._directions[key] = text_directions(self.features, self.layers, rows)
+        return self._directions[key]
+
+    def prototypes(self, rows: np.ndarray, count: int) -> Tensor:
+        """``count`` prototypes (M, S) int8 of rows (N,)."""
+        key = rows.tobytes(), count
+        if key not in self._prototypes:
+            self._prototypes[key] = _prototypes(self.directions(rows), count)
+        return self._prototypes[key]
+
+    def light_logits(self, head: LightHead, rows: np.ndarray) -> Tensor:
+        """The logits (N, C) float32 of a light head for rows (N,), but for the rounding of numbers to float16."""
+        key = rows.tobytes()
+        if self._numbers is None or self._numbers[0] != key:
+            parts = []
+            for part in torch.from_numpy(rows).split(READ_ROWS):
+                with torch.inference_mode():
+                    parts.append(head.text(*self.features.batch(part)).half())
+            self._numbers = key, torch.cat(parts)
+        with one_thread(), torch.inference_mode():
+            weights = head.rows().T
+            return torch.cat([part.float() @ weights for part in self._numbers[1].split(READ_ROWS)]) + head.label_bias
+
+
 def fit_scope(
-    features: Features,
-    layers: int,
+    texts: ScopeTexts,
     target: TaskKind,
     targets: np.ndarray,
     *,
@@ -82,8 +125,7 @@ def fit_scope(
     """Fit a task's scope model; None with fewer than ``FEWEST_ROWS`` validation rows.
 
     Args:
-        features: features of all rows, as the head reads them.
-        layers: number of hidden states that the task reads, the last of which gives the directions.
+        texts: all rows, as the head reads them.
         target: kind of the task.
         targets: targets of all rows.
         train: positions of the training rows.
@@ -103,29 +145,26 @@ def fit_scope(
     gaussians = None
     if labels and isinstance(head, LightHead) and labels <= GAUSSIAN_LABELS:
         more = _spread(ordered, GAUSSIAN_ROWS)
-        logits = torch.from_numpy(logits_of(head, features, torch.from_numpy(more)))
-        gaussians = _label_gaussians(logits.double(), torch.from_numpy(targets[more]))
+        gaussians = _label_gaussians(texts.light_logits(head, more).double(), torch.from_numpy(targets[more]))
     count = OF_A_LABEL * max(0, target.outputs - LABELS_WITHOUT) if target.labels is not None else 0
     count = min(max(FEWEST, min(MOST, count)), max(1, int(OF_ROWS * len(some))))
-    prototypes = _prototypes(text_directions(features, layers, some), count)
+    prototypes = texts.prototypes(some, count)
     plain = ScopeModel(prototypes, torch.ones(2, 2, dtype=torch.float64), temperature, labels, gaussians, share)
     own = torch.from_numpy(validation_logits[held])
     with one_thread():
-        from_texts = nearest(text_directions(features, layers, validation[held]), prototypes)
+        from_texts = nearest(texts.directions(validation[held]), prototypes)
         model = _standardised(plain, from_texts, plain.label_distances(own))
         scores = model.combine(from_texts, model.label_distances(own))
-    features.release()
+    texts.features.release()
     return _with_threshold(model, scores)
 
 
-def share_outside(
-    model: ScopeModel | None, features: Features, layers: int, rows: np.ndarray, logits: np.ndarray
-) -> float | None:
-    """The share of rows (N,) of features that are out of scope by their logits (N, C); None without a threshold."""
-    if model is None or not len(rows):
+def share_outside(model: ScopeModel | None, texts: ScopeTexts, rows: np.ndarray, logits: np.ndarray) -> float | None:
+    """The share of rows (N,) that are out of scope by their logits (N, C); None without a threshold."""
+    if model is None or model.threshold is None or not len(rows):
         return None
     with one_thread():
-        scores = model.scores(text_directions(features, layers, rows), torch.from_numpy(logits))
+        scores = model.scores(texts.directions(rows), torch.from_numpy(logits))
     outside = model.are_outside(scores.numpy())
     return None if outside is None else float(outside.mean())
 
