@@ -26,8 +26,8 @@ __all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "s
 
 # Maximum numbers of rows that are looked at: for the prototypes, for the distributions, and of the validation rows.
 PROTOTYPE_ROWS, GAUSSIAN_ROWS, VALIDATION_ROWS = 4096, 8192, 4096
-# Rows whose pools are read at a time.
-READ_ROWS = 1024
+# Rows whose pools are read at a time, and the largest size of what is kept of them in float32.
+READ_ROWS, NUMBERS_BYTES = 1024, 128 << 20
 # Prototypes of a task: so many for each label beyond the first four, but at least FEWEST and at most MOST. More do
 # better on training rows of BANKING77 with 20 labels left out, 5, 10 and 20 for each label by 0.003 and 0.002, and of
 # TREC-6, AG News, CoLA and SST-2 against each other's texts. But a light task of ten labels should not be larger than
@@ -79,7 +79,7 @@ class ScopeTexts:
         self.features, self.layers = features, layers
         self._directions: dict[bytes, Tensor] = {}
         self._prototypes: dict[tuple[bytes, int], Tensor] = {}
-        # The numbers (N, P) float16 that describe the rows which were asked for last to light heads.
+        # The numbers (N, P) that describe to light heads the rows which were asked for last.
         self._numbers: tuple[bytes, Tensor] | None = None
 
     def directions(self, rows: np.ndarray) -> Tensor:
@@ -97,13 +97,15 @@ class ScopeTexts:
         return self._prototypes[key]
 
     def light_logits(self, head: LightHead, rows: np.ndarray) -> Tensor:
-        """The logits (N, C) float32 of a light head for rows (N,), but for the rounding of numbers to float16."""
+        """The logits (N, C) float32 of a light head for rows (N,); numbers that are too many are rounded to float16."""
         key = rows.tobytes()
         if self._numbers is None or self._numbers[0] != key:
             parts = []
             for part in torch.from_numpy(rows).split(READ_ROWS):
                 with torch.inference_mode():
-                    parts.append(head.text(*self.features.batch(part)).half())
+                    numbers = head.text(*self.features.batch(part))
+                    is_large = len(rows) * numbers.shape[1] * numbers.itemsize > NUMBERS_BYTES
+                    parts.append(numbers.half() if is_large else numbers)
             self._numbers = key, torch.cat(parts)
         with one_thread(), torch.inference_mode():
             weights = head.rows().T
