@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--decisions", type=float, help="seconds of a load of /v1/decisions, instead of all else")
     options.add_argument("--questions", type=int, default=20, help="of a request of --decisions")
     options.add_argument("--served", type=Path, help="folder of tasks for --decisions; default: 20 of few rows")
+    options.add_argument("--cascade", type=float, help="of the server for --decisions; default: none")
     options.add_argument("--opponent", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = options.parse_args(argv)
@@ -289,16 +290,17 @@ def decision_figures(folder: Path, arguments: argparse.Namespace) -> dict[str, A
     """A load of so many seconds, after one of a tenth of them."""
     sets = [arguments.data / name for name in DECISION_SETS if name != "imdb"]
     texts = [text for place in sets for text in rows_of(place, "test", arguments.texts // len(sets)).texts]
-    check = DecisionCheck(folder, texts, arguments.questions)
+    check = DecisionCheck(folder, texts, arguments.questions, arguments.cascade)
     figures: dict[str, Any] = {"tasks": len(check.names), "questions": arguments.questions}
+    cascade = [] if arguments.cascade is None else ["--cascade", str(arguments.cascade)]
 
     async def measured() -> None:
         short = arguments.decisions / 10
-        with running(["serve", str(folder / check.names[0])]) as server:
+        with running(["serve", str(folder / check.names[0]), *cascade]) as server:
             await server.ready()
             await decision_load(server, check.of([check.names[0]]), CLIENTS, short)
             one = server.memory()
-        with running(["serve", str(folder), "--watch", "0"]) as server:
+        with running(["serve", str(folder), "--watch", "0", *cascade]) as server:
             figures["ready_seconds"] = await server.ready()
             await decision_load(server, check, CLIENTS, short)
             found = await decision_load(server, check, CLIENTS, arguments.decisions)
@@ -318,7 +320,7 @@ def decision_figures(folder: Path, arguments: argparse.Namespace) -> dict[str, A
 class DecisionCheck:
     """Random questions to tasks, and whether the answers are those of the offline predictions."""
 
-    def __init__(self, folder: Path, texts: list[str], size: int) -> None:
+    def __init__(self, folder: Path, texts: list[str], size: int, cascade: float | None) -> None:
         self._size = size
         tasks = {task.name: task for task in map(load_task, sorted(folder.iterdir()))}
         self._targets = {
@@ -328,7 +330,8 @@ class DecisionCheck:
         }
         self.texts, self.names = texts, list(self._targets)
         self._expected: dict[str, list[Prediction]] = {name: [] for name in self.names}
-        for prediction in Predictor([folder / name for name in self.names]).predict((text, None) for text in texts):
+        predictor = Predictor([folder / name for name in self.names], cascade=cascade)
+        for prediction in predictor.predict((text, None) for text in texts):
             self._expected[prediction.task].append(prediction)
 
     def of(self, names: list[str]) -> DecisionCheck:
