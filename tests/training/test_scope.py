@@ -25,7 +25,7 @@ from ytuning.training.scope import (
     check_out_of_scope,
     fit_scope,
     new_prototypes,
-    share_outside,
+    share_out_of_scope,
     text_directions,
 )
 
@@ -198,7 +198,7 @@ def test_the_threshold_holds_for_the_share_of_exchangeable_texts(
     place = math.floor(share * 201)
     assert model.threshold == pytest.approx(float(scores[place - 1]), abs=1e-5)
     logits = logits_of(head, known[0], torch.from_numpy(VALIDATION))
-    given = share_outside(model, ScopeTexts(known[0], LAYERS), VALIDATION, logits)
+    given = share_out_of_scope(model, ScopeTexts(known[0], LAYERS), VALIDATION, logits)
     assert given is not None and abs(given - (place - 1) / 200) <= 1 / 200
 
 
@@ -218,7 +218,7 @@ def test_every_kind_has_a_score(kind: Any, known: tuple[Features, np.ndarray]) -
     assert model is not None and model.threshold is None
     assert model.labels == (3 if kind in ("single", "ordinal") else 0)
     assert bool(scores_of(model, light, features).isfinite().all())
-    assert share_outside(model, ScopeTexts(features, LAYERS), VALIDATION, logits[VALIDATION]) is None
+    assert share_out_of_scope(model, ScopeTexts(features, LAYERS), VALIDATION, logits[VALIDATION]) is None
 
 
 def test_prototypes_do_not_depend_on_the_order_of_rows(known: tuple[Features, np.ndarray], head: LightHead) -> None:
@@ -331,6 +331,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "other labels": ({"labels": 4}, {}, "labels of a scope must be 0 or 5"),
     "temperature 0": ({"temperature": 0}, {}, "its temperature above 0"),
     "a threshold without a share": ({"share": None}, {}, "both a share and a threshold, or neither"),
+    "a share above one half": ({"share": 0.6}, {}, "the share of a scope must be above 0 and at most 0.5"),
     "no prototypes": ({}, {"prototypes": ...}, "tensors of a scope must be"),
     "prototypes of another width": ({}, {"prototypes": torch.ones(3, 2, dtype=torch.int8)}, "the scope's prototypes"),
     "no rows of prototypes": ({}, {"prototypes": torch.ones(0, WIDTH, dtype=torch.int8)}, "the scope's prototypes"),

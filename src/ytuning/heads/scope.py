@@ -28,13 +28,23 @@ from torch.nn import functional
 
 from ytuning.heads.pairs import PairMode
 
-__all__ = ["JointScopes", "LabelGaussians", "ScopeModel", "directions", "label_share"]
+__all__ = [
+    "MOST_SHARE",
+    "JointScopes",
+    "LabelGaussians",
+    "ScopeModel",
+    "directions",
+    "label_share",
+    "prototype_distances",
+]
 
 # The logits' share of the squared weights is c / (c + LABELS_ALIKE), c being the labels beyond two. Two labels say
 # nothing of other texts. Chosen on training rows of BANKING77 with 20 labels left out, and of TREC-6, AG News, CoLA and
 # SST-2 against each other's texts (benchmarks/LOG.md).
 LABELS_ALIKE = 20
 NUMBERS, GAUSSIANS = ("temperature", "labels", "share", "threshold"), ("means", "within", "center", "whole")
+# The largest share of the texts in scope that a task may take for others.
+MOST_SHARE = 0.5
 # Prototypes of several tasks that are multiplied at a time.
 JOINT_ROWS = 2048
 
@@ -115,7 +125,7 @@ class ScopeModel:
 
         A score of 0 is that of a usual text. On validation rows the deviation is about 1.
         """
-        return self.combine(nearest(texts, self.prototypes), self.label_distances(logits))
+        return self.combine(prototype_distances(texts, self.prototypes), self.label_distances(logits))
 
     def label_distances(self, logits: Tensor) -> Tensor | None:
         """What the logits (B, C) say, (B,); None where they do not count."""
@@ -134,7 +144,7 @@ class ScopeModel:
         share = label_share(self.labels)
         return math.sqrt(1 - share) * scores + math.sqrt(share) * (from_labels - label_mean) / label_deviation
 
-    def are_outside(self, scores: np.ndarray) -> np.ndarray | None:
+    def are_out_of_scope(self, scores: np.ndarray) -> np.ndarray | None:
         """Which texts (B,) bool are out of scope by their scores (B,) float32; None without a threshold."""
         return None if self.threshold is None else scores > np.float32(self.threshold)
 
@@ -171,6 +181,8 @@ class ScopeModel:
             raise ValueError(f"labels of a scope must be 0 or {outputs}, and its temperature above 0")
         if (numbers["share"] is None) != (numbers["threshold"] is None):
             raise ValueError("a scope has both a share and a threshold, or neither")
+        if numbers["share"] is not None and not 0 < numbers["share"] <= MOST_SHARE:
+            raise ValueError(f"the share of a scope must be above 0 and at most {MOST_SHARE}")
         # The shape and the type of each tensor; None: any size.
         wanted: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
             "prototypes": (torch.int8, (None, width)),
@@ -203,7 +215,7 @@ class ScopeModel:
         return replace(self, labels=self.labels - 1 if self.labels > 3 else 0)
 
 
-def nearest(texts: Tensor, prototypes: Tensor) -> Tensor:
+def prototype_distances(texts: Tensor, prototypes: Tensor) -> Tensor:
     """The distance (B,) of directions (B, S) from the nearest of prototypes (M, S): 1 less the cosine."""
     return 1 - _cosines(texts, prototypes).amax(0)
 

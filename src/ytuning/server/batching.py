@@ -311,7 +311,7 @@ class Batcher:
             self._telemetry.count_answers(name, len(answers), given.by_light)
             for place, row in enumerate(np.flatnonzero(rows).tolist()):
                 shown = answers[place], scores[place], given.logits[place], given.head(place)
-                of_scope = given.is_outside(place), given.out_of_scope_score(place)
+                of_scope = given.is_out_of_scope(place), given.out_of_scope_score(place)
                 answered = Answered(*shown, *of_scope, lengths[row], cut[row], batch)
                 results += [(*waiting, name, answered) for waiting in units[row].wanted[key][1]]
         batch.heads = time.perf_counter() - encoded

@@ -18,7 +18,7 @@ from ytuning.progress import Progress
 from ytuning.tasks.cascade import DEFAULT_SHARE, CascadeUse, check_share
 from ytuning.tasks.task import Task
 from ytuning.training.fit import logits_of
-from ytuning.training.scope import ScopeTexts, share_outside
+from ytuning.training.scope import ScopeTexts, share_out_of_scope
 
 __all__ = ["TaskEvaluation", "evaluate_task", "task_features"]
 
@@ -89,8 +89,9 @@ def evaluate_task(
         )
         given = task.calibration.answers(task.target, judged.logits)
         use = light.measure(task.target, given, logits_of(light.head, pools), cascade)
-    outside = share_outside(task.scope, ScopeTexts(features, len(task.states)), np.arange(len(features)), judged.logits)
-    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()), use, outside)
+    texts, rows = ScopeTexts(features, len(task.states)), np.arange(len(features))
+    out_of_scope = share_out_of_scope(task.scope, texts, rows, judged.logits)
+    return TaskEvaluation(report, judged, cache, int(features.truncated_rows.sum()), use, out_of_scope)
 
 
 def task_features(

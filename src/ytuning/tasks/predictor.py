@@ -184,7 +184,7 @@ class Predictor:
                         by_name,
                         bool(truncated[row]),
                         given.head(row),
-                        given.is_outside(row),
+                        given.is_out_of_scope(row),
                         given.out_of_scope_score(row),
                     )
             position += len(window)

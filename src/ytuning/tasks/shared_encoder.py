@@ -63,16 +63,16 @@ class TaskAnswers:
         answers: answers and probabilities, as the head that has answered gives them.
         logits: (N, C) float32 logits of that head.
         by_light: (N,) bool, whether it is the light head of a cascade; None where the task has one head.
-        scope_scores: (N,) float32, how unlike the training rows each text is; None where the task cannot tell.
-        outside: (N,) bool, whether each text is out of scope; None where the task has no threshold for it.
+        out_of_scope_scores: (N,) float32, how unlike the training rows each text is; None where the task cannot tell.
+        out_of_scope: (N,) bool, whether each text is out of scope; None where the task has no threshold for it.
     """
 
     task: Task
     answers: Answers
     logits: np.ndarray
     by_light: np.ndarray | None = None
-    scope_scores: np.ndarray | None = None
-    outside: np.ndarray | None = None
+    out_of_scope_scores: np.ndarray | None = None
+    out_of_scope: np.ndarray | None = None
 
     @property
     def named(self) -> list[Answer]:
@@ -83,13 +83,13 @@ class TaskAnswers:
         """Which head of a cascade has answered a text; None where the task has one head."""
         return None if self.by_light is None else "light" if self.by_light[row] else "default"
 
-    def is_outside(self, row: int) -> bool | None:
+    def is_out_of_scope(self, row: int) -> bool | None:
         """Whether a text is out of scope; None where the task has no threshold for it."""
-        return None if self.outside is None else bool(self.outside[row])
+        return None if self.out_of_scope is None else bool(self.out_of_scope[row])
 
     def out_of_scope_score(self, row: int) -> float | None:
         """How unlike the training rows a text is, to four places; None where the task cannot tell."""
-        return None if self.scope_scores is None else round(float(self.scope_scores[row]), 4)
+        return None if self.out_of_scope_scores is None else round(float(self.out_of_scope_scores[row]), 4)
 
 
 class SharedEncoder:
@@ -150,10 +150,10 @@ class SharedEncoder:
         light = [task.light_task for task in tasks]
         first = [one or task for one, task in zip(light, tasks, strict=True)]
         all_logits = self.logits(texts, first, rows, asked)
-        scopes = self._scope_scores(texts, first, all_logits, rows, asked) if with_scope else {}
+        scopes = self._out_of_scope_scores(texts, first, all_logits, rows, asked) if with_scope else {}
         for number, (task, logits) in enumerate(zip(tasks, all_logits, strict=True)):
             scores, scope = scopes.get(number), first[number].scope
-            of_scope = scores, None if scores is None or scope is None else scope.are_outside(scores)
+            of_scope = scores, None if scores is None or scope is None else scope.are_out_of_scope(scores)
             if light[number] is None or task.cascade is None:
                 found.append(TaskAnswers(task, task.calibration.answers(task.target, logits), logits, None, *of_scope))
             else:
@@ -193,7 +193,7 @@ class SharedEncoder:
             by_task |= {number: logits.numpy() for number, logits in zip(numbers, found, strict=True)}
         return [by_task[number] for number in range(len(tasks))]
 
-    def _scope_scores(
+    def _out_of_scope_scores(
         self,
         texts: LiveTexts,
         tasks: Sequence[Task],

@@ -38,7 +38,7 @@ from ytuning.training.calibration import Calibration, calibrated_losses, check_a
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows
 from ytuning.training.recipes import AUTO_LAYERS, Recipe, TrainingConfig, default_label_texts, recipe_to_json
-from ytuning.training.scope import ScopeTexts, check_out_of_scope, fit_scope, share_outside
+from ytuning.training.scope import ScopeTexts, check_out_of_scope, fit_scope, share_out_of_scope
 
 __all__ = [
     "PairModeRun", "Stopwatch", "TrainContext", "TrainOptions", "Trained", "check_options", "finish_task",
@@ -430,9 +430,9 @@ def finish_task(
         calibrations = _calibrate(context, rows, heads)
         evaluated = _evaluate_seeds(context, rows, run.features, heads, calibrations)
         before = zero_shot(mean_pools(run.features, len(context.states)), rows)
-        scope, outside = _fit_scope(context, rows, run.texts, heads.fit, evaluated[heads.best])
+        scope, out_of_scope = _fit_scope(context, rows, run.texts, heads.fit, evaluated[heads.best])
     run = replace(run, cache=_cache_use(runs, sampled))
-    return _report(context, rows, run, heads, evaluated, before, scope=scope, outside=outside)
+    return _report(context, rows, run, heads, evaluated, before, scope=scope, out_of_scope=out_of_scope)
 
 
 def _choose_pair_mode(context: TrainContext, rows: TaskRows, runs: Sequence[PairModeRun]) -> PairModeRun:
@@ -575,7 +575,7 @@ def _fit_scope(
     context: TrainContext, rows: TaskRows, texts: ScopeTexts, fit: FitResult, evaluated: _EvaluatedHead
 ) -> tuple[ScopeModel | None, dict[str, float]]:
     """The task's scope, and the share of the rows of each split that are out of it, if there is a threshold."""
-    outside = dict[str, float]()
+    out_of_scope = dict[str, float]()
     logits = {"validation": fit.validation_logits, "test": evaluated.test_logits}
     # The heads are trained, and should not be lost for this.
     with suppress(KeyboardInterrupt):
@@ -592,9 +592,9 @@ def _fit_scope(
         )
         for split, own in logits.items():
             if own is not None:
-                share = share_outside(scope, texts, getattr(rows, split), own)
-                outside |= {} if share is None else {split: share}
-        return scope, outside
+                share = share_out_of_scope(scope, texts, getattr(rows, split), own)
+                out_of_scope |= {} if share is None else {split: share}
+        return scope, out_of_scope
     return None, {}
 
 
@@ -607,7 +607,7 @@ def _report(
     before: dict[str, dict[str, float]],
     *,
     scope: ScopeModel | None,
-    outside: dict[str, float],
+    out_of_scope: dict[str, float],
 ) -> Trained:
     """The task and everything that is known about it."""
     best, fit = evaluated[heads.best], heads.fit
@@ -628,7 +628,7 @@ def _report(
         by_seed={first + position: head.metrics for position, head in enumerate(evaluated[:seeds])},
         rows=rows.counts,
         shared=rows.shared,
-        out_of_scope=outside,
+        out_of_scope=out_of_scope,
         cache=run.cache,
         truncated=int(run.features.truncated_rows[rows.positions].sum()),
         seconds=context.watch.seconds,

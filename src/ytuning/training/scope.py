@@ -19,10 +19,10 @@ from ytuning.data.kinds import TaskKind
 from ytuning.errors import InputError, parameter
 from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pooled import LabelHead, LightHead
-from ytuning.heads.scope import LabelGaussians, ScopeModel, directions, nearest
+from ytuning.heads.scope import MOST_SHARE, LabelGaussians, ScopeModel, directions, prototype_distances
 from ytuning.system.machine import one_thread
 
-__all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "share_outside", "text_directions"]
+__all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "share_out_of_scope", "text_directions"]
 
 # Maximum numbers of rows that are looked at: for the prototypes, for the distributions, and of the validation rows.
 PROTOTYPE_ROWS, GAUSSIAN_ROWS, VALIDATION_ROWS = 4096, 8192, 4096
@@ -57,8 +57,9 @@ def check_out_of_scope(share: float | None, rows: int) -> None:
     """
     if share is None:
         return
-    if not 0 < share <= 0.5:
-        raise InputError(f"{parameter('out_of_scope')} must be a share above 0 and at most 0.5. Got {share!r} instead.")
+    if not 0 < share <= MOST_SHARE:
+        problem = f"{parameter('out_of_scope')} must be a share above 0 and at most {MOST_SHARE}."
+        raise InputError(f"{problem} Got {share!r} instead.")
     fewest = max(FEWEST_ROWS, math.ceil(1 / share - 1))
     if rows < fewest:
         raise InputError(
@@ -154,21 +155,23 @@ def fit_scope(
     plain = ScopeModel(prototypes, torch.ones(2, 2, dtype=torch.float64), temperature, labels, gaussians, share)
     own = torch.from_numpy(validation_logits[held])
     with one_thread():
-        from_texts = nearest(texts.directions(validation[held]), prototypes)
+        from_texts = prototype_distances(texts.directions(validation[held]), prototypes)
         model = _standardised(plain, from_texts, plain.label_distances(own))
         scores = model.combine(from_texts, model.label_distances(own))
     texts.features.release()
     return _with_threshold(model, scores)
 
 
-def share_outside(model: ScopeModel | None, texts: ScopeTexts, rows: np.ndarray, logits: np.ndarray) -> float | None:
+def share_out_of_scope(
+    model: ScopeModel | None, texts: ScopeTexts, rows: np.ndarray, logits: np.ndarray
+) -> float | None:
     """The share of rows (N,) that are out of scope by their logits (N, C); None without a threshold."""
     if model is None or model.threshold is None or not len(rows):
         return None
     with one_thread():
         scores = model.scores(texts.directions(rows), torch.from_numpy(logits))
-    outside = model.are_outside(scores.numpy())
-    return None if outside is None else float(outside.mean())
+    flags = model.are_out_of_scope(scores.numpy())
+    return None if flags is None else float(flags.mean())
 
 
 def text_directions(features: Features, layers: int, rows: np.ndarray) -> Tensor:
