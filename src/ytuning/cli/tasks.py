@@ -204,6 +204,7 @@ def remove_label(
         removed = shrink_task(task, name, loaded, FeatureStore())
         seconds = time.perf_counter() - start
         _tell_lost_cascade(progress, task, removed.task)
+        _tell_lost_scope(progress, task, removed.task, name)
         # The metrics were of all labels.
         save_task(replace(removed.task, name=target.resolve().name, metrics={}), target)
     labels = len(removed.task.target.names)
@@ -225,6 +226,17 @@ def _tell_lost_cascade(progress: Progress, before: Task, after: Task) -> None:
         progress.say(
             "The light head beside the default head was made for the old labels and is gone, so --cascade changes "
             "nothing any more. Train the task again with --preset auto for a new one."
+        )
+
+
+def _tell_lost_scope(progress: Progress, before: Task, after: Task, name: str) -> None:
+    """Say that a light task has lost its score, as it is fitted again on the validation rows that stay."""
+    from ytuning.data.labels import quote
+
+    if before.scope is not None and after.scope is None:
+        progress.say(
+            f"Without the label {quote(name)} the task has too few validation rows for an out-of-scope score, so it "
+            "gives none any more. Train it again with more rows for a new one."
         )
 
 
