@@ -109,7 +109,7 @@ def test_a_curve_comes_back_from_json() -> None:
     [
         {"rows": -1}, {"rows": 2.0}, {"rows": 3}, {"thresholds": [0.5, 0.9]}, {"thresholds": [0.9]},
         {"answered": [9, 2]}, {"changed": [1, 1]}, {"changed": [1, True]}, {"changed": [7, 8]},
-        {"thresholds": [float("nan"), 0.5]}, {"thresholds": None},
+        {"thresholds": [float("nan"), 0.5]}, {"thresholds": None}, {"rows": 10**400},
     ],
 )  # fmt: skip
 def test_a_damaged_curve_is_refused(change: dict[str, Any]) -> None:
@@ -372,6 +372,15 @@ def test_a_damaged_cascade_is_refused(change: dict[str, Any], message: str, fold
     with pytest.raises(TaskFolderError) as raised:
         load_task(folder)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["states", "head_sha256", "thresholds", "calibration", "scope", "curve"])
+def test_a_cascade_without_one_of_its_fields_is_refused(field: str, folder: Path) -> None:
+    content = json.loads((folder / "task.json").read_text())
+    del content["cascade"][field]
+    (folder / "task.json").write_text(json.dumps(content))
+    with pytest.raises(TaskFolderError, match=rf"task\.json is damaged \(KeyError: '{field}'\)"):
+        load_task(folder)
 
 
 def test_a_light_head_of_a_deeper_encoder_is_refused(folder: Path) -> None:

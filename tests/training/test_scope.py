@@ -297,7 +297,7 @@ def test_new_prototypes_are_few() -> None:
     [
         (0.0, 100, "out_of_scope must be a share above 0 and at most 0.5. Got 0.0 instead."),
         (0.51, 100, "out_of_scope must be a share above 0 and at most 0.5. Got 0.51 instead."),
-        (math.nan, 100, "out_of_scope must be a share above 0 and at most 0.5. Got nan instead."),
+        (math.nan, 100, "out_of_scope must be a share above 0 and at most 0.5. Got nan instead. 0.05 takes"),
         (0.05, 18, "out_of_scope 0.05 needs at least 20 validation rows. Got 18 instead."),
         (0.01, 98, "out_of_scope 0.01 needs at least 99 validation rows. Got 98 instead."),
     ],
@@ -327,6 +327,8 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a number is missing": ({"labels": ...}, {}, "a scope has temperature, labels, share, threshold"),
     "a number that is none": ({"temperature": "1"}, {}, "temperature of a scope must be a number"),
     "not finite": ({"threshold": math.inf}, {}, "threshold of a scope must be a number"),
+    "too large for a float": ({"temperature": 10**400}, {}, "temperature of a scope must be a number"),
+    "too large for float32": ({"threshold": 1e300}, {}, "threshold of a scope must be a number"),
     "a truth value": ({"labels": True}, {}, "labels of a scope must be a number"),
     "other labels": ({"labels": 4}, {}, "labels of a scope must be 0 or 5"),
     "temperature 0": ({"temperature": 0}, {}, "its temperature above 0"),

@@ -174,7 +174,9 @@ class ScopeModel:
         if not isinstance(numbers, dict) or set(numbers) != set(NUMBERS):
             raise ValueError(f"a scope has {', '.join(NUMBERS)}")
         for name, value in numbers.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            # False for what is not finite, too; a whole number may be too large for any float.
+            is_number = is_number and abs(value) <= torch.finfo(torch.float32).max
             if not is_number and not (value is None and name in ("share", "threshold")):
                 raise ValueError(f"{name} of a scope must be a number")
         if numbers["labels"] not in (0, outputs) or not numbers["temperature"] > 0:

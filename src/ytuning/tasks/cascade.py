@@ -43,6 +43,8 @@ Head = Literal["light", "default"]
 DEFAULT_SHARE, MOST_SHARE = 0.01, 0.5
 # Probability with which a bound holds.
 CERTAINTY = 0.9
+# Counts above it are no longer exact as floats.
+MOST_ROWS = 2**53
 # A task keeps at most about so many thresholds.
 MOST_STEPS = 128
 
@@ -130,7 +132,11 @@ class CascadeCurve:
         if not (all(type(count) is int for count in whole) and all(type(value) is float for value in thresholds)):
             raise ValueError("a cascade has counts that are whole numbers and thresholds that are not")
         steps = list(zip(answered, changed, strict=True))
-        if not len(thresholds) == len(steps) or rows < 0 or any(not 0 <= k <= n <= rows for n, k in steps):
+        if (
+            not len(thresholds) == len(steps)
+            or not 0 <= rows <= MOST_ROWS
+            or any(not 0 <= k <= n <= rows for n, k in steps)
+        ):
             raise ValueError("the counts of a cascade do not fit its rows or its thresholds")
         rising = all(
             above > below and fewer <= more and less < greater

@@ -372,6 +372,7 @@ def load_task(folder: str | Path) -> Task:
         expected = content["head_sha256"]
         beside = content["cascade"]
         cascade = None if beside is None else _cascade(beside, target, encoder, pair_mode)
+        light = None if beside is None else (beside["head_sha256"], beside["scope"])
         if encoder.fingerprint != content["encoder"]["fingerprint"]:
             raise ValueError("the encoder's fingerprint does not match its fields")
         calibration = _calibration(content, target)
@@ -389,10 +390,10 @@ def load_task(folder: str | Path) -> Task:
     stored = _fill(head, path / HEAD_FILE, expected)
     task = Task(_name_of(path), target, encoder, states, config, head.eval(), calibration, **record)
     task = replace(task, pair_mode=pair_mode, columns=columns)
-    if cascade is not None:
-        file = path / LIGHT_FILE
-        beside_light = _fill(cascade.head, file, beside["head_sha256"])
-        task = replace(task, cascade=replace(cascade, scope=_read_scope(task, beside["scope"], beside_light, file)))
+    if cascade is not None and light is not None:
+        file, (checksum, light_scope) = path / LIGHT_FILE, light
+        beside_light = _fill(cascade.head, file, checksum)
+        task = replace(task, cascade=replace(cascade, scope=_read_scope(task, light_scope, beside_light, file)))
     return _with_tensors(task, scope, stored, path / HEAD_FILE)
 
 
