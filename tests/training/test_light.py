@@ -260,6 +260,14 @@ def test_a_constant_number_counts_nothing(ids: np.ndarray, tokens: Features) -> 
     assert all(bool(tensor.isfinite().all()) for tensor in head.state_dict().values())
 
 
+def test_every_strength_is_tried(pools: Features, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss may have several minima, as that of STS-B has: it rises on both sides of a strength that is not best."""
+    losses = iter([2.0, 1.5, 1.0, 1.5, 2.0, 0.5])
+    monkeypatch.setattr("ytuning.training.light.calibrated_losses", lambda *_, **__: np.array([next(losses)]))
+    assert fit(pools, "bounded", ids).strength == STRENGTHS[5]
+    assert not list(losses)
+
+
 def test_validation_chooses_the_strength(pools: Features, ids: np.ndarray) -> None:
     noise = np.random.default_rng(1).integers(0, 2, ROWS)
     jobs = [LightJob(kind_of("single", 2), noise, VALIDATION), LightJob(kind_of("single"), ids, VALIDATION)]

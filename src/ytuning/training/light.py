@@ -36,7 +36,7 @@ __all__ = ["LightFit", "LightJob", "fit_light"]
 # Strengths of the regularisation, of which validation takes one for each task: 0.01 to 0.1 on BANKING77, 0.3 to 1 on
 # TREC-6, CoLA and SST-2, 3 on pairs and 10 on MNLI (benchmarks/LOG.md). Lower ones than these were hardly better.
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# They are tried in this order, from the middle to where the loss falls.
+# With too few validation rows to choose one.
 MIDDLE_STRENGTH = 0.3
 # The strength is chosen with every third number only, which takes a thirtieth of the time. With fewer numbers each of
 # them explains more, so the same strength regularises less.
@@ -690,20 +690,8 @@ def _choose_strengths(
         logits = _logits(job.target, torch.addmm(linear.bias, values, linear.rows.T).numpy())
         return float(calibrated_losses(job.target, logits, job.targets[some.numpy()]).mean())
 
-    return {number: jobs[number].strength or _lowest(partial(loss, number)) for number in group}
-
-
-def _lowest(loss: Callable[[float], float]) -> float:
-    """The strength with the lowest loss, from the middle one on downwards or, where that is no better, upwards."""
-    middle = STRENGTHS.index(MIDDLE_STRENGTH)
-    best, lowest = middle, loss(MIDDLE_STRENGTH)
-    for way in (-1, 1):
-        place = middle + way
-        while 0 <= place < len(STRENGTHS) and (found := loss(STRENGTHS[place])) < lowest:
-            best, lowest, place = place, found, place + way
-        if best != middle:
-            break
-    return STRENGTHS[best]
+    # The loss may have several minima, above all where the targets are numbers, so every strength is tried.
+    return {number: jobs[number].strength or min(STRENGTHS, key=partial(loss, number)) for number in group}
 
 
 def _logits(target: TaskKind, scores: np.ndarray) -> np.ndarray:
