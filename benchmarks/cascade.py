@@ -24,10 +24,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import bar, head_option, in_turn, medians, parser, recipe, rows_of, seconds, shortened
+from benchmarks.harness import (
+    bar,
+    grouped_columns,
+    head_option,
+    in_turn,
+    medians,
+    parser,
+    recipe,
+    rows_of,
+    seconds,
+    shortened,
+)
 from benchmarks.machine import record
 from benchmarks.quality import SETS, parts_of
-from ytuning.data.dataset import Dataset, labels_of
+from ytuning.data.dataset import Dataset
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
@@ -39,7 +50,6 @@ from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.recipes import preset
 
-GROUPS = (2, 3, 4, 5)
 # Figures of each seed whose means are shown.
 SHOWN = ("answered", "changed", "default", "light", "auto")
 
@@ -150,13 +160,7 @@ def many_tasks(encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any
 
 def grouped_tasks(train: Dataset, encoder: Encoder, arguments: argparse.Namespace) -> list[Task]:
     """Tasks with two heads, each about a random grouping of the labels."""
-    names = np.array([str(label) for label in labels_of(train)])
-    kinds, place = np.unique(names, return_inverse=True)
-    draws = np.random.default_rng(0)
-    columns = {}
-    for number in range(arguments.tasks):
-        groups = draws.permutation(np.arange(len(kinds)) % GROUPS[number % len(GROUPS)])
-        columns[f"task{number}"] = replace(train, labels=[f"group{group}" for group in groups[place]], kind="single")
+    columns = grouped_columns(train, arguments.tasks, "task")
     steps = arguments.head_steps or arguments.task_steps
     with tempfile.TemporaryDirectory() as root:
         default, light = (

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ytuning.compare.fine_tuning import TunedEncoder
-from ytuning.data.dataset import Dataset, read_dataset
+from ytuning.data.dataset import Dataset, labels_of, read_dataset
 from ytuning.encoder.download import DEFAULT_ENCODER, find_encoder
 from ytuning.encoder.encoder import Encoder
 from ytuning.training.recipes import Recipe, preset
 
+GROUPS = (2, 3, 4, 5)  # of labels, for columns in turn
 WARM_STEPS = 3  # the first steps of a training, which allocate and compile, are not timed
 
 
@@ -62,6 +63,18 @@ def rows_of(folder: Path, split: str, most: int | None = None, label: str | None
         next(folder / f"{name}.jsonl" for name in names if (folder / f"{name}.jsonl").exists()), label=label
     )
     return found if most is None or most >= len(found) else found.select(np.linspace(0, len(found) - 1, most))
+
+
+def grouped_columns(rows: Dataset, count: int, name: str) -> dict[str, Dataset]:
+    """So many columns of labels for the same rows: random groupings of their labels into 2 to 5 groups each."""
+    names = np.array([str(label) for label in labels_of(rows)])
+    kinds, place = np.unique(names, return_inverse=True)
+    draws = np.random.default_rng(0)
+    columns = {}
+    for number in range(count):
+        groups = draws.permutation(np.arange(len(kinds)) % GROUPS[number % len(GROUPS)])
+        columns[f"{name}{number}"] = replace(rows, labels=[f"group{group}" for group in groups[place]], kind="single")
+    return columns
 
 
 def seconds(work: Callable[[], object]) -> float:

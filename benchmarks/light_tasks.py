@@ -13,13 +13,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.harness import bar, in_turn, medians, parser, rows_of, seconds
+from benchmarks.harness import bar, grouped_columns, in_turn, medians, parser, rows_of, seconds
 from benchmarks.machine import record
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -32,7 +29,7 @@ from ytuning.tasks.train import TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.recipes import preset
 
-LABELS, GROUPS = 10, (2, 3, 4, 5)
+LABELS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,13 +96,7 @@ def answering(
 
 def training(train: Dataset, encoder: Encoder, store: FeatureStore, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of training the first column alone and all columns together, in turn, on stored texts."""
-    names = np.array([str(label) for label in labels_of(train)])
-    kinds, place = np.unique(names, return_inverse=True)
-    draws = np.random.default_rng(0)
-    columns = {}
-    for number in range(arguments.columns):
-        groups = draws.permutation(np.arange(len(kinds)) % GROUPS[number % len(GROUPS)])
-        columns[f"column{number}"] = replace(train, labels=[f"group{group}" for group in groups[place]], kind="single")
+    columns = grouped_columns(train, arguments.columns, "column")
     stored_pools(
         train.inputs, encoder, store, Progress(), states=encoder.resolve_states(None), pair_mode=None, codec="int8"
     )

@@ -28,13 +28,13 @@ __all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "s
 PROTOTYPE_ROWS, GAUSSIAN_ROWS, VALIDATION_ROWS = 4096, 8192, 4096
 # Rows whose pools are read at a time, and the largest size of what is kept of them in float32.
 READ_ROWS, NUMBERS_BYTES = 1024, 128 << 20
-# Prototypes of a task: so many for each label beyond the first four, but at least FEWEST and at most MOST. More do
+# Prototypes of a task: so many for each label beyond the first four, between a lowest and a highest number. More do
 # better on training rows of BANKING77 with 20 labels left out, 5, 10 and 20 for each label by 0.003 and 0.002, and of
 # TREC-6, AG News, CoLA and SST-2 against each other's texts. But a light task of ten labels should not be larger than
 # 100 kB (benchmarks/LOG.md).
-OF_A_LABEL, LABELS_WITHOUT, FEWEST, MOST = 10, 4, 48, 2048
+PROTOTYPES_OF_LABEL, FIRST_LABELS, FEWEST_PROTOTYPES, MOST_PROTOTYPES = 10, 4, 48, 2048
 # Prototypes are at most so large a share of the training rows.
-OF_ROWS = 1 / 4
+PROTOTYPES_OF_ROWS = 1 / 4
 # Steps of k-means. After 3 of them 8 are hardly better.
 STEPS = 3
 # Fewer validation rows say too little about the scale of the scores.
@@ -142,15 +142,15 @@ def fit_scope(
         return None
     # The order decides which rows are looked at, and is that of the rows that a light task keeps.
     ordered = np.sort(train)
-    some = _spread(ordered, PROTOTYPE_ROWS)
-    held = _spread(np.arange(len(validation)), VALIDATION_ROWS)
+    some = _sample_evenly(ordered, PROTOTYPE_ROWS)
+    held = _sample_evenly(np.arange(len(validation)), VALIDATION_ROWS)
     labels = target.outputs if target.labels is not None and not target.gives_many and target.outputs > 2 else 0
     gaussians = None
     if labels and isinstance(head, LightHead) and labels <= GAUSSIAN_LABELS:
-        more = _spread(ordered, GAUSSIAN_ROWS)
+        more = _sample_evenly(ordered, GAUSSIAN_ROWS)
         gaussians = _label_gaussians(texts.light_logits(head, more).double(), torch.from_numpy(targets[more]))
-    count = OF_A_LABEL * max(0, target.outputs - LABELS_WITHOUT) if target.labels is not None else 0
-    count = min(max(FEWEST, min(MOST, count)), max(1, int(OF_ROWS * len(some))))
+    count = PROTOTYPES_OF_LABEL * max(0, target.outputs - FIRST_LABELS) if target.labels is not None else 0
+    count = min(max(FEWEST_PROTOTYPES, min(MOST_PROTOTYPES, count)), max(1, int(PROTOTYPES_OF_ROWS * len(some))))
     prototypes = texts.prototypes(some, count)
     plain = ScopeModel(prototypes, torch.ones(2, 2, dtype=torch.float64), temperature, labels, gaussians, share)
     own = torch.from_numpy(validation_logits[held])
@@ -188,10 +188,10 @@ def text_directions(features: Features, layers: int, rows: np.ndarray) -> Tensor
 
 def new_prototypes(texts: Tensor) -> Tensor:
     """Prototypes (m, S) int8 of the texts of one more label, given by their directions (N, S)."""
-    return _prototypes(texts, min(OF_A_LABEL, max(1, int(OF_ROWS * len(texts)))))
+    return _prototypes(texts, min(PROTOTYPES_OF_LABEL, max(1, int(PROTOTYPES_OF_ROWS * len(texts)))))
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+def _sample_evenly(rows: np.ndarray, most: int) -> np.ndarray:
     """At most so many of the rows, spread evenly."""
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
 
