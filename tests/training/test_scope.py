@@ -242,6 +242,28 @@ def test_prototypes_do_not_depend_on_the_order_of_rows(known: tuple[Features, np
     assert 48 <= len(one.prototypes) <= 100 and int(one.prototypes.abs().max()) == 127
 
 
+def test_labels_in_turn_are_all_among_the_rows_that_are_looked_at(
+    known: tuple[Features, np.ndarray], head: LightHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ytuning.training.scope.GAUSSIAN_ROWS", 60)
+    features, ids = known
+    # Every fifth training row has the same label, and so has every fifth of those.
+    by_label = np.stack([np.flatnonzero(ids[TRAIN] == label)[:60] for label in range(LABELS)], 1).ravel()[:296]
+    assert isinstance(features, TextFeatures)
+    texts = features.selected(torch.from_numpy(np.concatenate((by_label, VALIDATION))))
+    targets = np.concatenate((ids[by_label], ids[VALIDATION]))
+    count = len(by_label)
+    model = fit_scope(
+        ScopeTexts(texts, LAYERS), kind_of("single", LABELS), targets, train=np.arange(count),
+        validation=np.arange(count, count + len(VALIDATION)), head=head,
+        validation_logits=logits_of(head, features)[VALIDATION],
+    )  # fmt: skip
+    assert model is not None and model.gaussians is not None
+    # The mean of a label without rows is that of all rows.
+    middle = model.gaussians.center @ model.gaussians.within
+    assert all(not torch.allclose(mean, middle, atol=1e-3) for mean in model.gaussians.means)
+
+
 def test_tasks_with_the_same_rows_share_what_is_read(known: tuple[Features, np.ndarray], head: LightHead) -> None:
     features, ids = known
     texts, logits = ScopeTexts(features, LAYERS), logits_of(head, features)

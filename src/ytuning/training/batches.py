@@ -27,7 +27,7 @@ from ytuning.heads.pooled import LabelTuningHead, state_groups
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers
 
-__all__ = ["MeanFeatures", "Projection", "mean_features", "project_features", "shuffled_batches"]
+__all__ = ["MeanFeatures", "Projection", "mean_features", "project_features", "sample_rows", "shuffled_batches"]
 
 # Shuffled rows are sorted by length within this number of batches, which saves most of the padding.
 SORTED_BATCHES = 32
@@ -91,6 +91,13 @@ def _shuffled_rows(features: Features, drawn: list[Tensor], generator: torch.Gen
         features.prefetch(block)
     pool = torch.cat(drawn)
     return pool[torch.randperm(len(pool), generator=generator)]
+
+
+def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of rows (N,), in their order, drawn at random, because labels may follow each other in turn."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
 
 
 class MeanFeatures(TextFeatures):

@@ -29,6 +29,7 @@ from ytuning.features.features import Features
 from ytuning.heads.light import LightHead, match_pairs
 from ytuning.heads.pooling import POOLS
 from ytuning.progress import Progress
+from ytuning.training.batches import sample_rows
 from ytuning.training.calibration import calibrated_losses
 
 __all__ = ["LightFit", "LightJob", "fit_light"]
@@ -231,7 +232,7 @@ class _Numbers:
     @classmethod
     def measured(cls, features: Features, rows: Tensor) -> _Numbers:
         """Take the mean and the deviation of at most ``SAMPLE_ROWS`` of the rows (N,)."""
-        sample = _raw(features, torch.from_numpy(_sample(rows.numpy(), SAMPLE_ROWS)))
+        sample = _raw(features, torch.from_numpy(sample_rows(rows.numpy(), SAMPLE_ROWS)))
         center = sample.mean(0)
         deviation = sample.sub_(center).square_().mean(0).sqrt_()
         deviation[deviation <= LEAST_DEVIATION * center.abs()] = torch.inf
@@ -425,20 +426,13 @@ def _thinned(jobs: Sequence[LightJob], rows: np.ndarray) -> np.ndarray:
     """At most about ``MOST_ROWS`` of rows (N,), and all rows of labels with few of them."""
     if len(rows) <= MOST_ROWS:
         return rows
-    kept = np.isin(rows, _sample(rows, MOST_ROWS))
+    kept = np.isin(rows, sample_rows(rows, MOST_ROWS))
     for job in jobs:
         targets = job.targets[rows]
         counts = job.target.count_labels(targets)
         for label in np.flatnonzero(counts < KEPT_ROWS):
             kept |= job.target.has_label(targets, int(label))
     return rows[kept]
-
-
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of rows (N,), in their order, drawn at random, because labels may follow each other in turn."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
 
 
 @dataclass(frozen=True)
@@ -676,7 +670,7 @@ def _choose_strengths(
         next(iter(learned.values())),
         products - _add_products(None, held.steps[:, ::EVERY].contiguous(), held.weights),
     )
-    some = torch.from_numpy(_sample(validation, CHOOSING_ROWS))
+    some = torch.from_numpy(sample_rows(validation, CHOOSING_ROWS))
     steps = held.steps if torch.equal(some, held.rows) else numbers.in_steps(some)
     values = steps[:, ::EVERY].float() / STEPS
     factors: dict[float, Tensor] = {}

@@ -21,6 +21,7 @@ from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pooled import LabelHead, LightHead
 from ytuning.heads.scope import MOST_SHARE, LabelGaussians, ScopeModel, directions, prototype_distances
 from ytuning.system.machine import one_thread
+from ytuning.training.batches import sample_rows
 
 __all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "share_out_of_scope", "text_directions"]
 
@@ -142,12 +143,12 @@ def fit_scope(
         return None
     # The order decides which rows are looked at, and is that of the rows that a light task keeps.
     ordered = np.sort(train)
-    some = _sample_evenly(ordered, PROTOTYPE_ROWS)
-    held = _sample_evenly(np.arange(len(validation)), VALIDATION_ROWS)
+    some = sample_rows(ordered, PROTOTYPE_ROWS)
+    held = sample_rows(np.arange(len(validation)), VALIDATION_ROWS)
     labels = target.outputs if target.labels is not None and not target.gives_many and target.outputs > 2 else 0
     gaussians = None
     if labels and isinstance(head, LightHead) and labels <= GAUSSIAN_LABELS:
-        more = _sample_evenly(ordered, GAUSSIAN_ROWS)
+        more = sample_rows(ordered, GAUSSIAN_ROWS)
         gaussians = _label_gaussians(texts.light_logits(head, more).double(), torch.from_numpy(targets[more]))
     count = PROTOTYPES_OF_LABEL * max(0, target.outputs - FIRST_LABELS) if target.labels is not None else 0
     count = min(max(FEWEST_PROTOTYPES, min(MOST_PROTOTYPES, count)), max(1, int(PROTOTYPES_OF_ROWS * len(some))))
@@ -189,11 +190,6 @@ def text_directions(features: Features, layers: int, rows: np.ndarray) -> Tensor
 def new_prototypes(texts: Tensor) -> Tensor:
     """Prototypes (m, S) int8 of the texts of one more label, given by their directions (N, S)."""
     return _prototypes(texts, min(PROTOTYPES_OF_LABEL, max(1, int(PROTOTYPES_OF_ROWS * len(texts)))))
-
-
-def _sample_evenly(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, spread evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
 
 
 def _prototypes(texts: Tensor, count: int) -> Tensor:
