@@ -166,7 +166,7 @@ class YTuningClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         encoder: name or folder.
         precision: arithmetic of the encoder pass; see `load_encoder`.
         preset: ``"default"``, ``"few-shot"`` (a few rows of each label), ``"paper"``, ``"light"`` (in closed form, for
-            many tasks) or ``"auto"``, which trains light and default and keeps light unless it is clearly worse.
+            many tasks) or ``"auto"``, which trains light and default and keeps light unless it is worse.
         class_weight: ``None``, ``"balanced"`` (rows / (C * rows of the label)), or a mapping from label to the weight
             of its rows in the loss; labels that it does not name weigh 1. Of a multi-label task not a mapping.
         store: how features are stored: ``"fp16"``, ``"int8"`` (half the bytes) or ``"compact"`` (a quarter).

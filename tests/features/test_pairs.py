@@ -33,10 +33,9 @@ from ytuning.features.store import FeatureStore, StoredRows
 from ytuning.heads.pairs import PAIR_MODES, PairMode
 from ytuning.heads.pooled import PooledConfig
 from ytuning.progress import Progress
-from ytuning.system.machine import workers
 from ytuning.tasks.choices import rank_layers
 from ytuning.training import recipes
-from ytuning.training.batches import project_features, shuffled_batches
+from ytuning.training.batches import shuffled_batches
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 PAIRS = [
@@ -122,23 +121,6 @@ def test_rows_in_order_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         assert sorted(torch.cat([next(batches), next(batches)]).tolist()) == sorted(rows.tolist())
     pairs.release()
-
-
-@pytest.mark.parametrize("codec", ["int8", "compact"])
-def test_training_reads_coordinates_of_both_texts(encoder: Encoder, codec: str) -> None:
-    features, _ = separate_stored(PAIRS, encoder, FeatureStore(), codec=codec)
-    rows = torch.tensor([0, 2])
-    with workers() as pool:
-        reduced = project_features(features, rows, pool, Progress())
-    assert reduced.features.pair_mode == "separate" and reduced.apart
-    values, mask = features.batch(rows)
-    coordinates, same = reduced.features.batch(rows)
-    assert torch.equal(mask, same)
-    lowest, shared, last = reduced.components
-    parts = (values[:, :, 0] @ lowest.T, values.flatten(2) @ shared.T, values[:, :, 1] @ last.T)
-    projected = torch.cat(parts, 2).view(coordinates.shape)
-    error = (coordinates - projected)[mask].norm() / projected[mask].norm()
-    assert error < 0.03
 
 
 def test_a_view_of_pairs_and_what_is_kept_of_it(encoder: Encoder) -> None:

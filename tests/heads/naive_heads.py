@@ -60,23 +60,43 @@ def _label_tuning(config: LabelTuningConfig, state: State, texts: list[list[Tens
 
 def _pooled(config: PooledConfig, state: State, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of a row's one or two texts, each token (L, D): the mean of what the members say."""
-    members = len(state["label_bias"])
-    logits = [state["member_weights"][member] * _member(config, state, member, texts) for member in range(members)]
-    return torch.stack(logits).mean(0)
+    members = len(state["label_bias"]) - (config.light_width > 0)
+    logits = [_member(config, state, member, texts) for member in range(members)]
+    if config.light_width:
+        logits.append(_light_member(state, texts))
+    return torch.stack([weight * own for weight, own in zip(state["member_weights"], logits, strict=True)]).mean(0)
+
+
+def _light_member(state: State, texts: list[list[Tensor]]) -> Tensor:
+    """Logits (C,) of the member that reads the pools of all tokens."""
+    pools = []
+    for tokens in texts:
+        values = [list(column) for column in torch.stack([token.flatten() for token in tokens]).T]
+        # The mean, the maximum and the minimum of each number of a token, in the precision of the store.
+        kinds = ([sum(own, torch.zeros(())) / len(own) for own in values], [max(own) for own in values])
+        pools.append([torch.stack(kind).half().double() for kind in (*kinds, [min(own) for own in values])])
+    text = torch.cat(pools[0])
+    if len(pools) == 2:
+        first, second = pools
+        apart = [(one - other).abs() for one, other in zip(first[:2], second[:2], strict=True)]
+        alike = [one * other for one, other in zip(first[:2], second[:2], strict=True)]
+        text = torch.cat([first[0], second[0], *apart, *alike])
+    rows, scale, bias = (state[f"light.{name}"] for name in ("label_rows", "row_scale", "label_bias"))
+    numbers = torch.stack([scale[place] * (row @ text) + bias[place] for place, row in enumerate(rows)])
+    labels = zip(state["label_rows"][-1], state["label_bias"][-1], strict=True)
+    return torch.stack([row[: len(numbers)] @ numbers + bias for row, bias in labels])
 
 
 def _member(config: PooledConfig, state: State, member: int, texts: list[list[Tensor]]) -> Tensor:
     """Logits (C,) of one member."""
-    read, tokens_map, queries = _read(config, state, member)
+    position = member // config.members
+    read, tokens_map, queries = _read(config, state, position)
     flats = [[token[read].flatten() for token in tokens] for tokens in texts]
     maps = [[tokens_map @ token for token in flat] for flat in flats]
-    mixing = state["mixing"][member]
     if len(texts) == 2:
-        maps = [_attending(config, mixing, *each) for each in (maps, maps[::-1])]
-    else:
-        maps = [_mixed(config, mixing, maps[0])]
+        maps = [_attending(config, state["mixing"][position], *each) for each in (maps, maps[::-1])]
     pools = [
-        _standardised(_pools(state["map_bias"][member, 0], queries, flat, mapped))
+        _standardised(_pools(state["map_bias"][position, 0], queries, flat, mapped))
         for flat, mapped in zip(flats, maps, strict=True)
     ]
     if len(pools) == 2:
@@ -89,15 +109,15 @@ def _member(config: PooledConfig, state: State, member: int, texts: list[list[Te
     return torch.stack([row @ text + bias for row, bias in zip(rows, biases, strict=True)])
 
 
-def _read(config: PooledConfig, state: State, member: int) -> tuple[list[int], Tensor, Tensor]:
-    """The S hidden states that a member reads, and its map (K, S * D) and queries (Q, S * D) of them side by side."""
+def _read(config: PooledConfig, state: State, position: int) -> tuple[list[int], Tensor, Tensor]:
+    """The S hidden states that a map reads, the map (K, S * D) of them side by side, and queries (Q or 0, S * D)."""
     shared = len(state["shared_map"])
-    if member < config.alone:
-        states, weights = [0], state["lowest_map"][member]
-    elif member < config.alone + config.side_by_side:
-        states, weights = list(range(shared)), torch.cat(list(state["shared_map"][:, member - config.alone]), 1)
+    if position < config.alone:
+        states, weights = [0], state["lowest_map"][position]
+    elif position < config.alone + config.side_by_side:
+        states, weights = list(range(shared)), torch.cat(list(state["shared_map"][:, position - config.alone]), 1)
     else:
-        states, weights = [-1], state["last_map"][member - config.alone - config.side_by_side]
+        states, weights = [-1], state["last_map"][position - config.alone - config.side_by_side]
     return states, weights[: config.token_width], weights[config.token_width :]
 
 
@@ -105,15 +125,6 @@ def _pools(bias: Tensor, queries: Tensor, flat: list[Tensor], mapped: list[Tenso
     """Maximum and attention pools of one text."""
     largest = torch.stack([max(values) for values in zip(*mapped, strict=True)])
     return torch.cat([_gelu(largest + bias), *(_attend(query, flat, mapped) for query in queries)])
-
-
-def _mixed(config: PooledConfig, weights: Tensor, mapped: list[Tensor]) -> list[Tensor]:
-    """Each mapped token (K,) plus what it gathers from those of its span."""
-    mixed = []
-    for start in range(0, len(mapped), config.mixing_span):
-        span = mapped[start : start + config.mixing_span]
-        mixed += _attending(config, weights, span, span)
-    return mixed
 
 
 def _attending(config: PooledConfig, weights: Tensor, mapped: list[Tensor], others: list[Tensor]) -> list[Tensor]:

@@ -140,7 +140,7 @@ def test_every_label_has_some_texts(multi: bool) -> None:
 @pytest.mark.parametrize("multi", [False, True])
 def test_the_new_row_is_the_best_one(multi: bool) -> None:
     torch.manual_seed(0)
-    head = PooledHead(PooledConfig(side_by_side=1, alone=1, width=4), labels=3, layers=1, width=8)
+    head = PooledHead(PooledConfig(side_by_side=1, alone=1, members=1, width=4), labels=3, layers=1, width=8)
     old, examples = torch.randn(30, 3, 4), torch.randn(7, 3, 4) + 0.7
     goal: Any = torch.arange(30) % 3
     if multi:

@@ -25,7 +25,7 @@ from ytuning.tasks.train_many import task_folders, train_tasks
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30)
-DEFAULT = Recipe(PooledConfig(width=16, queries=1), SHORT)
+DEFAULT = Recipe(PooledConfig(width=16), SHORT)
 FEW_SHOT = Recipe(LabelTuningConfig(), replace(SHORT, label_smoothing=0.0), layers=(-1,))
 KINDS = {"theme": "auto", "urgency": "ordinal", "topics": "multi", "length": "auto", "card": "auto"}
 ORDERS = {"urgency": ("low", "mid", "high")}

@@ -1,4 +1,4 @@
-"""What training reads: every row once an epoch, blocks of a large store, and coordinates of the features."""
+"""What training reads: every row once an epoch, blocks of a large store, and copies in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from torch import Tensor
 
 from tests.conftest import STATES
 from ytuning.encoder.encoder import load_encoder
-from ytuning.features.codecs import Float16Codec, PcaCoordinates, ProjectedReader
-from ytuning.features.features import PairFeatures, TextFeatures, stored_features
+from ytuning.features.codecs import Float16Codec
+from ytuning.features.features import Features, PairFeatures, TextFeatures, stored_features
 from ytuning.features.store import FeatureStore, StoredRows
-from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead, PooledConfig, PooledHead
+from ytuning.heads.light import LightConfig, LightHead
+from ytuning.heads.pooled import LabelTuningConfig, LabelTuningHead
 from ytuning.progress import Progress
 from ytuning.system.machine import workers
-from ytuning.training.batches import MeanFeatures, Projection, mean_features, project_features, shuffled_batches
+from ytuning.training import batches
+from ytuning.training.batches import (
+    LivePools,
+    TextVectors,
+    decoded_features,
+    mean_features,
+    pool_features,
+    shuffled_batches,
+)
 from ytuning.training.fit import logits_of
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -116,7 +125,7 @@ def test_rows_of_a_block_come_close_together_and_mixed() -> None:
     assert len(set((pool[:16] // 8).tolist())) > 4  # a batch mixes them
 
 
-# --- coordinates -----------------------------------------------------------------------------------------------------
+# --- stored features ------------------------------------------------------------------------------------------------
 
 ROWS = torch.arange(10, 110)
 
@@ -129,79 +138,6 @@ def stored(
     encoder = load_encoder(tiny_encoder, precision="fp32")
     inputs = [(text, None) for text in toy_rows[0]]
     return stored_features(inputs, encoder, FeatureStore(tmp_path), Progress(), codec=request.param, states=STATES)[0]
-
-
-def projected(features: TextFeatures, copy_bytes: int = 1 << 20) -> Projection:
-    with workers() as pool:
-        return project_features(features, ROWS, pool, Progress(), copy_bytes=copy_bytes)
-
-
-def by_hand(values: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """Coordinates (B, T, states, R) of features (B, T, L, D)."""
-    groups = [(0,), (0, 1), (1,)] if values.shape[2] == 2 else [(0,)]
-    components = projection.components[: len(groups)]
-    parts = [values[:, :, group].flatten(2) @ own.T for group, own in zip(groups, components, strict=True)]
-    return torch.cat(parts, 2).unflatten(2, (-1, values.shape[3] // 2))
-
-
-@pytest.mark.parametrize("stored", ["fp16", "int8", "compact"], indirect=True)
-def test_a_copy_holds_the_projection_of_every_row(stored: TextFeatures) -> None:
-    copy = projected(stored)
-    assert isinstance(copy.features, TextFeatures) and isinstance(copy.features.codec, PcaCoordinates)
-    assert [own.shape for own in copy.components] == [(16, 32), (32, 64), (16, 32)]
-    for own in copy.components:
-        torch.testing.assert_close(own @ own.T, torch.eye(len(own)), atol=1e-5, rtol=0)
-    for row in ROWS.split(1):
-        values, mask = stored.batch(row)
-        coordinates, there = copy.features.batch(row)
-        expected = by_hand(values, copy)
-        assert coordinates.shape == expected.shape and torch.equal(mask, there)
-        error = (coordinates - expected).norm() / expected.norm()
-        assert error < 0.02  # int8
-
-
-@pytest.mark.parametrize("copy_bytes", [0, 1 << 20])
-@pytest.mark.parametrize("stored", ["fp16"], indirect=True)
-def test_a_single_hidden_state_is_projected_once(stored: TextFeatures, copy_bytes: int) -> None:
-    alone = stored.at_positions([1])
-    projection = projected(alone, copy_bytes)
-    assert not projection.apart and [own.shape for own in projection.components] == [(16, 32)] * 3
-    values, coordinates = (features.batch(ROWS[:20])[0] for features in (alone, projection.features))
-    expected = by_hand(values, projection)
-    assert coordinates.shape == expected.shape and (coordinates - expected).norm() / expected.norm() < 0.02
-
-
-@pytest.mark.parametrize("stored", ["int8", "compact"], indirect=True)
-def test_rows_too_many_for_a_copy_are_projected_as_they_come(stored: TextFeatures) -> None:
-    copied, read = projected(stored), projected(stored, copy_bytes=1000)
-    assert isinstance(read.features, TextFeatures) and isinstance(read.features.codec, ProjectedReader)
-    assert all(torch.equal(*pair) for pair in zip(copied.components, read.components, strict=True))
-    first, second = copied.features.batch(ROWS[:30])[0], read.features.batch(ROWS[:30])[0]
-    assert first.shape == second.shape and (first - second).norm() / second.norm() < 0.02
-
-
-@pytest.mark.parametrize("positions", [[0, 1], [1]])
-@pytest.mark.parametrize("stored", ["int8"], indirect=True)
-def test_a_head_on_coordinates_becomes_one_on_features(stored: TextFeatures, positions: list[int]) -> None:
-    stored = stored.at_positions(positions)
-    projection = projected(stored, copy_bytes=0)  # a copy would round
-    torch.manual_seed(0)
-    config, width = PooledConfig(side_by_side=2, width=8), projection.features.width
-    head = PooledHead(config, labels=3, layers=stored.layers, width=width, apart=projection.apart).eval()
-    wide = head.fold_projection(projection.components)
-    assert not wide.training and not wide.apart and wide.last_map.shape[2] == stored.width
-    with torch.no_grad():
-        logits = head(*projection.features.batch(ROWS[:40]))
-        torch.testing.assert_close(wide(*stored.batch(ROWS[:40])), logits, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["lowest_map", "shared_map", "last_map"])
-def test_first_weights_are_scaled_by_the_energy(name: str) -> None:
-    plain, scaled = (
-        getattr(PooledHead(PooledConfig(), labels=2, layers=3, width=256, energy=energy), name).detach().std()
-        for energy in (1.0, 4.0)
-    )
-    assert float(plain / scaled) == pytest.approx(2.0, rel=0.05)
 
 
 # --- means of tokens ------------------------------------------------------------------------------------------------
@@ -232,4 +168,63 @@ def test_means_that_would_take_too_much_memory_are_not_kept(stored: TextFeatures
     with workers() as pool:
         assert mean_features(stored, pool, most_bytes=size - 1) is stored
         means = mean_features(stored, pool, most_bytes=size)
-        assert isinstance(means, MeanFeatures) and mean_features(means, pool) is means
+        assert isinstance(means, TextVectors) and mean_features(means, pool) is means
+
+
+# --- copies in memory -----------------------------------------------------------------------------------------------
+
+
+def pairs_of(texts: TextFeatures) -> PairFeatures:
+    """Pairs of texts of which some occur in several."""
+    rows = torch.arange(len(texts))
+    return PairFeatures(texts, rows, (3 * rows) % len(texts))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", ["int8", "compact"], indirect=True)
+def test_decoded_features_are_those_of_the_store(
+    stored: TextFeatures, dtype: torch.dtype, pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several parts, so that the places of texts after the first count.
+    monkeypatch.setattr(batches, "DECODED_TOKENS", 50)
+    stored.dtype = dtype
+    features: Features = pairs_of(stored) if pairs else stored
+    with workers() as pool:
+        copy = decoded_features(features, ROWS, pool)
+        assert copy is not features and decoded_features(copy, ROWS, pool) is copy
+    for ours, theirs in ((copy, features), (copy.at_positions([1]), features.at_positions([1]))):
+        for rows in (ROWS[:7], ROWS[torch.randperm(len(ROWS))], ROWS[[5, 5, 90]]):
+            (values, mask), (expected, there) = ours.batch(rows), theirs.batch(rows)
+            assert values.dtype == dtype and torch.equal(values, expected) and torch.equal(mask, there)
+    assert copy.lengths.equal(features.lengths) and copy.layers == features.layers
+    if isinstance(copy, TextFeatures):
+        assert torch.equal(copy.selected(ROWS[[9, 2]]).batch(torch.arange(2))[0], copy.batch(ROWS[[9, 2]])[0])
+
+
+@pytest.mark.parametrize("stored", ["int8"], indirect=True)
+def test_a_copy_that_would_take_too_much_memory_is_not_made(stored: TextFeatures) -> None:
+    size = int(stored.lengths[ROWS].sum()) * stored.layers * stored.width * 4
+    with workers() as pool:
+        assert decoded_features(stored, ROWS, pool, most_bytes=size - 1) is stored
+        assert decoded_features(stored, ROWS, pool, most_bytes=size) is not stored
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("stored", ["int8", "compact"], indirect=True)
+def test_pools_in_memory_are_those_of_the_tokens(stored: TextFeatures, pairs: bool) -> None:
+    features: Features = pairs_of(stored) if pairs else stored
+    with workers() as pool:
+        pools = pool_features(features, ROWS, pool)
+        live = pool_features(features, ROWS, pool, most_bytes=0)
+    assert isinstance(live.texts if isinstance(live, PairFeatures) else live, LivePools)
+    mode = features.pair_mode
+    head = LightHead(LightConfig(), labels=2, layers=features.layers, width=features.width, pair_mode=mode)
+    assert pools.layers == 3 * features.layers
+    for rows in (ROWS[:5], ROWS[torch.randperm(len(ROWS))]):
+        numbers = head.text(*pools.batch(rows))
+        np.testing.assert_allclose(numbers.numpy(), head.text(*features.batch(rows)).numpy(), rtol=2e-3, atol=2e-3)
+        assert torch.equal(numbers, head.text(*live.batch(rows)))
+        if isinstance(pools, TextFeatures) and isinstance(live, TextFeatures):
+            some = rows[[3, 1, 3]]
+            assert torch.equal(pools.selected(some).batch(torch.arange(3))[0], pools.batch(some)[0])

@@ -47,7 +47,7 @@ Steps = list[tuple[float, float]]
 LABELS = LabelSet(("card", "login", "refund"))
 SINGLE = SingleLabel(LABELS)
 SHORT = TrainingConfig(fewest_steps=30, most_steps=30, rounds=5)
-RECIPE = Recipe(PooledConfig(width=16, queries=1), SHORT)
+RECIPE = Recipe(PooledConfig(width=16), SHORT)
 TRAIN, VALIDATION = np.arange(90), np.arange(90, 120)
 
 
@@ -167,11 +167,10 @@ def test_learns_far_above_chance(recipe: Recipe, fit: Fit, toy: Toy) -> None:
     most_frequent = np.bincount(goal).max() / len(goal)
     held_out = float((result.validation_logits.argmax(1) == goal[VALIDATION]).mean())
     assert held_out > most_frequent + 0.25
-    assert held_out == result.history[result.chosen].score
+    assert held_out == pytest.approx(result.validation.score)
     everything = logits_of(result.head, features)
     assert float((everything.argmax(1) == goal)[TRAIN].mean()) > most_frequent + 0.25
-    # Training reads the pooled head's coordinates in int8, and the head then reads the features themselves.
-    np.testing.assert_allclose(everything[VALIDATION], result.validation_logits, atol=0.03)
+    np.testing.assert_allclose(everything[VALIDATION], result.validation_logits, atol=1e-4)
 
 
 def test_same_seed_same_bytes(fit: Fit) -> None:
@@ -193,7 +192,7 @@ def test_leaves_random_state_and_threads_alone(fit: Fit, progress: Progress | No
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
-FORMS = [PooledConfig(width=16, queries=1), CrossAttentionConfig(width=16, heads=2), LabelTuningConfig()]
+FORMS = [PooledConfig(width=16), CrossAttentionConfig(width=16, heads=2), LabelTuningConfig()]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
@@ -250,9 +249,10 @@ def steps() -> Iterator[Steps]:
     taken: Steps = []
 
     def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        (group,) = optimizer.param_groups
-        norms = [parameter.grad.norm() for parameter in group["params"]]
-        taken.append((group["lr"], float(torch.stack(norms).norm())))
+        groups = optimizer.param_groups
+        norms = [parameter.grad.norm() for group in groups for parameter in group["params"]]
+        (rate,) = {group["lr"] for group in groups}
+        taken.append((rate, float(torch.stack(norms).norm())))
 
     hook = register_optimizer_step_pre_hook(record)
     yield taken
@@ -395,7 +395,9 @@ def test_refit_takes_twice_the_share_of_new_rows_of_the_chosen_steps(
 def test_refit_starts_from_the_chosen_head_at_its_own_rate(fit: Fit, steps: Steps) -> None:
     config = replace(SHORT, learning_rate=0.5, refit_rate=0.0, refit_factor=2.0, patience=99)
     still, alone = fit(replace(RECIPE, training=config)), fit(replace(RECIPE, training=config), refit=False)
-    assert weights(still.head) == weights(alone.head)  # a rate of 0 changes nothing
+    # A rate of 0 changes nothing but the light member, which has no rate.
+    learned = [{name: own for name, own in weights(one.head).items() if "light" not in name} for one in (still, alone)]
+    assert learned[0] == learned[1]
     steps.clear()
     chosen = fit(replace(RECIPE, training=replace(config, refit_rate=0.1)))
     rates = [rate for rate, _ in steps[30:]]
@@ -440,7 +442,9 @@ def test_members_count_by_what_they_know(kind: KindName, rare_rows: float, refit
     job = HeadJob(kind_of(kind), targets, recipe)
     result = fit_heads(features, [job], train=TRAIN, validation=VALIDATION, refit=refit)[0]
     assert isinstance(result.head, PooledHead) and result.head.layers == 3
-    lowest, shared, last = (group.mean().item() for group in result.head.member_weights.split(result.head.group_sizes))
+    lowest, shared, last, _ = (
+        group.sum().item() for group in result.head.member_weights.split(result.head.group_sizes)
+    )
     assert last < 0.3 * min(lowest, shared) and result.head.member_weights.mean().item() == pytest.approx(1)
 
 
@@ -451,13 +455,13 @@ def test_the_weights_are_the_squares_of_what_each_group_saves(toy: Toy) -> None:
     truth, rows = ids[VALIDATION], torch.from_numpy(VALIDATION)
     shares = np.bincount(truth, minlength=3) / len(truth)
     constant, saved = -float((shares * np.log(shares)).sum()), []
-    for group in np.eye(3):
+    # The light member has not learned by a smoothed loss.
+    for group, smoothing in zip(np.eye(4), [LONGER.training.smoothing_of(SINGLE)] * 3 + [0.0], strict=True):
         logits = logits_of(head.with_group_weights(group.tolist()), features, rows)
-        losses = calibrated_losses(SINGLE, logits, truth, smoothing=LONGER.training.smoothing_of(SINGLE))
+        losses = calibrated_losses(SINGLE, logits, truth, smoothing=smoothing)
         saved.append(max(0.0, constant - float(losses.mean())) ** 2)
-    expected = np.repeat(saved, head.group_sizes)
-    # Training reads coordinates in int8.
-    assert head.member_weights.numpy() == pytest.approx(expected / expected.mean(), rel=0.02, abs=0.002)
+    expected = np.repeat(np.array(saved) / head.group_sizes, head.group_sizes)
+    assert head.member_weights.numpy() == pytest.approx(expected / expected.mean(), rel=1e-3, abs=1e-4)
 
 
 def test_the_validation_is_of_the_weighted_head(toy: Toy) -> None:
@@ -468,9 +472,8 @@ def test_the_validation_is_of_the_weighted_head(toy: Toy) -> None:
     assert result.validation.loss == pytest.approx(SINGLE.mean_loss(logits, truth))
     trained = result.history[result.chosen]
     assert result.validation.step == trained.step and result.validation.loss != trained.loss
-    # Training reads coordinates in int8.
     by_head = logits_of(result.head, features, torch.from_numpy(VALIDATION))
-    np.testing.assert_allclose(by_head, result.validation_logits, atol=0.05)
+    np.testing.assert_allclose(by_head, result.validation_logits, atol=1e-4)
 
 
 def test_equal_validation_targets_do_not_weigh_members(toy: Toy) -> None:
@@ -479,7 +482,9 @@ def test_equal_validation_targets_do_not_weigh_members(toy: Toy) -> None:
     result = fit_heads(
         features, [HeadJob(kind_of("unbounded"), numbers, RECIPE)], train=TRAIN, validation=VALIDATION, refit=False
     )[0]
-    assert isinstance(result.head, PooledHead) and result.head.member_weights.tolist() == [1.0] * result.head.members
+    assert isinstance(result.head, PooledHead)
+    *learned, light = result.head.member_weights.tolist()
+    assert light == 0 and learned == pytest.approx([result.head.members / len(learned)] * len(learned))
 
 
 def test_few_validation_rows_do_not_weigh_members(toy: Toy) -> None:
@@ -507,7 +512,7 @@ def test_interrupted_before_the_first_round_gives_the_head_of_that_step(fit: Fit
     assert (result.interrupted, result.refitted, result.chosen) == (True, False, 0)
     assert [entry.step for entry in result.history] == [3]
     found = logits_of(result.head, toy[0], torch.from_numpy(VALIDATION))
-    np.testing.assert_allclose(found, result.validation_logits, atol=0.03)
+    np.testing.assert_allclose(found, result.validation_logits, atol=1e-4)
 
 
 def test_interrupted_refit_gives_the_head_that_validation_chose(fit: Fit) -> None:
@@ -543,7 +548,7 @@ class InterruptedCopy(PooledConfig):
 
 
 def test_interrupted_while_a_round_is_kept(fit: Fit) -> None:
-    result = fit(replace(RECIPE, head=InterruptedCopy(width=16, queries=1)))
+    result = fit(replace(RECIPE, head=InterruptedCopy(width=16)))
     assert InterruptedCopy.copies == [0, 1]
     assert (result.interrupted, result.chosen) == (True, 0)
     assert [entry.step for entry in result.history] == [6]
@@ -573,7 +578,7 @@ def test_heads_trained_together_are_the_heads_trained_alone(toy: Toy) -> None:
         assert alone.validation_logits.tobytes() == result.validation_logits.tobytes()
 
 
-@pytest.mark.parametrize("form", [PooledConfig(width=16, queries=1), LabelTuningConfig()])
+@pytest.mark.parametrize("form", [PooledConfig(width=16), LabelTuningConfig()])
 def test_heads_with_rows_of_their_own_are_the_heads_trained_alone(toy: Toy, form: HeadConfig) -> None:
     features, goal = toy
     recipe = Recipe(form, replace(SHORT, patience=SHORT.rounds))
@@ -656,9 +661,12 @@ class UnreadableFeatures(TextFeatures):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         raise OSError("the disk is gone")
 
+    def tokens(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        raise OSError("the disk is gone")
+
 
 def test_a_failing_read_is_raised_and_leaves_no_thread(toy: Toy) -> None:
-    job = HeadJob(SINGLE, toy[1], Recipe(CrossAttentionConfig(width=16), SHORT))  # of a form that reads no coordinates
+    job = HeadJob(SINGLE, toy[1], RECIPE)
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
         fit_heads(UnreadableFeatures(toy[0]), [job], train=TRAIN, validation=VALIDATION)

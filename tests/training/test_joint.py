@@ -39,7 +39,10 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
     loss = torch.nn.functional.cross_entropy
     rates = TrainingConfig(learning_rate=0.01, weight_decay=0.1, warmup=0.0, clip_norm=0.5)
     learner = Learner(head, goal, loss, config=rates, total=9, seed=0)
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, fused=False, foreach=False)
+    kept = [weight for name, weight in plain.named_parameters() if name.endswith(("bias", "label_rows"))]
+    decayed = [weight for weight in plain.parameters() if not any(weight is other for other in kept)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, fused=False, foreach=False)
     for _ in range(3):
         rate = min(1.0, (9 - learner.step) / 8)
         parts_of = [(rows, values[rows], mask[rows]) for rows in torch.arange(8).chunk(parts)]
@@ -54,7 +57,8 @@ def test_a_step_is_that_of_a_plain_optimizer(config: HeadConfig, parts: int) -> 
             parameter.grad.copy_(sum(own))
         learner.take(gradients)
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
-        optimizer.param_groups[0]["lr"] = 0.01 * rate
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * rate
         optimizer.step()
     for (name, ours), theirs in zip(head.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5), name
@@ -101,7 +105,7 @@ def random_features(rows: int, mode: PairMode | None) -> Features:
 @pytest.mark.parametrize("texts", [8, 4 * JOINED_TOKENS])
 def test_each_head_answers_its_own_rows_as_it_does_alone(texts: int, mode: PairMode | None) -> None:
     torch.manual_seed(3)
-    forms: list[HeadConfig] = [PooledConfig(side_by_side=count, width=8) for count in (1, 2, 3)]
+    forms: list[HeadConfig] = [PooledConfig(side_by_side=1 + count, width=8, light_width=count) for count in range(3)]
     forms += [CrossAttentionConfig(width=8), LabelTuningConfig()]
     heads = [
         build_head(config, labels=labels, layers=2, width=12, pair_mode=mode).eval()

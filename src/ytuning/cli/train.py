@@ -54,7 +54,7 @@ def train(
         HEAD(
             "NAME",
             "Form of the head and its training: default, few-shot, paper or light. A light head is computed in closed "
-            "form, without training steps. auto trains light and default, and keeps light unless default is clearly "
+            "form, without training steps. auto trains light and default, and keeps light unless default is "
             "better on the validation set.",
         ),
     ] = "default",

@@ -27,13 +27,11 @@ from ytuning.system.machine import one_thread
 if TYPE_CHECKING:
     import torch
 
-    from ytuning.heads.pooled import StateGroups
-
 # torch is loaded by what computes: `ytuning cache`, which only counts bytes, should answer at once.
 
 __all__ = [
     "CODECS", "DEFAULT_CODEC", "FIT_TOKENS", "POOL_CODECS", "STORED_AS", "Codec", "Decoder", "Float16Codec",
-    "Int8Codec", "PcaCoordinates", "PcaInt8Codec", "ProjectedReader", "Selected", "build_codec", "row_bytes",
+    "Int8Codec", "PcaInt8Codec", "Selected", "build_codec", "row_bytes",
 ]  # fmt: skip
 
 CODECS = ("fp16", "int8", "compact")
@@ -295,100 +293,6 @@ class PcaInt8Codec:
 
 
 @dataclass(frozen=True)
-class PcaCoordinates:
-    """Coordinates of groups of hidden states, each group along components of its own: states of width R.
-
-    A row holds one group after the other, each as compact features of these states alone.
-
-    Attributes:
-        groups: positions of the hidden states of each group.
-        bases: a basis for each group.
-    """
-
-    groups: StateGroups
-    bases: tuple[PcaInt8Codec, ...]
-
-    @classmethod
-    def fitted(cls, features: np.ndarray, groups: StateGroups) -> PcaCoordinates:
-        """Bases for features like these (N, L, D) float16, see :meth:`PcaInt8Codec.fitted`."""
-        return cls(groups, tuple(PcaInt8Codec.fitted(features[:, list(group)].copy("C")) for group in groups))
-
-    @property
-    def layers(self) -> int:
-        """Number of states in all groups."""
-        return sum(map(len, self.groups))
-
-    @property
-    def width(self) -> int:
-        """R, half of D."""
-        return max(1, self.bases[0].width // 2)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a token."""
-        return sum(basis.row_bytes for basis in self.bases)
-
-    @property
-    def components(self) -> tuple[torch.Tensor, ...]:
-        """For each group of S states (S * R, S * D) float32, orthonormal rows."""
-        import torch
-
-        sizes = (len(group) * self.width for group in self.groups)
-        return tuple(torch.from_numpy(basis.components[:size]) for basis, size in zip(self.bases, sizes, strict=True))
-
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, L, D) float16 or float32 -> (N, row_bytes) uint8 on the same device."""
-        import torch
-
-        groups = zip(self.groups, self.bases, strict=True)
-        return torch.cat([basis.encode(features[:, list(group)]) for group, basis in groups], 1)
-
-    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, layers * R)."""
-        import torch
-
-        parts = rows.split([basis.row_bytes for basis in self.bases], 1)
-        coordinates = []
-        for group, basis, part in zip(self.groups, self.bases, parts, strict=True):
-            size = len(group) * self.width
-            weights = torch.from_numpy(basis.weights[:size]).to(rows.device)
-            coordinates.append(_products(part[:, :2], part[:, 2 : 2 + size], torch.float32).mul_(weights))
-        return torch.cat(coordinates, 1).to(dtype)
-
-
-@dataclass(frozen=True)
-class ProjectedReader:
-    """Reads rows of another codec as :class:`PcaCoordinates` reads coordinates.
-
-    Attributes:
-        codec: of the rows.
-        coordinates: gives the groups and their components.
-    """
-
-    codec: Decoder
-    coordinates: PcaCoordinates
-
-    @property
-    def layers(self) -> int:
-        """Number of states in all groups."""
-        return self.coordinates.layers
-
-    @property
-    def width(self) -> int:
-        """R."""
-        return self.coordinates.width
-
-    def decode(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(N, row_bytes) uint8 -> (N, layers * R)."""
-        import torch
-
-        # (N, L, D)
-        states = self.codec.decode(rows, dtype).unflatten(1, (self.codec.layers, -1))
-        groups = zip(self.coordinates.groups, self.coordinates.components, strict=True)
-        return torch.cat([states[:, list(group)].flatten(1) @ own.to(states).T for group, own in groups], 1)
-
-
-@dataclass(frozen=True)
 class Selected:
     """Reads only some of the hidden states that a codec's rows hold.
 
@@ -418,7 +322,7 @@ class Selected:
 
 
 Codec = Float16Codec | Int8Codec | PcaInt8Codec
-Decoder = Codec | PcaCoordinates | ProjectedReader | Selected
+Decoder = Codec | Selected
 """What decodes rows; a codec writes them too."""
 
 

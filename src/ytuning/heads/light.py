@@ -53,7 +53,7 @@ class LightHead(nn.Module):
     ) -> None:
         """Make a head for C labels on L hidden states of width D; all rows are 0 until they are fitted."""
         super().__init__()
-        self.config, self.layers, self.pair_mode = config, layers, pair_mode
+        self.config, self.layers, self.width, self.pair_mode = config, layers, width, pair_mode
         size = text_width(layers, width, pair_mode)
         self.label_rows = nn.Parameter(torch.zeros(labels, size, dtype=torch.float16), requires_grad=False)
         self.row_scale = nn.Parameter(torch.zeros(labels), requires_grad=False)

@@ -2,9 +2,9 @@
 
 Four forms, all learn label representations and align fixed features with them:
 
-* :class:`PooledHead` (preset ``default``): shared queries pool the tokens first, in a small space of their own, then
-  the text is matched with the label rows, so that the cost of a token does not grow with the number of labels (group
-  queries: ML-Decoder, arXiv 2111.12933).
+* :class:`PooledHead` (preset ``default``): the tokens are pooled first, by the maximum of a small map, then the text is
+  matched with the label rows, so that the cost of a token does not grow with the number of labels. One of its members
+  is a light head.
 * `cross_attention.CrossAttentionHead` (preset ``paper``): the label rows attend to the tokens
   themselves (Y-Tuning, arXiv 2202.09817).
 * `label_tuning.LabelTuningHead` (preset ``few-shot``): label rows in the encoder's own space, which can
@@ -54,11 +54,9 @@ __all__ = [
     "MatchingHead",
     "PooledConfig",
     "PooledHead",
-    "StateGroups",
     "build_head",
     "config_from_json",
     "config_to_json",
-    "state_groups",
 ]
 
 
@@ -67,37 +65,43 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        side_by_side: number of members that read several hidden states side by side (:func:`state_groups`). Members are
-            independent heads whose logits are averaged. Several small ones do better than a large one.
-        alone: number of further members that read the lowest state alone; the same number reads the last one alone.
-            Members do better together if they do not all read the same states (benchmarks/LOG.md).
+        side_by_side: number of maps of the tokens that read several hidden states side by side (:func:`state_groups`).
+        alone: number of further maps that read the lowest state alone; the same number reads the last one alone. Maps
+            do better together if they do not all read the same states (benchmarks/LOG.md).
+        members: M, of each map: members share what is computed of the tokens, and all after it is their own. They are
+            heads whose logits are averaged (BatchEnsemble: arXiv 2002.06715, TabM: 2410.24210).
         width: H, of a member's label space.
-        token_width: K, of a member's map of tokens, which are then pooled by their maximum and by its queries.
-        mixing_width: A, of the keys by which a member's mapped tokens attend to each other...
-        mixing_span: S, ...within spans of so many tokens.
-        queries: Q, learned pooling queries of a member.
+        token_width: K, of a map of tokens, which are then pooled by their maximum.
+        mixing_width: A, of the keys by which the mapped tokens of a pair attend to those of the other text.
+        queries: Q, learned queries of a map that pool the texts of a pair beside the maximum.
         hidden: width of the feed-forward layer, as a multiple of H.
         dropout: share of pooled and final activations that training sets to zero.
         token_dropout: share of tokens that training hides.
+        light_width: R, numbers of a text that the light member gives; 0: there is none. The training sets it.
     """
 
-    side_by_side: int = 3
+    side_by_side: int = 1
     alone: int = 1
-    width: int = 64
-    token_width: int = 60
+    members: int = 2
+    width: int = 96
+    token_width: int = 40
     mixing_width: int = 32
-    mixing_span: int = 64
     queries: int = 2
     hidden: int = 1
     dropout: float = 0.1
     token_dropout: float = 0.1
+    light_width: int = 0
 
 
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig | LightConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# The weights that touch a token, for each of the groups of members in the order of `state_groups`.
+# The weights that touch a token, for each of the groups of maps in the order of `state_groups`.
 TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
+# Further weights of a map, which all of its members share.
+OF_A_MAP = ("map_bias", "mixing")
+# Weights of the light member.
+LIGHT_PREFIX = "light."
 # A score with this added gets an attention weight of exactly 0.
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
@@ -117,7 +121,7 @@ StateGroups = tuple[tuple[int, ...], ...]
 
 
 def state_groups(layers: int) -> StateGroups:
-    """Positions of the hidden states that each group of members reads, among L states from the lowest to the last.
+    """Positions of the hidden states that each group of maps reads, among L states from the lowest to the last.
 
     The first group reads the lowest state alone. The second group reads several side by side: all but the last one, or
     with one or two states all of them. The third group reads the last state alone.
@@ -128,12 +132,15 @@ def state_groups(layers: int) -> StateGroups:
 class PooledHead(nn.Module):
     """Pool first, then match; a small ensemble.
 
-    Each member maps the tokens to a small space of its own, where those of a span attend to each other once, and pools
-    them there, by maximum and by attention of its queries. Some read the lowest hidden state alone, most several states
-    side by side, some the last one alone, and they follow each other in this order. The pools are normalised, mapped to
-    the member's label space, refined by a residual feed-forward layer and matched with its label rows by dot product.
-    All members are computed together. In a pair, tokens attend to the other text instead, first to those that are like
-    them, and what is matched are the pools' differences, distances and products.
+    Each map takes the tokens to a small space of its own and pools them there by their maximum. Some maps read the
+    lowest hidden state alone, some several states side by side, some the last one alone, and they follow each other in
+    this order. The members of a map follow each other too. The pools are normalised, and each member maps them to its
+    label space, refines them by a residual feed-forward layer and matches them with its label rows by dot product. All
+    members are computed together. In a pair, mapped tokens attend to the other text before, first to those that are
+    like them, and what is matched are the pools' differences, distances and products.
+
+    After the members that learn step by step there may be a light one, in closed form (`heads/light.py`). A light head
+    makes R numbers of the pools that all tasks share; these and zeros after them are the text in its label space.
     """
 
     def __init__(
@@ -144,74 +151,94 @@ class PooledHead(nn.Module):
         layers: int,
         width: int,
         pair_mode: PairMode | None = None,
-        energy: float = 1.0,
-        apart: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         """Make a head for C labels on L hidden states of width D; ``pair_mode`` says how the encoder reads pairs.
 
-        Numbers of ``energy`` times a hidden state's mean square get smaller first weights. With ``apart`` the features
-        are (B, T, S + 2, D): what each group of members reads, one group after the other, S being the number of states
-        side by side (:func:`state_groups`). ``generator`` draws the weights; the default is torch's own.
+        ``generator`` draws the weights; the default is torch's own.
         """
         super().__init__()
-        self.config, self.pair_mode, self.apart = config, pair_mode, apart
-        # L, E and H.
-        self.layers, self.members, self.match_width = layers, config.side_by_side + 2 * config.alone, config.width
-        members, inner = self.members, config.hidden * config.width
-        mixing, pooled = 2 * config.mixing_width + config.token_width, (1 + config.queries) * config.token_width
-        pooled *= len(SIDES) if pair_mode == "separate" else 1
+        self.config, self.pair_mode = config, pair_mode
+        # G maps, and E, L and H.
+        self.maps = config.side_by_side + 2 * config.alone
+        members, inner = config.members * self.maps, config.hidden * config.width
+        self.members, self.layers, self.match_width = members + bool(config.light_width), layers, config.width
+        # Texts of pairs that are read one by one are pooled by queries, too.
+        queries, sides = (config.queries, len(SIDES)) if pair_mode == "separate" else (0, 1)
+        pooled = sides * (1 + queries) * config.token_width
         random = partial(_random, generator=generator)
-        # What a member maps a token to: K numbers and the scores of Q queries. The states side by side are added up.
-        shared, mapped = len(state_groups(layers)[1]), config.token_width + config.queries
-        self.lowest_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
-        self.shared_map = random(shared, config.side_by_side, mapped, width, fan_in=3 * energy * shared * width)
-        self.last_map = random(config.alone, mapped, width, fan_in=3 * energy * width)
-        self.map_bias = _zeros(members, 1, config.token_width)
-        self.mixing = random(members, config.token_width, mixing, fan_in=3 * config.token_width)
+        # What a map takes a token to: K numbers and the scores of Q queries. The states side by side are added up.
+        shared, mapped = len(state_groups(layers)[1]), config.token_width + queries
+        self.lowest_map = random(config.alone, mapped, width, fan_in=3 * width)
+        self.shared_map = random(shared, config.side_by_side, mapped, width, fan_in=3 * shared * width)
+        self.last_map = random(config.alone, mapped, width, fan_in=3 * width)
+        self.map_bias = _zeros(self.maps, 1, config.token_width)
         if pair_mode == "separate":
+            mixing = 2 * config.mixing_width + config.token_width
+            self.mixing = random(self.maps, config.token_width, mixing, fan_in=3 * config.token_width)
             with torch.no_grad():
-                queries, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
-                queries.mul_(ALIKE)
-                keys.copy_(queries)
+                first, keys = self.mixing[..., : 2 * config.mixing_width].chunk(2, 2)
+                first.mul_(ALIKE)
+                keys.copy_(first)
         self.project = random(members, pooled, config.width, fan_in=3 * pooled)
         self.project_bias = _zeros(members, config.width)
         self.expand = random(members, config.width, inner, fan_in=3 * config.width)
         self.expand_bias = _zeros(members, inner)
         self.contract = random(members, inner, config.width, fan_in=3 * inner)
         self.contract_bias = _zeros(members, config.width)
-        self.label_rows = random(members, labels, config.width, fan_in=config.width)
-        self.label_bias = _zeros(members, labels)
+        self.label_rows = random(self.members, labels, config.width, fan_in=config.width)
+        self.label_bias = _zeros(self.members, labels)
+        self.light: LightHead | None = None
+        if config.light_width:
+            shape: dict[str, Any] = {"layers": layers, "width": width, "pair_mode": pair_mode}
+            self.light = LightHead(LightConfig(), labels=config.light_width, **shape)
         # (E,): how much each member counts in the mean. Their mean is 1. Validation sets them, training does not.
         self.member_weights: Tensor
-        self.register_buffer("member_weights", torch.ones(members))
+        self.register_buffer("member_weights", torch.ones(self.members))
 
-    def forward(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
+    ) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
-        Of pairs there are 2 * B of both.
+        Of pairs there are 2 * B of both. ``light`` (B, R) are the numbers of the light member, where they are known.
 
         Returns:
             (B, C), the weighted mean over members; in training mode (E, B, C), for each member learns by itself.
         """
-        logits = self.match(self.text(features, mask, generator))
+        logits = self.match(self.text(features, mask, generator, light=light))
         return logits if self.training else self.average(logits)
 
-    def text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def text(
+        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
+    ) -> Tensor:
         """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
+        texts = self._learned_text(features, mask, generator)
+        if self.light is None:
+            return texts
+        return self.with_light_text(texts, self.light(features, mask) if light is None else light)
+
+    def with_light_text(self, texts: Tensor, light: Tensor) -> Tensor:
+        """Texts (E - 1, B, H) of the other members with those of the light one, of which (B, R) are not 0."""
+        return torch.cat((texts, functional.pad(light, (0, self.match_width - light.shape[1]))[None]))
+
+    def _learned_text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Texts in the label spaces of the members that learn step by step."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
             kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
             # The first token stays, so that no text is without tokens.
             kept[:, 0] = True
             mask = mask & kept
+        # (G, B, K), or of the texts of pairs (G, 2 * B, (1 + Q) * K)
         pooled = _normalised(self._pool(features, mask))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
             # The order is that of SIDES.
             pooled = torch.cat((difference, difference.abs(), first * second), 2)
-        pooled = dropout(pooled, share, generator)
+        # Each member drops numbers of its own.
+        pooled = dropout(pooled.repeat_interleave(self.config.members, 0), share, generator)
         # (E, B, H)
         text = torch.baddbmm(self.project_bias[:, None], pooled, self.project)
         inner = functional.gelu(torch.baddbmm(self.expand_bias[:, None], _normalised(text), self.expand))
@@ -238,50 +265,86 @@ class PooledHead(nn.Module):
                 rows[there] = functional.normalize(means - means.mean(0), dim=-1)
 
     @staticmethod
-    def joined(heads: Sequence[PooledHead], *, with_labels: bool = True) -> PooledHead:
-        """One head with the members of several heads of one form.
+    def joined(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head with the members of several heads of one form and with the same labels.
 
-        Its logits are the weighted mean of the logits of all members. Heads of different labels can be joined without
-        them, for :meth:`text` alone.
+        Its logits are the weighted mean of the logits of all members. Light ones, if there are any, must give the same
+        numbers of a text, and become one.
+
+        Raises:
+            ValueError: they do not.
         """
-        states = [head.state_dict() for head in heads]
-        if not with_labels:
-            # The first label stays, as there is no head without one.
-            for state in states:
-                state |= {name: state[name][:, :1] for name in ("label_rows", "label_bias")}
-        joined = {}
-        for name in states[0]:
-            parts = [state[name] for state in states]
-            if name in TOKEN_MAPS:
-                # (E', ..) or (L', E', ..)
-                joined[name] = torch.cat(parts, parts[0].dim() - 3)
-            else:
-                groups = zip(
-                    *(part.split(head.group_sizes) for part, head in zip(parts, heads, strict=True)), strict=True
-                )
-                joined[name] = torch.cat([part for group in groups for part in group])
-        return heads[0]._with_state(joined)
+        if any(head.config.light_width != heads[0].config.light_width for head in heads):
+            raise ValueError("some of the heads have a light member, and others have none or another one")
+        state = _joined_states(heads)
+        # The mean of all weights is 1 again.
+        members = len(state["member_weights"]) + bool(heads[0].config.light_width)
+        share = members / sum(head.members for head in heads)
+        state["member_weights"] *= share
+        if heads[0].light is not None:
+            weights = torch.stack([head.member_weights[-1] for head in heads])
+            parts = weights / weights.sum() if weights.sum() > 0 else torch.full_like(weights, 1 / len(heads))
+            for name in ("label_rows", "label_bias"):
+                own = torch.stack([head.state_dict()[name][-1] for head in heads])
+                state[name] = torch.cat((state[name], torch.einsum("n,n...->...", parts, own)[None]))
+            state["member_weights"] = torch.cat((state["member_weights"], share * weights.sum()[None]))
+            state |= {LIGHT_PREFIX + name: values for name, values in heads[0].light.state_dict().items()}
+        return heads[0]._with_state(state)
 
     @staticmethod
-    def split_by_head(values: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
-        """What belongs to the members of each head, (E, ..), of values (sum of E, ..) of the head :meth:`joined`."""
-        sizes = [size for group in zip(*(head.group_sizes for head in heads), strict=True) for size in group]
-        parts = values.split(sizes)
+    def joined_texts(heads: Sequence[PooledHead]) -> PooledHead:
+        """One head with the members of several heads that learn step by step, for :meth:`text` alone.
+
+        The heads are of one form, and their labels may differ.
+        """
+        state = _joined_states(heads, labels=1)
+        return heads[0]._with_state(state)
+
+    @staticmethod
+    def split_by_head(texts: Tensor, heads: Sequence[PooledHead]) -> list[Tensor]:
+        """The texts of each head's members, of those (sum of E, B, H) of the head :meth:`joined_texts`."""
+        sizes = [size for group in zip(*(head.learned_sizes for head in heads), strict=True) for size in group]
+        parts = texts.split(sizes)
         return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
 
     @property
-    def group_sizes(self) -> list[int]:
-        """How many members read the lowest state, several states side by side, and the last one."""
+    def map_sizes(self) -> list[int]:
+        """How many maps read the lowest state, several states side by side, and the last one."""
         return [self.config.alone, self.config.side_by_side, self.config.alone]
 
-    def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
-        """The head whose mean gives each member the weight of its group in the order of :attr:`group_sizes`.
+    @property
+    def learned_sizes(self) -> list[int]:
+        """How many members the maps of each group have."""
+        return [self.config.members * size for size in self.map_sizes]
 
-        At least one of the three weights must be above 0.
+    @property
+    def group_sizes(self) -> list[int]:
+        """The sizes of all groups of members: :attr:`learned_sizes`, and a 1 for a light member."""
+        return [*self.learned_sizes, *([] if self.light is None else [1])]
+
+    def with_group_weights(self, weights: Sequence[float]) -> PooledHead:
+        """The head in whose mean each group counts by its weight, in the order of :attr:`group_sizes`.
+
+        The members of a group count alike. At least one of the weights must be above 0.
         """
-        by_member = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(self.group_sizes))
+        sizes = torch.tensor(self.group_sizes)
+        by_member = (torch.tensor(weights, dtype=torch.float64) / sizes).repeat_interleave(sizes)
         by_member /= by_member.mean()
         return self._with_state({**self.state_dict(), "member_weights": by_member.to(self.member_weights)})
+
+    def with_light(self, light: LightHead, rows: Tensor, bias: Tensor) -> PooledHead:
+        """The head with a light member, which there must not be yet; all members count alike then.
+
+        Args:
+            light: gives R numbers of a text, at most H.
+            rows: (C, H), what label rows those are matched with.
+            bias: (C,).
+        """
+        state = self.state_dict() | {LIGHT_PREFIX + name: values for name, values in light.state_dict().items()}
+        for name, own in (("label_rows", rows), ("label_bias", bias)):
+            state[name] = torch.cat((state[name], own[None].to(state[name])))
+        state["member_weights"] = torch.ones(self.members + 1)
+        return self._with_state(state)
 
     def with_label(self, row: Tensor, bias: Tensor) -> PooledHead:
         """The head with one more label, after the others: its row (E, H) and bias (E,)."""
@@ -297,108 +360,79 @@ class PooledHead(nn.Module):
             state[name] = torch.cat((state[name][:, :label], state[name][:, label + 1 :]), 1)
         return self._with_state(state)
 
-    def fold_projection(self, components: Sequence[Tensor]) -> PooledHead:
-        """The head on hidden states that gives this one's logits on coordinates that lie apart.
-
-        Only the maps that touch a token change, all of them linear, so nothing is left of the components.
-
-        Args:
-            components: of each of :func:`state_groups`, with S states, (S * R, S * D).
-        """
-        lowest, shared, last = components
-        count = len(self.shared_map)
-        # (E, K + Q, S * R) -> (E, K + Q, S * D)
-        side_by_side = self.shared_map.permute(1, 2, 0, 3).flatten(2) @ shared
-        maps = {
-            "lowest_map": self.lowest_map @ lowest,
-            "shared_map": side_by_side.unflatten(2, (count, -1)).permute(2, 0, 1, 3).contiguous(),
-            "last_map": self.last_map @ last,
-        }
-        return self._with_state({**self.state_dict(), **maps}, apart=False)
-
-    def _with_state(self, state: Mapping[str, Tensor], *, apart: bool | None = None) -> PooledHead:
-        """A head of this form with other weights, whose shapes say how many members and labels it has."""
+    def _with_state(self, state: Mapping[str, Tensor]) -> PooledHead:
+        """A head of this form with other weights, whose shapes say how many maps and labels it has."""
         # No weights are drawn, because all of them are replaced at once.
         with torch.device("meta"):
             head = PooledHead(
-                replace(self.config, side_by_side=state["shared_map"].shape[1], alone=len(state["last_map"])),
+                replace(
+                    self.config,
+                    side_by_side=state["shared_map"].shape[1],
+                    alone=len(state["last_map"]),
+                    light_width=len(state.get(LIGHT_PREFIX + "label_bias", ())),
+                ),
                 labels=state["label_bias"].shape[1],
                 layers=self.layers,
                 width=state["shared_map"].shape[-1],
                 pair_mode=self.pair_mode,
-                apart=self.apart if apart is None else apart,
             )
         head.to_empty(device=state["label_bias"].device).load_state_dict(state)
         return head.train(self.training)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Pool each member's map of the tokens (B, T, L, D) by maximum and attention to (E, B, (1 + Q) * K)."""
-        members, count, dtype = self.members, len(states), states.dtype
+        """Pool each map of the tokens (B, T, L, D) by its maximum to (G, B, K)."""
         # (B, T)
         hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        # (B, T, E, K + Q) -> (E, B, T, ..)
-        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
-        # (E, B, Q, T)
-        attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
-        meet = self._crossed if self.pair_mode == "separate" else self._mixed
-        # (E, B, T, K)
-        mapped = meet(mapped.contiguous(), hidden)
+        if self.pair_mode == "separate":
+            return self._pool_pairs(states, hidden)
+        # (B, T, G * K)
+        mapped = self._maps(states).flatten(2)
+        largest = maximum(mapped + hidden[..., None].to(mapped.dtype)).float()
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
-        largest = maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (members, count))
+        return functional.gelu(largest.unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
+
+    def _pool_pairs(self, states: Tensor, hidden: Tensor) -> Tensor:
+        """Pool the texts of pairs by maximum and by attention of queries to (G, 2 * B, (1 + Q) * K)."""
+        count, dtype = len(states), states.dtype
+        # (2 * B, T, G, K + Q) -> (G, 2 * B, T, ..)
+        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
+        # (G, 2 * B, Q, T)
+        attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
+        mapped = self._crossed(mapped.contiguous(), hidden)
+        largest = maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (self.maps, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
 
     def _maps(self, states: Tensor) -> Tensor:
-        """Every member's map of the tokens (B, T, L, D) and the scores of its queries, (B, T, E, K + Q)."""
+        """Every map of the tokens (B, T, L, D), (B, T, G, K), or of pairs with the scores of queries (.., K + Q)."""
         sums: dict[str, Tensor] = {}
         for tokens, read in zip(states.unbind(2), self._readers(), strict=True):
-            # One product for all members that read a state.
+            # One product for all maps that read a state.
             values = functional.linear(tokens, torch.cat(list(read.values())).flatten(0, 1).to(states.dtype))
             sizes = [maps.shape[0] * maps.shape[1] for maps in read.values()]
             for group, part in zip(read, values.split(sizes, -1), strict=True):
                 sums[group] = sums[group] + part if group in sums else part
-        return torch.cat([sums[group] for group in TOKEN_MAPS], -1).unflatten(-1, (self.members, -1))
+        return torch.cat([sums[group] for group in TOKEN_MAPS], -1).unflatten(-1, (self.maps, -1))
 
     def _readers(self) -> list[dict[str, Tensor]]:
-        """For each state of the features the maps (E', K + Q, D) of the groups that read it."""
+        """For each of the L states the maps (G', K or K + Q, D) of the groups that read it."""
         lowest, last = {TOKEN_MAPS[0]: self.lowest_map}, {TOKEN_MAPS[2]: self.last_map}
         shared = [{TOKEN_MAPS[1]: maps} for maps in self.shared_map]
-        if self.apart:
-            return [lowest, *shared, last]
         readers: list[dict[str, Tensor]] = [{} for _ in range(self.layers)]
         for group, maps in zip(state_groups(self.layers), ([lowest], shared, [last]), strict=True):
             for state, own in zip(group, maps, strict=True):
                 readers[state] |= own
         return readers
 
-    def _mixed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
-        """The map of the tokens (E, B, T, K) after one residual self-attention, with -inf in ``hidden`` (B, T).
-
-        Tokens attend to those of their own span only, so that the cost of a long text grows with its length, not with
-        the square of it. Spans start at fixed places: a text's logits do not depend on how far its batch is padded.
-        """
-        members, count, tokens, width = mapped.shape
-        size, length = self.config.mixing_width, min(tokens, self.config.mixing_span)
-        spans = -(-tokens // length)
-        if extra := spans * length - tokens:
-            mapped = functional.pad(mapped, (0, 0, 0, extra))
-            hidden = functional.pad(hidden, (0, extra), value=-torch.inf)
-        parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
-        queries, keys, values = parts.view(-1, length, parts.shape[-1]).split((size, size, width), -1)
-        # Hidden tokens count nothing, by a finite number: a span may hold no other tokens.
-        there = hidden.clamp_min(HIDDEN).to(mapped.dtype).view(-1, 1, length).repeat(members, 1, 1)
-        mixed = _attended(mapped.reshape(-1, length, width), queries, keys, values, there)
-        return mixed.view(members, count, -1, width)[:, :, :tokens]
-
     def _crossed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
-        """The map of pairs' tokens (E, 2 * B, T, K) after one residual attention to all tokens of the other text.
+        """Each map of pairs' tokens (G, 2 * B, T, K) after one residual attention to all tokens of the other text.
 
         Those of their own text the encoder has shown them. Each side is cut to its longest text in the batch, so that
         a short question to a long text costs by the product of both lengths.
         """
-        members, _, tokens, width = mapped.shape
+        maps, _, tokens, width = mapped.shape
         size = self.config.mixing_width
         parts = torch.bmm(_normalised(mapped).flatten(1, 2), self.mixing.to(mapped.dtype))
-        parts = parts.view(members, 2, -1, tokens, parts.shape[-1])
+        parts = parts.view(maps, 2, -1, tokens, parts.shape[-1])
         own, there = mapped.unflatten(1, (2, -1)), hidden.clamp_min(HIDDEN).to(mapped.dtype).unflatten(0, (2, 1, -1))
         # (2, T)
         used = (hidden == 0).unflatten(0, (2, -1)).any(1)
@@ -408,10 +442,29 @@ class PooledHead(nn.Module):
             length, reach = longest[side], longest[other]
             queries = parts[:, side, :, :length, :size].flatten(0, 1)
             keys, values = parts[:, other, :, :reach, size:].flatten(0, 1).split((size, width), -1)
-            mask = there[other, :, :, None, :reach].expand(members, -1, -1, -1).flatten(0, 1)
+            mask = there[other, :, :, None, :reach].expand(maps, -1, -1, -1).flatten(0, 1)
             mixed = _attended_piecewise(own[:, side, :, :length].flatten(0, 1), queries, keys, values, mask)
-            sides.append(functional.pad(mixed.unflatten(0, (members, -1)), (0, 0, 0, tokens - length)))
+            sides.append(functional.pad(mixed.unflatten(0, (maps, -1)), (0, 0, 0, tokens - length)))
         return torch.cat(sides, 1)
+
+
+def _joined_states(heads: Sequence[PooledHead], labels: int | None = None) -> dict[str, Tensor]:
+    """The weights of all members that learn step by step, of heads of one form; of ``labels`` only so many."""
+    joined = {}
+    for name in heads[0].state_dict():
+        if name.startswith(LIGHT_PREFIX):
+            continue
+        parts = [head.state_dict()[name] for head in heads]
+        if name in TOKEN_MAPS:
+            # (G', ..) or (S, G', ..)
+            joined[name] = torch.cat(parts, parts[0].dim() - 3)
+            continue
+        if name in ("label_rows", "label_bias"):
+            parts = [part[:, :labels] for part in parts]
+        sizes = [head.map_sizes if name in OF_A_MAP else head.learned_sizes for head in heads]
+        groups = zip(*(part[: sum(own)].split(own) for part, own in zip(parts, sizes, strict=True)), strict=True)
+        joined[name] = torch.cat([part for group in groups for part in group])
+    return joined
 
 
 def _attended(tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
@@ -460,18 +513,16 @@ def build_head(
     layers: int,
     width: int,
     pair_mode: PairMode | None = None,
-    energy: float = 1.0,
-    apart: bool = False,
     generator: torch.Generator | None = None,
 ) -> LabelHead:
     """Make a head with fresh weights for C labels on L hidden states of width D.
 
-    ``pair_mode`` says how the encoder reads pairs of texts; ``energy`` and ``apart`` are for a :class:`PooledHead`.
-    ``generator`` draws the weights; the default is torch's own, which all threads of a process share.
+    ``pair_mode`` says how the encoder reads pairs of texts. ``generator`` draws the weights; the default is torch's
+    own, which all threads of a process share.
     """
     shape: dict[str, Any] = {"labels": labels, "layers": layers, "width": width, "pair_mode": pair_mode}
     if isinstance(config, PooledConfig):
-        return PooledHead(config, **shape, energy=energy, apart=apart, generator=generator)
+        return PooledHead(config, **shape, generator=generator)
     if isinstance(config, LabelTuningConfig):
         return LabelTuningHead(config, **shape)
     if isinstance(config, LightConfig):

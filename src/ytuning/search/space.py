@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ytuning.data.kinds import LOSSES, TaskKind
+from ytuning.heads.light import text_width
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LightConfig, PooledConfig, build_head
+from ytuning.training.members import fits_light_member
 from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
@@ -152,7 +154,10 @@ class Space:
         return mode
 
     def size(self, config: HeadConfig, layers: int, mode: PairMode | None) -> int:
-        """Return the number of parameters of a head of this task on this number of hidden states."""
+        """Return the number of parameters that a head of this task on this number of hidden states has at most."""
+        numbers = text_width(layers, self.width, mode)
+        if isinstance(config, PooledConfig) and fits_light_member(numbers, self.target.outputs):
+            config = replace(config, light_width=min(self.target.outputs, config.width))
         return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, pair_mode=mode)
 
     @property

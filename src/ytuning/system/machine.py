@@ -114,6 +114,13 @@ class Workers:
                 future.cancel()
             wait(running)
 
+    def start(self, function: Callable[[], Result]) -> Future[Result]:
+        """Begin a computation on one core beside others; it must not ask these workers for more.
+
+        Nothing waits for it but its result and the end of :func:`workers`.
+        """
+        return self._pool.submit(function)
+
 
 class _TorchThreads:
     """The number of threads that torch had before computations of this module lowered it.

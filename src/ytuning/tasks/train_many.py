@@ -52,9 +52,8 @@ def train_tasks(
     Each task has its own rows (`task_columns.read_tasks`) and as many steps as it would have alone. Without
     ``validation``, several tasks hold out the same texts (`common_holdout.common_holdout`), so that tasks with the same
     rows share what is computed from these. A task gets the very head that `train_task` would give it with these
-    validation rows, with one exception: components that heads of the default preset are trained on are those of the
-    rows of all tasks, so rows that only other tasks have change its weights a little. With more than 32,768 rows, a
-    light task may also learn from rows that are kept for rare labels of other tasks.
+    validation rows. With more than 32,768 rows, what is fitted in closed form may also learn from rows that are kept
+    for rare labels of other tasks.
 
     Args:
         train: labelled rows of each task, by its name.

@@ -1,10 +1,4 @@
-"""What training reads: features in the coordinates of their principal components, in shuffled batches.
-
-Half as many numbers as a group of members reads hold most of their energy. So a head's token map costs half, and a
-token that training visits again and again comes from memory. States that members read side by side have their
-components together, because they have much in common; what other members read has components of its own. With three
-hidden states a token has two thirds as many coordinates as numbers. The head that is trained so is turned into one on
-the features themselves (`PooledHead.fold_projection`), and nothing else knows of the components.
+"""What training reads: features in shuffled batches, or the mean tokens or the pools of the texts.
 
 A batch holds rows of similar length. Those that are scattered over a store many times the size of the memory cost a
 read from the disk each. So there whole blocks of neighbouring rows are drawn at random, enough of them for many batches
@@ -13,21 +7,35 @@ at once, and the rows of those are shuffled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ytuning.features.codecs import FIT_TOKENS, PcaCoordinates, ProjectedReader
-from ytuning.features.features import Features, PairFeatures, TextFeatures, ordered_batches
-from ytuning.features.store import StoredRows
-from ytuning.heads.pooled import LabelTuningHead, state_groups
-from ytuning.progress import Progress
+from ytuning.encoder.tokens import padded_places
+from ytuning.features.features import (
+    CPU,
+    LENGTH_STEP,
+    Features,
+    PairFeatures,
+    TextFeatures,
+    ordered_batches,
+)
+from ytuning.heads.pooled import LabelTuningHead
+from ytuning.heads.pooling import POOLS, pool_states
 from ytuning.system.machine import Workers
 
-__all__ = ["MeanFeatures", "Projection", "mean_features", "project_features", "sample_rows", "shuffled_batches"]
+__all__ = [
+    "DecodedTexts",
+    "LivePools",
+    "TextVectors",
+    "decoded_features",
+    "mean_features",
+    "pool_features",
+    "sample_rows",
+    "shuffled_batches",
+]
 
 # Shuffled rows are sorted by length within this number of batches, which saves most of the padding.
 SORTED_BATCHES = 32
@@ -35,10 +43,8 @@ SORTED_BATCHES = 32
 FEWEST_BLOCKS = 64
 # The system's cache is expected to hold this number of bytes of features; more are read in blocks.
 IN_MEMORY = 1 << 30
-# Maximum size of a copy in bytes: 0.69 million tokens of the default encoder in its default hidden states.
-COPY_BYTES = 1 << 29
-# This number of tokens is read and written at a time.
-CHUNK_TOKENS = 8192
+# Maximum size of a copy in bytes, and tokens that are copied at a time.
+COPY_BYTES, DECODED_TOKENS = 1 << 29, 8192
 
 
 def shuffled_batches(
@@ -100,26 +106,108 @@ def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
 
 
-class MeanFeatures(TextFeatures):
-    """The mean token of each text, in memory: a batch has one token a row, (B, 1, L, D) float32.
+class TextVectors(TextFeatures):
+    """A few vectors of each text, in memory: a batch has one "token" a row, (B, 1, V, D) float32, V being ``layers``.
 
     Their ``lengths`` are those of the texts, so that batches hold the rows that they would hold of all tokens.
     """
 
     is_resident = True
 
-    def __init__(self, features: TextFeatures, means: Tensor) -> None:
-        """Make them of the means (rows, L, D) float32 of the texts of ``features``."""
-        vars(self).update(vars(features))
-        self.dtype, self._means = means.dtype, means
+    def __init__(self, features: TextFeatures, vectors: Tensor, places: Tensor | None = None) -> None:
+        """Make them of vectors (N, V, D) of texts of ``features``.
 
-    def at_positions(self, positions: Sequence[int]) -> MeanFeatures:
-        """The same texts, of each only the means of the hidden states at these positions among the L."""
-        return MeanFeatures(super().at_positions(positions), self._means[:, list(positions)])
+        ``places`` (rows,) says where those of each text stand, in rows that will not be asked for anywhere; default: in
+        order.
+        """
+        vars(self).update(vars(features))
+        # Nothing of the store is read, or let go of.
+        self._maps = []
+        self.dtype, self.layers, self.device = torch.float32, vectors.shape[1], CPU
+        self._vectors, self._places = vectors, torch.arange(len(features)) if places is None else places
+
+    def selected(self, rows: Tensor) -> TextVectors:
+        """The vectors of some rows (N,), which may repeat, in their order."""
+        return TextVectors(super().selected(rows), self._vectors, self._places[rows])
+
+    def at_positions(self, positions: Sequence[int]) -> TextVectors:
+        """The same texts, of each only the vectors at these positions among the V."""
+        return TextVectors(self, self._vectors[:, list(positions)], self._places)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Means (B, 1, L, D) of rows (B,), and a mask (B, 1) of True."""
-        return self._means[indices][:, None], torch.ones(len(indices), 1, dtype=torch.bool)
+        """Vectors (B, 1, V, D) of rows (B,), and a mask (B, 1) of True."""
+        return self._vectors[self._places[indices]].float()[:, None], torch.ones(len(indices), 1, dtype=torch.bool)
+
+
+class DecodedTexts(TextFeatures):
+    """Token features in memory as batches have them: nothing is read or decoded again."""
+
+    is_resident = True
+
+    def __init__(self, features: TextFeatures, tokens: Tensor, start: Tensor) -> None:
+        """Make them of tokens (N, L, D) of texts of ``features``, and of where each text begins, (rows,).
+
+        Texts that will not be asked for begin anywhere.
+        """
+        vars(self).update(vars(features))
+        # Nothing of the store is read, or let go of.
+        self._maps = []
+        self._tokens, self._begin = tokens, start
+
+    def selected(self, rows: Tensor) -> DecodedTexts:
+        """Features of some rows (N,), which may repeat, in their order."""
+        return DecodedTexts(super().selected(rows), self._tokens, self._begin[rows])
+
+    def at_positions(self, positions: Sequence[int]) -> TextFeatures:
+        """The same texts, of each token only the hidden states at these positions among the L."""
+        chosen = DecodedTexts(self, self._tokens[:, list(positions)], self._begin)
+        chosen.layers = len(positions)
+        return chosen
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, L, D) and mask (B, T) of rows (B,), as `TextFeatures.batch` gives them."""
+        start, lengths = self._begin[indices].numpy(), self.lengths[indices].numpy()
+        places, mask = map(torch.from_numpy, padded_places(start, lengths, LENGTH_STEP[self.dtype]))
+        values = self._tokens.flatten(1).index_select(0, places.flatten())
+        return values.view(*places.shape, self.layers, self.width), mask
+
+
+def decoded_features(features: Features, rows: Tensor, pool: Workers, *, most_bytes: int = COPY_BYTES) -> Features:
+    """The features of rows (N,) decoded once for all steps and heads, where they take at most so many bytes.
+
+    Reading and decoding what is stored takes a quarter of a step of the default head.
+
+    Args:
+        features: features of all rows.
+        rows: positions of those that will be asked for.
+        pool: decodes.
+        most_bytes: of the copy; where it would take more, the features are given back as they are.
+    """
+    if features.device != CPU or features.is_resident:
+        return features
+    if isinstance(features, PairFeatures):
+        texts = decoded_features(features.texts, features.texts_of(rows), pool, most_bytes=most_bytes)
+        assert isinstance(texts, TextFeatures)
+        return features.with_texts(texts)
+    count = int(features.lengths[rows].sum())
+    if count * features.layers * features.width * features.dtype.itemsize > most_bytes:
+        return features
+    ordered = features.in_order(rows)
+    lengths = features.lengths[ordered]
+    ends = lengths.cumsum(0)
+    tokens = torch.empty(count, features.layers, features.width, dtype=features.dtype)
+    # Runs of neighbours, which lie together in the copy as they do in the store.
+    runs = torch.arange(len(ordered)).tensor_split((ends // DECODED_TOKENS).diff().nonzero()[:, 0] + 1)
+
+    def decode(run: Tensor) -> None:
+        first, last = int(ends[run[0]] - lengths[run[0]]), int(ends[run[-1]])
+        with torch.inference_mode():
+            tokens[first:last] = features.tokens(ordered[run], features.dtype)
+
+    pool.map(decode, runs)
+    features.release()
+    start = torch.zeros(len(features), dtype=torch.int64).index_copy_(0, ordered, ends - lengths)
+    return DecodedTexts(features, tokens, start)
 
 
 def mean_features(features: Features, pool: Workers, *, most_bytes: int = COPY_BYTES) -> Features:
@@ -130,12 +218,12 @@ def mean_features(features: Features, pool: Workers, *, most_bytes: int = COPY_B
         pool: computes the means.
         most_bytes: size of the largest copy; where the means would take more, the features are given back as they are.
     """
+    size = len(features) * features.layers * features.width * torch.float32.itemsize
     if isinstance(features, PairFeatures):
         texts = mean_features(features.texts, pool, most_bytes=most_bytes)
         assert isinstance(texts, TextFeatures)
         return features.with_texts(texts)
-    size = len(features) * features.layers * features.width * torch.float32.itemsize
-    if isinstance(features, MeanFeatures) or size > most_bytes:
+    if isinstance(features, TextVectors) or size > most_bytes:
         return features
     means = torch.empty(len(features), features.layers, features.width)
 
@@ -143,85 +231,65 @@ def mean_features(features: Features, pool: Workers, *, most_bytes: int = COPY_B
         with torch.inference_mode():
             means[rows] = LabelTuningHead.mean_states(*features.batch(rows))
 
-    # Batches of the order in which the features are stored are read fastest.
-    ordered = features.in_order(torch.arange(len(features)))
-    pool.map(compute, [ordered[batch.sort().values] for batch in ordered_batches(features.lengths[ordered])])
-    features.release()
-    return MeanFeatures(features, means)
+    _in_order(features, torch.arange(len(features)), compute, pool)
+    return TextVectors(features, means)
 
 
-@dataclass(frozen=True)
-class Projection:
-    """What training reads.
+class LivePools(TextFeatures):
+    """The pools of each text, which are computed for each batch: (B, 1, 3 L, D) float32."""
 
-    Attributes:
-        features: the coordinates of the same rows, states of width R.
-        components: of each of `heads.pooled.state_groups`, with S states, (S * R, S * D) float32, orthonormal rows.
-        apart: whether the features hold the coordinates of one group after the other, S states for a group of S
-            states, as heads do that are ``apart``. A single hidden state has one group, so they are not apart.
-    """
+    def __init__(self, features: TextFeatures) -> None:
+        """Take features of tokens."""
+        vars(self).update(vars(features))
+        self._texts, self.layers, self.device = features, len(POOLS) * features.layers, CPU
 
-    features: Features
-    components: tuple[Tensor, ...]
-    apart: bool
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Pools (B, 1, 3 L, D) of rows (B,), and a mask (B, 1) of True."""
+        pools = torch.empty(len(indices), 1, self.layers, self.width)
+        for batch in ordered_batches(self.lengths[indices]):
+            pools[batch, 0] = pool_states(*self._texts.batch(indices[batch])).unflatten(1, pools.shape[2:]).cpu()
+        return pools, torch.ones(len(indices), 1, dtype=torch.bool)
+
+    def release(self) -> None:
+        """Let go of the pages of the store that reading has brought into memory."""
+        self._texts.release()
 
 
-def project_features(
-    features: Features, rows: Tensor, pool: Workers, progress: Progress, *, copy_bytes: int = COPY_BYTES
-) -> Projection:
-    """Coordinates of some rows' features; those of other rows are not to be read.
+def pool_features(features: Features, rows: Tensor, pool: Workers, *, most_bytes: int = COPY_BYTES) -> Features:
+    """What light heads read of rows (N,): the pools of their texts, (B, 1, 3 L, D) in a batch.
 
-    The components are fitted on these rows. The coordinates are copied into memory or, where the copy would be too
-    large, computed anew for each batch.
+    They are computed once and kept in float16.
 
     Args:
         features: features of all rows.
-        rows: (N,) int64 positions of the rows that training reads.
-        pool: computes the copy.
-        progress: is told how far the copy is.
-        copy_bytes: size of the largest copy.
+        rows: positions of those that will be asked for.
+        pool: computes the pools.
+        most_bytes: that they may take; where it would be more, they are computed for each batch.
     """
     if isinstance(features, PairFeatures):
-        # The distinct texts of the pairs are projected, each of them once.
-        texts = project_features(features.texts, features.texts_of(rows), pool, progress, copy_bytes=copy_bytes)
-        assert isinstance(texts.features, TextFeatures)
-        return Projection(features.with_texts(texts.features), texts.components, texts.apart)
-    assert isinstance(features, TextFeatures)
-    # The components are those of a sample, which is spread evenly over the rows: (tokens, L, D).
-    tokens = int(features.lengths[rows].sum())
-    sample = features.tokens(rows[:: max(1, -(-tokens // FIT_TOKENS))])
-    groups, apart = state_groups(features.layers), features.layers > 1
-    coordinates = PcaCoordinates.fitted(sample.numpy(), groups if apart else groups[:1])
-    components = coordinates.components if apart else coordinates.components * len(groups)
-    if tokens * coordinates.row_bytes > copy_bytes:
-        view = features.seen_as(ProjectedReader(features.codec, coordinates))
-    else:
-        view = _copy_coordinates(features, rows, coordinates, pool, progress)
-    return Projection(view, components, apart)
+        texts = pool_features(features.texts, features.texts_of(rows), pool, most_bytes=most_bytes)
+        assert isinstance(texts, TextFeatures)
+        return features.with_texts(texts)
+    if len(rows) * len(POOLS) * features.layers * features.width * torch.float16.itemsize > most_bytes:
+        return LivePools(features)
+    places = torch.full((len(features),), len(rows)).index_copy_(0, rows, torch.arange(len(rows)))
+    pools = torch.empty(len(rows), len(POOLS) * features.layers, features.width, dtype=torch.float16)
+
+    def compute(batch: Tensor) -> None:
+        with torch.inference_mode():
+            pools[places[batch]] = pool_states(*features.batch(batch)).unflatten(1, pools.shape[1:]).half().cpu()
+
+    _in_order(features, rows, compute, pool)
+    return TextVectors(features, pools, places)
 
 
-def _copy_coordinates(
-    features: TextFeatures, rows: Tensor, coordinates: PcaCoordinates, pool: Workers, progress: Progress
-) -> TextFeatures:
-    """The coordinates of rows (N,) in memory, in the order in which the store holds them."""
+def _in_order(features: TextFeatures, rows: Tensor, compute: Callable[[Tensor], None], pool: Workers) -> None:
+    """Compute batches of rows (N,) side by side, in the order in which they are stored, which is read fastest."""
     ordered = features.in_order(rows)
-    lengths = features.lengths[ordered]
-    ends = lengths.cumsum(0)
-    array = np.empty((int(ends[-1]), coordinates.row_bytes), np.uint8)
-    chunks = torch.split(ordered, torch.bincount((ends - 1) // CHUNK_TOKENS).tolist())
-    bounds = np.cumsum([0, *(int(features.lengths[chunk].sum()) for chunk in chunks)])
-
-    def copy(number: int) -> None:
-        array[bounds[number] : bounds[number + 1]] = coordinates.encode(features.tokens(chunks[number])).numpy()
-
-    # Eight chunks are computed at a time, so that Ctrl-C is heard between them.
-    for first in range(0, len(chunks), 8):
-        pool.map(copy, range(first, min(first + 8, len(chunks))))
-        progress.step("prepare", min(first + 8, len(chunks)), len(chunks))
+    batches = [ordered[batch.sort().values] for batch in ordered_batches(features.lengths[ordered])]
+    if features.is_resident and features.device != CPU:
+        for batch in batches:
+            compute(batch)
+    else:
+        pool.map(compute, batches)
     features.release()
-    # Rows that were not copied start out of bounds, so that reading one by mistake fails.
-    start = np.full(len(features), len(array))
-    start[ordered.numpy()] = (ends - lengths).numpy()
-    array_of_row = np.zeros(len(features), np.int64)
-    stored = StoredRows([array], array_of_row, start, features.lengths.numpy(), features.truncated_rows, coordinates)
-    return TextFeatures(stored, features.dtype)

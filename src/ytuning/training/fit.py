@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -15,13 +16,23 @@ from torch import Tensor
 from ytuning.data.kinds import TaskKind
 from ytuning.errors import InputError, argument
 from ytuning.features.features import CPU, Features
+from ytuning.heads.light import text_width
 from ytuning.heads.pooled import LabelHead, LightConfig, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
-from ytuning.training.batches import Projection, project_features, shuffled_batches
-from ytuning.training.calibration import calibrated_losses, fit_calibration
+from ytuning.training.batches import decoded_features, pool_features, shuffled_batches
+from ytuning.training.calibration import fit_calibration
 from ytuning.training.joint import Learner, group_logits, stack_logits, stack_step, start_label_rows
-from ytuning.training.light import LightJob, fit_light
+from ytuning.training.light import LightFit, LightJob, fit_light, rows_read
+from ytuning.training.members import (
+    LightMember,
+    fits_light_member,
+    group_weights,
+    light_member,
+    light_weight,
+    mean_logits,
+    temperature_ratio,
+)
 from ytuning.training.rare_labels import blend_heads, discriminant_head
 from ytuning.training.recipes import Recipe, TrainingConfig
 
@@ -64,8 +75,7 @@ class FitResult:
         chosen: position in ``history`` of the validation whose head was taken.
         validation: validation of ``chosen_head``, which differs from the one in ``history`` where its members have been
             weighed or rare labels mended since.
-        validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit, on what it
-            was trained on: the pooled head on coordinates, so they differ a little from those on the features.
+        validation_logits: (validation rows, C) float32 of the head that validation chose, before any refit.
         chosen_head: head of the chosen validation, in evaluation mode; ``head`` itself unless it was refitted.
         refitted: whether ``head`` went on on all rows.
         interrupted: whether Ctrl-C ended the training early.
@@ -126,12 +136,11 @@ def fit_heads(
 
     Heads with the same rows share their batches. A head with rows of its own has the batches, the steps and the
     validations that it would have alone. So a head learns the same weights, bit for bit on one machine, alone or in
-    company. The exception is a pooled head beside heads that read other rows: it is trained on components in place of
-    numbers (`batches.project_features`), which is faster, and they are fitted on the rows of all heads.
+    company.
 
     Of all its validations the last one within half a standard error of the best is chosen: on a few rows a score is
-    mostly noise, and the later head has been annealed further. Members of a pooled head count by what their group knows
-    of the validation rows. Then it goes on for a few steps on all of its rows.
+    mostly noise, and the later head has been annealed further. Then it goes on for a few steps on all of its rows. A
+    pooled head gets a light member, and its members count by what their group knows of the validation rows.
 
     Args:
         features: features of all rows, of light heads their pools (`features/pools.py`).
@@ -152,33 +161,47 @@ def fit_heads(
     if isinstance(jobs[0].recipe.head, LightConfig):
         return _fit_light_heads(features, jobs, rows_of_jobs, refit=refit, progress=progress)
     rows = torch.from_numpy(np.unique(np.concatenate([own.all.numpy() for own in set(rows_of_jobs)])))
-    with workers() as pool, ExitStack() as ending:
-        # Freed memory goes back to the system in the end, however that comes.
+    # Freed memory goes back to the system in the end, however that comes.
+    with ExitStack() as ending:
         ending.callback(give_back_freed_memory)
         if device.type == "cuda" and features.bytes_of(rows) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
             features = features.resident(rows, device)
-        projection = None
-        if not features.is_resident and isinstance(jobs[0].recipe.head, PooledConfig):
-            projection = project_features(features, rows, pool, progress)
-        view = features if projection is None else projection.features
-        shared = _Shared(view, features.layers, seed, pool, progress)
-        runs = [
-            _HeadRun(job, own, _fresh_head(job, own, shared, projection))
-            for job, own in zip(jobs, rows_of_jobs, strict=True)
-        ]
-        interrupted = _train_until_stopped(runs, shared)
-        outcomes = [run.outcome for run in runs]
-        if not interrupted:
+        with workers() as pool:
+            features = decoded_features(features, rows, pool)
+            shared = _Shared(features, seed, pool, progress)
+            by_job = zip(jobs, rows_of_jobs, strict=True)
+            runs = [_HeadRun(job, own, _fresh_head(job, own, features)) for job, own in by_job]
+            interrupted = _train_until_stopped(runs, shared)
+            outcomes = [run.outcome for run in runs]
+            if not interrupted:
+                outcomes, interrupted = _finish(runs, outcomes, shared, refit=refit)
+        features.release()
+        return [run.result(outcome, interrupted) for run, outcome in zip(runs, outcomes, strict=True)]
+
+
+def _finish(
+    runs: list[_HeadRun], outcomes: list[_Outcome], shared: _Shared, *, refit: bool
+) -> tuple[list[_Outcome], bool]:
+    """What the chosen heads become: refitted, with light members, weighed, and with rows of rare labels mended.
+
+    Returns:
+        The outcomes, and whether Ctrl-C has ended it early.
+    """
+    interrupted = False
+    try:
+        # A light member needs one core and no steps, so it is fitted while the heads are refitted.
+        lights = _start_light_members(runs, shared)
+        if refit:
             try:
-                outcomes = [_weigh_members(run, own, shared) for run, own in zip(runs, outcomes, strict=True)]
-                if refit:
-                    heads = _refit(runs, outcomes, shared)
-                    outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
-                outcomes = [_mend_rare_labels(run, own, shared) for run, own in zip(runs, outcomes, strict=True)]
+                heads = _refit(runs, outcomes, shared)
+                outcomes = [replace(own, refitted=head) for own, head in zip(outcomes, heads, strict=True)]
             except KeyboardInterrupt:
                 interrupted = True
-        view.release()
-        return [run.result(outcome, projection, interrupted) for run, outcome in zip(runs, outcomes, strict=True)]
+        members = lights.result()
+        outcomes = [_weigh_members(*each, shared) for each in zip(runs, outcomes, members, strict=True)]
+        return [_mend_rare_labels(run, own, shared) for run, own in zip(runs, outcomes, strict=True)], interrupted
+    except KeyboardInterrupt:
+        return outcomes, True
 
 
 def _fit_light_heads(
@@ -193,36 +216,59 @@ def _fit_light_heads(
 
     Which of the rows are validation rows may differ. Arguments as of `fit_heads`.
     """
-    results: dict[int, FitResult] = {}
+    results = []
+    for job, own, fit in zip(
+        jobs, rows_of_jobs, _light_fits(features, jobs, rows_of_jobs, refit=refit, progress=progress), strict=True
+    ):
+        if not np.isfinite(fit.validation_logits).all():
+            raise InputError(
+                "the light head's logits are no numbers, because the encoder's hidden states are too large or are "
+                f"no numbers. Use {argument('preset', 'default')} or another encoder"
+            )
+        now = _validation(job.target, 0, torch.from_numpy(fit.validation_logits), job.goal[own.validation])
+        results.append(
+            FitResult(
+                fit.head, [now], 0, now, fit.validation_logits, fit.chosen_head, refit, False, strength=fit.strength
+            )
+        )
+    return results
+
+
+def _light_fits(
+    features: Features,
+    jobs: Sequence[HeadJob],
+    rows_of_jobs: Sequence[_Rows],
+    *,
+    refit: bool,
+    progress: Progress | None = None,
+) -> list[LightFit]:
+    """What each job's light head is; jobs with the same rows share their sums. Features are pools."""
+    fits: dict[int, LightFit] = {}
+    for group, light_jobs, all_rows in _same_rows(jobs, rows_of_jobs):
+        job, rows = jobs[group[0]], all_rows.all.numpy()
+        weights = job.target.row_weights(job.recipe.training.label_weights, job.targets[rows])
+        own = fit_light(features, light_jobs, rows=rows, row_weights=weights, refit=refit, progress=progress)
+        fits |= dict(zip(group, own, strict=True))
+    return [fits[number] for number in range(len(jobs))]
+
+
+def _same_rows(jobs: Sequence[HeadJob], rows_of_jobs: Sequence[_Rows]) -> list[tuple[list[int], list[LightJob], _Rows]]:
+    """Jobs in groups that share the sums over all of their rows: their numbers, what each learns, and the rows.
+
+    Jobs with label weights are alone.
+    """
     groups: dict[tuple[bytes, int | None], list[int]] = {}
     for number, (job, own_rows) in enumerate(zip(jobs, rows_of_jobs, strict=True)):
         weighed = job.recipe.training.label_weights is not None
         groups.setdefault((own_rows.all.numpy().tobytes(), number if weighed else None), []).append(number)
-    for group in groups.values():
-        job, rows = jobs[group[0]], rows_of_jobs[group[0]].all.numpy()
-        weights = job.target.row_weights(job.recipe.training.label_weights, job.targets[rows])
-        light_jobs = [
-            LightJob(jobs[number].target, np.asarray(jobs[number].targets), rows_of_jobs[number].validation.numpy())
-            for number in group
-        ]
-        fits = fit_light(
-            features,
-            light_jobs,
-            rows=rows,
-            row_weights=weights,
-            refit=refit,
-            progress=progress,
-        )
-        for number, fit in zip(group, fits, strict=True):
-            own, held, logits = jobs[number], rows_of_jobs[number].validation, fit.validation_logits
-            if not np.isfinite(logits).all():
-                raise InputError(
-                    "the light head's logits are no numbers, because the encoder's hidden states are too large or are "
-                    f"no numbers. Use {argument('preset', 'default')} or another encoder"
-                )
-            now = _validation(own.target, 0, torch.from_numpy(logits), own.goal[held])
-            results[number] = FitResult(fit.head, [now], 0, now, logits, fit.chosen_head, refit, False, fit.strength)
-    return [results[number] for number in range(len(jobs))]
+    return [
+        (group, [_light_job(jobs[number], rows_of_jobs[number]) for number in group], rows_of_jobs[group[0]])
+        for group in groups.values()
+    ]
+
+
+def _light_job(job: HeadJob, rows: _Rows) -> LightJob:
+    return LightJob(job.target, np.asarray(job.targets), rows.validation.numpy())
 
 
 def _validation(target: TaskKind, step: int, logits: Tensor, goal: Tensor) -> Validation:
@@ -299,10 +345,7 @@ def _rows_of_jobs(jobs: Sequence[HeadJob], train: np.ndarray | None, validation:
 class _Shared:
     """What all heads of one training have in common."""
 
-    # Training reads these; they are coordinates where the heads are pooled and train on the CPU.
     features: Features
-    # L, of the features themselves.
-    layers: int
     # The seed sets the order of rows.
     seed: int
     pool: Workers
@@ -317,7 +360,7 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The heads that the training of one head gives, on what it reads.
+    """The heads that the training of one head gives.
 
     Attributes:
         chosen: head of the chosen validation.
@@ -392,11 +435,11 @@ class _HeadRun:
         self._validations = ([*history, now], heads)
         self.finished = self.learner.step == self.learner.total or _should_stop_early(self.history, config.patience)
 
-    def result(self, outcome: _Outcome, projection: Projection | None, interrupted: bool) -> FitResult:
-        """What the training gives; the heads are on the features themselves."""
-        chosen_head, refitted = _fold_projection(outcome.chosen, projection), outcome.refitted
+    def result(self, outcome: _Outcome, interrupted: bool) -> FitResult:
+        """What the training gives; its heads are on the CPU, ready for use."""
+        chosen_head, refitted = outcome.chosen.to(CPU).eval(), outcome.refitted
         return FitResult(
-            head=chosen_head if refitted is None else _fold_projection(refitted, projection),
+            head=chosen_head if refitted is None else refitted.to(CPU).eval(),
             history=self.history,
             chosen=self.chosen,
             validation=outcome.validation,
@@ -487,33 +530,107 @@ def _refit(runs: list[_HeadRun], outcomes: list[_Outcome], shared: _Shared) -> l
     return [learner.head for learner in learners]
 
 
-def _weigh_members(run: _HeadRun, outcome: _Outcome, shared: _Shared) -> _Outcome:
-    """The head in whose mean each member counts by what its group knows of the validation rows.
+@dataclass(frozen=True)
+class _FittedMember:
+    """A light member of the head of all rows and of the one that validation chose, and what the latter says.
 
-    It counts by the square of how much lower the loss of the group alone, calibrated, is than that of the best constant
-    answer. Members that know little more than how frequent the labels are would only pull the mean towards that: of
-    CoLA's grammar the last hidden state knows next to nothing. The square was chosen on held-out rows of CoLA, where it
-    has a Matthews correlation of 0.259 and what is saved itself 0.252; four other sets do not change by it
-    (benchmarks/LOG.md).
+    Attributes:
+        whole: learned from all rows.
+        part: learned from the training rows.
+        validation_logits: (validation rows, C) of ``part``.
     """
+
+    whole: LightMember
+    part: LightMember
+    validation_logits: Tensor
+
+
+def _start_light_members(runs: Sequence[_HeadRun], shared: _Shared) -> Future[list[_FittedMember | None]]:
+    """Begin to fit each run's light member; there may be none.
+
+    That is where too few validation rows would tell how much it counts, and where it cannot be fitted. Runs that learn
+    the same from the same rows, as those of several seeds, share one.
+    """
+    # By what tells runs apart, the runs that share a fit.
+    alike: dict[tuple[int, _Rows, object], list[int]] = {}
+    for number, run in enumerate(runs):
+        if _may_have_light_member(run, shared.features):
+            weights = run.job.recipe.training.label_weights
+            alike.setdefault((id(run.job.targets), run.rows, weights), []).append(number)
+    firsts = [runs[numbers[0]] for numbers in alike.values()]
+    jobs, rows_of_jobs = [run.job for run in firsts], [run.rows for run in firsts]
+    read = [rows_read(light_jobs, rows.all.numpy()) for _, light_jobs, rows in _same_rows(jobs, rows_of_jobs)]
+    rows = torch.from_numpy(np.unique(np.concatenate(read))) if read else torch.arange(0)
+    pools = pool_features(shared.features, rows, shared.pool)
+
+    def fit() -> list[_FittedMember | None]:
+        members: list[_FittedMember | None] = [None] * len(runs)
+        # Also fitted on all rows if no head is, because what learns without the validation rows would not be the same
+        # to the last bit.
+        try:
+            fits = _light_fits(pools, jobs, rows_of_jobs, refit=True)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # Numbers beyond all measure have no factor. The other members have learned without them.
+            return members
+        for numbers, own in zip(alike.values(), fits, strict=True):
+            if np.isfinite(own.validation_logits).all():
+                member = _fitted_member(runs[numbers[0]], own, pools)
+                for number in numbers:
+                    members[number] = member
+        return members
+
+    return shared.pool.start(fit)
+
+
+def _fitted_member(run: _HeadRun, fit: LightFit, pools: Features) -> _FittedMember:
+    """The light member of a run's head."""
+    config, logits = run.job.recipe.head, fit.validation_logits
+    assert isinstance(config, PooledConfig)
+    whole, part = (light_member(head, fit.center, config.width) for head in (fit.head, fit.chosen_head))
+    if logits.shape[1] > config.width:
+        # Some of what the light head knows is left out.
+        logits = part.logits(pools, run.rows.validation)
+    return _FittedMember(whole, part, torch.from_numpy(logits))
+
+
+def _may_have_light_member(run: _HeadRun, features: Features) -> bool:
+    """Whether a light member can be fitted for a run's head, and weighed."""
+    if not isinstance(run.job.recipe.head, PooledConfig) or len(run.rows.validation) < FEWEST_ROWS:
+        return False
+    # A light head has one weight for a row, and none for each of several labels.
+    weighable = run.job.recipe.training.label_weights is None or not run.job.target.gives_many
+    numbers = text_width(features.layers, features.width, features.pair_mode)
+    return weighable and fits_light_member(numbers, run.job.target.outputs)
+
+
+def _weigh_members(run: _HeadRun, outcome: _Outcome, light: _FittedMember | None, shared: _Shared) -> _Outcome:
+    """The heads with a light member, in whose mean each member counts by what its group knows of validation rows."""
     job, held, head = run.job, run.rows.validation, outcome.chosen
     target = job.target
-    if not isinstance(head, PooledHead) or head.layers == 1 or len(held) < FEWEST_ROWS:
+    if not isinstance(head, PooledHead) or len(held) < FEWEST_ROWS or (light is None and head.layers == 1):
         return outcome
     truth = job.targets[held.numpy()]
     # Of each group (N, C), the mean over its members.
-    by_group = group_logits(head, shared.features, held, shared.pool)
-    smoothing, constant = job.recipe.training.smoothing_of(target), target.constant_loss(truth)
-    losses = [
-        float(calibrated_losses(target, logits.numpy(), truth, smoothing=smoothing).mean()) for logits in by_group
-    ]
-    saved = tuple(max(0.0, constant - loss) ** 2 if math.isfinite(loss) else 0.0 for loss in losses)
-    if not any(saved):
-        return outcome
-    # (3,): the share of each group in the mean over all members.
-    shares = torch.tensor([weight * size for weight, size in zip(saved, head.group_sizes, strict=True)])
-    mean = torch.einsum("g,gnc->nc", shares / shares.sum(), torch.stack(by_group))
-    return outcome.with_chosen(head.with_group_weights(saved), mean, job, held)
+    logits = group_logits(head, shared.features, held, shared.pool)
+    weights, factor = group_weights(target, logits, truth, job.recipe.training.smoothing_of(target)), 1.0
+    if light is not None:
+        given = light.validation_logits
+        if any(weights):
+            factor = temperature_ratio(target, mean_logits(logits, weights), given, truth)
+        logits.append(factor * given)
+        weights.append(light_weight(group_weights(target, [given], truth, 0.0)[0], weights))
+    if not any(weights):
+        # Nothing tells which members know something, so all that have learned step by step count alike.
+        weights = [float(size) for size in head.group_sizes] + [0.0] * (light is not None)
+
+    def finished(head: LabelHead, member: LightMember | None) -> PooledHead:
+        assert isinstance(head, PooledHead)
+        return (head if member is None else member.added_to(head, factor)).with_group_weights(weights)
+
+    whole, part = (None, None) if light is None else (light.whole, light.part)
+    refitted = None if outcome.refitted is None else finished(outcome.refitted, whole)
+    outcome = replace(outcome, refitted=refitted)
+    return outcome.with_chosen(finished(head, part), mean_logits(logits, weights), job, held)
 
 
 def _mend_rare_labels(run: _HeadRun, outcome: _Outcome, shared: _Shared) -> _Outcome:
@@ -574,29 +691,19 @@ def _steps(config: TrainingConfig, rows: int, batch_size: int, labels: int) -> i
     return max(config.fewest_steps, min(wanted, config.most_steps))
 
 
-def _fresh_head(job: HeadJob, rows: _Rows, shared: _Shared, projection: Projection | None) -> LabelHead:
+def _fresh_head(job: HeadJob, rows: _Rows, features: Features) -> LabelHead:
     """Weights drawn from the job's seed; label rows start from the labels' texts, if there are any."""
-    view = shared.features
-    # R components hold most of the energy of D numbers, so each holds D / R times that of a number.
-    energy = 1.0 if projection is None else projection.components[0].shape[1] / projection.components[0].shape[0]
+    config = job.recipe.head
     head = build_head(
-        job.recipe.head,
+        # A light member has no steps to learn by, and comes last.
+        replace(config, light_width=0) if isinstance(config, PooledConfig) else config,
         labels=job.target.outputs,
-        layers=shared.layers,
-        width=view.width,
-        pair_mode=view.pair_mode,
-        energy=energy,
-        apart=projection is not None and projection.apart,
+        layers=features.layers,
+        width=features.width,
+        pair_mode=features.pair_mode,
         # One of its own: other threads draw from torch's, so the weights would depend on what these do.
         generator=torch.Generator().manual_seed(job.seed),
-    ).to(view.device)
+    ).to(features.device)
     texts = np.arange(0) if job.label_texts is None else job.label_texts
-    start_label_rows(head, view, rows.train.numpy(), texts, job.targets)
+    start_label_rows(head, features, rows.train.numpy(), texts, job.targets)
     return head
-
-
-def _fold_projection(head: LabelHead, projection: Projection | None) -> LabelHead:
-    """The head on the features themselves that gives the logits of ``head`` on their coordinates, ready for use."""
-    if projection is not None and isinstance(head, PooledHead):
-        head = head.fold_projection(projection.components)
-    return head.to(CPU).eval()

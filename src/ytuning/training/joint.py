@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
@@ -28,11 +30,14 @@ __all__ = [
     "group_logits",
     "label_space",
     "rate_share",
+    "side_by_side",
     "stack_logits",
     "stack_step",
     "start_label_rows",
 ]
 
+# Names of the parameters that do not decay end so. A rare label's row and bias move far, and seldom.
+NOT_DECAYED = ("bias", "label_rows")
 # Most tokens in a batch whose heads are computed as one: 50 heads took 0.5 times as long at 16, 1.1 times at 256.
 JOINED_TOKENS = 192
 # Of heads that are joined, at least this share is asked for; else each is computed by itself. With 50 heads and a text
@@ -49,6 +54,7 @@ CENTER_ROWS = 2000
 CPU_TOKENS, GPU_TOKENS = 4096, 65_536
 # A batch is computed in this number of parts side by side, so a head learns the same on any number of cores.
 PARTS = 2
+Result = TypeVar("Result")
 Part = tuple[Tensor, Tensor, Tensor]
 """Rows (b,) of a part of a batch, their features (b, T, L, D) and their mask (b, T)."""
 
@@ -83,9 +89,10 @@ class Learner:
         self.total, self.step = total, 0
         self._config = config
         self._parameters = list(head.parameters())
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        matrices = [parameter for name, parameter in head.named_parameters() if not name.endswith(NOT_DECAYED)]
+        others = [parameter for name, parameter in head.named_parameters() if name.endswith(NOT_DECAYED)]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         device = self._parameters[0].device
         # Each part of a batch draws its dropout from its own generator, so that the order of threads does not matter.
         self._generators = [torch.Generator(device).manual_seed(seed * PARTS + number) for number in range(PARTS)]
@@ -197,10 +204,9 @@ def label_space(head: MatchingHead, features: Features, rows: Tensor, pool: Work
             # (E, B, H) -> (B, E, H)
             vectors[batch] = head.text(*features.batch(rows[batch])).transpose(0, 1).to(vectors.device)
 
-    batches = ordered_batches(features.lengths[rows])
+    batches = list(ordered_batches(features.lengths[rows]))
     if pool is None:
-        for batch in batches:
-            compute(batch)
+        side_by_side(compute, batches)
     else:
         pool.map(compute, batches)
     return vectors
@@ -302,22 +308,22 @@ class JointHeads:
         """Join ``heads``, which read the same hidden states and must not change afterwards."""
         self.heads = [head.eval() for head in heads]
         alike: dict[tuple[PooledConfig, PairMode | None], dict[int, PooledHead]] = {}
-        for index, head in enumerate(self.heads):
-            if isinstance(head, PooledHead):
-                # The number of members may differ; everything else has to be the same.
-                alike.setdefault((replace(head.config, side_by_side=1, alone=1), head.pair_mode), {})[index] = head
-        self._alike = [group for group in alike.values() if len(group) > 1]
         shared: dict[PairMode | None, dict[int, LightHead]] = {}
         for index, head in enumerate(self.heads):
-            if isinstance(head, LightHead):
-                shared.setdefault(head.pair_mode, {})[index] = head
+            if isinstance(head, PooledHead):
+                # The number of maps and the light member may differ; everything else has to be the same.
+                form = replace(head.config, side_by_side=1, alone=1, light_width=0)
+                alike.setdefault((form, head.pair_mode), {})[index] = head
+            if (light := head.light if isinstance(head, PooledHead) else head) and isinstance(light, LightHead):
+                shared.setdefault(light.pair_mode, {})[index] = light
+        self._alike = [group for group in alike.values() if len(group) > 1]
         self._light = [_LightHeads(group) for group in shared.values()]
         self._used = False
 
     @cached_property
     def _joined(self) -> list[tuple[PooledHead, dict[int, PooledHead]]]:
         """Pooled heads that are computed as one, where they have few tokens to read."""
-        return [(PooledHead.joined(list(group.values()), with_labels=False), group) for group in self._alike]
+        return [(PooledHead.joined_texts(list(group.values())), group) for group in self._alike]
 
     @property
     def size(self) -> int:
@@ -328,15 +334,20 @@ class JointHeads:
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
+        # (B, R) or, of light heads, the logits (B, C).
+        light: dict[int, Tensor] = {}
+        for together in self._light:
+            light |= together.logits(values, mask)
         logits: dict[int, Tensor] = {}
-        for light in self._light:
-            logits |= light.logits(values, mask)
         for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
             # (E, B, H) each: the texts in the label spaces of a head's members.
             texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
             for (index, head), text in zip(group.items(), texts, strict=True):
-                logits[index] = head.average(head.match(text))
-        return [logits[index] if index in logits else head(values, mask) for index, head in enumerate(self.heads)]
+                logits[index] = _matched(head, text, light.get(index))
+        return [
+            logits[index] if index in logits else _logits(head, values, mask, light.get(index))
+            for index, head in enumerate(self.heads)
+        ]
 
     def logits(self, features: Features, rows: Tensor) -> list[Tensor]:
         """Each head's logits (N, C) of rows (N,), in their order."""
@@ -346,7 +357,7 @@ class JointHeads:
             with torch.inference_mode():
                 return self(*features.batch(rows[batch]))
 
-        return _in_order(batches, _side_by_side(compute, batches))
+        return _in_order(batches, side_by_side(compute, batches))
 
     def logits_where(self, features: Features, rows: Tensor, wanted: Tensor) -> list[Tensor]:
         """Each head's logits (n, C) of its own rows among rows (N,), in their order.
@@ -368,7 +379,7 @@ class JointHeads:
             with torch.inference_mode():
                 return self._call_where(*features.batch(rows[places]), wanted[:, places], joins=joins)
 
-        parts = _side_by_side(compute, batches)
+        parts = side_by_side(compute, batches)
         logits = []
         for number, own in enumerate(wanted):
             # Where each of the head's rows stands among its own, batch after batch.
@@ -380,9 +391,11 @@ class JointHeads:
     def _call_where(self, values: Tensor, mask: Tensor, wanted: Tensor, *, joins: bool) -> list[Tensor]:
         """Each head's logits (n, C) of the rows of a batch that it is wanted for, (heads, B) bool."""
         asked = wanted.any(1).tolist()
+        # Of light heads these are the logits (n, C), of light members (n, R).
+        light: dict[int, Tensor] = {}
+        for together in self._light:
+            light |= together.logits_where(values, mask, wanted)
         logits: dict[int, Tensor] = {}
-        for light in self._light:
-            logits |= light.logits_where(values, mask, wanted)
         for joined, group in self._joined if joins and mask.numel() <= JOINED_TOKENS else ():
             some = [index for index in group if asked[index]]
             # The members were joined before it was known which of them are asked for.
@@ -390,30 +403,49 @@ class JointHeads:
                 texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
                 by_head = dict(zip(group, texts, strict=True))
                 for index in some:
-                    text = by_head[index][:, wanted[index]]
-                    logits[index] = group[index].average(group[index].match(text))
+                    logits[index] = _matched(group[index], by_head[index][:, wanted[index]], light.get(index))
         for index, head in enumerate(self.heads):
             if asked[index] and index not in logits:
-                logits[index] = _some_logits(head, values, mask, wanted[index])
+                logits[index] = _some_logits(head, values, mask, wanted[index], light.get(index))
         return [logits[index] if index in logits else torch.empty(0, 0) for index in range(len(self.heads))]
 
 
-def _some_logits(head: LabelHead, values: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
-    """A head's logits (n, C) of those rows of a batch that it is wanted for, one or more, (B,) bool."""
+def _matched(head: PooledHead, texts: Tensor, light: Tensor | None) -> Tensor:
+    """A head's logits (B, C) of texts (E, B, H) in label space; those of a light member are added, ``light`` (B, R)."""
+    return head.average(head.match(texts if light is None else head.with_light_text(texts, light)))
+
+
+def _logits(head: LabelHead, values: Tensor, mask: Tensor, light: Tensor | None) -> Tensor:
+    """A head's logits (B, C); ``light`` is what a light head, or a light member (B, R), has made of the pools."""
+    if isinstance(head, LightHead) and light is not None:
+        return light
+    logits: Tensor = head(values, mask, light=light) if isinstance(head, PooledHead) else head(values, mask)
+    return logits
+
+
+def _some_logits(head: LabelHead, values: Tensor, mask: Tensor, wanted: Tensor, light: Tensor | None) -> Tensor:
+    """A head's logits (n, C) of those rows of a batch that it is wanted for, one or more, (B,) bool.
+
+    ``light`` (n, ..) is as for :func:`_logits`.
+    """
+    if isinstance(head, LightHead) and light is not None:
+        return light
     own, count = wanted.nonzero()[:, 0], len(wanted)
     step = -(-count // SHAPES)
     filled = min(count, -(-len(own) // step) * step)
     if filled == count:
-        logits: Tensor = head(values, mask)
-        return logits[own]
+        whole = None if light is None else light.new_zeros(count, light.shape[1]).index_copy_(0, own, light)
+        return _logits(head, values, mask, whole)[own]
     chosen = torch.cat((own, own.new_zeros(filled - len(own))))
     if len(mask) > count:
         # Of pairs that were read separately there are two texts a row, the second ones after all first ones.
         chosen = torch.cat((chosen, chosen + count))
-    return head(values.index_select(0, chosen), mask.index_select(0, chosen))[: len(own)]
+    if light is not None:
+        light = functional.pad(light, (0, 0, 0, filled - len(own)))
+    return _logits(head, values.index_select(0, chosen), mask.index_select(0, chosen), light)[: len(own)]
 
 
-def _side_by_side(compute: Callable[[Tensor], list[Tensor]], batches: list[Tensor]) -> list[list[Tensor]]:
+def side_by_side(compute: Callable[[Tensor], Result], batches: Sequence[Tensor]) -> list[Result]:
     """What is computed of each batch, on all cores."""
     if len(batches) > 1:
         with workers() as pool:

@@ -32,7 +32,7 @@ from ytuning.progress import Progress
 from ytuning.training.batches import sample_rows
 from ytuning.training.calibration import calibrated_losses
 
-__all__ = ["LightFit", "LightJob", "fit_light"]
+__all__ = ["LightFit", "LightJob", "fit_light", "rows_read"]
 
 # Strengths of the regularisation, of which validation takes one for each task: 0.01 to 0.1 on BANKING77, 0.3 to 1 on
 # TREC-6, CoLA and SST-2, 3 on pairs and 10 on MNLI (benchmarks/LOG.md). Lower ones than these were hardly better.
@@ -122,12 +122,14 @@ class LightFit:
         chosen_head: fitted on the training rows.
         validation_logits: (validation rows, C) float32 of ``chosen_head``.
         strength: strength of the regularisation.
+        center: (P,) float32, the mean of the numbers of some rows.
     """
 
     head: LightHead
     chosen_head: LightHead
     validation_logits: np.ndarray
     strength: float
+    center: Tensor
 
 
 def fit_light(
@@ -200,9 +202,15 @@ def fit_light(
                 next(ticks)
     features.release()
     return [
-        LightFit(heads.get(number, chosen[number][0]), *chosen[number], strengths[number])
+        LightFit(heads.get(number, chosen[number][0]), *chosen[number], strengths[number], numbers.center)
         for number in range(len(jobs))
     ]
+
+
+def rows_read(jobs: Sequence[LightJob], rows: np.ndarray) -> np.ndarray:
+    """Those of rows (N,) that :func:`fit_light` reads for these jobs, rising."""
+    held = [job.validation for job in jobs]
+    return np.unique(np.concatenate((_thinned(jobs, rows), sample_rows(rows, SAMPLE_ROWS), *held)))
 
 
 def _ticks(progress: Progress, steps: int) -> Iterator[None]:

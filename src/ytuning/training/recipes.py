@@ -46,10 +46,10 @@ AUTO_LAYERS: Final = "auto"
 AUTO_PRESET: Final = "auto"
 RECIPE_SCHEMA = 1
 # Larger sizes of a head are mistakes, and could take any time and memory.
-LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "side_by_side": 1024, "alone": 1024}
+LARGEST_SIZE, LARGEST_SIZES = 65_536, {"blocks": 64, "side_by_side": 1024, "alone": 1024, "members": 64}
 # These numbers of a config lie from 0 to below 1.
 SHARES = ("label_smoothing", "warmup", "dropout", "token_dropout")
-FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate", "rare_rows")
+FROM_ZERO = ("label_steps", "margin", "weight_decay", "refit_factor", "refit_rate", "rare_rows", "light_width")
 """These numbers of a config may be 0; other whole numbers are at least 1, others above 0."""
 
 
@@ -67,7 +67,7 @@ class TrainingConfig:
         most_steps: ...and at most so many.
         batch_size: rows in a step, and at most a sixteenth of the train rows (but 16).
         learning_rate: highest rate of AdamW, reached after ``warmup`` (share of the steps), then linear decay to 0.
-        weight_decay: weight decay of AdamW.
+        weight_decay: weight decay of AdamW, of matrices; label rows and biases do not decay.
         clip_norm: largest norm of the gradient.
         rounds: validations, at equal distances.
         patience: rounds in a row, each worse than the best by over a standard error, that end the training.
@@ -86,12 +86,12 @@ class TrainingConfig:
     margin: float = 2.0
     label_smoothing: float = 0.1
     epochs: int = 4
-    fewest_steps: int = 300
+    fewest_steps: int = 450
     label_steps: int = 6
     most_steps: int = 1100
     batch_size: int = 128
     learning_rate: float = 4e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.3
     warmup: float = 0.1
     clip_norm: float = 1.0
     rounds: int = 5
@@ -130,7 +130,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     # Label rows that attend to every token of the last hidden state, triplet loss: Y-Tuning (arXiv 2202.09817).
     "paper": lambda: Recipe(
         CrossAttentionConfig(),
-        TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500),
+        TrainingConfig(loss="triplet", learning_rate=1e-3, epochs=7, fewest_steps=500, weight_decay=0.01),
         layers=(-1,),
     ),
     # Label rows in closed form on pools that all tasks share. There are no steps, so the training has no other choices.
@@ -228,8 +228,11 @@ def recipe_from_json(value: Any) -> Recipe:
     elif weights not in (None, "balanced"):
         raise InputError(must_be_one_of("label_weights", weights, (None, "balanced", "a weight for each label")))
     numbers = {name: number for name, number in training.items() if name not in ("loss", "label_weights")}
+    config = head_from_json(head)
+    if isinstance(config, PooledConfig) and config.light_width:
+        raise InputError(f"light_width must be 0 in a recipe, as training sets it. Got {config.light_width!r} instead.")
     return Recipe(
-        head_from_json(head),
+        config,
         TrainingConfig(loss=training["loss"], label_weights=weights, **_check_numbers(numbers, TrainingConfig())),
         None if layers is None else tuple(layers),
     )
@@ -247,7 +250,10 @@ def head_from_json(value: dict[str, Any]) -> HeadConfig:
         most = LARGEST_SIZES.get(name, LARGEST_SIZE)
         if number > most:
             raise InputError(f"{name} must be at most {most:,}. Got {number!r} instead.")
-    return replace(config, **numbers)
+    whole = replace(config, **numbers)
+    if isinstance(whole, PooledConfig) and whole.light_width > whole.width:
+        raise InputError(f"light_width must be at most width, {whole.width:,}. Got {whole.light_width!r} instead.")
+    return whole
 
 
 def read_recipe(file: str | Path) -> Recipe:

@@ -22,6 +22,7 @@ from ytuning.heads.pooled import LabelHead, LightHead
 from ytuning.heads.scope import MOST_SHARE, LabelGaussians, ScopeModel, directions, prototype_distances
 from ytuning.system.machine import one_thread
 from ytuning.training.batches import sample_rows
+from ytuning.training.joint import side_by_side
 
 __all__ = ["ScopeTexts", "check_out_of_scope", "fit_scope", "new_prototypes", "share_out_of_scope", "text_directions"]
 
@@ -179,12 +180,13 @@ def text_directions(features: Features, layers: int, rows: np.ndarray) -> Tensor
     """The directions (N, S) float32 of rows (N,) in the last of ``layers`` hidden states, whose means pools hold."""
     last = features.at_positions([layers - 1])
     positions = torch.from_numpy(rows)
-    parts, order = [], []
-    for batch in ordered_batches(last.lengths[positions]):
+    batches = list(ordered_batches(last.lengths[positions]))
+
+    def compute(batch: Tensor) -> Tensor:
         with torch.inference_mode():
-            parts.append(directions(*last.batch(positions[batch]), last.pair_mode).cpu())
-        order.append(batch)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+            return directions(*last.batch(positions[batch]), last.pair_mode).cpu()
+
+    return torch.cat(side_by_side(compute, batches))[torch.cat(batches).argsort()]
 
 
 def new_prototypes(texts: Tensor) -> Tensor:
