@@ -37,7 +37,7 @@ IDENTITY = EncoderIdentity(
     width=8,
     parameters=1000,
 )
-POOLED, CROSS = PooledConfig(width=6), CrossAttentionConfig(width=8, heads=2)
+POOLED, CROSS = PooledConfig(light_width=2, width=6), CrossAttentionConfig(width=8, heads=2)
 
 
 def make_task(config: HeadConfig = POOLED, labels: tuple[str, ...] = ("card", "naïve", "10")) -> Task:
@@ -325,7 +325,7 @@ def foreign(**changes: Any) -> Callable[[Path], None]:
 
 
 DAMAGED = "head.safetensors is damaged or no safetensors file"
-OTHER_LABELS = "belongs to another task: label_bias should be (6, 3) of float32, it is (6, 2) of float32"
+OTHER_LABELS = "belongs to another task: label_bias should be (7, 3) of float32, it is (7, 2) of float32"
 WRONG_WEIGHTS = "head.safetensors is damaged: member_weights must be at least 0 and have the mean 1"
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -360,20 +360,26 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a huge width": (edit_head(width=10**30), "width must be at most 65,536"),
     "a large width": (edit_head(width=60_000), "belongs to another task"),
+    "another light member": (edit_head(light_width=3), "belongs to another task: light."),
+    "no light member": (edit_head(light_width=0), "belongs to another task"),
+    "a light member below 0": (edit_head(light_width=-1), "light_width must be a whole number of at least 0"),
+    "a light member as text": (edit_head(light_width="x"), "light_width must be a whole number of at least 0"),
+    "a light member that is too wide": (edit_head(light_width=7), "light_width must be at most width, 6. Got 7"),
+    "a light member that is no number": (foreign(**{"light.row_scale": math.nan}), "light.row_scale is not finite"),
     "no members": (edit_head(members=0), "members must be a whole number of at least 1"),
     "members as text": (edit_head(members="x"), "members must be a whole number of at least 1"),
     "dropout as text": (edit_head(dropout="x"), "dropout must be a share from 0 to less than 1"),
     "dropout of all": (edit_head(dropout=2.0), "dropout must be a share from 0 to less than 1"),
     "another tensor": (foreign(more=torch.zeros(2)), "more should be absent, it is (2,) of float32"),
     "weights of members below 0": (
-        foreign(member_weights=torch.tensor([-1.0, 3.0, 1.0, 1.0, 1.0, 1.0])),
+        foreign(member_weights=torch.tensor([-1.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0])),
         f"{WRONG_WEIGHTS}. The lowest is -1 and the mean 1. Copy the folder again",
     ),
     "weights of members that are all 0": (
-        foreign(member_weights=torch.zeros(6)),
+        foreign(member_weights=torch.zeros(7)),
         f"{WRONG_WEIGHTS}. The lowest is 0 and the mean 0.",
     ),
-    "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (6, 3, 6) of int32"),
+    "labels of whole numbers": (foreign(label_rows=torch.int32), "of float32, it is (7, 3, 6) of int32"),
     "labels that are no numbers": (foreign(label_rows=math.nan), "head.safetensors is damaged: label_rows is not"),
     "exemplars without rows": (
         foreign(**{"exemplars.vectors": torch.zeros(()).half(), "exemplars.targets": torch.tensor(0)}),

@@ -54,6 +54,7 @@ def test_a_recipe_goes_through_json(name: str) -> None:
         ),
         ("training", "speed", 1, "the recipe's field 'speed' is unknown. Write one with ytuning search"),
         ("head", "dropout", 1.0, "dropout must be a share from 0 to less than 1. Got 1.0 instead."),
+        ("head", "light_width", 3, "light_width must be 0 in a recipe, as training sets it. Got 3 instead."),
         ("head", "side_by_side", 0, "side_by_side must be a whole number of at least 1. Got 0 instead."),
         (
             "head", "form", "x",
