@@ -569,14 +569,14 @@ def _start_light_members(runs: Sequence[_HeadRun], shared: _Shared) -> Future[li
         # to the last bit.
         try:
             fits = _light_fits(pools, jobs, rows_of_jobs, refit=True)
+            for numbers, own in zip(alike.values(), fits, strict=True):
+                if np.isfinite(own.validation_logits).all():
+                    member = _fitted_member(runs[numbers[0]], own, pools)
+                    for number in numbers:
+                        members[number] = member
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # Numbers beyond all measure have no factor. The other members have learned without them.
-            return members
-        for numbers, own in zip(alike.values(), fits, strict=True):
-            if np.isfinite(own.validation_logits).all():
-                member = _fitted_member(runs[numbers[0]], own, pools)
-                for number in numbers:
-                    members[number] = member
+            pass
         return members
 
     return shared.pool.start(fit)
