@@ -155,9 +155,9 @@ def fit_scope(
     count = min(max(FEWEST_PROTOTYPES, min(MOST_PROTOTYPES, count)), max(1, int(PROTOTYPES_OF_ROWS * len(some))))
     prototypes = texts.prototypes(some, count)
     plain = ScopeModel(prototypes, torch.ones(2, 2, dtype=torch.float64), temperature, labels, gaussians, share)
-    own = torch.from_numpy(validation_logits[held])
+    own, places = torch.from_numpy(validation_logits[held]), texts.directions(validation[held])
     with one_thread():
-        from_texts = prototype_distances(texts.directions(validation[held]), prototypes)
+        from_texts = prototype_distances(places, prototypes)
         model = _standardised(plain, from_texts, plain.label_distances(own))
         scores = model.combine(from_texts, model.label_distances(own))
     texts.features.release()
@@ -170,8 +170,9 @@ def share_out_of_scope(
     """The share of rows (N,) that are out of scope by their logits (N, C); None without a threshold."""
     if model is None or model.threshold is None or not len(rows):
         return None
+    places = texts.directions(rows)
     with one_thread():
-        scores = model.scores(texts.directions(rows), torch.from_numpy(logits))
+        scores = model.scores(places, torch.from_numpy(logits))
     flags = model.are_out_of_scope(scores.numpy())
     return None if flags is None else float(flags.mean())
 
