@@ -334,18 +334,18 @@ class JointHeads:
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
         """Each head's logits (B, C) of features (B, T, L, D) and mask (B, T); of pairs both are of 2 * B texts."""
-        # (B, R) or, of light heads, the logits (B, C).
-        light: dict[int, Tensor] = {}
+        # What light heads make of the pools: their logits (B, C), or the numbers (B, R) of a light member.
+        from_pools: dict[int, Tensor] = {}
         for together in self._light:
-            light |= together.logits(values, mask)
+            from_pools |= together.logits(values, mask)
         logits: dict[int, Tensor] = {}
         for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
             # (E, B, H) each: the texts in the label spaces of a head's members.
             texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
             for (index, head), text in zip(group.items(), texts, strict=True):
-                logits[index] = _matched(head, text, light.get(index))
+                logits[index] = _matched(head, text, from_pools.get(index))
         return [
-            logits[index] if index in logits else _logits(head, values, mask, light.get(index))
+            logits[index] if index in logits else _logits(head, values, mask, from_pools.get(index))
             for index, head in enumerate(self.heads)
         ]
 
@@ -391,10 +391,10 @@ class JointHeads:
     def _call_where(self, values: Tensor, mask: Tensor, wanted: Tensor, *, joins: bool) -> list[Tensor]:
         """Each head's logits (n, C) of the rows of a batch that it is wanted for, (heads, B) bool."""
         asked = wanted.any(1).tolist()
-        # Of light heads these are the logits (n, C), of light members (n, R).
-        light: dict[int, Tensor] = {}
+        # What light heads make of the pools: their logits (n, C), or the numbers (n, R) of a light member.
+        from_pools: dict[int, Tensor] = {}
         for together in self._light:
-            light |= together.logits_where(values, mask, wanted)
+            from_pools |= together.logits_where(values, mask, wanted)
         logits: dict[int, Tensor] = {}
         for joined, group in self._joined if joins and mask.numel() <= JOINED_TOKENS else ():
             some = [index for index in group if asked[index]]
@@ -403,10 +403,10 @@ class JointHeads:
                 texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
                 by_head = dict(zip(group, texts, strict=True))
                 for index in some:
-                    logits[index] = _matched(group[index], by_head[index][:, wanted[index]], light.get(index))
+                    logits[index] = _matched(group[index], by_head[index][:, wanted[index]], from_pools.get(index))
         for index, head in enumerate(self.heads):
             if asked[index] and index not in logits:
-                logits[index] = _some_logits(head, values, mask, wanted[index], light.get(index))
+                logits[index] = _some_logits(head, values, mask, wanted[index], from_pools.get(index))
         return [logits[index] if index in logits else torch.empty(0, 0) for index in range(len(self.heads))]
 
 
