@@ -17,7 +17,7 @@ def test_the_size_of_the_head_is_that_of_the_default_head(
     run: Run, tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The default head is kept, however much better the light one is.
-    monkeypatch.setattr(choose_recipe, "CLEARLY_BETTER", -1e6)
+    monkeypatch.setattr(choose_recipe, "BETTER", -1e6)
     table, folder = tmp_path / "table.csv", tmp_path / "toy"
     table.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(*toy_rows, strict=True)))
     options = ("--preset", "auto", "--validation", table, "--encoder", tiny_encoder, "--out", folder)

@@ -734,7 +734,7 @@ def test_a_label_less_says_that_the_light_head_is_gone(run: Run, two_heads: Path
 
 def test_train_tells_of_the_cascade(run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The default head is taken, however much better it is.
-    monkeypatch.setattr(choose_recipe, "CLEARLY_BETTER", -1e6)
+    monkeypatch.setattr(choose_recipe, "BETTER", -1e6)
     arguments = ("train", "train.csv", "--preset", "auto", "--validation", "test.csv", "--encoder", tiny_encoder)
     found = run(*arguments, "--out", "auto", "--report", "page.html")
     says = "the light head answers nothing, because 20 validation rows cannot bound the changed answers at 1 %"
