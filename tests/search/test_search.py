@@ -108,7 +108,7 @@ def test_choices_make_a_recipe() -> None:
 def test_heads_of_few_labels_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real presets
     # Light members included.
-    pair_head = head_size(PooledConfig(light_width=7), labels=7, layers=3, width=384, pair_mode="separate")
+    pair_head = head_size(PooledConfig(light_width=7), labels=8, layers=3, width=384, pair_mode="separate")
     assert 0.019 * 22_700_000 < pair_head <= 0.02 * 22_700_000
     for outputs, within in ((2, True), (8, True), (9, False)):
         space = space_of(outputs=outputs, presets=("default",))

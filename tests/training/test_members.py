@@ -18,7 +18,7 @@ from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LightHead, PooledConfig, PooledHead, build_head
 from ytuning.training import fit, light, members
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
-from ytuning.training.members import fits_light_member, light_member, light_weight, temperature_ratio
+from ytuning.training.members import fits_light_member, light_member, light_weight, light_width, temperature_ratio
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 WIDTH, LAYERS = 8, 2
@@ -129,8 +129,13 @@ def test_heads_of_several_seeds_share_it(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(heads) == 3 and together.members == 3 * 6 + 1
 
 
-@pytest.mark.parametrize(("labels", "rank", "exact"), [(5, 5, True), (6, 6, True), (40, 4, True), (40, 40, False)])
-def test_of_many_labels_the_strongest_directions_are_kept(labels: int, rank: int, exact: bool) -> None:
+@pytest.mark.parametrize("kind", ["single", "multi"])
+@pytest.mark.parametrize(
+    ("labels", "rank", "exact"), [(2, 2, True), (6, 6, True), (7, 6, True), (40, 4, True), (40, 40, False)]
+)
+def test_of_many_labels_the_strongest_directions_are_kept(
+    kind: KindName, labels: int, rank: int, exact: bool
+) -> None:
     torch.manual_seed(0)
     features = features_of(60)
     rows = torch.randn(labels, rank) @ torch.randn(rank, 3 * LAYERS * WIDTH)
@@ -140,11 +145,16 @@ def test_of_many_labels_the_strongest_directions_are_kept(labels: int, rank: int
     # Far from 0, where the rounding of rows would add up.
     bias, center = torch.randn(labels), 300 + torch.randn(3 * LAYERS * WIDTH)
     fitted = LightHead.fitted(rows, bias, center, layers=LAYERS, width=WIDTH, pair_mode=None)
-    member = light_member(fitted, center, 6)
+    target = kind_of(kind, labels)
+    member = light_member(fitted, center, target, 6)
+    assert len(member.light.label_bias) == light_width(target, 6) == min(labels - (kind == "single"), 6)
     text = center + torch.randn(50, len(center))
     numbers = member.light.match(text)
     found = 0.5 * (numbers @ member.rows[:, : numbers.shape[1]].T + member.bias)
     expected = 0.5 * fitted.match(text)
+    if kind == "single":
+        # What all labels share changes no answer.
+        found, expected = (logits - logits.mean(1, keepdim=True) for logits in (found, expected))
     assert (found - expected).square().mean().sqrt() < (1e-3 if exact else 0.05) * expected.std()
     # As part of a head that it makes up alone.
     head = build_head(RECIPE.head, labels=labels, layers=LAYERS, width=WIDTH).eval()
@@ -161,7 +171,7 @@ def test_a_member_of_few_numbers_of_a_text() -> None:
     fitted = LightHead.fitted(
         torch.randn(60, size), torch.zeros(60), torch.zeros(size), layers=LAYERS, width=WIDTH, pair_mode=None
     )
-    member = light_member(fitted, torch.zeros(size), 55)
+    member = light_member(fitted, torch.zeros(size), kind_of("multi", 60), 55)
     assert member.rows.shape == (60, 55) and len(member.light.label_bias) == size
     text = torch.randn(9, size)
     torch.testing.assert_close(

@@ -12,7 +12,7 @@ from ytuning.data.kinds import LOSSES, TaskKind
 from ytuning.heads.light import text_width
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LightConfig, PooledConfig, build_head
-from ytuning.training.members import fits_light_member
+from ytuning.training.members import fits_light_member, light_width
 from ytuning.training.recipes import Recipe
 
 __all__ = ["SHARED", "Choices", "Interval", "Options", "Space", "head_size"]
@@ -157,7 +157,7 @@ class Space:
         """Return the number of parameters that a head of this task on this number of hidden states has at most."""
         numbers = text_width(layers, self.width, mode)
         if isinstance(config, PooledConfig) and fits_light_member(numbers, self.target.outputs):
-            config = replace(config, light_width=min(self.target.outputs, config.width))
+            config = replace(config, light_width=light_width(self.target, config.width))
         return head_size(config, labels=self.target.outputs, layers=layers, width=self.width, pair_mode=mode)
 
     @property

@@ -551,6 +551,8 @@ def _start_light_members(runs: Sequence[_HeadRun], shared: _Shared) -> Future[li
     That is where too few validation rows would tell how much it counts, and where it cannot be fitted. Runs that learn
     the same from the same rows, as those of several seeds, share one.
     """
+    # What the steps have freed is needed now.
+    give_back_freed_memory()
     # By what tells runs apart, the runs that share a fit.
     alike: dict[tuple[int, _Rows, object], list[int]] = {}
     for number, run in enumerate(runs):
@@ -584,13 +586,10 @@ def _start_light_members(runs: Sequence[_HeadRun], shared: _Shared) -> Future[li
 
 def _fitted_member(run: _HeadRun, fit: LightFit, pools: Features) -> _FittedMember:
     """The light member of a run's head."""
-    config, logits = run.job.recipe.head, fit.validation_logits
+    config, target = run.job.recipe.head, run.job.target
     assert isinstance(config, PooledConfig)
-    whole, part = (light_member(head, fit.center, config.width) for head in (fit.head, fit.chosen_head))
-    if logits.shape[1] > config.width:
-        # Some of what the light head knows is left out.
-        logits = part.logits(pools, run.rows.validation)
-    return _FittedMember(whole, part, torch.from_numpy(logits))
+    whole, part = (light_member(head, fit.center, target, config.width) for head in (fit.head, fit.chosen_head))
+    return _FittedMember(whole, part, torch.from_numpy(part.logits(pools, run.rows.validation)))
 
 
 def _may_have_light_member(run: _HeadRun, features: Features) -> bool:

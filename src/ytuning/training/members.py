@@ -29,6 +29,7 @@ __all__ = [
     "group_weights",
     "light_member",
     "light_weight",
+    "light_width",
     "mean_logits",
     "temperature_ratio",
 ]
@@ -118,27 +119,41 @@ class LightMember:
         return torch.cat(parts).numpy()
 
 
-def light_member(fitted: LightHead, center: Tensor, width: int) -> LightMember:
-    """A light head as a member whose label space has H numbers.
+def light_width(target: TaskKind, width: int) -> int:
+    """R, the numbers of a text that a light member gives, at most H.
 
-    A light head of at most H labels is that member as it is: label c is matched with number c of the text. Of more
-    labels, the H strongest directions of the label rows are kept.
+    Where a row may have several labels that is one number a label, and else one less, as only differences count.
+    """
+    return min(target.outputs - (not target.gives_many), width)
+
+
+def light_member(fitted: LightHead, center: Tensor, target: TaskKind, width: int) -> LightMember:
+    """A light head as a member whose label space has H numbers, with the same logits but for what all labels share.
+
+    Where there is room for it, number c of a text is the logit of label c, or how far that is above the logit of the
+    last label (:func:`light_width`). Of more labels, the H strongest directions of the label rows are kept.
 
     Args:
         fitted: light head with C labels.
         center: (P,), where most texts lie, so that rounding acts on how far a text is from it.
+        target: kind of the task.
         width: H.
     """
-    labels = len(fitted.label_bias)
-    rows = torch.zeros(labels, width)
-    if labels <= width:
-        rows[:, :labels] = torch.eye(labels)
-        return LightMember(fitted, rows, torch.zeros(labels))
-    directions, parts = _strongest(fitted.rows(), min(width, len(center)))
-    rows[:, : parts.shape[1]] = parts
+    labels, count = len(fitted.label_bias), target.outputs - (not target.gives_many)
     shape: dict[str, Any] = {"layers": fitted.layers, "width": fitted.width, "pair_mode": fitted.pair_mode}
-    light = LightHead.fitted(directions, torch.zeros(len(directions)), center, **shape)
-    return LightMember(light, rows, fitted.label_bias + fitted.rows() @ center)
+    # (C, H), and the logits (C,) at the center.
+    rows, bias = torch.zeros(labels, width), fitted.label_bias + fitted.rows() @ center
+    if count > width:
+        directions, parts = _strongest(fitted.rows(), min(width, len(center)))
+        rows[:, : parts.shape[1]] = parts
+        return LightMember(LightHead.fitted(directions, torch.zeros(len(directions)), center, **shape), rows, bias)
+    rows[:count, :count] = torch.eye(count)
+    if target.gives_many:
+        return LightMember(fitted, rows, torch.zeros(labels))
+    # The mean of the logits is 0.
+    rows[:, :count] -= 1 / labels
+    apart = LightHead.fitted((fitted.rows() - fitted.rows()[-1])[:-1], (bias - bias[-1])[:-1], center, **shape)
+    return LightMember(apart, rows, torch.zeros(labels))
 
 
 def _strongest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
