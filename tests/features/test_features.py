@@ -47,6 +47,7 @@ from ytuning.features.features import (
 from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, WriteSizes, text_key
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
+from ytuning.system.files import ReadFile
 
 SCRIPT = Path(__file__).with_name("encode_script.py")
 
@@ -808,3 +809,39 @@ def test_features_in_a_devices_memory_are_the_stored_ones(codec: str, order: str
     assert resident.is_resident and not features.is_resident
     for batch in rows.split(100):
         assert all(torch.equal(*pair) for pair in zip(resident.batch(batch), features.batch(batch), strict=True))
+
+
+@pytest.mark.parametrize("shortest", [1, 6])
+def test_rows_read_from_files_are_those_of_the_maps(shortest: int, tmp_path: Path) -> None:
+    """Short rows are gathered from the maps, others are read from the files."""
+    generator = np.random.default_rng(0)
+    codec, rows = build_codec("int8", 2, 8), 60
+    assert codec is not None
+    lengths = generator.integers(shortest, shortest + 9, rows)
+    array = generator.integers(0, 3, rows)
+    start, sizes = np.zeros(rows, np.int64), np.zeros(3, int)
+    for row in range(rows):
+        start[row] = sizes[array[row]]
+        sizes[array[row]] += lengths[row]
+    arrays = [codec.encode(torch.randn(size, 2, 8)).numpy() for size in sizes]
+    for number, part in enumerate(arrays):
+        (tmp_path / str(number)).write_bytes(part.tobytes())
+    files = [ReadFile(tmp_path / str(number)) for number in range(3)]
+    where = array, start, lengths, np.zeros(rows, bool), codec
+    read = TextFeatures(StoredRows(arrays, *where, files=files), torch.float32)
+    mapped = TextFeatures(StoredRows(arrays, *where), torch.float32)
+    order = torch.from_numpy(generator.permutation(rows))
+    for batch in (order, order[:1], torch.tensor([3, 3, 5])):
+        assert all(torch.equal(*pair) for pair in zip(read.batch(batch), mapped.batch(batch), strict=True))
+        assert torch.equal(read.tokens(batch), mapped.tokens(batch))
+
+
+@pytest.mark.skipif(not ReadFile.reads_into, reason="this system cannot read into memory that is given")
+def test_a_file_that_has_become_shorter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abcdef")
+    file = ReadFile(tmp_path / "file")
+    target = bytearray(3)
+    file.read_into(memoryview(target), 2)
+    assert target == b"cde"
+    with pytest.raises(StoreError, match="file is shorter than it was"):
+        file.read_into(memoryview(target), 4)

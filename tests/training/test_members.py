@@ -133,9 +133,7 @@ def test_heads_of_several_seeds_share_it(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("labels", "rank", "exact"), [(2, 2, True), (6, 6, True), (7, 6, True), (40, 4, True), (40, 40, False)]
 )
-def test_of_many_labels_the_strongest_directions_are_kept(
-    kind: KindName, labels: int, rank: int, exact: bool
-) -> None:
+def test_of_many_labels_the_strongest_directions_are_kept(kind: KindName, labels: int, rank: int, exact: bool) -> None:
     torch.manual_seed(0)
     features = features_of(60)
     rows = torch.randn(labels, rank) @ torch.randn(rank, 3 * LAYERS * WIDTH)

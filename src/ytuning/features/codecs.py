@@ -435,16 +435,19 @@ def _products(scales: torch.Tensor, numbers: torch.Tensor, dtype: torch.dtype) -
     """Bytes of S scales (N, 2 * S) and numbers (N, S * W) -> (N, S * W), exact products, rounded to ``dtype`` once."""
     import torch
 
-    values = torch.empty(numbers.shape, dtype=dtype, device=numbers.device)
-    size = max(1, len(numbers)) if numbers.is_cuda else PART
-    for some, part, out in zip(scales.split(size), numbers.split(size), values.split(size), strict=True):
-        # (P, S, 1)
-        factors = some.contiguous().view(torch.float16).float()[..., None]
-        integers = part.view(torch.int8).unflatten(1, (factors.shape[1], -1))
-        if dtype == torch.float32:
-            torch.mul(integers, factors, out=out.unflatten(1, (factors.shape[1], -1)))
-        else:
-            out.copy_((integers * factors).flatten(1))
+    # (N, S, 1) and (N, S, W)
+    factors = scales.contiguous().view(torch.float16).float()[..., None]
+    integers = numbers.view(torch.int8).unflatten(1, (factors.shape[1], -1))
+    if numbers.is_cuda:
+        return (integers * factors).to(dtype).flatten(1)
+    values = torch.empty(numbers.shape, dtype=dtype)
+    # In parts that stay in the cache, and each conversion apart from the product, which takes two thirds of the time.
+    products = torch.empty(min(BLOCK, len(numbers)), *integers.shape[1:])
+    for some, factor, out in zip(*(each.split(BLOCK) for each in (integers, factors, values)), strict=True):
+        part = out.view(some.shape) if dtype == torch.float32 else products[: len(some)]
+        part.copy_(some).mul_(factor)
+        if dtype != torch.float32:
+            out.copy_(part.flatten(1))
     return values
 
 

@@ -37,7 +37,7 @@ import platformdirs
 
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
 from ytuning.features.codecs import CODECS, FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
-from ytuning.system.files import PARTIAL_SUFFIX, commit, store_errors
+from ytuning.system.files import PARTIAL_SUFFIX, ReadFile, commit, store_errors
 
 __all__ = ["KEY_BYTES", "Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
 
@@ -96,6 +96,7 @@ class StoredRows:
         truncated: (texts,) whether the text was cut at the maximum length.
         codec: decodes the arrays' rows.
         maps: the arrays' memory maps, if they have any.
+        files: of the maps.
     """
 
     arrays: list[np.ndarray]
@@ -105,6 +106,7 @@ class StoredRows:
     truncated: np.ndarray
     codec: Decoder
     maps: list[mmap.mmap] = field(default_factory=list)
+    files: list[ReadFile] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -449,11 +451,13 @@ class FeatureSpace:
         starts = [np.cumsum(shard.lengths) - shard.lengths for shard in shards]
         places = [(position[name], row) for name, row in (self._place[key] for key in keys)]
         try:
-            maps = [self._map(name) for name in names]
+            files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in names]
         # Another process has set a shard aside since the check.
         except FileNotFoundError:
             self.refresh()
             return None
+        # Private mappings: nothing writes to them, but tensors want writable memory.
+        maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_COPY) for file in files]
         return StoredRows(
             arrays=[np.frombuffer(view, np.uint8).reshape(-1, self.row_bytes) for view in maps],
             array=np.array([shard for shard, _ in places], np.int64),
@@ -462,6 +466,7 @@ class FeatureSpace:
             truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
             codec=self.codec,
             maps=maps,
+            files=files,
         )
 
     def _file(self, name: str, suffix: str) -> Path:
@@ -531,11 +536,6 @@ class FeatureSpace:
                 raise
             with store_errors(self.folder, 0):
                 raise
-
-    def _map(self, name: str) -> mmap.mmap:
-        with self._file(name, DATA_SUFFIX).open("rb") as stream:
-            # A private mapping: nothing writes to it, but tensors want writable memory.
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _set_aside(self, name: str, reason: str) -> None:
         # The manifest goes first: without it the shard does not exist for anyone.

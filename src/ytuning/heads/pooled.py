@@ -106,8 +106,8 @@ LIGHT_PREFIX = "light."
 HIDDEN = -1e4
 # A pair's first queries, which are also its keys, get this factor: without it, training rarely finds what is alike.
 ALIKE = 1.5
-# Texts of pairs are cut to a multiple of so many tokens. In bfloat16 oneDNN compiles every shape that it meets and keeps
-# it in memory: training on 350 pairs of QNLI took 2.4 GB with a step of 1, 1.8 with 8 and 1.7 with 16 and 32.
+# Texts of pairs are cut to a multiple of so many tokens. In bfloat16 oneDNN compiles every shape that it meets, and
+# keeps it in memory: training on 350 pairs of QNLI took 2.4 GB with a step of 1, 1.8 with 8 and 1.7 with 16 and 32.
 PAIR_STEP = {torch.bfloat16: 16, torch.float32: 1}
 # Maximum number of attention scores in memory at a time.
 SCORES_AT_ONCE = 2**24

@@ -13,7 +13,7 @@ from pathlib import Path
 from ytuning.errors import StoreError
 
 __all__ = [
-    "PARTIAL_SUFFIX", "STANDARD_INPUT", "NewFile", "commit", "commit_all", "is_plain_name", "read_input",
+    "PARTIAL_SUFFIX", "STANDARD_INPUT", "NewFile", "ReadFile", "commit", "commit_all", "is_plain_name", "read_input",
     "store_errors",
 ]  # fmt: skip
 
@@ -63,6 +63,46 @@ class NewFile:
             self.stream.close()
         if self._replaces:
             self._partial.unlink(missing_ok=True)
+
+
+class ReadFile:
+    """A file that threads read from places of their own; it is closed once nobody holds it, like a memory map.
+
+    Attributes:
+        file: its place.
+        reads_into: whether the system can read into memory that is given.
+    """
+
+    reads_into = hasattr(os, "preadv")
+
+    def __init__(self, file: Path) -> None:
+        """Open it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self.file = file
+        self.descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """Fill a target (bytes) with what stands from byte ``start`` on.
+
+        Raises:
+            StoreError: the disk fails, or the file ends before.
+        """
+        try:
+            while len(target):
+                count = os.preadv(self.descriptor, [target], start)
+                if not count:
+                    raise OSError(errno.EIO, f"{self.file.name} is shorter than it was")
+                target, start = target[count:], start + count
+        except OSError:
+            with store_errors(self.file.parent, 0):
+                raise
 
 
 def commit(file: Path, data: bytes | memoryview) -> None:

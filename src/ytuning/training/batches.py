@@ -122,7 +122,7 @@ class TextVectors(TextFeatures):
         """
         vars(self).update(vars(features))
         # Nothing of the store is read, or let go of.
-        self._maps = []
+        self._maps, self._files = [], []
         self.dtype, self.layers, self.device = torch.float32, vectors.shape[1], CPU
         self._vectors, self._places = vectors, torch.arange(len(features)) if places is None else places
 
@@ -151,7 +151,7 @@ class DecodedTexts(TextFeatures):
         """
         vars(self).update(vars(features))
         # Nothing of the store is read, or let go of.
-        self._maps = []
+        self._maps, self._files = [], []
         self._tokens, self._begin = tokens, start
 
     def selected(self, rows: Tensor) -> DecodedTexts:
