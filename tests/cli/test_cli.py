@@ -746,6 +746,23 @@ def test_train_tells_of_the_cascade(run: Run, files: Path, tiny_encoder: Path, m
     assert run(*arguments[:2], "--encoder", tiny_encoder, "--out", "one", "--json").json["cascade"] is None
 
 
+def test_train_learns_from_texts_without_labels(
+    run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose_recipe, "BETTER", -1e6)
+    (files / "more.csv").write_text("text\nmy card is gone\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
+    arguments = ("train", "train.csv", "--preset", "auto", "--validation", "test.csv", "--encoder", tiny_encoder)
+    found = run(*arguments, "--unlabelled", "more.csv", "--out", "auto", "--json")
+    assert "more.csv: 3 rows; columns text = 'text'" in found.err
+    assert "the light head has also learned from 2 texts without labels" in found.err
+    assert found.json["files"]["unlabelled"]["rows_used"] == 3 and (files / "auto" / "light.safetensors").exists()
+    (files / "pairs.csv").write_text("text,text_pair\na card,my card\n", encoding="utf-8")
+    refused = run(*arguments, "--unlabelled", "pairs.csv", "--text-pair", "text_pair", "--out", "other")
+    assert refused.status == 2 and "Traceback" not in refused.err
+    missing = run(*arguments, "--unlabelled", "nowhere.csv", "--out", "other")
+    assert missing.status == 2 and "nowhere.csv" in missing.err
+
+
 def test_evaluate_json_agrees_with_predict(run: Run, trained: Path, files: Path) -> None:
     found = run("evaluate", trained, "test.csv", "--json")
     result = found.json
@@ -889,6 +906,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a loss for a light head": (
         ("train", "train.csv", "--preset", "auto", "--loss", "focal", *OUT),
         "--preset auto also trains a light head, which has no loss to choose. Got 'focal'. Leave out --loss",
+    ),
+    "texts without labels and one head": (
+        ("train", "train.csv", "--unlabelled", "test.csv", *OUT),
+        "--unlabelled is for --preset auto, in which a light head learns from the default head. Got --preset default.",
     ),
     "half a seed": (
         ("train", "train.csv", "--seed", "1.5", *OUT),

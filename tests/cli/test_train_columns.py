@@ -224,3 +224,10 @@ def test_ctrl_c_after_the_training_keeps_finished_tasks(train: Run, monkeypatch:
     assert found.status == 1 and list(found.json) == ["late"] and Path("tasks/late/task.json").is_file()
     assert "Interrupted. 1 task saved; 2 tasks were not finished." in found.err
     assert not Path("tasks/theme").exists()
+
+
+def test_the_tasks_learn_from_texts_without_labels(train: Run, table: Path) -> None:
+    (table.parent / "more.csv").write_text("text\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
+    found = train("--tasks", "theme,late", "--preset", "auto", "--unlabelled", "more.csv")
+    assert found.status == 0, found.err
+    assert "more.csv: 2 rows; columns text = 'text'" in found.err

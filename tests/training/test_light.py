@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import pool_states
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of
-from ytuning.training.light import MOST_ROWS, STRENGTHS, LightJob, fit_light
+from ytuning.training.light import MOST_ROWS, STRENGTHS, WHOLE, LightJob, fit_light
 from ytuning.training.recipes import Recipe, TrainingConfig
 
 ROWS, TRAIN, VALIDATION, TEST = 240, np.arange(150), np.arange(150, 200), np.arange(200, 240)
@@ -154,6 +155,7 @@ def naive(pools: Features, job: LightJob, rows: np.ndarray, weights: np.ndarray 
     )
     mean, share = np.average(x, axis=0, weights=w), np.average(y, axis=0, weights=w)
     centered = x - mean
+    y, share = y / job.whole, share / job.whole
     assert job.strength is not None
     penalised = (w * centered.T) @ centered / w.sum() + job.strength * np.eye(x.shape[1])
     if job.target.gives_many:
@@ -179,6 +181,33 @@ def test_against_the_formula(kind: KindName, weighted: bool, pools: Features, id
         # The numbers are rounded to a 32nd of a deviation.
         gap = np.abs(logits_of(head, pools)[TEST] - expected[TEST])
         assert gap.max() < 0.03 * expected.std()
+
+
+@pytest.mark.parametrize(("kind", "weighted"), [("single", False), ("single", True), ("multi", False)])
+def test_labels_may_have_shares_of_a_row(kind: KindName, weighted: bool, pools: Features, ids: np.ndarray) -> None:
+    targets = targets_of(kind, ids)
+    flags = targets.astype(np.int8) if kind == "multi" else np.eye(3, dtype=np.int8)[targets]
+    weights = np.array([0.2, 1.0, 2.5])[ids] if weighted else None
+    whole = LightJob(kind_of(kind), targets, VALIDATION, 0.3, shares=WHOLE * flags)
+    parts = (
+        np.random.default_rng(0).dirichlet(np.ones(3), ROWS)
+        if kind == "single"
+        else np.random.default_rng(0).random((ROWS, 3))
+    )
+    part = replace(whole, shares=np.where(np.arange(ROWS)[:, None] % 2, WHOLE * flags, WHOLE * parts).astype(np.int8))
+    given = {"rows": READ, "row_weights": None if weights is None else weights[READ]}
+    plain, all_of_it, shared = (
+        fit_light(pools, [job], **given)[0]  # type: ignore[arg-type]
+        for job in (replace(whole, shares=None), whole, part)
+    )
+    if not weighted:
+        assert torch.equal(plain.head.label_rows, all_of_it.head.label_rows)
+        *_, beside = fit_light(pools, [replace(whole, shares=None), part], **given)  # type: ignore[arg-type]
+        assert torch.equal(beside.head.label_rows, shared.head.label_rows)
+    np.testing.assert_allclose(logits_of(plain.head, pools), logits_of(all_of_it.head, pools), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(plain.head.label_rows, shared.head.label_rows)
+    expected = naive(pools, part, np.arange(200), weights)
+    assert np.abs(logits_of(shared.head, pools)[TEST] - expected[TEST]).max() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize(("kind", "weighted"), [("single", False), ("single", True), ("multi", False)])

@@ -155,6 +155,24 @@ def read_parts(
     return train, validation, test
 
 
+def read_unlabelled(
+    progress: Progress, file: Path | None, train: Dataset, text: str | None, text_pair: str | None, *, quiet: bool
+) -> Dataset | None:
+    """The rows of a file of texts without labels, read by the columns of the training rows; None without a file.
+
+    ``progress`` is told which columns were read, unless ``quiet``.
+    """
+    from ytuning.data.dataset import read_dataset
+
+    if file is None:
+        return None
+    rows = read_dataset(file, text=text, text_pair=text_pair, labelled=False, known=train.known)
+    roles: dict[Role, str | None] = {"text": text, "text_pair": text_pair}
+    named = {role for role, name in roles.items() if name is not None}
+    tell_file(progress, rows, quiet=quiet, named=named, trained={"the task": train.columns})
+    return rows
+
+
 def check_streams(*files: str | Path | None) -> None:
     """Refuse the standard input for more than one file, as the second would be empty.
 

@@ -20,6 +20,7 @@ from ytuning.errors import InputError, quantity
 from ytuning.progress import Progress
 
 if TYPE_CHECKING:
+    from ytuning.data.dataset import Dataset
     from ytuning.data.label_texts import LabelTexts
     from ytuning.tasks.train import Stopwatch, Trained
     from ytuning.training.recipes import Recipe
@@ -43,6 +44,15 @@ def train(
             "intent,urgency:ordinal=low|high,topics:multi. --out is then the folder of their task folders. An empty "
             "cell says nothing about its task.",
             "one task",
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        DATA(
+            "FILE",
+            "Texts without labels, in the same columns, for --preset auto. Where it keeps the default head, the light "
+            "head beside it learns what that says of them, and so answers more texts of a cascade.",
+            "none",
         ),
     ] = None,
     group: options.Group = None,
@@ -143,7 +153,6 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train a classifier on labelled texts and save it as a task folder."""
-    from ytuning.data.kinds import KINDS
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.choose_recipe import train_cheapest
@@ -152,8 +161,9 @@ def train(
     from ytuning.training.recipes import AUTO_LAYERS
 
     start, watch = time.perf_counter(), Stopwatch()
-    console.check_streams(train_file, validation, test, recipe_file, label_texts)
+    console.check_streams(train_file, validation, test, recipe_file, label_texts, unlabelled)
     recipes_by_name = _recipes(preset, recipe_file, layers, loss, label_weights)
+    _check_unlabelled(unlabelled, preset)
     chosen = TrainOptions(
         seed=seed,
         seeds=seeds,
@@ -172,7 +182,7 @@ def train(
         one_task = {"--label": label, "--label-names": label_names, "--label-order": label_order, "--report": report}
         check_options_of_tasks({**one_task, "--kind": None if kind == "auto" else kind}, label_texts)
         train_columns(
-            Request(tasks, (train_file, validation, test), text, text_pair, group, loss=loss),
+            Request(tasks, (train_file, validation, test), text, text_pair, group, loss=loss, unlabelled=unlabelled),
             recipes_by_name,
             replace(chosen, label_texts=label_texts),
             partial(load_encoder, encoder, precision=precision, long_text=long_text),
@@ -183,7 +193,10 @@ def train(
     check_task_folder(out)
     if report is not None:
         console.check_result_file(
-            report, "--report", (train_file, validation, test, recipe_file, label_texts, *task_files(out)), out
+            report,
+            "--report",
+            (train_file, validation, test, recipe_file, label_texts, unlabelled, *task_files(out)),
+            out,
         )
     features = FeatureStore()
     with console.shown_progress(quiet) as progress:
@@ -192,8 +205,8 @@ def train(
             rows, held, judged = console.read_parts(
                 progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet
             )
-            if loss is not None:
-                KINDS[rows.kind].check_option("loss")
+            _check_loss(rows, loss)
+            others = console.read_unlabelled(progress, unlabelled, rows, text, text_pair, quiet=quiet)
         with watch.stage("encode"):
             loaded = load_encoder(encoder, precision=precision, long_text=long_text)
         trained = train_cheapest(
@@ -209,6 +222,7 @@ def train(
                 name=out.resolve().name,
                 label_texts=_read_label_texts(progress, label_texts, quiet=quiet),
             ),
+            unlabelled=others,
             progress=progress,
         )
         watch.add(trained.seconds)
@@ -235,13 +249,30 @@ def train(
             console.write_page(report, page)
     watch.seconds["total"] = time.perf_counter() - start
     if as_json:
-        files = console.files_json(train=rows, validation=held, test=judged)
+        files = console.files_json(train=rows, validation=held, test=judged, unlabelled=others)
         shown = {"files": files, "report": None if report is None else str(report)}
         console.print_json({**results.train_json(trained, out, watch), **shown})
     else:
         _print_trained(trained, out, watch)
     if trained.fit.interrupted:
         raise typer.Exit(1)
+
+
+def _check_unlabelled(unlabelled: Path | None, preset: str) -> None:
+    from ytuning.training.recipes import AUTO_PRESET
+
+    if unlabelled is not None and preset != AUTO_PRESET:
+        raise InputError(
+            f"--unlabelled is for --preset {AUTO_PRESET}, in which a light head learns from the default head. Got "
+            f"--preset {preset}. Leave out one of the two."
+        )
+
+
+def _check_loss(rows: Dataset, loss: str | None) -> None:
+    from ytuning.data.kinds import KINDS
+
+    if loss is not None:
+        KINDS[rows.kind].check_option("loss")
 
 
 def _recipes(

@@ -38,6 +38,7 @@ class Request:
         files: training, validation and test file.
         text, text_pair, group: columns of texts and groups; None of those that are not named.
         loss: loss in place of that of the recipe; None if none was named.
+        unlabelled: file of texts without labels; None if there is none.
     """
 
     tasks: str
@@ -46,6 +47,7 @@ class Request:
     text_pair: str | None
     group: str | None
     loss: str | None
+    unlabelled: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def train_columns(
             parts, folders, orders = _read_parts(progress, request, out, quiet=output.quiet)
             train, validation, test = parts.values()
             assert train is not None
+            some = next(iter(train.values()))
+            others = console.read_unlabelled(
+                progress, request.unlabelled, some, request.text, request.text_pair, quiet=output.quiet
+            )
         with watch.stage("encode"):
             encoder = load()
         trained = train_tasks_cheapest(
@@ -123,6 +129,7 @@ def train_columns(
             test=test,
             options=chosen,
             label_orders=orders,
+            unlabelled=others,
             progress=progress,
         )
         watch.add(next(iter(trained.values())).seconds)

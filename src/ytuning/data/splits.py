@@ -22,6 +22,7 @@ __all__ = [
     "apportion",
     "check_groups",
     "check_labels_known",
+    "check_same_form",
     "check_trainable",
     "count_shared",
     "linked_rows",
@@ -398,12 +399,17 @@ def target_of(
         raise DataError(str(error), source=train.source) from error
     for role, part in (("validation", validation), ("test", test)):
         if part is not None:
-            _check_same_form(train, part)
+            check_same_form(train, part)
             check_labels_known(part, target, role)
     return target
 
 
-def _check_same_form(train: Dataset, other: Dataset) -> None:
+def check_same_form(train: Dataset, other: Dataset) -> None:
+    """Refuse pairs beside single texts.
+
+    Raises:
+        DataError: one of both is of pairs, and the other is not.
+    """
     if train.has_pairs != other.has_pairs:
         paired, single = (train, other) if train.has_pairs else (other, train)
         raise DataError(

@@ -5,8 +5,9 @@ Where that is no light head, the light head that was trained, too, stays beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 from ytuning.data.dataset import Dataset
+from ytuning.data.splits import check_same_form
 from ytuning.encoder.encoder import Encoder
+from ytuning.errors import InputError, argument
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LightConfig, LightHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_cascade import add_cascade
+from ytuning.tasks.distill import distilled
 from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.fit import clearly_lower
-from ytuning.training.recipes import Recipe
+from ytuning.training.recipes import AUTO_PRESET, Recipe
 
 __all__ = ["choose_cheapest", "train_cheapest", "train_tasks_cheapest"]
 
@@ -60,24 +64,27 @@ def train_cheapest(
     validation: Dataset | None = None,
     test: Dataset | None = None,
     options: TrainOptions | None = None,
+    unlabelled: Dataset | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a task with each recipe and keep the cheapest head that is no worse on validation rows.
 
-    Arguments are those of `train_task`, but that there are several recipes by name, the cheapest first. Ctrl-C in a
-    later training keeps the best of those that are finished.
+    Arguments are those of `train_task`, but that there are several recipes by name, the cheapest first. ``unlabelled``
+    are rows without labels, of which a light head beside another head learns what that says (`distill.distilled`).
+    Ctrl-C in a later training keeps the best of those that are finished.
 
     Raises: as `train_task`.
     """
-    said = _Once(progress or Progress())
+    said, options = _Once(progress or Progress()), options or TrainOptions()
+    lessons = _lessons(unlabelled, recipes, [train], encoder, store, options, said)
 
     def run(recipe: Recipe, options: TrainOptions) -> Trained:
         return train_task(
             train, encoder, store, recipe, validation=validation, test=test, options=options, progress=said
         )
 
-    trained = _in_turn(recipes, run, options or TrainOptions(), lambda one: one.fit.interrupted)
-    return choose_cheapest(trained, said, complete=len(trained) == len(recipes))
+    trained = _in_turn(recipes, run, _until(lessons, options), lambda one: one.fit.interrupted)
+    return choose_cheapest(trained, said, complete=len(trained) == len(recipes), lessons=lessons)
 
 
 def train_tasks_cheapest(
@@ -90,15 +97,18 @@ def train_tasks_cheapest(
     test: Mapping[str, Dataset] | None = None,
     options: TrainOptions | None = None,
     label_orders: Mapping[str, Sequence[str]] | None = None,
+    unlabelled: Dataset | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Trained]:
     """Train several tasks with each recipe, and choose for each task as :func:`train_cheapest` does.
 
-    Arguments are those of `train_tasks`, but that there are several recipes by name, the cheapest first.
+    Arguments are those of `train_tasks`, but that there are several recipes by name, the cheapest first, and
+    ``unlabelled``, as for :func:`train_cheapest`.
 
     Raises: as `train_tasks`.
     """
-    said = _Once(progress or Progress())
+    said, options = _Once(progress or Progress()), options or TrainOptions()
+    lessons = _lessons(unlabelled, recipes, train.values(), encoder, store, options, said)
 
     def run(recipe: Recipe, options: TrainOptions) -> dict[str, Trained]:
         return train_tasks(
@@ -116,12 +126,57 @@ def train_tasks_cheapest(
     def was_interrupted(tasks: dict[str, Trained]) -> bool:
         return len(tasks) < len(train) or any(one.fit.interrupted for one in tasks.values())
 
-    trained = _in_turn(recipes, run, options or TrainOptions(), was_interrupted)
+    trained = _in_turn(recipes, run, _until(lessons, options), was_interrupted)
     complete = len(trained) == len(recipes)
     return {
-        name: choose_cheapest({recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete)
+        name: choose_cheapest(
+            {recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete, lessons=lessons
+        )
         for name in next(iter(trained.values()))
     }
+
+
+Lessons = Callable[[Trained, Trained], tuple[Trained, str]]
+"""What makes of a default and a light head's training one of the light head that has learned from the other."""
+
+
+def _lessons(
+    unlabelled: Dataset | None,
+    recipes: Mapping[str, Recipe],
+    train: Iterable[Dataset],
+    encoder: Encoder,
+    store: FeatureStore,
+    options: TrainOptions,
+    progress: Progress,
+) -> Lessons | None:
+    """What rows without labels are for; None without such rows.
+
+    Raises:
+        DataError: they are pairs and the training rows are not, or the other way round.
+        InputError: there are no two heads of which one can learn from the other.
+    """
+    if unlabelled is None:
+        return None
+    if len(recipes) < 2:
+        raise InputError(
+            f"{argument('unlabelled')} needs {argument('preset', AUTO_PRESET)}, which trains a head that says what "
+            "these texts are, and one that learns it. Leave it out, or use that preset"
+        )
+    for rows in train:
+        check_same_form(rows, unlabelled)
+    return partial(
+        distilled,
+        unlabelled=unlabelled.inputs,
+        encoder=encoder,
+        store=store,
+        progress=progress,
+        abstain_at=options.abstain_at,
+    )
+
+
+def _until(lessons: Lessons | None, options: TrainOptions) -> TrainOptions:
+    """The options, with which the encoder is kept as long as there are texts to read."""
+    return options if lessons is None else replace(options, release_encoder=False)
 
 
 def _in_turn(
@@ -153,10 +208,12 @@ def _in_turn(
     return results
 
 
-def choose_cheapest(trained: Mapping[str, Trained], progress: Progress, *, complete: bool) -> Trained:
+def choose_cheapest(
+    trained: Mapping[str, Trained], progress: Progress, *, complete: bool, lessons: Lessons | None = None
+) -> Trained:
     """The first training, unless a later one is better on 20 validation rows or more; says what was measured.
 
-    Where Ctrl-C has left out recipes, the training that is taken counts as interrupted.
+    Where Ctrl-C has left out recipes or lessons, the training that is taken counts as interrupted.
     """
     names = list(trained)
     chosen = names[0]
@@ -180,7 +237,14 @@ def choose_cheapest(trained: Mapping[str, Trained], progress: Progress, *, compl
     record: dict[str, Any] = {"preset": chosen, "tried": figures}
     lights = [other for other in trained.values() if isinstance(other.task.head, LightHead)]
     if lights and not isinstance(one.task.head, LightHead):
-        one, sentence = add_cascade(one, lights[0])
+        light = lights[0]
+        if lessons is not None and complete:
+            try:
+                light, sentence = lessons(one, light)
+                progress.say(sentence)
+            except KeyboardInterrupt:
+                complete = False
+        one, sentence = add_cascade(one, light)
         progress.say(sentence)
     seconds: dict[str, float] = {}
     for other in trained.values():

@@ -20,6 +20,7 @@ from ytuning.features.pools import RowSet, keep_rows, kept_rows, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.light import LightHead
 from ytuning.heads.pooled import LabelHead
+from ytuning.heads.scope import ScopeModel
 from ytuning.progress import Progress
 from ytuning.tasks.task import Task
 from ytuning.training.calibration import Calibration
@@ -27,7 +28,7 @@ from ytuning.training.fit import logits_of
 from ytuning.training.light import LightFit, LightJob, fit_light
 from ytuning.training.scope import ScopeTexts, fit_scope
 
-__all__ = ["LightRows", "grown_light_task", "row_record", "shrunk_light_task", "some_logits"]
+__all__ = ["LightRows", "grown_light_task", "row_record", "scope_of_fit", "shrunk_light_task", "some_logits"]
 
 
 class LightRows:
@@ -81,20 +82,11 @@ class LightRows:
         self, target: TaskKind, calibration: Calibration, fitted: LightFit, rows: RowSet, features: Features
     ) -> Task:
         """The task with other labels, a head that was fitted on rows with these features, and a record of them."""
-        task, held = self.task, np.flatnonzero(rows.held)
+        task = self.task
         scope = None
         if task.scope is not None:
-            scope = fit_scope(
-                ScopeTexts(features, len(task.states)),
-                target,
-                rows.targets,
-                train=np.flatnonzero(~rows.held),
-                validation=held,
-                head=fitted.chosen_head,
-                validation_logits=some_logits(fitted.chosen_head, features, torch.from_numpy(held)),
-                temperature=calibration.temperature,
-                share=task.scope.share,
-            )
+            train = np.flatnonzero(~rows.held)
+            scope = scope_of_fit(fitted, target, rows, features, calibration.temperature, task, train=train)
         record = row_record(rows, self.strength, self.encoder, self.store, states=task.states, codec=task.codec.name)
         return replace(
             task,
@@ -104,6 +96,41 @@ class LightRows:
             scope=scope,
             training={**task.training, "light": record},
         )
+
+
+def scope_of_fit(
+    fitted: LightFit,
+    target: TaskKind,
+    rows: RowSet,
+    features: Features,
+    temperature: float,
+    task: Task,
+    *,
+    train: np.ndarray,
+) -> ScopeModel | None:
+    """The scope of a light head that was fitted on rows with these features.
+
+    Args:
+        fitted: the fit.
+        target: kind of the task.
+        rows: its rows.
+        features: their pools.
+        temperature: of the head's calibration.
+        task: has the scope that this one takes the place of.
+        train: positions of the rows that are in scope.
+    """
+    held = np.flatnonzero(rows.held)
+    return fit_scope(
+        ScopeTexts(features, len(task.states)),
+        target,
+        rows.targets,
+        train=train,
+        validation=held,
+        head=fitted.chosen_head,
+        validation_logits=some_logits(fitted.chosen_head, features, torch.from_numpy(held)),
+        temperature=temperature,
+        share=None if task.scope is None else task.scope.share,
+    )
 
 
 def row_record(

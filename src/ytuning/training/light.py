@@ -32,7 +32,7 @@ from ytuning.progress import Progress
 from ytuning.training.batches import sample_rows
 from ytuning.training.calibration import calibrated_losses
 
-__all__ = ["LightFit", "LightJob", "fit_light", "rows_read"]
+__all__ = ["MOST_ROWS", "WHOLE", "LightFit", "LightJob", "fit_light", "rows_read"]
 
 # Strengths of the regularisation, of which validation takes one for each task: 0.01 to 0.1 on BANKING77, 0.3 to 1 on
 # TREC-6, CoLA and SST-2, 3 on pairs and 10 on MNLI (benchmarks/LOG.md). Lower ones than these were hardly better.
@@ -62,6 +62,8 @@ PART_ROWS = 256
 BLOCK_NUMBERS = 384
 # Validation rows that are read at a time to be judged.
 JUDGED_ROWS = 1024
+# A whole row, in the steps of its shares.
+WHOLE = 127
 # Stands for 0 where something is divided by it.
 TINY = torch.finfo(torch.float32).tiny
 # Steps of a position in the length of a scale.
@@ -90,20 +92,30 @@ class LightJob:
         targets: targets of all rows, as ``target`` encodes them.
         validation: positions of the rows that choose the strength; the others are training rows.
         strength: strength of the regularisation; None: validation chooses one of ``STRENGTHS``.
+        shares: (all rows, C) int8, how much of a row each label has, in steps of which ``WHOLE`` are a row: what is
+            learned where labels are known as probabilities. None: the labels of ``targets`` have all of it.
     """
 
     target: TaskKind
     targets: np.ndarray
     validation: np.ndarray
     strength: float | None = None
+    shares: np.ndarray | None = None
 
     @property
     def width(self) -> int:
         """K, the number of columns of the targets."""
         return 1 if self.target.labels is None else self.target.outputs
 
+    @property
+    def whole(self) -> int:
+        """How many steps of :meth:`columns` are a whole row."""
+        return 1 if self.shares is None else WHOLE
+
     def columns(self, rows: Tensor) -> Tensor:
-        """(N, K) int8 of rows (N,): a 1 for each label of a row; or (N, 1) float64: its position on the scale."""
+        """(N, K) int8 of rows (N,): a label's part of a row in steps; or (N, 1) float64: its position on the scale."""
+        if self.shares is not None:
+            return torch.from_numpy(self.shares)[rows]
         targets = torch.from_numpy(np.asarray(self.targets))[rows]
         if self.target.labels is None:
             # Sums of such positions are exact, whatever their order.
@@ -314,18 +326,19 @@ class _Sums:
             of_flags = ((steps.float() * weight).T @ flags.float()).double()
         numbers, of_flags = of_flags[:, 0], of_flags[:, 1:]
         cross = torch.empty(steps.shape[1], sum(own.shape[1] for own in columns), dtype=torch.float64)
+        targets = torch.empty(cross.shape[1], dtype=torch.float64)
         start = taken = 0
-        for own in columns:
+        for job, own in zip(jobs, columns, strict=True):
             end = start + own.shape[1]
+            targets[start:end] = (own * weight.double()).sum(0) / job.whole
             if _is_scale(own):
                 cross[:, start:end] = 0
                 for part, goal in zip(steps.split(FLOAT_ROWS), (own * weight).split(FLOAT_ROWS), strict=True):
                     cross[:, start:end] += part.T.double() @ goal
             else:
-                cross[:, start:end] = of_flags[:, taken : taken + own.shape[1]]
+                cross[:, start:end] = of_flags[:, taken : taken + own.shape[1]] / job.whole
                 taken += own.shape[1]
             start = end
-        targets = torch.cat([(own * weight.double()).sum(0) for own in columns])
         return cls(float(weight.double().sum()), numbers, targets, cross)
 
     @property

@@ -1,0 +1,195 @@
+"""A light head learns from texts without labels what the default head beside it says of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import WORDS
+from ytuning.data.dataset import Dataset, from_lists
+from ytuning.data.labels import Kind
+from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.errors import DataError, InputError
+from ytuning.features.features import live_inputs
+from ytuning.features.store import FeatureStore
+from ytuning.heads.pooled import PooledConfig
+from ytuning.progress import Progress
+from ytuning.tasks import choose_recipe, distill
+from ytuning.tasks.choose_recipe import train_cheapest, train_tasks_cheapest
+from ytuning.tasks.distill import distilled
+from ytuning.tasks.train import Trained, TrainOptions, train_task
+from ytuning.training.fit import logits_of
+from ytuning.training.recipes import Recipe, TrainingConfig, preset
+
+THEMES = {"card": ["card", "stolen", "lost"], "login": ["login", "password", "email"]}
+RECIPES = {
+    "light": preset("light"),
+    "default": Recipe(PooledConfig(width=16), TrainingConfig(fewest_steps=120, most_steps=120, label_steps=0)),
+}
+
+
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Overlook it."""
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def made(rows: int, seed: int) -> tuple[list[str], list[str]]:
+    """Different texts, and which theme most of their words are of."""
+    chooser, texts = random.Random(seed), dict[str, str]()
+    while len(texts) < rows:
+        label = chooser.choice(sorted(THEMES))
+        words = chooser.choices(WORDS, k=chooser.randint(1, 6)) + chooser.choices(THEMES[label], k=2)
+        chooser.shuffle(words)
+        texts.setdefault(" ".join(words), label)
+    return list(texts), list(texts.values())
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder: Path) -> Encoder:
+    return load_encoder(tiny_encoder, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def never_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default head is always kept."""
+    monkeypatch.setattr(choose_recipe, "clearly_lower", lambda *_, **__: True)
+
+
+def labelled(kind: Kind = "single", rows: int = 80) -> Dataset:
+    texts, labels = made(rows, 0)
+    if kind == "multi":
+        pairs = zip(texts, labels, strict=True)
+        return from_lists(texts, [[label, "late"] if "late" in text else [label] for text, label in pairs])
+    return from_lists(texts, labels, kind=kind)
+
+
+def unlabelled(texts: Sequence[str]) -> Dataset:
+    return from_lists(texts, None)
+
+
+def both(rows: Dataset, encoder: Encoder, store: FeatureStore, **options: object) -> tuple[Trained, Trained]:
+    """The trainings of a default and of a light head."""
+    default, light = (
+        train_task(rows, encoder, store, RECIPES[name], options=TrainOptions(**options))  # type: ignore[arg-type]
+        for name in ("default", "light")
+    )
+    return default, light
+
+
+@pytest.mark.parametrize("kind", ["single", "ordinal", "multi"])
+def test_it_agrees_more_with_the_default_head_on_new_texts(kind: Kind, encoder: Encoder) -> None:
+    store, heard = FeatureStore(), Heard()
+    order = {"label_order": ("card", "login")} if kind == "ordinal" else {}
+    default, light = both(labelled(kind), encoder, store, codec="fp16", **order)
+    others, new = made(600, 1)[0], made(300, 2)[0]
+    learned, sentence = distilled(default, light, unlabelled(others).inputs, encoder, store, heard)
+    assert sentence.startswith("task 'task': the light head has also learned from ")
+
+    features = live_inputs([(text, None) for text in new], encoder, states=default.task.states, pair_mode=None)
+
+    def answers(one: Trained) -> np.ndarray:
+        return one.task.calibration.answers(one.task.target, logits_of(one.task.head, features)).values
+
+    before, after = ((answers(one) == answers(default)).mean() for one in (light, learned))
+    assert after > before
+    judged = learned.judged["validation"]
+    assert judged.truth is light.judged["validation"].truth and len(judged.logits) == len(judged.truth)
+    # Its validation figures are of a head that has learned from no validation row.
+    held = live_inputs(judged.data.inputs, encoder, states=default.task.states, pair_mode=None)
+    np.testing.assert_allclose(judged.logits, logits_of(judged.head, held), rtol=1e-2, atol=2e-2)
+
+
+def test_texts_that_say_nothing_new_are_left_out(
+    encoder: Encoder, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tenth is held out, and fewer than 20 rows give no scope.
+    rows, store, heard = labelled(rows=240), FeatureStore(), Heard()
+    default, light = both(rows, encoder, store)
+    new = [text for text in made(100, 1)[0] if (text, None) not in rows.inputs][:30]
+    known = [text for text, _ in rows.inputs]
+    encoded.clear()
+    given = unlabelled([*new, " ", *known, *new]).inputs
+    learned, sentence = distilled(default, light, given, encoder, store, heard)
+    assert sentence.endswith("has also learned from 30 texts without labels") and sum(encoded) == 30
+    assert learned.task.scope is not None and light.task.scope is not None
+    again, _ = distilled(default, light, unlabelled(new).inputs, encoder, store, heard)
+    assert torch.equal(again.task.head.label_rows, learned.task.head.label_rows)  # type: ignore[arg-type]
+    same, sentence = distilled(default, light, unlabelled(known).inputs, encoder, store, heard)
+    assert same is light and "no text without a label is new" in sentence
+    # There is room for ten.
+    monkeypatch.setattr(distill, "MOST_ROWS", len(rows) + 10)
+    _, sentence = distilled(default, light, given, encoder, store, heard)
+    assert sentence.endswith("has also learned from 10 texts without labels")
+    monkeypatch.setattr(distill, "MOST_ROWS", len(rows))
+    full, _ = distilled(default, light, given, encoder, store, heard)
+    assert full is light
+
+
+def test_auto_puts_it_beside_the_default_head(encoder: Encoder) -> None:
+    heard, others = Heard(), unlabelled(made(100, 1)[0])
+    plain = train_cheapest(labelled(), encoder, FeatureStore(), RECIPES)
+    options = TrainOptions(release_encoder=True)
+    trained = train_cheapest(
+        labelled(), encoder, FeatureStore(), RECIPES, unlabelled=others, options=options, progress=heard
+    )
+    assert trained.task.cascade is not None and plain.task.cascade is not None
+    assert not torch.equal(trained.task.cascade.head.label_rows, plain.task.cascade.head.label_rows)
+    assert [said for said in heard.said if "has also learned from" in said]
+    (one,) = train_tasks_cheapest({"theme": labelled()}, encoder, FeatureStore(), RECIPES, unlabelled=others).values()
+    assert one.task.cascade is not None
+    assert torch.equal(one.task.cascade.head.label_rows, trained.task.cascade.head.label_rows)
+
+
+def test_ctrl_c_keeps_both_heads(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "stored_inputs", stop)
+    others = unlabelled(made(10, 1)[0])
+    trained = train_cheapest(labelled(), encoder, FeatureStore(), RECIPES, unlabelled=others)
+    assert trained.task.cascade is not None and trained.fit.interrupted
+
+
+def test_a_scale_has_no_cascade_and_learns_nothing(encoder: Encoder) -> None:
+    texts, labels = made(80, 0)
+    rows = from_lists(texts, [len(text) / 4 for text in texts], kind="regression")
+    store = FeatureStore()
+    default, light = both(rows, encoder, store)
+    same, sentence = distilled(default, light, unlabelled(made(10, 1)[0]).inputs, encoder, store, Heard())
+    assert same is light and sentence.endswith("because there is no cascade") and labels
+
+
+def test_a_precision_that_is_out_of_reach_leaves_the_head_as_it_was(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("no confidence gives the precision")
+
+    store = FeatureStore()
+    default, light = both(labelled(), encoder, store)
+    monkeypatch.setattr(distill, "fit_calibration", fail)
+    others = unlabelled(made(10, 1)[0]).inputs
+    same, sentence = distilled(default, light, others, encoder, store, Heard(), abstain_at=0.9)
+    assert same is light and "stays as it was" in sentence
+
+
+def test_rows_of_another_form_and_one_recipe_are_refused(encoder: Encoder) -> None:
+    pairs = from_lists(["a card"], None, ["my card"])
+    with pytest.raises(DataError, match="are pairs"):
+        train_cheapest(labelled(), encoder, FeatureStore(), RECIPES, unlabelled=pairs)
+    only = {"default": RECIPES["default"]}
+    with pytest.raises(InputError, match="unlabelled= needs preset='auto'"):
+        train_cheapest(labelled(), encoder, FeatureStore(), only, unlabelled=unlabelled(["a card"]))
