@@ -22,6 +22,7 @@ from ytuning.errors import InputError, argument, must_be_one_of, parameter
 from ytuning.evaluation.evaluate import EvaluatedRows, Report, evaluate
 from ytuning.features.codecs import CODECS, DEFAULT_CODEC, POOL_CODECS, PcaInt8Codec
 from ytuning.features.features import CacheUse, Features, stored_inputs
+from ytuning.features.in_memory import mean_features
 from ytuning.features.pools import RowSet, mean_pools, row_keys, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
@@ -33,7 +34,6 @@ from ytuning.tasks.add_label import keep_exemplars
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, rank_layers
 from ytuning.tasks.light_labels import row_record
 from ytuning.tasks.task import Exemplars, Task
-from ytuning.training.batches import mean_features
 from ytuning.training.calibration import Calibration, calibrated_losses, check_abstain_at, fit_calibration
 from ytuning.training.fit import FitResult, HeadJob, fit_heads, logits_of, standard_error
 from ytuning.training.joint import start_label_rows

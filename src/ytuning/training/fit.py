@@ -16,11 +16,12 @@ from torch import Tensor
 from ytuning.data.kinds import TaskKind
 from ytuning.errors import InputError, argument
 from ytuning.features.features import CPU, Features
+from ytuning.features.in_memory import decoded_features, pool_features
 from ytuning.heads.light import text_width
 from ytuning.heads.pooled import LabelHead, LightConfig, PooledConfig, PooledHead, build_head
 from ytuning.progress import Progress
 from ytuning.system.machine import Workers, give_back_freed_memory, workers
-from ytuning.training.batches import decoded_features, pool_features, shuffled_batches
+from ytuning.training.batches import shuffled_batches
 from ytuning.training.calibration import fit_calibration
 from ytuning.training.joint import Learner, group_logits, stack_logits, stack_step, start_label_rows
 from ytuning.training.light import LightFit, LightJob, fit_light, rows_read

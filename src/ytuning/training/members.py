@@ -110,7 +110,7 @@ class LightMember:
         return head.with_light(self.light, factor * self.rows, factor * self.bias)
 
     def logits(self, features: Features, rows: Tensor) -> np.ndarray:
-        """Its logits (N, C) float32 of rows (N,) of pools (`batches.pool_features`)."""
+        """Its logits (N, C) float32 of rows (N,) of pools (`in_memory.pool_features`)."""
         parts = []
         with torch.inference_mode():
             for part in rows.split(READ_ROWS):
