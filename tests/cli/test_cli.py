@@ -909,7 +909,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "texts without labels and one head": (
         ("train", "train.csv", "--unlabelled", "test.csv", *OUT),
-        "--unlabelled is for --preset auto, in which a light head learns from the default head. Got --preset default.",
+        "--unlabelled is for --preset auto, in which a light head learns from the default head. The preset is default",
     ),
     "half a seed": (
         ("train", "train.csv", "--seed", "1.5", *OUT),

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.test_cli import Outcome, Run, run
 from ytuning.progress import Progress
+from ytuning.tasks import choose_recipe
 from ytuning.tasks.task import load_task
 from ytuning.tasks.train import TrainContext, Trained, finish_task
 
@@ -226,8 +227,15 @@ def test_ctrl_c_after_the_training_keeps_finished_tasks(train: Run, monkeypatch:
     assert not Path("tasks/theme").exists()
 
 
-def test_the_tasks_learn_from_texts_without_labels(train: Run, table: Path) -> None:
+def test_the_tasks_learn_from_texts_without_labels(train: Run, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_recipe, "clearly_lower", lambda *_, **__: True)
     (table.parent / "more.csv").write_text("text\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
-    found = train("--tasks", "theme,late", "--preset", "auto", "--unlabelled", "more.csv")
+    (table.parent / "held.csv").write_bytes((table.parent / "test.csv").read_bytes())
+    options = ("--preset", "auto", "--validation", "held.csv", "--unlabelled", "more.csv", "--json")
+    found = train("--tasks", "theme,late", *options)
     assert found.status == 0, found.err
     assert "more.csv: 2 rows; columns text = 'text'" in found.err
+    for name in ("theme", "late"):
+        assert f"task {name!r}: the light head has also learned from 2 texts without labels" in found.err
+        assert found.json[name]["files"]["unlabelled"]["rows_used"] == 2
+        assert load_task(f"tasks/{name}").training["auto"]["unlabelled"] == 2

@@ -50,8 +50,8 @@ def train(
         Path | None,
         DATA(
             "FILE",
-            "Texts without labels, in the same columns, for --preset auto. Where it keeps the default head, the light "
-            "head beside it learns what that says of them, and so answers more texts of a cascade.",
+            "Texts without labels, in the same columns, for --preset auto. Where the default head is kept, the light "
+            "head beside it learns from its answers to these texts.",
             "none",
         ),
     ] = None,
@@ -263,8 +263,8 @@ def _check_unlabelled(unlabelled: Path | None, preset: str) -> None:
 
     if unlabelled is not None and preset != AUTO_PRESET:
         raise InputError(
-            f"--unlabelled is for --preset {AUTO_PRESET}, in which a light head learns from the default head. Got "
-            f"--preset {preset}. Leave out one of the two."
+            f"--unlabelled is for --preset {AUTO_PRESET}, in which a light head learns from the default head. The "
+            f"preset is {preset}. Use --preset {AUTO_PRESET}, or leave out --unlabelled."
         )
 
 

@@ -140,7 +140,7 @@ def train_columns(
         figures = {}
         for name, one in trained.items():
             own = {use: None if rows is None else rows[name] for use, rows in parts.items()}
-            shown = {"files": console.files_json(**own), "report": None}
+            shown = {"files": console.files_json(**own, unlabelled=others), "report": None}
             figures[name] = {**results.train_json(one, folders[name], watch), **shown}
         console.print_json(figures)
     else:

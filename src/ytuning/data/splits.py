@@ -408,7 +408,7 @@ def check_same_form(train: Dataset, other: Dataset) -> None:
     """Refuse pairs beside single texts.
 
     Raises:
-        DataError: one of both is of pairs, and the other is not.
+        DataError: the rows of one are pairs, and those of the other are not.
     """
     if train.has_pairs != other.has_pairs:
         paired, single = (train, other) if train.has_pairs else (other, train)

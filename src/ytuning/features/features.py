@@ -46,8 +46,8 @@ CHUNK_TOKENS = 65_536
 # They are gathered where runs of neighbours in the store are shorter than this on average: many small copies
 # would take longer than one gather.
 FEWEST_RUN_TOKENS = 2048
-# Rows are read from their files one by one where they have this many tokens or more, with those of the padding.
-FEWEST_READ_TOKENS = 4
+# Rows in files or in several arrays are copied one by one where they have this many tokens or more, with the padding.
+FEWEST_COPIED_TOKENS = 4
 CPU = torch.device("cpu")
 # After this number of gathered bytes the store's pages are let go of, because a page brings in its neighbours and
 # resident memory would grow to the size of the store. Training on SST-2 takes as long as with four times as many, and
@@ -215,11 +215,12 @@ class TextFeatures:
         if self.is_resident:
             there = tokens.flatten().to(self.device, non_blocking=True)
             stored, mask = self._arrays[0].index_select(0, there), mask.to(self.device, non_blocking=True)
-        elif self._files and tokens.shape[1] >= FEWEST_READ_TOKENS:
-            stored = self._read(indices, tokens.shape[1])
         else:
-            array = self._array[indices]
-            stored = self._gather(tokens, array, array.unique())
+            arrays = self._array[indices].unique()
+            if (self._files or len(arrays) > 1) and tokens.shape[1] >= FEWEST_COPIED_TOKENS:
+                stored = self._copied(indices, tokens.shape[1])
+            else:
+                stored = self._gather(tokens, self._array[indices], arrays)
         # (B * T, row bytes) -> (B * T, L * D)
         values = self.codec.decode(stored, self.dtype)
         return values.view(*tokens.shape, self.layers, self.width), mask
@@ -231,32 +232,38 @@ class TextFeatures:
     def _stored_tokens(self, indices: torch.Tensor) -> torch.Tensor:
         """(tokens, row bytes) uint8: the tokens of some rows (B,) as they are stored, one row after the other."""
         lengths = self.lengths[indices]
-        if self._files and lengths.sum() >= FEWEST_READ_TOKENS * len(indices):
-            return self._read(indices)
+        if self._files and lengths.sum() > FEWEST_COPIED_TOKENS * len(indices):
+            return self._copied(indices)
         # (B,), less where a row's tokens come to lie.
         places = self._start[indices] - (lengths.cumsum(0) - lengths)
         tokens = places.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
         array = self._array[indices]
         return self._gather(tokens[:, None], array.repeat_interleave(lengths), array.unique())
 
-    def _read(self, indices: torch.Tensor, width: int | None = None) -> torch.Tensor:
+    def _copied(self, indices: torch.Tensor, width: int | None = None) -> torch.Tensor:
         """(B * T, row bytes) uint8 of rows (B,), each with its last token repeated up to T tokens.
 
-        Without a width (T) there is nothing between them: (tokens, row bytes). The system copies each row from its
-        cache. A memory map would bring in every page first, and the pages beside it, and let go of them again: that
-        took half of the time of a batch of SST-2.
+        Without a width (T) there is nothing between them: (tokens, row bytes). Of several arrays this takes a fifth of
+        the time of :meth:`_gather`, which copies twice. Where there are files, the system copies each row from its
+        cache. A memory map would bring in every page first, and the pages beside it, and let go of them again: half of
+        the time of a batch of SST-2 (benchmarks/LOG.md).
         """
         starts, lengths, numbers = (part[indices].tolist() for part in (self._start, self.lengths, self._array))
         size, count = self._arrays[0].shape[1], sum(lengths) if width is None else len(indices) * width
         stored = np.empty((count, size), np.uint8)
+        arrays = {number: self._arrays[number].numpy() for number in set(numbers)}
         target, first = stored.data.cast("B"), 0
         for start, length, number in zip(starts, lengths, numbers, strict=True):
             end = first + length
-            self._files[number].read_into(target[first * size : end * size], start * size)
+            if self._files:
+                self._files[number].read_into(target[first * size : end * size], start * size)
+            else:
+                stored[first:end] = arrays[number][start : start + length]
             first = end if width is None else first + width
             if end < first:
                 stored[end:first] = stored[end - 1]
-        return torch.from_numpy(stored)
+        copied = torch.from_numpy(stored)
+        return copied if self._files else self._counted(copied)
 
     def _gather(self, tokens: torch.Tensor, array: torch.Tensor, arrays: torch.Tensor) -> torch.Tensor:
         """(B * T, row bytes) uint8 of tokens (B, T) of the arrays (B,), which are one or several ``arrays``."""

@@ -96,7 +96,7 @@ class StoredRows:
         truncated: (texts,) whether the text was cut at the maximum length.
         codec: decodes the arrays' rows.
         maps: the arrays' memory maps, if they have any.
-        files: of the maps.
+        files: the files that these map, each with a position of its own; there may be none.
     """
 
     arrays: list[np.ndarray]
@@ -451,13 +451,14 @@ class FeatureSpace:
         starts = [np.cumsum(shard.lengths) - shard.lengths for shard in shards]
         places = [(position[name], row) for name, row in (self._place[key] for key in keys)]
         try:
-            files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in names]
+            with self._reading():
+                files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in names]
+                # Private mappings: nothing writes to them, but tensors want writable memory.
+                maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_COPY) for file in files]
         # Another process has set a shard aside since the check.
         except FileNotFoundError:
             self.refresh()
             return None
-        # Private mappings: nothing writes to them, but tensors want writable memory.
-        maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_COPY) for file in files]
         return StoredRows(
             arrays=[np.frombuffer(view, np.uint8).reshape(-1, self.row_bytes) for view in maps],
             array=np.array([shard for shard, _ in places], np.int64),

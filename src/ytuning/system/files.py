@@ -100,9 +100,11 @@ class ReadFile:
                 if not count:
                     raise OSError(errno.EIO, f"{self.file.name} is shorter than it was")
                 target, start = target[count:], start + count
-        except OSError:
-            with store_errors(self.file.parent, 0):
-                raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self.file}: {error.strerror or error}. Run ytuning cache verify, which puts it aside, "
+                "and then the same command again"
+            ) from error
 
 
 def commit(file: Path, data: bytes | memoryview) -> None:
@@ -155,6 +157,11 @@ def store_errors(folder: Path, size: int) -> Iterator[None]:
                 f"the disk is full: cannot store {size / 1e6:.0f} MB of features in {folder}. What was stored is kept "
                 "and the run resumes there: free some space (ytuning cache remove), or set YTUNING_CACHE to a folder "
                 "on another disk"
+            ) from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise StoreError(
+                f"too many files are open to read the feature store {folder}. Allow more (ulimit -n 4096), or remove "
+                "what is not needed (ytuning cache remove)"
             ) from error
         raise StoreError(
             f"cannot use the feature store {folder}: {error.strerror or error}. "

@@ -17,12 +17,12 @@ from torch import Tensor
 from ytuning.data.dataset import Dataset
 from ytuning.data.splits import check_same_form
 from ytuning.encoder.encoder import Encoder
-from ytuning.errors import InputError, argument
+from ytuning.errors import InputError, StoreError, argument
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LightConfig, LightHead
 from ytuning.progress import Progress
 from ytuning.tasks.add_cascade import add_cascade
-from ytuning.tasks.distill import distilled
+from ytuning.tasks.distill import distill_light_head
 from ytuning.tasks.train import Trained, TrainOptions, train_task
 from ytuning.tasks.train_many import train_tasks
 from ytuning.training.fit import clearly_lower
@@ -70,21 +70,21 @@ def train_cheapest(
     """Train a task with each recipe and keep the cheapest head that is no worse on validation rows.
 
     Arguments are those of `train_task`, but that there are several recipes by name, the cheapest first. ``unlabelled``
-    are rows without labels, of which a light head beside another head learns what that says (`distill.distilled`).
+    are rows without labels. A light head beside another head learns from its answers to them (`tasks/distill.py`).
     Ctrl-C in a later training keeps the best of those that are finished.
 
     Raises: as `train_task`.
     """
     said, options = _Once(progress or Progress()), options or TrainOptions()
-    lessons = _lessons(unlabelled, recipes, [train], encoder, store, options, said)
+    distill = _distiller(unlabelled, recipes, [train], encoder, store, options, said)
 
     def run(recipe: Recipe, options: TrainOptions) -> Trained:
         return train_task(
             train, encoder, store, recipe, validation=validation, test=test, options=options, progress=said
         )
 
-    trained = _in_turn(recipes, run, _until(lessons, options), lambda one: one.fit.interrupted)
-    return choose_cheapest(trained, said, complete=len(trained) == len(recipes), lessons=lessons)
+    trained = _in_turn(recipes, run, _keeping_encoder(distill, options), lambda one: one.fit.interrupted)
+    return choose_cheapest(trained, said, complete=len(trained) == len(recipes), distill=distill)
 
 
 def train_tasks_cheapest(
@@ -108,7 +108,7 @@ def train_tasks_cheapest(
     Raises: as `train_tasks`.
     """
     said, options = _Once(progress or Progress()), options or TrainOptions()
-    lessons = _lessons(unlabelled, recipes, train.values(), encoder, store, options, said)
+    distill = _distiller(unlabelled, recipes, train.values(), encoder, store, options, said)
 
     def run(recipe: Recipe, options: TrainOptions) -> dict[str, Trained]:
         return train_tasks(
@@ -126,21 +126,21 @@ def train_tasks_cheapest(
     def was_interrupted(tasks: dict[str, Trained]) -> bool:
         return len(tasks) < len(train) or any(one.fit.interrupted for one in tasks.values())
 
-    trained = _in_turn(recipes, run, _until(lessons, options), was_interrupted)
-    complete = len(trained) == len(recipes)
-    return {
-        name: choose_cheapest(
-            {recipe: tasks[name] for recipe, tasks in trained.items()}, said, complete=complete, lessons=lessons
-        )
-        for name in next(iter(trained.values()))
-    }
+    trained = _in_turn(recipes, run, _keeping_encoder(distill, options), was_interrupted)
+    complete, chosen = len(trained) == len(recipes), dict[str, Trained]()
+    for name in next(iter(trained.values())):
+        of_task = {recipe: tasks[name] for recipe, tasks in trained.items()}
+        chosen[name] = choose_cheapest(of_task, said, complete=complete, distill=distill)
+        # Ctrl-C ends the work on all tasks.
+        complete = complete and not chosen[name].fit.interrupted
+    return chosen
 
 
-Lessons = Callable[[Trained, Trained], tuple[Trained, str]]
-"""What makes of a default and a light head's training one of the light head that has learned from the other."""
+Distill = Callable[[Trained, Trained], tuple[Trained, str]]
+"""From the training of a default head and of a light one to that of a light one that has learned from the other."""
 
 
-def _lessons(
+def _distiller(
     unlabelled: Dataset | None,
     recipes: Mapping[str, Recipe],
     train: Iterable[Dataset],
@@ -148,7 +148,7 @@ def _lessons(
     store: FeatureStore,
     options: TrainOptions,
     progress: Progress,
-) -> Lessons | None:
+) -> Distill | None:
     """What rows without labels are for; None without such rows.
 
     Raises:
@@ -165,7 +165,7 @@ def _lessons(
     for rows in train:
         check_same_form(rows, unlabelled)
     return partial(
-        distilled,
+        distill_light_head,
         unlabelled=unlabelled.inputs,
         encoder=encoder,
         store=store,
@@ -174,9 +174,9 @@ def _lessons(
     )
 
 
-def _until(lessons: Lessons | None, options: TrainOptions) -> TrainOptions:
+def _keeping_encoder(distill: Distill | None, options: TrainOptions) -> TrainOptions:
     """The options, with which the encoder is kept as long as there are texts to read."""
-    return options if lessons is None else replace(options, release_encoder=False)
+    return options if distill is None else replace(options, release_encoder=False)
 
 
 def _in_turn(
@@ -209,11 +209,11 @@ def _in_turn(
 
 
 def choose_cheapest(
-    trained: Mapping[str, Trained], progress: Progress, *, complete: bool, lessons: Lessons | None = None
+    trained: Mapping[str, Trained], progress: Progress, *, complete: bool, distill: Distill | None = None
 ) -> Trained:
     """The first training, unless a later one is better on 20 validation rows or more; says what was measured.
 
-    Where Ctrl-C has left out recipes or lessons, the training that is taken counts as interrupted.
+    Where Ctrl-C has left out recipes or ``distill``, the training that is taken counts as interrupted.
     """
     names = list(trained)
     chosen = names[0]
@@ -237,15 +237,14 @@ def choose_cheapest(
     record: dict[str, Any] = {"preset": chosen, "tried": figures}
     lights = [other for other in trained.values() if isinstance(other.task.head, LightHead)]
     if lights and not isinstance(one.task.head, LightHead):
-        light = lights[0]
-        if lessons is not None and complete:
-            try:
-                light, sentence = lessons(one, light)
-                progress.say(sentence)
-            except KeyboardInterrupt:
-                complete = False
+        light, complete = _distilled(one, lights[0], distill if complete else None, progress, complete=complete)
         one, sentence = add_cascade(one, light)
         progress.say(sentence)
+        if "unlabelled" in light.task.training:
+            record["unlabelled"] = light.task.training["unlabelled"]
+            trained = {**trained, "unlabelled": light}
+    elif distill is not None:
+        progress.say(f"task {one.task.name!r}: the texts without labels are not used, because the light head is kept")
     seconds: dict[str, float] = {}
     for other in trained.values():
         for stage, more in other.seconds.items():
@@ -260,6 +259,23 @@ def choose_cheapest(
         cache=trained[names[0]].cache,
         seconds=seconds,
     )
+
+
+def _distilled(
+    default: Trained, light: Trained, distill: Distill | None, progress: Progress, *, complete: bool
+) -> tuple[Trained, bool]:
+    """The light head that has learned from the other, if it can; and whether nothing was interrupted."""
+    if distill is None:
+        return light, complete
+    try:
+        light, sentence = distill(default, light)
+    # Both heads are trained, and should not be lost for this.
+    except KeyboardInterrupt:
+        return light, False
+    except (StoreError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        sentence = f"task {default.task.name!r}: the light head has not learned from texts without labels: {error}"
+    progress.say(sentence)
+    return light, complete
 
 
 def _measure(trained: Trained) -> tuple[Tensor, Tensor]:

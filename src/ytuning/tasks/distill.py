@@ -1,22 +1,23 @@
-"""What a default head says of texts without labels -> the light head beside it learns that, too.
+"""Texts without labels, and what a default head says of them -> a light head that has learned it, too.
 
-This is distillation (arXiv 1503.02531). A light head is limited by its rows more than a default head is, and texts
-without labels are often there for nothing. The light head learns the labels of its own rows and, of the other texts,
-the probabilities of the default head that has not learned from the validation rows. So these stay new to both.
+This is distillation (arXiv 1503.02531). A light head learns from texts without labels how probable the default head
+takes each label to be, so that it needs fewer labelled rows to answer as that would. The default head that is asked has
+not learned from the validation rows, so these stay new to both heads, and still bound what a cascade changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy.special
 
 from ytuning.data.dataset import TextInput
 from ytuning.data.kinds import TaskKind
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, quantity
-from ytuning.evaluation.evaluate import EvaluatedRows
+from ytuning.evaluation.evaluate import EvaluatedRows, evaluate
 from ytuning.features.features import stored_inputs
 from ytuning.features.pools import RowSet, row_keys, stored_pools
 from ytuning.features.store import FeatureStore
@@ -24,16 +25,19 @@ from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 from ytuning.tasks.add_cascade import why_no_cascade
 from ytuning.tasks.light_labels import LightRows, scope_of_fit
-from ytuning.tasks.train import Trained
+from ytuning.tasks.train import Stopwatch, Trained
 from ytuning.training.batches import sample_rows
 from ytuning.training.calibration import fit_calibration
 from ytuning.training.fit import logits_of
-from ytuning.training.light import MOST_ROWS, WHOLE, LightJob, fit_light
+from ytuning.training.light import MOST_ROWS, WHOLE, LightFit, LightJob, fit_light
 
-__all__ = ["distilled"]
+__all__ = ["distill_light_head"]
+
+# Rows whose shares are computed at a time.
+SHARED_ROWS = 1024
 
 
-def distilled(
+def distill_light_head(
     default: Trained,
     light: Trained,
     unlabelled: Sequence[TextInput],
@@ -43,91 +47,164 @@ def distilled(
     *,
     abstain_at: float | None = None,
 ) -> tuple[Trained, str]:
-    """The training of a light head that has also learned from what a default head says of texts without labels.
+    """Fit the light head of a task again, also on what the default head says of texts without labels.
 
     Args:
         default: the training of the default head.
         light: the training of the light head, with the same validation rows.
-        unlabelled: texts or pairs, as those of the training. Those that are blank, are among its rows or come again are
-            left out, and so are those beyond the number of rows that a light head reads at most.
+        unlabelled: texts or pairs, as those of the training. Those that are blank, come again or are rows of the
+            training, of validation or of test are left out, and so is what would be more than ``light.MOST_ROWS`` rows.
         encoder: reads the texts.
         store: has the texts that the light head was fitted on.
         progress: is told what the encoder reads.
         abstain_at: the precision below which the task gives no label.
 
     Returns:
-        The training, or as it was, and a sentence that says which.
+        The training of a light head that stands beside the default head, without a record of its rows. Or the one that
+        was given, if no text can be learned from. And a sentence about it.
 
     Raises:
         ValueError: the two are no trainings of the same task (`add_cascade.why_no_cascade`).
         StoreError: the store cannot be used.
     """
-    task, target = light.task, light.task.target
-    name = f"task {task.name!r}"
+    task, watch = light.task, Stopwatch()
+    name, target = f"task {task.name!r}", task.target
     if why_no_cascade(default, light):
-        return light, f"{name}: no light head learns from texts without labels, because there is no cascade"
-    rows = LightRows(task, encoder, store).rows
-    new = _new_texts(rows, unlabelled, task.pair_mode)
-    if not new:
-        return light, f"{name}: no text without a label is new or can be learned, too"
-    mode, codec = task.pair_mode, task.codec.name
-    features, _ = stored_inputs(new, encoder, store, progress, states=default.task.states, pair_mode=mode, codec=codec)
-    given = replace(default.task.calibration, abstain_below=None).answers(
-        target, logits_of(default.fit.chosen_head, features)
-    )
-    stored_pools(new, encoder, store, progress, states=task.states, pair_mode=mode, codec=codec)
-    answers, held = given.values.astype(rows.targets.dtype), np.zeros(len(new), bool)
-    together = rows.with_rows(RowSet.of_inputs(new, mode, answers, held))
-    pools = together.features(encoder, store, states=task.states, codec=codec)
-    if pools is None:
-        raise LightRows(task, encoder, store).lost()
-    job = LightJob(
-        target,
-        together.targets,
-        np.flatnonzero(together.held),
-        shares=np.concatenate((_shares(target, rows.targets), np.rint(WHOLE * given.probabilities).astype(np.int8))),
-    )
-    (fitted,) = fit_light(
-        pools,
-        [job],
-        rows=np.arange(len(together.held)),
-        row_weights=target.row_weights(task.training["label_weights"], together.targets),
-        refit=light.fit.refitted,
-    )
-    judged = light.judged["validation"]
-    try:
-        calibration = fit_calibration(
-            target,
-            fitted.validation_logits,
-            judged.truth,
-            smoothing=task.calibration.smoothing,
-            abstain_at=abstain_at,
+        return light, f"{name}: the texts without labels are not used, because there is no cascade"
+    record = LightRows(task, encoder, store)
+    known = [record.rows.keys, *(row_keys(own.data.inputs, task.pair_mode) for own in light.judged.values())]
+    texts = _new_texts(unlabelled, known, max(0, MOST_ROWS - len(record.rows.held)), task.pair_mode)
+    if not texts:
+        return light, f"{name}: the texts without labels are not used, because none is new, or there is no room for any"
+    with watch.stage("encode"):
+        answers, shares = _ask(default, texts, encoder, store, progress)
+        mode, codec = task.pair_mode, task.codec.name
+        stored_pools(texts, encoder, store, progress, states=task.states, pair_mode=mode, codec=codec)
+    with watch.stage("train"):
+        labelled = _shares(target, len(record.rows.targets), lambda rows: _flags(target, record.rows.targets[rows]))
+        held = np.flatnonzero(record.rows.held)
+        # Of validation rows what the default head says is to be learned, too: by that they choose the strength.
+        order = _order(default.judged["validation"].data.inputs, record.rows.keys[held], task.pair_mode)
+        labelled[held] = _shares_of_logits(default, default.judged["validation"].logits[order])
+        rows = record.rows.with_rows(
+            RowSet.of_inputs(texts, mode, answers.astype(record.rows.targets.dtype), np.zeros(len(texts), bool))
         )
+        pools = rows.features(encoder, store, states=task.states, codec=codec)
+        if pools is None:
+            raise record.lost()
+        job = LightJob(target, rows.targets, held, shares=np.concatenate((labelled, shares)))
+        weights = target.row_weights(task.training["label_weights"], rows.targets)
+        everything = np.arange(len(rows.held))
+        (fitted,) = fit_light(pools, [job], rows=everything, row_weights=weights, refit=light.fit.refitted)
+    # In the order in which the validation rows are judged.
+    logits = fitted.validation_logits[order.argsort()]
+    try:
+        learned = _with_head(light, fitted, logits, len(texts), abstain_at)
     except InputError:
-        return light, f"{name}: the light head stays as it was, as the other would not reach the precision"
+        return light, f"{name}: the light head stays as it was, because the new one does not reach the precision"
     scope = None
     if task.scope is not None:
-        train = np.flatnonzero(~rows.held)
-        scope = scope_of_fit(fitted, target, together, pools, calibration.temperature, task, train=train)
-    learned = replace(
-        light,
-        task=replace(task, head=fitted.head, calibration=calibration, scope=scope),
-        judged={"validation": EvaluatedRows(judged.data, judged.truth, fitted.validation_logits, fitted.chosen_head)},
-    )
-    return learned, f"{name}: the light head has also learned from {quantity(len(new), 'text')} without labels"
+        # Texts without labels may be out of scope.
+        train = np.flatnonzero(~record.rows.held)
+        scope = scope_of_fit(fitted, target, rows, pools, learned.task.calibration.temperature, task, train=train)
+    learned = replace(learned, task=replace(learned.task, scope=scope), seconds=watch.seconds)
+    return learned, f"{name}: the light head has also learned from {quantity(len(texts), 'text')} without labels"
 
 
-def _new_texts(rows: RowSet, unlabelled: Sequence[TextInput], pair_mode: PairMode | None) -> list[TextInput]:
-    """Those that are not blank nor among the rows, each once, and as many of them as there is room for."""
-    known, new = {key.tobytes() for key in rows.keys}, dict[bytes, TextInput]()
+def _new_texts(
+    unlabelled: Sequence[TextInput], known: Sequence[np.ndarray], most: int, pair_mode: PairMode | None
+) -> list[TextInput]:
+    """At most so many of the texts that are not blank and have none of the known keys (N, S, 16), each once."""
+    if not unlabelled:
+        return []
+    seen, new = {key.tobytes() for keys in known for key in keys}, dict[bytes, TextInput]()
     for text, key in zip(unlabelled, row_keys(unlabelled, pair_mode), strict=True):
-        if key.tobytes() not in known and any(part is not None and part.strip() for part in text):
+        if key.tobytes() not in seen and any(part is not None and part.strip() for part in text):
             new.setdefault(key.tobytes(), text)
     texts = list(new.values())
-    return [texts[place] for place in sample_rows(np.arange(len(texts)), max(0, MOST_ROWS - len(rows.held)))]
+    return [texts[place] for place in sample_rows(np.arange(len(texts)), most)]
 
 
-def _shares(target: TaskKind, targets: np.ndarray) -> np.ndarray:
-    """(N, C) int8: all of a row for each of its labels (`LightJob.shares`)."""
-    flags = targets if target.gives_many else np.eye(target.outputs, dtype=np.int8)[targets]
-    return WHOLE * flags.astype(np.int8)
+def _order(inputs: Sequence[TextInput], keys: np.ndarray, pair_mode: PairMode | None) -> np.ndarray:
+    """(N,): for each of the keys (N, S, 16) the place of its row among the inputs, which are the same N rows."""
+    places: dict[bytes, list[int]] = {}
+    for place, key in enumerate(row_keys(inputs, pair_mode)):
+        places.setdefault(key.tobytes(), []).append(place)
+    return np.array([places[key.tobytes()].pop(0) for key in keys], np.int64)
+
+
+def _ask(
+    default: Trained, texts: Sequence[TextInput], encoder: Encoder, store: FeatureStore, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the default head answers to N texts, as targets, and its probabilities as shares (N, C)."""
+    task = default.task
+    features, _ = stored_inputs(
+        texts, encoder, store, progress, states=task.states, pair_mode=task.pair_mode, codec=task.codec.name
+    )
+    logits = logits_of(default.fit.chosen_head, features)
+    calibration = replace(task.calibration, abstain_below=None)
+    return calibration.answers(task.target, logits).values, _shares_of_logits(default, logits)
+
+
+def _shares_of_logits(default: Trained, logits: np.ndarray) -> np.ndarray:
+    """The probabilities of a default head's logits (N, C), as shares."""
+    target, scale = default.task.target, default.task.calibration.scale
+    to_probabilities = scipy.special.expit if target.gives_many else lambda values: scipy.special.softmax(values, 1)
+    return _shares(target, len(logits), lambda rows: to_probabilities(scale(logits[rows])))
+
+
+def _shares(target: TaskKind, count: int, probabilities: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """(N, C) int8: shares of N rows (`LightJob.shares`), whose probabilities (n, C) are asked for some rows at a time.
+
+    Rounding up or down is drawn by chance, so that the mean over many rows is that of the probabilities, also of a
+    label that is improbable in each.
+    """
+    shares, generator = np.empty((count, target.outputs), np.int8), np.random.default_rng(0)
+    for start in range(0, count, SHARED_ROWS):
+        rows = slice(start, min(count, start + SHARED_ROWS))
+        steps = WHOLE * probabilities(rows)
+        shares[rows] = np.floor(steps + generator.random(steps.shape))
+    return shares
+
+
+def _flags(target: TaskKind, targets: np.ndarray) -> np.ndarray:
+    """(n, C): a 1 for each label of a row."""
+    if target.gives_many:
+        return targets
+    flags = np.zeros((len(targets), target.outputs))
+    flags[np.arange(len(targets)), targets] = 1
+    return flags
+
+
+def _with_head(light: Trained, fitted: LightFit, logits: np.ndarray, count: int, abstain_at: float | None) -> Trained:
+    """The training of a light head with what was fitted in its place, judged by the logits of validation rows.
+
+    Raises:
+        InputError: no confidence gives the precision of ``abstain_at``.
+    """
+    task, judged = light.task, light.judged["validation"]
+    calibration = fit_calibration(
+        task.target, logits, judged.truth, smoothing=task.calibration.smoothing, abstain_at=abstain_at
+    )
+    report = evaluate(task.target, calibration, judged.truth, logits)
+    # The rows that it was fitted on are more than those with labels, so labels cannot be added to it.
+    training = {key: value for key, value in task.training.items() if key != "light"} | {"unlabelled": count}
+    return replace(
+        light,
+        task=replace(
+            task,
+            head=fitted.head,
+            calibration=calibration,
+            metrics={"validation": report.metrics},
+            training=training,
+        ),
+        fit=replace(
+            light.fit,
+            head=fitted.head,
+            chosen_head=fitted.chosen_head,
+            validation_logits=logits,
+            strength=fitted.strength,
+        ),
+        reports={"validation": report},
+        judged={"validation": EvaluatedRows(judged.data, judged.truth, logits, fitted.chosen_head)},
+    )

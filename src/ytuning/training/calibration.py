@@ -21,6 +21,7 @@ __all__ = [
     "Calibration",
     "calibrated_logits",
     "calibrated_losses",
+    "calibrated_soft_loss",
     "check_abstain_at",
     "fit_calibration",
     "undo_label_smoothing",
@@ -177,6 +178,21 @@ def calibrated_losses(
     """(rows,) float64: each row's loss with the :func:`calibrated_logits`."""
     calibrated = torch.from_numpy(calibrated_logits(target, logits, truth, smoothing=smoothing))
     return target.row_losses(calibrated, torch.from_numpy(truth))
+
+
+def calibrated_soft_loss(target: TaskKind, logits: np.ndarray, probabilities: np.ndarray) -> float:
+    """The mean cross-entropy of logits (rows, C) at its best temperature, where what is true are probabilities.
+
+    Args:
+        target: kind of the task, with labels.
+        logits: (rows, C).
+        probabilities: (rows, C), how probable each label is; those of one label a row need not add up to 1 exactly.
+    """
+    values, goal = torch.from_numpy(logits).double(), torch.from_numpy(probabilities)
+    best = scipy.optimize.minimize_scalar(
+        lambda log: target.mean_loss(values / math.exp(log), goal), bounds=np.log(TEMPERATURES), method="bounded"
+    )
+    return float(best.fun)
 
 
 def undo_label_smoothing(logits: np.ndarray, smoothing: float) -> np.ndarray:

@@ -30,7 +30,7 @@ from ytuning.heads.light import LightHead, match_pairs
 from ytuning.heads.pooling import POOLS
 from ytuning.progress import Progress
 from ytuning.training.batches import sample_rows
-from ytuning.training.calibration import calibrated_losses
+from ytuning.training.calibration import calibrated_losses, calibrated_soft_loss
 
 __all__ = ["MOST_ROWS", "WHOLE", "LightFit", "LightJob", "fit_light", "rows_read"]
 
@@ -302,8 +302,8 @@ class _Sums:
     Attributes:
         weight: sum of the weights.
         numbers: (P,) float64.
-        targets: (K,) float64.
-        cross: (P, K) float64, products of the numbers with the targets.
+        targets: (K,) float64, in the steps of `LightJob.columns`, so that they are whole numbers.
+        cross: (P, K) float64, products of the numbers with these.
     """
 
     weight: float
@@ -326,19 +326,18 @@ class _Sums:
             of_flags = ((steps.float() * weight).T @ flags.float()).double()
         numbers, of_flags = of_flags[:, 0], of_flags[:, 1:]
         cross = torch.empty(steps.shape[1], sum(own.shape[1] for own in columns), dtype=torch.float64)
-        targets = torch.empty(cross.shape[1], dtype=torch.float64)
         start = taken = 0
-        for job, own in zip(jobs, columns, strict=True):
+        for own in columns:
             end = start + own.shape[1]
-            targets[start:end] = (own * weight.double()).sum(0) / job.whole
             if _is_scale(own):
                 cross[:, start:end] = 0
                 for part, goal in zip(steps.split(FLOAT_ROWS), (own * weight).split(FLOAT_ROWS), strict=True):
                     cross[:, start:end] += part.T.double() @ goal
             else:
-                cross[:, start:end] = of_flags[:, taken : taken + own.shape[1]] / job.whole
+                cross[:, start:end] = of_flags[:, taken : taken + own.shape[1]]
                 taken += own.shape[1]
             start = end
+        targets = torch.cat([(own * weight.double()).sum(0) for own in columns])
         return cls(float(weight.double().sum()), numbers, targets, cross)
 
     @property
@@ -354,6 +353,12 @@ class _Sums:
             self.targets + sign * part.targets,
             self.cross + sign * part.cross,
         )
+
+    def in_rows(self, job: LightJob) -> _Sums:
+        """The sums with the targets of a job, as parts of whole rows."""
+        if job.whole == 1:
+            return self
+        return _Sums(self.weight, self.numbers, self.targets / job.whole, self.cross / job.whole)
 
     def thinned(self) -> _Sums:
         """The sums of every n-th number."""
@@ -544,6 +549,7 @@ def _solve(factor: Tensor, side: Tensor) -> Tensor:
 
 def _right_side(job: LightJob, sums: _Sums) -> Tensor:
     """(P, K) float32: what the penalised covariance has to make of the label rows (see :func:`_linear`)."""
+    sums = sums.in_rows(job)
     centered = sums.cross / STEPS - sums.mean[:, None] * sums.targets
     return (centered / (sums.targets + MIDDLE_ROWS if job.target.gives_many else sums.weight)).float()
 
@@ -561,7 +567,7 @@ def _linear(job: LightJob, sums: _Sums, side: Tensor, rows: Tensor) -> _Linear:
         side: (P, K), see :func:`_right_side`.
         rows: (P, K), the solution.
     """
-    targets, middle = sums.targets, sums.mean @ rows.double()
+    targets, middle = sums.in_rows(job).targets, sums.mean @ rows.double()
     if not job.target.gives_many:
         return _Linear(rows.T, (targets / sums.weight - middle).float())
     # Half a row is added on both sides, as a label may have all rows or none.
@@ -703,6 +709,9 @@ def _choose_strengths(
         job = jobs[number]
         linear = _solve_job(job, learned[number], factors[strength])
         logits = _logits(job.target, torch.addmm(linear.bias, values, linear.rows.T).numpy())
+        if job.shares is not None:
+            # What is learned are probabilities, of which the labels of few rows say less.
+            return calibrated_soft_loss(job.target, logits, job.shares[some.numpy()] / WHOLE)
         return float(calibrated_losses(job.target, logits, job.targets[some.numpy()]).mean())
 
     # The loss may have several minima, above all where the targets are numbers, so every strength is tried.
