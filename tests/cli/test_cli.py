@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from ytuning.encoder.encoder import load_encoder
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
-from ytuning.tasks import choose_recipe
+from ytuning.tasks import choose_recipe, distill
 from ytuning.tasks.add_cascade import add_cascade
 from ytuning.tasks.task import load_task, save_task
 from ytuning.tasks.train import TrainOptions, train_task
@@ -750,6 +751,8 @@ def test_train_learns_from_texts_without_labels(
     run: Run, files: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose_recipe, "BETTER", -1e6)
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr(distill, "calibrated_soft_loss", lambda *_: next(falling))
     (files / "more.csv").write_text("text\nmy card is gone\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
     arguments = ("train", "train.csv", "--preset", "auto", "--validation", "test.csv", "--encoder", tiny_encoder)
     found = run(*arguments, "--unlabelled", "more.csv", "--out", "auto", "--json")

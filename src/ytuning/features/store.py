@@ -48,6 +48,9 @@ DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
 FOLDER_DIGITS, KEY_BYTES = 32, 16
 # The braces stand for the file's checksum.
 BASIS_FILE = "basis.{}.safetensors"
+# Of so many shards rows are read from the files, of more through memory maps alone: a file and its map each take one of
+# the descriptors that a process may have, often 1,024 and on macOS 256.
+MOST_FILES = 64
 LOST_BASIS = "the basis it was written with is missing or damaged"
 
 
@@ -96,7 +99,7 @@ class StoredRows:
         truncated: (texts,) whether the text was cut at the maximum length.
         codec: decodes the arrays' rows.
         maps: the arrays' memory maps, if they have any.
-        files: the files that these map, each with a position of its own; there may be none.
+        files: the files that these map; none if there are many.
     """
 
     arrays: list[np.ndarray]
@@ -452,9 +455,9 @@ class FeatureSpace:
         places = [(position[name], row) for name, row in (self._place[key] for key in keys)]
         try:
             with self._reading():
-                files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in names]
-                # Private mappings: nothing writes to them, but tensors want writable memory.
-                maps = [mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_COPY) for file in files]
+                few = names if len(names) <= MOST_FILES else []
+                files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in few]
+                maps = [self._map(name) for name in names]
         # Another process has set a shard aside since the check.
         except FileNotFoundError:
             self.refresh()
@@ -537,6 +540,11 @@ class FeatureSpace:
                 raise
             with store_errors(self.folder, 0):
                 raise
+
+    def _map(self, name: str) -> mmap.mmap:
+        with self._file(name, DATA_SUFFIX).open("rb") as stream:
+            # A private mapping: nothing writes to it, but tensors want writable memory.
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _set_aside(self, name: str, reason: str) -> None:
         # The manifest goes first: without it the shard does not exist for anyone.

@@ -27,7 +27,7 @@ from ytuning.tasks.add_cascade import why_no_cascade
 from ytuning.tasks.light_labels import LightRows, scope_of_fit
 from ytuning.tasks.train import Stopwatch, Trained
 from ytuning.training.batches import sample_rows
-from ytuning.training.calibration import fit_calibration
+from ytuning.training.calibration import calibrated_soft_loss, fit_calibration
 from ytuning.training.fit import logits_of
 from ytuning.training.light import MOST_ROWS, WHOLE, LightFit, LightJob, fit_light
 
@@ -61,7 +61,8 @@ def distill_light_head(
 
     Returns:
         The training of a light head that stands beside the default head, without a record of its rows. Or the one that
-        was given, if no text can be learned from. And a sentence about it.
+        was given, if no text can be learned from, or if the new one answers less like the default head on validation
+        rows: texts of another kind make it worse. And a sentence about it.
 
     Raises:
         ValueError: the two are no trainings of the same task (`add_cascade.why_no_cascade`).
@@ -98,6 +99,12 @@ def distill_light_head(
         (fitted,) = fit_light(pools, [job], rows=everything, row_weights=weights, refit=light.fit.refitted)
     # In the order in which the validation rows are judged.
     logits = fitted.validation_logits[order.argsort()]
+    before, after = (_gap(default, own) for own in (light.judged["validation"].logits, logits))
+    of_texts = f"{quantity(len(texts), 'text')} without labels"
+    measure = "cross-entropy with the default head's answers to the validation rows"
+    figures = f"its {measure} is {after:.4f} with them and {before:.4f} without"
+    if not after < before:
+        return light, f"{name}: the light head does not learn from {of_texts}, as {figures}"
     try:
         learned = _with_head(light, fitted, logits, len(texts), abstain_at)
     except InputError:
@@ -108,7 +115,7 @@ def distill_light_head(
         train = np.flatnonzero(~record.rows.held)
         scope = scope_of_fit(fitted, target, rows, pools, learned.task.calibration.temperature, task, train=train)
     learned = replace(learned, task=replace(learned.task, scope=scope), seconds=watch.seconds)
-    return learned, f"{name}: the light head has also learned from {quantity(len(texts), 'text')} without labels"
+    return learned, f"{name}: the light head has also learned from {of_texts}: {figures}"
 
 
 def _new_texts(
@@ -119,7 +126,7 @@ def _new_texts(
         return []
     seen, new = {key.tobytes() for keys in known for key in keys}, dict[bytes, TextInput]()
     for text, key in zip(unlabelled, row_keys(unlabelled, pair_mode), strict=True):
-        if key.tobytes() not in seen and any(part is not None and part.strip() for part in text):
+        if key.tobytes() not in seen and all(part is None or part.strip() for part in text):
             new.setdefault(key.tobytes(), text)
     texts = list(new.values())
     return [texts[place] for place in sample_rows(np.arange(len(texts)), most)]
@@ -151,6 +158,12 @@ def _shares_of_logits(default: Trained, logits: np.ndarray) -> np.ndarray:
     target, scale = default.task.target, default.task.calibration.scale
     to_probabilities = scipy.special.expit if target.gives_many else lambda values: scipy.special.softmax(values, 1)
     return _shares(target, len(logits), lambda rows: to_probabilities(scale(logits[rows])))
+
+
+def _gap(default: Trained, logits: np.ndarray) -> float:
+    """The calibrated cross-entropy of logits (N, C) with what a default head says of the validation rows."""
+    shares = _shares_of_logits(default, default.judged["validation"].logits)
+    return calibrated_soft_loss(default.task.target, logits, shares / WHOLE)
 
 
 def _shares(target: TaskKind, count: int, probabilities: Callable[[slice], np.ndarray]) -> np.ndarray:
