@@ -752,7 +752,7 @@ def test_train_learns_from_texts_without_labels(
 ) -> None:
     monkeypatch.setattr(choose_recipe, "BETTER", -1e6)
     falling = itertools.count(0, -1)
-    monkeypatch.setattr(distill, "calibrated_soft_loss", lambda *_: next(falling))
+    monkeypatch.setattr(distill, "_gap", lambda *_: next(falling))
     (files / "more.csv").write_text("text\nmy card is gone\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
     arguments = ("train", "train.csv", "--preset", "auto", "--validation", "test.csv", "--encoder", tiny_encoder)
     found = run(*arguments, "--unlabelled", "more.csv", "--out", "auto", "--json")

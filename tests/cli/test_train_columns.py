@@ -231,7 +231,7 @@ def test_ctrl_c_after_the_training_keeps_finished_tasks(train: Run, monkeypatch:
 def test_the_tasks_learn_from_texts_without_labels(train: Run, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_recipe, "clearly_lower", lambda *_, **__: True)
     falling = itertools.count(0, -1)
-    monkeypatch.setattr(distill, "calibrated_soft_loss", lambda *_: next(falling))
+    monkeypatch.setattr(distill, "_gap", lambda *_: next(falling))
     (table.parent / "more.csv").write_text("text\nmy card is gone\nwhere is my refund\n", encoding="utf-8")
     (table.parent / "held.csv").write_bytes((table.parent / "test.csv").read_bytes())
     options = ("--preset", "auto", "--validation", "held.csv", "--unlabelled", "more.csv", "--json")

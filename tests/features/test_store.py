@@ -21,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ytuning.errors import InputError, StoreError
+from ytuning.features import store
 from ytuning.features.codecs import CODECS, PcaInt8Codec
+from ytuning.features.features import TextFeatures
 from ytuning.features.store import FeatureSpace, FeatureStore, text_key
 
 NEEDS_FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device without any room")
@@ -513,3 +515,15 @@ def test_spaces_are_removed_by_an_unambiguous_prefix(store: FeatureStore) -> Non
     assert store.remove() == []
     with pytest.raises(InputError, match=r"There are: none$"):
         store.remove("ab")
+
+
+def test_of_many_shards_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = FeatureStore(tmp_path).space(identity(), (1, 2), "fp16")
+    texts = ["one", "two", "three"]
+    written = [write(space, {text: 5}, seed)[text] for seed, text in enumerate(texts)]
+    for most, files in ((3, 3), (2, 0)):
+        monkeypatch.setattr(store, "MOST_FILES", most)
+        rows = space.rows([text_key(text) for text in texts])
+        assert rows is not None and len(rows.files) == files
+        tokens = TextFeatures(rows, torch.float32).tokens(torch.arange(3)).half().flatten(1)
+        np.testing.assert_array_equal(tokens.numpy().view(np.uint8), np.concatenate(written))

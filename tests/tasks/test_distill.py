@@ -75,7 +75,7 @@ def never_light(monkeypatch: pytest.MonkeyPatch) -> None:
 def learn_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has learned from more texts always looks better."""
     falling = itertools.count(0, -1)
-    monkeypatch.setattr(distill, "calibrated_soft_loss", lambda *_: next(falling))
+    monkeypatch.setattr(distill, "_gap", lambda *_: next(falling))
 
 
 def labelled(kind: Kind = "single", rows: int = 80) -> Dataset:
@@ -169,11 +169,11 @@ def test_texts_that_make_it_worse_are_not_used(encoder: Encoder, monkeypatch: py
     store = FeatureStore()
     default, light = both(labelled(rows=240), encoder, store)
     gaps = iter([0.2, 0.3])
-    monkeypatch.setattr(distill, "calibrated_soft_loss", lambda *_: next(gaps))
+    monkeypatch.setattr(distill, "_gap", lambda *_: next(gaps))
     others = unlabelled(made(10, 1)[0]).inputs
     same, sentence = distill_light_head(default, light, others, encoder, store, Heard())
     assert same is light and "does not learn from " in sentence
-    assert sentence.endswith("the validation rows is 0.3000 with them and 0.2000 without")
+    assert sentence.endswith("as labels, is 0.3000 with them and 0.2000 without")
 
 
 def test_ctrl_c_keeps_both_heads_and_ends_all_lessons(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
