@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ytuning.errors import InputError, StoreError
-from ytuning.features import store
 from ytuning.features.codecs import CODECS, PcaInt8Codec
 from ytuning.features.features import TextFeatures
 from ytuning.features.store import FeatureSpace, FeatureStore, text_key
@@ -522,7 +521,7 @@ def test_of_many_shards_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.M
     texts = ["one", "two", "three"]
     written = [write(space, {text: 5}, seed)[text] for seed, text in enumerate(texts)]
     for most, files in ((3, 3), (2, 0)):
-        monkeypatch.setattr(store, "MOST_FILES", most)
+        monkeypatch.setattr("ytuning.features.store.MOST_FILES", most)
         rows = space.rows([text_key(text) for text in texts])
         assert rows is not None and len(rows.files) == files
         tokens = TextFeatures(rows, torch.float32).tokens(torch.arange(3)).half().flatten(1)
