@@ -227,7 +227,7 @@ def test_shares_have_the_mean_of_the_probabilities(encoder: Encoder) -> None:
     logits[:, 1] = 300
     calibration = replace(default.task.calibration, temperature=1.0, smoothing=0.0)
     default = replace(default, task=replace(default.task, calibration=calibration))
-    shares = distill._shares_of_logits(default, logits)
+    shares = distill._shares(default, logits)
     assert shares.dtype == np.int8 and (shares[:, 1] == WHOLE).all()
     rare = 1 / (1 + np.exp(7.0))
     np.testing.assert_allclose(shares[:, [0, 2]].mean(0) / WHOLE, [rare, rare], rtol=0.1)

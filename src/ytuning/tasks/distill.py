@@ -7,18 +7,18 @@ not learned from the validation rows, so these stay new to both heads, and still
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.special
+import torch
 
 from ytuning.data.dataset import TextInput
-from ytuning.data.kinds import TaskKind
+from ytuning.data.kinds import Answers
 from ytuning.encoder.encoder import Encoder
 from ytuning.errors import InputError, quantity
 from ytuning.evaluation.evaluate import EvaluatedRows, evaluate
-from ytuning.features.features import stored_inputs
+from ytuning.features.features import Features, stored_inputs
 from ytuning.features.pools import RowSet, row_keys, stored_pools
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode
@@ -69,7 +69,7 @@ def distill_light_head(
         StoreError: the store cannot be used.
     """
     task, watch = light.task, Stopwatch()
-    name, target = f"task {task.name!r}", task.target
+    name = f"task {task.name!r}"
     if why_no_cascade(default, light):
         return light, f"{name}: the texts without labels are not used, because there is no cascade"
     record = LightRows(task, encoder, store)
@@ -82,23 +82,13 @@ def distill_light_head(
         mode, codec = task.pair_mode, task.codec.name
         stored_pools(texts, encoder, store, progress, states=task.states, pair_mode=mode, codec=codec)
     with watch.stage("train"):
-        labelled = _shares(target, len(record.rows.targets), lambda rows: _flags(target, record.rows.targets[rows]))
-        held = np.flatnonzero(record.rows.held)
-        # Of validation rows what the default head says is to be learned, too: by that they choose the strength.
-        order = _order(default.judged["validation"].data.inputs, record.rows.keys[held], task.pair_mode)
-        labelled[held] = _shares_of_logits(default, default.judged["validation"].logits[order])
         rows = record.rows.with_rows(
             RowSet.of_inputs(texts, mode, answers.astype(record.rows.targets.dtype), np.zeros(len(texts), bool))
         )
         pools = rows.features(encoder, store, states=task.states, codec=codec)
         if pools is None:
             raise record.lost()
-        job = LightJob(target, rows.targets, held, shares=np.concatenate((labelled, shares)))
-        weights = target.row_weights(task.training["label_weights"], rows.targets)
-        everything = np.arange(len(rows.held))
-        (fitted,) = fit_light(pools, [job], rows=everything, row_weights=weights, refit=light.fit.refitted)
-    # In the order in which the validation rows are judged.
-    logits = fitted.validation_logits[order.argsort()]
+        fitted, logits = _fit(default, light, rows, pools, shares)
     before, after = (_gap(default, own) for own in (light.judged["validation"].logits, logits))
     of_texts = f"{quantity(len(texts), 'text')} without labels"
     measure = "loss on the validation rows, with the default head's answers as labels,"
@@ -113,7 +103,7 @@ def distill_light_head(
     if task.scope is not None:
         # Texts without labels may be out of scope.
         train = np.flatnonzero(~record.rows.held)
-        scope = scope_of_fit(fitted, target, rows, pools, learned.task.calibration.temperature, task, train=train)
+        scope = scope_of_fit(fitted, task.target, rows, pools, learned.task.calibration.temperature, task, train=train)
     learned = replace(learned, task=replace(learned.task, scope=scope), seconds=watch.seconds)
     return learned, f"{name}: the light head has also learned from {of_texts}: {figures}"
 
@@ -149,14 +139,27 @@ def _ask(
         texts, encoder, store, progress, states=task.states, pair_mode=task.pair_mode, codec=task.codec.name
     )
     logits = logits_of(default.fit.chosen_head, features)
-    return _answers(default, logits), _shares_of_logits(default, logits)
+    return _answers(default, logits).values, _shares(default, logits)
 
 
-def _shares_of_logits(default: Trained, logits: np.ndarray) -> np.ndarray:
-    """The probabilities of a default head's logits (N, C), as shares."""
-    target, scale = default.task.target, default.task.calibration.scale
-    to_probabilities = scipy.special.expit if target.gives_many else lambda values: scipy.special.softmax(values, 1)
-    return _shares(target, len(logits), lambda rows: to_probabilities(scale(logits[rows])))
+def _fit(
+    default: Trained, light: Trained, rows: RowSet, pools: Features, shares: np.ndarray
+) -> tuple[LightFit, np.ndarray]:
+    """Fit a light head on rows with these pools, of which the last ones have shares (n, C) and no labels.
+
+    Returns:
+        The fit, and its logits of the validation rows in the order in which these are judged.
+    """
+    task, judged, held = light.task, default.judged["validation"], np.flatnonzero(rows.held)
+    everything, count = np.arange(len(rows.held)), len(rows.held) - len(shares)
+    labelled = WHOLE * LightJob(task.target, rows.targets, held).columns(torch.arange(count)).numpy()
+    # Of validation rows what the default head says is to be learned, too: by that they choose the strength.
+    order = _order(judged.data.inputs, rows.keys[held], task.pair_mode)
+    labelled[held] = _shares(default, judged.logits[order])
+    job = LightJob(task.target, rows.targets, held, shares=np.concatenate((labelled, shares)))
+    weights = task.target.row_weights(task.training["label_weights"], rows.targets)
+    (fitted,) = fit_light(pools, [job], rows=everything, row_weights=weights, refit=light.fit.refitted)
+    return fitted, fitted.validation_logits[order.argsort()]
 
 
 def _gap(default: Trained, logits: np.ndarray) -> float:
@@ -166,36 +169,27 @@ def _gap(default: Trained, logits: np.ndarray) -> float:
     12 trainings, and with its answers in 1 (benchmarks/LOG.md).
     """
     judged = default.judged["validation"]
-    answers = _answers(default, judged.logits).astype(judged.truth.dtype)
+    answers = _answers(default, judged.logits).values.astype(judged.truth.dtype)
     return float(calibrated_losses(default.task.target, logits, answers).mean())
 
 
-def _answers(default: Trained, logits: np.ndarray) -> np.ndarray:
+def _answers(default: Trained, logits: np.ndarray) -> Answers:
     """What a default head answers by its logits (N, C), never abstaining."""
-    return replace(default.task.calibration, abstain_below=None).answers(default.task.target, logits).values
+    return replace(default.task.calibration, abstain_below=None).answers(default.task.target, logits)
 
 
-def _shares(target: TaskKind, count: int, probabilities: Callable[[slice], np.ndarray]) -> np.ndarray:
-    """(N, C) int8: shares of N rows (`LightJob.shares`), whose probabilities (n, C) are asked for some rows at a time.
+def _shares(default: Trained, logits: np.ndarray) -> np.ndarray:
+    """(N, C) int8: the probabilities of a default head's logits (N, C), as `LightJob.shares`.
 
     Rounding up or down is drawn by chance, so that the mean over many rows is that of the probabilities, also of a
     label that is improbable in each.
     """
-    shares, generator = np.empty((count, target.outputs), np.int8), np.random.default_rng(0)
-    for start in range(0, count, SHARED_ROWS):
-        rows = slice(start, min(count, start + SHARED_ROWS))
-        steps = WHOLE * probabilities(rows)
+    shares, generator = np.empty(logits.shape, np.int8), np.random.default_rng(0)
+    for start in range(0, len(logits), SHARED_ROWS):
+        rows = slice(start, start + SHARED_ROWS)
+        steps = WHOLE * _answers(default, logits[rows]).probabilities
         shares[rows] = np.floor(steps + generator.random(steps.shape))
     return shares
-
-
-def _flags(target: TaskKind, targets: np.ndarray) -> np.ndarray:
-    """(n, C): a 1 for each label of a row."""
-    if target.gives_many:
-        return targets
-    flags = np.zeros((len(targets), target.outputs))
-    flags[np.arange(len(targets)), targets] = 1
-    return flags
 
 
 def _with_head(light: Trained, fitted: LightFit, logits: np.ndarray, count: int, abstain_at: float | None) -> Trained:
