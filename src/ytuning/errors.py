@@ -58,6 +58,12 @@ class DataError(InputError):
         if column is not None:
             place += f", column {column!r}"
         super().__init__(f"{place}: {problem}")
+        self.problem, self.source, self.row, self.column = problem, source, row, column
+
+    def after(self, rows: int) -> DataError:
+        """The same error about a part of a file that this number of rows stand before."""
+        row = None if self.row is None else self.row + rows
+        return DataError(self.problem, source=self.source, row=row, column=self.column)
 
 
 class EncoderError(InputError):

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 
 from ytuning.cli import console, options
+from ytuning.cli import predict_folder as folders
 from ytuning.cli.options import DATA, OUTPUT
 from ytuning.errors import DataError, InputError
 from ytuning.system.files import STANDARD_INPUT, read_input
@@ -45,45 +45,132 @@ def predict(
         ),
     ],
     input_file: Annotated[
-        Path | None, DATA("FILE", "File of texts to label, instead of TEXT.", "none", "--input")
+        str | None,
+        DATA(
+            "FILE",
+            "File of texts to label, instead of TEXT. With --output FOLDER/ also a folder, a pattern of files or an "
+            "address (s3://bucket/folder).",
+            "none",
+            "--input",
+        ),
     ] = None,
     text: options.Text = None,
     text_pair: options.TextPair = None,
     encoder: options.MovedEncoder = None,
     cascade: options.CascadeShare = None,
-    output: Annotated[Path | None, OUTPUT("FILE", "File to write JSON lines to.", "stdout")] = None,
+    engine: folders.EngineOption = None,
+    workers: folders.Workers = None,
+    worker_cpus: folders.WorkerCpus = None,
+    worker_gpus: folders.WorkerGpus = None,
+    address: folders.Address = None,
+    unit_rows: folders.UnitRows = None,
+    attempts: folders.Attempts = None,
+    keep: folders.Keep = None,
+    scores: folders.ScoresOption = None,
+    format: folders.FormatOption = None,
+    bad_rows: folders.BadRowsOption = None,
+    output: Annotated[
+        str | None,
+        OUTPUT("FILE", "File to write JSON lines to; or with a slash at its end a folder of files.", "stdout"),
+    ] = None,
     above: Annotated[
         float | None,
         OUTPUT("PROBABILITY", "On a terminal, hide the tasks without an answer of at least this probability.", "none"),
     ] = None,
-    as_json: Annotated[bool, OUTPUT(None, "Print JSON lines on a terminal, too.", True, "--json")] = False,
+    as_json: Annotated[
+        bool,
+        OUTPUT(None, "Print JSON lines on a terminal, too; of a folder one JSON value about the run.", True, "--json"),
+    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Label texts with one or more tasks.
 
     On a terminal the answers are printed for people: a line for each task, or from 13 tasks on a table for each text,
     with the most probable answers first. With `--json`, with `--output` or in a pipe, each answer is one line of JSON.
+
+    With `--output FOLDER/` any number of files is read in bounded memory by one or more workers, also of a Ray cluster.
+    The answers are Parquet files, and the same command resumes a run that was interrupted.
     """
+    of_folder = folders.FolderOptions(
+        engine, workers, worker_cpus, worker_gpus, address, unit_rows, attempts, keep, scores, format, bad_rows
+    )
+    if _is_folder_run(input_file, output):
+        tasks, texts = _split_folders(tasks_and_texts)
+        _check_folder_run(texts, input_file, output, above)
+        common = {"text": text, "text_pair": text_pair, "encoder": encoder, "cascade": cascade}
+        folders.predict_into_folder(
+            tasks, input_file or "", output or "", of_folder, common, as_json=as_json, quiet=quiet
+        )
+        return
+    of_folder.check_unused()
+    _predict_here(
+        tasks_and_texts,
+        None if input_file is None else Path(input_file),
+        None if output is None else Path(output),
+        text=text,
+        text_pair=text_pair,
+        encoder=encoder,
+        cascade=cascade,
+        above=above,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def _is_folder_run(input_file: str | None, output: str | None) -> bool:
+    """Whether the answers go into a folder: its name ends in a slash, it is there, or it is an address."""
+    if output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output) or "://" in output):
+        return True
+    return input_file is not None and ("://" in input_file or os.path.isdir(input_file))
+
+
+def _check_folder_run(texts: Sequence[str], input_file: str | None, output: str | None, above: float | None) -> None:
+    """Refuse what makes no sense for a run over folders."""
+    if output is None:
+        raise InputError(f"--input {input_file} is a folder or an address. Give --output a folder for the answers.")
+    if input_file is None or texts:
+        given = f" Got the text {texts[0]!r} too." if texts and input_file is not None else ""
+        raise InputError(f"--output {output} is a folder, which takes the answers to --input FILE or FOLDER.{given}")
+    if input_file == STANDARD_INPUT:
+        raise InputError("the standard input cannot be resumed. Save it as a file, or give --output a file.")
+    if above is not None:
+        raise InputError("--above chooses what a terminal shows, and files have all answers. Leave it out.")
+
+
+def _predict_here(
+    tasks_and_texts: list[str],
+    input_file: Path | None,
+    output: Path | None,
+    *,
+    text: str | None,
+    text_pair: str | None,
+    encoder: str | None,
+    cascade: float | None,
+    above: float | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Label the texts of the command line or of one file in this process."""
     from ytuning.data.files import read_table
     from ytuning.data.labels import list_names
     from ytuning.tasks.cascade import check_share, notes_on_cascades
     from ytuning.tasks.predictor import Predictor
     from ytuning.tasks.task import task_files
 
-    folders, texts = _split_folders(tasks_and_texts)
+    task_folders, texts = _split_folders(tasks_and_texts)
     for_people = output is None and not as_json and sys.stdout.isatty()
     _check_above(above, for_people)
     if cascade is not None:
         check_share(cascade)
     if output is not None:
-        own = [file for folder in folders for file in task_files(folder)]
+        own = [file for folder in task_folders for file in task_files(folder)]
         console.check_result_file(output, "--output", (input_file, *own))
-    _check_folders(folders)
+    _check_folders(task_folders)
     _check_use(texts, input_file, options.named(text, text_pair))
     # Texts are read before the encoder, as that takes longer.
     table = None if input_file is None else read_table(input_file)
     given = _read_lines() if texts == [STANDARD_INPUT] else _check_arguments(texts) if texts else None
-    predictor = Predictor(folders, encoder=encoder, cascade=cascade)
+    predictor = Predictor(task_folders, encoder=encoder, cascade=cascade)
     if cascade is not None:
         # What does nothing is told with --quiet, too.
         for note in notes_on_cascades({task.name: task.cascade for task in predictor.tasks}, cascade):
@@ -209,27 +296,13 @@ def _read_inputs(table: Table | None, tasks: Sequence[Task], text: str | None, t
     Raises:
         InputError: the tasks would read different columns, or the columns are not there.
     """
+    from ytuning.data.columns import common_columns
     from ytuning.data.dataset import read_dataset
-    from ytuning.data.labels import list_names
 
     assert table is not None
-    read = partial(read_dataset, table, text=text, text_pair=text_pair, labelled=False)
-    by_task = {task.name: read(known=task.known) for task in tasks}
-    first, *others = by_task.values()
-    if all(data.columns == first.columns for data in others):
-        return first
-    # A task for pairs and one for single texts can never read the same rows, whatever the columns.
-    if len({data.has_pairs for data in by_task.values()}) > 1:
-        pairs, single = (
-            list_names([name for name, data in by_task.items() if data.has_pairs == wanted]) for wanted in (True, False)
-        )
-        problem = f"the tasks cannot read the same rows: pairs of texts are for {pairs}, single texts for {single}"
-        raise InputError(f"{problem}. Run ytuning predict for each of the two kinds.")
-    columns = "; ".join(f"{name!r} on {data.columns}" for name, data in by_task.items())
-    raise InputError(
-        f"the tasks were trained on different columns of {table.source}: {columns}. Name the columns for all of them "
-        "with --text and --text-pair, or run ytuning predict for each task."
-    )
+    named: dict[Role, str | None] = {"text": text, "text_pair": text_pair}
+    columns = common_columns(table, {task.name: task.known for task in tasks}, named)
+    return read_dataset(table, text=columns[0], text_pair=columns[1], labelled=False, known=tasks[0].known)
 
 
 def _split_folders(arguments: list[str]) -> tuple[list[str], list[str]]:

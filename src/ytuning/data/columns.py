@@ -11,7 +11,7 @@ from ytuning.data.labels import did_you_mean, list_names, quote
 from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument
 
-__all__ = ["Columns", "Known", "Role", "choose_columns"]
+__all__ = ["Columns", "Known", "Role", "choose_columns", "common_columns"]
 
 Role = Literal["text", "text_pair", "label", "group"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -167,6 +167,38 @@ def choose_columns(
         chosen["text_pair"][0] if "text_pair" in chosen else None,
         None if not labelled else tuple(chosen["label"]) if several else chosen["label"][0],
         None if group is None else _existing(table, "group", group),
+    )
+
+
+def common_columns(
+    table: Table, known: Mapping[str, Known], named: Mapping[Role, str | None]
+) -> tuple[str, str | None]:
+    """The columns of a table that all tasks read their texts from.
+
+    Args:
+        table: the table, of which only the names are looked at.
+        known: what each training says about further rows (:class:`Known`), by the name of the task.
+        named: columns that the user names, by their roles.
+
+    Raises:
+        InputError: the tasks would read different columns, or a column is not there.
+    """
+    by_task = {name: choose_columns(table, named, None, one, labelled=False) for name, one in known.items()}
+    first = next(iter(by_task.values()))
+    if all(columns == first for columns in by_task.values()):
+        return first.text, first.text_pair
+    # A task for pairs and one for single texts can never read the same rows, whatever the columns.
+    if len({columns.text_pair is None for columns in by_task.values()}) > 1:
+        pairs, single = (
+            list_names([name for name, columns in by_task.items() if (columns.text_pair is not None) == wanted])
+            for wanted in (True, False)
+        )
+        problem = f"the tasks cannot read the same rows: pairs of texts are for {pairs}, single texts for {single}"
+        raise InputError(f"{problem}. Run ytuning predict for each of the two kinds.")
+    different = "; ".join(f"{name!r} on {columns}" for name, columns in by_task.items())
+    raise InputError(
+        f"the tasks were trained on different columns of {table.source}: {different}. Name the columns for all of them "
+        f"with {argument('text')} and {argument('text_pair')}, or run ytuning predict for each task."
     )
 
 

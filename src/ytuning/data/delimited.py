@@ -17,7 +17,7 @@ from ytuning.data.labels import first_of, quote
 from ytuning.data.tables import NOT_UTF8, Table, is_unicode
 from ytuning.errors import DataError, quantity
 
-__all__ = ["SEPARATORS", "read_delimited"]
+__all__ = ["SEPARATORS", "is_header_quoted", "read_delimited", "separator_of"]
 
 # Maximum number of characters in a cell; Python's own limit of 131,072 is shorter than some documents.
 LARGEST_CELL = 2**31 - 1
@@ -77,7 +77,7 @@ def read_delimited(source: str, data: bytes, separator: str) -> Table:
     """
     # The limit holds for the whole process. It is not put back, because another thread may be reading too.
     csv.field_size_limit(LARGEST_CELL)
-    used = _separator_of(data, separator)
+    used = separator_of(data, separator)
     notes: list[str] = []
     if used != separator:
         notes.append(f"a {SEPARATORS[used]} separates the cells, not a {SEPARATORS[separator]}.")
@@ -103,7 +103,7 @@ def read_delimited(source: str, data: bytes, separator: str) -> Table:
     return Table(source, len(rows), header, cells, records.blank_lines, tuple(notes))
 
 
-def _separator_of(data: bytes, separator: str) -> str:
+def separator_of(data: bytes, separator: str) -> str:
     """The mark between the cells of the header; the one that is asked for if the header has none or that one."""
     first = re.search(rb"[^\r\n]+", data)
     line = first.group().decode(errors="replace") if first else ""
@@ -122,7 +122,7 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
         DataError: neither reading gives rows as wide as the header; or both do and differ in the rows, so that one cell
             looks like several rows.
     """
-    if _is_header_quoted(data):
+    if is_header_quoted(data):
         records = _read_records(source, data, "\t", quoted=True)
         _settle_doubts(source, records, "\t", notes)
         return records
@@ -154,7 +154,7 @@ def _read_tabs(source: str, data: bytes, notes: list[str]) -> _Records:
     return plain
 
 
-def _is_header_quoted(data: bytes) -> bool:
+def is_header_quoted(data: bytes) -> bool:
     """Whether a cell of a tab-separated header starts with a double quote."""
     header = re.search(rb"[^\r\n]+", data)
     return header is not None and re.search(rb'(?<![^\t])"', header.group()) is not None
@@ -278,7 +278,7 @@ def _undecodable(source: str, data: bytes, separator: str) -> DataError:
     """Where a file is not UTF-8; read again, because decoding runs ahead of the rows."""
     # Bytes that are not UTF-8 become surrogates, which no UTF-8 text holds.
     lines = _Lines(data, "surrogateescape")
-    quoted = separator != "\t" or _is_header_quoted(data)
+    quoted = separator != "\t" or is_header_quoted(data)
     reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     header: list[str] = []
     for row, record in enumerate(record for record in reader if record):

@@ -38,7 +38,10 @@ from ytuning.errors import DataError, InputError, quantity
 from ytuning.system.files import STANDARD_INPUT
 from ytuning.system.machine import require
 
-__all__ = ["names_like", "read_table"]
+__all__ = [
+    "HEAD_BYTES", "JSON_SUFFIXES", "PARQUET_SUFFIXES", "TEXT_SUFFIXES", "is_wide", "names_like", "read_content",
+    "read_table", "refuse_foreign", "suffix_of",
+]  # fmt: skip
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 HEAD_BYTES = 2**16
@@ -117,29 +120,35 @@ def names_like(missing: str | os.PathLike[str]) -> str:
     return ""
 
 
+def suffix_of(path: str | Path) -> tuple[str, bool]:
+    """The ending of a file's name in small letters, without ``.gz``, and whether it has that."""
+    path = Path(path)
+    packed = path.suffix.lower() == ".gz"
+    return (Path(path.stem).suffix if packed else path.suffix).lower(), packed
+
+
 def _read_file(path: Path) -> Table:
     """A file by the ending of its name."""
     source = str(path)
     # Path.is_dir raises an error for some names; os.path.isdir never does.
     if os.path.isdir(path):
         raise DataError("this is a folder. Give the name of a file in it.", source=source)
-    packed = path.suffix.lower() == ".gz"
-    suffix = (Path(path.stem).suffix if packed else path.suffix).lower()
+    suffix, packed = suffix_of(path)
     with _system_errors(source), path.open("rb") as file:
         head = file.read(HEAD_BYTES)
         if suffix in PARQUET_SUFFIXES and not packed:
-            _refuse_foreign(source, head, besides=PARQUET)
+            refuse_foreign(source, head, besides=PARQUET)
             # A regular file is not read as a whole, so that columns that nobody asks for are never read.
             return _read_parquet(source, path if path.is_file() else head + file.read())
         if suffix and not packed:
-            _refuse_foreign(source, head)
+            refuse_foreign(source, head)
         if suffix and suffix not in READERS:
             problem = f"the file name must end in one of {', '.join([*READERS, *PARQUET_SUFFIXES])}; .gz may follow, "
             problem += f"except for Parquet. Got {suffix + path.suffix * packed!r} instead"
             likely = "" if b"\0" in head or packed else f", and the content looks like {_name(_sniff(head))}"
             raise DataError(f"{problem}{likely}.", source=source)
         data = head + file.read()
-    return _read_bytes(source, _unpacked(source, data) if packed else data, suffix)
+    return read_content(source, _unpacked(source, data) if packed else data, suffix)
 
 
 def _read_stream(stream: Any, source: str) -> Table:
@@ -147,16 +156,20 @@ def _read_stream(stream: Any, source: str) -> Table:
         raise DataError("it is closed. Give a file name or open it.", source=source)
     with _system_errors(source):
         data = stream.read()
-    return _read_bytes(source, data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data), "")
+    return read_content(source, data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data), "")
 
 
-def _read_bytes(source: str, data: bytes, suffix: str) -> Table:
-    """The content of a file by the ending of its name; by its first bytes where that is empty."""
+def read_content(source: str, data: bytes, suffix: str) -> Table:
+    """The content of a file by the ending of its name; by its first bytes where that is empty.
+
+    Raises:
+        DataError: it cannot be read as a table.
+    """
     if not suffix and data.startswith(GZIP):
         data = _unpacked(source, data)
     if not suffix and data.startswith(PARQUET):
         return _read_parquet(source, data)
-    _refuse_foreign(source, data)
+    refuse_foreign(source, data)
     data = _as_utf8(source, data)
     if not suffix:
         suffix = _sniff(data)
@@ -187,7 +200,7 @@ def _system_errors(source: str) -> Iterator[None]:
         raise DataError(f"the file cannot be read: {reason}", source=source) from error
 
 
-def _refuse_foreign(source: str, data: bytes, besides: bytes | None = None) -> None:
+def refuse_foreign(source: str, data: bytes, besides: bytes | None = None) -> None:
     """Say what a file is that holds no text.
 
     Raises:
@@ -236,6 +249,12 @@ def _as_utf8(source: str, data: bytes) -> bytes:
     if WIDE_CHARACTERS.match(data):
         raise DataError("the file is UTF-16 without a byte order mark. Save it as UTF-8.", source=source)
     return data
+
+
+def is_wide(data: bytes) -> bool:
+    """Whether a text is UTF-16 or UTF-32, by its first bytes."""
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    return data.startswith(marks) or WIDE_CHARACTERS.match(data) is not None
 
 
 def _sniff(data: bytes) -> str:
@@ -321,3 +340,4 @@ READERS: dict[str, Callable[[str, bytes], Table]] = {
     ".ndjson": _json(lines=True),
     ".json": _json(lines=False),
 }
+TEXT_SUFFIXES = tuple(READERS)

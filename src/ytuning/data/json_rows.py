@@ -12,7 +12,7 @@ from ytuning.data.labels import list_names, quote
 from ytuning.data.tables import NOT_UTF8, Table, table_of_columns, table_of_rows
 from ytuning.errors import DataError
 
-__all__ = ["read_json"]
+__all__ = ["is_begun", "read_json"]
 
 LINE = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -60,7 +60,7 @@ def read_json(source: str, data: bytes, *, lines: bool) -> Table:
         if not line.strip():
             blank += 1
             continue
-        if not values and _is_begun(line):
+        if not values and is_begun(line):
             values = cast("list[object]", _parse(source, data, _all_values))
             # White space between the lines of an object is no row.
             lines, blank = False, 0
@@ -102,7 +102,7 @@ def _undecodable_row(data: bytes) -> int | None:
     return next((row for row, text in enumerate(texts, 1) if re.search("[\udc80-\udcff]", text)), None)
 
 
-def _is_begun(line: bytes) -> bool:
+def is_begun(line: bytes) -> bool:
     """Whether a line is the start of an object that ends on a later line."""
     text = line.decode(errors="replace").rstrip()
     try:

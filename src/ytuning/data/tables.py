@@ -147,7 +147,7 @@ class Table:
     cells: Callable[[str], list[object]]
     blank_lines: int = 0
     notes: tuple[str, ...] = ()
-    row_numbers: tuple[int, ...] | None = None
+    row_numbers: Sequence[int] | None = None
 
     def column(self, name: str) -> Column:
         """The column of that name, which must be one of ``names``.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import unicodedata
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,10 +41,21 @@ class NewFile:
         stream: takes its bytes.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, beside: Path | None = None) -> None:
+        """Open it.
+
+        Args:
+            file: its place.
+            beside: folder on the same disk that it is written in until it is whole; that of its place by default.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.file = file
         self._replaces = os.path.isfile(file) or not os.path.exists(file)
-        self._partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL_SUFFIX}") if self._replaces else file
+        # Writers on other machines may have the same process number.
+        own = f"{file.name}.{socket.gethostname()[:20]}-{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
+        self._partial = (beside or file.parent) / own if self._replaces else file
         self.stream = self._partial.open("wb")
 
     def finish(self) -> None:

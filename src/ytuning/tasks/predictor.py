@@ -165,6 +165,23 @@ class Predictor:
                 of_task.append(answers.values if own.task.target.labels is None else answers.probabilities)
         return {task.name: np.concatenate(of_task)[rows] for task, of_task in zip(self.tasks, parts, strict=True)}
 
+    def answers(self, inputs: Sequence[TextInput]) -> tuple[list[tuple[TaskAnswers, np.ndarray]], np.ndarray]:
+        """Answers to texts as arrays, all of which are encoded at once; give at most some thousands.
+
+        Args:
+            inputs: texts or pairs, as `data.dataset.read_inputs` gives them.
+
+        Returns:
+            For each task its answers to the D distinct inputs and which of those were cut, (D,) bool; and (N,) int64,
+            the place of each input among the distinct ones.
+
+        Raises:
+            InputError: as :meth:`predict`.
+        """
+        self._check_form(inputs, 0)
+        distinct = {content: number for number, content in enumerate(dict.fromkeys(inputs))}
+        return self._answers(list(distinct)), np.array([distinct[content] for content in inputs], np.int64)
+
     def _predictions(self, stream: Iterator[TextInput]) -> Iterator[Prediction]:
         position = 0
         while window := list(islice(stream, WINDOW_TEXTS)):
@@ -202,7 +219,7 @@ class Predictor:
                 by_task[number] = given, texts.features.truncated_rows
         return [by_task[number] for number in range(len(self.tasks))]
 
-    def _check_form(self, window: list[TextInput], position: int) -> None:
+    def _check_form(self, window: Sequence[TextInput], position: int) -> None:
         # Hundreds of tasks are asked once for either form, and not for each input.
         problems = {
             pairs: next((problem for task in self.tasks if (problem := task.form_problem(pairs=pairs))), None)

@@ -61,6 +61,7 @@ __all__ = [
     "load_task",
     "place_beside",
     "save_task",
+    "task_digest",
     "task_files",
 ]
 
@@ -420,6 +421,20 @@ def _cascade(
     head = _empty_head(LightConfig(), target, states, encoder, pair_mode)
     assert isinstance(head, LightHead)
     return Cascade(head.eval(), _calibration(content, target), states, CascadeCurve.from_json(content["curve"]))
+
+
+def task_digest(folder: str | Path) -> str:
+    """Hash of all that a task's answers depend on: its weights, calibration, labels, encoder and codec.
+
+    Raises:
+        TaskFolderError: the folder holds no task, or ``task.json`` is damaged.
+    """
+    content = _read_json(Path(folder))
+    training = content.pop("training", None)
+    store = training.get("store") if isinstance(training, dict) else None
+    # Other figures of a training say nothing about the answers, and may be times.
+    answering = {**{name: value for name, value in content.items() if name != "metrics"}, "store": store}
+    return hashlib.sha256(json.dumps(answering, sort_keys=True).encode()).hexdigest()
 
 
 def check_encoder(task: Task, encoder: EncoderIdentity, *, depth: int) -> None:

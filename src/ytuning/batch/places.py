@@ -1,0 +1,395 @@
+"""Folders on a disk or in an object store: what is in them, and files that are written whole or not at all.
+
+A disk is used through the system's own calls. Every other address (``s3://``, ``gs://``, ...) goes through a file
+system of pyarrow, and this is the only module that knows one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from ytuning.data.files import names_like
+from ytuning.data.labels import quote
+from ytuning.errors import DataError, InputError, WriteError, write_errors
+from ytuning.system.files import NewFile
+from ytuning.system.machine import require
+
+__all__ = ["Folder", "FoundFile", "find_files", "open_folder"]
+
+# Own records of a run, and files on a disk while they are written. Readers of folders skip names with an underscore.
+RECORDS = "_ytuning"
+PARTIALS = f"{RECORDS}/partial"
+# Unfinished files of writers that vanished are removed after this time. A unit takes minutes.
+OLD_SECONDS = 24 * 3600
+GLOB_MARKS = re.compile(r"[*?\[]")
+# The query of an address names options of the object store: s3://bucket/in?endpoint_override=localhost:9000
+QUERY = re.compile(r"\?(?=\w+=)")
+BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file in a folder: its path within the folder, with slashes, and its size in bytes."""
+
+    path: str
+    size: int
+
+
+class Folder(ABC):
+    """A folder of files.
+
+    Attributes:
+        address: path or address of it, as messages name it.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/") or address
+
+    def name_of(self, path: str) -> str:
+        """How messages name a file of the folder."""
+        return f"{self.address}/{path}"
+
+    def read(self, path: str) -> bytes:
+        """The content of a file; raises what :meth:`open` does."""
+        with self.open(path) as stream:
+            return stream.read()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole or not at all; raises what :meth:`new` does."""
+        with self.new(path) as stream:
+            stream.write(data)
+
+    @abstractmethod
+    def files(self) -> list[FoundFile]:
+        """All files below the folder but hidden ones, sorted by path; none where there is no folder.
+
+        Names that begin with ``_`` or ``.`` are hidden, as they are for Spark, DuckDB and pyarrow.
+        """
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """The size of a file in bytes; None where there is none."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """A stream of a file, which can seek.
+
+        Raises:
+            DataError: there is no such file, or it cannot be read.
+        """
+
+    @abstractmethod
+    def open_arrow(self, path: str) -> Any:
+        """A file for pyarrow; raises what :meth:`open` does."""
+
+    @abstractmethod
+    def new(self, path: str) -> Any:
+        """A context manager with a stream; at its end the file is there, whole, and after an error it is not.
+
+        Raises:
+            InputError: it cannot be written there.
+            WriteError: the disk is full or broken.
+        """
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove what writers that vanished more than a day ago have left unfinished."""
+
+
+class DiskFolder(Folder):
+    """A folder on a disk, also one that several machines share."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._root = Path(path)
+
+    def files(self) -> list[FoundFile]:
+        found = []
+        for folder, folders, names in os.walk(self._root, followlinks=True):
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            for name in names:
+                if not _is_hidden(name):
+                    file = Path(folder, name)
+                    with suppress(OSError):
+                        found.append(FoundFile(file.relative_to(self._root).as_posix(), file.stat().st_size))
+        return sorted(found, key=lambda file: file.path)
+
+    def size(self, path: str) -> int | None:
+        try:
+            return (self._root / path).stat().st_size
+        except OSError:
+            return None
+
+    def open(self, path: str) -> BinaryIO:
+        with _read_errors(self.name_of(path), self._root / path):
+            return (self._root / path).open("rb", buffering=BUFFER_BYTES)
+
+    def open_arrow(self, path: str) -> Any:
+        with _read_errors(self.name_of(path), self._root / path):
+            return require("pyarrow", "parquet").OSFile(str(self._root / path))
+
+    @contextmanager
+    def new(self, path: str) -> Iterator[IO[bytes]]:
+        target = self._root / path
+        with write_errors(self.address, "--output"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self._root / PARTIALS).mkdir(parents=True, exist_ok=True)
+            file = NewFile(target, beside=self._root / PARTIALS)
+        try:
+            with write_errors(self.address, "--output"):
+                yield file.stream
+                file.finish()
+                file.place()
+        finally:
+            file.discard()
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            (self._root / path).unlink()
+
+    def tidy(self) -> None:
+        for file in (self._root / PARTIALS).glob("*"):
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > OLD_SECONDS:
+                    file.unlink()
+
+
+class RemoteFolder(Folder):
+    """A folder of an object store, by a file system of pyarrow."""
+
+    def __init__(self, address: str, filesystem: Any, root: str) -> None:
+        super().__init__(address)
+        self._filesystem, self._root = filesystem, root.rstrip("/")
+
+    def _whole(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def files(self) -> list[FoundFile]:
+        fs = require("pyarrow.fs", "parquet")
+        with _store_errors(self.address):
+            selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
+            found = self._filesystem.get_file_info(selector)
+        files = [
+            FoundFile(info.path.removeprefix(f"{self._root}/"), info.size)
+            for info in found
+            if info.type == fs.FileType.File
+        ]
+        shown = [file for file in files if not any(map(_is_hidden, file.path.split("/")))]
+        return sorted(shown, key=lambda file: file.path)
+
+    def size(self, path: str) -> int | None:
+        fs = require("pyarrow.fs", "parquet")
+        with _store_errors(self.name_of(path)):
+            info = self._filesystem.get_file_info(self._whole(path))
+        return info.size if info.type == fs.FileType.File else None
+
+    def open(self, path: str) -> BinaryIO:
+        return cast("BinaryIO", io.BufferedReader(self.open_arrow(path), BUFFER_BYTES))
+
+    def open_arrow(self, path: str) -> Any:
+        with _read_errors(self.name_of(path)):
+            return self._filesystem.open_input_file(self._whole(path))
+
+    @contextmanager
+    def new(self, path: str) -> Iterator[IO[bytes]]:
+        # A stream of the object store that ends by an error would make an object of what it got before. So the store
+        # gets its first byte once all of them are there.
+        with tempfile.TemporaryFile(prefix="ytuning-") as whole:
+            with write_errors(f"temporary files in {tempfile.gettempdir()}", "TMPDIR"):
+                yield whole
+                whole.seek(0)
+            with _store_errors(self.name_of(path)):
+                stream = self._filesystem.open_output_stream(self._whole(path))
+                shutil.copyfileobj(whole, stream, BUFFER_BYTES * 16)
+                stream.close()
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError), _store_errors(self.name_of(path)):
+            self._filesystem.delete_file(self._whole(path))
+
+    def tidy(self) -> None:
+        # An object store shows nothing that is unfinished.
+        pass
+
+
+def open_folder(address: str | os.PathLike[str]) -> Folder:
+    """A folder by its path or address.
+
+    Raises:
+        InputError: no file system is known for the address.
+        MissingExtraError: it is in an object store and pyarrow is not installed.
+    """
+    text = os.fspath(address)
+    scheme = _scheme(text)
+    if scheme in ("", "file"):
+        return DiskFolder(_disk_path(text))
+    fs = require("pyarrow.fs", "parquet")
+    pyarrow = require("pyarrow", "parquet")
+    try:
+        filesystem, root = fs.FileSystem.from_uri(text)
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        problem = f"the address {quote(text)} cannot be used: {reason}. "
+        raise InputError(
+            f"{problem}Give a path, or an address such as s3://bucket/folder or gs://bucket/folder."
+        ) from None
+    return RemoteFolder(text, filesystem, root)
+
+
+def find_files(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Folder, list[FoundFile]]:
+    """The files that an input names, with the folder that all of them are in.
+
+    Args:
+        inputs: path or address of a file or a folder, or a pattern of files (``*``, ``?``, ``[...]``; ``**`` for any
+            folders); or several of them, which are sorted and then read in this order.
+
+    Raises:
+        InputError: nothing is there, or several inputs are not in one file system.
+    """
+    several = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    if not several:
+        raise InputError("there is no input. Give at least one file, folder or pattern.")
+    texts = [os.fspath(one) for one in several]
+    if len(texts) == 1:
+        return _find(texts[0])
+    bases = [_split_pattern(text) for text in texts]
+    common = os.path.commonpath([base for base, _ in bases]) if all(base for base, _ in bases) else "."
+    folder, files = open_folder(_with_scheme(common, texts[0])), dict[str, FoundFile]()
+    for text in texts:
+        own, found = _find(text)
+        prefix = own.address.removeprefix(folder.address).strip("/")
+        for file in found:
+            path = f"{prefix}/{file.path}" if prefix else file.path
+            files[path] = FoundFile(path, file.size)
+    return folder, sorted(files.values(), key=lambda file: file.path)
+
+
+def _find(text: str) -> tuple[Folder, list[FoundFile]]:
+    base, pattern = _split_pattern(text)
+    if pattern:
+        folder = open_folder(base)
+        matches = _glob_expression(pattern)
+        files = [file for file in folder.files() if matches.fullmatch(file.path)]
+        if not files:
+            raise InputError(f"no file matches {quote(text)}. Check the pattern; ** stands for any folders.")
+        return folder, files
+    folder = open_folder(text)
+    if files := folder.files():
+        return folder, files
+    parent, _, name = _without_query(text).rstrip("/").rpartition("/")
+    if name and not text.endswith("/"):
+        above = open_folder(_with_query(parent or ("/" if text.startswith("/") else "."), text))
+        if (size := above.size(name)) is not None:
+            return above, [FoundFile(name, size)]
+    if _scheme(text):
+        raise InputError(f"there is no file or folder {text}, or the folder is empty. Check the address.")
+    empty = os.path.isdir(text)
+    problem = f"the folder {text} has no files" if empty else f"there is no file or folder {text}"
+    raise InputError(f"{problem}.{'' if empty else names_like(text)} Check --input.")
+
+
+def _split_pattern(text: str) -> tuple[str, str]:
+    """A path as the folder before the first part with a mark of a pattern, and the rest; no rest without a mark."""
+    plain = _without_query(text)
+    scheme = _scheme(text)
+    start = len(scheme) + 3 if scheme else 0
+    mark = GLOB_MARKS.search(plain, start)
+    if mark is None or (not scheme and os.path.exists(plain)):
+        return text, ""
+    place = plain.rfind("/", 0, mark.start())
+    base = plain[:place] if place > 0 else "/" if place == 0 else "."
+    return _with_query(base, text), plain[place + 1 :]
+
+
+def _glob_expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of paths as a regular expression; only ``**`` matches a slash."""
+    parts = []
+    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|[^*?\[]+|\[", pattern):
+        if part == "**/":
+            parts.append("(?:.*/)?")
+        elif part == "**":
+            parts.append(".*")
+        elif part == "*":
+            parts.append("[^/]*")
+        elif part == "?":
+            parts.append("[^/]")
+        elif part.startswith("[") and len(part) > 1:
+            inner = part[1:-1].replace("\\", "\\\\")
+            parts.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
+        else:
+            parts.append(re.escape(part))
+    return re.compile("".join(parts))
+
+
+def _scheme(text: str) -> str:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", text)
+    return match.group(1).lower() if match else ""
+
+
+def _disk_path(text: str) -> str:
+    return unquote(urlsplit(text).path) if _scheme(text) == "file" else text
+
+
+def _without_query(text: str) -> str:
+    return QUERY.split(text, maxsplit=1)[0] if _scheme(text) else text
+
+
+def _with_query(base: str, text: str) -> str:
+    query = QUERY.split(text, maxsplit=1)[1:] if _scheme(text) else []
+    return base + "".join(f"?{part}" for part in query)
+
+
+def _with_scheme(common: str, text: str) -> str:
+    """A common path, to which `os.path.commonpath` has left one slash after the scheme."""
+    scheme = _scheme(text)
+    return re.sub(rf"^{scheme}:/+", f"{scheme}://", common) if scheme else common
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(("_", "."))
+
+
+@contextmanager
+def _read_errors(source: str, path: Path | None = None) -> Iterator[None]:
+    """Say of a file that cannot be read why; a file on a network may be readable later."""
+    try:
+        yield
+    except FileNotFoundError:
+        hint = "" if path is None else names_like(path)
+        raise DataError(f"there is no such file.{hint or ' Check its name.'}", source=source) from None
+    except OSError as error:
+        if path is None:
+            raise
+        raise DataError(f"the file cannot be read: {error.strerror or error}", source=source) from error
+
+
+@contextmanager
+def _store_errors(what: str) -> Iterator[None]:
+    """Say which address an object store has refused, and why.
+
+    Raises:
+        WriteError: it has.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise WriteError(
+            f"cannot use {what}: {reason}. Check the address and the rights, and run the command again."
+        ) from error

@@ -1,0 +1,228 @@
+"""The plan of a run: what is computed, the units, and the names of their parts.
+
+A unit is a range of rows of an input file. The name of its part follows from its content: the file and the range, what
+the tasks are and what is asked of them. So a part that is there is done, whoever has written it, and two workers that
+compute one unit write the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
+from ytuning.batch.places import RECORDS, Folder, FoundFile
+from ytuning.data.labels import list_names, quote
+from ytuning.errors import InputError, argument, quantity, wrong_schema
+
+__all__ = ["BadRows", "Job", "PartFormat", "Plan", "Scores", "Unit", "choose_unit_rows", "plan_files", "read_plan"]
+
+SCHEMA = 1
+PLAN_FILE = f"{RECORDS}/plan.json"
+Scores = Literal["all", "top", "none"]
+PartFormat = Literal["parquet", "jsonl"]
+BadRows = Literal["fail", "null"]
+# About this number of units is enough for any number of workers that a small input is worth.
+FEW_UNITS = 64
+# The most rows of a unit, which take a core one to two minutes with a small encoder.
+MOST_UNIT_ROWS = 24 * WINDOW_ROWS
+# Of an input with more bytes the rows are not counted before they are divided.
+COUNTED_BYTES = 256 << 20
+# Files that are read at once while the plan is made: an object store answers each of them slowly.
+PLANNING_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed of every row.
+
+    Attributes:
+        tasks: name and digest of each task, in order.
+        encoders: fingerprints of the encoders, which cover the precision.
+        text, text_pair: columns of the texts; ``text_pair`` is None for single texts.
+        keep: columns of the input that the parts have, each with its type (`columns.KEPT_TYPES`, or one of Arrow's).
+        scores: which probabilities the parts have.
+        format: format of the parts.
+        bad_rows: what happens with a row whose text is missing or no text.
+        cascade: share of the answers that light heads may change; None: default heads answer alone.
+    """
+
+    tasks: tuple[tuple[str, str], ...]
+    encoders: tuple[str, ...]
+    text: str
+    text_pair: str | None
+    keep: tuple[tuple[str, str], ...]
+    scores: Scores
+    format: PartFormat
+    bad_rows: BadRows
+    cascade: float | None
+
+    @property
+    def digest(self) -> str:
+        """Hash of all of it."""
+        return _digest(asdict(self))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Job:
+        """The inverse of `dataclasses.asdict`, after JSON has made lists of tuples."""
+        pairs = {name: tuple((first, second) for first, second in content[name]) for name in ("tasks", "keep")}
+        return cls(**{**content, **pairs, "encoders": tuple(content["encoders"])})
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some rows of one file, which one worker answers and writes as one part.
+
+    Attributes:
+        number: place in the plan, from 0.
+        name: name of its part, without folder.
+        path: path of the file within the folder of the input.
+        part: the rows.
+    """
+
+    number: int
+    name: str
+    path: str
+    part: Part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The units of a run.
+
+    Attributes:
+        job: what is computed.
+        unit_rows: the most rows of a unit.
+        files: files of the input with their parts, in order.
+        about: versions of the software that made the plan, for the record.
+    """
+
+    job: Job
+    unit_rows: int
+    files: tuple[tuple[InputFile, tuple[Part, ...]], ...]
+    about: dict[str, str]
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units, in the order of the input."""
+        units: list[Unit] = []
+        job = self.job.digest
+        for file, parts in self.files:
+            for part in parts:
+                content = [job, file.path, file.size, file.signature, part.start, part.stop]
+                name = f"part-{len(units):06d}-{_digest(content)[:12]}.{self.job.format}"
+                units.append(Unit(len(units), name, file.path, part))
+        return units
+
+    def to_bytes(self) -> bytes:
+        """The content of ``plan.json``."""
+        files = [{**asdict(file), "parts": [part.to_json() for part in parts]} for file, parts in self.files]
+        content = {"schema": SCHEMA, "job": asdict(self.job), "unit_rows": self.unit_rows, "about": self.about}
+        return (json.dumps({**content, "files": files}, ensure_ascii=False) + "\n").encode()
+
+    def check_job(self, job: Job, unit_rows: int | None) -> None:
+        """Refuse to go on with another job in the same folder.
+
+        Raises:
+            InputError: it differs; the message says in what.
+        """
+        before, now = asdict(self.job), asdict(job)
+        if unit_rows is not None:
+            before["unit_rows"], now["unit_rows"] = self.unit_rows, unit_rows
+        differing = [
+            f"{name} {quote(before[name])}, now {quote(now[name])}" for name in before if before[name] != now[name]
+        ]
+        if differing:
+            raise InputError(
+                f"the output folder belongs to another run. It was started with {'; '.join(differing)}. Give the same "
+                f"tasks and options to go on with it, or another folder with {argument('output')}."
+            )
+
+    def check_files(self, files: Sequence[FoundFile]) -> list[FoundFile]:
+        """The files of the input that the plan does not have yet.
+
+        Raises:
+            InputError: a file of the plan is missing or has another size, or a new one is not after the others.
+        """
+        sizes, known = {file.path: file.size for file in files}, [file.path for file, _ in self.files]
+        if gone := [path for path in known if path not in sizes]:
+            raise _other_input(f"{list_names(gone)} of the plan {'are' if len(gone) > 1 else 'is'} missing")
+        for file, _ in self.files:
+            if sizes[file.path] != file.size:
+                raise _other_input(f"{quote(file.path)} had {file.size:,} bytes and has {sizes[file.path]:,} now")
+        new = [file for file in files if file.path not in set(known)]
+        if early := [file.path for file in new if known and file.path < known[-1]]:
+            raise _other_input(f"{list_names(early)} would come before files that are planned")
+        return new
+
+    def extended(self, files: Iterable[tuple[InputFile, tuple[Part, ...]]]) -> Plan:
+        """The plan with further files after the others."""
+        return replace(self, files=(*self.files, *files))
+
+
+def choose_unit_rows(folder: Folder, files: Sequence[FoundFile]) -> int:
+    """Rows of a unit for an input: so many that there are some dozens of units, but never more than two minutes' work.
+
+    The number is a multiple of the rows that are answered at once, so that answers are those of ``ytuning predict``
+    for the file as a whole.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    if sum(file.size for file in files) > COUNTED_BYTES:
+        return MOST_UNIT_ROWS
+    rows = sum(count or 0 for count in _at_once(lambda file: rows_of(folder, file), files))
+    return max(WINDOW_ROWS, min(MOST_UNIT_ROWS, rows // FEW_UNITS // WINDOW_ROWS * WINDOW_ROWS))
+
+
+def plan_files(folder: Folder, files: Sequence[FoundFile], unit_rows: int) -> list[tuple[InputFile, tuple[Part, ...]]]:
+    """Files with their parts; raises what `inputs.parts_of` does."""
+    return _at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
+
+
+def read_plan(folder: Folder) -> Plan | None:
+    """The plan in an output folder; None where there is none.
+
+    Raises:
+        InputError: it is damaged or of another schema, or the folder has files and no plan.
+    """
+    other = f"Choose another folder with {argument('output')}."
+    if folder.size(PLAN_FILE) is None:
+        if files := folder.files():
+            problem = f"{folder.address} is not empty ({quantity(len(files), 'file')}) and has no plan of a run. "
+            raise InputError(problem + other)
+        return None
+    name = folder.name_of(PLAN_FILE)
+    try:
+        content = json.loads(folder.read(PLAN_FILE))
+        if content["schema"] != SCHEMA:
+            raise InputError(wrong_schema(name, content["schema"], SCHEMA, other))
+        planned = tuple(
+            (InputFile(file["path"], file["size"], file["signature"]), tuple(Part(*part) for part in file["parts"]))
+            for file in content["files"]
+        )
+        return Plan(Job.from_json(content["job"]), content["unit_rows"], planned, content["about"])
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name} is damaged ({type(error).__name__}: {error}). {other}") from error
+
+
+def _at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
+    with ThreadPoolExecutor(PLANNING_THREADS) as pool:
+        return list(pool.map(function, files))
+
+
+def _other_input(problem: str) -> InputError:
+    return InputError(
+        f"the input is not the one that the output folder was started with: {problem}. Restore the input, or choose "
+        f"another folder with {argument('output')}."
+    )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,501 @@
+"""Prediction over folders of files: plan the units, let an engine run them, and say what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+from ytuning.batch.columns import kept_type
+from ytuning.batch.engine import Pool, Problem
+from ytuning.batch.inputs import head_of, is_readable, signature_of
+from ytuning.batch.places import RECORDS, Folder, FoundFile, find_files, open_folder
+from ytuning.batch.plan import (
+    PLAN_FILE,
+    BadRows,
+    Job,
+    PartFormat,
+    Plan,
+    Scores,
+    Unit,
+    choose_unit_rows,
+    plan_files,
+    read_plan,
+)
+from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, read_task_files
+from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
+from ytuning.data.columns import Role, common_columns
+from ytuning.data.labels import did_you_mean, list_names, quote
+from ytuning.data.tables import Table
+from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
+from ytuning.progress import Progress
+
+__all__ = ["BatchRun", "EngineName", "FailedUnit", "PredictKeywords", "predict_folder"]
+
+EngineName = Literal["local", "ray"]
+SUCCESS_FILE, SUMMARY_FILE, FAILED_FOLDER = "_SUCCESS", f"{RECORDS}/summary.json", f"{RECORDS}/failed"
+# Rates are shown from so many seconds on.
+RATE_SECONDS = 1.0
+ALL, NONE = "all", "none"
+
+
+class PredictKeywords(TypedDict, total=False):
+    """What is computed of each row, and how parts look; all of it is left out by default.
+
+    Attributes:
+        text, text_pair: columns of the texts; those that the tasks were trained on.
+        keep: columns of the input that the parts have: names, "all" (the default) or "none".
+        scores: "top" (the default): the probability of each answer; "all": those of all labels; "none".
+        format: "parquet" (the default) or "jsonl".
+        unit_rows: the most rows of a unit; chosen by the size of the input.
+        bad_rows: "fail" (the default): a row without a text fails its unit; "null": its answers are empty.
+        encoder, device, cascade: as of `tasks.predictor.Predictor`.
+    """
+
+    text: str | None
+    text_pair: str | None
+    keep: Sequence[str] | str
+    scores: Scores
+    format: PartFormat
+    unit_rows: int | None
+    bad_rows: BadRows
+    encoder: str | None
+    device: str | None
+    cascade: float | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The keywords with their defaults, checked."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    keep: Sequence[str] | str = ALL
+    scores: Scores = "top"
+    format: PartFormat = "parquet"
+    unit_rows: int | None = None
+    bad_rows: BadRows = "fail"
+    encoder: str | None = None
+    device: str | None = None
+    cascade: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("scores", Scores), ("format", PartFormat), ("bad_rows", BadRows)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(must_be_one_of(parameter(name), getattr(self, name), get_args(choices)))
+        if self.unit_rows is not None and self.unit_rows < 1:
+            raise InputError(f"{parameter('unit_rows')} must be at least 1. Got {self.unit_rows} instead.")
+
+    @property
+    def named(self) -> dict[Role, str | None]:
+        """The columns of texts that the user names, by their roles."""
+        return {"text": self.text, "text_pair": self.text_pair}
+
+
+@dataclass(frozen=True)
+class FailedUnit:
+    """A unit that was given up.
+
+    Attributes:
+        unit: number in the plan.
+        part: name of the part that is missing.
+        file: path of the file of the input.
+        first_row: number of its first row in the file, from 1.
+        rows: how many rows it has; None if nobody has counted them.
+        attempts: how often it was tried.
+        why: the reason of the last attempt.
+    """
+
+    unit: int
+    part: str
+    file: str
+    first_row: int
+    rows: int | None
+    attempts: int
+    why: str
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What became of a run.
+
+    Attributes:
+        output: address of the output folder.
+        units: units of the plan.
+        skipped: units that were done before, or by another run meanwhile.
+        rows: rows that this run has answered.
+        bad_rows: rows without a text among them.
+        truncated: texts that were cut, by task.
+        answers: rows of each label, by task; None stands for an abstention.
+        failed: units that were given up.
+        seconds: seconds of the run, and of its parts: until the first worker was ready, and of the units.
+    """
+
+    output: str
+    units: int
+    skipped: int
+    rows: int
+    bad_rows: int
+    truncated: dict[str, int]
+    answers: dict[str, dict[str | None, int]]
+    failed: list[FailedUnit]
+    seconds: dict[str, float] = field(compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``ytuning predict --json`` prints of a run."""
+        answers = {
+            task: {
+                "abstained": counts.get(None, 0),
+                "labels": {name: n for name, n in counts.items() if name is not None},
+            }
+            for task, counts in self.answers.items()
+        }
+        return {
+            **{name: getattr(self, name) for name in ("output", "units", "skipped", "rows", "bad_rows", "truncated")},
+            "answers": answers,
+            "failed": [vars(unit) for unit in self.failed],
+            "seconds": self.seconds,
+        }
+
+
+def predict_folder(
+    tasks: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    input: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    engine: EngineName = "local",
+    workers: int = 1,
+    attempts: int = 3,
+    worker_cpus: int | None = None,
+    worker_gpus: float = 0,
+    address: str | None = None,
+    progress: Progress | None = None,
+    **keywords: Unpack[PredictKeywords],
+) -> BatchRun:
+    """Answer all rows of files and folders, also of those in an object store; the answers are files of a folder.
+
+    Parts that are in the output folder already are left alone, so the same call again does what is missing.
+
+    Args:
+        tasks: folders of trained tasks.
+        input: path or address of a file, a folder or a pattern of files; or several of them. Parquet, CSV, TSV and
+            JSON lines, also .gz.
+        output: path or address of a folder.
+        engine: "local" for processes of this machine; "ray" for actors of a Ray cluster.
+        workers: number of workers, each of which loads the encoder.
+        attempts: times that a unit is tried.
+        worker_cpus: processors of a worker; by default all of this machine are shared out, and with Ray it is 1.
+        worker_gpus: graphics processors of a worker of Ray.
+        address: address of a Ray cluster, or "auto"; by default Ray is started on this machine.
+        progress: is told of the progress and of what the user should know.
+        keywords: what is computed; see `PredictKeywords`.
+
+    Raises:
+        InputError: the input, the output or an option is wrong, or the output folder belongs to another run.
+        WriteError: the output is full or broken; what was finished stays.
+        MissingExtraError: pyarrow or Ray is not installed.
+        YTuningError: workers do not start.
+    """
+    started, progress, asked = time.monotonic(), progress or Progress(), _Asked(**keywords)
+    _check_engine(engine, workers, attempts, address, worker_gpus)
+    folders = [os.fspath(task) for task in ([tasks] if isinstance(tasks, str | os.PathLike) else tasks)]
+    if not folders:
+        raise InputError("there is no task. Give at least one task folder.")
+    reading, files = _find_readable(input, progress)
+    writing = open_folder(output)
+    before = read_plan(writing)
+    shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
+    work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
+    with closing(_pool(engine, work, workers, worker_cpus, worker_gpus, address)) as pool:
+        scheduler = Scheduler(pool, workers=workers, attempts=attempts, progress=progress)
+        about = scheduler.about()
+        ready = time.monotonic()
+        plan = _plan(about, asked, before, reading, files, writing, progress)
+        run = _Run(plan, reading, writing, progress)
+        run.follow(scheduler)
+    seconds = {"start": ready - started, "units": time.monotonic() - ready, "total": time.monotonic() - started}
+    return run.finish({name: round(value, 3) for name, value in seconds.items()})
+
+
+def _check_engine(engine: str, workers: int, attempts: int, address: str | None, worker_gpus: float) -> None:
+    if engine not in get_args(EngineName):
+        raise InputError(must_be_one_of(parameter("engine"), engine, get_args(EngineName)))
+    for name, value in (("workers", workers), ("attempts", attempts)):
+        if value < 1:
+            raise InputError(f"{parameter(name)} must be at least 1. Got {value} instead.")
+    if engine != "ray" and (address is not None or worker_gpus):
+        name = "address" if address is not None else "worker_gpus"
+        raise InputError(
+            f"{parameter(name)} is for the engine 'ray'. Leave it out, or use {argument('engine', 'ray')}."
+        )
+
+
+def _pool(
+    engine: EngineName, work: PredictWork, workers: int, cpus: int | None, gpus: float, address: str | None
+) -> Pool:
+    if engine == "ray":
+        from ytuning.batch.ray_actors import RayPool
+
+        return RayPool(work, workers=workers, cpus=cpus or 1, gpus=gpus, address=address)
+    from ytuning.batch.processes import ProcessPool
+
+    threads = cpus
+    if threads is None and workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Workers that each took all processors would wait for each other.
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, available // workers)
+    return ProcessPool(work, threads=threads)
+
+
+def _find_readable(input: Any, progress: Progress) -> tuple[Folder, list[FoundFile]]:
+    """The files of the input that can be read; the progress is told of others.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder, files = find_files(input)
+    readable = [file for file in files if is_readable(file.path)]
+    if not readable:
+        names = list_names([file.path for file in files])
+        raise InputError(
+            f"{folder.address} has no file that can be read: {names}. File names must end in .parquet, .csv, .tsv, "
+            ".jsonl or .json; .gz may follow, except for Parquet."
+        )
+    if ignored := [file.path for file in files if not is_readable(file.path)]:
+        progress.say(f"{folder.address}: files with other endings are left out: {list_names(ignored)}.")
+    return folder, readable
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def _plan(
+    about: dict[str, Any],
+    asked: _Asked,
+    before: Plan | None,
+    reading: Folder,
+    files: list[FoundFile],
+    writing: Folder,
+    progress: Progress,
+) -> Plan:
+    """The plan of the output folder, made or extended where there is need, and written."""
+    # The columns of the plan are those of the first file, also when files are added.
+    first = None if before is None or not before.files else before.files[0][0].path
+    heads = {file.path: file for file in files}
+    job = _job(about, asked, reading, heads.get(first or ""), files)
+    if before is not None:
+        before.check_job(job, asked.unit_rows)
+        new = before.check_files(files)
+        _check_signatures(before, reading)
+        if not new:
+            return before
+        plan = before.extended(plan_files(reading, new, before.unit_rows))
+        progress.say(f"{quantity(len(new), 'file')} of the input {'is' if len(new) == 1 else 'are'} new.")
+        writing.remove(SUCCESS_FILE)
+    else:
+        unit_rows = asked.unit_rows or choose_unit_rows(reading, files)
+        plan = Plan(job, unit_rows, tuple(plan_files(reading, files, unit_rows)), about["versions"])
+    _check_columns(plan, reading, files)
+    if empty := [file.path for file, parts in plan.files if not parts]:
+        progress.say(f"{reading.address}: these files have no rows: {list_names(empty)}.")
+    writing.write(PLAN_FILE, plan.to_bytes())
+    return plan
+
+
+def _check_signatures(plan: Plan, reading: Folder) -> None:
+    for file, _ in plan.files:
+        if signature_of(reading, FoundFile(file.path, file.size)) != file:
+            raise InputError(
+                f"{quote(file.path)} has changed since the output folder was started. Restore it, or choose another "
+                f"folder with {argument('output')}."
+            )
+
+
+def _job(about: dict[str, Any], asked: _Asked, reading: Folder, first: FoundFile | None, files: list[FoundFile]) -> Job:
+    head = None
+    for file in [first] if first is not None else files:
+        assert file is not None
+        head = head_of(reading, file)
+        if head is not None:
+            break
+    if head is None:
+        raise DataError("there are no rows. Give at least one.", source=reading.address)
+    table = head if isinstance(head, Table) else Table(reading.address, 0, list(head.names), lambda name: [])
+    known = {name: one for (name, _), one in zip(about["tasks"], about["known"], strict=True)}
+    text, text_pair = common_columns(table, known, asked.named)
+    keep = _keep(head, table, asked.keep)
+    if taken := [name for name in about["columns"] if name in dict(keep)]:
+        raise InputError(
+            f"the input has the columns {list_names(taken)} already, which are those of answers. Leave them out with "
+            f"{argument('keep')}, or rename the task."
+        )
+    return Job(
+        tuple((name, digest) for name, digest in about["tasks"]),
+        tuple(about["encoders"]),
+        text,
+        text_pair,
+        keep,
+        asked.scores,
+        asked.format,
+        asked.bad_rows,
+        asked.cascade,
+    )
+
+
+def _keep(head: Any, table: Table, wanted: Sequence[str] | str) -> tuple[tuple[str, str], ...]:
+    """The columns to keep, with their types."""
+    if isinstance(wanted, str):
+        names = {ALL: table.names, NONE: []}.get(wanted) if wanted not in table.names else [wanted]
+        names = [name.strip() for name in wanted.split(",")] if names is None else names
+    else:
+        names = list(wanted)
+    for name in names:
+        if name not in table.names:
+            hint = did_you_mean(name, table.names)
+            raise DataError(
+                f"{argument('keep')} names the column {quote(name)}, which is not there.{hint} The columns are "
+                f"{list_names(table.names)}.",
+                source=table.source,
+            )
+    names = list(dict.fromkeys(names))
+    if isinstance(head, Table):
+        return tuple((name, kept_type(table.column(name).cells)) for name in names)
+    return tuple((name, str(head.field(name).type)) for name in names)
+
+
+def _check_columns(plan: Plan, reading: Folder, files: list[FoundFile]) -> None:
+    """Refuse files that lack a column, or have another type in a column to keep, before any work is done."""
+    for file in files:
+        head = head_of(reading, file)
+        if head is None:
+            continue
+        schema: Any = None if isinstance(head, Table) else head
+        names = head.names
+        wanted = [plan.job.text, *([plan.job.text_pair] if plan.job.text_pair else [])]
+        # A key of JSON lines may be missing in the first rows.
+        wanted += [] if schema is None else [name for name, _ in plan.job.keep]
+        if missing := [name for name in wanted if name not in names]:
+            problem = f"the columns {list_names(missing)} are not there, which other files have. "
+            raise DataError(f"{problem}The columns are {list_names(list(names))}.", source=reading.name_of(file.path))
+        for name, kind in plan.job.keep:
+            if schema is not None and str(schema.field(name).type) != kind:
+                raise DataError(
+                    f"the column has the type {schema.field(name).type}, and {kind} in other files. Leave it out with "
+                    f"{argument('keep')}.",
+                    source=reading.name_of(file.path),
+                    column=name,
+                )
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """A run in progress: which units are left, and what is known of those that have ended."""
+
+    def __init__(self, plan: Plan, reading: Folder, writing: Folder, progress: Progress) -> None:
+        self._plan, self._reading, self._writing, self._progress = plan, reading, writing, progress
+        self._units = plan.units
+        there = {file.path for file in writing.files() if file.size}
+        writing.tidy()
+        self._left = [unit for unit in self._units if unit.name not in there]
+        self._report, self._skipped = PartReport(), len(self._units) - len(self._left)
+        self._failed = list[FailedUnit]()
+        if self._skipped and self._left:
+            progress.say(f"{self._skipped:,} of {quantity(len(self._units), 'unit')} are done already.")
+        # Two runs over one folder should not compute the same units at the same time, so each has an order of its own.
+        random.SystemRandom().shuffle(self._left)
+        self._bar = _Bar(progress, self._left)
+
+    def follow(self, scheduler: Scheduler) -> None:
+        """Let all units be run that are left."""
+        job, reading, writing = self._plan.job, self._reading.address, self._writing.address
+        given = [PredictUnit(unit, job, reading, writing) for unit in self._left]
+        for end in scheduler.run(given, self._is_done, self._bar.rows):
+            unit = end.unit.unit
+            if isinstance(end, GivenUp):
+                self._give_up(unit, end.problem, end.attempts)
+            else:
+                if isinstance(end, Skipped):
+                    self._skipped += 1
+                else:
+                    self._check_there(unit, end)
+                    self._report += end.result
+                self._writing.remove(f"{FAILED_FOLDER}/{unit.name}.json")
+            self._bar.unit(unit)
+
+    def finish(self, seconds: dict[str, float]) -> BatchRun:
+        """Write the summary and, if nothing is missing, the file that says so."""
+        report = self._report
+        run = BatchRun(
+            self._writing.address,
+            len(self._units),
+            self._skipped,
+            report.rows,
+            report.bad_rows,
+            dict(report.truncated),
+            {task: dict(counts.most_common()) for task, counts in report.answers.items()},
+            sorted(self._failed, key=lambda unit: unit.unit),
+            seconds,
+        )
+        self._writing.write(SUMMARY_FILE, (json.dumps(run.to_json(), ensure_ascii=False, indent=1) + "\n").encode())
+        if not run.failed:
+            self._writing.write(SUCCESS_FILE, b"")
+        return run
+
+    def _is_done(self, given: PredictUnit) -> bool:
+        return bool(self._writing.size(given.unit.name))
+
+    def _check_there(self, unit: Unit, end: Finished[PredictUnit]) -> None:
+        """Refuse to go on where workers write to a folder that is not this one.
+
+        Raises:
+            InputError: the part is not here.
+        """
+        if not self._is_done(end.unit):
+            raise InputError(
+                f"a worker has written {unit.name}, but it is not in {self._writing.address} here. Give a folder that "
+                f"all machines share, or an address in an object store, with {argument('output')}."
+            )
+
+    def _give_up(self, unit: Unit, problem: Problem, attempts: int) -> None:
+        part = unit.part
+        failed = FailedUnit(unit.number, unit.name, unit.path, part.before + 1, part.rows, attempts, problem.message)
+        self._failed.append(failed)
+        content = {**vars(failed), "details": problem.details}
+        self._writing.write(f"{FAILED_FOLDER}/{unit.name}.json", (json.dumps(content, indent=1) + "\n").encode())
+        self._progress.say(f"Unit {unit.number} is given up after {quantity(attempts, 'attempt')}: {problem.message}")
+
+
+class _Bar:
+    """Shows rows, or units where nobody has counted the rows, and how many of them a second."""
+
+    def __init__(self, progress: Progress, units: Sequence[Unit]) -> None:
+        self._progress, self._started = progress, time.monotonic()
+        counts = [unit.part.rows for unit in units]
+        self._by_rows = None not in counts
+        self._total = sum(count or 0 for count in counts) if self._by_rows else len(units)
+        # Rows of units that have ended, and those that workers tell of in the others.
+        self._ended = self._told = self._answered = 0
+
+    def rows(self, rows: int) -> None:
+        """Workers have finished some rows of their units."""
+        self._told, self._answered = self._told + rows, self._answered + rows
+        self._show()
+
+    def unit(self, unit: Unit) -> None:
+        """A unit has ended."""
+        self._ended += (unit.part.rows or 0) if self._by_rows else 1
+        self._show()
+
+    def _show(self) -> None:
+        seconds = time.monotonic() - self._started
+        done = max(self._ended, min(self._told, self._total)) if self._by_rows else self._ended
+        rows = self._answered or (self._ended if self._by_rows else 0)
+        note = f"{rows / seconds:,.0f} rows/s" if seconds > RATE_SECONDS and rows else ""
+        self._progress.step("predict" if self._by_rows else "units", done, self._total, note)
