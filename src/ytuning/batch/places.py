@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -36,6 +37,8 @@ OLD_SECONDS = 24 * 3600
 GLOB_MARKS = re.compile(r"[*?\[]")
 # The query of an address names options of the object store: s3://bucket/in?endpoint_override=localhost:9000
 QUERY = re.compile(r"\?(?=\w+=)")
+# An address may have a key and a secret: s3://key:secret@bucket/in
+KEYS = re.compile(r"(?<=:)//[^/@]*@")
 BUFFER_BYTES = 1 << 20
 
 
@@ -51,15 +54,17 @@ class Folder(ABC):
     """A folder of files.
 
     Attributes:
-        address: path or address of it, as messages name it.
+        address: path or address that it can be opened with.
+        name: how messages name it: the address without options and keys.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") or address
+        self.name = KEYS.sub("//", _without_query(self.address)).rstrip("/") or self.address
 
     def name_of(self, path: str) -> str:
         """How messages name a file of the folder."""
-        return f"{self.address}/{path}"
+        return f"{self.name}/{path}"
 
     def read(self, path: str) -> bytes:
         """The content of a file; raises what :meth:`open` does."""
@@ -132,9 +137,10 @@ class DiskFolder(Folder):
 
     def size(self, path: str) -> int | None:
         try:
-            return (self._root / path).stat().st_size
+            status = (self._root / path).stat()
         except OSError:
             return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def open(self, path: str) -> BinaryIO:
         with _read_errors(self.name_of(path), self._root / path):
@@ -147,12 +153,12 @@ class DiskFolder(Folder):
     @contextmanager
     def new(self, path: str) -> Iterator[IO[bytes]]:
         target = self._root / path
-        with write_errors(self.address, "--output"):
+        with write_errors(self.name, "--output"):
             target.parent.mkdir(parents=True, exist_ok=True)
             (self._root / PARTIALS).mkdir(parents=True, exist_ok=True)
             file = NewFile(target, beside=self._root / PARTIALS)
         try:
-            with write_errors(self.address, "--output"):
+            with write_errors(self.name, "--output"):
                 yield file.stream
                 file.finish()
                 file.place()
@@ -182,7 +188,7 @@ class RemoteFolder(Folder):
 
     def files(self) -> list[FoundFile]:
         fs = require("pyarrow.fs", "parquet")
-        with _store_errors(self.address):
+        with _store_errors(self.name):
             selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
             found = self._filesystem.get_file_info(selector)
         files = [
@@ -220,7 +226,7 @@ class RemoteFolder(Folder):
                 stream.close()
 
     def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError), _store_errors(self.name_of(path)):
+        with _store_errors(self.name_of(path)), suppress(FileNotFoundError):
             self._filesystem.delete_file(self._whole(path))
 
     def tidy(self) -> None:

@@ -193,7 +193,7 @@ def read_plan(folder: Folder) -> Plan | None:
     other = f"Choose another folder with {argument('output')}."
     if folder.size(PLAN_FILE) is None:
         if files := folder.files():
-            problem = f"{folder.address} is not empty ({quantity(len(files), 'file')}) and has no plan of a run. "
+            problem = f"{folder.name} is not empty ({quantity(len(files), 'file')}) and has no plan of a run. "
             raise InputError(problem + other)
         return None
     name = folder.name_of(PLAN_FILE)

@@ -263,11 +263,11 @@ def _find_readable(input: Any, progress: Progress) -> tuple[Folder, list[FoundFi
     if not readable:
         names = list_names([file.path for file in files])
         raise InputError(
-            f"{folder.address} has no file that can be read: {names}. File names must end in .parquet, .csv, .tsv, "
+            f"{folder.name} has no file that can be read: {names}. File names must end in .parquet, .csv, .tsv, "
             ".jsonl or .json; .gz may follow, except for Parquet."
         )
     if ignored := [file.path for file in files if not is_readable(file.path)]:
-        progress.say(f"{folder.address}: files with other endings are left out: {list_names(ignored)}.")
+        progress.say(f"{folder.name}: files with other endings are left out: {list_names(ignored)}.")
     return folder, readable
 
 
@@ -302,7 +302,7 @@ def _plan(
         plan = Plan(job, unit_rows, tuple(plan_files(reading, files, unit_rows)), about["versions"])
     _check_columns(plan, reading, files)
     if empty := [file.path for file, parts in plan.files if not parts]:
-        progress.say(f"{reading.address}: these files have no rows: {list_names(empty)}.")
+        progress.say(f"{reading.name}: these files have no rows: {list_names(empty)}.")
     writing.write(PLAN_FILE, plan.to_bytes())
     return plan
 
@@ -324,8 +324,8 @@ def _job(about: dict[str, Any], asked: _Asked, reading: Folder, first: FoundFile
         if head is not None:
             break
     if head is None:
-        raise DataError("there are no rows. Give at least one.", source=reading.address)
-    table = head if isinstance(head, Table) else Table(reading.address, 0, list(head.names), lambda name: [])
+        raise DataError("there are no rows. Give at least one.", source=reading.name)
+    table = head if isinstance(head, Table) else Table(reading.name, 0, list(head.names), lambda name: [])
     known = {name: one for (name, _), one in zip(about["tasks"], about["known"], strict=True)}
     text, text_pair = common_columns(table, known, asked.named)
     keep = _keep(head, table, asked.keep)
@@ -433,7 +433,7 @@ class _Run:
         """Write the summary and, if nothing is missing, the file that says so."""
         report = self._report
         run = BatchRun(
-            self._writing.address,
+            self._writing.name,
             len(self._units),
             self._skipped,
             report.rows,
@@ -459,7 +459,7 @@ class _Run:
         """
         if not self._is_done(end.unit):
             raise InputError(
-                f"a worker has written {unit.name}, but it is not in {self._writing.address} here. Give a folder that "
+                f"a worker has written {unit.name}, but it is not in {self._writing.name} here. Give a folder that "
                 f"all machines share, or an address in an object store, with {argument('output')}."
             )
 

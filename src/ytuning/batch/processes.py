@@ -81,7 +81,8 @@ class ProcessPool:
         """End a worker, which reports nothing any more."""
         process = self._processes.pop(worker, None)
         if process is not None:
-            process.kill()
+            if process.poll() is None:
+                process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
                 with suppress(OSError):

@@ -1,0 +1,121 @@
+"""Folders on a disk and in an object store: what is in them, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.batch.conftest import MakeFolder
+from ytuning.batch.places import find_files, open_folder
+from ytuning.errors import DataError, InputError
+
+
+def test_what_is_written_is_read_and_found(make_folder: MakeFolder) -> None:
+    folder = open_folder(make_folder())
+    assert folder.files() == []
+    folder.write("a.csv", b"text\nx\n")
+    folder.write("deep/er/b.csv", b"text\n")
+    folder.write("_own/c.csv", b"hidden")
+    folder.write("deep/.d.csv", b"hidden")
+    assert [(file.path, file.size) for file in folder.files()] == [("a.csv", 7), ("deep/er/b.csv", 5)]
+    assert folder.read("a.csv") == b"text\nx\n"
+    assert (folder.size("_own/c.csv"), folder.size("deep"), folder.size("no")) == (6, None, None)
+    with folder.open("a.csv") as stream:
+        stream.seek(5)
+        assert stream.readline() == b"x\n"
+    folder.write("a.csv", b"")
+    assert folder.read("a.csv") == b""
+    folder.remove("a.csv")
+    folder.remove("a.csv")
+    assert folder.size("a.csv") is None
+
+
+@pytest.mark.parametrize("size", [10, 30 << 20])
+def test_a_file_whose_writing_fails_is_not_there(make_folder: MakeFolder, size: int) -> None:
+    folder = open_folder(make_folder())
+    with pytest.raises(RuntimeError, match="midway"), folder.new("part") as stream:
+        stream.write(b"x" * size)
+        raise RuntimeError("midway")
+    assert folder.size("part") is None
+    assert folder.files() == []
+
+
+def test_a_file_is_not_there_before_it_is_whole(make_folder: MakeFolder) -> None:
+    folder = open_folder(make_folder())
+    with folder.new("part") as stream:
+        stream.write(b"x" * (12 << 20))
+        stream.flush()
+        assert folder.size("part") is None
+    assert folder.size("part") == 12 << 20
+
+
+def test_two_writers_of_a_file_leave_one_whole_file(make_folder: MakeFolder) -> None:
+    folder = open_folder(make_folder())
+    with folder.new("part") as first, folder.new("part") as second:
+        first.write(b"one")
+        second.write(b"two!")
+    assert folder.read("part") in (b"one", b"two!")
+
+
+def test_old_unfinished_files_are_removed_and_young_ones_are_kept(tmp_path: Path) -> None:
+    partial = tmp_path / "_ytuning" / "partial"
+    partial.mkdir(parents=True)
+    for name, age in (("old", 2 * 24 * 3600), ("young", 60)):
+        (partial / name).write_bytes(b"half")
+        os.utime(partial / name, (time.time() - age,) * 2)
+    open_folder(tmp_path).tidy()
+    assert [file.name for file in partial.iterdir()] == ["young"]
+
+
+def test_inputs_are_files_folders_and_patterns(make_folder: MakeFolder) -> None:
+    address = make_folder()
+    plain, _, query = address.partition("?")
+    folder = open_folder(address)
+    for path in ("a.csv", "b.jsonl", "in/c.csv", "in/deep/d.csv", "in/deep/e.parquet"):
+        folder.write(path, b"1")
+
+    def found(path: str) -> list[str]:
+        base, files = find_files(f"{plain}{path}" + (f"?{query}" if query else ""))
+        # The folder and the path together name the file.
+        assert all(base.read(file.path) == b"1" for file in files)
+        return [file.path for file in files]
+
+    assert found("") == found("/") == ["a.csv", "b.jsonl", "in/c.csv", "in/deep/d.csv", "in/deep/e.parquet"]
+    assert found("/a.csv") == ["a.csv"]
+    assert found("/in") == ["c.csv", "deep/d.csv", "deep/e.parquet"]
+    assert found("/*.csv") == ["a.csv"]
+    assert found("/**/*.csv") == ["a.csv", "in/c.csv", "in/deep/d.csv"]
+    assert found("/in/*/[de].*") == ["deep/d.csv", "deep/e.parquet"]
+    assert found("/in/*/[!d].*") == ["deep/e.parquet"]
+    assert found("/in/*/?.csv") == ["deep/d.csv"]
+    with pytest.raises(InputError, match="no file matches"):
+        found("/*.tsv")
+    with pytest.raises(InputError, match="there is no file or folder"):
+        found("/nothing")
+
+
+def test_several_inputs_have_one_folder(tmp_path: Path) -> None:
+    for name in ("x/a.csv", "x/y/b.csv", "z/c.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    folder, files = find_files([tmp_path / "x", tmp_path / "z" / "c.csv"])
+    assert [file.path for file in files] == ["x/a.csv", "x/y/b.csv", "z/c.csv"]
+    assert all(folder.read(file.path) == b"1" for file in files)
+    with pytest.raises(InputError, match="no input"):
+        find_files([])
+
+
+def test_missing_and_unreadable_files_are_named(make_folder: MakeFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such file"):
+        open_folder(make_folder()).open("nothing.csv")
+    (tmp_path / "train.csv").touch()
+    with pytest.raises(InputError, match="Did you mean 'train.csv'"):
+        find_files(tmp_path / "trian.csv")
+    with pytest.raises(InputError, match="cannot be used"):
+        open_folder("nosuchscheme://bucket/x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no files"):
+        find_files(tmp_path / "empty")

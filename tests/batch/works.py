@@ -1,0 +1,77 @@
+"""Work for tests of engines, which their worker processes import: each unit says what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ytuning.errors import DataError, InputError, WriteError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Does something in its worker, after it has left a mark of its attempt in ``folder``."""
+
+    number: int
+    folder: str
+    what: str = "return"
+    first: int = 10**9
+    """It does so in so many attempts, and then returns."""
+
+    @property
+    def attempts(self) -> int:
+        return len(list(Path(self.folder).glob(f"{self.number}-*")))
+
+
+class Loaded:
+    """A worker that does what its units say."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
+
+    def __call__(self, unit: Unit, tell: Callable[[int], None]) -> int:
+        attempt = unit.attempts
+        (Path(unit.folder) / f"{unit.number}-{attempt}-{os.getpid()}").touch()
+        tell(1)
+        if attempt < unit.first:
+            if unit.what == "raise":
+                raise RuntimeError(f"unit {unit.number} cannot")
+            if unit.what == "data":
+                raise DataError("the text is missing.", source="rows.csv", row=7)
+            if unit.what == "full":
+                raise WriteError("cannot write out: no space left.")
+            if unit.what == "exit":
+                os._exit(3)
+            if unit.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if unit.what == "wait":
+                time.sleep(600)
+        return unit.number * 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes workers; ``refuse`` and ``exits`` say what happens at their start."""
+
+    about: dict[str, Any] = field(default_factory=lambda: {"precision": "fp32"})
+    refuse: str = ""
+    exits: bool = False
+    others: str = ""
+    """File that the first worker makes; all others would compute in another precision."""
+
+    def start(self) -> Loaded:
+        if self.exits:
+            os._exit(1)
+        if self.refuse:
+            raise InputError(self.refuse)
+        if self.others:
+            try:
+                Path(self.others).touch(exist_ok=False)
+            except FileExistsError:
+                return Loaded({**self.about, "precision": "bf16"})
+        return Loaded(self.about)
