@@ -68,7 +68,9 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[MakePool]:
         pool.close()
 
 
-def ends(pool: Pool, units: Sequence[Unit], *, workers: int = 2, messages: CollectedMessages | None = None) -> list[Any]:
+def ends(
+    pool: Pool, units: Sequence[Unit], *, workers: int = 2, messages: CollectedMessages | None = None
+) -> list[Any]:
     scheduler = Scheduler(pool, workers=workers, attempts=3, progress=messages or CollectedMessages())
     scheduler.about()
     return list(scheduler.run(units, lambda unit: False, lambda rows: None))
@@ -135,9 +137,7 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(make_pool: MakePool, t
 
 
 def test_a_worker_that_refuses_says_why(make_pool: MakePool) -> None:
-    scheduler = Scheduler(
-        make_pool(Work(refuse="no such task")), workers=2, attempts=3, progress=CollectedMessages()
-    )
+    scheduler = Scheduler(make_pool(Work(refuse="no such task")), workers=2, attempts=3, progress=CollectedMessages())
     with pytest.raises(InputError, match="no such task"):
         scheduler.about()
 

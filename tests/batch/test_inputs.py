@@ -23,7 +23,9 @@ from ytuning.errors import DataError
 
 # Texts with all that divides cells and rows.
 TEXTS = st.lists(
-    st.lists(st.sampled_from(["a", "é", " ", ",", ";", '"', "\n", "\r\n", "\t", "{", "|"]), min_size=1, max_size=8).map("".join),
+    st.lists(st.sampled_from(["a", "é", " ", ",", ";", '"', "\n", "\r\n", "\t", "{", "|"]), min_size=1, max_size=8).map(
+        "".join
+    ),
     min_size=1,
     max_size=40,
 )

@@ -112,7 +112,7 @@ def test_missing_and_unreadable_files_are_named(make_folder: MakeFolder, tmp_pat
     with pytest.raises(DataError, match="there is no such file"):
         open_folder(make_folder()).open("nothing.csv")
     (tmp_path / "train.csv").touch()
-    with pytest.raises(InputError, match="Did you mean 'train.csv'"):
+    with pytest.raises(InputError, match=r"Did you mean 'train.csv'"):
         find_files(tmp_path / "trian.csv")
     with pytest.raises(InputError, match="cannot be used"):
         open_folder("nosuchscheme://bucket/x")

@@ -161,7 +161,7 @@ def test_another_plan_in_the_same_folder_is_refused_with_what_differs(
         ("single", {"scores": "all", "keep": "id"}, r"keep .*; scores 'top', now 'all'"),
     ):
         with pytest.raises(InputError, match=problem):
-            predict_folder(served_tasks / tasks, whole / "in", whole / "out", **options)  # type: ignore[arg-type]
+            predict_folder(served_tasks / tasks, whole / "in", whole / "out", **options)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match=r"is not empty \(1 file\) and has no plan"):
         predict_folder(served_tasks / "single", whole / "in", tmp_path)
@@ -176,15 +176,15 @@ def test_files_may_be_added_after_the_others_and_may_not_change(served_tasks: Pa
     assert (run.units, run.skipped, run.rows) == (4, 2, 10)
     assert [row["id"] for row in rows_of(tmp_path / "out")] == list(range(20))
     write_rows(tmp_path / "in", rows[20:], "a.jsonl")
-    with pytest.raises(InputError, match="'a.jsonl' would come before files that are planned"):
+    with pytest.raises(InputError, match=r"'a.jsonl' would come before files that are planned"):
         predict_folder(task, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "a.jsonl").unlink()
     same_size = (tmp_path / "in" / "b.jsonl").read_text().replace('"id": 3', '"id": 4')
     (tmp_path / "in" / "b.jsonl").write_text(same_size)
-    with pytest.raises(InputError, match="'b.jsonl' has changed since"):
+    with pytest.raises(InputError, match=r"'b.jsonl' has changed"):
         predict_folder(task, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "b.jsonl").unlink()
-    with pytest.raises(InputError, match="'b.jsonl' of the plan is missing"):
+    with pytest.raises(InputError, match=r"'b.jsonl' of the plan is missing"):
         predict_folder(task, tmp_path / "in", tmp_path / "out")
 
 
@@ -275,9 +275,12 @@ def command(task: Path, folder: Path, output: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "ytuning", *words]
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
+def start(words: list[str], mark: str = "") -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "RUN_OF_A_TEST": mark}
     # A session of its own, so that signals reach only this run.
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=environment
+    )
 
 
 def wait_for_parts(output: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -293,7 +296,7 @@ def test_a_run_that_is_ended_leaves_whole_parts_and_no_workers(
     whole: Path, served_tasks: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     output = tmp_path / "out"
-    process = start(command(served_tasks / "single", whole / "in", output, "--workers", "2"))
+    process = start(command(served_tasks / "single", whole / "in", output, "--workers", "2"), str(output))
     wait_for_parts(output, 5, process)
     os.kill(process.pid, sent)
     _, told = process.communicate(timeout=60)
@@ -302,25 +305,19 @@ def test_a_run_that_is_ended_leaves_whole_parts_and_no_workers(
         assert told.decode().strip().endswith("run the same command again to resume.")
     expected = parts(whole / "out")
     assert all(expected[name] == content for name, content in parts(output).items())
-    workers_of(output, gone=True)
+    check_no_workers(str(output))
     done = len(parts(output))
     run = predict_folder(served_tasks / "single", whole / "in", output)
     assert (run.skipped, parts(output)) == (done, expected)
 
 
-def workers_of(output: Path, *, gone: bool = False) -> list[int]:
-    """Processes that serve units; with ``gone`` none may be left after a while."""
+def check_no_workers(mark: str) -> None:
+    """No process is left that has a mark in its environment."""
     deadline = time.monotonic() + 30
-    while True:
-        found = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and b"ytuning.batch.processes" in read_or_nothing(entry / "cmdline")
-            and str(os.getsid(int(entry.name))) != ""
-        ]
-        if not gone or not found:
-            return found
-        assert time.monotonic() < deadline, found
+    while found := [
+        entry for entry in Path("/proc").glob("[0-9]*") if mark.encode() in read_or_nothing(entry / "environ")
+    ]:
+        assert time.monotonic() < deadline, [read_or_nothing(entry / "cmdline") for entry in found]
         time.sleep(0.1)
 
 
@@ -341,9 +338,7 @@ def test_two_runs_over_one_folder_share_the_work(whole: Path, served_tasks: Path
     assert (output / "_SUCCESS").exists()
 
 
-def test_a_full_disk_stops_the_run_with_one_message(
-    whole: Path, served_tasks: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_stops_the_run_with_one_message(whole: Path, served_tasks: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a small disk")
     (disk := tmp_path / "disk").mkdir()

@@ -15,15 +15,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
-from ytuning.batch.places import Folder, FoundFile
+from ytuning.batch.places import Folder, FoundFile, Inputs, find_files
 from ytuning.data.blocks import read_block, split_blocks, text_form
 from ytuning.data.files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_content, suffix_of
+from ytuning.data.labels import list_names
 from ytuning.data.tables import Table, table_in_memory
-from ytuning.errors import DataError
+from ytuning.errors import DataError, InputError
+from ytuning.progress import Progress
 from ytuning.system.machine import require
 
 __all__ = [
-    "WINDOW_ROWS", "InputFile", "Part", "head_of", "is_readable", "parts_of", "read_part", "rows_of",
+    "WINDOW_ROWS", "InputFile", "Part", "find_readable", "head_of", "parts_of", "read_part", "rows_of",
     "signature_of",
 ]  # fmt: skip
 
@@ -74,7 +76,26 @@ class Part:
         return list(asdict(self).values())
 
 
-def is_readable(path: str) -> bool:
+def find_readable(input: Inputs, progress: Progress) -> tuple[Folder, list[FoundFile]]:
+    """The files of the input that can be read; the progress is told of others.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder, files = find_files(input)
+    readable = [file for file in files if _is_readable(file.path)]
+    if not readable:
+        names = list_names([file.path for file in files])
+        raise InputError(
+            f"{folder.name} has no file that can be read: {names}. File names must end in .parquet, .csv, .tsv, "
+            ".jsonl or .json; .gz may follow, except for Parquet."
+        )
+    if ignored := [file.path for file in files if not _is_readable(file.path)]:
+        progress.say(f"{folder.name}: files with other endings are left out: {list_names(ignored)}.")
+    return folder, readable
+
+
+def _is_readable(path: str) -> bool:
     """Whether the name of a file ends in a format that can be read."""
     suffix, packed = suffix_of(path)
     return suffix in TEXT_SUFFIXES or (suffix in PARQUET_SUFFIXES and not packed)

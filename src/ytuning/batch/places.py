@@ -27,7 +27,7 @@ from ytuning.errors import DataError, InputError, WriteError, write_errors
 from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
-__all__ = ["Folder", "FoundFile", "find_files", "open_folder"]
+__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "open_folder"]
 
 # Own records of a run, and files on a disk while they are written. Readers of folders skip names with an underscore.
 RECORDS = "_ytuning"
@@ -40,6 +40,9 @@ QUERY = re.compile(r"\?(?=\w+=)")
 # An address may have a key and a secret: s3://key:secret@bucket/in
 KEYS = re.compile(r"(?<=:)//[^/@]*@")
 BUFFER_BYTES = 1 << 20
+
+Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Path or address of a file or a folder, or a pattern of files; or several of them."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,7 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
     return RemoteFolder(text, filesystem, root)
 
 
-def find_files(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Folder, list[FoundFile]]:
+def find_files(inputs: Inputs) -> tuple[Folder, list[FoundFile]]:
     """The files that an input names, with the folder that all of them are in.
 
     Args:

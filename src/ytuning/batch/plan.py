@@ -124,40 +124,39 @@ class Plan:
         content = {"schema": SCHEMA, "job": asdict(self.job), "unit_rows": self.unit_rows, "about": self.about}
         return (json.dumps({**content, "files": files}, ensure_ascii=False) + "\n").encode()
 
-    def check_job(self, job: Job, unit_rows: int | None) -> None:
+    def check_job(self, job: Job) -> None:
         """Refuse to go on with another job in the same folder.
 
         Raises:
             InputError: it differs; the message says in what.
         """
         before, now = asdict(self.job), asdict(job)
-        if unit_rows is not None:
-            before["unit_rows"], now["unit_rows"] = self.unit_rows, unit_rows
-        differing = [
-            f"{name} {quote(before[name])}, now {quote(now[name])}" for name in before if before[name] != now[name]
-        ]
+        differing = [name for name in before if before[name] != now[name]]
         if differing:
-            raise InputError(
-                f"the output folder belongs to another run. It was started with {'; '.join(differing)}. Give the same "
-                f"tasks and options to go on with it, or another folder with {argument('output')}."
-            )
+            raise _other_run("; ".join(f"{name} {quote(before[name])}, now {quote(now[name])}" for name in differing))
 
-    def check_files(self, files: Sequence[FoundFile]) -> list[FoundFile]:
-        """The files of the input that the plan does not have yet.
+    def check_files(self, folder: Folder, files: Sequence[FoundFile], unit_rows: int | None) -> None:
+        """Refuse to go on with another input; further files may come after those of the plan.
+
+        Args:
+            folder: folder of the input.
+            files: all files of the input, sorted.
+            unit_rows: rows of a unit that are asked for; None: those of the plan.
 
         Raises:
-            InputError: a file of the plan is missing or has another size, or a new one is not after the others.
+            InputError: a file of the plan is missing or has changed, a new one is not after the others, or units have
+                other rows.
         """
-        sizes, known = {file.path: file.size for file in files}, [file.path for file, _ in self.files]
-        if gone := [path for path in known if path not in sizes]:
+        if unit_rows not in (None, self.unit_rows):
+            raise _other_run(f"unit_rows {self.unit_rows}, now {unit_rows}")
+        there, known = {file.path: file for file in files}, [file.path for file, _ in self.files]
+        if gone := [path for path in known if path not in there]:
             raise _other_input(f"{list_names(gone)} of the plan {'are' if len(gone) > 1 else 'is'} missing")
-        for file, _ in self.files:
-            if sizes[file.path] != file.size:
-                raise _other_input(f"{quote(file.path)} had {file.size:,} bytes and has {sizes[file.path]:,} now")
-        new = [file for file in files if file.path not in set(known)]
-        if early := [file.path for file in new if known and file.path < known[-1]]:
+        if early := [path for path in there if known and path not in set(known) and path < known[-1]]:
             raise _other_input(f"{list_names(early)} would come before files that are planned")
-        return new
+        now = _at_once(lambda file: signature_of(folder, file), [there[path] for path in known])
+        if changed := [file.path for (file, _), one in zip(self.files, now, strict=True) if file != one]:
+            raise _other_input(f"{list_names(changed)} {'have' if len(changed) > 1 else 'has'} changed")
 
     def extended(self, files: Iterable[tuple[InputFile, tuple[Part, ...]]]) -> Plan:
         """The plan with further files after the others."""
@@ -215,6 +214,13 @@ def read_plan(folder: Folder) -> Plan | None:
 def _at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
         return list(pool.map(function, files))
+
+
+def _other_run(differing: str) -> InputError:
+    return InputError(
+        f"the output folder belongs to another run. It was started with {differing}. Give the same tasks and options "
+        f"to go on with it, or another folder with {argument('output')}."
+    )
 
 
 def _other_input(problem: str) -> InputError:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 from ytuning.batch.columns import kept_type
-from ytuning.batch.engine import Pool, Problem
-from ytuning.batch.inputs import head_of, is_readable, signature_of
-from ytuning.batch.places import RECORDS, Folder, FoundFile, find_files, open_folder
+from ytuning.batch.engine import Problem
+from ytuning.batch.engines import Engine, EngineName
+from ytuning.batch.inputs import find_readable, head_of
+from ytuning.batch.places import RECORDS, Folder, FoundFile, open_folder
 from ytuning.batch.plan import (
     PLAN_FILE,
     BadRows,
@@ -28,6 +29,7 @@ from ytuning.batch.plan import (
     read_plan,
 )
 from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, read_task_files
+from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.data.columns import Role, common_columns
 from ytuning.data.labels import did_you_mean, list_names, quote
@@ -35,12 +37,9 @@ from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
 
-__all__ = ["BatchRun", "EngineName", "FailedUnit", "PredictKeywords", "predict_folder"]
+__all__ = ["BatchRun", "FailedUnit", "PredictKeywords", "predict_folder"]
 
-EngineName = Literal["local", "ray"]
 SUCCESS_FILE, SUMMARY_FILE, FAILED_FOLDER = "_SUCCESS", f"{RECORDS}/summary.json", f"{RECORDS}/failed"
-# Rates are shown from so many seconds on.
-RATE_SECONDS = 1.0
 ALL, NONE = "all", "none"
 
 
@@ -202,16 +201,19 @@ def predict_folder(
         YTuningError: workers do not start.
     """
     started, progress, asked = time.monotonic(), progress or Progress(), _Asked(**keywords)
-    _check_engine(engine, workers, attempts, address, worker_gpus)
+    chosen = Engine(engine, workers, attempts, worker_cpus, worker_gpus, address)
     folders = [os.fspath(task) for task in ([tasks] if isinstance(tasks, str | os.PathLike) else tasks)]
     if not folders:
         raise InputError("there is no task. Give at least one task folder.")
-    reading, files = _find_readable(input, progress)
+    reading, files = find_readable(input, progress)
     writing = open_folder(output)
     before = read_plan(writing)
+    if before is not None:
+        # Found now, it need not wait for a worker.
+        before.check_files(reading, files, asked.unit_rows)
     shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
     work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
-    with closing(_pool(engine, work, workers, worker_cpus, worker_gpus, address)) as pool:
+    with closing(chosen.open_pool(work)) as pool:
         scheduler = Scheduler(pool, workers=workers, attempts=attempts, progress=progress)
         about = scheduler.about()
         ready = time.monotonic()
@@ -220,55 +222,6 @@ def predict_folder(
         run.follow(scheduler)
     seconds = {"start": ready - started, "units": time.monotonic() - ready, "total": time.monotonic() - started}
     return run.finish({name: round(value, 3) for name, value in seconds.items()})
-
-
-def _check_engine(engine: str, workers: int, attempts: int, address: str | None, worker_gpus: float) -> None:
-    if engine not in get_args(EngineName):
-        raise InputError(must_be_one_of(parameter("engine"), engine, get_args(EngineName)))
-    for name, value in (("workers", workers), ("attempts", attempts)):
-        if value < 1:
-            raise InputError(f"{parameter(name)} must be at least 1. Got {value} instead.")
-    if engine != "ray" and (address is not None or worker_gpus):
-        name = "address" if address is not None else "worker_gpus"
-        raise InputError(
-            f"{parameter(name)} is for the engine 'ray'. Leave it out, or use {argument('engine', 'ray')}."
-        )
-
-
-def _pool(
-    engine: EngineName, work: PredictWork, workers: int, cpus: int | None, gpus: float, address: str | None
-) -> Pool:
-    if engine == "ray":
-        from ytuning.batch.ray_actors import RayPool
-
-        return RayPool(work, workers=workers, cpus=cpus or 1, gpus=gpus, address=address)
-    from ytuning.batch.processes import ProcessPool
-
-    threads = cpus
-    if threads is None and workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # Workers that each took all processors would wait for each other.
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, available // workers)
-    return ProcessPool(work, threads=threads)
-
-
-def _find_readable(input: Any, progress: Progress) -> tuple[Folder, list[FoundFile]]:
-    """The files of the input that can be read; the progress is told of others.
-
-    Raises:
-        InputError: there is none.
-    """
-    folder, files = find_files(input)
-    readable = [file for file in files if is_readable(file.path)]
-    if not readable:
-        names = list_names([file.path for file in files])
-        raise InputError(
-            f"{folder.name} has no file that can be read: {names}. File names must end in .parquet, .csv, .tsv, "
-            ".jsonl or .json; .gz may follow, except for Parquet."
-        )
-    if ignored := [file.path for file in files if not is_readable(file.path)]:
-        progress.say(f"{folder.name}: files with other endings are left out: {list_names(ignored)}.")
-    return folder, readable
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -289,9 +242,9 @@ def _plan(
     heads = {file.path: file for file in files}
     job = _job(about, asked, reading, heads.get(first or ""), files)
     if before is not None:
-        before.check_job(job, asked.unit_rows)
-        new = before.check_files(files)
-        _check_signatures(before, reading)
+        before.check_job(job)
+        planned = {file.path for file, _ in before.files}
+        new = [file for file in files if file.path not in planned]
         if not new:
             return before
         plan = before.extended(plan_files(reading, new, before.unit_rows))
@@ -305,15 +258,6 @@ def _plan(
         progress.say(f"{reading.name}: these files have no rows: {list_names(empty)}.")
     writing.write(PLAN_FILE, plan.to_bytes())
     return plan
-
-
-def _check_signatures(plan: Plan, reading: Folder) -> None:
-    for file, _ in plan.files:
-        if signature_of(reading, FoundFile(file.path, file.size)) != file:
-            raise InputError(
-                f"{quote(file.path)} has changed since the output folder was started. Restore it, or choose another "
-                f"folder with {argument('output')}."
-            )
 
 
 def _job(about: dict[str, Any], asked: _Asked, reading: Folder, first: FoundFile | None, files: list[FoundFile]) -> Job:
@@ -410,7 +354,7 @@ class _Run:
             progress.say(f"{self._skipped:,} of {quantity(len(self._units), 'unit')} are done already.")
         # Two runs over one folder should not compute the same units at the same time, so each has an order of its own.
         random.SystemRandom().shuffle(self._left)
-        self._bar = _Bar(progress, self._left)
+        self._bar = RowsBar(progress, "predict", self._left)
 
     def follow(self, scheduler: Scheduler) -> None:
         """Let all units be run that are left."""
@@ -470,32 +414,3 @@ class _Run:
         content = {**vars(failed), "details": problem.details}
         self._writing.write(f"{FAILED_FOLDER}/{unit.name}.json", (json.dumps(content, indent=1) + "\n").encode())
         self._progress.say(f"Unit {unit.number} is given up after {quantity(attempts, 'attempt')}: {problem.message}")
-
-
-class _Bar:
-    """Shows rows, or units where nobody has counted the rows, and how many of them a second."""
-
-    def __init__(self, progress: Progress, units: Sequence[Unit]) -> None:
-        self._progress, self._started = progress, time.monotonic()
-        counts = [unit.part.rows for unit in units]
-        self._by_rows = None not in counts
-        self._total = sum(count or 0 for count in counts) if self._by_rows else len(units)
-        # Rows of units that have ended, and those that workers tell of in the others.
-        self._ended = self._told = self._answered = 0
-
-    def rows(self, rows: int) -> None:
-        """Workers have finished some rows of their units."""
-        self._told, self._answered = self._told + rows, self._answered + rows
-        self._show()
-
-    def unit(self, unit: Unit) -> None:
-        """A unit has ended."""
-        self._ended += (unit.part.rows or 0) if self._by_rows else 1
-        self._show()
-
-    def _show(self) -> None:
-        seconds = time.monotonic() - self._started
-        done = max(self._ended, min(self._told, self._total)) if self._by_rows else self._ended
-        rows = self._answered or (self._ended if self._by_rows else 0)
-        note = f"{rows / seconds:,.0f} rows/s" if seconds > RATE_SECONDS and rows else ""
-        self._progress.step("predict" if self._by_rows else "units", done, self._total, note)

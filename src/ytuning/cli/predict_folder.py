@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -120,7 +121,8 @@ def predict_into_folder(
     """
     from ytuning.batch.predict_folder import predict_folder
 
-    with console.shown_progress(quiet) as progress:
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), console.shown_progress(quiet) as progress:
         run = predict_folder(tasks, input, output, progress=progress, **options.given, **common)
         for task, count in run.truncated.items():
             if count:
