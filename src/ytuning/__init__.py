@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ytuning.batch.batch_predictor import BatchPredictor
+    from ytuning.batch.predict_folder import predict_folder
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
     from ytuning.data.task_columns import read_tasks
     from ytuning.encoder.encoder import Encoder, load_encoder
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Dataset", "Encoder", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task", "TrainOptions",
+    "BatchPredictor", "Dataset", "Encoder", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task", "TrainOptions",
     "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor", "__version__",
-    "evaluate_task", "from_lists", "load_encoder", "load_task", "preset", "read_dataset", "read_tasks",
-    "render_report", "save_task", "train_task", "train_tasks",
+    "evaluate_task", "from_lists", "load_encoder", "load_task", "predict_folder", "preset", "read_dataset",
+    "read_tasks", "render_report", "save_task", "train_task", "train_tasks",
 ]  # fmt: skip
 
 _HOMES = {
+    "batch.batch_predictor": ("BatchPredictor",),
+    "batch.predict_folder": ("predict_folder",),
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),
     "data.task_columns": ("read_tasks",),
     "encoder.encoder": ("Encoder", "load_encoder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -100,10 +101,8 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Kill all of a node, as a machine that loses its power."""
         for pid in self.pids(node):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def pull_cable(self, node: str) -> None:
         """Cut a node off; its processes go on."""
