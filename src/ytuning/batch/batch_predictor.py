@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,10 @@ from ytuning.tasks.predictor import Predictor
 from ytuning.tasks.task import Task
 
 __all__ = ["BatchPredictor"]
+
+# Characters of the texts that are answered at once: as features they take some 300 MB with a small encoder. Where
+# texts are short, a window has `inputs.WINDOW_ROWS` rows.
+WINDOW_CHARACTERS = 1 << 20
 
 
 class BatchPredictor:
@@ -96,9 +100,7 @@ class BatchPredictor:
             InputError: the tasks are for single texts and the inputs are pairs, or the other way round.
         """
         arrow = require("pyarrow", "parquet")
-        windows = [
-            self._window(arrow, inputs[first : first + WINDOW_ROWS]) for first in range(0, len(inputs), WINDOW_ROWS)
-        ]
+        windows = [self._window(arrow, window) for window in _windows(inputs)]
         whole = arrow.Table.from_batches(windows, schema=arrow.schema(self.fields)).combine_chunks()
         batches = whole.to_batches()
         return batches[0] if batches else arrow.RecordBatch.from_pylist([], schema=arrow.schema(self.fields))
@@ -113,3 +115,15 @@ class BatchPredictor:
         )
         is_distinct = len(places) == len(batch) and bool((places == np.arange(len(places))).all())
         return batch if is_distinct else batch.take(arrow.array(places))
+
+
+def _windows(inputs: Sequence[TextInput]) -> Iterator[Sequence[TextInput]]:
+    """Inputs in runs that are answered at once."""
+    start, characters = 0, 0
+    for number, (text, pair) in enumerate(inputs, 1):
+        characters += len(text) + len(pair or "")
+        if number - start == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
+            yield inputs[start:number]
+            start, characters = number, 0
+    if start < len(inputs):
+        yield inputs[start:]

@@ -19,7 +19,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
 from ytuning.data.tables import Column, Table
 from ytuning.errors import DataError, TaskFolderError
-from ytuning.system.machine import require, versions
+from ytuning.system.machine import keep_few_compiled_shapes, require, versions
 
 __all__ = ["PartReport", "PredictUnit", "PredictWork", "read_task_files"]
 
@@ -89,6 +89,7 @@ class PredictWork:
 
     def start(self) -> PredictWorker:
         """Load the tasks and their encoders."""
+        keep_few_compiled_shapes()
         if self.files is None:
             return PredictWorker(self, self.folders)
         with tempfile.TemporaryDirectory(prefix="ytuning-tasks-") as root:

@@ -18,6 +18,7 @@ from ytuning.cli import predict_folder as folders
 from ytuning.cli.options import DATA, OUTPUT
 from ytuning.errors import DataError, InputError
 from ytuning.system.files import STANDARD_INPUT, read_input
+from ytuning.system.machine import keep_few_compiled_shapes
 
 if TYPE_CHECKING:
     from ytuning.data.columns import Role
@@ -151,6 +152,7 @@ def _predict_here(
     quiet: bool,
 ) -> None:
     """Label the texts of the command line or of one file in this process."""
+    keep_few_compiled_shapes()
     from ytuning.data.files import read_table
     from ytuning.data.labels import list_names
     from ytuning.tasks.cascade import check_share, notes_on_cascades

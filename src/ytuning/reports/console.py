@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -11,8 +12,11 @@ from rich.table import Table
 
 from ytuning.data.dataset import EMPTY_CELLS, Dataset
 from ytuning.errors import quantity
-from ytuning.evaluation.evaluate import Report
-from ytuning.tasks.train import Trained
+
+# A command that only prints a table should not load torch for it.
+if TYPE_CHECKING:
+    from ytuning.evaluation.evaluate import Report
+    from ytuning.tasks.train import Trained
 
 __all__ = ["SHOWN_METRICS", "answers_table", "new_table", "print_report", "print_tasks"]
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from ytuning.errors import MissingExtraError
 
 __all__ = [
-    "Workers", "give_back_freed_memory", "keep_freed_memory", "one_thread", "peak_bytes", "require", "shared_threads",
-    "source_hash", "stay_on_one_thread", "version_of", "versions", "workers",
+    "Workers", "give_back_freed_memory", "keep_few_compiled_shapes", "keep_freed_memory", "one_thread", "peak_bytes",
+    "require", "shared_threads", "source_hash", "stay_on_one_thread", "version_of", "versions", "workers",
 ]  # fmt: skip
 
 ALWAYS = ("numpy", "scipy", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -51,6 +51,16 @@ def keep_freed_memory() -> None:
     if library is not None:
         for option, value in KEPT.items():
             library.mallopt(option, value)
+
+
+def keep_few_compiled_shapes() -> None:
+    """Let oneDNN keep little of what it compiles; called before torch computes anything in this process.
+
+    It compiles a program for each shape that it meets, and keeps 1,024 of them, some 400 MB. Texts have so many shapes
+    that hardly one of the older ones is met again: with 64 the encoder is as fast (SST-2, benchmarks/LOG.md). A number
+    that the user has set stays.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def give_back_freed_memory() -> None:
