@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ytuning.batch.batch_predictor import BatchPredictor
+    from ytuning.batch.encode_folder import encode_folder
+    from ytuning.batch.engines import Engine
     from ytuning.batch.predict_folder import predict_folder
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
     from ytuning.data.task_columns import read_tasks
@@ -28,14 +30,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "BatchPredictor", "Dataset", "Encoder", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task", "TrainOptions",
-    "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor", "__version__",
-    "evaluate_task", "from_lists", "load_encoder", "load_task", "predict_folder", "preset", "read_dataset",
-    "read_tasks", "render_report", "save_task", "train_task", "train_tasks",
+    "BatchPredictor", "Dataset", "Encoder", "Engine", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task",
+    "TrainOptions", "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor",
+    "__version__", "encode_folder", "evaluate_task", "from_lists", "load_encoder", "load_task", "predict_folder",
+    "preset", "read_dataset", "read_tasks", "render_report", "save_task", "train_task", "train_tasks",
 ]  # fmt: skip
 
 _HOMES = {
     "batch.batch_predictor": ("BatchPredictor",),
+    "batch.encode_folder": ("encode_folder",),
+    "batch.engines": ("Engine",),
     "batch.predict_folder": ("predict_folder",),
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),
     "data.task_columns": ("read_tasks",),

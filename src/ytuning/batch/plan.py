@@ -14,12 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ytuning.batch.engine import Problem
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
 from ytuning.batch.places import RECORDS, Folder, FoundFile
 from ytuning.data.labels import list_names, quote
 from ytuning.errors import InputError, argument, quantity, wrong_schema
 
-__all__ = ["BadRows", "Job", "PartFormat", "Plan", "Scores", "Unit", "choose_unit_rows", "plan_files", "read_plan"]
+__all__ = [
+    "BadRows",
+    "FailedUnit",
+    "Job",
+    "PartFormat",
+    "Plan",
+    "Scores",
+    "Unit",
+    "choose_unit_rows",
+    "plan_files",
+    "read_plan",
+]
 
 SCHEMA = 1
 PLAN_FILE = f"{RECORDS}/plan.json"
@@ -88,6 +100,35 @@ class Unit:
     name: str
     path: str
     part: Part
+
+
+@dataclass(frozen=True)
+class FailedUnit:
+    """A unit that was given up.
+
+    Attributes:
+        unit: number in the plan.
+        part: name of the part that is missing.
+        file: path of the file of the input.
+        first_row: number of its first row in the file, from 1.
+        rows: how many rows it has; None if nobody has counted them.
+        attempts: how often it was tried.
+        why: the reason of the last attempt.
+    """
+
+    unit: int
+    part: str
+    file: str
+    first_row: int
+    rows: int | None
+    attempts: int
+    why: str
+
+    @classmethod
+    def of(cls, unit: Unit, problem: Problem, attempts: int) -> FailedUnit:
+        """A unit with the problem that it was given up for."""
+        part = unit.part
+        return cls(unit.number, unit.name, unit.path, part.before + 1, part.rows, attempts, problem.message)
 
 
 @dataclass(frozen=True)

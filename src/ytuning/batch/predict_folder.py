@@ -19,6 +19,7 @@ from ytuning.batch.places import RECORDS, Folder, FoundFile, open_folder
 from ytuning.batch.plan import (
     PLAN_FILE,
     BadRows,
+    FailedUnit,
     Job,
     PartFormat,
     Plan,
@@ -37,7 +38,7 @@ from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
 
-__all__ = ["BatchRun", "FailedUnit", "PredictKeywords", "predict_folder"]
+__all__ = ["BatchRun", "PredictKeywords", "predict_folder"]
 
 SUCCESS_FILE, SUMMARY_FILE, FAILED_FOLDER = "_SUCCESS", f"{RECORDS}/summary.json", f"{RECORDS}/failed"
 ALL, NONE = "all", "none"
@@ -94,29 +95,6 @@ class _Asked:
     def named(self) -> dict[Role, str | None]:
         """The columns of texts that the user names, by their roles."""
         return {"text": self.text, "text_pair": self.text_pair}
-
-
-@dataclass(frozen=True)
-class FailedUnit:
-    """A unit that was given up.
-
-    Attributes:
-        unit: number in the plan.
-        part: name of the part that is missing.
-        file: path of the file of the input.
-        first_row: number of its first row in the file, from 1.
-        rows: how many rows it has; None if nobody has counted them.
-        attempts: how often it was tried.
-        why: the reason of the last attempt.
-    """
-
-    unit: int
-    part: str
-    file: str
-    first_row: int
-    rows: int | None
-    attempts: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -408,8 +386,7 @@ class _Run:
             )
 
     def _give_up(self, unit: Unit, problem: Problem, attempts: int) -> None:
-        part = unit.part
-        failed = FailedUnit(unit.number, unit.name, unit.path, part.before + 1, part.rows, attempts, problem.message)
+        failed = FailedUnit.of(unit, problem, attempts)
         self._failed.append(failed)
         content = {**vars(failed), "details": problem.details}
         self._writing.write(f"{FAILED_FOLDER}/{unit.name}.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -15,6 +15,7 @@ import typer
 
 from ytuning import __version__
 from ytuning.cli.cache import cache
+from ytuning.cli.encode import encode
 from ytuning.cli.experiments import compare, search
 from ytuning.cli.options import choices_of
 from ytuning.cli.predict import predict
@@ -57,6 +58,7 @@ def _every_command(
 
 app.add_typer(cache, name="cache")
 for _name, _command, _example in (
+    ("encode", encode, "tickets.csv --workers 2"),
     ("train", train, "tickets.csv --test holdout.csv --out tasks/tickets"),
     ("add-label", add_label, "tasks/tickets refund --examples refunds.csv"),
     ("remove-label", remove_label, "tasks/tickets refund"),
