@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.batch.conftest import MakeFolder
+from tests.batch.works import Trapped
 from tests.conftest import WORDS
 from ytuning.batch.batch_predictor import BatchPredictor
 from ytuning.batch.places import open_folder
+from ytuning.batch.plan import read_plan
 from ytuning.batch.predict_folder import BatchRun, predict_folder
+from ytuning.batch.predict_work import PredictUnit, PredictWork
+from ytuning.batch.processes import ProcessPool
+from ytuning.batch.schedule import GivenUp, Scheduler
 from ytuning.errors import InputError, WriteError
 from ytuning.progress import CollectedMessages
 from ytuning.tasks.predictor import Predictor
@@ -279,7 +285,7 @@ def start(words: list[str], mark: str = "") -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RUN_OF_A_TEST": mark}
     # A session of its own, so that signals reach only this run.
     return subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=environment
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
     )
 
 
@@ -331,11 +337,34 @@ def read_or_nothing(file: Path) -> bytes:
 def test_two_runs_over_one_folder_share_the_work(whole: Path, served_tasks: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     both = [start([*command(served_tasks / "single", whole / "in", output), "--json"]) for _ in range(2)]
+    runs = []
     for process in both:
-        _, told = process.communicate(timeout=120)
+        out, told = process.communicate(timeout=120)
         assert process.returncode == 0, told
+        runs.append(json.loads(out))
+    # Either skips what the other has done; only units that both have begun are computed twice.
+    assert all(run["rows"] // 10 + run["skipped"] == 40 for run in runs)
+    assert 400 <= sum(run["rows"] for run in runs) < 700
     assert parts(output) == parts(whole / "out")
     assert (output / "_SUCCESS").exists()
+
+
+def test_a_row_that_kills_its_worker_costs_its_unit_alone(whole: Path, served_tasks: Path, tmp_path: Path) -> None:
+    plan = read_plan(open_folder(whole / "out"))
+    assert plan is not None
+    trap = make_rows(400)[234]["text"]
+    work = Trapped(PredictWork((str(served_tasks / "single"),), None, "top", None, None, None), trap)
+    messages = CollectedMessages()
+    with closing(ProcessPool(work)) as pool:
+        scheduler = Scheduler(pool, workers=2, attempts=3, progress=messages)
+        scheduler.about()
+        units = [PredictUnit(unit, plan.job, str(whole / "in"), str(tmp_path)) for unit in plan.units]
+        ends = list(scheduler.run(units, lambda unit: False, lambda rows: None))
+    (given_up,) = [end for end in ends if isinstance(end, GivenUp)]
+    assert (given_up.unit.unit.number, given_up.attempts) == (23, 3)
+    expected = parts(whole / "out")
+    del expected[given_up.unit.unit.name]
+    assert parts(tmp_path) == expected
 
 
 def test_a_full_disk_stops_the_run_with_one_message(whole: Path, served_tasks: Path, tmp_path: Path) -> None:

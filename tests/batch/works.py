@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ytuning.batch.inputs import read_part
+from ytuning.batch.places import open_folder
+from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, PredictWorker
 from ytuning.errors import DataError, InputError, WriteError
 
 
@@ -75,3 +78,25 @@ class Work:
             except FileExistsError:
                 return Loaded({**self.about, "precision": "bf16"})
         return Loaded(self.about)
+
+
+@dataclass(frozen=True)
+class Trapped:
+    """Prediction whose worker dies at a row with one text."""
+
+    work: PredictWork
+    text: str
+
+    def start(self) -> TrappedWorker:
+        return TrappedWorker(self.work.start(), self.text)
+
+
+class TrappedWorker:
+    def __init__(self, worker: PredictWorker, text: str) -> None:
+        self._worker, self._text, self.about = worker, text, worker.about
+
+    def __call__(self, given: PredictUnit, tell: Callable[[int], None]) -> PartReport:
+        for table, _ in read_part(open_folder(given.input), given.unit.path, given.unit.part, ["text"]):
+            if self._text in table.cells("text"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._worker(given, tell)

@@ -195,7 +195,7 @@ class Plan:
             raise _other_input(f"{list_names(gone)} of the plan {'are' if len(gone) > 1 else 'is'} missing")
         if early := [path for path in there if known and path not in set(known) and path < known[-1]]:
             raise _other_input(f"{list_names(early)} would come before files that are planned")
-        now = _at_once(lambda file: signature_of(folder, file), [there[path] for path in known])
+        now = at_once(lambda file: signature_of(folder, file), [there[path] for path in known])
         if changed := [file.path for (file, _), one in zip(self.files, now, strict=True) if file != one]:
             raise _other_input(f"{list_names(changed)} {'have' if len(changed) > 1 else 'has'} changed")
 
@@ -215,13 +215,13 @@ def choose_unit_rows(folder: Folder, files: Sequence[FoundFile]) -> int:
     """
     if sum(file.size for file in files) > COUNTED_BYTES:
         return MOST_UNIT_ROWS
-    rows = sum(count or 0 for count in _at_once(lambda file: rows_of(folder, file), files))
+    rows = sum(count or 0 for count in at_once(lambda file: rows_of(folder, file), files))
     return max(WINDOW_ROWS, min(MOST_UNIT_ROWS, rows // FEW_UNITS // WINDOW_ROWS * WINDOW_ROWS))
 
 
 def plan_files(folder: Folder, files: Sequence[FoundFile], unit_rows: int) -> list[tuple[InputFile, tuple[Part, ...]]]:
     """Files with their parts; raises what `inputs.parts_of` does."""
-    return _at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
+    return at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
 
 
 def read_plan(folder: Folder) -> Plan | None:
@@ -252,7 +252,8 @@ def read_plan(folder: Folder) -> Plan | None:
         raise InputError(f"{name} is damaged ({type(error).__name__}: {error}). {other}") from error
 
 
-def _at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
+def at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
+    """What a function gives for each file, in their order; many at a time, as an object store answers slowly."""
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
         return list(pool.map(function, files))
 

@@ -25,6 +25,7 @@ from ytuning.batch.plan import (
     Plan,
     Scores,
     Unit,
+    at_once,
     choose_unit_rows,
     plan_files,
     read_plan,
@@ -231,7 +232,7 @@ def _plan(
     else:
         unit_rows = asked.unit_rows or choose_unit_rows(reading, files)
         plan = Plan(job, unit_rows, tuple(plan_files(reading, files, unit_rows)), about["versions"])
-    _check_columns(plan, reading, files)
+    at_once(lambda file: _check_columns(job, reading, file), files)
     if empty := [file.path for file, parts in plan.files if not parts]:
         progress.say(f"{reading.name}: these files have no rows: {list_names(empty)}.")
     writing.write(PLAN_FILE, plan.to_bytes())
@@ -290,28 +291,27 @@ def _keep(head: Any, table: Table, wanted: Sequence[str] | str) -> tuple[tuple[s
     return tuple((name, str(head.field(name).type)) for name in names)
 
 
-def _check_columns(plan: Plan, reading: Folder, files: list[FoundFile]) -> None:
-    """Refuse files that lack a column, or have another type in a column to keep, before any work is done."""
-    for file in files:
-        head = head_of(reading, file)
-        if head is None:
-            continue
-        schema: Any = None if isinstance(head, Table) else head
-        names = head.names
-        wanted = [plan.job.text, *([plan.job.text_pair] if plan.job.text_pair else [])]
-        # A key of JSON lines may be missing in the first rows.
-        wanted += [] if schema is None else [name for name, _ in plan.job.keep]
-        if missing := [name for name in wanted if name not in names]:
-            problem = f"the columns {list_names(missing)} are not there, which other files have. "
-            raise DataError(f"{problem}The columns are {list_names(list(names))}.", source=reading.name_of(file.path))
-        for name, kind in plan.job.keep:
-            if schema is not None and str(schema.field(name).type) != kind:
-                raise DataError(
-                    f"the column has the type {schema.field(name).type}, and {kind} in other files. Leave it out with "
-                    f"{argument('keep')}.",
-                    source=reading.name_of(file.path),
-                    column=name,
-                )
+def _check_columns(job: Job, reading: Folder, file: FoundFile) -> None:
+    """Refuse a file that lacks a column, or has another type in a column to keep.
+
+    Raises:
+        DataError: it does.
+    """
+    head = head_of(reading, file)
+    if head is None:
+        return
+    schema: Any = None if isinstance(head, Table) else head
+    wanted = [job.text, *([job.text_pair] if job.text_pair else [])]
+    # A key of JSON lines may be missing in the first rows.
+    wanted += [] if schema is None else [name for name, _ in job.keep]
+    source = reading.name_of(file.path)
+    if missing := [name for name in wanted if name not in head.names]:
+        problem = f"the columns {list_names(missing)} are not there, which other files have. "
+        raise DataError(f"{problem}The columns are {list_names(list(head.names))}.", source=source)
+    for name, kind in job.keep:
+        if schema is not None and str(schema.field(name).type) != kind:
+            problem = f"the column has the type {schema.field(name).type}, and {kind} in other files. "
+            raise DataError(f"{problem}Leave it out with {argument('keep')}.", source=source, column=name)
 
 
 # --- the run --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ytuning.data.tables import Column, Table
 from ytuning.errors import DataError, TaskFolderError
 from ytuning.system.machine import keep_few_compiled_shapes, require, versions
 
-__all__ = ["PartReport", "PredictUnit", "PredictWork", "read_task_files"]
+__all__ = ["PartReport", "PredictUnit", "PredictWork", "PredictWorker", "read_task_files"]
 
 # A part's rows are written when they have so many bytes, which then are a row group of Parquet.
 GROUP_BYTES = 32 << 20
