@@ -67,9 +67,21 @@ def parse(arguments: list[str]) -> None:
 
 COMMANDS = {
     "README.md": {"train", "predict", "evaluate", "cache", "compare", "serve"},
-    "docs/cli.md": {"train", "predict", "evaluate", "cache", "compare", "serve", "search", "add-label", "remove-label"},
+    "docs/cli.md": {
+        "encode",
+        "train",
+        "predict",
+        "evaluate",
+        "cache",
+        "compare",
+        "serve",
+        "search",
+        "add-label",
+        "remove-label",
+    },
     "docs/guide.md": {"train", "predict", "evaluate", "add-label", "remove-label", "search", "compare", "cache"},
     "docs/encoders.md": {"train", "compare"},
+    "docs/scale.md": {"predict", "encode"},
     "docs/serving.md": {"train", "serve"},
 }
 
@@ -205,7 +217,8 @@ def test_the_python_examples_run(
 ) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    code = "".join(blocks("docs/python.md", "python"))
+    # The page about scale goes on with the tasks of the page about Python.
+    code = "".join(blocks("docs/python.md", "python") + blocks("docs/scale.md", "python"))
     assert code.count(DEFAULT_ENCODER) == 1
     names = {"__name__": "__main__"}
     exec(compile(code.replace(DEFAULT_ENCODER, str(tiny_encoder)), "docs/python.md", "exec"), names)
@@ -213,6 +226,8 @@ def test_the_python_examples_run(
     assert re.search(r"^support \w+ 0\.\d+$", shown, re.MULTILINE)
     assert re.search(r"^logistic 0\.\d+$", shown, re.MULTILINE)
     assert "there is no task folder tasks/missing" in shown
+    assert re.search(r"^156 1 0 \[\]$", shown, re.MULTILINE)
+    assert "'cards.label': 'login'" in shown
 
 
 def test_the_reference_of_the_command_line_is_up_to_date() -> None:
