@@ -28,5 +28,11 @@ def build(arguments: dict[str, str]) -> serve.Application:
         catalog.open()
         return create_app(settings, catalog)
 
-    replica = serve.deployment(serve.ingress(application)())
-    return replica.options(name="ytuning", num_replicas=int(arguments.get("replicas", "2"))).bind()
+    replica = serve.deployment(
+        serve.ingress(application)(),
+        name="ytuning",
+        num_replicas=int(arguments.get("replicas", "2")),
+        # Ray's default is 5, which leaves nothing to put into batches.
+        max_ongoing_requests=64,
+    )
+    return replica.bind()
