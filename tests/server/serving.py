@@ -25,6 +25,7 @@ from ytuning.encoder.encoder import Encoder
 from ytuning.heads.pairs import PairMode
 from ytuning.server.app import create_app
 from ytuning.server.catalog import Catalog
+from ytuning.server.connections import WholeReplies
 from ytuning.server.service import Settings
 from ytuning.tasks.shared_encoder import LiveTexts, SharedEncoder
 from ytuning.tasks.task import Task
@@ -95,7 +96,9 @@ def live(given: Settings, catalog: Catalog | None = None, *, wait: bool = True) 
     """A server in a thread of this process; ``wait``: until it is ready."""
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(create_app(given, catalog), log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(given, catalog), log_config=None, access_log=False, ws="none", http=WholeReplies)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

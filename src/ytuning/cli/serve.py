@@ -58,6 +58,14 @@ def serve(
     ] = 512,
     most_texts: Annotated[int, LIMITS("N", "Maximum number of texts in a request.", min=1)] = 1_000,
     timeout: Annotated[float, LIMITS("SECONDS", "Maximum time that a request may take.", min=0.1)] = 30.0,
+    drain: Annotated[
+        float,
+        LIMITS(
+            "SECONDS",
+            "Time after SIGTERM in which the server still answers, but /health says 503, so that balancers move on.",
+            min=0,
+        ),
+    ] = 0.0,
     fallback: Annotated[
         str | None,
         FALLBACK(
@@ -104,6 +112,7 @@ def serve(
         requests=most_requests,
         texts=most_texts,
         seconds=timeout,
+        drain=drain,
         fallback=None if fallback is None else check_url(fallback),
         fallback_key=None if fallback is None else read_key(fallback_key),
         fallback_seconds=10.0 if fallback_timeout is None else fallback_timeout,

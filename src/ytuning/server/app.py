@@ -28,6 +28,7 @@ from ytuning.data.labels import did_you_mean, quote
 from ytuning.errors import InputError, YTuningError
 from ytuning.server.batching import Batcher, Refused
 from ytuning.server.catalog import Catalog
+from ytuning.server.connections import WholeReplies, drain_on_sigterm
 from ytuning.server.decisions.fallback import Fallback
 from ytuning.server.middleware import ADMIN_KEYS, USE_KEYS, Gate
 from ytuning.server.refusals import describe_errors, refusal
@@ -63,6 +64,9 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
+        # Another program that runs this application in a thread handles signals itself.
+        if settings.drain and threading.current_thread() is threading.main_thread():
+            drain_on_sigterm(service)
         background = asyncio.create_task(_load_and_watch(service))
         try:
             yield
@@ -88,7 +92,7 @@ def create_app(settings: Settings, catalog: Catalog | None = None) -> Any:
     _add_page(app)
     _add_handlers(app)
     _add_infer_schema(app)
-    gate = Gate(app, settings, telemetry)
+    gate = Gate(app, settings, telemetry, draining=lambda: service.draining)
     if not settings.origins:
         return gate
     # CORS lies around the gate, because a browser asks without a key first, and pages should see refusals too.
@@ -194,7 +198,8 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         message = "the server failed. Its log has the error under the value of the header x-request-id."
-        return reply(request, 500, "internal", message)
+        # uvicorn closes the connection after an exception, so the client must not send another request on it.
+        return reply(request, 500, "internal", message, {"connection": "close"})
 
 
 def _methods_of(app: FastAPI, request: Request) -> list[str]:
@@ -240,6 +245,7 @@ def serve(settings: Settings, *, workers: int = 1) -> None:
         "host": settings.host,
         "port": settings.port,
         "log_config": None,
+        "http": WholeReplies,
         "ws": "none",
         "access_log": False,
         "server_header": False,

@@ -9,7 +9,7 @@ import hmac
 import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastapi.responses import JSONResponse
@@ -80,10 +80,13 @@ class Gate:
         app: application that answers.
         settings: keys and limits.
         telemetry: counts every request.
+        draining: whether the server is about to stop, so that clients should close their connections.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, telemetry: Telemetry) -> None:
-        self._app, self._settings, self._telemetry = app, settings, telemetry
+    def __init__(
+        self, app: ASGIApp, settings: Settings, telemetry: Telemetry, *, draining: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._app, self._settings, self._telemetry, self._draining = app, settings, telemetry, draining
         self._keys = [_hash(key.encode()) for key in settings.keys]
         self._admin_keys = [_hash(key.encode()) for key in settings.admin_keys]
         self._running = 0
@@ -107,6 +110,8 @@ class Gate:
                 own = [*HEADERS, (b"x-request-id", identifier.encode())]
                 if state.get("cut"):
                     own.append((b"x-truncated-inputs", ",".join(map(str, state["cut"])).encode()))
+                if self._draining():
+                    own.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 

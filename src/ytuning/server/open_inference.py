@@ -146,8 +146,8 @@ async def live() -> dict[str, bool]:
 
 @v2.get("/health/ready")
 async def ready(service: TheService) -> dict[str, bool]:
-    """Whether all tasks are loaded."""
-    service.check_ready()
+    """Whether all tasks are loaded, and the server is not about to stop."""
+    service.check_open()
     return {"ready": True}
 
 

@@ -135,6 +135,6 @@ async def infinity_models(service: TheService) -> schemas.InfinityModels:
 
 @openai_style.get("/infinity/health")
 async def infinity_health(service: TheService) -> dict[str, float]:
-    """Status 200 once all tasks are loaded and warmed up, 503 before."""
-    service.check_ready()
+    """Status 200 once all tasks are loaded and warmed up, 503 before and while the server stops."""
+    service.check_open()
     return {"unix": time.time()}

@@ -42,8 +42,8 @@ router = APIRouter(route_class=JsonRoute, responses=refusals_of(schemas.Error))
 
 @router.get("/health", responses={200: {"content": {"application/json": {"schema": {}}}}})
 async def health(service: TheService) -> dict[str, str]:
-    """Status 200 once all tasks are loaded and warmed up, 503 before."""
-    service.check_ready()
+    """Status 200 once all tasks are loaded and warmed up, 503 before and while the server stops."""
+    service.check_open()
     return {"status": "ok"}
 
 

@@ -44,6 +44,7 @@ class Settings:
         texts: maximum number of texts in a request; a pair counts once.
         characters: maximum length of a text.
         seconds: maximum time that a request may take.
+        drain: seconds for which a server that stops still answers, but says that it is not ready.
         fallback: address of the server that answers questions which no task does; None for no such server.
         fallback_key: key for that server.
         fallback_seconds: maximum time that it may take.
@@ -67,6 +68,7 @@ class Settings:
     texts: int = 1_000
     characters: int = 200_000
     seconds: float = 30.0
+    drain: float = 0.0
     fallback: str | None = None
     fallback_key: str | None = field(default=None, repr=False)
     fallback_seconds: float = 10.0
@@ -85,7 +87,12 @@ class Settings:
 
 @dataclass
 class Service:
-    """The state and the work that the routes share."""
+    """The state and the work that the routes share.
+
+    Attributes:
+        ready: all tasks are loaded and warmed up.
+        draining: the server is about to stop. It still answers, and tells balancers and clients to go elsewhere.
+    """
 
     settings: Settings
     catalog: Catalog
@@ -93,6 +100,7 @@ class Service:
     telemetry: Telemetry
     fallback: Fallback | None = None
     ready: bool = False
+    draining: bool = False
 
     def check_ready(self) -> None:
         """Whether all tasks are loaded and warmed up.
@@ -102,6 +110,16 @@ class Service:
         """
         if not self.ready:
             raise Refused(503, "unavailable", "the tasks are still loading. Try again in a moment.")
+
+    def check_open(self) -> None:
+        """Whether balancers should send requests here.
+
+        Raises:
+            Refused: the tasks are not ready, or the server is about to stop.
+        """
+        self.check_ready()
+        if self.draining:
+            raise Refused(503, "unavailable", "the server is about to stop. Use another one.")
 
     def task(self, name: str | None, *, gives_many: bool = False) -> Served:
         """The task of a name, or the only one (that may give several labels).
