@@ -430,7 +430,7 @@ def test_writers_count_each_other_and_do_not_wait(store: FeatureStore) -> None:
     with spaces[1].writing() as others:
         assert others == 0
     # A killed one leaves its file.
-    (spaces[0].folder / "writers" / "killed.lock").write_bytes(b"")
+    (spaces[0].folder / "writers" / "0-killed.lock").write_bytes(b"")
     with spaces[1].writing() as others:
         assert others == 0
     assert list((spaces[0].folder / "writers").iterdir()) == []

@@ -375,7 +375,7 @@ class FeatureSpace:
 
     @contextmanager
     def writing(self) -> Iterator[int]:
-        """Be one of the processes that write to this space; yields how many others were at work at the beginning.
+        """Be one of the processes that write to this space; yields how many others have begun before.
 
         Raises:
             StoreError: the folder cannot be written.

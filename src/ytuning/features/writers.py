@@ -7,6 +7,7 @@ that is not the first begins somewhere else in its texts.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,29 +22,37 @@ SUFFIX = ".lock"
 
 @contextmanager
 def joined_writers(folder: Path) -> Iterator[int]:
-    """Be one of the writers, each of which has a file in a folder; yields how many others there are.
+    """Be one of the writers, each of which has a file in a folder; yields how many others have begun before.
+
+    The folder is made if it is not there. Names begin with the time, so that of writers that begin together each knows
+    a place of its own.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    others = writers_at_work(folder)
-    file = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+    file = folder / f"{time.time_ns():020}-{uuid.uuid4().hex[:16]}{SUFFIX}"
     try:
         with locked(file):
-            yield others
+            yield writers_at_work(folder, before=file.name)
     finally:
         _remove(file)
 
 
-def writers_at_work(folder: Path) -> int:
+def writers_at_work(folder: Path, *, before: str | None = None) -> int:
     """The number of writers that have a file in a folder and still live; files of others are removed.
 
+    Args:
+        folder: need not be there.
+        before: counts only files whose names come before this one; default: all.
+
     Raises:
-        OSError: the folder cannot be read or written.
+        OSError: a file cannot be opened.
     """
     count = 0
     for file in folder.glob(f"*{SUFFIX}"):
+        if before is not None and file.name >= before:
+            continue
         try:
             with locked(file, wait=False):
                 pass

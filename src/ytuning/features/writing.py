@@ -38,8 +38,8 @@ def write_features(
         source: computes their features.
         progress: is told every batch.
         sizes: how much is computed and written at a time.
-        others: how many other processes were writing to the space when this one began. This one begins elsewhere in
-            the texts, so that those who write the same texts share them.
+        others: how many other processes at work have begun before this one. It begins elsewhere in the texts, so that
+            those who write the same texts share them.
 
     Returns:
         (texts,) bool, those that this process has written.
