@@ -17,6 +17,8 @@ __all__ = ["Source", "encoded", "establish_basis", "write_features"]
 
 # With fewer tokens for each component than this, the basis may fit other texts badly, and a warning says so.
 FEWEST_FIT_TOKENS = 10
+# Of a writer that finds others at work: parts of its texts, and texts in a part.
+FEWEST_PARTS, FEWEST_TEXTS = 16, 256
 WAITING = "waiting for another process that fits the basis of the compact features"
 
 Source = Callable[[np.ndarray, Codec | None, np.ndarray], tuple[np.ndarray, np.ndarray, Batches]]
@@ -53,13 +55,18 @@ def write_features(
 
 
 def _windows(count: int, size: int, others: int) -> Iterator[np.ndarray]:
-    """Positions of all texts in parts, of which one who finds no others at work begins with the first.
+    """Positions of all texts in parts of at most so many, of which who finds no others at work begins with the first.
 
-    The second process begins halfway, the next ones at a quarter, at three quarters, at an eighth, and so on.
+    The second process begins halfway, the next ones at a quarter, at three quarters, at an eighth, and so on. After the
+    end they go backwards from where they began, towards the one before. Their parts are small even of few texts,
+    because only whole parts are left to others.
     """
     begin = count * int(f"{others:b}"[::-1], 2) >> others.bit_length()
-    for part in (np.arange(begin, count), np.arange(begin)):
-        yield from (part[first : first + size] for first in range(0, len(part), size))
+    if others:
+        size = min(size, max(FEWEST_TEXTS, -(-count // FEWEST_PARTS)))
+    parts = [np.arange(first, min(first + size, count)) for first in range(begin, count, size)]
+    parts += [np.arange(max(0, last - size), last) for last in range(begin, 0, -size)]
+    yield from parts
 
 
 def establish_basis(space: FeatureSpace, fit: Callable[[], PcaInt8Codec], progress: Progress) -> None:
