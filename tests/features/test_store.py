@@ -389,6 +389,14 @@ def test_a_full_disk_leaves_no_basis(store: FeatureStore) -> None:
     write(space, {"a": 2})
 
 
+def test_a_basis_that_does_not_read_back_is_reported(store: FeatureStore) -> None:
+    space = store.space(identity(), (1, 2), "compact")
+    with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
+        # This one is for other hidden states.
+        space.establish(lambda: PcaInt8Codec.fitted(normal(20)[:, :1]), nobody_else)
+    write(space, {"a": 2})
+
+
 def test_who_comes_second_takes_the_basis_of_the_first(store: FeatureStore) -> None:
     ours, theirs = store.space(identity(), (1, 2), "compact"), store.space(identity(), (1, 2), "compact")
     write(theirs, {"a": 2})

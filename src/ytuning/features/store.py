@@ -398,7 +398,7 @@ class FeatureSpace:
             on_wait: called once if another process makes one at the moment, before waiting for it.
 
         Raises:
-            StoreError: the disk is full or cannot be written.
+            StoreError: the disk is full or cannot be written or read back.
         """
         with ExitStack() as stack:
             with store_errors(self.folder, 0):
@@ -410,6 +410,11 @@ class FeatureSpace:
                     commit(self.folder / BASIS_FILE.format(hashlib.sha256(data).hexdigest()), data)
                 # What others read from the disk counts, also where a file system's locks do not keep a second one away.
                 self._read_basis()
+            if self.codec is None:
+                raise StoreError(
+                    f"the basis that was written to {self.folder} does not read back intact. Check the disk or set "
+                    "YTUNING_CACHE to a folder on another one"
+                )
 
     def write(self, keys: Sequence[bytes], lengths: np.ndarray, truncated: np.ndarray, features: np.ndarray) -> None:
         """Store one shard; on return it is on the disk.
