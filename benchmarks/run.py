@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         f"{ON} --texts 1 16 4000",
         f"{ON} --sets banking77 --texts 1 64 --rounds 1 --shapes tiny --opponents fp32 bf16",
     ),
+    "store_opening": ("--encoder {encoder}", "--encoder {encoder} --texts 20000 --looked-up 1000 --rounds 1"),
     "store_io": ("--encoder {encoder}", "--encoder {encoder} --megabytes 2 --rounds 1"),
     "head_training": (ON, f"{QUICK} --second-sets banking77 --rows 200"),
     "stacked_heads": (f"{ON} --rows 20000", f"{QUICK} --rows 200 --heads 3"),

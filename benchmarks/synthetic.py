@@ -12,7 +12,8 @@ from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Encoder
 from ytuning.features.codecs import DEFAULT_CODEC, row_bytes
 from ytuning.features.features import Features, stored_features
-from ytuning.features.store import FeatureStore, text_key
+from ytuning.features.keys import text_key
+from ytuning.features.store import FeatureStore
 from ytuning.progress import Progress
 
 SHARD_BYTES = 128 << 20

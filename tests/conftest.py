@@ -107,9 +107,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = Encoder.encode
 
-    def recording(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> object:
+    def recording(self: Encoder, tokens: Any, states: Any, finish: Any = None, left_out: Any = None) -> object:
         calls.append(len(tokens.lengths))
-        return encode(self, tokens, states, finish)
+        return encode(self, tokens, states, finish, left_out)
 
     monkeypatch.setattr(Encoder, "encode", recording)
     return calls

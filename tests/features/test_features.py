@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import STATES
+from tests.features.shard_files import keys_of, shard_of
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder, Finish, load_encoder
 from ytuning.encoder.pretrained import Precision
@@ -44,7 +41,8 @@ from ytuning.features.features import (
     stored_features,
     stored_inputs,
 )
-from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, WriteSizes, text_key
+from ytuning.features.keys import text_key
+from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, WriteSizes
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 from ytuning.system.files import ReadFile
@@ -85,8 +83,14 @@ class WatchedEncoder(Encoder):
         self.asked += len(inputs)
         return super().tokenize(inputs)
 
-    def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
-        for indices, features in super().encode(tokens, states, finish):
+    def encode(
+        self,
+        tokens: TokenizedTexts,
+        states: Sequence[int],
+        finish: Finish | None = None,
+        left_out: np.ndarray | None = None,
+    ) -> Batches:
+        for indices, features in super().encode(tokens, states, finish, left_out):
             self.read += [tuple(tokens.ids[slice(*tokens.offsets[row : row + 2])].tolist()) for row in indices]
             yield indices, features
 
@@ -401,52 +405,50 @@ def test_ordered_batches_part_the_rows_within_the_bound(lengths: list[int], toke
 # ------------------------------------------------------------------------------------------------- damage
 
 
-def harm_byte(features: Path, manifest: Path) -> None:
-    content = bytearray(features.read_bytes())
-    content[100] ^= 4
-    features.write_bytes(content)
+def change_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
 
 
-def harm_manifest(features: Path, manifest: Path) -> None:
-    content = bytearray(manifest.read_bytes())
-    content[len(content) // 2] ^= 1
-    manifest.write_bytes(content)
+def halve(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(
-    ("harm", "reason"),
+    ("suffix", "harm", "reason"),
     [
-        (harm_byte, "checksum differs"),
-        (lambda features, manifest: os.truncate(features, 128), "checksum differs"),
-        (lambda features, manifest: features.unlink(), "features file missing"),
-        (harm_manifest, "unreadable manifest"),
-        (lambda features, manifest: manifest.write_text('{"name": "foreign"}'), "unreadable manifest"),
-        (lambda features, manifest: manifest.write_text('"foreign"'), "unreadable manifest"),
+        (".features", change_byte, "checksum of the features differs"),
+        (".features", halve, "checksum of the features differs"),
+        (".features", Path.unlink, "features file missing"),
+        (".keys", change_byte, "checksum of the keys differs"),
+        (".keys", halve, "checksum of the keys differs"),
+        (".keys", Path.unlink, "keys file missing"),
+        (".json", change_byte, "unreadable manifest"),
+        (".json", lambda file: file.write_text('{"name": "foreign"}'), "unreadable manifest"),
+        (".json", lambda file: file.write_text('"foreign"'), "unreadable manifest"),
     ],
-    ids=["byte", "truncated", "missing", "manifest", "foreign", "foreign-text"],
 )
 def test_a_damaged_shard_is_named_set_aside_and_computed_again(
     encoder: WatchedEncoder,
     inputs: list[TextInput],
     store: FeatureStore,
-    harm: Callable[[Path, Path], None],
+    suffix: str,
+    harm: Callable[[Path], None],
     reason: str,
     codec: str,
 ) -> None:
     store = in_small_shards(store, codec)
     before = values(stored_features(inputs, encoder, store, Progress(), codec=codec, states=STATES)[0])
     space = store.space(encoder.identity.to_json(), STATES, codec)
-    name, keys = next(
-        (file.stem, keys)
-        for file in (space.folder / "shards").glob("*.json")
-        if text_key(*inputs[3]).hex() in (keys := json.loads(file.read_text())["keys"])
-    )
-    lost = [pair for pair in inputs if text_key(*pair).hex() in keys]
+    name = shard_of(space, *inputs[3])
+    keys = keys_of(space.folder / "shards" / f"{name}.keys")
+    lost = [pair for pair in inputs if text_key(*pair) in keys]
     assert 1 < len(lost) < len(inputs)
     untouched = {file: when for file, when in shards(space).items() if not file.startswith(name)}
     encoder.read.clear()
-    harm(space.folder / "shards" / f"{name}.features", space.folder / "shards" / f"{name}.json")
+    harm(space.folder / "shards" / (name + suffix))
 
     progress = Recorder()
     features, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
@@ -481,7 +483,9 @@ def test_a_disk_that_never_reads_back_is_reported(
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("call", [9, 11], ids=["features", "manifest"])  # of the third shard; a shard syncs four times
+@pytest.mark.parametrize(
+    "call", [9, 10, 11], ids=["features", "keys", "manifest"]
+)  # of the third shard; a shard syncs four times
 def test_a_full_disk_keeps_what_was_stored_and_the_run_resumes(
     encoder: WatchedEncoder,
     inputs: list[TextInput],
@@ -578,101 +582,6 @@ def test_ctrl_c_keeps_finished_batches(encoder: WatchedEncoder, inputs: list[Tex
     features, _ = stored_features(inputs, encoder, store, Recorder(), codec="fp16", states=STATES)
     assert sorted(encoder.read) == ids(encoder, missing)
     assert same(values(features), values(live_features(inputs, encoder, states=STATES)))
-
-
-class Child:
-    """Another process that encodes texts through a store, slowly."""
-
-    def __init__(self, encoder: Path, root: Path, texts: list[str], seconds: float, codec: str) -> None:
-        self.log = root.parent / "log"
-        file = root.parent / "texts.json"
-        file.write_text(json.dumps(texts))
-        paths, shard = (str(encoder), str(root), str(file), str(self.log)), str(63 * row_bytes(codec, 2, 32))
-        command = [sys.executable, str(SCRIPT), *paths, shard, str(seconds), codec]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def read(self) -> list[tuple[int, ...]]:
-        """Token ids of every text that its encoder has read."""
-        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(f"the other process ended too early: {self.process.communicate()}")
-            time.sleep(0.005)
-
-
-@pytest.fixture
-def child(
-    tiny_encoder: Path, toy_rows: tuple[list[str], list[str]], store: FeatureStore
-) -> Iterator[Callable[[float, str], Child]]:
-    children: list[Child] = []
-
-    def start(seconds: float, codec: str) -> Child:
-        children.append(Child(tiny_encoder, store.root, toy_rows[0], seconds, codec))
-        return children[-1]
-
-    yield start
-    for one in children:
-        one.process.kill()
-        one.process.communicate()
-
-
-def finished_shards(root: Path) -> int:
-    return len(list(root.glob("*/shards/*.json")))
-
-
-@pytest.mark.parametrize("codec", ["fp16", "compact"])
-def test_a_killed_run_resumes_and_keeps_every_finished_shard(
-    encoder: WatchedEncoder,
-    toy_rows: tuple[list[str], list[str]],
-    store: FeatureStore,
-    child: Callable[[float, str], Child],
-    codec: str,
-) -> None:
-    inputs: list[TextInput] = [(text, None) for text in toy_rows[0]]
-    other = child(0.1, codec)
-    other.wait_for(lambda: finished_shards(store.root) >= 2)
-    other.process.send_signal(signal.SIGKILL)
-    assert other.process.wait() == -signal.SIGKILL
-
-    space = store.space(encoder.identity.to_json(), STATES, codec)
-    missing = [pair for pair in inputs if text_key(*pair) not in space]
-    assert 0 < len(missing) < len(inputs)
-    kept = {file: when for file, when in shards(space).items() if file.endswith(".json")}
-    kept |= {file.replace(".json", ".features"): shards(space)[file.replace(".json", ".features")] for file in kept}
-    (space.folder / "shards" / f"x.features.{other.process.pid}.partial").write_bytes(b"half")
-    features, use = stored_features(inputs, encoder, store, Recorder(), codec=codec, states=STATES)
-    assert sorted(encoder.read) == ids(encoder, missing)
-    assert (use.hits, use.misses) == (len(inputs) - len(missing), len(missing))
-    assert kept.items() <= shards(space).items()
-    assert not list(space.folder.rglob("*.partial"))
-    assert same(values(features), through(codec, encoder, inputs, store))
-
-
-@pytest.mark.parametrize("codec", ["fp16", "compact"])
-def test_two_processes_encode_each_text_once(
-    encoder: WatchedEncoder,
-    toy_rows: tuple[list[str], list[str]],
-    store: FeatureStore,
-    child: Callable[[float, str], Child],
-    codec: str,
-) -> None:
-    inputs: list[TextInput] = [(text, None) for text in [*toy_rows[0], "why was my refund never late"]]
-    other = child(0.02, codec)
-    other.wait_for(lambda: finished_shards(store.root) >= 1)
-    progress = Recorder()
-    features, use = stored_features(inputs, encoder, store, progress, codec=codec, states=STATES)
-    output, errors = other.process.communicate(timeout=120)
-    assert other.process.returncode == 0, errors
-    assert json.loads(output) == [0, 120]
-    assert progress.said == ["waiting for another process that encodes with this encoder"]
-    assert use.misses == 1
-    assert encoder.read == ids(encoder, inputs[-1:])
-    assert sorted([*other.read(), *encoder.read]) == ids(encoder, inputs)
-    assert same(values(features), through(codec, encoder, inputs, store))
 
 
 def test_a_file_in_the_place_of_the_store_is_explained(

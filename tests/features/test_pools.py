@@ -94,4 +94,4 @@ def test_damaged_pools_are_named_and_computed_again(encoder: Encoder, encoded: l
     content[10] ^= 1
     shard.write_bytes(content)
     assert np.array_equal(read(), before) and sum(encoded) == 5
-    assert len(heard.messages) == 1 and "is damaged (checksum differs)" in heard.messages[0]
+    assert len(heard.messages) == 1 and "is damaged (checksum of the features differs)" in heard.messages[0]

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.features.shard_files import SUFFIXES, shard_of
 from ytuning.errors import InputError, StoreError
 from ytuning.features.codecs import CODECS, PcaInt8Codec
 from ytuning.features.features import TextFeatures
-from ytuning.features.store import FeatureSpace, FeatureStore, text_key
-
-NEEDS_FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device without any room")
+from ytuning.features.keys import text_key
+from ytuning.features.store import FeatureSpace, FeatureStore
 
 
 def identity(fingerprint: str = "f" * 32) -> dict[str, Any]:
@@ -38,11 +40,15 @@ def normal(tokens: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(tokens, 2, 3)).astype(np.float16)
 
 
+def nobody_else() -> None:
+    pytest.fail("no other process is there")
+
+
 def write(space: FeatureSpace, texts: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
     """Write one shard of random features; ``texts`` maps a text to its token count. Returns each text's bytes."""
     lengths = np.array(list(texts.values()), np.int64)
     if space.codec is None:
-        space.establish(PcaInt8Codec.fitted(normal(20, seed)))
+        space.establish(lambda: PcaInt8Codec.fitted(normal(20, seed)), nobody_else)
     assert space.codec is not None
     rows = space.codec.encode(torch.from_numpy(normal(lengths.sum(), seed))).numpy()
     space.write([text_key(text) for text in texts], lengths, lengths % 2 == 0, rows)
@@ -57,18 +63,17 @@ def read(space: FeatureSpace, texts: list[str]) -> list[np.ndarray]:
     return [np.array(rows.arrays[array][start : start + length]) for array, start, length in places]
 
 
-def shard_of(space: FeatureSpace, text: str) -> str:
-    """Name of the shard that holds a text."""
-    key = text_key(text).hex()
-    (manifest,) = (
-        file for file in (space.folder / "shards").glob("*.json") if key in json.loads(file.read_text())["keys"]
-    )
-    return manifest.stem
+@contextmanager
+def full_disk(call: int) -> Iterator[None]:
+    """The disk is full when so many files and folders have been synced."""
+    calls = iter(range(1000))
 
+    def fsync(descriptor: int) -> None:
+        if next(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def fill_up(file: Path) -> None:
-    """Make a file of the store full before it is written: its temporary name leads to a device without any room."""
-    file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+    with mock.patch.object(os, "fsync", fsync):
+        yield
 
 
 def files(space: FeatureSpace, pattern: str = "*") -> list[str]:
@@ -78,34 +83,6 @@ def files(space: FeatureSpace, pattern: str = "*") -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(tmp_path / "root")
-
-
-# ------------------------------------------------------------------------------------------------- keys
-
-
-def test_texts_and_pairs_have_keys_of_their_own() -> None:
-    pairs = [
-        ("a", "bc"),
-        ("ab", "c"),
-        ("abc", None),
-        ("abc", ""),
-        ("", "abc"),
-        ("", None),
-        ("3:abc", None),
-        ("a+bc", None),
-    ]
-    assert len({text_key(*pair) for pair in pairs}) == len(pairs)
-    assert text_key("\u00e9") == text_key("\u00e9", None) != text_key("e\u0301")
-    assert len(text_key("a")) == 16
-
-
-# Digits, the separators, and few letters, so that two different pairs often have the same characters in a row.
-scraps = st.text("1:+ab", max_size=5)
-
-
-@given(*[st.tuples(scraps, st.none() | scraps)] * 2)
-def test_equal_keys_mean_equal_texts(one: tuple[str, str | None], other: tuple[str, str | None]) -> None:
-    assert (text_key(*one) == text_key(*other)) == (one == other)
 
 
 # ------------------------------------------------------------------------------------------------- round trip
@@ -184,31 +161,46 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("harm", "reason"),
-    [
-        (flip, "checksum differs"),
-        (lambda file: os.truncate(file, 7), "checksum differs"),
-        (lambda file: os.truncate(file, 0), "checksum differs"),
-        (lambda file: file.unlink(), "features file missing"),
-    ],
-    ids=["flipped", "truncated", "emptied", "missing"],
-)
-def test_verify_sets_a_damaged_shard_aside(store: FeatureStore, harm: Callable[[Path], None], reason: str) -> None:
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def shorten(file: Path) -> None:
+    os.truncate(file, 7)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("kind", ["features", "keys"])
+@pytest.mark.parametrize("harm", [flip, shorten, empty, remove])
+@pytest.mark.parametrize("found_by", ["reading", "verifying", "looking"])
+def test_a_damaged_shard_is_set_aside(
+    store: FeatureStore, harm: Callable[[Path], None], kind: str, found_by: str
+) -> None:
     space = store.space(identity(), (1, 2), "fp16")
     write(space, {"a": 2, "b": 3})
     written = write(space, {"c": 4}, seed=1)
     name = shard_of(space, "a")
-    harm(space.folder / "shards" / f"{name}.features")
-    assert store.space(identity(), (1, 2), "fp16").rows([text_key("a")]) is None  # a reader checks what it uses
+    harm(space.folder / "shards" / f"{name}.{kind}")
     space = store.space(identity(), (1, 2), "fp16")
-    assert text_key("a") not in space
-    assert np.array_equal(read(space, ["c"])[0], written["c"])
+    if found_by == "reading":
+        assert space.rows([text_key("a"), text_key("b")]) is None
+    elif found_by == "verifying":
+        space.verify()
+    else:
+        # A look needs the keys only.
+        assert (text_key("a") in space) == (kind == "features")
+        space.rows([text_key("a")])
+    reason = f"{kind} file missing" if harm is remove else f"checksum of the {kind} differs"
+    assert [(damage.shard, damage.reason) for damage in space.damages] == [(name, reason)]
+    for opened in (space, store.space(identity(), (1, 2), "fp16")):
+        assert text_key("a") not in opened and len(opened) == 1
+        assert np.array_equal(read(opened, ["c"])[0], written["c"])
     assert all(name not in file for file in files(space))
-    aside = sorted(file.name for file in (space.folder / "damaged").iterdir())
-    assert [file.split(".")[0] for file in aside] == [name] * len(aside)
-    assert any(file.endswith(".json") for file in aside)
-    assert any(file.endswith(".features") for file in aside) == (reason != "features file missing")
+    aside = {file.name.split(".")[0] + file.suffix for file in (space.folder / "damaged").iterdir()}
+    assert aside == {name + suffix for suffix in SUFFIXES if harm is not remove or suffix != f".{kind}"}
 
 
 def test_a_damage_says_which_shard_why_and_where(store: FeatureStore) -> None:
@@ -218,11 +210,24 @@ def test_a_damage_says_which_shard_why_and_where(store: FeatureStore) -> None:
     flip(space.folder / "shards" / f"{name}.features")
     damages = space.verify()
     assert [str(damage) for damage in damages] == [
-        f"shard {name} is damaged (checksum differs); set aside in {space.folder / 'damaged'}, "
+        f"shard {name} is damaged (checksum of the features differs); set aside in {space.folder / 'damaged'}, "
         "its texts are computed again"
     ]
     assert damages == space.damages
     assert space.verify() == []
+
+
+def test_what_another_process_has_set_aside_is_no_damage(store: FeatureStore) -> None:
+    space, other = store.space(identity(), (1, 2), "fp16"), store.space(identity(), (1, 2), "fp16")
+    write(space, {"a": 2})
+    flip(space.folder / "shards" / f"{shard_of(space, 'a')}.features")
+    other.refresh()
+    assert len(other.verify()) == 1
+    assert space.verify() == [] and len(space) == 0
+    other.refresh()
+    written = write(other, {"a": 2})
+    space.refresh()
+    assert np.array_equal(read(space, ["a"])[0], written["a"])
 
 
 def test_a_shard_found_damaged_is_checked_again_when_another_process_rewrites_it(store: FeatureStore) -> None:
@@ -241,14 +246,18 @@ def with_check(content: dict[str, Any]) -> str:
     return json.dumps({**content, "check": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()})
 
 
+MANIFEST = {"codec": "fp16", "features": "", "keys": "", "texts": 1, "tokens": 2, "basis": None}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"", b"{", b"\xff\xfe", b"null", b"3", b'"text"', b"[1]", b"{}", b'{"check": 1}',
         b'{"name": "package", "version": 1}',
         with_check({"some": "other"}).encode(),
-        with_check({"sha256": "", "keys": ["zz"], "lengths": [1], "truncated": []}).encode(),
-        with_check({"sha256": "", "keys": ["00"], "lengths": [1], "truncated": [5]}).encode(),
+        with_check(MANIFEST | {"codec": "int8"}).encode(),
+        with_check(MANIFEST | {"texts": "1"}).encode(),
+        with_check(MANIFEST | {"more": 1}).encode(),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_not_one_is_set_aside(store: FeatureStore, content: bytes) -> None:
@@ -261,7 +270,7 @@ def test_a_manifest_that_is_not_one_is_set_aside(store: FeatureStore, content: b
     assert [(damage.shard, damage.reason.split(":")[0]) for damage in space.damages] == [(name, "unreadable manifest")]
     assert len(space) == 1
     assert np.array_equal(read(space, ["a"])[0], written["a"])
-    assert len(list((space.folder / "damaged").iterdir())) == 2
+    assert len(list((space.folder / "damaged").iterdir())) == len(SUFFIXES)
     assert store.space(identity(), (1, 2), "fp16").damages == []
 
 
@@ -270,7 +279,7 @@ def test_a_changed_manifest_fails_its_own_check(store: FeatureStore) -> None:
     write(space, {"a": 2, "b": 2})
     manifest = next((space.folder / "shards").glob("*.json"))
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**content, "keys": content["keys"][::-1]}))
+    manifest.write_text(json.dumps({**content, "tokens": content["tokens"] + 1}))
     assert len(store.space(identity(), (1, 2), "fp16")) == 0
 
 
@@ -285,7 +294,7 @@ def test_each_encoder_set_of_states_and_codec_has_a_space_of_its_own(store: Feat
     stated = [(space.identity["fingerprint"], space.states, space.codec_name) for space in store.spaces()]
     assert sorted(stated) == sorted(keys)
     content = json.loads((spaces[0].folder / "space.json").read_text())
-    assert content == {"schema": 2, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
+    assert content == {"schema": 3, "identity": identity("f"), "states": [1, 2], "codec": "fp16"}
     for space in spaces[:3]:
         write(space, {"a": 2})
     assert [space.size for space in spaces[:3]] == [2 * 12, 2 * 10, 2 * 5]
@@ -366,71 +375,125 @@ def test_nothing_is_written_with_a_basis_that_is_gone(store: FeatureStore) -> No
     space = store.space(identity(), (1, 2), "compact")
     write(space, {"a": 2})
     basis_file(space).unlink()
-    with space.locked(lambda: pytest.fail("nobody holds the lock")):
+    with space.writing():
         assert space.codec is None and len(space) == 0
     assert len(space.damages) == 1
 
 
-@NEEDS_FULL
 def test_a_full_disk_leaves_no_basis(store: FeatureStore) -> None:
     space = store.space(identity(), (1, 2), "compact")
-    (space.folder / f"basis.{'0' * 64}.safetensors.99.partial").write_bytes(b"half")
-    with space.locked(lambda: None):
-        checksum = hashlib.sha256(PcaInt8Codec.fitted(normal(20)).to_bytes()).hexdigest()
-        fill_up(space.folder / f"basis.{checksum}.safetensors")
-        with pytest.raises(StoreError, match="the disk is full"):
-            write(space, {"a": 2})
+    with full_disk(0), pytest.raises(StoreError, match="the disk is full"):
+        write(space, {"a": 2})
     assert list(space.folder.glob("basis.*")) == []
     assert space.codec is None
+    write(space, {"a": 2})
 
 
-# ------------------------------------------------------------------------------------------------- locks, leftovers
+def test_a_basis_that_does_not_read_back_is_reported(store: FeatureStore) -> None:
+    space = store.space(identity(), (1, 2), "compact")
+    with pytest.raises(StoreError, match=r"does not read back intact\. Check the disk or set YTUNING_CACHE"):
+        # This one is for other hidden states.
+        space.establish(lambda: PcaInt8Codec.fitted(normal(20)[:, :1]), nobody_else)
+    write(space, {"a": 2})
 
 
-def test_unfinished_files_are_removed_by_the_next_writer(store: FeatureStore) -> None:
-    space = store.space(identity(), (1, 2), "fp16")
+def test_who_comes_second_takes_the_basis_of_the_first(store: FeatureStore) -> None:
+    ours, theirs = store.space(identity(), (1, 2), "compact"), store.space(identity(), (1, 2), "compact")
+    write(theirs, {"a": 2})
+    ours.establish(lambda: pytest.fail("there is a basis"), nobody_else)
+    assert isinstance(ours.codec, PcaInt8Codec) and ours.codec.has_basis_of(theirs.codec)
+
+
+# ------------------------------------------------------------------------------------------------- writers, leftovers
+
+
+def test_old_unfinished_files_are_removed_by_the_next_writer_and_young_ones_kept(store: FeatureStore) -> None:
+    space = store.space(identity(), (1, 2), "compact")
     written = write(space, {"a": 2})
     whole = files(space)
-    for name in ("x.features.99.partial", "x.json.99.partial", "x.features"):
-        (space.folder / "shards" / name).write_bytes(b"half")
-    with store.space(identity(), (1, 2), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
-        assert files(space) == whole
-    assert np.array_equal(read(space, ["a"])[0], written["a"])
+    shards, day = space.folder / "shards", 24 * 60 * 60
+    young = ("x.features.host-1.partial", "x.keys.host-1.partial", "x.json.host-1.partial")
+    old = ("y.features.host-2.partial", "y.keys.host-2.partial", "y.json.host-2.partial")
+    basis = [space.folder / f"basis.{'0' * 64}.safetensors.host-{number}.partial" for number in (1, 2)]
+    # Another writer has put its features into their place and not yet its manifest.
+    others = ("z.features", "z.keys")
+    for file in (*(shards / name for name in (*young, *old, *others)), *basis):
+        file.write_bytes(b"half")
+    for file in (*(shards / name for name in (*old, *others)), basis[1]):
+        os.utime(file, (time.time() - 1.1 * day,) * 2)
+    with store.space(identity(), (1, 2), "compact").writing():
+        assert files(space) == sorted([*whole, *young, *others])
+        assert [file.exists() for file in basis] == [True, False]
+    again = store.space(identity(), (1, 2), "compact")
+    assert again.damages == []
+    assert np.array_equal(read(again, ["a"])[0], written["a"])
 
 
-def test_the_lock_is_let_go_when_its_holder_fails(store: FeatureStore) -> None:
-    space = store.space(identity(), (1, 2), "fp16")
-    with pytest.raises(RuntimeError, match="inside"), space.locked(lambda: None):
+def test_writers_count_each_other_and_do_not_wait(store: FeatureStore) -> None:
+    spaces = [store.space(identity(), (1, 2), "fp16") for _ in range(3)]
+    with spaces[0].writing() as first, spaces[1].writing() as second, spaces[2].writing() as third:
+        assert (first, second, third) == (0, 1, 2)
+    with pytest.raises(RuntimeError, match="inside"), spaces[0].writing():
         raise RuntimeError("inside")
-    with store.space(identity(), (1, 2), "fp16").locked(lambda: pytest.fail("nobody holds the lock")):
-        pass
+    with spaces[1].writing() as others:
+        assert others == 0
+    # A killed one leaves its file.
+    (spaces[0].folder / "writers" / "0-killed.lock").write_bytes(b"")
+    with spaces[1].writing() as others:
+        assert others == 0
+    assert list((spaces[0].folder / "writers").iterdir()) == []
+
+
+def test_a_space_that_is_written_is_not_removed(store: FeatureStore) -> None:
+    space = store.space(identity(), (1, 2), "fp16")
+    message = f"^{re.escape(str(space.folder))} is in use by a process that encodes. Wait for it and try again$"
+    with space.writing(), pytest.raises(StoreError, match=message):
+        store.remove()
+    assert store.remove() == [space.folder.name]
+    with pytest.raises(StoreError, match=rf"cannot use the feature store {re.escape(str(space.folder))}: No such file"):
+        write(space, {"a": 2})
+
+
+def test_a_space_whose_basis_is_being_fitted_is_not_removed(store: FeatureStore) -> None:
+    space = store.space(identity(), (1, 2), "compact")
+
+    def fit() -> PcaInt8Codec:
+        with pytest.raises(StoreError, match="is in use by a process that encodes"):
+            store.remove()
+        return PcaInt8Codec.fitted(normal(20))
+
+    space.establish(fit, nobody_else)
+
+
+def test_writing_the_same_shard_twice_changes_nothing(store: FeatureStore) -> None:
+    ours, theirs = store.space(identity(), (1, 2), "fp16"), store.space(identity(), (1, 2), "fp16")
+    written = write(ours, {"a": 2, "b": 3})
+    before = {name: (ours.folder / "shards" / name).read_bytes() for name in files(ours)}
+    write(theirs, {"a": 2, "b": 3})
+    assert {name: (ours.folder / "shards" / name).read_bytes() for name in files(ours)} == before
+    assert np.array_equal(read(ours, ["b"])[0], written["b"])
 
 
 # ------------------------------------------------------------------------------------------------- complaints
 
 
-@NEEDS_FULL
-@pytest.mark.parametrize("suffix", [".features", ".json"])
-def test_a_full_disk_loses_nothing_and_leaves_nothing(store: FeatureStore, tmp_path: Path, suffix: str) -> None:
-    space, twin = (FeatureStore(root).space(identity(), (1, 2), "fp16") for root in (store.root, tmp_path / "twin"))
+@pytest.mark.parametrize("call", range(4), ids=["features", "keys", "manifest", "folder"])
+def test_a_full_disk_loses_nothing_and_leaves_nothing(store: FeatureStore, call: int) -> None:
+    space = store.space(identity(), (1, 2), "fp16")
     before = write(space, {"a": 2})
     whole = files(space)
-    # A shard is named by its content.
-    after = write(twin, {"b": 3}, seed=1)
-    fill_up(space.folder / "shards" / (shard_of(twin, "b") + suffix))
-    with pytest.raises(StoreError) as caught:
+    with full_disk(call), pytest.raises(StoreError) as caught:
         write(space, {"b": 3}, seed=1)
     message = str(caught.value)
     assert message.startswith(f"the disk is full: cannot store 0 MB of features in {space.folder}. ")
     assert "free some space (ytuning cache remove)" in message
     assert "set YTUNING_CACHE" in message
-    assert files(space, "*.partial") == []
     assert text_key("b") not in space
+    # What only the folder's sync lacks is whole already, if not sure to outlive a loss of power.
+    assert len(files(space)) == len(whole) + (3 if call == 3 else 0)
     again = store.space(identity(), (1, 2), "fp16")
-    with again.locked(lambda: None):
-        assert files(again) == whole
     assert np.array_equal(read(again, ["a"])[0], before["a"])
-    write(again, {"b": 3}, seed=1)
+    after = write(again, {"b": 3}, seed=1)
     assert np.array_equal(read(again, ["b"])[0], after["b"])
 
 
@@ -459,7 +522,7 @@ def test_a_root_without_permission_is_explained(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 2, "identity": {"layers": 3}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 3, "identity": {"layers": 3}}'])
 def test_a_folder_that_is_no_space_is_refused(store: FeatureStore, content: str) -> None:
     folder = store.space(identity(), (1, 2), "fp16").folder
     (folder / "space.json").write_text(content)
@@ -478,11 +541,11 @@ def test_a_space_of_another_name_is_refused(store: FeatureStore, change: dict[st
         store.space(identity(), (1, 2), "fp16")
 
 
-@pytest.mark.parametrize("content", [{"schema": 1}, {"schema": None}])
+@pytest.mark.parametrize("content", [{"schema": 2}, {"schema": None}])
 def test_another_schema_is_refused(store: FeatureStore, content: dict[str, object]) -> None:
     file = store.space(identity(), (1, 2), "fp16").folder / "space.json"
     file.write_text(json.dumps(content))
-    message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 2. Move the folder away"
+    message = f"{file} has schema {content['schema']}, but this version of ytuning reads schema 3. Move the folder away"
     with pytest.raises(StoreError, match=f"^{re.escape(message)}, or set YTUNING_CACHE to another one$"):
         store.space(identity(), (1, 2), "fp16")
 

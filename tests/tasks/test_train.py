@@ -20,7 +20,7 @@ from ytuning.data.splits import split_holdout, task_rows
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import DataError, EncoderError, InputError
 from ytuning.features.features import stored_features
-from ytuning.features.store import FeatureStore
+from ytuning.features.store import FeatureStore, WriteSizes
 from ytuning.heads.pooled import CrossAttentionConfig, PooledConfig
 from ytuning.progress import Progress
 from ytuning.tasks.choices import choose_pair_mode, pair_modes, sample_rows
@@ -180,6 +180,20 @@ def test_same_seed_same_head(toy: Dataset, encoder: Encoder) -> None:
     heads = [train(toy, encoder, seed=seed).task.head.state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     assert any(not torch.equal(heads[0][name], heads[2][name]) for name in heads[0])
+
+
+def test_the_same_head_beside_other_writers(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    """The texts then lie in other shards and in another order."""
+    alone = train(toy, encoder, store=FeatureStore(tmp_path / "alone"))
+    store = FeatureStore(tmp_path / "shared", WriteSizes(shard_bytes=4096, window_texts=20))
+    space = store.space(encoder.identity.to_json(), STATES, "int8")
+    stored_features(toy.inputs[70:90], encoder, store, Progress(), states=STATES)
+    with space.writing():
+        beside = train(toy, encoder, store=store)
+    assert (beside.cache.hits, beside.cache.misses) == (20, 100)
+    assert store.spaces()[0].shards > 5
+    heads = [trained.task.head.state_dict() for trained in (alone, beside)]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
 def test_a_recipe_gets_the_hidden_states_that_it_reads(toy: Dataset, encoder: Encoder) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,15 @@ from ytuning.encoder.pretrained import (
     tokenizer_rules,
 )
 from ytuning.encoder.products import FEWEST_TOKENS, is_onednn_faster
-from ytuning.encoder.tokens import LONG_TEXTS, BatchForm, LongText, TokenizedTexts, plan_batches, plan_windows
+from ytuning.encoder.tokens import (
+    LONG_TEXTS,
+    BatchForm,
+    LongText,
+    TokenizedTexts,
+    plan_batches,
+    plan_windows,
+    remaining,
+)
 from ytuning.encoder.torch_backend import TorchStates
 from ytuning.errors import EncoderError, must_be_one_of, parameter
 from ytuning.system.machine import keep_freed_memory, one_thread, shared_threads, stay_on_one_thread
@@ -173,19 +181,27 @@ class Encoder:
         fast.no_padding()
         return fast
 
-    def encode(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
+    def encode(
+        self,
+        tokens: TokenizedTexts,
+        states: Sequence[int],
+        finish: Finish | None = None,
+        left_out: np.ndarray | None = None,
+    ) -> Batches:
         """Hidden states, a batch at a time; layers above the deepest are not computed where the model allows that.
 
         Args:
             tokens: of the texts.
             states: (L,) numbers of hidden states, as of :meth:`resolve_states`.
             finish: what else each core does with its batches' features.
+            left_out: (texts,) bool, texts that are not read. A flag that is set later counts for each batch that has
+                not begun.
 
         Yields:
             ``(indices, features)``: the batch's texts (B,) and their tokens' features (sum of their tokens, L, D)
             float16, one text after the other; or what ``finish`` has made of these.
         """
-        return self._batches(tokens, states, finish, "equal")
+        return self._batches(tokens, states, finish, "equal", left_out)
 
     def encode_padded(self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None = None) -> Batches:
         """The same as :meth:`encode` in the shortest time for a few texts: for answers, not for training.
@@ -200,7 +216,12 @@ class Encoder:
         return self._batches(tokens, states, finish, "padded")
 
     def _batches(
-        self, tokens: TokenizedTexts, states: Sequence[int], finish: Finish | None, form: BatchForm
+        self,
+        tokens: TokenizedTexts,
+        states: Sequence[int],
+        finish: Finish | None,
+        form: BatchForm,
+        left_out: np.ndarray | None = None,
     ) -> Batches:
         """Batches and what ``finish`` makes of their features, then each text that is read in windows."""
         numbers, finish = self.resolve_states(states), finish or (lambda features: features)
@@ -217,6 +238,10 @@ class Encoder:
             batches = [short[batch] for batch in plan_batches(lengths, budget, form)]
             # Each a batch of its own, (1,).
             batches += list(np.flatnonzero(tokens.lengths > self.identity.max_length)[:, None])
+            todo = iter(batches) if left_out is None else remaining(batches, left_out)
+            first = next(todo, None)
+            if first is None:
+                return
 
             def compute(batch: np.ndarray) -> torch.Tensor:
                 if tokens.lengths[batch[0]] > self.identity.max_length:
@@ -224,14 +249,14 @@ class Encoder:
                 else:
                     features = (self._padded if form == "padded" else self._features)(tokens, batch, numbers)
                 # Weights that are no numbers spoil every token, so one is enough.
-                if batch is batches[0] and not features[0].isfinite().all():
+                if batch is first and not features[0].isfinite().all():
                     raise EncoderError(
                         f"the encoder {self.identity.name!r} gives values that are no numbers, so its weights are "
                         "damaged. Get them again, or take another encoder"
                     )
                 return finish(features)
 
-            yield from zip(batches, run(compute, batches, together=together), strict=True)
+            yield from run(compute, chain([first], todo), alone=len(batches) == 1, together=together)
 
     @property
     def _takes_any_lengths(self) -> bool:
@@ -343,8 +368,8 @@ Compute = Callable[[np.ndarray], torch.Tensor]
 
 
 @contextmanager
-def _workers(device: torch.device, threads: int) -> Iterator[Callable[..., Iterator[np.ndarray]]]:
-    """A map over batches, in order, that computes a few batches ahead of its reader and gives it arrays.
+def _workers(device: torch.device, threads: int) -> Iterator[Callable[..., Batches]]:
+    """A map over batches, in order, that computes a few batches ahead of its reader and gives it each with its array.
 
     On a CPU each core computes a whole batch: no core waits for another inside small operations, a batch's
     activations stay in one core's cache, and results do not depend on the number of cores. For a GPU one thread hands
@@ -356,22 +381,23 @@ def _workers(device: torch.device, threads: int) -> Iterator[Callable[..., Itera
     fetch = _to_host(device)
     pool = ThreadPoolExecutor(count, "encoder", initializer=stay_on_one_thread)
 
-    def run(compute: Compute, batches: list[np.ndarray], *, together: bool) -> Iterator[np.ndarray]:
-        if len(batches) == 1:
+    def run(compute: Compute, batches: Iterator[np.ndarray], *, alone: bool, together: bool) -> Batches:
+        if alone:
+            batch = next(batches)
             with nullcontext() if together or device.type != "cpu" else one_thread():
-                result = fetch(compute(batches[0]))
-            yield result()
+                result = fetch(compute(batch))
+            yield batch, result()
             return
 
         def fetched(batch: np.ndarray) -> Callable[[], np.ndarray]:
             return fetch(compute(batch))
 
-        rest = iter(batches)
-        ahead = deque(pool.submit(fetched, batch) for batch in islice(rest, max(AHEAD, 2 * count)))
+        ahead = deque((batch, pool.submit(fetched, batch)) for batch in islice(batches, max(AHEAD, 2 * count)))
         while ahead:
-            result = ahead.popleft().result()
-            ahead.extend(pool.submit(fetched, batch) for batch in islice(rest, 1))
-            yield result()
+            batch, computed = ahead.popleft()
+            result = computed.result()
+            ahead.extend((batch, pool.submit(fetched, batch)) for batch in islice(batches, 1))
+            yield batch, result()
 
     try:
         yield run

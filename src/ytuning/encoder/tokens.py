@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "LONG_TEXTS", "BatchForm", "LongText", "TokenizedTexts", "Window", "padded_places", "plan_batches", "plan_windows",
+    "remaining",
 ]  # fmt: skip
 
 
@@ -103,6 +104,14 @@ def plan_batches(lengths: np.ndarray, tokens: int, form: BatchForm) -> Iterator[
         size = max(1, size)
         yield order[first : first + size]
         first += size
+
+
+def remaining(batches: Iterable[np.ndarray], left_out: np.ndarray) -> Iterator[np.ndarray]:
+    """Batches (B,) without the texts that are flagged (texts,) by the time that their batch is asked for."""
+    for batch in batches:
+        kept = batch[~left_out[batch]]
+        if len(kept):
+            yield kept
 
 
 LongText = Literal["truncate", "window"]

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
 from ytuning.encoder.pretrained import States
-from ytuning.encoder.tokens import padded_places, plan_batches
+from ytuning.encoder.tokens import padded_places, plan_batches, remaining
 from ytuning.errors import StoreError
 from ytuning.features.codecs import (
     DEFAULT_CODEC,
@@ -27,8 +27,9 @@ from ytuning.features.codecs import (
     PcaInt8Codec,
     Selected,
 )
-from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows, text_key
-from ytuning.features.writing import Source, encoded, write_features
+from ytuning.features.keys import WantedKeys, text_key
+from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows
+from ytuning.features.writing import Source, encoded, establish_basis, write_features
 from ytuning.heads.pairs import PairMode
 from ytuning.progress import Progress
 from ytuning.system.files import ReadFile
@@ -58,7 +59,6 @@ RESIDENT_BYTES = 12 << 20
 LENGTH_STEP = {torch.bfloat16: 4, torch.float32: 1}
 # Bytes that are read at once from a store larger than the memory: one seek for many rows.
 BLOCK_BYTES = 256 << 10
-WAITING = "waiting for another process that encodes with this encoder"
 OTHER_BASIS = (
     "the store's compact features have another basis than the task's, so these texts are read again and not stored"
 )
@@ -405,7 +405,7 @@ def stored_features(
     """Features of texts or pairs through the store; the encoder reads only texts that the store lacks, once.
 
     A killed run keeps every finished shard; calling again goes on from there. A damaged shard is named, set aside and
-    computed again. Two processes that need the same texts compute them once.
+    computed again. Processes that need the same texts at the same time share them, and none waits for another.
 
     Args:
         inputs: texts or pairs.
@@ -431,17 +431,17 @@ def stored_features(
     distinct = dict(zip(keys, inputs, strict=True))
     misses: set[bytes] = set()
     for _ in range(ATTEMPTS):
-        if space.codec is None or any(key not in space for key in distinct):
-            with space.locked(lambda: progress.say(WAITING)):
+        if space.codec is None or lacked(space, list(distinct)):
+            with space.writing() as others:
                 say_damages(space, progress)
                 # A task's basis comes first: these texts alone would give another one.
                 if basis is not None and space.codec is None:
-                    space.establish(basis)
+                    _establish(space, basis, progress)
                 if basis is None or basis.has_basis_of(space.codec):
-                    missing = [key for key in distinct if key not in space]
-                    misses.update(missing)
+                    missing = lacked(space, list(distinct))
                     source = _encoding([distinct[key] for key in missing], encoder, kept)
-                    write_features(space, missing, source, progress, store.sizes)
+                    written = write_features(space, missing, source, progress, store.sizes, others)
+                    misses.update(key for key, is_written in zip(missing, written, strict=True) if is_written)
         # Only a task's own basis gives the numbers that its head was trained on.
         if basis is not None and not basis.has_basis_of(space.codec):
             progress.say(OTHER_BASIS)
@@ -453,6 +453,16 @@ def stored_features(
             use = CacheUse(len(distinct) - len(misses), len(misses), tokens * space.row_bytes)
             return TextFeatures(rows, _dtype(encoder)).at_positions([kept.index(state) for state in states]), use
     raise not_intact(space)
+
+
+def _establish(space: FeatureSpace, basis: PcaInt8Codec, progress: Progress) -> None:
+    """Give a space a task's basis, unless another process gives it one first."""
+    establish_basis(space, lambda: basis, progress)
+
+
+def lacked(space: FeatureSpace, keys: list[bytes]) -> list[bytes]:
+    """Those of the keys whose texts a space lacks."""
+    return [keys[row] for row in np.flatnonzero(~space.holds(WantedKeys(keys)))]
 
 
 def not_intact(space: FeatureSpace) -> StoreError:
@@ -518,9 +528,12 @@ def live_features(
 def _encoding(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[int]) -> Source:
     """The encoder as a source of features."""
 
-    def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
+    def source(
+        positions: np.ndarray, codec: Codec | None, left_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Batches]:
         tokens = encoder.tokenize([inputs[position] for position in positions])
-        return tokens.lengths, tokens.truncated, encoder.encode(tokens, states, codec.encode if codec else None)
+        batches = encoder.encode(tokens, states, codec.encode if codec else None, left_out)
+        return tokens.lengths, tokens.truncated, batches
 
     return source
 
@@ -528,13 +541,15 @@ def _encoding(inputs: Sequence[TextInput], encoder: Encoder, states: Sequence[in
 def _copying(features: TextFeatures, rows: np.ndarray) -> Source:
     """Features that are there already as a source; position i is their row ``rows[i]``."""
 
-    def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
+    def source(
+        positions: np.ndarray, codec: Codec | None, left_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Batches]:
         wanted = torch.from_numpy(rows[positions])
         lengths = features.lengths[wanted].numpy()
         batches = (
             # In float32: the products of int8's scales and numbers, which then give the same bytes again.
             (batch, encoded(features.tokens(wanted[batch]), codec))
-            for batch in plan_batches(lengths, COPIED_TOKENS, "equal")
+            for batch in remaining(plan_batches(lengths, COPIED_TOKENS, "equal"), left_out)
         )
         return lengths, features.truncated_rows[rows[positions]], batches
 
@@ -599,12 +614,11 @@ def keep_inputs(
     of_texts = chosen.texts if isinstance(chosen, PairFeatures) else chosen
     space = store.space(encoder.identity.to_json(), kept, codec)
     rows = {text_key(*pair): row for row, pair in enumerate(texts)}
-    with space.locked(lambda: progress.say(WAITING)):
+    with space.writing() as others:
         say_damages(space, progress)
-        missing = [key for key in rows if key not in space]
+        missing = lacked(space, list(rows))
         source = _copying(of_texts, np.array([rows[key] for key in missing], np.int64))
-        write_features(space, missing, source, progress, store.sizes)
-    return len(missing)
+        return int(write_features(space, missing, source, progress, store.sizes, others).sum())
 
 
 def distinct_texts(

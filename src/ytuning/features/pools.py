@@ -17,22 +17,23 @@ import torch
 from ytuning.data.dataset import TextInput
 from ytuning.encoder.encoder import Batches, Encoder
 from ytuning.encoder.pretrained import States
-from ytuning.encoder.tokens import plan_batches
+from ytuning.encoder.tokens import plan_batches, remaining
 from ytuning.features.codecs import POOL_CODECS, Codec, Float16Codec
 from ytuning.features.features import (
     ATTEMPTS,
-    WAITING,
     CacheUse,
     Features,
     PairFeatures,
     TextFeatures,
     distinct_texts,
+    lacked,
     not_intact,
     say_damages,
     stored_features,
     stored_states,
 )
-from ytuning.features.store import KEY_BYTES, FeatureSpace, FeatureStore, StoredRows, text_key
+from ytuning.features.keys import KEY_BYTES, text_key
+from ytuning.features.store import FeatureSpace, FeatureStore, StoredRows
 from ytuning.features.writing import Source, write_features
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import POOLS, pool_states, pools_of_states
@@ -163,9 +164,9 @@ def stored_pools(
     distinct = dict(zip(keys, texts, strict=True))
     use = CacheUse(len(distinct), 0, len(distinct) * space.row_bytes)
     for _ in range(ATTEMPTS):
-        if missing := [key for key in distinct if key not in space]:
-            lacked = [distinct[key] for key in missing]
-            features, tokens = stored_features(lacked, encoder, store, progress, states=kept, codec=codec)
+        if missing := lacked(space, list(distinct)):
+            unread = [distinct[key] for key in missing]
+            features, tokens = stored_features(unread, encoder, store, progress, states=kept, codec=codec)
             use = replace(use, hits=use.hits - tokens.misses, misses=use.misses + tokens.misses)
             _write(space, dict(zip(missing, range(len(missing)), strict=True)), features, store, progress)
         rows = space.rows(keys)
@@ -179,22 +180,24 @@ def _write(
     space: FeatureSpace, row_of: dict[bytes, int], features: TextFeatures, store: FeatureStore, progress: Progress
 ) -> None:
     """Add the pools of the texts that the space still lacks; ``row_of`` says where their token features are."""
-    with space.locked(lambda: progress.say(WAITING)):
+    with space.writing() as others:
         say_damages(space, progress)
         # Another process may have written some of them by now.
-        missing = [key for key in row_of if key not in space]
+        missing = lacked(space, list(row_of))
         rows = np.array([row_of[key] for key in missing], np.int64)
-        write_features(space, missing, _pooling(features, rows), progress, store.sizes)
+        write_features(space, missing, _pooling(features, rows), progress, store.sizes, others)
 
 
 def _pooling(features: TextFeatures, rows: np.ndarray) -> Source:
     """Token features as a source of pools; position i is their row ``rows[i]``."""
 
-    def source(positions: np.ndarray, codec: Codec | None) -> tuple[np.ndarray, np.ndarray, Batches]:
+    def source(
+        positions: np.ndarray, codec: Codec | None, left_out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Batches]:
         wanted = torch.from_numpy(rows[positions])
         batches = (
             (batch, _codec_of(features).encode(_pools(features, wanted[batch])).numpy())
-            for batch in plan_batches(features.lengths[wanted].numpy(), POOLED_TOKENS, "equal")
+            for batch in remaining(plan_batches(features.lengths[wanted].numpy(), POOLED_TOKENS, "equal"), left_out)
         )
         return np.ones(len(positions), np.int64), features.truncated_rows[rows[positions]], batches
 

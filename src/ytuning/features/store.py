@@ -3,16 +3,23 @@
     <root>/                       $YTUNING_CACHE, else the platform's cache folder
       <hash>/                     one space for each encoder identity, set of hidden states and codec, whose hash it is
         space.json                these three
-        lock                      held by the process that is encoding
+        lock                      held by the process that fits the basis or removes the space
+        writers/                  a file for each process that is encoding; see writers.py
         basis.<sha256>.safetensors   what the codec compact decodes with, made once from the space's first tokens
         shards/<id>.features      raw bytes, (tokens, bytes of a token); see codecs.py
-        shards/<id>.json          manifest: checksum and, in order, each text's key, token count and whether it was cut
+        shards/<id>.keys          key, place, token count of each text and whether it was cut; see keys.py
+        shards/<id>.json          manifest: checksums of these two files, numbers of texts and tokens, codec
         rows/<sha256>.safetensors     in spaces of pools: which texts a light task was fitted on, with their targets
         damaged/                  what failed a check, set aside
 
-A shard exists once its manifest does: both files are written under a temporary name, synced, then renamed, the manifest
-last. So a killed run leaves whole shards and one unfinished file, which the next holder of the lock deletes. A manifest
-states the checksum of the basis its shard was written with: one that is not the space's own is as bad as damage.
+A shard exists once its manifest does: its files are written under temporary names, synced, then renamed, the manifest
+last. So a killed run leaves whole shards and unfinished files, which later writers delete once they are a day old. A
+manifest states the checksum of the basis its shard was written with: one that is not the space's own is as bad as
+damage.
+
+Any number of processes may write at once, also on several machines with a shared folder. A shard is named by its
+content and never changes, so none of them waits for another or can spoil what another has stored. A text that several
+have stored counts as often, and is read from one place.
 """
 
 from __future__ import annotations
@@ -26,8 +33,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +44,25 @@ import platformdirs
 
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
 from ytuning.features.codecs import CODECS, FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
-from ytuning.system.files import PARTIAL_SUFFIX, ReadFile, commit, store_errors
+from ytuning.features.keys import KeyFile, WantedKeys
+from ytuning.features.writers import joined_writers, locked, writers_at_work
+from ytuning.system.files import PARTIAL_SUFFIX, ReadFile, commit, commit_all, store_errors
 
-__all__ = ["KEY_BYTES", "Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes", "text_key"]
+__all__ = ["Damage", "FeatureSpace", "FeatureStore", "StoredRows", "WriteSizes"]
 
-SCHEMA = 2
+SCHEMA = 3
 SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "shards", "damaged"
-ROWS_FOLDER, ROWS_SUFFIX = "rows", ".safetensors"
-DATA_SUFFIX, MANIFEST_SUFFIX = ".features", ".json"
-FOLDER_DIGITS, KEY_BYTES = 32, 16
+ROWS_FOLDER, ROWS_SUFFIX, WRITERS_FOLDER = "rows", ".safetensors", "writers"
+DATA_SUFFIX, KEYS_SUFFIX, MANIFEST_SUFFIX = ".features", ".keys", ".json"
+FOLDER_DIGITS = 32
+# A writer takes minutes at most from the first byte of a file to its last one.
+PARTIAL_SECONDS = 24 * 60 * 60
 # The braces stand for the file's checksum.
 BASIS_FILE = "basis.{}.safetensors"
 # Of so many shards rows are read from the files, of more through memory maps alone: a file and its map each take one of
 # the descriptors that a process may have, often 1,024 and on macOS 256.
 MOST_FILES = 64
 LOST_BASIS = "the basis it was written with is missing or damaged"
-
-
-def text_key(text: str, pair: str | None = None) -> bytes:
-    """16 bytes that stand for a text or a pair; the length prefix keeps ("a", "bc") and ("ab", "c") apart."""
-    first = text.encode()
-    content = b"%d:" % len(first) + first + (b"" if pair is None else b"+" + pair.encode())
-    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,14 @@ class StoredRows:
     files: list[ReadFile] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Shard:
-    name: str
-    sha256: str
-    keys: list[bytes]
-    lengths: np.ndarray
-    truncated: np.ndarray
+    """What a manifest states: checksums of the files, numbers of texts and tokens, and the basis."""
+
+    features: str
+    keys: str
+    texts: int
+    tokens: int
     basis: str | None
 
 
@@ -234,15 +239,15 @@ class FeatureStore:
             folder = self.root / name
             with store_errors(folder, 0):
                 try:
-                    with filelock.FileLock(folder / LOCK_FILE, timeout=0):
+                    with locked(folder / LOCK_FILE, wait=False):
+                        if writers_at_work(folder / WRITERS_FOLDER):
+                            raise _in_use(folder)
                         for part in (SHARD_FOLDER, DAMAGED_FOLDER, ROWS_FOLDER):
                             shutil.rmtree(folder / part, ignore_errors=not (folder / part).exists())
                         # Last, so that what is left of a killed removal is still listed.
                         (folder / SPACE_FILE).unlink()
                 except filelock.Timeout:
-                    raise StoreError(
-                        f"{folder} is in use by a process that encodes. Wait for it and try again"
-                    ) from None
+                    raise _in_use(folder) from None
                 shutil.rmtree(folder)
         return removed
 
@@ -252,6 +257,11 @@ def _space_name(identity: Mapping[str, Any], states: Sequence[int], codec: str) 
     return _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
 
 
+def _in_use(folder: Path) -> StoreError:
+    """That a space cannot be removed now."""
+    return StoreError(f"{folder} is in use by a process that encodes. Wait for it and try again")
+
+
 def _unreadable(folder: Path, reason: str) -> StoreError:
     """That a space does not say what it holds."""
     problem = f"{folder / SPACE_FILE} is damaged, or another version of ytuning wrote it ({reason})"
@@ -259,7 +269,9 @@ def _unreadable(folder: Path, reason: str) -> StoreError:
 
 
 class FeatureSpace:
-    """The shards of one encoder's hidden states in one codec. Reading needs no lock: what is there does not change.
+    """The shards of one encoder's hidden states in one codec. Reading and writing need no lock: shards do not change.
+
+    What is opened holds in memory only what the manifests state. Keys are looked up where they lie.
 
     Attributes:
         identity: of the encoder.
@@ -296,20 +308,22 @@ class FeatureSpace:
         self.damages: list[Damage] = []
         self._basis: str | None = None
         self._shards: dict[str, _Shard] = {}
-        self._place: dict[bytes, tuple[str, int]] = {}
+        # Shards that have been compared with their checksums: of their keys, and of all their files.
+        self._known_keys: set[str] = set()
         self._intact: set[str] = set()
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._place)
+        """Texts in all shards."""
+        return sum(shard.texts for shard in self._shards.values())
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._place
+        return bool(self.holds(WantedKeys([key]))[0])
 
     @property
     def tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(int(shard.lengths.sum()) for shard in self._shards.values())
+        return sum(shard.tokens for shard in self._shards.values())
 
     @property
     def size(self) -> int:
@@ -321,12 +335,17 @@ class FeatureSpace:
         """Number of shards."""
         return len(self._shards)
 
-    def refresh(self) -> None:
-        """Take in shards that other processes have written; drop those that are gone."""
+    def refresh(self) -> list[str]:
+        """Take in shards that other processes have written; drop those that are gone.
+
+        Returns:
+            Names of the shards that were taken in.
+        """
         if self.codec is None:
             self._read_basis()
-        names = {file.stem for file in (self.folder / SHARD_FOLDER).glob(f"*{MANIFEST_SUFFIX}")}
+        names = {file.removesuffix(MANIFEST_SUFFIX) for file in self._files() if file.endswith(MANIFEST_SUFFIX)}
         self._forget(set(self._shards) - names)
+        taken = []
         for name in sorted(names - set(self._shards)):
             try:
                 with self._reading():
@@ -343,50 +362,59 @@ class FeatureSpace:
                 if shard.basis != self._basis:
                     self._read_basis()
                 if shard.basis == self._basis:
-                    self._add(shard)
+                    self._shards[name] = shard
+                    taken.append(name)
                 else:
                     self._set_aside(name, LOST_BASIS)
+        return taken
+
+    def holds(self, wanted: WantedKeys, names: Sequence[str] | None = None) -> np.ndarray:
+        """(keys,) whether each text is in one of the shards of these names; default: in any that is known."""
+        shard, _ = self._find(wanted, sorted(self._shards if names is None else names))
+        return shard[wanted.place] >= 0
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Be the one process that writes to this space; the operating system frees the lock of a killed one.
-
-        Args:
-            on_wait: called once if another process holds the lock, before waiting for it.
-        """
-        lock = filelock.FileLock(self.folder / LOCK_FILE)
-        with store_errors(self.folder, 0):
-            # First without waiting, so that a user is told why nothing happens.
-            try:
-                lock.acquire(blocking=False)
-            except filelock.Timeout:
-                on_wait()
-                lock.acquire()
-        try:
-            # Whoever holds the lock is the only writer, so what is unfinished was left by a killed one.
-            for file in (*(self.folder / SHARD_FOLDER).iterdir(), *self.folder.glob(f"{BASIS_FILE.format('*')}.*")):
-                unfinished = file.suffix == DATA_SUFFIX and not file.with_suffix(MANIFEST_SUFFIX).exists()
-                if unfinished or file.suffix == PARTIAL_SUFFIX:
-                    file.unlink(missing_ok=True)
-            # Nothing may be written with a basis that is no longer there.
-            if self.codec_name == "compact":
-                self._read_basis()
-            self.refresh()
-            yield
-        finally:
-            lock.release()
-
-    def establish(self, codec: PcaInt8Codec) -> None:
-        """Give the space its basis, once; called under the lock while ``codec`` is None.
+    def writing(self) -> Iterator[int]:
+        """Be one of the processes that write to this space; yields how many others have begun before.
 
         Raises:
-            StoreError: the disk is full or cannot be written.
+            StoreError: the folder cannot be written.
         """
-        data = codec.to_bytes()
-        checksum = hashlib.sha256(data).hexdigest()
-        with store_errors(self.folder, len(data)):
-            commit(self.folder / BASIS_FILE.format(checksum), data)
-        self.codec, self._basis = codec, checksum
+        with ExitStack() as stack:
+            with store_errors(self.folder, 0):
+                others = stack.enter_context(joined_writers(self.folder / WRITERS_FOLDER))
+                self._remove_old_partials()
+            # Nothing may be written with a basis that is no longer there.
+            if self.codec_name == PcaInt8Codec.name:
+                self._read_basis()
+            self.refresh()
+            yield others
+
+    def establish(self, fit: Callable[[], PcaInt8Codec], on_wait: Callable[[], None]) -> None:
+        """Give the space its basis, once; on return ``codec`` is there, whichever process has made it.
+
+        Args:
+            fit: makes it; called with a lock held, if no process has made one.
+            on_wait: called once if another process makes one at the moment, before waiting for it.
+
+        Raises:
+            StoreError: the disk is full or cannot be written or read back.
+        """
+        with ExitStack() as stack:
+            with store_errors(self.folder, 0):
+                stack.enter_context(locked(self.folder / LOCK_FILE, on_wait=on_wait))
+            self._read_basis()
+            if self.codec is None:
+                data = fit().to_bytes()
+                with store_errors(self.folder, len(data)):
+                    commit(self.folder / BASIS_FILE.format(hashlib.sha256(data).hexdigest()), data)
+                # What others read from the disk counts, also where a file system's locks do not keep a second one away.
+                self._read_basis()
+            if self.codec is None:
+                raise StoreError(
+                    f"the basis that was written to {self.folder} does not read back intact. Check the disk or set "
+                    "YTUNING_CACHE to a folder on another one"
+                )
 
     def write(self, keys: Sequence[bytes], lengths: np.ndarray, truncated: np.ndarray, features: np.ndarray) -> None:
         """Store one shard; on return it is on the disk.
@@ -405,21 +433,19 @@ class FeatureSpace:
                 f"features of {features.shape} {features.dtype} do not fit {lengths.sum()} x {self.row_bytes} bytes"
             )
         data = np.ascontiguousarray(features).data.cast("B")
+        texts = KeyFile.of_texts(keys, lengths, truncated).to_bytes()
         sha256 = hashlib.sha256(data).hexdigest()
         # Named by its content, so that writing the same shard twice is harmless.
         name = hashlib.sha256(b"".join(keys) + sha256.encode()).hexdigest()[:32]
-        content = {
-            "sha256": sha256,
-            "keys": [key.hex() for key in keys],
-            "lengths": lengths.tolist(),
-            "truncated": np.flatnonzero(truncated).tolist(),
-            **({} if self._basis is None else {"basis": self._basis}),
-        }
+        shard = _Shard(sha256, hashlib.sha256(texts).hexdigest(), len(keys), len(features), self._basis)
+        content = {"codec": self.codec_name, **asdict(shard)}
+        manifest = json.dumps({**content, "check": _check(content)}).encode()
+        # The manifest comes last: with it the shard exists.
+        files: dict[str, bytes | memoryview] = {DATA_SUFFIX: data, KEYS_SUFFIX: texts, MANIFEST_SUFFIX: manifest}
         with store_errors(self.folder, len(data)):
-            # The manifest comes last: with it the shard exists.
-            commit(self._file(name, DATA_SUFFIX), data)
-            commit(self._file(name, MANIFEST_SUFFIX), json.dumps({**content, "check": _check(content)}).encode())
-        self._add(_Shard(name, sha256, list(keys), lengths.astype(np.int64), truncated.astype(bool), self._basis))
+            commit_all(self.folder / SHARD_FOLDER, {name + suffix: part for suffix, part in files.items()})
+        self._shards[name] = shard
+        self._known_keys.add(name)
         self._intact.add(name)
 
     def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
@@ -430,11 +456,13 @@ class FeatureSpace:
         """
         names, before = sorted(self._shards if names is None else names), len(self.damages)
         with ThreadPoolExecutor() as pool:
-            for name, digest in zip(names, pool.map(self._digest, names), strict=True):
-                if digest == self._shards[name].sha256:
+            for name, problem in zip(names, pool.map(self._problem, names), strict=True):
+                # Another process may have set the shard aside and written it again since it was read.
+                if problem is None or (problem := self._problem(name)) is None:
+                    self._known_keys.add(name)
                     self._intact.add(name)
                 else:
-                    self._set_aside(name, "checksum differs" if digest else "features file missing")
+                    self._set_aside(name, problem)
         return self.damages[before:]
 
     def rows(self, keys: Sequence[bytes]) -> StoredRows | None:
@@ -443,61 +471,136 @@ class FeatureSpace:
         Returns:
             None if a text is not stored or its shard turned out damaged (see ``damages``): compute what is missing.
         """
-        if self.codec is None or any(key not in self._place for key in keys):
+        if self.codec is None:
             return None
-        names = sorted({self._place[key][0] for key in keys})
+        wanted, known = WantedKeys(keys), sorted(self._shards)
+        shard, row = self._find(wanted, known)
+        if (shard < 0).any():
+            return None
+        used, array = np.unique(shard, return_inverse=True)
+        names = [known[number] for number in used]
         if self.verify([name for name in names if name not in self._intact]):
             return None
-        position = {name: index for index, name in enumerate(names)}
-        shards = [self._shards[name] for name in names]
-        # (texts,) for each shard: the first token of each text.
-        starts = [np.cumsum(shard.lengths) - shard.lengths for shard in shards]
-        places = [(position[name], row) for name, row in (self._place[key] for key in keys)]
+        place = self._places(names, array, row)
         try:
             with self._reading():
                 few = names if len(names) <= MOST_FILES else []
                 files = [ReadFile(self._file(name, DATA_SUFFIX)) for name in few]
-                maps = [self._map(name) for name in names]
+                maps = [self._map(name, DATA_SUFFIX) for name in names]
         # Another process has set a shard aside since the check.
         except FileNotFoundError:
+            place = None
+        if place is None:
+            self._intact.difference_update(names)
             self.refresh()
             return None
+        start, length, truncated = (column[wanted.place] for column in place)
         return StoredRows(
             arrays=[np.frombuffer(view, np.uint8).reshape(-1, self.row_bytes) for view in maps],
-            array=np.array([shard for shard, _ in places], np.int64),
-            start=np.array([starts[shard][row] for shard, row in places], np.int64),
-            length=np.array([shards[shard].lengths[row] for shard, row in places], np.int64),
-            truncated=np.array([shards[shard].truncated[row] for shard, row in places], bool),
+            array=array[wanted.place],
+            start=start,
+            length=length,
+            truncated=truncated,
             codec=self.codec,
             maps=maps,
             files=files,
         )
 
+    def _places(
+        self, names: Sequence[str], array: np.ndarray, row: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """First token, tokens and whether it was cut, (texts,) each: text i is row ``row[i]`` of ``names[array[i]]``.
+
+        Returns:
+            None if another process has set a shard aside.
+        """
+        start, length, truncated = (np.zeros(len(row), kind) for kind in (np.int64, np.int64, bool))
+        # Texts of the same shard side by side.
+        order = np.argsort(array, kind="stable")
+        bounds = np.searchsorted(array[order], np.arange(len(names) + 1))
+        for number, name in enumerate(names):
+            texts = self._texts(name)
+            if texts is None:
+                return None
+            some = order[bounds[number] : bounds[number + 1]]
+            lengths = texts.length.astype(np.int64)
+            start[some] = (np.cumsum(lengths) - lengths)[row[some]]
+            length[some], truncated[some] = lengths[row[some]], texts.truncated[row[some]]
+        return start, length, truncated
+
+    def _find(self, wanted: WantedKeys, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(sorted keys,) which of the named shards has each text, or -1, and which of the shard's rows it is.
+
+        A text that several shards have is read from the first of them, so that every process reads the same one.
+        """
+        shard, row = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
+        for number, name in enumerate(names):
+            if (shard >= 0).all():
+                break
+            if (texts := self._texts(name)) is not None:
+                place, there = wanted.find(texts)
+                new = shard[place] < 0
+                shard[place[new]], row[place[new]] = number, there[new]
+        return shard, row
+
+    def _texts(self, name: str) -> KeyFile | None:
+        """The keys and lengths of a shard where they lie, after one check; None if it is damaged or gone.
+
+        The file is opened for each look-up: it takes less time than the look-up, and a store may have more shards than
+        a process may have files.
+        """
+        if name not in self._known_keys:
+            if problem := self._problem(name, (KEYS_SUFFIX,)):
+                self._set_aside(name, problem)
+                return None
+            self._known_keys.add(name)
+        try:
+            with self._reading():
+                return KeyFile.of_bytes(self._map(name, KEYS_SUFFIX))
+        # Another process has set the shard aside, and the next refresh or check finds out.
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            self._set_aside(name, "keys file has changed")
+            return None
+
+    def _files(self) -> list[str]:
+        """Names of all files of shards."""
+        with store_errors(self.folder, 0):
+            try:
+                return os.listdir(self.folder / SHARD_FOLDER)
+            except FileNotFoundError:
+                return []
+
+    def _remove_old_partials(self) -> None:
+        """Remove what killed writers have left unfinished. Younger files may be those of a writer at work."""
+        for folder in (self.folder, self.folder / SHARD_FOLDER, self.folder / ROWS_FOLDER):
+            for file in folder.glob(f"*{PARTIAL_SUFFIX}"):
+                # Its writer may just have finished it.
+                with suppress(FileNotFoundError):
+                    if time.time() - file.lstat().st_mtime > PARTIAL_SECONDS:
+                        file.unlink()
+
     def _file(self, name: str, suffix: str) -> Path:
         return self.folder / SHARD_FOLDER / (name + suffix)
 
-    def _add(self, shard: _Shard) -> None:
-        self._shards[shard.name] = shard
-        # A text that two processes have stored is read from the first of the two shards.
-        for row, key in enumerate(shard.keys):
-            self._place.setdefault(key, (shard.name, row))
-
     def _forget(self, names: set[str]) -> None:
-        """Drop shards and where their texts lie."""
-        if names := names & set(self._shards):
-            self._shards = {name: shard for name, shard in self._shards.items() if name not in names}
-            self._place = {key: place for key, place in self._place.items() if place[0] not in names}
+        """Drop shards."""
+        for name in names & set(self._shards):
+            del self._shards[name]
+        self._known_keys -= names
+        self._intact -= names
 
     def _read_manifest(self, name: str) -> _Shard:
         """Raises OSError, ValueError, LookupError, TypeError or AttributeError on anything but a whole manifest."""
-        content = json.loads(self._file(name, MANIFEST_SUFFIX).read_text())
+        content = json.loads(self._file(name, MANIFEST_SUFFIX).read_bytes())
         if content.pop("check") != _check(content):
             raise ValueError("the manifest does not match its own checksum")
-        lengths = np.array(content["lengths"], np.int64)
-        truncated = np.zeros(len(lengths), bool)
-        truncated[content["truncated"]] = True
-        keys = [bytes.fromhex(key) for key in content["keys"]]
-        return _Shard(name, content["sha256"], keys, lengths, truncated, content.get("basis"))
+        if content.pop("codec") != self.codec_name:
+            raise ValueError("the shard is of another codec")
+        if not all(isinstance(content[count], int) for count in ("texts", "tokens")):
+            raise TypeError("the manifest has no numbers of texts and tokens")
+        return _Shard(**content)
 
     def _read_basis(self) -> None:
         """Take the basis that lies in the folder, if a whole one does, and set aside what was written with another."""
@@ -517,18 +620,24 @@ class FeatureSpace:
             # A bad sector is no better than a wrong byte.
             except (OSError, ValueError):
                 self._move_aside(file, file.name)
-        for shard in list(self._shards.values()):
+        for name, shard in list(self._shards.items()):
             if shard.basis != self._basis:
-                self._set_aside(shard.name, LOST_BASIS)
+                self._set_aside(name, LOST_BASIS)
 
-    def _digest(self, name: str) -> str | None:
-        try:
-            with self._reading(), self._file(name, DATA_SUFFIX).open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return "unreadable"
+    def _problem(self, name: str, suffixes: Sequence[str] = (KEYS_SUFFIX, DATA_SUFFIX)) -> str | None:
+        """What is wrong with files of a shard, compared with the checksums in its manifest; None if nothing is."""
+        shard = self._shards[name]
+        for suffix in suffixes:
+            what, checksum = ("keys", shard.keys) if suffix == KEYS_SUFFIX else ("features", shard.features)
+            try:
+                with self._reading(), self._file(name, suffix).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
+                        return f"checksum of the {what} differs"
+            except FileNotFoundError:
+                return f"{what} file missing"
+            except OSError:
+                return f"{what} file cannot be read from the disk"
+        return None
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -541,16 +650,19 @@ class FeatureSpace:
             with store_errors(self.folder, 0):
                 raise
 
-    def _map(self, name: str) -> mmap.mmap:
-        with self._file(name, DATA_SUFFIX).open("rb") as stream:
+    def _map(self, name: str, suffix: str) -> mmap.mmap:
+        with self._file(name, suffix).open("rb") as stream:
             # A private mapping: nothing writes to it, but tensors want writable memory.
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _set_aside(self, name: str, reason: str) -> None:
+        if not self._file(name, MANIFEST_SUFFIX).exists():
+            # Another process has done so.
+            self._forget({name})
+            return
         # The manifest goes first: without it the shard does not exist for anyone.
-        for suffix in (MANIFEST_SUFFIX, DATA_SUFFIX):
+        for suffix in (MANIFEST_SUFFIX, KEYS_SUFFIX, DATA_SUFFIX):
             self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")
-        self._intact.discard(name)
         self._forget({name})
         self.damages.append(Damage(name, reason, self.folder / DAMAGED_FOLDER))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+import platform
+import re
 import sys
 import unicodedata
 import uuid
@@ -20,6 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 PARTIAL_SUFFIX = ".partial"
+# Letters of a host's name that a temporary name has: who reads it sees where the file comes from.
+HOST_LETTERS = 24
 # This name stands for the standard input.
 STANDARD_INPUT = "-"
 # Unicode's categories of control characters, surrogates (bytes that are not UTF-8) and ends of lines and paragraphs.
@@ -29,6 +32,12 @@ UNPLAIN = ("Cc", "Cs", "Zl", "Zp")
 def is_plain_name(name: str) -> bool:
     """Whether the name of a file or folder can stand in JSON, on a line of its own: it is UTF-8 without controls."""
     return not any(unicodedata.category(character) in UNPLAIN for character in name)
+
+
+def _own_name() -> str:
+    """A name that nobody else takes: on several machines with a shared folder, process ids repeat."""
+    host = re.sub(r"[^0-9A-Za-z-]", "-", platform.node())[:HOST_LETTERS]
+    return f"{host}-{uuid.uuid4().hex[:16]}"
 
 
 class NewFile:
@@ -53,9 +62,8 @@ class NewFile:
         """
         self.file = file
         self._replaces = os.path.isfile(file) or not os.path.exists(file)
-        # Writers on other machines may have the same process number.
-        own = f"{file.name}.{socket.gethostname()[:20]}-{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}"
-        self._partial = (beside or file.parent) / own if self._replaces else file
+        partial = f"{file.name}.{_own_name()}{PARTIAL_SUFFIX}"
+        self._partial = (beside or file.parent) / partial if self._replaces else file
         self.stream = self._partial.open("wb")
 
     def finish(self) -> None:
