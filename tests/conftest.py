@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser, launched
+from tests.object_store import MakeFolder, new_address
 
 STATES = (2, 3)
 """The hidden states that a task on the tiny encoder reads by default."""
@@ -209,3 +210,37 @@ def served_tasks(
                 root / "careful",
             )
     return root
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    server = pytest.importorskip("moto.server", reason="moto comes with: pip install 'ytuning[dev]'")
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    served.start()
+    host, port = served.get_host_and_port()
+    yield f"{host}:{port}"
+    served.stop()
+
+
+@pytest.fixture
+def store_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that the object store accepts, for this process and those that it starts."""
+    for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def make_folder(request: pytest.FixtureRequest, tmp_path: Path) -> MakeFolder:
+    """Makes empty folders, on the disk or in the object store."""
+    count = 0
+
+    def make() -> str:
+        nonlocal count
+        count += 1
+        if request.param == "disk":
+            return str(tmp_path / f"folder{count}")
+        request.getfixturevalue("store_keys")
+        return new_address(request.getfixturevalue("object_store"))
+
+    return make

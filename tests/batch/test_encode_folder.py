@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.conftest import MakeFolder
+from tests.object_store import MakeFolder, new_address
 from ytuning.batch.encode_folder import encode_folder
 from ytuning.batch.engines import Engine
-from ytuning.batch.places import open_folder
 from ytuning.cli import main
 from ytuning.data.dataset import read_dataset
+from ytuning.data.places import open_folder
 from ytuning.encoder.encoder import load_encoder
 from ytuning.errors import InputError
 from ytuning.features.store import FeatureStore
@@ -86,6 +86,17 @@ def test_pairs_are_stored_in_both_ways_that_a_training_reads(
     assert (run.rows, run.encoded) == (20, 40)
     separate = encode_folder(folder.address, str(tiny_encoder), pairs="separate", cache=str(tmp_path / "other"))
     assert separate.encoded == 20
+
+
+def test_workers_share_a_store_in_an_object_store(
+    tiny_encoder: Path, toy_rows: Rows, tmp_path: Path, object_store: str, store_keys: None, encoded: list[int]
+) -> None:
+    rows, address = write_rows(tmp_path / "in", toy_rows), new_address(object_store)
+    run = encode_folder(rows, str(tiny_encoder), precision="fp32", cache=address, engine=Engine(workers=2))
+    assert (run.rows, run.encoded, run.cache) == (120, 120, address.partition("?")[0])
+    data = read_dataset(rows / "a.jsonl")
+    train_task(data, load_encoder(tiny_encoder, precision="fp32"), FeatureStore(address), RECIPE)
+    assert encoded == []
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_encoder: Path, tmp_path: Path) -> None:

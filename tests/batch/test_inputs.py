@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 
 from ytuning.batch import inputs
 from ytuning.batch.inputs import Part, head_of, parts_of, read_part, rows_of, signature_of
-from ytuning.batch.places import FoundFile, open_folder
 from ytuning.data.files import read_table
+from ytuning.data.places import FoundFile, open_folder
 from ytuning.errors import DataError
 
 # Texts with all that divides cells and rows.

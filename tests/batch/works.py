@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ytuning.batch.inputs import read_part
-from ytuning.batch.places import open_folder
 from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, PredictWorker
+from ytuning.data.places import open_folder
 from ytuning.errors import DataError, InputError, WriteError
 
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
 from ytuning.batch.engines import Engine
 from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, rows_of
-from ytuning.batch.places import Folder, FoundFile, Inputs
 from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, plan_files
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler
 from ytuning.data.columns import Known, Role, choose_columns
+from ytuning.data.places import Folder, FoundFile, Inputs
 from ytuning.data.tables import Table
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import DataError, quantity

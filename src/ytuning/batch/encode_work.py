@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ytuning.batch.inputs import read_part
-from ytuning.batch.places import open_folder
 from ytuning.batch.plan import Unit
 from ytuning.data.dataset import TextInput
+from ytuning.data.places import open_folder
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress
 from ytuning.system.machine import keep_few_compiled_shapes, versions
@@ -94,7 +94,7 @@ class EncodeWorker:
             "precision": identity.precision,
             "encoder": identity.fingerprint,
             "states": self._states,
-            "cache": str(self._store.root),
+            "cache": self._store.name,
             "versions": versions(),
         }
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
-from ytuning.batch.places import Folder, FoundFile, Inputs, find_files
 from ytuning.data.blocks import read_block, split_blocks, text_form
 from ytuning.data.files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_content, suffix_of
 from ytuning.data.labels import list_names
+from ytuning.data.places import Folder, FoundFile, Inputs, find_files
 from ytuning.data.tables import Table, table_in_memory
 from ytuning.errors import DataError, InputError
 from ytuning.progress import Progress

@@ -15,7 +15,6 @@ from ytuning.batch.columns import kept_type
 from ytuning.batch.engine import Problem
 from ytuning.batch.engines import Engine, EngineName
 from ytuning.batch.inputs import find_readable, head_of
-from ytuning.batch.places import RECORDS, Folder, FoundFile, open_folder
 from ytuning.batch.plan import (
     PLAN_FILE,
     BadRows,
@@ -35,6 +34,7 @@ from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.data.columns import Role, common_columns
 from ytuning.data.labels import did_you_mean, list_names, quote
+from ytuning.data.places import RECORDS, Folder, FoundFile, open_folder
 from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 from ytuning.batch.columns import kept_array
 from ytuning.batch.inputs import read_part
-from ytuning.batch.places import open_folder
 from ytuning.batch.plan import Job, Scores, Unit
 from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
+from ytuning.data.places import open_folder
 from ytuning.data.tables import Column, Table
 from ytuning.errors import DataError, TaskFolderError
 from ytuning.system.machine import keep_few_compiled_shapes, require, versions

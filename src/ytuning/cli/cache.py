@@ -42,9 +42,9 @@ def cache_list(as_json: Json = False, quiet: Quiet = False) -> None:
         for space in store.spaces(unreadable.append)
     ]
     if as_json:
-        print_json({"root": str(store.root), "spaces": rows, "unreadable": [str(problem) for problem in unreadable]})
+        print_json({"root": store.name, "spaces": rows, "unreadable": [str(problem) for problem in unreadable]})
     else:
-        print(f"Feature cache: {store.root}{'' if rows or unreadable else '. It is empty.'}")
+        print(f"Feature cache: {store.name}{'' if rows or unreadable else '. It is empty.'}")
         for row in rows:
             sizes = f"{quantity(row['texts'], 'text')}, {quantity(row['tokens'], 'token')}"
             print(

@@ -17,6 +17,9 @@ last. So a killed run leaves whole shards and unfinished files, which later writ
 manifest states the checksum of the basis its shard was written with: one that is not the space's own is as bad as
 damage.
 
+The root may be the address of an object store. Then the spaces are there, and a folder of this machine has copies of
+what was needed of them; see mirror.py.
+
 Any number of processes may write at once, also on several machines with a shared folder. A shard is named by its
 content and never changes, so none of them waits for another or can spoil what another has stored. A text that several
 have stored counts as often, and is read from one place.
@@ -42,9 +45,11 @@ import filelock
 import numpy as np
 import platformdirs
 
+from ytuning.data.places import Folder, is_remote, open_folder
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
 from ytuning.features.codecs import CODECS, FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.features.keys import KeyFile, WantedKeys
+from ytuning.features.mirror import Mirror
 from ytuning.features.writers import joined_writers, locked, writers_at_work
 from ytuning.system.files import PARTIAL_SUFFIX, ReadFile, commit, commit_all, store_errors
 
@@ -55,6 +60,8 @@ SPACE_FILE, LOCK_FILE, SHARD_FOLDER, DAMAGED_FOLDER = "space.json", "lock", "sha
 ROWS_FOLDER, ROWS_SUFFIX, WRITERS_FOLDER = "rows", ".safetensors", "writers"
 DATA_SUFFIX, KEYS_SUFFIX, MANIFEST_SUFFIX = ".features", ".keys", ".json"
 FOLDER_DIGITS = 32
+# In the platform's cache folder, the folder of the copies of an address begins so.
+REMOTE_FOLDER = "copies"
 # A writer takes minutes at most from the first byte of a file to its last one.
 PARTIAL_SECONDS = 24 * 60 * 60
 # The braces stand for the file's checksum.
@@ -128,8 +135,12 @@ class _Shard:
 
 
 def _default_root() -> str:
+    return os.environ.get("YTUNING_CACHE") or _platform_root()
+
+
+def _platform_root() -> str:
     try:
-        return os.environ.get("YTUNING_CACHE") or platformdirs.user_cache_dir("ytuning")
+        return platformdirs.user_cache_dir("ytuning")
     # An unknown user has no home directory, nor does a process without HOME always have one.
     except (RuntimeError, KeyError) as error:
         raise StoreError(
@@ -139,16 +150,38 @@ def _default_root() -> str:
 
 
 class FeatureStore:
-    """All feature spaces under one root folder: by default ``$YTUNING_CACHE``, else the platform's cache folder.
+    """All feature spaces under one root: by default ``$YTUNING_CACHE``, else the platform's cache folder.
+
+    Args:
+        root: a folder, or an address in an object store such as ``s3://bucket/store``.
+        sizes: how much is written at a time.
+
+    Attributes:
+        name: how messages name the root.
+        root: the folder; of an address the one with the copies, which is in the platform's cache folder.
 
     Raises:
         StoreError: no root is given, and no home directory is known.
+        InputError: the address cannot be used.
     """
 
     def __init__(self, root: str | Path | None = None, sizes: WriteSizes | None = None) -> None:
+        given = os.fspath(_default_root() if root is None else root)
+        self._remote = open_folder(given) if is_remote(given) else None
+        if self._remote is not None:
+            copies = f"{REMOTE_FOLDER}-{hashlib.sha256(self._remote.name.encode()).hexdigest()[:FOLDER_DIGITS]}"
+            given = os.path.join(_platform_root(), copies)
         # An absolute path stays the same folder when the process changes its current one.
-        self.root = Path(os.path.abspath(_default_root() if root is None else root))
+        self.root = Path(os.path.abspath(given))
+        self.name = str(self.root) if self._remote is None else self._remote.name
         self.sizes = sizes or WriteSizes()
+
+    def _mirror(self, name: str) -> Mirror | None:
+        """The mirror of the space of a name; None where the root is a folder."""
+        if self._remote is None:
+            return None
+        suffixes = DATA_SUFFIX, KEYS_SUFFIX, MANIFEST_SUFFIX
+        return Mirror(self._remote.below(name), self.root / name, SHARD_FOLDER, suffixes)
 
     def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:
         """The space for an encoder, some of its hidden states and a codec, made if it is not there.
@@ -166,12 +199,22 @@ class FeatureStore:
             raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _space_name(identity, states, codec)
+        mirror = self._mirror(folder.name)
+        if mirror is not None:
+            if codec == PcaInt8Codec.name:
+                raise InputError(
+                    f"the codec {codec!r} needs a lock that all writers share, and {self.name} has none. Use 'int8', "
+                    "or a folder as YTUNING_CACHE."
+                )
+            mirror.pull(SPACE_FILE)
         with store_errors(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
             if not (folder / SPACE_FILE).exists():
                 content = {"schema": SCHEMA, "identity": dict(identity), "states": list(states), "codec": codec}
                 commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
-        return FeatureSpace(folder)
+        if mirror is not None:
+            mirror.push(SPACE_FILE)
+        return FeatureSpace(folder, mirror)
 
     def keep_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, data: bytes) -> str:
         """Keep a file about some of the texts of a space, named by its content; returns the name.
@@ -189,12 +232,16 @@ class FeatureStore:
         with store_errors(folder, len(data)):
             folder.mkdir(parents=True, exist_ok=True)
             commit(folder / (name + ROWS_SUFFIX), data)
+        if (mirror := self._mirror(folder.parent.name)) is not None:
+            mirror.push(f"{ROWS_FOLDER}/{name}{ROWS_SUFFIX}")
         return name
 
     def kept_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, name: str) -> bytes | None:
         """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged."""
         try:
             folder = self.root / _space_name(identity, states, codec) / ROWS_FOLDER
+            if (mirror := self._mirror(folder.parent.name)) is not None:
+                mirror.pull(f"{ROWS_FOLDER}/{name}{ROWS_SUFFIX}")
             data = (folder / (name + ROWS_SUFFIX)).read_bytes()
         except OSError:
             return None
@@ -210,7 +257,10 @@ class FeatureStore:
         spaces = []
         for name in self._names():
             try:
-                spaces.append(FeatureSpace(self.root / name))
+                mirror = self._mirror(name)
+                if mirror is not None:
+                    mirror.pull(SPACE_FILE)
+                spaces.append(FeatureSpace(self.root / name, mirror))
             except StoreError as error:
                 if on_unreadable is None:
                     raise
@@ -218,7 +268,10 @@ class FeatureStore:
         return spaces
 
     def _names(self) -> list[str]:
-        return [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
+        if self._remote is None:
+            return [file.parent.name for file in sorted(self.root.glob(f"*/{SPACE_FILE}"))]
+        paths = [file.path.split("/") for file in self._remote.files()]
+        return sorted(path[0] for path in paths if path[1:] == [SPACE_FILE])
 
     def remove(self, prefix: str | None = None) -> list[str]:
         """Delete the space whose name is or starts with ``prefix``; returns the names.
@@ -234,9 +287,13 @@ class FeatureStore:
             removed = [prefix]
         if prefix is not None and len(removed) != 1:
             problem = "no feature space starts" if not removed else f"{len(removed)} feature spaces start"
-            raise InputError(f"{problem} with {prefix!r} in {self.root}. There are: {', '.join(names) or 'none'}")
+            raise InputError(f"{problem} with {prefix!r} in {self.name}. There are: {', '.join(names) or 'none'}")
         for name in removed:
             folder = self.root / name
+            if self._remote is not None:
+                _remove_remote(self._remote.below(name))
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             with store_errors(folder, 0):
                 try:
                     with locked(folder / LOCK_FILE, wait=False):
@@ -250,6 +307,13 @@ class FeatureStore:
                     raise _in_use(folder) from None
                 shutil.rmtree(folder)
         return removed
+
+
+def _remove_remote(folder: Folder) -> None:
+    """Remove a space from an object store; what describes it last, so that what is left is still listed."""
+    paths = sorted((file.path for file in folder.files()), key=lambda path: path == SPACE_FILE)
+    for path in paths:
+        folder.remove(path)
 
 
 def _space_name(identity: Mapping[str, Any], states: Sequence[int], codec: str) -> str:
@@ -280,8 +344,8 @@ class FeatureSpace:
         codec: decodes the rows; None until the space has the basis that it needs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.folder, self._mirror = folder, mirror
         try:
             content = json.loads((folder / SPACE_FILE).read_text())
             schema = content["schema"]
@@ -343,6 +407,8 @@ class FeatureSpace:
         """
         if self.codec is None:
             self._read_basis()
+        if self._mirror is not None:
+            self._mirror.pull_manifests()
         names = {file.removesuffix(MANIFEST_SUFFIX) for file in self._files() if file.endswith(MANIFEST_SUFFIX)}
         self._forget(set(self._shards) - names)
         taken = []
@@ -444,6 +510,8 @@ class FeatureSpace:
         files: dict[str, bytes | memoryview] = {DATA_SUFFIX: data, KEYS_SUFFIX: texts, MANIFEST_SUFFIX: manifest}
         with store_errors(self.folder, len(data)):
             commit_all(self.folder / SHARD_FOLDER, {name + suffix: part for suffix, part in files.items()})
+        if self._mirror is not None:
+            self._mirror.push_shard(name)
         self._shards[name] = shard
         self._known_keys.add(name)
         self._intact.add(name)
@@ -451,10 +519,14 @@ class FeatureSpace:
     def verify(self, names: Sequence[str] | None = None) -> list[Damage]:
         """Compare shards with their checksums (all of them by default) and set aside those that differ.
 
+        Of a space in an object store the shards that were fetched are compared.
+
         Returns:
             The damages found by this call.
         """
         names, before = sorted(self._shards if names is None else names), len(self.damages)
+        if self._mirror is not None:
+            names = [name for name in names if not self._mirror.lacks(name)]
         with ThreadPoolExecutor() as pool:
             for name, problem in zip(names, pool.map(self._problem, names), strict=True):
                 # Another process may have set the shard aside and written it again since it was read.
@@ -479,6 +551,8 @@ class FeatureSpace:
             return None
         used, array = np.unique(shard, return_inverse=True)
         names = [known[number] for number in used]
+        if self._mirror is not None:
+            self._mirror.pull_features(names)
         if self.verify([name for name in names if name not in self._intact]):
             return None
         place = self._places(names, array, row)
@@ -660,6 +734,8 @@ class FeatureSpace:
             # Another process has done so.
             self._forget({name})
             return
+        if self._mirror is not None:
+            self._mirror.tell_damage(name)
         # The manifest goes first: without it the shard does not exist for anyone.
         for suffix in (MANIFEST_SUFFIX, KEYS_SUFFIX, DATA_SUFFIX):
             self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")

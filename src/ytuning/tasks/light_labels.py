@@ -57,7 +57,7 @@ class LightRows:
     def lost(self) -> StoreError:
         """That the store lacks what is needed."""
         return StoreError(
-            f"the feature store {self.store.root} no longer has the texts that the task {self.task.name!r} was trained "
+            f"the feature store {self.store.name} no longer has the texts that the task {self.task.name!r} was trained "
             "on. Train it again with all labels"
         )
 

@@ -27,7 +27,7 @@ from ytuning.errors import DataError, InputError, WriteError, write_errors
 from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
-__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "open_folder"]
+__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "is_remote", "open_folder"]
 
 # Own records of a run, and files on a disk while they are written. Readers of folders skip names with an underscore.
 RECORDS = "_ytuning"
@@ -80,6 +80,10 @@ class Folder(ABC):
             stream.write(data)
 
     @abstractmethod
+    def below(self, path: str) -> Folder:
+        """A folder in this one."""
+
+    @abstractmethod
     def files(self) -> list[FoundFile]:
         """All files below the folder but hidden ones, sorted by path; none where there is no folder.
 
@@ -126,6 +130,9 @@ class DiskFolder(Folder):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._root = Path(path)
+
+    def below(self, path: str) -> Folder:
+        return DiskFolder(str(self._root / path))
 
     def files(self) -> list[FoundFile]:
         found = []
@@ -186,6 +193,10 @@ class RemoteFolder(Folder):
         super().__init__(address)
         self._filesystem, self._root = filesystem, root.rstrip("/")
 
+    def below(self, path: str) -> Folder:
+        address = _with_query(f"{_without_query(self.address).rstrip('/')}/{path}", self.address)
+        return RemoteFolder(address, self._filesystem, self._whole(path))
+
     def _whole(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
@@ -235,6 +246,11 @@ class RemoteFolder(Folder):
     def tidy(self) -> None:
         # An object store shows nothing that is unfinished.
         pass
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is in an object store, and no path."""
+    return _scheme(address) not in ("", "file")
 
 
 def open_folder(address: str | os.PathLike[str]) -> Folder:

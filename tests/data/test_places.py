@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.conftest import MakeFolder
-from ytuning.batch.places import find_files, open_folder
+from tests.object_store import MakeFolder
+from ytuning.data.places import find_files, open_folder
 from ytuning.errors import DataError, InputError
 
 
