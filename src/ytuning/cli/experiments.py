@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from ytuning.cli.console import (
     tell_held_out,
     write_page,
 )
-from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, in_order
+from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, engine_of, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError
 
@@ -225,11 +226,19 @@ def compare(
         ),
     ] = False,
     rows: Annotated[int | None, DATA("N", "Number of rows of DATA to use, drawn at random.", "all", min=1)] = None,
+    engine: options.EngineOption = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
     out: Annotated[Path, OUTPUT("FOLDER", "Folder for the results. An interrupted comparison in it is resumed.")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare the scores and the costs of methods, or of encoders, on the same rows, splits and seeds."""
+    """Compare the scores and the costs of methods, or of encoders, on the same rows, splits and seeds.
+
+    With several workers, runs are measured beside each other, and the results say so.
+    """
     from ytuning.compare.compare import compare as run_comparison
     from ytuning.compare.compare import some_rows
     from ytuning.compare.methods import check_encoders, check_methods, work_on
@@ -243,7 +252,9 @@ def compare(
         check_encoders(compared)
         if encoder is not None:
             raise InputError("give either --encoder or --encoders, not both. --encoders names all that are compared")
-    with shown_progress(quiet) as progress:
+    chosen = engine_of(engine, workers, worker_cpus, worker_gpus, address)
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), shown_progress(quiet) as progress:
         columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
         training, held, judged = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
         if rows is not None:
@@ -260,7 +271,7 @@ def compare(
             epochs=epochs,
             search_rates=search_rates,
         )
-        comparison = run_comparison(work, names, out, encoders=compared, seeds=seeds, progress=progress)
+        comparison = run_comparison(work, names, out, encoders=compared, seeds=seeds, progress=progress, engine=chosen)
         standings = standings_of(comparison)
         tell_held_out(progress, training, comparison.runs[0].rows, held, quiet=quiet)
         write_standings(standings, out)
