@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ytuning.batch.batch_predictor import BatchPredictor
+    from ytuning.batch.engines import Engine
     from ytuning.batch.predict_folder import predict_folder
+    from ytuning.batch.train_tasks import train_tasks
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
     from ytuning.data.task_columns import read_tasks
     from ytuning.encoder.encoder import Encoder, load_encoder
@@ -22,21 +24,22 @@ if TYPE_CHECKING:
     from ytuning.tasks.predictor import Prediction, Predictor
     from ytuning.tasks.task import Task, load_task, save_task
     from ytuning.tasks.train import TrainOptions, train_task
-    from ytuning.tasks.train_many import train_tasks
     from ytuning.training.recipes import Recipe, preset
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BatchPredictor", "Dataset", "Encoder", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task", "TrainOptions",
-    "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor", "__version__",
-    "evaluate_task", "from_lists", "load_encoder", "load_task", "predict_folder", "preset", "read_dataset",
-    "read_tasks", "render_report", "save_task", "train_task", "train_tasks",
+    "BatchPredictor", "Dataset", "Encoder", "Engine", "FeatureStore", "Prediction", "Predictor", "Recipe", "Task",
+    "TrainOptions", "YTuningClassifier", "YTuningError", "YTuningMultiOutputClassifier", "YTuningRegressor",
+    "__version__", "evaluate_task", "from_lists", "load_encoder", "load_task", "predict_folder", "preset",
+    "read_dataset", "read_tasks", "render_report", "save_task", "train_task", "train_tasks",
 ]  # fmt: skip
 
 _HOMES = {
     "batch.batch_predictor": ("BatchPredictor",),
+    "batch.engines": ("Engine",),
     "batch.predict_folder": ("predict_folder",),
+    "batch.train_tasks": ("train_tasks",),
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),
     "data.task_columns": ("read_tasks",),
     "encoder.encoder": ("Encoder", "load_encoder"),
@@ -48,7 +51,6 @@ _HOMES = {
     "tasks.predictor": ("Prediction", "Predictor"),
     "tasks.task": ("Task", "load_task", "save_task"),
     "tasks.train": ("TrainOptions", "train_task"),
-    "tasks.train_many": ("train_tasks",),
     "training.recipes": ("Recipe", "preset"),
 }
 
