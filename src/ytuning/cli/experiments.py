@@ -66,6 +66,11 @@ def search(
     pairs: options.PairsOption = "auto",
     long_text: options.LongTextOption = "truncate",
     precision: options.PrecisionOption = "auto",
+    engine: options.EngineOption = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
     out: Annotated[Path, OUTPUT("FOLDER", "Folder for the results. A search in it is resumed.")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -74,7 +79,7 @@ def search(
 
     The search tries presets, hidden states, losses, learning rates and sizes; the validation set chooses. It needs
     the extra `search` and draws its results in `search.html`. Ctrl-C stops it and trains the best recipe so far; run
-    the same command again to resume.
+    the same command again to resume. Another number of workers tries other recipes.
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
@@ -85,7 +90,9 @@ def search(
     from ytuning.training.recipes import stepwise_presets
 
     start, watch = time.perf_counter(), Stopwatch()
-    with shown_progress(quiet) as progress:
+    chosen = engine_of(engine, workers, worker_cpus, worker_gpus, address)
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), shown_progress(quiet) as progress:
         with watch.stage("read"):
             columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
@@ -106,6 +113,7 @@ def search(
                 minutes=minutes,
                 seed=seed,
             ),
+            engine=chosen,
             progress=progress,
         )
         watch.add(result.seconds)
