@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ytuning.batch.batch_predictor import BatchPredictor
     from ytuning.batch.encode_folder import encode_folder
-    from ytuning.batch.engines import Engine
+    from ytuning.batch.engine import Engine
     from ytuning.batch.predict_folder import predict_folder
+    from ytuning.batch.train_tasks import train_tasks
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
     from ytuning.data.task_columns import read_tasks
     from ytuning.encoder.encoder import Encoder, load_encoder
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ytuning.tasks.predictor import Prediction, Predictor
     from ytuning.tasks.task import Task, load_task, save_task
     from ytuning.tasks.train import TrainOptions, train_task
-    from ytuning.tasks.train_many import train_tasks
     from ytuning.training.recipes import Recipe, preset
 
 __version__ = "0.1.0"
@@ -39,8 +39,9 @@ __all__ = [
 _HOMES = {
     "batch.batch_predictor": ("BatchPredictor",),
     "batch.encode_folder": ("encode_folder",),
-    "batch.engines": ("Engine",),
+    "batch.engine": ("Engine",),
     "batch.predict_folder": ("predict_folder",),
+    "batch.train_tasks": ("train_tasks",),
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),
     "data.task_columns": ("read_tasks",),
     "encoder.encoder": ("Encoder", "load_encoder"),
@@ -52,7 +53,6 @@ _HOMES = {
     "tasks.predictor": ("Prediction", "Predictor"),
     "tasks.task": ("Task", "load_task", "save_task"),
     "tasks.train": ("TrainOptions", "train_task"),
-    "tasks.train_many": ("train_tasks",),
     "training.recipes": ("Recipe", "preset"),
 }
 

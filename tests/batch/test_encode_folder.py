@@ -14,7 +14,7 @@ import pytest
 
 from tests.object_store import MakeFolder, new_address
 from ytuning.batch.encode_folder import encode_folder
-from ytuning.batch.engines import Engine
+from ytuning.batch.engine import Engine
 from ytuning.cli import main
 from ytuning.data.dataset import read_dataset
 from ytuning.data.places import open_folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,38 +12,13 @@ from typing import Any
 import pytest
 
 from tests.batch.works import Unit, Work
-from ytuning.batch.engine import Pool
+from ytuning.batch.pool import Pool
 from ytuning.batch.processes import ProcessPool
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.errors import InputError, WriteError, YTuningError
 from ytuning.progress import CollectedMessages
 
 MakePool = Callable[[Work], Pool]
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray on this machine, once for the module, with a token of its own."""
-    token = tmp_path_factory.mktemp("ray") / "token"
-    token.write_text(secrets.token_hex(32))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        # Ray reads its variables when it is imported.
-        ray = pytest.importorskip("ray", reason="Ray comes with: pip install 'ytuning[ray]'")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 << 20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(params=["local", "ray"])

@@ -117,6 +117,8 @@ def test_interrupted(run: Run, files: Path, tiny_encoder: Path, starts: Starts) 
         (("--rows", "0"), "--rows must be a whole number of at least 1. Got '0' instead."),
         (("--out", "train.csv"), "cannot write train.csv"),
         (("--kind", "ordinal"), "so the labels' order is not known"),
+        (("--address", "auto"), "--address is for the engine 'ray'. Leave it out, or use --engine ray."),
+        (("--workers", "0"), "--workers must be a whole number of at least 1. Got '0' instead."),
     ],
 )
 def test_mistakes_are_one_line(
@@ -126,6 +128,12 @@ def test_mistakes_are_one_line(
     words = [word for pair in given.items() for word in pair]
     assert message in run("compare", "train.csv", *words).mistake()
     assert starts.asked == []
+
+
+def test_one_worker_needs_no_engine(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:
+    options = ("compare", "train.csv", "--encoder", tiny_encoder, "--out", "x", "--methods", "logistic", "--seeds", "1")
+    found = run(*options, "--workers", "1", "--json")
+    assert found.status == 0 and found.json["workers"] == 1 and starts.asked == [("logistic", 0)]
 
 
 def test_two_at_once(run: Run, files: Path, tiny_encoder: Path, starts: Starts) -> None:

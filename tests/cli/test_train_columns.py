@@ -147,6 +147,7 @@ def test_one_table_at_the_end(train: Run, monkeypatch: pytest.MonkeyPatch) -> No
         (("theme", "--layers", "auto"), "--layers auto chooses hidden states for one task"),
         (("theme,length", "--loss", "focal"), "--loss is for tasks with labels, and these rows have numbers."),
         (("theme,length", "--label-weights", "balanced"), "1 of 2 tasks cannot be trained. 'length': --label-weights"),
+        (("theme", "--worker-gpus", "1"), "--worker-gpus is for the engine 'ray'. Leave it out, or use --engine ray."),
         (("theme", "--validation", "test.csv", "--group", "group"), "--group has no effect together with --validation"),
     ],
 )
@@ -180,6 +181,22 @@ def test_groups_stay_together_in_each_task(train: Run) -> None:
     # The rows of a group are 11 or 12 of 100, a tenth of which are held out.
     assert found.json["late"]["rows"]["validation"] in (11, 12)
     assert found.json["theme"]["files"]["train"]["columns"]["group"] == "group"
+
+
+def test_workers_train_the_heads_that_one_process_trains(train: Run) -> None:
+    assert train("--tasks", "theme,late", "--quiet").status == 0
+    before = {name: Path("tasks", name, "head.safetensors").read_bytes() for name in ("theme", "late")}
+    found = train("--tasks", "theme,late", "--workers", "2", "--json")
+    assert found.status == 0, found.err
+    assert list(found.json) == ["theme", "late"]
+    assert {name: Path("tasks", name, "head.safetensors").read_bytes() for name in before} == before
+    assert found.json["late"]["cache"]["misses"] == 0 and found.json["late"]["seconds"]["train"] > 0
+
+
+def test_options_about_workers_are_for_several_tasks(train: Run) -> None:
+    found = train("--label", "late", "--workers", "2")
+    assert found.status == 2
+    assert found.err == "error: --workers is for several tasks, which --tasks names. Leave it out, or use --tasks.\n"
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------

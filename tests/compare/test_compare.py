@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import pytest
 
 import ytuning
 from tests.conftest import build_tiny_encoder
-from ytuning.compare.compare import STORE, Comparison, compare, in_own_process, some_rows
+from ytuning.batch.engine import Engine
+from ytuning.compare.compare import STORE, Comparison, compare, some_rows
 from ytuning.compare.methods import Run, Work, work_on
+from ytuning.compare.own_process import in_own_process
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.errors import EncoderError, InputError, MissingExtraError, YTuningError
 from ytuning.progress import Progress
@@ -426,3 +429,85 @@ def test_a_process_that_is_killed(work: Work, tmp_path: Path) -> None:
 
     with pytest.raises(YTuningError, match=r"^its process was killed, perhaps for its memory$"):
         in_own_process("full", work, 0, tmp_path / "store", Kills())
+
+
+# --- on the workers of an engine ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(toy_rows: tuple[list[str], list[str]], tiny_encoder: Path) -> Work:
+    """Rows that SetFit refuses."""
+    texts, labels = toy_rows
+    rows = from_lists(texts, labels, texts[::-1])
+    return work_on(rows.select(range(80)), str(tiny_encoder), test=rows.select(range(80, 120)))
+
+
+@pytest.fixture(scope="module")
+def in_turn(pairs: Work, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """The runs of a comparison without workers."""
+    return compare(pairs, ["setfit", "logistic"], tmp_path_factory.mktemp("compared"), seeds=1)
+
+
+def same_runs(found: Comparison, wanted: Comparison) -> bool:
+    """Whether the runs have the same answers, in the same order."""
+    answers = [
+        [(run.method, run.seed, run.encoder, run.metrics, run.predicted, run.stored_bytes) for run in one.runs]
+        for one in (found, wanted)
+    ]
+    return answers[0] == answers[1] and found.skipped == wanted.skipped
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_runs_on_processes_are_those_without_workers(
+    workers: int, pairs: Work, in_turn: Comparison, tmp_path: Path
+) -> None:
+    progress, engine = Listening(), Engine(workers=workers)
+    found = compare(pairs, ["setfit", "logistic"], tmp_path, seeds=1, progress=progress, engine=engine)
+    assert same_runs(found, in_turn) and not found.interrupted
+    assert (found.workers, in_turn.workers) == (workers, 1)
+    assert len([said for said in progress.said if said.startswith("setfit is left out: SetFit takes single")]) == 1
+    assert [note.split()[1] for note in progress.notes][-1] == "2/2"
+    assert not (tmp_path / STORE).exists()
+    # Nothing is left to do, so no worker is started.
+    methods = ["logistic"]
+    again = compare(pairs, methods, tmp_path, seeds=1, engine=Engine("ray", address="ray://nowhere:1"))
+    assert again.runs == found.runs
+
+
+def test_runs_on_ray_are_those_without_workers(
+    ray_here: None, pairs: Work, in_turn: Comparison, tmp_path: Path
+) -> None:
+    found = compare(pairs, ["logistic"], tmp_path, seeds=1, engine=Engine("ray"))
+    assert same_runs(replace(found, skipped=in_turn.skipped), in_turn)
+
+
+def test_ctrl_c_ends_workers_and_keeps_finished_runs(pairs: Work, tmp_path: Path) -> None:
+    class Interrupt(Listening):
+        """Ctrl-C once a run is finished."""
+
+        def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+    work = replace(pairs, epochs=10_000)
+    found = compare(work, ["logistic", "full"], tmp_path, seeds=1, progress=Interrupt(), engine=Engine(workers=2))
+    assert found.interrupted and [run.method for run in found.runs] == ["logistic"]
+    deadline = time.monotonic() + 30
+    # The processes of the runs end with the workers that have started them.
+    while (left := _processes_of_this_test()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def _processes_of_this_test() -> list[str]:
+    """Processes with the store of this test in their environment, but for this one (Linux alone)."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if os.environ["YTUNING_CACHE"].encode() in file.read_bytes() and file.parts[2] != str(os.getpid()):
+                found.append(file.parts[2])
+    return found
+
+
+def test_an_engine_and_a_start_are_refused(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="both an engine and what runs a method are given"):
+        compare(work, ["ytuning"], tmp_path, start=Starts(), engine=Engine())

@@ -58,6 +58,18 @@ def test_table(standings: Standings) -> None:
     assert "no test set" not in text
 
 
+def test_runs_that_were_measured_beside_others_are_said_to_be(standings: Standings, tmp_path: Path) -> None:
+    assert standings.to_json()["workers"] == 1 and "at the same time" not in printed(standings)
+    runs = standings.comparison.runs
+    found = standings_of(replace(standings.comparison, runs=[replace(runs[0], workers=3), *runs[1:]]))
+    assert found.to_json()["workers"] == 3
+    said = "Up to 3 runs were measured at the same time, so seconds, memory and texts a second are those beside other"
+    assert said in " ".join(printed(found).split())
+    write_standings(found, tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert said in page and "<tr><td>workers</td><td>3</td></tr>" in page
+
+
 def test_tables_of_encoders(tmp_path: Path) -> None:
     work = work_of()
     runs = encoder_runs(work, {"ytuning": 0.6, "logistic": 0.5}, "ab")

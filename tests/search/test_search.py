@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.kinds import KindName, kind_of
+from ytuning.batch.engine import Engine
 from ytuning.cli import program as cli
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.encoder.encoder import Encoder, load_encoder
@@ -25,7 +26,8 @@ from ytuning.progress import Progress
 from ytuning.reports.html import plot_search
 from ytuning.search import log as module
 from ytuning.search.log import Trial, importances
-from ytuning.search.search import Searched, SearchOptions, propose, search
+from ytuning.search.propose import propose, propose_round
+from ytuning.search.search import Searched, SearchOptions, search
 from ytuning.search.space import SHARED, Space, head_size
 from ytuning.tasks.task import load_task
 from ytuning.training import recipes
@@ -62,7 +64,7 @@ def trial(number: int, loss: float, /, **choices: Any) -> Trial:
 
 
 def found(toy: Dataset, encoder: Encoder, folder: Path, **options: Any) -> Searched:
-    parts = {name: options.pop(name) for name in ("validation", "test", "progress") if name in options}
+    parts = {name: options.pop(name) for name in ("validation", "test", "progress", "engine") if name in options}
     return search(toy, encoder, FeatureStore(), folder, options=SearchOptions(**{"trials": 6, **options}), **parts)
 
 
@@ -159,6 +161,19 @@ def test_openings_take_turns_with_the_ways_of_reading_pairs() -> None:
     assert [choices["pairs"] for choices in propose(space, [], 3, seed=0)] == ["joint"] * 3
 
 
+def test_batches_of_a_round_differ_and_the_first_one_is_that_of_one_worker() -> None:
+    space = space_of()
+    done = [trial(number, 1.0 - number / 10, **choices) for number, choices in enumerate(propose(space, [], 4, seed=3))]
+    more = propose(space, done, 4, seed=3)
+    for start, first in (([], [trial.choices for trial in done]), (done, more)):
+        found = propose_round(space, start, 3, seed=3)
+        assert found[0] == first and found == propose_round(space, start, 3, seed=3)
+        assert len({json.dumps(choices) for batch in found for choices in batch}) == 12
+        # Each batch has an opening of its own.
+        shared = [{name: batch[0][name] for name in SHARED if name in batch[0]} for batch in found]
+        assert shared == space.openings[len(start) // 4 :][:3]
+
+
 def test_importance_is_the_variance_between_groups() -> None:
     trials = [
         trial(number, float(number % 2) + number / 100, layers="4" if number % 2 else "5", dropout=number / 100)
@@ -238,6 +253,43 @@ def test_ctrl_c_ends_the_search_and_the_best_so_far_is_trained(toy: Dataset, enc
     whole = found(toy, encoder, tmp_path / "whole", trials=8)
     found(toy, encoder, tmp_path / "out", trials=8)
     assert not whole.interrupted and without_seconds(tmp_path / "out") == without_seconds(tmp_path / "whole")
+
+
+def test_one_worker_tries_what_is_tried_without_workers(toy: Dataset, encoder: Encoder, tmp_path: Path) -> None:
+    found(toy, encoder, tmp_path / "here", trials=6)
+    result = found(toy, encoder, tmp_path / "worker", trials=6, engine=Engine())
+    assert without_seconds(tmp_path / "worker") == without_seconds(tmp_path / "here")
+    heads = [(tmp_path / name / "task" / "head.safetensors").read_bytes() for name in ("worker", "here")]
+    assert heads[0] == heads[1] and result.trained.cache.misses == 0
+
+
+class InterruptLog(Progress):
+    """Ctrl-C once so many trials are kept."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+
+    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if (stage, done) == ("search", self.trials):
+            raise KeyboardInterrupt
+
+
+def test_a_search_on_two_workers_is_the_same_again_and_in_parts(
+    ray_here: None, toy: Dataset, encoder: Encoder, tmp_path: Path
+) -> None:
+    found(toy, encoder, tmp_path / "whole", trials=10, engine=Engine(workers=2))
+    whole = without_seconds(tmp_path / "whole")
+    assert whole["about"]["workers"] == 2 and [each["number"] for each in whole["trials"]] == list(range(10))
+    # Ctrl-C comes in the middle of the first round of eight, and the next part is on Ray.
+    parts, progress = tmp_path / "parts", InterruptLog(4)
+    assert found(toy, encoder, parts, trials=10, engine=Engine(workers=2), progress=progress).interrupted
+    assert without_seconds(parts)["trials"] == whole["trials"][:4]
+    found(toy, encoder, parts, trials=10, engine=Engine("ray", workers=2))
+    assert without_seconds(parts) == whole
+    # Nothing is left to do, so no worker is started.
+    found(toy, encoder, parts, trials=10, engine=Engine("ray", workers=2, address="ray://nowhere:1"))
+    with pytest.raises(InputError, match=r"with 2 workers, and another .* Got 1\. Use workers=2, choose another "):
+        found(toy, encoder, parts, trials=12)
 
 
 class InterruptedWinner(Progress):

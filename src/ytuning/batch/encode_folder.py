@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
-from ytuning.batch.engines import Engine
+from ytuning.batch.engine import Engine
 from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, rows_of
 from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, plan_files
 from ytuning.batch.rows_bar import RowsBar

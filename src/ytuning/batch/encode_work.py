@@ -79,7 +79,7 @@ class EncodeWork:
 
 
 class EncodeWorker:
-    """A loaded encoder and the feature store; see `engine.Worker`."""
+    """A loaded encoder and the feature store; see `pool.Worker`."""
 
     def __init__(self, work: EncodeWork) -> None:
         from ytuning.encoder.encoder import load_encoder

@@ -1,145 +1,71 @@
-"""What an engine is: workers that run units, and what they report. The scheduler gives them their units."""
+"""Which engine runs the workers of a run, how many there are and what each of them may use."""
 
 from __future__ import annotations
 
-import errno
-import traceback
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, get_args
 
-from ytuning.errors import DataError, InputError, MissingExtraError, StoreError, WriteError, YTuningError
+from ytuning.batch.pool import Pool, Work
+from ytuning.errors import InputError, argument, must_be_one_of, parameter
 
-__all__ = [
-    "Done", "Event", "Failed", "Lost", "Pool", "Problem", "Ready", "Refused", "Rows", "Work", "Worker", "problem_of",
-]  # fmt: skip
+__all__ = ["Engine", "EngineName"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Worker(Protocol):
-    """What a process of an engine has loaded, and runs units with."""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What it computes with. All workers of a run must agree, or their results would differ."""
-
-    def __call__(self, unit: Any, tell: Callable[[int], None], /) -> Any:
-        """The result of a unit; ``tell`` is called with a number of rows that have been finished."""
-
-
-class Work(Protocol):
-    """What workers do; it is sent to each of them, and is started there."""
-
-    def start(self) -> Worker:
-        """Load what units need; called once in each worker."""
+EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Why a worker or a unit has failed, in words that another process can receive.
+class Engine:
+    """Workers of a run.
 
     Attributes:
-        kind: "input": the user's input is wrong, and would be again; "write": nothing can be written, so that no unit
-            can be finished; "other": anything else, which another attempt may not meet.
-        message: one line.
-        details: the traceback; empty where the message says all.
+        name: "local" for processes of this machine; "ray" for actors of a Ray cluster.
+        workers: how many there are.
+        attempts: times that a unit is tried.
+        cpus: processors of a worker; None: all of this machine are shared out, and with Ray it is 1.
+        gpus: graphics processors of a worker of Ray, also a fraction of one.
+        address: address of a Ray cluster, or "auto"; None starts Ray on this machine.
+
+    Raises:
+        InputError: a value is not allowed, or would do nothing.
     """
 
-    kind: Literal["input", "write", "other"]
-    message: str
-    details: str = ""
+    name: EngineName = "local"
+    workers: int = 1
+    attempts: int = 3
+    cpus: int | None = None
+    gpus: float = 0
+    address: str | None = None
 
-    def error(self) -> YTuningError:
-        """The problem as an exception."""
-        return {"input": InputError, "write": WriteError, "other": YTuningError}[self.kind](self.message)
+    def __post_init__(self) -> None:
+        if self.name not in get_args(EngineName):
+            raise InputError(must_be_one_of(parameter("engine"), self.name, get_args(EngineName)))
+        for name, value in (("workers", self.workers), ("attempts", self.attempts), ("worker_cpus", self.cpus)):
+            if value is not None and value < 1:
+                raise InputError(f"{parameter(name)} must be at least 1. Got {value} instead.")
+        if self.gpus < 0:
+            raise InputError(f"{parameter('worker_gpus')} must be at least 0. Got {self.gpus} instead.")
+        if self.name != "ray" and (self.address is not None or self.gpus):
+            name = "address" if self.address is not None else "worker_gpus"
+            problem = f"{parameter(name)} is for the engine 'ray'. "
+            raise InputError(f"{problem}Leave it out, or use {argument('engine', 'ray')}.")
 
+    def open_pool(self, work: Work) -> Pool:
+        """Make the pool of the workers, none of which is started yet.
 
-def problem_of(error: BaseException, *, writing: bool = False) -> Problem:
-    """Make a problem of an exception.
+        Raises:
+            MissingExtraError: Ray is not installed.
+            InputError: the cluster cannot be reached.
+        """
+        if self.name == "ray":
+            from ytuning.batch.ray_actors import RayPool
 
-    Args:
-        error: the exception.
-        writing: whether a wrong input can only be the place that is written to.
-    """
-    details = "".join(traceback.format_exception(error))
-    if isinstance(error, WriteError | StoreError) or (isinstance(error, OSError) and error.errno in FULL):
-        return Problem("write", " ".join(str(error).split()), details)
-    if isinstance(error, InputError):
-        is_place = writing and not isinstance(error, DataError | MissingExtraError)
-        return Problem("write" if is_place else "input", " ".join(str(error).split()), details)
-    return Problem("other", f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "), details)
+            return RayPool(work, workers=self.workers, cpus=self.cpus or 1, gpus=self.gpus, address=self.address)
+        from ytuning.batch.processes import ProcessPool
 
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker has loaded what it needs and can be given a unit."""
-
-    worker: int
-    about: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A worker could not be started, and another one in its place would not be either."""
-
-    worker: int
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A worker has finished some rows of its unit."""
-
-    worker: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """A worker has finished its unit."""
-
-    worker: int
-    result: Any
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A unit has failed, and its worker has not."""
-
-    worker: int
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker has ended, by itself or with its machine."""
-
-    worker: int
-    why: str
-
-
-Event = Ready | Refused | Rows | Done | Failed | Lost
-
-
-class Pool(Protocol):
-    """The workers of an engine. A worker is known by a number, which is never used again."""
-
-    def start_worker(self) -> int:
-        """Ask for another worker, which reports when it is ready."""
-
-    def give(self, worker: int, unit: Any) -> None:
-        """Give a unit to a worker that is ready and has none."""
-
-    def wait(self, seconds: float) -> Event | None:
-        """The next report; None if there is none within some seconds."""
-
-    def end(self, worker: int) -> None:
-        """End a worker, which reports nothing any more."""
-
-    def close(self) -> None:
-        """End all workers."""
-
-    @property
-    def waiting_for(self) -> str:
-        """What a worker that does not become ready may be waiting for, for a message."""
+        threads = self.cpus
+        if threads is None and self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Workers that each took all processors would wait for each other.
+            available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = max(1, available // self.workers)
+        return ProcessPool(work, threads=threads)

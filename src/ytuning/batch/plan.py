@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ytuning.batch.engine import Problem
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
+from ytuning.batch.pool import Problem
 from ytuning.data.labels import list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile
 from ytuning.errors import InputError, argument, quantity, wrong_schema

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack, get_args
 
 from ytuning.batch.columns import kept_type
-from ytuning.batch.engine import Problem
-from ytuning.batch.engines import Engine, EngineName
+from ytuning.batch.engine import Engine, EngineName
 from ytuning.batch.inputs import find_readable, head_of
 from ytuning.batch.plan import (
     PLAN_FILE,
@@ -29,6 +28,7 @@ from ytuning.batch.plan import (
     plan_files,
     read_plan,
 )
+from ytuning.batch.pool import Problem
 from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, read_task_files
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped

@@ -102,7 +102,7 @@ class PredictWork:
 
 
 class PredictWorker:
-    """Loaded tasks; see `engine.Worker`."""
+    """Loaded tasks; see `pool.Worker`."""
 
     def __init__(self, work: PredictWork, folders: Sequence[str]) -> None:
         from ytuning.batch.batch_predictor import BatchPredictor

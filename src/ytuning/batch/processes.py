@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from typing import IO, Any
 
-from ytuning.batch.engine import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
+from ytuning.batch.pool import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
 
 __all__ = ["ProcessPool", "serve"]
 
@@ -29,7 +29,7 @@ END_SECONDS = 5.0
 
 
 class ProcessPool:
-    """Workers that are processes of this machine; see `engine.Pool`.
+    """Workers that are processes of this machine; see `pool.Pool`.
 
     Args:
         work: what they do.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ytuning.batch.engine import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
+from ytuning.batch.pool import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
 from ytuning.errors import InputError
 from ytuning.system.machine import require
 
@@ -52,7 +52,7 @@ def _no_rows(rows: int) -> None:
 
 
 class RayPool:
-    """Workers that are actors of Ray; see `engine.Pool`.
+    """Workers that are actors of Ray; see `pool.Pool`.
 
     Args:
         work: what they do.

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ytuning.batch.engine import Done, Failed, Lost, Pool, Problem, Ready, Refused, Rows
+from ytuning.batch.pool import Done, Failed, Lost, Pool, Problem, Ready, Refused, Rows
 from ytuning.errors import YTuningError
 from ytuning.progress import Progress
 
-__all__ = ["Finished", "GivenUp", "Scheduler", "Skipped"]
+__all__ = ["Finished", "GivenUp", "Scheduler", "Skipped", "difference"]
 
 # Reports are waited for this long before the user is told what a run is waiting for.
 PATIENCE_SECONDS = 30.0
@@ -145,7 +145,7 @@ class Scheduler:
         if isinstance(event, Ready):
             self._failed_starts = 0
             self._about = self._about or event.about
-            if differing := _difference(self._about, event.about):
+            if differing := difference(self._about, event.about):
                 self._pool.end(event.worker)
                 self._check_left(Problem("other", f"a worker would compute otherwise: {differing}"))
             else:
@@ -170,7 +170,7 @@ class Scheduler:
         self._progress.say(f"A worker is not used: {problem.message}")
 
 
-def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
+def difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
     """In what a worker differs from the first one, in words; empty where it does not."""
     names = [name for name in wanted if given.get(name) != wanted[name]]
     return "; ".join(f"{name} {given.get(name)!r} instead of {wanted[name]!r}" for name in names)

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ytuning.cli import console, options
-from ytuning.cli.options import ENCODER
-from ytuning.cli.predict_folder import Address, Attempts, EngineOption, WorkerCpus, WorkerGpus, Workers
+from ytuning.cli.options import ENCODER, WORKERS
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, YTuningError, quantity
 
@@ -37,12 +36,12 @@ def encode(
             "FORMAT", "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size)."
         ),
     ] = "int8",
-    engine: EngineOption = None,
-    workers: Workers = None,
-    worker_cpus: WorkerCpus = None,
-    worker_gpus: WorkerGpus = None,
-    address: Address = None,
-    attempts: Attempts = None,
+    engine: options.EngineOption = None,
+    workers: Annotated[int, WORKERS("N", "Number of workers. Each one loads the encoder.", min=1)] = 1,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
+    attempts: Annotated[int, WORKERS("N", "Number of times that a part of the texts is tried.", min=1)] = 3,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,9 +51,9 @@ def encode(
     command resumes a run that was interrupted, and several may run at once.
     """
     from ytuning.batch.encode_folder import encode_folder
-    from ytuning.batch.engines import Engine
+    from ytuning.batch.engine import Engine
 
-    given = Engine(engine or "local", workers or 1, attempts or 3, worker_cpus, worker_gpus or 0, address)
+    given = Engine(engine or "local", workers, attempts, worker_cpus, worker_gpus or 0, address)
     # Ray prints what happens to machines on stdout, which is for the result.
     with redirect_stdout(sys.stderr), console.shown_progress(quiet) as progress:
         run = encode_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from ytuning.cli.console import (
     tell_held_out,
     write_page,
 )
-from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, in_order
+from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, engine_of, in_order
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError
 
@@ -65,6 +66,11 @@ def search(
     pairs: options.PairsOption = "auto",
     long_text: options.LongTextOption = "truncate",
     precision: options.PrecisionOption = "auto",
+    engine: options.EngineOption = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
     out: Annotated[Path, OUTPUT("FOLDER", "Folder for the results. A search in it is resumed.")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,7 +79,7 @@ def search(
 
     The search tries presets, hidden states, losses, learning rates and sizes; the validation set chooses. It needs
     the extra `search` and draws its results in `search.html`. Ctrl-C stops it and trains the best recipe so far; run
-    the same command again to resume.
+    the same command again to resume. Another number of workers tries other recipes.
     """
     from ytuning.encoder.encoder import load_encoder
     from ytuning.features.store import FeatureStore
@@ -84,7 +90,9 @@ def search(
     from ytuning.training.recipes import stepwise_presets
 
     start, watch = time.perf_counter(), Stopwatch()
-    with shown_progress(quiet) as progress:
+    chosen = engine_of(engine, workers, worker_cpus, worker_gpus, address)
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), shown_progress(quiet) as progress:
         with watch.stage("read"):
             columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
             rows, held, judged = read_parts(progress, (train_file, validation, test), **columns, kind=kind, quiet=quiet)
@@ -105,6 +113,7 @@ def search(
                 minutes=minutes,
                 seed=seed,
             ),
+            engine=chosen,
             progress=progress,
         )
         watch.add(result.seconds)
@@ -225,11 +234,19 @@ def compare(
         ),
     ] = False,
     rows: Annotated[int | None, DATA("N", "Number of rows of DATA to use, drawn at random.", "all", min=1)] = None,
+    engine: options.EngineOption = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
     out: Annotated[Path, OUTPUT("FOLDER", "Folder for the results. An interrupted comparison in it is resumed.")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare the scores and the costs of methods, or of encoders, on the same rows, splits and seeds."""
+    """Compare the scores and the costs of methods, or of encoders, on the same rows, splits and seeds.
+
+    With several workers, runs are measured beside each other, and the results say so.
+    """
     from ytuning.compare.compare import compare as run_comparison
     from ytuning.compare.compare import some_rows
     from ytuning.compare.methods import check_encoders, check_methods, work_on
@@ -243,7 +260,9 @@ def compare(
         check_encoders(compared)
         if encoder is not None:
             raise InputError("give either --encoder or --encoders, not both. --encoders names all that are compared")
-    with shown_progress(quiet) as progress:
+    chosen = engine_of(engine, workers, worker_cpus, worker_gpus, address)
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), shown_progress(quiet) as progress:
         columns = {"text": text, "text_pair": text_pair, "label": label, "group": group, "label_names": label_names}
         training, held, judged = read_parts(progress, (data, validation, test), **columns, kind=kind, quiet=quiet)
         if rows is not None:
@@ -260,7 +279,7 @@ def compare(
             epochs=epochs,
             search_rates=search_rates,
         )
-        comparison = run_comparison(work, names, out, encoders=compared, seeds=seeds, progress=progress)
+        comparison = run_comparison(work, names, out, encoders=compared, seeds=seeds, progress=progress, engine=chosen)
         standings = standings_of(comparison)
         tell_held_out(progress, training, comparison.runs[0].rows, held, quiet=quiet)
         write_standings(standings, out)

@@ -11,13 +11,15 @@ import typer
 from ytuning.heads.pairs import PairChoice
 
 if TYPE_CHECKING:
+    from ytuning.batch.engine import Engine
     from ytuning.data.columns import Role
 
 __all__ = [
-    "DATA", "ENCODER", "HEAD", "OUTPUT", "Group", "Json", "KindOption", "Label", "LabelNames", "LabelOrder",
-    "LongTextOption", "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder",
-    "Test", "Text", "TextPair", "TrainFile", "TrainedEncoder", "Validation", "choices_of", "help_group", "in_order",
-    "named",
+    "DATA", "ENCODER", "HEAD", "OUTPUT", "WORKERS", "Address", "EngineName", "EngineOption", "Group", "Json",
+    "KindOption", "Label", "LabelNames", "LabelOrder", "LongTextOption", "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet",
+    "ReportFile", "Seed", "TaskFolder", "Test", "Text", "TextPair", "TrainFile", "TrainedEncoder", "Validation",
+    "WorkerCpus", "WorkerGpus", "Workers", "choices_of", "engine_of", "help_group", "in_order", "named",
+    "worker_options",
 ]  # fmt: skip
 
 
@@ -125,6 +127,30 @@ CascadeShare = Annotated[
         "the default head answers everything",
     ),
 ]
+EngineName = Literal["local", "ray"]
+
+
+def worker_options(group: Callable[..., Any]) -> tuple[Any, Any, Any, Any]:
+    """``--engine``, ``--worker-cpus``, ``--worker-gpus`` and ``--address`` in a group of ``--help``."""
+    shared = "local: those of the machine, shared out; ray: 1"
+    return (
+        group("ENGINE", "What runs the workers: local (processes of this machine) or ray (a Ray cluster).", "local"),
+        group("N", "Number of processors of a worker.", shared, min=1),
+        group("N", "Number of GPUs of a Ray worker, which may be a fraction.", "0", min=0),
+        group("ADDRESS", "Address of a Ray cluster, or auto for the one of this machine.", "Ray is started here"),
+    )
+
+
+WORKERS = help_group("Workers")
+_ENGINE, _CPUS, _GPUS, _ADDRESS = worker_options(WORKERS)
+EngineOption = Annotated[EngineName | None, _ENGINE]
+Workers = Annotated[
+    int | None,
+    WORKERS("N", "Number of workers that train side by side. Each one needs the memory of a training.", "1", min=1),
+]
+WorkerCpus = Annotated[int | None, _CPUS]
+WorkerGpus = Annotated[float | None, _GPUS]
+Address = Annotated[str | None, _ADDRESS]
 Seed = Annotated[
     int,
     HEAD("N", "Random seed. It sets the held-out rows, the initial weights and the row order.", min=0, max=2**32 - 1),
@@ -134,6 +160,26 @@ ReportFile = Annotated[
 ]
 Json = Annotated[bool, OUTPUT(None, "Print one JSON value on stdout instead of tables.", True, "--json")]
 Quiet = Annotated[bool, OUTPUT(None, "Hide the progress on stderr.", True, "--quiet")]
+
+
+def engine_of(
+    engine: EngineName | None,
+    workers: int | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
+    address: str | None,
+) -> Engine | None:
+    """The engine that these options name; None where one worker would do what this process does by itself.
+
+    Raises:
+        InputError: an option would do nothing.
+    """
+    from ytuning.batch.engine import Engine
+
+    given = (engine, worker_cpus, worker_gpus, address)
+    if workers in (None, 1) and all(value is None for value in given):
+        return None
+    return Engine(engine or "local", workers or 1, cpus=worker_cpus, gpus=worker_gpus or 0, address=address)
 
 
 def named(text: str | None, text_pair: str | None, label: str | None = None) -> set[Role]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Console
 
 from ytuning.cli import console
-from ytuning.cli.options import help_group
+from ytuning.cli.options import EngineName, help_group, worker_options
 from ytuning.errors import InputError, YTuningError, quantity
 
 if TYPE_CHECKING:
@@ -26,24 +26,14 @@ FOLDERS = help_group("Folders of files (with --output FOLDER/)")
 SHOWN_LABELS = 5
 SHOWN_FAILED = 10
 
-EngineOption = Annotated[
-    Literal["local", "ray"] | None,
-    FOLDERS("ENGINE", "What runs the workers: local (processes of this machine) or ray (a Ray cluster).", "local"),
-]
+_ENGINE, _CPUS, _GPUS, _ADDRESS = worker_options(FOLDERS)
+EngineOption = Annotated[EngineName | None, _ENGINE]
 Workers = Annotated[
     int | None, FOLDERS("N", "Number of workers. Each one loads the encoder and takes unit after unit.", "1", min=1)
 ]
-WorkerCpus = Annotated[
-    int | None,
-    FOLDERS("N", "Number of processors of a worker.", "local: those of the machine, shared out; ray: 1", min=1),
-]
-WorkerGpus = Annotated[
-    float | None, FOLDERS("N", "Number of GPUs of a Ray worker, which may be a fraction.", "0", min=0)
-]
-Address = Annotated[
-    str | None,
-    FOLDERS("ADDRESS", "Address of a Ray cluster, or auto for the one of this machine.", "Ray is started here"),
-]
+WorkerCpus = Annotated[int | None, _CPUS]
+WorkerGpus = Annotated[float | None, _GPUS]
+Address = Annotated[str | None, _ADDRESS]
 UnitRows = Annotated[
     int | None,
     FOLDERS("N", "Maximum number of rows of a unit, which is written as one file.", "by the size of the input", min=1),
@@ -73,7 +63,7 @@ BadRowsOption = Annotated[
 class FolderOptions:
     """The options that only runs over folders have; None where an option is not given."""
 
-    engine: Literal["local", "ray"] | None = None
+    engine: EngineName | None = None
     workers: int | None = None
     worker_cpus: int | None = None
     worker_gpus: float | None = None

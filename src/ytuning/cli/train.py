@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from ytuning.cli import console, options, results
-from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, in_order
+from ytuning.cli.options import DATA, ENCODER, HEAD, OUTPUT, engine_of, in_order
 from ytuning.cli.train_columns import Output, Request, check_options_of_tasks, train_columns
 from ytuning.encoder.download import DEFAULT_ENCODER
 from ytuning.errors import InputError, quantity
@@ -147,6 +148,11 @@ def train(
             "FORMAT", "Format of the stored features: fp16, int8 (half the size) or compact (a quarter of the size)."
         ),
     ] = "int8",
+    engine: options.EngineOption = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = None,
+    address: options.Address = None,
     out: Annotated[Path, OUTPUT("FOLDER", "Task folder to write.")],
     report: options.ReportFile = None,
     as_json: options.Json = False,
@@ -163,7 +169,18 @@ def train(
     start, watch = time.perf_counter(), Stopwatch()
     console.check_streams(train_file, validation, test, recipe_file, label_texts, unlabelled)
     recipes_by_name = _recipes(preset, recipe_file, layers, loss, label_weights)
-    _check_unlabelled(unlabelled, preset)
+    _check_unused(
+        unlabelled,
+        preset,
+        tasks,
+        {
+            "--engine": engine,
+            "--workers": workers,
+            "--worker-cpus": worker_cpus,
+            "--worker-gpus": worker_gpus,
+            "--address": address,
+        },
+    )
     chosen = TrainOptions(
         seed=seed,
         seeds=seeds,
@@ -187,6 +204,7 @@ def train(
             replace(chosen, label_texts=label_texts),
             partial(load_encoder, encoder, precision=precision, long_text=long_text),
             out,
+            engine=engine_of(engine, workers, worker_cpus, worker_gpus, address),
             output=Output(as_json=as_json, quiet=quiet),
         )
         return
@@ -258,7 +276,8 @@ def train(
         raise typer.Exit(1)
 
 
-def _check_unlabelled(unlabelled: Path | None, preset: str) -> None:
+def _check_unused(unlabelled: Path | None, preset: str, tasks: str | None, workers: Mapping[str, object]) -> None:
+    """Refuse options that would do nothing: texts without labels, and those about workers."""
     from ytuning.training.recipes import AUTO_PRESET
 
     if unlabelled is not None and preset != AUTO_PRESET:
@@ -266,6 +285,9 @@ def _check_unlabelled(unlabelled: Path | None, preset: str) -> None:
             f"--unlabelled is for --preset {AUTO_PRESET}, in which a light head learns from the default head. The "
             f"preset is {preset}. Use --preset {AUTO_PRESET}, or leave out --unlabelled."
         )
+    for option, value in workers.items():
+        if tasks is None and value is not None:
+            raise InputError(f"{option} is for several tasks, which --tasks names. Leave it out, or use --tasks.")
 
 
 def _check_loss(rows: Dataset, loss: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from ytuning.errors import InputError, quantity
 from ytuning.progress import CollectedMessages, Progress, say_of_tasks
 
 if TYPE_CHECKING:
+    from ytuning.batch.engine import Engine
     from ytuning.data.dataset import Dataset
     from ytuning.encoder.encoder import Encoder
     from ytuning.tasks.train import Trained, TrainOptions
@@ -90,6 +92,7 @@ def train_columns(
     load: Callable[[], Encoder],
     out: Path,
     *,
+    engine: Engine | None,
     output: Output,
 ) -> None:
     """Train a task for each column and save them in ``out``.
@@ -100,8 +103,10 @@ def train_columns(
         chosen: everything else that can be chosen.
         load: loads the encoder.
         out: folder of the task folders.
+        engine: workers that train groups of tasks; None: all are trained together here.
         output: how results are shown.
     """
+    from ytuning.batch.train_tasks import fit_on_engine
     from ytuning.features.store import FeatureStore
     from ytuning.tasks.choose_recipe import train_tasks_cheapest
     from ytuning.tasks.train import Stopwatch
@@ -109,7 +114,8 @@ def train_columns(
 
     check_shared_options(chosen)
     start, watch, features = time.perf_counter(), Stopwatch(), FeatureStore()
-    with console.shown_progress(output.quiet) as progress:
+    # Ray prints what happens to machines on stdout, which is for the result.
+    with redirect_stdout(sys.stderr), console.shown_progress(output.quiet) as progress:
         with watch.stage("read"):
             parts, folders, orders = _read_parts(progress, request, out, quiet=output.quiet)
             train, validation, test = parts.values()
@@ -120,18 +126,20 @@ def train_columns(
             )
         with watch.stage("encode"):
             encoder = load()
-        trained = train_tasks_cheapest(
-            train,
-            encoder,
-            features,
-            recipes,
-            validation=validation,
-            test=test,
-            options=chosen,
-            label_orders=orders,
-            unlabelled=others,
-            progress=progress,
-        )
+        with fit_on_engine(engine) as fit:
+            trained = train_tasks_cheapest(
+                train,
+                encoder,
+                features,
+                recipes,
+                validation=validation,
+                test=test,
+                options=chosen,
+                label_orders=orders,
+                unlabelled=others,
+                fit=fit,
+                progress=progress,
+            )
         watch.add(next(iter(trained.values())).seconds)
         folders = _save(trained, folders)
         _tell(progress, trained, parts, quiet=output.quiet)

@@ -1,49 +1,44 @@
-"""Methods and encoders one after the other on the same rows, each run in a process of its own, so that their peaks of
-memory do not mix; finished runs are kept, and the same comparison goes on from there.
+"""Methods and encoders on the same rows, one run after the other or several on the workers of an engine. Each run has a
+process of its own, so that their peaks of memory do not mix; finished runs are kept, and the same comparison goes on
+from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 
-from ytuning.compare.methods import TUNINGS, Run, Work, check_encoders, check_methods, run_method
+from ytuning.batch.engine import Engine
+from ytuning.batch.schedule import Finished, GivenUp
+from ytuning.batch.workers import check_same_results, open_workers
+from ytuning.compare.methods import TUNINGS, Run, Work, check_encoders, check_methods
+from ytuning.compare.own_process import in_own_process, reason_of
+from ytuning.compare.run_work import METHOD_PACKAGES, CompareWork, RunUnit, compared_with, encoder_digest
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
-from ytuning.encoder.download import find_encoder, weights_hash
 from ytuning.encoder.encoder import load_encoder
-from ytuning.errors import InputError, YTuningError, naming_options, parameter, write_errors
+from ytuning.errors import InputError, YTuningError, parameter, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit
 from ytuning.system.machine import versions
 
-__all__ = ["Comparison", "Contestant", "compare", "in_own_process", "some_rows"]
+__all__ = ["Comparison", "Contestant", "compare", "some_rows"]
 
-# The folder of results has a folder of finished runs, the current run's store, and the lock of the comparing process.
+# The folder of results has a folder of finished runs, the stores of current runs, and the lock of the comparing
+# process.
 RUNS, STORE, LOCK_FILE = "runs", "working", "lock"
-METHOD_PACKAGES = {"lora": ["accelerate", "peft"], "setfit": ["datasets", "sentence-transformers", "setfit"]}
-# A run depends on the encoder's configuration and tokenizer, which are files with these suffixes.
-ENCODER_FILES = (".json", ".model", ".txt")
 # A sample needs two rows of each label: one to train on and one to validate on.
 FEWEST_OF_A_LABEL = 2
-# A method's process reports its progress at most once in this many seconds.
-PAUSE = 0.1
 
 Start = Callable[[str, Work, int, Path, Progress], Run]
 """Starts a run: takes a method, the work, a seed, a folder for the store and a progress."""
@@ -74,6 +69,11 @@ class Comparison:
     interrupted: bool
 
     @property
+    def workers(self) -> int:
+        """The most runs that were measured at the same time."""
+        return max((run.workers for run in self.runs), default=1)
+
+    @property
     def contestants(self) -> list[Contestant]:
         """Every method of every encoder, encoder by encoder."""
         return [(encoder, method) for encoder in self.encoders for method in self.methods]
@@ -99,6 +99,7 @@ def compare(
     seeds: int = 3,
     progress: Progress | None = None,
     start: Start | None = None,
+    engine: Engine | None = None,
 ) -> Comparison:
     """Run every method of every encoder with every seed, seed by seed, so that a slower machine slows all of them.
 
@@ -112,72 +113,38 @@ def compare(
         encoders: two or more names or folders; default: the one of ``work``.
         seeds: number of them, from 0.
         progress: is told what goes on.
-        start: runs a method; default: :func:`in_own_process`.
+        start: runs a method; default: :func:`in_own_process`. Not with ``engine``.
+        engine: workers that do the runs, each of them one run at a time; None: one run after the other here. Seconds
+            and memory of runs on several workers are measured beside each other.
 
     Raises:
-        InputError: a method is unknown, two encoders are the same, ``out`` cannot be written, or another process
-            compares into it.
+        InputError: a method is unknown, two encoders are the same, ``out`` cannot be written, another process compares
+            into it, or workers would compute otherwise than this process.
         EncoderError: an encoder cannot be loaded, which is found before any run.
+        MissingExtraError: Ray is not installed.
         YTuningError: no method could be run.
     """
     check_methods(methods)
-    start, progress = start or in_own_process, progress or Progress()
+    if start is not None and engine is not None:
+        raise ValueError("both an engine and what runs a method are given; give one of them")
+    progress = progress or Progress()
     if encoders:
         check_encoders(encoders)
     names = list(encoders) or [work.encoder]
     digests = _encoder_digests(names)
     comparison = Comparison(replace(work, encoder=names[0]), names, list(methods), list(range(seeds)), [], {}, False)
     with _only_process(out):
-        return _compare(comparison, digests, out, progress, start)
-
-
-def _compare(
-    comparison: Comparison, digests: dict[str, str], out: Path, progress: Progress, start: Start
-) -> Comparison:
-    """What :func:`compare` does once no other process can use the folder; ``comparison`` has no runs yet."""
-    work, rows = comparison.work, _rows_digest(comparison.work)
-    metric = work.target.headlines[0]
-    if work.test is None:
-        progress.say(
-            "there is no test set (--test), so the scores are from the validation set, which also chose between heads "
-            "and epochs. They are too optimistic"
-        )
-    runs, skipped, interrupted = comparison.runs, comparison.skipped, False
-    turns = [(seed, contestant) for seed in comparison.seeds for contestant in comparison.contestants]
-    try:
-        for number, (seed, contestant) in enumerate(turns):
-            if contestant in skipped:
-                continue
-            encoder, method = contestant
-            name = comparison.shown_name(contestant)
-            key = _key(work, digests[encoder] + rows, method, seed)
-            # The key is part of the name, so that runs with other rows or settings do not replace this one.
-            file = out / RUNS / f"{method}-{seed}-{key[:12]}.json"
-            run = _read_run(file, key)
-            if run is None:
-                told = _Told(progress, f"{name}, seed {seed}", number, len(turns))
-                try:
-                    run = _fresh(start, method, replace(work, encoder=encoder), seed, out / STORE, told)
-                except Exception as error:
-                    # The others do not depend on this one, so any error leaves out this one only.
-                    skipped[contestant] = _reason(error)
-                    progress.say(f"{name} is left out: {skipped[contestant]}")
-                    continue
-                with write_errors(out, "--out"):
-                    commit(file, json.dumps({"key": key, "run": asdict(run)}, allow_nan=False).encode())
-            # A finished run may be of the same encoder under another name.
-            runs.append(replace(run, encoder={**run.encoder, "name": encoder}))
-            figures = f"{metric} {run.metrics[metric]:.4f}, {run.seconds:.1f} s"
-            progress.step("compare", number + 1, len(turns), f"{name}, seed {seed}: {figures}")
-    except KeyboardInterrupt:
-        if not runs:
-            raise
-        interrupted = True
-    if not runs:
-        contestant, reason = next(iter(skipped.items()))
-        what = "method" if len(comparison.encoders) == 1 else "encoder"
-        raise YTuningError(f"no {what} could be run. {comparison.shown_name(contestant)}: {reason}")
-    return replace(comparison, interrupted=interrupted)
+        runs = _Runs(comparison, digests, out, progress)
+        try:
+            if engine is None:
+                _run_in_turn(runs, start or in_own_process)
+            else:
+                _run_on_engine(runs, engine)
+        except KeyboardInterrupt:
+            if not runs.finished:
+                raise
+            return runs.comparison(interrupted=True)
+        return runs.comparison(interrupted=False)
 
 
 def some_rows(dataset: Dataset, most: int) -> Dataset:
@@ -202,73 +169,146 @@ def some_rows(dataset: Dataset, most: int) -> Dataset:
     return replace(drawn, left_out={**dataset.left_out, "rows not drawn": len(dataset) - most})
 
 
-# --- one run --------------------------------------------------------------------------------------------------------
+# --- the runs -------------------------------------------------------------------------------------------------------
 
 
-def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Progress) -> Run:
-    """Call `methods.run_method` in a new process, which ends with this call.
+class _Runs:
+    """The runs of a comparison: those that are finished, and which contestants are left out.
 
-    Raises:
-        YTuningError: the run failed; the message says why.
+    Attributes:
+        given: the comparison, which has no runs yet.
+        digests: the SHA-256 of each encoder's files, by its name.
+        out: folder of the results.
+        progress: is told what goes on.
+        turns: seed and contestant of each run, in the order in which they are begun.
+        finished: finished runs, by the number of their turn.
+        skipped: why contestants are left out.
+        ended: number of turns that need nothing more.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, name, work, seed, store), daemon=True)
-    with _deaf_children():
-        process.start()
-    theirs.close()
+
+    def __init__(self, comparison: Comparison, digests: dict[str, str], out: Path, progress: Progress) -> None:
+        self.given, self.digests, self.out, self.progress = comparison, digests, out, progress
+        self.turns = [(seed, contestant) for seed in comparison.seeds for contestant in comparison.contestants]
+        self.finished: dict[int, Run] = {}
+        self.skipped: dict[Contestant, str] = {}
+        self.ended = 0
+        self._rows = _rows_digest(comparison.work)
+        if comparison.work.test is None:
+            progress.say(
+                "there is no test set (--test), so the scores are from the validation set, which also chose between "
+                "heads and epochs. They are too optimistic"
+            )
+
+    def shown_name(self, turn: int) -> str:
+        """What tells a run from the others."""
+        seed, contestant = self.turns[turn]
+        return f"{self.given.shown_name(contestant)}, seed {seed}"
+
+    def is_kept(self, turn: int) -> bool:
+        """Whether an earlier comparison has done a run."""
+        return _read_run(*self._file(turn)) is not None
+
+    def needs_nothing(self, turn: int) -> bool:
+        """Whether a run need not be done: an earlier comparison has done it, or its contestant is left out."""
+        if self.turns[turn][1] in self.skipped:
+            self.ended += 1
+            return True
+        run = _read_run(*self._file(turn))
+        if run is not None:
+            self._add(turn, run)
+        return run is not None
+
+    def keep(self, turn: int, run: Run) -> None:
+        """Take a run that was done, also to the disk."""
+        file, key = self._file(turn)
+        with write_errors(self.out, "--out"):
+            commit(file, json.dumps({"key": key, "run": asdict(run)}, allow_nan=False).encode())
+        self._add(turn, run)
+
+    def leave_out(self, turn: int, reason: str) -> None:
+        """Leave out the contestant of a run from now on."""
+        contestant = self.turns[turn][1]
+        self.ended += 1
+        # Of several that ran at the same time, the first one is told.
+        if contestant not in self.skipped:
+            self.skipped[contestant] = reason
+            self.progress.say(f"{self.given.shown_name(contestant)} is left out: {reason}")
+
+    def comparison(self, *, interrupted: bool) -> Comparison:
+        """The comparison with its runs.
+
+        Raises:
+            YTuningError: there is none.
+        """
+        if not self.finished:
+            contestant, reason = next(iter(self.skipped.items()))
+            what = "method" if len(self.given.encoders) == 1 else "encoder"
+            raise YTuningError(f"no {what} could be run. {self.given.shown_name(contestant)}: {reason}")
+        runs = [self.finished[turn] for turn in sorted(self.finished)]
+        return replace(self.given, runs=runs, skipped=self.skipped, interrupted=interrupted)
+
+    def _file(self, turn: int) -> tuple[Path, str]:
+        """The file that keeps a run, and its key."""
+        seed, (encoder, method) = self.turns[turn]
+        key = _key(self.given.work, self.digests[encoder] + self._rows, method, seed)
+        # The key is part of the name, so that runs with other rows or settings do not replace this one.
+        return self.out / RUNS / f"{method}-{seed}-{key[:12]}.json", key
+
+    def _add(self, turn: int, run: Run) -> None:
+        # A finished run may be of the same encoder under another name.
+        run = replace(run, encoder={**run.encoder, "name": self.turns[turn][1][0]})
+        self.finished[turn] = run
+        self.ended += 1
+        metric = self.given.work.target.headlines[0]
+        figures = f"{metric} {run.metrics[metric]:.4f}, {run.seconds:.1f} s"
+        self.progress.step("compare", self.ended, len(self.turns), f"{self.shown_name(turn)}: {figures}")
+
+
+def _run_in_turn(runs: _Runs, start: Start) -> None:
+    """Do all runs that are left, one after the other."""
+    for turn, (seed, (encoder, method)) in enumerate(runs.turns):
+        if runs.needs_nothing(turn):
+            continue
+        told = _Told(runs.progress, runs.shown_name(turn), turn, len(runs.turns))
+        try:
+            run = _fresh(start, method, replace(runs.given.work, encoder=encoder), seed, runs.out / STORE, told)
+        except Exception as error:
+            # The others do not depend on this one, so any error leaves out this one only.
+            runs.leave_out(turn, reason_of(error))
+        else:
+            runs.keep(turn, run)
+
+
+def _run_on_engine(runs: _Runs, engine: Engine) -> None:
+    """Do all runs that are left on the workers of an engine."""
+    turns = range(len(runs.turns))
+    left = [turn for turn in turns if not runs.is_kept(turn)]
+    if not left and all(runs.needs_nothing(turn) for turn in turns):
+        return
+    # Workers of other machines do not see the folder of the results, and those of this one may have another folder.
+    store = str((runs.out / STORE).absolute()) if engine.name == "local" else None
+    place = {encoder: str(Path(encoder).absolute()) if Path(encoder).is_dir() else encoder for encoder in runs.digests}
+    units = [
+        RunUnit(turn, method, place[encoder], seed, store) for turn, (seed, (encoder, method)) in enumerate(runs.turns)
+    ]
+    methods, digests = tuple(runs.given.methods), {place[name]: digest for name, digest in runs.digests.items()}
+    work = CompareWork(runs.given.work, tuple(digests), methods)
     try:
-        while True:
-            what, *content = ours.recv()
-            if what == "step":
-                progress.step(*content)
-            elif what == "say":
-                progress.say(*content)
-            elif what == "failed":
-                raise YTuningError(*content)
-            else:
-                process.join(timeout=10)
-                run: Run = content[0]
-                return run
-    except EOFError:
-        process.join()
-        killed = process.exitcode == -9
-        how = "was killed, perhaps for its memory" if killed else f"ended with status {process.exitcode}"
-        raise YTuningError(f"its process {how}") from None
+        with open_workers(engine, work, units=len(left), progress=runs.progress) as scheduler:
+            check_same_results(scheduler, compared_with(digests, methods))
+            for end in scheduler.run(units, lambda unit: runs.needs_nothing(unit.turn), lambda rows: None):
+                turn = end.unit.turn
+                if isinstance(end, GivenUp):
+                    runs.leave_out(turn, end.problem.message)
+                elif isinstance(end, Finished):
+                    for message in end.result.messages:
+                        runs.progress.say(f"{runs.shown_name(turn)}: {message}")
+                    if end.result.run is None:
+                        runs.leave_out(turn, end.result.reason)
+                    else:
+                        runs.keep(turn, replace(end.result.run, workers=min(engine.workers, len(left))))
     finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path) -> None:
-    """What the new process does."""
-    # Packages print to stdout, which is kept for results.
-    os.dup2(2, 1)
-    try:
-        # The process that waits prints its messages for somebody who typed a command.
-        with naming_options():
-            run = run_method(name, work, seed, store, _Sent(connection))
-    except Exception as error:
-        # The waiting process reports the error.
-        connection.send(("failed", _reason(error)))
-    else:
-        connection.send(("done", run))
-
-
-class _Sent(Progress):
-    """Reports for another process; steps not more often than anybody can read."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._last = connection, 0.0
-
-    def step(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if time.perf_counter() - self._last > PAUSE:
-            self._last = time.perf_counter()
-            self._connection.send(("step", stage, done, total, note))
-
-    def say(self, message: str) -> None:
-        self._connection.send(("say", message))
+        shutil.rmtree(runs.out / STORE, ignore_errors=True)
 
 
 class _Told(Progress):
@@ -294,29 +334,6 @@ def _fresh(start: Start, name: str, work: Work, seed: int, store: Path, progress
         shutil.rmtree(store, ignore_errors=True)
 
 
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes that are started within do not hear Ctrl-C, which is for the one that waits for them.
-
-    The signal is held back, not ignored, so that one that comes meanwhile is heard at the end.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # A child inherits the mask, and keeps it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's message as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, YTuningError) else f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
 # --- finished runs --------------------------------------------------------------------------------------------------
 
 
@@ -329,15 +346,12 @@ def _encoder_digests(names: Sequence[str]) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     for name in names:
-        folder = find_encoder(name)
-        digest = hashlib.sha256(weights_hash(folder, name).encode())
-        for file in sorted(file for file in folder.iterdir() if file.suffix in ENCODER_FILES):
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        own = encoder_digest(name)
         for other, known in digests.items():
-            if known == digest.hexdigest():
+            if known == own:
                 problem = f"{parameter('encoders')} names one encoder twice: {other!r} and {name!r} have the same files"
                 raise InputError(f"{problem}. Leave one of them out")
-        digests[name] = digest.hexdigest()
+        digests[name] = own
     for name in names:
         load_encoder(name)
     return digests

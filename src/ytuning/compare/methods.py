@@ -134,6 +134,7 @@ class Run:
         rows: numbers of rows of ``train``, ``validation`` and ``judged``.
         encoder: name, fingerprint, parameters, precision, width and maximum length of a text in tokens.
         details: what was chosen, by name.
+        workers: number of runs that were measured at the same time at most, this one included.
     """
 
     method: str
@@ -150,6 +151,7 @@ class Run:
     rows: dict[str, int]
     encoder: dict[str, Any]
     details: dict[str, Any]
+    workers: int = 1
 
 
 def work_on(

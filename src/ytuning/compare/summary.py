@@ -130,6 +130,7 @@ class Standings:
             "files": {use: part.summary for use, part in parts.items() if part is not None},
             "seeds": self.comparison.seeds,
             "settings": {"epochs": work.epochs, "search_rates": work.search_rates},
+            "workers": self.comparison.workers,
             "reference": self.reference and {"encoder": self.reference.encoder, "method": self.reference.method},
             **(encoders[0] if len(encoders) == 1 else {"encoders": encoders}),
             "interrupted": self.comparison.interrupted,

@@ -54,7 +54,7 @@ def print_standings(console: Console, standings: Standings) -> None:
         console.print(table)
     for name, reason in _skipped(standings).items():
         console.print(f"{name} was left out: {reason}", soft_wrap=True, markup=False, highlight=False)
-    for note in FOOTNOTES:
+    for note in _footnotes(standings):
         console.print(note, style="dim", markup=False, highlight=False)
 
 
@@ -89,6 +89,16 @@ def _what(standings: Standings) -> str:
     if len(comparison.encoders) == 1:
         return "method"
     return "encoder" if len(comparison.methods) == 1 else "encoder, method"
+
+
+def _footnotes(standings: Standings) -> tuple[str, ...]:
+    """How to read the tables."""
+    workers = standings.comparison.workers
+    beside = (
+        f"Up to {workers} runs were measured at the same time, so seconds, memory and texts a second "
+        "are those beside other runs."
+    )
+    return (*FOOTNOTES, beside) if workers > 1 else FOOTNOTES
 
 
 def _skipped(standings: Standings) -> dict[str, str]:
@@ -142,7 +152,7 @@ def _page(standings: Standings) -> str:
             "tables": _tables(standings),
             "reference": standings.reference and standings.reference.name,
             "skipped": _skipped(standings),
-            "footnotes": FOOTNOTES,
+            "footnotes": _footnotes(standings),
             "run_headings": run_headings,
             "runs": runs,
             "settings": _settings(standings),
@@ -195,6 +205,7 @@ def _settings(standings: Standings) -> dict[str, str]:
         "seeds": ", ".join(map(str, content["seeds"])),
         "epochs of full and lora": f"at most {content['settings']['epochs'] or '5, or more to reach 300 steps'}",
         "learning rates of full and lora": "searched" if content["settings"]["search_rates"] else "one each",
+        "workers": str(content["workers"]),
         "machine": f"{content['machine']['system']}, {content['machine']['processors']} processors",
         "versions": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ytuning.errors import InputError, write_errors, wrong_schema
+from ytuning.errors import InputError, argument, quantity, write_errors, wrong_schema
 from ytuning.heads.pairs import PairMode
 from ytuning.search.space import Choices
 from ytuning.system.files import PARTIAL_SUFFIX, commit
@@ -132,11 +132,14 @@ class Log:
             raise InputError(wrong_schema(file, schema, SCHEMA, remedy))
         if differing := [name for name in self.about if about.get(name) != self.about[name]]:
             what, then = differing[0], about.get(differing[0])
-            problem = f"{file} holds a search with another value of {what!r}. "
+            problem, remedy = f"{file} holds a search with another value of {what!r}. ", "Choose"
             if what == "versions":
                 changed = [name for name, now in self.about[what].items() if dict(then or {}).get(name) != now]
                 problem = f"{file} holds a search with another version of {', '.join(changed) or 'a package'}. "
-            raise InputError(f"{problem}Choose another folder with --out, or remove the file")
+            if what == "workers":
+                problem = f"{file} holds a search with {quantity(then, 'worker')}, and another number would try other "
+                problem, remedy = f"{problem}recipes. Got {self.about[what]}. ", f"Use {argument(what, then)}, choose"
+            raise InputError(f"{problem}{remedy} another folder with --out, or remove the file")
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Keep trials, also on the disk."""

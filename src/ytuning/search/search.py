@@ -15,41 +15,40 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from ytuning.batch.engine import Engine
+from ytuning.batch.schedule import Finished, GivenUp, Scheduler
+from ytuning.batch.stored_encoder import StoredEncoder
+from ytuning.batch.workers import check_same_results, open_workers
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
-from ytuning.encoder.pretrained import States
 from ytuning.errors import InputError, must_be_one_of, parameter
-from ytuning.features.features import Features, keep_inputs, stored_inputs
+from ytuning.features.features import keep_inputs
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PAIR_MODES, PairChoice, PairMode
 from ytuning.progress import Progress
 from ytuning.search.log import RECIPE_FILE, TASK_FOLDER, Log, Trial, best_of
-from ytuning.search.space import SHARED, Choices, Interval, Options, Space
+from ytuning.search.propose import TOGETHER, propose_round
+from ytuning.search.space import Space
+from ytuning.search.trials import SearchWork, TrialRunner, TrialUnit, read_features
 from ytuning.system.machine import require, versions
 from ytuning.tasks.choices import pair_modes, rank_layers
 from ytuning.tasks.task import holds_finished_task, save_task
 from ytuning.tasks.train import Stopwatch, Trained, TrainOptions, train_task
-from ytuning.training.calibration import calibrated_losses
-from ytuning.training.fit import FitResult, HeadJob, fit_heads
 from ytuning.training.recipes import Recipe, default_label_texts, preset, recipe_to_json, stepwise_presets
 
-__all__ = ["SearchOptions", "Searched", "propose", "search"]
+__all__ = ["SearchOptions", "Searched", "search"]
 
-# This number of trials is proposed and trained at a time.
-TOGETHER = 4
-# The first trials are random; after this number Optuna's sampler follows the good ones.
-AT_RANDOM = 8
 # Number of sets of hidden states in the search: the default one and the best ones on a sample.
 SETS = 3
 
@@ -106,9 +105,13 @@ def search(
     validation: Dataset | None = None,
     test: Dataset | None = None,
     options: SearchOptions | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Searched:
     """Search for a recipe and train it; the same for the same rows, seed and versions, in one go or in several.
+
+    Several workers try as many batches of trials at the same time. Their proposals know nothing of each other's
+    results, so the trials are others than those of one worker, and are the same for the same number of workers.
 
     Args:
         train: labelled rows; without ``validation`` a part is held out, as in training.
@@ -118,11 +121,12 @@ def search(
         validation: rows that choose.
         test: rows that the winner, once chosen, is reported on.
         options: everything else that can be chosen.
+        engine: workers that train the trials; None: this process, whose trials are those of one worker.
         progress: is told every step; Ctrl-C ends the search, and the best so far, if there is one, is trained.
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        InputError: an option is not allowed, or the folder holds something else.
+        InputError: an option is not allowed, the folder holds something else, or a worker does not find the features.
         DataError: the rows cannot be trained on.
         StoreError, WriteError: the disk is full or broken.
     """
@@ -134,21 +138,21 @@ def search(
     bases = {name: preset(name) for name in options.presets}
     rows = _checked_rows(train, validation, test, options, bases)
     modes = pair_modes(options.pairs, has_pairs=train.has_pairs)
-    log = Log(folder, _description(train, validation, encoder, options, bases))
+    workers = 1 if engine is None else engine.workers
+    log = Log(folder, {**_description(train, validation, encoder, options, bases), "workers": workers})
     with watch.stage("encode"):
         if not log.layers:
             learned, base = train.select(rows.train), next(iter(bases.values()))
             log.layers = _layer_sets(learned, encoder, base, modes, options.seed, rows.target, progress)
         # The default ones too: the store keeps all of them for a winner that reads some.
         states = tuple(sorted({*encoder.resolve_states(None), *(layer for layers in log.layers for layer in layers)}))
-        features = {
-            mode: stored_inputs(rows.inputs, encoder, store, progress, states=states, pair_mode=mode)[0]
-            for mode in modes
-        }
+        features = read_features(rows, encoder, store, states=states, modes=modes, progress=progress)
     space = Space(bases, log.layers, modes, rows.target, encoder.identity.width, encoder.identity.parameters)
-    with watch.stage("search"):
-        runner = _TrialRunner(space, features, states, rows, options.seed, encoder.device, progress)
-        interrupted = _run_trials(runner, log, options)
+    runner = TrialRunner(space, features, states, rows, options.seed, encoder.device, progress)
+    work = SearchWork(space, states, rows, options.seed, StoredEncoder(encoder, store), store)
+    left = options.trials - len(log.trials)
+    with watch.stage("search"), _train_on(engine, work, runner, left) as train_units:
+        interrupted = _run_trials(train_units, space, log, options, workers=workers, progress=progress)
     best = best_of(log.trials)
     with watch.stage("encode"):
         chosen = encoder.resolve_states(best.recipe.layers or states)
@@ -218,142 +222,77 @@ def _save(trained: Trained, best: Trial, log: Log, progress: Progress) -> None:
     log.write_file(RECIPE_FILE, recipe_to_json(best.recipe))
 
 
-def propose(space: Space, done: Sequence[Trial], count: int, seed: int) -> list[Choices]:
-    """The next choices after the trials ``done``, which differ in what they do not share; the same for the same seed.
-
-    The very first are the first preset's own, and each of the space's openings comes before the sampler is free. A
-    study is made anew each time, so that what a search proposes depends on its trials alone and not on whether it was
-    ended in between.
-    """
-    optuna = require("optuna", "search")
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        # Each batch has random numbers of its own, whichever call proposes it.
-        sampler_seed = int(np.random.SeedSequence([seed, len(done)]).generate_state(1)[0])
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=AT_RANDOM))
-        for trial in done:
-            known = space.parameters_of(trial.choices["preset"])
-            distributions = {name: _distribution(known[name]) for name in trial.choices}
-            study.add_trial(
-                optuna.trial.create_trial(params=trial.choices, distributions=distributions, value=trial.loss)
-            )
-        untried = [
-            opening for opening in space.openings if not any(opening.items() <= trial.choices.items() for trial in done)
-        ]
-        proposed: list[Choices] = []
-        for _ in range(count):
-            if proposed:
-                study.enqueue_trial({name: value for name, value in proposed[0].items() if name in SHARED})
-            elif not done:
-                study.enqueue_trial(space.start)
-            elif untried:
-                study.enqueue_trial(untried[0])
-            proposed.append(_suggest(space, study.ask()))
-        return proposed
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+TrainUnits = Callable[[Sequence[TrialUnit]], Iterator[list[Trial]]]
+"""Trains units, and gives the trials of each in the order of their numbers."""
 
 
-@dataclass(frozen=True)
-class _TrialRunner:
-    """What all trials of a search share.
-
-    Attributes:
-        space: space that proposals come from.
-        features: features of all rows in every state of the search, by how pairs are read.
-        states: numbers of these hidden states, rising.
-        rows: rows of the task.
-        seed: seed of the weights and the order of rows.
-        device: device that heads are trained on.
-        progress: is told every step.
-    """
-
-    space: Space
-    features: dict[PairMode | None, Features]
-    states: States
-    rows: TaskRows
-    seed: int
-    device: torch.device
-    progress: Progress
-
-    def train(self, proposed: list[Choices], first: int) -> list[Trial]:
-        """Trials of proposals that share a read of the features, numbered from ``first``.
-
-        Raises:
-            KeyboardInterrupt: also where Ctrl-C ended the training early: heads that were trained for a part of their
-                steps say little of their recipes.
-        """
-        recipes = [self.space.recipe(choices) for choices in proposed]
-        mode, layers = self.space.mode(proposed[0]), recipes[0].layers or ()
-        start = time.monotonic()
-        fits = self._fit(recipes, mode, layers)
-        if fits[0].interrupted:
-            raise KeyboardInterrupt
-        seconds = (time.monotonic() - start) / len(fits)
-        trials = []
-        for number, (choices, recipe, fit) in enumerate(zip(proposed, recipes, fits, strict=True), first):
-            trials.append(
-                Trial(
-                    number=number,
-                    choices=choices,
-                    recipe=recipe,
-                    pair_mode=mode,
-                    loss=self._calibrated_loss(fit, recipe),
-                    score=fit.validation.score,
-                    error=fit.validation.error,
-                    steps=fit.validation.step,
-                    parameters=self.space.size(recipe.head, len(layers), mode),
-                    seconds=seconds,
-                )
-            )
-        return trials
-
-    def _fit(self, recipes: list[Recipe], mode: PairMode | None, layers: tuple[int, ...]) -> list[FitResult]:
-        """One head for each recipe, trained together; they share their preset, their states and how pairs are read."""
-        rows, target = self.rows, self.rows.target
-        # Heads of some presets learn nothing of the labels' texts, as in training.
-        texts = rows.label_texts
-        if default_label_texts(recipes[0].head, target, pairs=mode is not None) is None:
-            texts = texts[:0]
-        return fit_heads(
-            self.features[mode].at_positions([self.states.index(layer) for layer in layers]),
-            [HeadJob(target, rows.truth, recipe, self.seed, texts) for recipe in recipes],
-            train=np.concatenate((rows.train, texts)),
-            validation=rows.validation,
-            seed=self.seed,
-            refit=False,
-            device=self.device,
-            progress=self.progress,
-        )
-
-    def _calibrated_loss(self, fit: FitResult, recipe: Recipe) -> float:
-        """The mean loss of the validation rows after calibration."""
-        target, truth = self.rows.target, self.rows.truth[self.rows.validation]
-        smoothing = recipe.training.smoothing_of(target)
-        return float(calibrated_losses(target, fit.validation_logits, truth, smoothing=smoothing).mean())
-
-
-def _run_trials(runner: _TrialRunner, log: Log, options: SearchOptions) -> bool:
+def _run_trials(
+    train: TrainUnits, space: Space, log: Log, options: SearchOptions, *, workers: int, progress: Progress
+) -> bool:
     """Add trials to the log until there are enough of them; returns whether Ctrl-C ended the search."""
     begun = time.monotonic()
     while len(log.trials) < options.trials:
         if options.minutes is not None and log.trials and time.monotonic() - begun > 60 * options.minutes:
             break
         try:
-            # A batch that an earlier call had no trials for the rest of is proposed again, and its rest is trained.
-            done = len(log.trials)
-            before = done - done % TOGETHER
-            proposed = propose(runner.space, log.trials[:before], TOGETHER, options.seed)
-            log.add(runner.train(proposed[done - before : options.trials - before], done))
+            for trials in train(_next_units(space, log.trials, options, workers)):
+                log.add(trials)
+                best = best_of(log.trials)
+                note = f"best: trial {best.number}, validation loss {best.loss:.4f}"
+                progress.step("search", len(log.trials), options.trials, note)
         except KeyboardInterrupt:
             if not log.trials:
                 raise
             return True
-        best = best_of(log.trials)
-        note = f"best: trial {best.number}, validation loss {best.loss:.4f}"
-        runner.progress.step("search", len(log.trials), options.trials, note)
     return False
+
+
+def _next_units(space: Space, trials: Sequence[Trial], options: SearchOptions, workers: int) -> list[TrialUnit]:
+    """The units of the next round, which has one for each worker.
+
+    A round that an earlier call has not finished, or had no trials for the rest of, is proposed again, and its rest is
+    trained. So it is proposed from the trials before it, whichever of its own are finished.
+    """
+    done = len(trials)
+    before = done - done % (TOGETHER * workers)
+    units = []
+    for number, batch in enumerate(propose_round(space, trials[:before], workers, options.seed)):
+        first = before + TOGETHER * number
+        rest = batch[max(0, done - first) : max(0, options.trials - first)]
+        if rest:
+            units.append(TrialUnit(rest, max(first, done)))
+    return units
+
+
+@contextmanager
+def _train_on(engine: Engine | None, work: SearchWork, runner: TrialRunner, left: int) -> Iterator[TrainUnits]:
+    """What trains units: the workers of an engine, or this process.
+
+    Args:
+        engine: says which workers; None: this process.
+        work: what workers do.
+        runner: what this process does.
+        left: number of trials that are not finished.
+    """
+    if engine is None or left < 1:
+        yield lambda units: (runner.train(unit.proposed, unit.first) for unit in units)
+        return
+    # More batches are never trained at the same time.
+    with open_workers(engine, work, units=-(-left // TOGETHER), progress=runner.progress) as scheduler:
+        check_same_results(scheduler, dict(versions()))
+        yield partial(_train_on_workers, scheduler)
+
+
+def _train_on_workers(scheduler: Scheduler, units: Sequence[TrialUnit]) -> Iterator[list[Trial]]:
+    finished: dict[int, list[Trial]] = {}
+    waiting = deque(unit.first for unit in units)
+    for end in scheduler.run(units, lambda unit: False, lambda rows: None):
+        if isinstance(end, GivenUp):
+            raise end.problem.error()
+        assert isinstance(end, Finished)
+        finished[end.unit.first] = end.result
+        while waiting and waiting[0] in finished:
+            yield finished[waiting.popleft()]
 
 
 def _layer_sets(
@@ -380,22 +319,3 @@ def _digest(*parts: Dataset | None) -> str:
     """Return the SHA-256 of labelled rows."""
     content = [None if part is None else [part.inputs, list(labels_of(part)), part.kind, part.groups] for part in parts]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _distribution(parameter: Options | Interval) -> Any:
-    distributions = require("optuna", "search").distributions
-    if isinstance(parameter, Options):
-        return distributions.CategoricalDistribution(parameter.values)
-    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-
-def _suggest(space: Space, trial: Any) -> Choices:
-    """A study's next choices: those of the shared parameters, then of whatever else there is."""
-
-    def suggest(name: str, parameter: Options | Interval) -> Any:
-        if isinstance(parameter, Options):
-            return trial.suggest_categorical(name, parameter.values)
-        return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-    chosen = suggest("preset", Options(tuple(space.presets)))
-    return {name: suggest(name, parameter) for name, parameter in space.parameters_of(chosen).items()}

@@ -24,7 +24,7 @@ from ytuning.progress import Progress
 from ytuning.tasks.add_cascade import add_cascade
 from ytuning.tasks.distill import distill_light_head
 from ytuning.tasks.train import Trained, TrainOptions, train_task
-from ytuning.tasks.train_many import train_tasks
+from ytuning.tasks.train_many import FitTasks, train_tasks
 from ytuning.training.fit import clearly_lower
 from ytuning.training.recipes import AUTO_PRESET, Recipe
 
@@ -98,6 +98,7 @@ def train_tasks_cheapest(
     options: TrainOptions | None = None,
     label_orders: Mapping[str, Sequence[str]] | None = None,
     unlabelled: Dataset | None = None,
+    fit: FitTasks | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Trained]:
     """Train several tasks with each recipe, and choose for each task as :func:`train_cheapest` does.
@@ -120,6 +121,7 @@ def train_tasks_cheapest(
             test=test,
             options=options,
             label_orders=label_orders,
+            fit=fit,
             progress=said,
         )
 

@@ -42,7 +42,7 @@ from ytuning.training.scope import ScopeTexts, check_out_of_scope, fit_scope, sh
 
 __all__ = [
     "PairModeRun", "Stopwatch", "TrainContext", "TrainOptions", "Trained", "check_options", "finish_task",
-    "fit_pair_modes", "split_rows", "train_task", "zero_shot",
+    "fit_pair_modes", "read_inputs", "split_rows", "train_task", "zero_shot",
 ]  # fmt: skip
 
 # With at most this number of rows for a label, the label's name or description often helps.
@@ -358,10 +358,19 @@ def fit_pair_modes(
 
 
 def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tuple[Features, CacheUse]:
-    """Features of all rows through the store, or what the form of the head reads of them."""
+    """What the form of the head reads of all rows."""
+    features, cache = read_inputs(context, rows, mode)
+    if isinstance(context.recipe.head, LabelTuningConfig) and context.encoder.device.type == "cpu":
+        with context.watch.stage("train"), workers() as pool:
+            features = mean_features(features, pool)
+    return features, cache
+
+
+def read_inputs(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tuple[Features, CacheUse]:
+    """Features of all rows through the store, of light heads their pools."""
     read = stored_pools if isinstance(context.recipe.head, LightConfig) else stored_inputs
     with context.watch.stage("encode"):
-        features, cache = read(
+        return read(
             rows.inputs,
             context.encoder,
             context.store,
@@ -370,10 +379,6 @@ def _encode(context: TrainContext, rows: TaskRows, mode: PairMode | None) -> tup
             pair_mode=mode,
             codec=context.options.codec,
         )
-    if isinstance(context.recipe.head, LabelTuningConfig) and context.encoder.device.type == "cpu":
-        with context.watch.stage("train"), workers() as pool:
-            features = mean_features(features, pool)
-    return features, cache
 
 
 def _fit(tasks: Sequence[tuple[TrainContext, TaskRows]], features: Features) -> list[list[FitResult]]:

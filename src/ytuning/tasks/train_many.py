@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,13 @@ from ytuning.tasks.train import (
 )
 from ytuning.training.recipes import AUTO_LAYERS, Recipe
 
-__all__ = ["check_shared_options", "task_folders", "train_tasks"]
+__all__ = ["FitTasks", "PreparedTask", "check_shared_options", "fit_tasks", "task_folders", "train_tasks"]
+
+PreparedTask = tuple[TrainContext, TaskRows]
+"""A task that is checked, and its rows; the tasks of a training have the same inputs."""
+
+FitTasks = Callable[[Sequence[PreparedTask], Progress], dict[str, Trained]]
+"""Trains tasks, and gives the result of each by its name; tasks that Ctrl-C leaves out are missing."""
 
 
 def train_tasks(
@@ -45,6 +51,7 @@ def train_tasks(
     test: Mapping[str, Dataset] | None = None,
     options: TrainOptions | None = None,
     label_orders: Mapping[str, Sequence[str]] | None = None,
+    fit: FitTasks | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Trained]:
     """Train several tasks; each text is encoded once, and all heads learn in one training.
@@ -65,6 +72,7 @@ def train_tasks(
         options: everything else that can be chosen, for all tasks; ``name`` is not used. ``label_order``, a mapping of
             ``label_texts``, ``abstain_at`` and ``layers="auto"`` are for one task.
         label_orders: labels of ordinal tasks from the lowest, by the name of the task.
+        fit: trains the tasks once they are checked; None: :func:`fit_tasks`, which does so in this process.
         progress: is told every step; Ctrl-C ends the training and gives the best heads so far. Once they are trained,
             it leaves out tasks that are not evaluated yet.
 
@@ -99,7 +107,13 @@ def train_tasks(
     check_options(contexts[0])
     contexts = _share_holdout(contexts)
     tasks = list(zip(contexts, _share_inputs(contexts, _split_all(contexts, progress)), strict=True))
-    modes = pair_modes(options.pairs, has_pairs=contexts[0].train.has_pairs)
+    return (fit or fit_tasks)(tasks, progress)
+
+
+def fit_tasks(tasks: Sequence[PreparedTask], progress: Progress) -> dict[str, Trained]:
+    """Train tasks in this process, all heads together."""
+    context = tasks[0][0]
+    modes = pair_modes(context.options.pairs, has_pairs=context.train.has_pairs)
     runs, complete = fit_pair_modes(tasks, modes)
     finished: dict[str, Trained] = {}
     for number, ((context, rows), own) in enumerate(zip(tasks, runs, strict=True), 1):
