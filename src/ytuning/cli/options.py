@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA", "ENCODER", "HEAD", "OUTPUT", "WORKERS", "Address", "EngineName", "EngineOption", "Group", "Json",
-    "KindOption", "Label", "LabelNames", "LabelOrder", "LongTextOption", "MovedEncoder", "PairsOption", "PrecisionOption", "Quiet",
-    "ReportFile", "Seed", "TaskFolder", "Test", "Text", "TextPair", "TrainFile", "TrainedEncoder", "Validation",
-    "WorkerCpus", "WorkerGpus", "Workers", "choices_of", "engine_of", "help_group", "in_order", "named",
-    "worker_options",
+    "KindOption", "Label", "LabelNames", "LabelOrder", "LongTextOption", "MovedEncoder", "PairsOption",
+    "PrecisionOption", "Quiet", "ReportFile", "Seed", "TaskFolder", "Test", "Text", "TextPair", "TrainFile",
+    "TrainedEncoder", "Validation", "WorkerCpus", "WorkerGpus", "Workers", "choices_of", "engine_of", "help_group",
+    "in_order", "named", "worker_options",
 ]  # fmt: skip
 
 
