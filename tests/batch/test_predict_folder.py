@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,38 @@ def test_columns_of_several_files_must_agree(served_tasks: Path, tmp_path: Path)
         else:
             predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out", keep=keep)
             assert [row["text"] for row in rows_of(tmp_path / "out")] == ["a", "b"]
+
+
+def test_what_could_be_lost_in_silence_is_told_or_refused(served_tasks: Path, tmp_path: Path) -> None:
+    task, rows = served_tasks / "single", make_rows(3)
+    write_rows(tmp_path / "in", rows)
+    # A second run would read the parts of the first one.
+    for source in (tmp_path / "in", tmp_path / "in" / "**" / "*.*"):
+        with pytest.raises(InputError, match="lies in the input"):
+            predict_folder(task, source, tmp_path / "in" / "answers")
+    pq.write_table(pa.Table.from_arrays([["a"], ["b"], [1]], ["text", "id", "id"]), tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match="more than one column is named 'id'"):
+        predict_folder(task, tmp_path / "twice.parquet", tmp_path / "out")
+    # A column may appear after the first rows, which say what is kept.
+    lines = [*rows, *({"text": "my card"} for _ in range(2100)), {"text": "my card", "late": 1}]
+    write_rows(tmp_path / "late", lines)
+    messages = CollectedMessages()
+    run = predict_folder(task, tmp_path / "late", tmp_path / "out", progress=messages, unit_rows=5000)
+    assert run.rows == len(lines)
+    assert any("not in the first rows of the input" in message and "'late'" in message for message in messages.messages)
+
+
+def test_dates_and_decimals_are_kept_in_json_lines_and_bytes_are_refused(served_tasks: Path, tmp_path: Path) -> None:
+    values = {"day": [date(2026, 11, 28)], "price": [Decimal("1.50")], "raw": [b"1"]}
+    pq.write_table(pa.table({"text": ["my card"], **values}), tmp_path / "rows.parquet")
+    options: Any = {"format": "jsonl", "keep": ["day", "price"]}
+    predict_folder(served_tasks / "single", tmp_path / "rows.parquet", tmp_path / "out", **options)
+    (content,) = parts(tmp_path / "out").values()
+    assert json.loads(content) | {"day": "2026-11-28", "price": "1.50"} == json.loads(content)
+    options["keep"] = "raw"
+    run = predict_folder(served_tasks / "single", tmp_path / "rows.parquet", tmp_path / "other", **options)
+    assert "JSON lines cannot have a value of the type bytes" in run.failed[0].why
+    assert not parts(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,9 @@ def kept_array(column: Column, kind: str) -> Any:
     """
     arrow = require("pyarrow", "parquet")
     if kind == JSON:
-        return arrow.array([None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in column.cells])
+        cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in column.cells]
+        # The type is given, as a window may have no cell.
+        return arrow.array(cells, arrow.string())
     wanted: tuple[type, ...] = {TEXT: (str,), FLAG: (bool,), WHOLE: (int,), NUMBER: (int, float)}[kind]
     for row, cell in enumerate(column.cells, 1):
         if cell is not None and (not isinstance(cell, wanted) or (isinstance(cell, bool) and kind != FLAG)):

@@ -34,7 +34,7 @@ from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.data.columns import Role, common_columns
 from ytuning.data.labels import did_you_mean, list_names, quote
-from ytuning.data.places import RECORDS, Folder, FoundFile, open_folder
+from ytuning.data.places import RECORDS, Folder, FoundFile, names_inside, open_folder
 from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
@@ -186,6 +186,9 @@ def predict_folder(
         raise InputError("there is no task. Give at least one task folder.")
     reading, files = find_readable(input, progress)
     writing = open_folder(output)
+    if names_inside(input, writing, "part-000000-000000000000.parquet"):
+        problem = f"the output folder {writing.name} lies in the input, so its files would be read as input later."
+        raise InputError(f"{problem} Choose another folder with {argument('output')}.")
     before = read_plan(writing)
     if before is not None:
         # Found now, it need not wait for a worker.
@@ -197,7 +200,7 @@ def predict_folder(
         about = scheduler.about()
         ready = time.monotonic()
         plan = _plan(about, asked, before, reading, files, writing, progress)
-        run = _Run(plan, reading, writing, progress)
+        run = _Run(plan, reading, writing, progress, keeps_all=asked.keep == ALL)
         run.follow(scheduler)
     seconds = {"start": ready - started, "units": time.monotonic() - ready, "total": time.monotonic() - started}
     return run.finish({name: round(value, 3) for name, value in seconds.items()})
@@ -286,6 +289,9 @@ def _keep(head: Any, table: Table, wanted: Sequence[str] | str) -> tuple[tuple[s
                 source=table.source,
             )
     names = list(dict.fromkeys(names))
+    if twice := next((name for name in names if table.names.count(name) > 1), None):
+        problem = f"more than one column is named {quote(twice)}. Rename one of them, or leave it out with "
+        raise DataError(f"{problem}{argument('keep')}.", source=table.source)
     if isinstance(head, Table):
         return tuple((name, kept_type(table.column(name).cells)) for name in names)
     return tuple((name, str(head.field(name).type)) for name in names)
@@ -320,8 +326,9 @@ def _check_columns(job: Job, reading: Folder, file: FoundFile) -> None:
 class _Run:
     """A run in progress: which units are left, and what is known of those that have ended."""
 
-    def __init__(self, plan: Plan, reading: Folder, writing: Folder, progress: Progress) -> None:
+    def __init__(self, plan: Plan, reading: Folder, writing: Folder, progress: Progress, *, keeps_all: bool) -> None:
         self._plan, self._reading, self._writing, self._progress = plan, reading, writing, progress
+        self._keeps_all = keeps_all
         self._units = plan.units
         there = {file.path for file in writing.files() if file.size}
         writing.tidy()
@@ -350,6 +357,11 @@ class _Run:
                     self._report += end.result
                 self._writing.remove(f"{FAILED_FOLDER}/{unit.name}.json")
             self._bar.unit(unit)
+        if self._keeps_all and (late := sorted(self._report.other_columns)):
+            self._progress.say(
+                f"These columns are not in the first rows of the input, and so not in the parts: {list_names(late)}. "
+                "Add them to the first row, with an empty value, to keep them."
+            )
 
     def finish(self, seconds: dict[str, float]) -> BatchRun:
         """Write the summary and, if nothing is missing, the file that says so."""

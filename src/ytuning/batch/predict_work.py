@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import platform
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +20,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
 from ytuning.data.places import open_folder
 from ytuning.data.tables import Column, Table
-from ytuning.errors import DataError, TaskFolderError
+from ytuning.errors import DataError, TaskFolderError, argument
 from ytuning.system.machine import keep_few_compiled_shapes, require, versions
 
 __all__ = ["PartReport", "PredictUnit", "PredictWork", "PredictWorker", "read_task_files"]
@@ -54,12 +56,14 @@ class PartReport:
         bad_rows: rows without a text, whose answers are empty.
         truncated: texts that were cut, by task.
         answers: rows of each label, by task; None stands for an abstention.
+        other_columns: columns of the rows that are not kept.
     """
 
     rows: int = 0
     bad_rows: int = 0
     truncated: Counter[str] = field(default_factory=Counter)
     answers: dict[str, Counter[str | None]] = field(default_factory=dict)
+    other_columns: frozenset[str] = frozenset()
 
     def __add__(self, other: PartReport) -> PartReport:
         names = dict.fromkeys([*self.answers, *other.answers])
@@ -67,7 +71,8 @@ class PartReport:
         # Unlike a sum of counters, this keeps tasks without such texts.
         truncated = Counter(self.truncated)
         truncated.update(other.truncated)
-        return PartReport(self.rows + other.rows, self.bad_rows + other.bad_rows, truncated, answers)
+        others = self.other_columns | other.other_columns
+        return PartReport(self.rows + other.rows, self.bad_rows + other.bad_rows, truncated, answers, others)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ class PredictWorker:
             answers = answers.take(arrow.array([next(places) if is_good else None for is_good in good], arrow.int64()))
         names = [*(name for name, _ in job.keep), *answers.schema.names]
         window = arrow.RecordBatch.from_arrays([*kept, *answers.columns], names=names)
-        return window, _report(answers, [name for name, _ in job.tasks], table.rows, table.rows - len(inputs))
+        report = _report(answers, [name for name, _ in job.tasks], table.rows, table.rows - len(inputs))
+        return window, replace(report, other_columns=frozenset(table.names) - {name for name, _ in job.keep})
 
 
 def _report(answers: Any, tasks: Sequence[str], rows: int, bad_rows: int) -> PartReport:
@@ -257,7 +263,21 @@ def _json_lines(rows: Any, job: Job) -> Iterator[bytes]:
         values = {
             name: json.loads(value) if name in opened and value is not None else value for name, value in row.items()
         }
-        yield json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+        yield json.dumps(values, ensure_ascii=False, default=_as_text).encode(errors="backslashreplace") + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """A date, a time or a decimal number of Arrow as JSON has it.
+
+    Raises:
+        DataError: JSON cannot have the value.
+    """
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    problem = f"JSON lines cannot have a value of the type {type(value).__name__}. "
+    raise DataError(f"{problem}Leave its column out with {argument('keep')}, or write Parquet.", source="a kept column")
 
 
 def read_task_files(folder: str) -> dict[str, bytes]:

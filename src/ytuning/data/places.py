@@ -27,7 +27,7 @@ from ytuning.errors import DataError, InputError, WriteError, write_errors
 from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
-__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "is_remote", "open_folder"]
+__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "is_remote", "names_inside", "open_folder"]
 
 # Own records of a run, and files on a disk while they are written. Readers of folders skip names with an underscore.
 RECORDS = "_ytuning"
@@ -303,6 +303,24 @@ def find_files(inputs: Inputs) -> tuple[Folder, list[FoundFile]]:
             path = f"{prefix}/{file.path}" if prefix else file.path
             files[path] = FoundFile(path, file.size)
     return folder, sorted(files.values(), key=lambda file: file.path)
+
+
+def names_inside(inputs: Inputs, folder: Folder, path: str) -> bool:
+    """Whether inputs name a path in a folder, be it there or not."""
+    for text in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
+        base, pattern = _split_pattern(os.fspath(text))
+        within = _path_within(open_folder(base).name, f"{folder.name}/{path}")
+        if within is not None and (not pattern or _glob_expression(pattern).fullmatch(within)):
+            return True
+    return False
+
+
+def _path_within(folder: str, path: str) -> str | None:
+    """A path relative to a folder; None where it lies elsewhere."""
+    if not _scheme(folder) and not _scheme(path):
+        folder, path = os.path.realpath(folder), os.path.realpath(path)
+    prefix = folder.rstrip("/") + "/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else None
 
 
 def _find(text: str) -> tuple[Folder, list[FoundFile]]:
