@@ -24,8 +24,8 @@ from pathlib import Path
 
 __all__ = [
     "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "argument", "must_be_one_of", "naming_options", "nearest", "parameter", "quantity", "write_errors",
-    "wrong_schema",
+    "YTuningError", "are_options_named", "argument", "must_be_one_of", "naming_options", "nearest", "parameter",
+    "quantity", "write_errors", "wrong_schema",
 ]  # fmt: skip
 
 
@@ -100,6 +100,11 @@ def naming_options() -> Iterator[None]:
         yield
     finally:
         _NAMES_OPTIONS.reset(before)
+
+
+def are_options_named() -> bool:
+    """Whether messages name options of the command line at the moment."""
+    return _NAMES_OPTIONS.get()
 
 
 def argument(name: str, value: object = None, *, option: str | None = None) -> str:

@@ -40,8 +40,8 @@ def rows_in_parts(file: Path, rows: int, columns: tuple[str, ...] = ("text", "id
         before = len(found)
         for table, _ in read_part(folder, file.name, part, columns):
             cells = [table.cells(name) for name in columns]
-            numbers = table.row_numbers or range(len(found) + 1, len(found) + 1 + table.rows)
-            assert list(numbers) == list(range(len(found) + 1, len(found) + 1 + table.rows))
+            assert table.row_numbers is not None
+            assert list(table.row_numbers) == list(range(len(found) + 1, len(found) + 1 + table.rows))
             found += [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
         if part.rows is not None:
             assert (part.before, part.rows) == (before, len(found) - before)
@@ -55,15 +55,17 @@ def whole(file: Path, columns: tuple[str, ...] = ("text", "id")) -> list[dict[st
 
 
 @FEW
-@given(texts=TEXTS, rows=st.integers(1, 9), end=st.sampled_from(["\n", "\r\n"]), mark=st.booleans())
+@given(
+    texts=TEXTS, rows=st.integers(1, 9), end=st.sampled_from(["\n", "\r\n"]), mark=st.booleans(), blank=st.booleans()
+)
 def test_any_division_of_csv_reads_as_the_whole_file(
-    tmp_path: Path, texts: list[str], rows: int, end: str, mark: bool
+    tmp_path: Path, texts: list[str], rows: int, end: str, mark: bool, blank: bool
 ) -> None:
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator=end)
     writer.writerows([["id", "text"], *([f"n{number}", text] for number, text in enumerate(texts))])
     file = tmp_path / "rows.csv"
-    file.write_bytes(b"\xef\xbb\xbf" * mark + stream.getvalue().encode())
+    file.write_bytes(b"\xef\xbb\xbf" * mark + end.encode() * blank + stream.getvalue().encode())
     expected = [{"text": text, "id": f"n{number}"} for number, text in enumerate(texts)]
     assert rows_in_parts(file, rows) == expected == whole(file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from ytuning.batch.predict_work import PredictUnit, PredictWork
 from ytuning.batch.processes import ProcessPool
 from ytuning.batch.schedule import GivenUp, Scheduler
 from ytuning.data.places import open_folder
-from ytuning.errors import InputError, WriteError
+from ytuning.errors import DataError, InputError, WriteError
 from ytuning.progress import CollectedMessages
 from ytuning.tasks.predictor import Predictor
 
@@ -244,9 +245,9 @@ def test_what_could_be_lost_in_silence_is_told_or_refused(served_tasks: Path, tm
     task, rows = served_tasks / "single", make_rows(3)
     write_rows(tmp_path / "in", rows)
     # A second run would read the parts of the first one.
-    for source in (tmp_path / "in", tmp_path / "in" / "**" / "*.*"):
-        with pytest.raises(InputError, match="lies in the input"):
-            predict_folder(task, source, tmp_path / "in" / "answers")
+    for source, form in (("", "parquet"), ("/**/*.parquet", "parquet"), ("/**/*.jsonl", "jsonl")):
+        with pytest.raises(InputError, match=r"lies in the input|no file matches"):
+            predict_folder(task, f"{tmp_path}/in{source}", tmp_path / "in" / "answers", format=form)  # type: ignore[arg-type]
     pq.write_table(pa.Table.from_arrays([["a"], ["b"], [1]], ["text", "id", "id"]), tmp_path / "twice.parquet")
     with pytest.raises(InputError, match="more than one column is named 'id'"):
         predict_folder(task, tmp_path / "twice.parquet", tmp_path / "out")
@@ -267,9 +268,35 @@ def test_dates_and_decimals_are_kept_in_json_lines_and_bytes_are_refused(served_
     (content,) = parts(tmp_path / "out").values()
     assert json.loads(content) | {"day": "2026-11-28", "price": "1.50"} == json.loads(content)
     options["keep"] = "raw"
-    run = predict_folder(served_tasks / "single", tmp_path / "rows.parquet", tmp_path / "other", **options)
-    assert "JSON lines cannot have a value of the type bytes" in run.failed[0].why
-    assert not parts(tmp_path / "other")
+    with pytest.raises(InputError, match="column 'raw': JSON lines cannot have bytes"):
+        predict_folder(served_tasks / "single", tmp_path / "rows.parquet", tmp_path / "other", **options)
+
+
+def test_files_without_rows_are_told_and_do_not_end_a_run(served_tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("text,id\n")
+    (tmp_path / "in" / "b.csv.gz").write_bytes(gzip.compress(b"text,id\n"))
+    (tmp_path / "in" / "c.csv").write_text("\ntext,id\nmy card,1\n")
+    (tmp_path / "in" / "d.csv").write_bytes("text,id\n".encode("utf-16"))
+    messages = CollectedMessages()
+    first = predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out", progress=messages)
+    again = predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
+    assert (first.rows, first.units, again.skipped) == (1, 1, 1)
+    assert any("have no rows: 'a.csv', 'b.csv.gz', 'd.csv'" in message for message in messages.messages)
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == ["1"]
+
+
+def test_a_file_that_changes_during_the_run_fails_its_unit(served_tasks: Path, tmp_path: Path) -> None:
+    task, rows = served_tasks / "single", make_rows(20)
+    file = write_rows(tmp_path / "in", rows)
+    predict_folder(task, tmp_path / "in", tmp_path / "out", unit_rows=10)
+    plan = read_plan(open_folder(tmp_path / "out"))
+    assert plan is not None
+    write_rows(tmp_path / "in", rows[:15])
+    worker = PredictWork((str(task),), None, "top", None, None, None).start()
+    with pytest.raises(DataError, match=rf"{file.name}: the file has changed since it was planned"):
+        worker(PredictUnit(plan.units[1], plan.job, str(tmp_path / "in"), str(tmp_path / "other")), lambda rows: None)
+    assert not list((tmp_path / "other").glob("part-*"))
 
 
 @pytest.mark.parametrize(

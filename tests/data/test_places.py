@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.object_store import MakeFolder
+from tests.object_store import MakeFolder, new_address
 from ytuning.data.places import find_files, open_folder
 from ytuning.errors import DataError, InputError
 
@@ -104,8 +104,45 @@ def test_several_inputs_have_one_folder(tmp_path: Path) -> None:
     folder, files = find_files([tmp_path / "x", tmp_path / "z" / "c.csv"])
     assert [file.path for file in files] == ["x/a.csv", "x/y/b.csv", "z/c.csv"]
     assert all(folder.read(file.path) == b"1" for file in files)
-    with pytest.raises(InputError, match="no input"):
-        find_files([])
+    for nothing, problem in (([], "no input"), ("", "empty text"), (["a", ""], "empty text")):
+        with pytest.raises(InputError, match=problem):
+            find_files(nothing)
+
+
+def test_several_inputs_of_an_object_store_have_one_folder(object_store: str, store_keys: None) -> None:
+    address = new_address(object_store)
+    plain, _, query = address.partition("?")
+    for path in ("x/a.csv", "x/y/b.csv", "z/c.csv"):
+        open_folder(address).write(path, b"1")
+    folder, files = find_files([f"{plain}/x?{query}", f"{plain}/z/*.csv?{query}", f"{plain}/x/a.csv?{query}"])
+    assert [file.path for file in files] == ["x/a.csv", "x/y/b.csv", "z/c.csv"]
+    assert all(folder.read(file.path) == b"1" for file in files)
+    with pytest.raises(InputError, match="in one place"):
+        find_files([f"{plain}/x?{query}", "/tmp"])
+
+
+def test_paths_of_one_file_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x/a.csv", "y/b.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    folder, files = find_files(["./x/a.csv", tmp_path / "x" / "a.csv", "y"])
+    assert [file.path for file in files] == ["x/a.csv", "y/b.csv"]
+    assert all(folder.read(file.path) == b"1" for file in files)
+    # A link that leads back to a folder above it does not multiply the files.
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    assert [file.path for file in find_files("x")[1]] == ["a.csv", "loop/y/b.csv"]
+
+
+def test_keys_of_an_address_are_not_shown() -> None:
+    for address in ("s3://AKIA:se/cret@bucket/in", "nosuch://user:pass@host/in?key=value"):
+        try:
+            shown = open_folder(address).name
+        except InputError as error:
+            shown = str(error)
+        assert "cret" not in shown
+        assert "pass" not in shown
+        assert "key=value" not in shown
 
 
 def test_missing_and_unreadable_files_are_named(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from tests.conftest import STATES
 from tests.object_store import new_address
 from ytuning.cli import main
 from ytuning.data.dataset import from_lists
-from ytuning.data.places import open_folder
+from ytuning.data.places import RemoteFolder, open_folder
 from ytuning.encoder.encoder import Encoder, load_encoder
-from ytuning.errors import InputError, StoreError
+from ytuning.errors import InputError, StoreError, WriteError
 from ytuning.features.features import CacheUse, stored_features
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import LightConfig, PooledConfig
@@ -117,6 +117,40 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_computed_again(
     assert store(TEXTS, encoder, address).misses == 60
     machine(monkeypatch, tmp_path / "third")
     assert store(TEXTS, encoder, address).misses == 0
+
+
+def test_a_shard_that_could_not_be_sent_is_computed_and_sent_later(
+    encoder: Encoder, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "write", lambda folder, path, data: fail(path, folder, data))
+        with pytest.raises(StoreError, match="cannot send"):
+            store(TEXTS, encoder, address)
+    assert store(TEXTS, encoder, address).misses == 60
+    machine(monkeypatch, tmp_path / "second")
+    assert store(TEXTS, encoder, address).misses == 0
+
+
+WRITE = RemoteFolder.write
+
+
+def fail(path: str, folder: RemoteFolder, data: bytes) -> None:
+    """Write all but features."""
+    if path.endswith(".features"):
+        raise WriteError("the network is down")
+    WRITE(folder, path, data)
+
+
+def test_what_another_machine_has_removed_is_computed_again(
+    encoder: Encoder, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "first")
+    store(TEXTS, encoder, address)
+    machine(monkeypatch, tmp_path / "second")
+    FeatureStore(address).remove()
+    machine(monkeypatch, tmp_path / "first")
+    assert store(TEXTS, encoder, address).misses == 60
 
 
 def test_the_cache_command_lists_verifies_and_removes(

@@ -138,7 +138,7 @@ def kept_array(column: Column, kind: str) -> Any:
     wanted: tuple[type, ...] = {TEXT: (str,), FLAG: (bool,), WHOLE: (int,), NUMBER: (int, float)}[kind]
     for row, cell in enumerate(column.cells, 1):
         if cell is not None and (not isinstance(cell, wanted) or (isinstance(cell, bool) and kind != FLAG)):
-            problem = f"the cell {quote(cell)} is no {kind}, which the first rows of the input have in this column. "
+            problem = f"the cell {quote(cell)} is not {kind}, which the first rows of the input have in this column. "
             raise column.error(row, f"{problem}Leave the column out with {argument('keep')}, or write one type.")
     try:
         return arrow.array(column.cells, getattr(arrow, {TEXT: "string", FLAG: "bool_"}.get(kind, kind))())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ytuning.batch.inputs import read_part
-from ytuning.batch.plan import Unit
+from ytuning.batch.plan import MOST_UNIT_ROWS, Unit, check_rows
 from ytuning.data.dataset import TextInput
 from ytuning.data.places import open_folder
 from ytuning.heads.pairs import PairChoice
@@ -88,13 +88,13 @@ class EncodeWorker:
         self._work = work
         self._encoder = load_encoder(work.encoder, precision=work.precision, long_text=work.long_text)
         self._states = self._encoder.resolve_states(work.layers)
-        self._store = FeatureStore(work.cache)
+        self._features = FeatureStore(work.cache)
         identity = self._encoder.identity
         self.about: dict[str, Any] = {
             "precision": identity.precision,
             "encoder": identity.fingerprint,
             "states": self._states,
-            "cache": self._store.name,
+            "cache": self._features.name,
             "versions": versions(),
         }
 
@@ -105,22 +105,33 @@ class EncodeWorker:
             DataError: a row is wrong.
             StoreError: the store is full or cannot be written.
         """
+        columns = [given.text, *([given.text_pair] if given.text_pair else [])]
+        inputs: list[TextInput] = []
+        report, folder = EncodeReport(), open_folder(given.input)
+        for table, _ in read_part(folder, given.unit.path, given.unit.part, columns):
+            texts = [table.column(name).texts("text", blank=True) for name in columns]
+            inputs += zip(texts[0], texts[1] if len(texts) > 1 else [None] * table.rows, strict=True)
+            # A packed file of any size is one unit, and its texts need not all be held.
+            if len(inputs) >= MOST_UNIT_ROWS:
+                report += self._store_texts(inputs, tell)
+                inputs = []
+        report += self._store_texts(inputs, tell)
+        check_rows(given.unit, folder, report.rows)
+        return report
+
+    def _store_texts(self, inputs: Sequence[TextInput], tell: Callable[[int], None]) -> EncodeReport:
+        """Store the features of texts, or of pairs in each way that they are read."""
         from ytuning.features.features import stored_inputs
         from ytuning.tasks.choices import pair_modes
 
-        columns = [given.text, *([given.text_pair] if given.text_pair else [])]
-        inputs: list[TextInput] = []
-        for table, _ in read_part(open_folder(given.input), given.unit.path, given.unit.part, columns):
-            texts = [table.column(name).texts("text", blank=True) for name in columns]
-            inputs += zip(texts[0], texts[1] if len(texts) > 1 else [None] * table.rows, strict=True)
         report = EncodeReport(rows=len(inputs))
-        modes = pair_modes(self._work.pairs, has_pairs=given.text_pair is not None)
-        for mode in modes:
+        modes = pair_modes(self._work.pairs, has_pairs=any(pair is not None for _, pair in inputs))
+        for mode in modes if inputs else ():
             _, use = stored_inputs(
                 inputs,
                 self._encoder,
-                self._store,
-                _Told(tell, len(inputs) / len(modes)),
+                self._features,
+                _RowsProgress(tell, len(inputs) / len(modes)),
                 states=self._states,
                 pair_mode=mode,
                 codec=self._work.codec,
@@ -129,7 +140,7 @@ class EncodeWorker:
         return report
 
 
-class _Told(Progress):
+class _RowsProgress(Progress):
     """Tells of rows in proportion to the texts that have been encoded."""
 
     def __init__(self, tell: Callable[[int], None], rows: float) -> None:

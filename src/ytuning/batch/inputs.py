@@ -20,7 +20,7 @@ from ytuning.data.files import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_content, su
 from ytuning.data.labels import list_names
 from ytuning.data.places import Folder, FoundFile, Inputs, find_files
 from ytuning.data.tables import Table, table_in_memory
-from ytuning.errors import DataError, InputError
+from ytuning.errors import DataError, InputError, YTuningError
 from ytuning.progress import Progress
 from ytuning.system.machine import require
 
@@ -108,7 +108,7 @@ def signature_of(folder: Folder, file: FoundFile) -> InputFile:
         DataError: it cannot be read.
     """
     digest = hashlib.sha256(str(file.size).encode())
-    with folder.open(file.path) as stream:
+    with folder.open(file.path) as stream, _system_errors(folder.name_of(file.path)):
         digest.update(stream.read(SIGNED_BYTES))
         if file.size > SIGNED_BYTES:
             stream.seek(max(SIGNED_BYTES, file.size - SIGNED_BYTES))
@@ -153,12 +153,12 @@ def parts_of(folder: Folder, file: FoundFile, rows: int) -> list[Part]:
     if not file.size:
         return []
     source = folder.name_of(file.path)
-    with folder.open(file.path) as stream:
+    with folder.open(file.path) as stream, _system_errors(source):
         form = None if packed else text_form(source, stream, suffix)
         if form is None:
-            return [Part(0, file.size)]
+            return [] if head_of(folder, file) is None else [Part(0, file.size)]
         stream.seek(form.start)
-        blocks = split_blocks(source, stream, form, rows=rows, most_bytes=PART_BYTES)
+        blocks = split_blocks(source, stream, form, rows=rows, most_bytes=PART_BYTES, only_sizes=True)
         return [Part(block.start, block.stop, block.before, block.rows) for block in blocks if block.rows]
 
 
@@ -203,9 +203,9 @@ def _text_tables(folder: Folder, path: str, part: Part | None, *, size: int) -> 
     """The rows of a part of a text file, or from its beginning, a window at a time."""
     suffix, packed = suffix_of(path)
     source = folder.name_of(path)
-    with folder.open(path) as plain, _gzip_errors(source):
+    with folder.open(path) as plain, _system_errors(source):
         stream = cast("BinaryIO", gzip.GzipFile(fileobj=plain)) if packed else plain
-        form = text_form(source, stream, suffix)
+        form = text_form(source, stream, suffix, divided=part is not None and part.rows is not None)
         stream.seek(0)
         if form is None:
             table = read_content(source, _whole(source, stream), suffix)
@@ -244,11 +244,20 @@ def _whole(source: str, stream: BinaryIO) -> bytes:
 
 
 @contextmanager
-def _gzip_errors(source: str) -> Iterator[None]:
+def _system_errors(source: str) -> Iterator[None]:
+    """Say of what a file is damaged by, and of what may be readable later.
+
+    Raises:
+        DataError: it is not packed with gzip.
+        YTuningError: the system or an object store cannot read it, which another attempt may not meet.
+    """
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"the file is not packed with gzip, or is damaged: {error}", source=source) from error
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())
+        raise YTuningError(f"{source}: the file cannot be read: {reason}") from error
 
 
 def _read_parquet(folder: Folder, path: str, part: Part, columns: Sequence[str]) -> Iterator[tuple[Table, Any]]:
@@ -293,7 +302,8 @@ def _numbered(rows: Any, source: str, before: int) -> Table:
 @contextmanager
 def _parquet(folder: Folder, path: str) -> Iterator[Any]:
     pyarrow, module = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
-    with folder.open_arrow(path) as stream:
+    source = folder.name_of(path)
+    with folder.open_arrow(path) as stream, _system_errors(source):
         try:
             # Without a buffer the columns of a row group would be read as a whole.
             with module.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -302,6 +312,4 @@ def _parquet(folder: Folder, path: str) -> Iterator[Any]:
             if isinstance(error, DataError):
                 raise
             reason = " ".join(str(error).split())
-            raise DataError(
-                f"the file is not a Parquet file or is damaged: {reason}", source=folder.name_of(path)
-            ) from error
+            raise DataError(f"the file is not a Parquet file or is damaged: {reason}", source=source) from error

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -18,20 +19,12 @@ from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of
 from ytuning.batch.pool import Problem
 from ytuning.data.labels import list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile
-from ytuning.errors import InputError, argument, quantity, wrong_schema
+from ytuning.errors import DataError, InputError, argument, quantity, wrong_schema
 
 __all__ = [
-    "BadRows",
-    "FailedUnit",
-    "Job",
-    "PartFormat",
-    "Plan",
-    "Scores",
-    "Unit",
-    "choose_unit_rows",
-    "plan_files",
-    "read_plan",
-]
+    "COUNTED_BYTES", "MOST_UNIT_ROWS", "PLAN_FILE", "BadRows", "FailedUnit", "Job", "PartFormat", "Plan", "Scores",
+    "Unit", "at_once", "check_rows", "choose_unit_rows", "plan_files", "read_plan",
+]  # fmt: skip
 
 SCHEMA = 1
 PLAN_FILE = f"{RECORDS}/plan.json"
@@ -56,7 +49,7 @@ class Job:
         tasks: name and digest of each task, in order.
         encoders: fingerprints of the encoders, which cover the precision.
         text, text_pair: columns of the texts; ``text_pair`` is None for single texts.
-        keep: columns of the input that the parts have, each with its type (`columns.KEPT_TYPES`, or one of Arrow's).
+        keep: columns of the input that the parts have, each with its type: one of `columns.kept_type`, or of Arrow.
         scores: which probabilities the parts have.
         format: format of the parts.
         bad_rows: what happens with a row whose text is missing or no text.
@@ -224,6 +217,18 @@ def plan_files(folder: Folder, files: Sequence[FoundFile], unit_rows: int) -> li
     return at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
 
 
+def check_rows(unit: Unit, folder: Folder, rows: int) -> None:
+    """Refuse rows that are not as many as were planned.
+
+    Raises:
+        DataError: the file has changed.
+    """
+    if unit.part.rows not in (None, rows):
+        first = unit.part.before + 1
+        problem = f"the file has changed since it was planned: {unit.part.rows} rows from row {first} on "
+        raise DataError(f"{problem}are {rows} now. Restore it.", source=folder.name_of(unit.path))
+
+
 def read_plan(folder: Folder) -> Plan | None:
     """The plan in an output folder; None where there is none.
 
@@ -254,8 +259,10 @@ def read_plan(folder: Folder) -> Plan | None:
 
 def at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
     """What a function gives for each file, in their order; many at a time, as an object store answers slowly."""
+    # Threads have no context of their own, and messages depend on it. One cannot be entered twice at once.
+    contexts = [copy_context() for _ in files]
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
-        return list(pool.map(function, files))
+        return list(pool.map(lambda context, file: context.run(function, file), contexts, files))
 
 
 def _other_run(differing: str) -> InputError:

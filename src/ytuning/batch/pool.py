@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ytuning.errors import DataError, InputError, MissingExtraError, StoreError, WriteError, YTuningError
+from ytuning.errors import InputError, StoreError, WriteError, YTuningError
 
 __all__ = [
     "Done", "Event", "Failed", "Lost", "Pool", "Problem", "Ready", "Refused", "Rows", "Work", "Worker", "problem_of",
@@ -55,20 +55,17 @@ class Problem:
         return {"input": InputError, "write": WriteError, "other": YTuningError}[self.kind](self.message)
 
 
-def problem_of(error: BaseException, *, writing: bool = False) -> Problem:
-    """Make a problem of an exception.
-
-    Args:
-        error: the exception.
-        writing: whether a wrong input can only be the place that is written to.
-    """
+def problem_of(error: BaseException) -> Problem:
+    """Make a problem of an exception."""
     details = "".join(traceback.format_exception(error))
+    message = " ".join(str(error).split())
     if isinstance(error, WriteError | StoreError) or (isinstance(error, OSError) and error.errno in FULL):
-        return Problem("write", " ".join(str(error).split()), details)
+        return Problem("write", message, details)
     if isinstance(error, InputError):
-        is_place = writing and not isinstance(error, DataError | MissingExtraError)
-        return Problem("write" if is_place else "input", " ".join(str(error).split()), details)
-    return Problem("other", f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "), details)
+        return Problem("input", message, details)
+    if isinstance(error, YTuningError):
+        return Problem("other", message, details)
+    return Problem("other", f"{type(error).__name__}: {message}".rstrip(": "), details)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,14 @@ from ytuning.data.places import RECORDS, Folder, FoundFile, names_inside, open_f
 from ytuning.data.tables import Table
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
+from ytuning.system.machine import require
 
 __all__ = ["BatchRun", "PredictKeywords", "predict_folder"]
 
 SUCCESS_FILE, SUMMARY_FILE, FAILED_FOLDER = "_SUCCESS", f"{RECORDS}/summary.json", f"{RECORDS}/failed"
 ALL, NONE = "all", "none"
+# A file that another machine has written is there after this time.
+LATE_SECONDS = 65.0
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -186,7 +189,7 @@ def predict_folder(
         raise InputError("there is no task. Give at least one task folder.")
     reading, files = find_readable(input, progress)
     writing = open_folder(output)
-    if names_inside(input, writing, "part-000000-000000000000.parquet"):
+    if names_inside(input, writing, f"part-000000-000000000000.{asked.format}"):
         problem = f"the output folder {writing.name} lies in the input, so its files would be read as input later."
         raise InputError(f"{problem} Choose another folder with {argument('output')}.")
     before = read_plan(writing)
@@ -219,10 +222,8 @@ def _plan(
     progress: Progress,
 ) -> Plan:
     """The plan of the output folder, made or extended where there is need, and written."""
-    # The columns of the plan are those of the first file, also when files are added.
-    first = None if before is None or not before.files else before.files[0][0].path
-    heads = {file.path: file for file in files}
-    job = _job(about, asked, reading, heads.get(first or ""), files)
+    # The columns are those of the first file with rows, also when files are added, which come after the others.
+    job = _job(about, asked, reading, files)
     if before is not None:
         before.check_job(job)
         planned = {file.path for file, _ in before.files}
@@ -242,19 +243,14 @@ def _plan(
     return plan
 
 
-def _job(about: dict[str, Any], asked: _Asked, reading: Folder, first: FoundFile | None, files: list[FoundFile]) -> Job:
-    head = None
-    for file in [first] if first is not None else files:
-        assert file is not None
-        head = head_of(reading, file)
-        if head is not None:
-            break
+def _job(about: dict[str, Any], asked: _Asked, reading: Folder, files: list[FoundFile]) -> Job:
+    head = next((head for file in files if (head := head_of(reading, file)) is not None), None)
     if head is None:
         raise DataError("there are no rows. Give at least one.", source=reading.name)
     table = head if isinstance(head, Table) else Table(reading.name, 0, list(head.names), lambda name: [])
     known = {name: one for (name, _), one in zip(about["tasks"], about["known"], strict=True)}
     text, text_pair = common_columns(table, known, asked.named)
-    keep = _keep(head, table, asked.keep)
+    keep = _keep(head, table, asked.keep, asked.format)
     if taken := [name for name in about["columns"] if name in dict(keep)]:
         raise InputError(
             f"the input has the columns {list_names(taken)} already, which are those of answers. Leave them out with "
@@ -273,7 +269,7 @@ def _job(about: dict[str, Any], asked: _Asked, reading: Folder, first: FoundFile
     )
 
 
-def _keep(head: Any, table: Table, wanted: Sequence[str] | str) -> tuple[tuple[str, str], ...]:
+def _keep(head: Any, table: Table, wanted: Sequence[str] | str, file_format: PartFormat) -> tuple[tuple[str, str], ...]:
     """The columns to keep, with their types."""
     if isinstance(wanted, str):
         names = {ALL: table.names, NONE: []}.get(wanted) if wanted not in table.names else [wanted]
@@ -294,6 +290,12 @@ def _keep(head: Any, table: Table, wanted: Sequence[str] | str) -> tuple[tuple[s
         raise DataError(f"{problem}{argument('keep')}.", source=table.source)
     if isinstance(head, Table):
         return tuple((name, kept_type(table.column(name).cells)) for name in names)
+    types = require("pyarrow", "parquet").types
+    for name in names:
+        kind = head.field(name).type
+        if file_format == "jsonl" and (types.is_binary(kind) or types.is_large_binary(kind)):
+            problem = "JSON lines cannot have bytes. Leave the column out with "
+            raise DataError(f"{problem}{argument('keep')}, or write Parquet.", source=table.source, column=name)
     return tuple((name, str(head.field(name).type)) for name in names)
 
 
@@ -337,6 +339,8 @@ class _Run:
         self._failed = list[FailedUnit]()
         if self._skipped and self._left:
             progress.say(f"{self._skipped:,} of {quantity(len(self._units), 'unit')} are done already.")
+        if self._left:
+            writing.remove(SUCCESS_FILE)
         # Two runs over one folder should not compute the same units at the same time, so each has an order of its own.
         random.SystemRandom().shuffle(self._left)
         self._bar = RowsBar(progress, "predict", self._left)
@@ -391,6 +395,11 @@ class _Run:
         Raises:
             InputError: the part is not here.
         """
+        # A file system of a network may show a new file late.
+        deadline = time.monotonic() + LATE_SECONDS
+        while not self._is_done(end.unit) and time.monotonic() < deadline:
+            self._writing.files()
+            time.sleep(1)
         if not self._is_done(end.unit):
             raise InputError(
                 f"a worker has written {unit.name}, but it is not in {self._writing.name} here. Give a folder that "

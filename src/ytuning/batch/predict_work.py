@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import math
 import platform
 import tempfile
 from collections import Counter
@@ -15,12 +16,12 @@ from typing import IO, Any
 
 from ytuning.batch.columns import kept_array
 from ytuning.batch.inputs import read_part
-from ytuning.batch.plan import Job, Scores, Unit
+from ytuning.batch.plan import Job, Scores, Unit, check_rows
 from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
 from ytuning.data.places import open_folder
 from ytuning.data.tables import Column, Table
-from ytuning.errors import DataError, TaskFolderError, argument
+from ytuning.errors import DataError, InputError, TaskFolderError, WriteError, argument
 from ytuning.system.machine import keep_few_compiled_shapes, require, versions
 
 __all__ = ["PartReport", "PredictUnit", "PredictWork", "PredictWorker", "read_task_files"]
@@ -130,9 +131,18 @@ class PredictWorker:
         """Answer the rows of a unit and write its part.
 
         Raises:
-            DataError: a row is wrong.
-            WriteError, InputError: the part cannot be written.
+            DataError: a row is wrong, or the file has changed since it was planned.
+            WriteError: the part cannot be written.
         """
+        try:
+            return self._write_part(given, tell)
+        except DataError:
+            raise
+        except InputError as error:
+            # Only the place of the output can be wrong here, and so it would be for every unit.
+            raise WriteError(str(error)) from error
+
+    def _write_part(self, given: PredictUnit, tell: Callable[[int], None]) -> PartReport:
         reading, writing = open_folder(given.input), open_folder(given.output)
         report = PartReport()
         with writing.new(given.unit.name) as stream:
@@ -142,6 +152,7 @@ class PredictWorker:
                 part.write(window)
                 report += of_window
                 tell(len(window))
+            check_rows(given.unit, reading, report.rows)
             part.finish(report.rows)
         return report
 
@@ -150,6 +161,7 @@ class PredictWorker:
         arrow = require("pyarrow", "parquet")
         inputs, good = _inputs_of(job, table)
         answers = self._predictor.answer(inputs)
+        report = _report(answers, [name for name, _ in job.tasks], table.rows, table.rows - len(inputs))
         kept = [_kept(job, table, rows, name, kind) for name, kind in job.keep]
         if len(inputs) < table.rows:
             places = iter(range(len(inputs)))
@@ -157,7 +169,6 @@ class PredictWorker:
             answers = answers.take(arrow.array([next(places) if is_good else None for is_good in good], arrow.int64()))
         names = [*(name for name, _ in job.keep), *answers.schema.names]
         window = arrow.RecordBatch.from_arrays([*kept, *answers.columns], names=names)
-        report = _report(answers, [name for name, _ in job.tasks], table.rows, table.rows - len(inputs))
         return window, replace(report, other_columns=frozenset(table.names) - {name for name, _ in job.keep})
 
 
@@ -263,7 +274,23 @@ def _json_lines(rows: Any, job: Job) -> Iterator[bytes]:
         values = {
             name: json.loads(value) if name in opened and value is not None else value for name, value in row.items()
         }
-        yield json.dumps(values, ensure_ascii=False, default=_as_text).encode(errors="backslashreplace") + b"\n"
+        try:
+            line = json.dumps(values, ensure_ascii=False, default=_as_text, allow_nan=False)
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            # JSON has no number that is not finite.
+            line = json.dumps(_finite(values), ensure_ascii=False, default=_as_text)
+        yield line.encode(errors="backslashreplace") + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    """A value of Arrow with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list) else value
 
 
 def _as_text(value: object) -> str:

@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
 from ytuning.batch.pool import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
+from ytuning.errors import are_options_named, naming_options
 
 __all__ = ["ProcessPool", "serve"]
 
@@ -58,7 +59,8 @@ class ProcessPool:
         )
         self._processes[number] = process
         threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
-        self._send(number, self._work)
+        # Messages of a worker are for the reader of this process.
+        self._send(number, (self._work, are_options_named()))
         return number
 
     def give(self, worker: int, unit: Any) -> None:
@@ -143,8 +145,12 @@ def serve() -> None:
             pickle.dump((kind, content), reports)
             reports.flush()
 
+    context = ExitStack()
     try:
-        worker = pickle.load(sys.stdin.buffer).start()
+        work, names_options = pickle.load(sys.stdin.buffer)
+        if names_options:
+            context.enter_context(naming_options())
+        worker = work.start()
     except Exception as error:
         report(Refused, problem_of(error))
         return

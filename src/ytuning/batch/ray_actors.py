@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from ytuning.batch.pool import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
-from ytuning.errors import InputError
+from ytuning.errors import InputError, are_options_named, naming_options
 from ytuning.system.machine import require
 
 __all__ = ["RayPool"]
@@ -25,14 +25,17 @@ OBJECT_BYTES = 100 << 20
 class _Actor:
     """A worker in a process of Ray's."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, names_options: bool) -> None:
         self._work = work
+        # Messages are for the reader of the process that has started the run.
+        self._naming = naming_options if names_options else nullcontext
         self._worker: Worker | None = None
 
     def start(self) -> dict[str, Any] | Problem:
         """Load what units need; what it computes with, or why it cannot."""
         try:
-            self._worker = self._work.start()
+            with self._naming():
+                self._worker = self._work.start()
         except Exception as error:
             problem = problem_of(error)
             return Problem(problem.kind, f"on {socket.gethostname()}: {problem.message}", problem.details)
@@ -42,7 +45,8 @@ class _Actor:
         """The result of a unit, or why it has failed."""
         assert self._worker is not None
         try:
-            return self._worker(unit, _no_rows), None
+            with self._naming():
+                return self._worker(unit, _no_rows), None
         except Exception as error:
             return None, problem_of(error)
 
@@ -76,7 +80,7 @@ class RayPool:
         if self._owned:
             self._connect(address, max(1, round(workers * cpus + 0.499)))
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        self._actor: Callable[[Work], Any] = self._ray.remote(**options)(_Actor).remote
+        self._actor: Callable[[Work, bool], Any] = self._ray.remote(**options)(_Actor).remote
         self._wanted = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         self._work, self._actors = work, dict[int, Any]()
         # What is waited for: the answer of a worker, and whether that is to its start.
@@ -99,7 +103,7 @@ class RayPool:
     def start_worker(self) -> int:
         """Ask for another worker, which reports when it is ready."""
         number, self._started = self._started, self._started + 1
-        self._actors[number] = self._actor(self._work)
+        self._actors[number] = self._actor(self._work, are_options_named())
         self._answers[self._actors[number].start.remote()] = number, True
         return number
 

@@ -52,30 +52,33 @@ class Block:
     """Some whole rows of a file.
 
     Attributes:
-        data: their bytes.
+        data: their bytes; none if only sizes are asked for.
         start: place of the first byte in the file.
+        size: number of their bytes.
         rows: how many there are.
         before: rows of the file, or of the part that is read, that stand before them.
     """
 
     data: bytes
     start: int
+    size: int
     rows: int
     before: int
 
     @property
     def stop(self) -> int:
         """The place after the last byte."""
-        return self.start + len(self.data)
+        return self.start + self.size
 
 
-def text_form(source: str, stream: BinaryIO, suffix: str) -> TextForm | None:
+def text_form(source: str, stream: BinaryIO, suffix: str, *, divided: bool = False) -> TextForm | None:
     """The form of a file by its first bytes; None where it can only be read as a whole.
 
     Args:
         source: name of the file, for messages.
         stream: a stream at the start of the file, which may be moved.
         suffix: ending of the file's name.
+        divided: whether the file is known to have blocks, so that it need not be searched for quotes.
 
     Raises:
         DataError: the file is something else than its name says.
@@ -91,20 +94,31 @@ def text_form(source: str, stream: BinaryIO, suffix: str) -> TextForm | None:
     if suffix in JSON_SUFFIXES:
         return None if first.lstrip().startswith(b"[") or is_begun(first) else TextForm(suffix, b"", start, None)
     separator = separator_of(first, "," if suffix == ".csv" else "\t")
-    if separator == "\t" and not is_header_quoted(first):
+    if separator == "\t" and not is_header_quoted(first) and not divided:
         # Whether quotes are characters is told by all rows together.
         stream.seek(0)
         while part := stream.read(HEAD_BYTES * 16):
             if b'"' in part:
                 return None
     stream.seek(start)
-    header = next(_records(source, stream, TextForm(suffix, b"", start, separator)), b"")
-    # The content before the first row may have blank lines, too.
-    return TextForm(suffix, header.lstrip(b"\r\n"), start + len(header), separator)
+    form = TextForm(suffix, b"", start, separator)
+    for header in _records(source, stream, form):
+        start += len(header)
+        # Blank lines may stand before the header.
+        if not form.is_blank(header):
+            return replace(form, header=header, start=start)
+    return form
 
 
 def split_blocks(
-    source: str, stream: BinaryIO, form: TextForm, *, stop: int | None = None, rows: int, most_bytes: int
+    source: str,
+    stream: BinaryIO,
+    form: TextForm,
+    *,
+    stop: int | None = None,
+    rows: int,
+    most_bytes: int,
+    only_sizes: bool = False,
 ) -> Iterator[Block]:
     """Blocks of at most ``rows`` rows, which end earlier where they have ``most_bytes`` bytes.
 
@@ -115,6 +129,7 @@ def split_blocks(
         stop: place of the end; None for that of the file.
         rows: rows of a block.
         most_bytes: bytes of a block.
+        only_sizes: whether the blocks have no data, for those who want to know where they end.
 
     Raises:
         DataError: a row is too long.
@@ -124,14 +139,15 @@ def split_blocks(
     for record in _records(source, stream, form):
         if stop is not None and place >= stop:
             break
-        parts.append(record)
+        if not only_sizes:
+            parts.append(record)
         place += len(record)
         count += not form.is_blank(record)
         if count == rows or place - start >= most_bytes:
-            yield Block(b"".join(parts), start, count, before)
+            yield Block(b"".join(parts), start, place - start, count, before)
             start, before, count, parts = place, before + count, 0, []
-    if parts:
-        yield Block(b"".join(parts), start, count, before)
+    if place > start:
+        yield Block(b"".join(parts), start, place - start, count, before)
 
 
 def read_block(source: str, form: TextForm, block: Block, *, before: int = 0) -> Table:

@@ -23,11 +23,14 @@ from urllib.parse import unquote, urlsplit
 
 from ytuning.data.files import names_like
 from ytuning.data.labels import quote
-from ytuning.errors import DataError, InputError, WriteError, write_errors
+from ytuning.errors import DataError, InputError, WriteError, YTuningError, write_errors
 from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
-__all__ = ["RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "is_remote", "names_inside", "open_folder"]
+__all__ = [
+    "RECORDS", "Folder", "FoundFile", "Inputs", "RemoteFolder", "find_files", "is_remote", "names_inside", "open_folder",
+    "shown_address", "without_keys",
+]  # fmt: skip
 
 # Own records of a run, and files on a disk while they are written. Readers of folders skip names with an underscore.
 RECORDS = "_ytuning"
@@ -38,7 +41,7 @@ GLOB_MARKS = re.compile(r"[*?\[]")
 # The query of an address names options of the object store: s3://bucket/in?endpoint_override=localhost:9000
 QUERY = re.compile(r"\?(?=\w+=)")
 # An address may have a key and a secret: s3://key:secret@bucket/in
-KEYS = re.compile(r"(?<=:)//[^/@]*@")
+KEYS = re.compile(r"(?<=:)//[^@]*:[^@]*@")
 BUFFER_BYTES = 1 << 20
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -63,7 +66,7 @@ class Folder(ABC):
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") or address
-        self.name = KEYS.sub("//", _without_query(self.address)).rstrip("/") or self.address
+        self.name = shown_address(self.address).rstrip("/") or self.address
 
     def name_of(self, path: str) -> str:
         """How messages name a file of the folder."""
@@ -74,7 +77,7 @@ class Folder(ABC):
         with self.open(path) as stream:
             return stream.read()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | memoryview) -> None:
         """Write a file whole or not at all; raises what :meth:`new` does."""
         with self.new(path) as stream:
             stream.write(data)
@@ -135,9 +138,14 @@ class DiskFolder(Folder):
         return DiskFolder(str(self._root / path))
 
     def files(self) -> list[FoundFile]:
-        found = []
+        found, seen = [], set[str]()
         for folder, folders, names in os.walk(self._root, followlinks=True):
-            folders[:] = [name for name in folders if not _is_hidden(name)]
+            # A link may lead back to a folder above it.
+            real = os.path.realpath(folder)
+            folders[:] = [] if real in seen else [name for name in folders if not _is_hidden(name)]
+            if real in seen:
+                continue
+            seen.add(real)
             for name in names:
                 if not _is_hidden(name):
                     file = Path(folder, name)
@@ -248,6 +256,16 @@ class RemoteFolder(Folder):
         pass
 
 
+def without_keys(address: str) -> str:
+    """An address without a key and a secret."""
+    return KEYS.sub("//", address)
+
+
+def shown_address(address: str) -> str:
+    """An address as messages name it, without keys and options."""
+    return _without_query(without_keys(address))
+
+
 def is_remote(address: str) -> bool:
     """Whether an address is in an object store, and no path."""
     return _scheme(address) not in ("", "file")
@@ -268,9 +286,9 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
     pyarrow = require("pyarrow", "parquet")
     try:
         filesystem, root = fs.FileSystem.from_uri(text)
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        problem = f"the address {quote(text)} cannot be used: {reason}. "
+    except (ValueError, OSError, pyarrow.ArrowException):
+        # The reason of pyarrow would repeat the address with its keys.
+        problem = f"the address {quote(shown_address(text))} cannot be used. "
         raise InputError(
             f"{problem}Give a path, or an address such as s3://bucket/folder or gs://bucket/folder."
         ) from None
@@ -291,18 +309,26 @@ def find_files(inputs: Inputs) -> tuple[Folder, list[FoundFile]]:
     if not several:
         raise InputError("there is no input. Give at least one file, folder or pattern.")
     texts = [os.fspath(one) for one in several]
+    if "" in texts:
+        raise InputError("an input is empty text. Give a file, a folder or a pattern; . is the current folder.")
     if len(texts) == 1:
         return _find(texts[0])
-    bases = [_split_pattern(text) for text in texts]
-    common = os.path.commonpath([base for base, _ in bases]) if all(base for base, _ in bases) else "."
-    folder, files = open_folder(_with_scheme(common, texts[0])), dict[str, FoundFile]()
+    if len({(_scheme(text), _query(text)) for text in texts}) > 1:
+        raise InputError("several inputs must be in one place. Give paths only, or addresses of one object store.")
+    # (whole path without scheme) -> bytes; a file that two inputs name is read once.
+    sizes: dict[str, int] = {}
     for text in texts:
         own, found = _find(text)
-        prefix = own.address.removeprefix(folder.address).strip("/")
-        for file in found:
-            path = f"{prefix}/{file.path}" if prefix else file.path
-            files[path] = FoundFile(path, file.size)
-    return folder, sorted(files.values(), key=lambda file: file.path)
+        root = own.name.partition("://")[2] if _scheme(text) else os.path.abspath(own.name)
+        sizes |= {f"{root}/{file.path}": file.size for file in found}
+    common = os.path.commonpath([os.path.dirname(path) for path in sizes])
+    if not common:
+        raise InputError("several inputs must be in one bucket. Run the command for each bucket.")
+    address = common
+    if scheme := _scheme(texts[0]):
+        keys = KEYS.search(texts[0])
+        address = _with_query(f"{scheme}:{keys.group() if keys else '//'}{common}", texts[0])
+    return open_folder(address), [FoundFile(os.path.relpath(path, common), sizes[path]) for path in sorted(sizes)]
 
 
 def names_inside(inputs: Inputs, folder: Folder, path: str) -> bool:
@@ -310,7 +336,9 @@ def names_inside(inputs: Inputs, folder: Folder, path: str) -> bool:
     for text in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
         base, pattern = _split_pattern(os.fspath(text))
         within = _path_within(open_folder(base).name, f"{folder.name}/{path}")
-        if within is not None and (not pattern or _glob_expression(pattern).fullmatch(within)):
+        if within is None or any(map(_is_hidden, within.split("/"))):
+            continue
+        if not pattern or _glob_expression(pattern).fullmatch(within):
             return True
     return False
 
@@ -330,7 +358,8 @@ def _find(text: str) -> tuple[Folder, list[FoundFile]]:
         matches = _glob_expression(pattern)
         files = [file for file in folder.files() if matches.fullmatch(file.path)]
         if not files:
-            raise InputError(f"no file matches {quote(text)}. Check the pattern; ** stands for any folders.")
+            shown = quote(shown_address(text))
+            raise InputError(f"no file matches {shown}. Check the pattern; ** stands for any folders.")
         return folder, files
     folder = open_folder(text)
     if files := folder.files():
@@ -341,7 +370,8 @@ def _find(text: str) -> tuple[Folder, list[FoundFile]]:
         if (size := above.size(name)) is not None:
             return above, [FoundFile(name, size)]
     if _scheme(text):
-        raise InputError(f"there is no file or folder {text}, or the folder is empty. Check the address.")
+        shown = shown_address(text)
+        raise InputError(f"there is no file or folder {shown}, or the folder is empty. Check the address.")
     empty = os.path.isdir(text)
     problem = f"the folder {text} has no files" if empty else f"there is no file or folder {text}"
     raise InputError(f"{problem}.{'' if empty else names_like(text)} Check --input.")
@@ -393,15 +423,12 @@ def _without_query(text: str) -> str:
     return QUERY.split(text, maxsplit=1)[0] if _scheme(text) else text
 
 
+def _query(text: str) -> str:
+    return "".join(QUERY.split(text, maxsplit=1)[1:]) if _scheme(text) else ""
+
+
 def _with_query(base: str, text: str) -> str:
-    query = QUERY.split(text, maxsplit=1)[1:] if _scheme(text) else []
-    return base + "".join(f"?{part}" for part in query)
-
-
-def _with_scheme(common: str, text: str) -> str:
-    """A common path, to which `os.path.commonpath` has left one slash after the scheme."""
-    scheme = _scheme(text)
-    return re.sub(rf"^{scheme}:/+", f"{scheme}://", common) if scheme else common
+    return f"{base}?{_query(text)}" if _query(text) else base
 
 
 def _is_hidden(name: str) -> bool:
@@ -410,7 +437,12 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def _read_errors(source: str, path: Path | None = None) -> Iterator[None]:
-    """Say of a file that cannot be read why; a file on a network may be readable later."""
+    """Say of a file that cannot be read why.
+
+    Raises:
+        DataError: there is no such file, or a disk cannot read it.
+        YTuningError: an object store cannot read it, which another attempt may not meet.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -418,7 +450,7 @@ def _read_errors(source: str, path: Path | None = None) -> Iterator[None]:
         raise DataError(f"there is no such file.{hint or ' Check its name.'}", source=source) from None
     except OSError as error:
         if path is None:
-            raise
+            raise YTuningError(f"{source}: the file cannot be read: {' '.join(str(error).split())}") from error
         raise DataError(f"the file cannot be read: {error.strerror or error}", source=source) from error
 
 

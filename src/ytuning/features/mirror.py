@@ -7,7 +7,8 @@ is sent on with its manifest last, so that another machine sees a shard once it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,8 +69,12 @@ class Mirror:
         except (YTuningError, OSError) as error:
             raise _problem("send", self._remote.name_of(path), error) from error
 
-    def pull_manifests(self) -> None:
-        """Fetch keys and manifests of shards that are not known here; raises what :meth:`pull` does."""
+    def pull_manifests(self) -> set[str]:
+        """Fetch keys and manifests of shards that are not known here; raises what :meth:`pull` does.
+
+        Returns:
+            Names of all shards in the object store.
+        """
         try:
             there = {file.path for file in self._remote.below(self._shards).files()}
         except YTuningError as error:
@@ -82,7 +87,8 @@ class Mirror:
             if self.pull(f"{self._shards}/{name}{self._keys}"):
                 self.pull(f"{self._shards}/{name}{self._manifest}")
 
-        _at_once(pull, new)
+        _at_once(pull, new, THREADS)
+        return set(names)
 
     def lacks(self, name: str) -> bool:
         """Whether the features of a shard have not been fetched."""
@@ -90,35 +96,51 @@ class Mirror:
 
     def pull_features(self, names: Iterable[str]) -> None:
         """Fetch the features of shards; raises what :meth:`pull` does."""
-        _at_once(lambda name: self.pull(f"{self._shards}/{name}{self._features}"), list(names))
+        # A shard has up to 256 MB.
+        _at_once(lambda name: self.pull(f"{self._shards}/{name}{self._features}"), list(names), 2)
 
-    def push_shard(self, name: str) -> None:
-        """Send a shard that was written here; raises what :meth:`push` does."""
+    def push_shard(self, name: str, files: Mapping[str, bytes | memoryview]) -> None:
+        """Send the files of a shard, by their suffixes; raises what :meth:`push` does."""
         for suffix in (self._features, self._keys, self._manifest):
-            self.push(f"{self._shards}/{name}{suffix}")
+            path = f"{self._shards}/{name}{suffix}"
+            try:
+                if self._remote.size(path) is None:
+                    self._remote.write(path, files[suffix])
+            except (YTuningError, OSError) as error:
+                raise _problem("send", self._remote.name_of(path), error) from error
 
-    def tell_damage(self, name: str) -> None:
-        """A shard is damaged here; if it was fetched anew before, it is damaged in the object store and removed there.
+    def tell_damage(self, name: str, checksums: Mapping[str, str] | None) -> None:
+        """A shard is damaged here, and is fetched anew; if that does not help, it is removed where it is damaged.
+
+        Args:
+            name: of the shard.
+            checksums: SHA-256 of its files by their suffixes; None if the manifest cannot be read.
 
         Raises:
-            StoreError: the object store cannot be written.
+            StoreError: the object store cannot be used.
         """
         if name not in self._damaged:
             self._damaged.add(name)
             return
         try:
+            if checksums is not None and all(
+                hashlib.sha256(self._remote.read(f"{self._shards}/{name}{suffix}")).hexdigest() == checksum
+                for suffix, checksum in checksums.items()
+            ):
+                # It is this machine's disk that damages it.
+                return
             # The manifest goes first: without it the shard does not exist for anyone.
             for suffix in (self._manifest, self._keys, self._features):
                 self._remote.remove(f"{self._shards}/{name}{suffix}")
-        except YTuningError as error:
-            raise _problem("remove a damaged shard from", self._remote.name, error) from error
+        except (YTuningError, OSError) as error:
+            raise _problem("check a damaged shard in", self._remote.name, error) from error
 
     def _path(self, name: str, suffix: str) -> Path:
         return self._local / self._shards / (name + suffix)
 
 
-def _at_once(function: Callable[[str], object], names: Sequence[str]) -> None:
-    with ThreadPoolExecutor(THREADS) as pool:
+def _at_once(function: Callable[[str], object], names: Sequence[str], threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(function, names))
 
 

@@ -45,7 +45,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ytuning.data.places import Folder, is_remote, open_folder
+from ytuning.data.places import Folder, is_remote, open_folder, without_keys
 from ytuning.errors import InputError, StoreError, must_be_one_of, parameter, wrong_schema
 from ytuning.features.codecs import CODECS, FIT_TOKENS, STORED_AS, Decoder, PcaInt8Codec, build_codec, row_bytes
 from ytuning.features.keys import KeyFile, WantedKeys
@@ -169,7 +169,7 @@ class FeatureStore:
         given = os.fspath(_default_root() if root is None else root)
         self._remote = open_folder(given) if is_remote(given) else None
         if self._remote is not None:
-            copies = f"{REMOTE_FOLDER}-{hashlib.sha256(self._remote.name.encode()).hexdigest()[:FOLDER_DIGITS]}"
+            copies = f"{REMOTE_FOLDER}-{hashlib.sha256(without_keys(given).encode()).hexdigest()[:FOLDER_DIGITS]}"
             given = os.path.join(_platform_root(), copies)
         # An absolute path stays the same folder when the process changes its current one.
         self.root = Path(os.path.abspath(given))
@@ -407,9 +407,11 @@ class FeatureSpace:
         """
         if self.codec is None:
             self._read_basis()
-        if self._mirror is not None:
-            self._mirror.pull_manifests()
+        remote = None if self._mirror is None else self._mirror.pull_manifests()
         names = {file.removesuffix(MANIFEST_SUFFIX) for file in self._files() if file.endswith(MANIFEST_SUFFIX)}
+        if remote is not None:
+            # Another machine may have removed some.
+            names &= remote
         self._forget(set(self._shards) - names)
         taken = []
         for name in sorted(names - set(self._shards)):
@@ -509,9 +511,10 @@ class FeatureSpace:
         # The manifest comes last: with it the shard exists.
         files: dict[str, bytes | memoryview] = {DATA_SUFFIX: data, KEYS_SUFFIX: texts, MANIFEST_SUFFIX: manifest}
         with store_errors(self.folder, len(data)):
+            if self._mirror is not None:
+                # Here the shard exists once it does in the object store, or it would never be sent after a failure.
+                self._mirror.push_shard(name, files)
             commit_all(self.folder / SHARD_FOLDER, {name + suffix: part for suffix, part in files.items()})
-        if self._mirror is not None:
-            self._mirror.push_shard(name)
         self._shards[name] = shard
         self._known_keys.add(name)
         self._intact.add(name)
@@ -735,7 +738,10 @@ class FeatureSpace:
             self._forget({name})
             return
         if self._mirror is not None:
-            self._mirror.tell_damage(name)
+            shard = self._shards.get(name)
+            self._mirror.tell_damage(
+                name, None if shard is None else {KEYS_SUFFIX: shard.keys, DATA_SUFFIX: shard.features}
+            )
         # The manifest goes first: without it the shard does not exist for anyone.
         for suffix in (MANIFEST_SUFFIX, KEYS_SUFFIX, DATA_SUFFIX):
             self._move_aside(self._file(name, suffix), f"{name}.{time.time_ns()}{suffix}")
