@@ -255,15 +255,21 @@ def make_folder(request: pytest.FixtureRequest, tmp_path: Path) -> MakeFolder:
     return make
 
 
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray on this machine, once for the module, with a token of its own."""
-    root = Path(__file__).parents[1]
+@pytest.fixture(scope="session")
+def ray_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a token for Ray, which a process reads once and uses for all clusters that it starts."""
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text(secrets.token_hex(32))
+    return token
+
+
+@pytest.fixture(scope="module")
+def ray_here(ray_token: Path) -> Iterator[None]:
+    """Ray on this machine, once for the module, with a token of its own."""
+    root = Path(__file__).parents[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")]))
         # Ray reads its variables when it is imported.

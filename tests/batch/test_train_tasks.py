@@ -135,7 +135,7 @@ def test_what_is_wrong_is_found_before_any_worker_starts(rows: Rows, encoder: En
 
 def test_a_machine_without_the_store_is_refused(encoder: Encoder, tmp_path: Path) -> None:
     stored = StoredEncoder(encoder, FeatureStore(tmp_path / "store"))
-    with pytest.raises(InputError, match=r"has no feature store .*store\. Set YTUNING_CACHE to a folder that all mach"):
+    with pytest.raises(InputError, match=r"has no feature store .*store\. Set YTUNING_CACHE to a folder or an ad"):
         TrainWork(stored).start()
 
 
