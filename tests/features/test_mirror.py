@@ -10,8 +10,9 @@ import pytest
 from tests.conftest import STATES
 from tests.object_store import new_address
 from ytuning.cli import main
+from ytuning.data import places
 from ytuning.data.dataset import from_lists
-from ytuning.data.places import RemoteFolder, open_folder
+from ytuning.data.places import open_folder
 from ytuning.encoder.encoder import Encoder, load_encoder
 from ytuning.errors import InputError, StoreError, WriteError
 from ytuning.features.features import CacheUse, stored_features
@@ -124,7 +125,7 @@ def test_a_shard_that_could_not_be_sent_is_computed_and_sent_later(
 ) -> None:
     machine(monkeypatch, tmp_path / "first")
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteFolder, "write", lambda folder, path, data: fail(path, folder, data))
+        patch.setattr(places.RemoteFolder, "write", lambda folder, path, data: fail(path, folder, data))
         with pytest.raises(StoreError, match="cannot send"):
             store(TEXTS, encoder, address)
     assert store(TEXTS, encoder, address).misses == 60
@@ -132,10 +133,10 @@ def test_a_shard_that_could_not_be_sent_is_computed_and_sent_later(
     assert store(TEXTS, encoder, address).misses == 0
 
 
-WRITE = RemoteFolder.write
+WRITE = places.RemoteFolder.write
 
 
-def fail(path: str, folder: RemoteFolder, data: bytes) -> None:
+def fail(path: str, folder: places.RemoteFolder, data: bytes) -> None:
     """Write all but features."""
     if path.endswith(".features"):
         raise WriteError("the network is down")

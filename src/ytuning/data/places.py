@@ -28,7 +28,7 @@ from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
 __all__ = [
-    "RECORDS", "Folder", "FoundFile", "Inputs", "RemoteFolder", "find_files", "is_remote", "names_inside", "open_folder",
+    "RECORDS", "Folder", "FoundFile", "Inputs", "find_files", "is_remote", "names_inside", "open_folder",
     "shown_address", "without_keys",
 ]  # fmt: skip
 
