@@ -53,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--task-rows", type=int, default=200_000, help="of the runs of many tasks")
     options.add_argument("--tasks", type=int, default=50)
     options.add_argument("--memory-rows", type=int, default=0, help="of the run whose memory is watched; 0: none")
-    options.add_argument("--stages", nargs="+", default=["engines", "tasks"], choices=["engines", "tasks", "memory"])
+    stages = {"engines": engines, "encode": encode, "tasks": many_tasks, "memory": memory}
+    options.add_argument("--stages", nargs="+", default=["engines", "encode", "tasks"], choices=list(stages))
     arguments = options.parse_args(argv)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as root:
         work = _Folder(Path(root), arguments)
         for stage in arguments.stages:
-            figures[stage] = {"engines": engines, "tasks": many_tasks, "memory": memory}[stage](work, arguments)
+            figures[stage] = stages[stage](work, arguments)
     record("scale", figures, arguments.out, bars(figures))
 
 
@@ -77,6 +78,8 @@ def bars(figures: dict[str, Any]) -> list[Any]:
                 bar("one Ray worker against the plain command, rate without start", ratio["ray_1"], at_least=0.9),
                 bar("two Ray workers against one, rate", ratio["ray_2_against_1"], at_least=1.7),
             ]
+    if encode_found := figures.get("encode"):
+        found.append(bar("encoding by two workers against one, rate", encode_found["ratio"], at_least=1.6))
     if tasks_found := figures.get("tasks"):
         found.append(bar(f"{tasks_found['tasks']} tasks against one, time", tasks_found["ratio"], at_most=1.5))
     if memory_found := figures.get("memory"):
@@ -175,6 +178,26 @@ def engines(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
         ratio["ray_1"] = (middle["plain"] - start) / steady["ray_1"]
         ratio["ray_2_against_1"] = steady["ray_1"] / steady["ray_2"]
     return {"rows": arguments.rows, "ratio": ratio, "seconds": middle, "unit_seconds": steady, "runs": found}
+
+
+def encode(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The rows into an empty feature store, by one worker and by two, in turn."""
+    file, found = work.rows(arguments.rows), dict[str, list[float]]()
+    for _ in range(arguments.rounds):
+        for workers in (1, 2):
+            with tempfile.TemporaryDirectory(dir=work.root) as store:
+                words = [sys.executable, "-c", "from ytuning.cli import main; main()", "encode", str(file), "--json"]
+                words += ["--quiet", "--encoder", arguments.encoder, "--workers", str(workers)]
+                done = subprocess.run(
+                    words,
+                    env={**os.environ, "YTUNING_CACHE": store, "OMP_NUM_THREADS": "1"},
+                    capture_output=True,
+                    check=True,
+                    preexec_fn=lambda cores=workers: _use_cores(cores),  # type: ignore[misc]
+                )
+            found.setdefault(str(workers), []).append(json.loads(done.stdout)["seconds"]["units"])
+    middle = medians(found)
+    return {"rows": arguments.rows, "ratio": middle["1"] / middle["2"], "unit_seconds": found}
 
 
 def many_tasks(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
