@@ -130,9 +130,9 @@ def test_with_stored_features_there_is_no_encoder_pass(
 ) -> None:
     encode = Encoder.encode
 
-    def slow(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> Any:
+    def slow(self: Encoder, *arguments: Any) -> Any:
         time.sleep(3)
-        yield from encode(self, tokens, states, finish)
+        yield from encode(self, *arguments)
 
     monkeypatch.setattr(Encoder, "encode", slow)
     for kind, passes in (("single", 1), ("pairs", 2)):
@@ -153,10 +153,10 @@ def test_what_is_stored_and_how_fast_a_task_answers(
     tokens = int(encoder.tokenize(sorted(texts, key=str)).lengths.sum())
     encode, passes = Encoder.encode, []
 
-    def slow(self: Encoder, tokens: Any, states: Any, finish: Any = None) -> Any:
+    def slow(self: Encoder, tokens: Any, *arguments: Any) -> Any:
         passes.append(len(tokens.lengths))
         time.sleep(0.5)
-        yield from encode(self, tokens, states, finish)
+        yield from encode(self, tokens, *arguments)
 
     monkeypatch.setattr(Encoder, "encode", slow)
     found, _ = run("ytuning", train, test)

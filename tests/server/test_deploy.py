@@ -93,7 +93,7 @@ def test_the_tasks_are_mounted_read_only(container: Any, pod: Any, objects: dict
     assert set(volumes) == set(mounts)
     claim = volumes["tasks"]["persistentVolumeClaim"]
     assert claim["claimName"] == objects["PersistentVolumeClaim"]["metadata"]["name"]
-    assert objects["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert objects["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
     assert claim["readOnly"] and mounts["tasks"]["readOnly"]
     assert mounts["tasks"]["mountPath"] == container["args"][0]
     assert Path(value_of(container["args"], "--keys")).parent == Path(mounts["keys"]["mountPath"])

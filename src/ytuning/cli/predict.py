@@ -120,9 +120,11 @@ def predict(
 
 def _is_folder_run(input_file: str | None, output: str | None) -> bool:
     """Whether the answers go into a folder: its name ends in a slash, it is there, or it is an address."""
-    if output is not None and (output.endswith(("/", os.sep)) or os.path.isdir(output) or "://" in output):
+    if output is not None and (output.endswith(("/", os.sep)) or "://" in output):
         return True
-    return input_file is not None and ("://" in input_file or os.path.isdir(input_file))
+    if input_file is None:
+        return False
+    return "://" in input_file or os.path.isdir(input_file) or (output is not None and os.path.isdir(output))
 
 
 def _check_folder_run(texts: Sequence[str], input_file: str | None, output: str | None, above: float | None) -> None:
