@@ -286,6 +286,35 @@ def test_files_without_rows_are_told_and_do_not_end_a_run(served_tasks: Path, tm
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["1"]
 
 
+def test_what_is_no_table_of_its_name_is_refused_while_planning(served_tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.csv").write_text("text,id\nmy card,1\n")
+    for name, content in (("json.csv", '[{"text": "lost"}]'), ("line.csv", '{"text": "lost"}\n')):
+        (tmp_path / "in" / name).write_text(content)
+        with pytest.raises(InputError, match=rf"{name}: this is JSON"):
+            predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
+        (tmp_path / "in" / name).unlink()
+    pq.write_table(pa.table({"text": ["my card"], "id": [1]}), tmp_path / "in" / "a.parquet")
+    with pytest.raises(InputError, match=r"good.csv, column 'id': the cells of CSV are text, and int64 in other files"):
+        predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
+    data = bytearray((tmp_path / "in" / "a.parquet").read_bytes())
+    data[-20:-10] = b"x" * 10
+    (tmp_path / "in" / "a.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"a.parquet: the file is not a Parquet file or is damaged"):
+        predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
+
+
+def test_blank_and_broken_texts_are_counted(served_tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = ['{"text": "my card"}', '{"text": " "}', '{"text": "half \\ud800 a pair"}', '{"text": ""}']
+    (tmp_path / "in" / "rows.jsonl").write_text("\n".join(lines))
+    run = predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out", bad_rows="null", workers=20)
+    assert (run.rows, run.bad_rows, run.blank_rows, run.failed) == (4, 1, 2, [])
+    assert [row["text"] for row in rows_of(tmp_path / "out")] == ["my card", " ", None, ""]
+    failing = predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "other")
+    assert "rows.jsonl, row 3, column 'text'" in failing.failed[0].why
+
+
 def test_a_file_that_changes_during_the_run_fails_its_unit(served_tasks: Path, tmp_path: Path) -> None:
     task, rows = served_tasks / "single", make_rows(20)
     file = write_rows(tmp_path / "in", rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ytuning.data.labels import quote
-from ytuning.data.tables import Column
+from ytuning.data.tables import Column, is_unicode
 from ytuning.errors import DataError, InputError, argument
 from ytuning.system.machine import require
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ytuning.tasks.shared_encoder import TaskAnswers
     from ytuning.tasks.task import Task
 
-__all__ = ["answer_arrays", "answer_fields", "kept_array"]
+__all__ = ["KEPT_TYPES", "answer_arrays", "answer_fields", "kept_array"]
 
 
 def answer_fields(task: Task, scores: str) -> list[Any]:
@@ -112,7 +112,7 @@ ANSWERS = {"label": _one_label, "labels": _several_labels, "value": _number}
 
 # --- kept columns ---------------------------------------------------------------------------------------------------
 
-TEXT, JSON, WHOLE, NUMBER, FLAG = "string", "json", "int64", "float64", "bool"
+TEXT, JSON, WHOLE, NUMBER, FLAG = KEPT_TYPES = "string", "json", "int64", "float64", "bool"
 
 
 def kept_type(cells: Sequence[object]) -> str:
@@ -124,13 +124,24 @@ def kept_type(cells: Sequence[object]) -> str:
     return JSON
 
 
-def kept_array(column: Column, kind: str) -> Any:
+def kept_array(column: Column, kind: str, *, skip_broken: bool = False) -> Any:
     """A column of a text file in the type that the plan gives it; ``"json"`` is the JSON of each cell as text.
 
+    Args:
+        column: the column.
+        kind: one of the types of :func:`kept_type`.
+        skip_broken: whether a text that cannot be written as UTF-8 becomes empty.
+
     Raises:
-        DataError: a cell is of another type.
+        DataError: a cell is of another type, or cannot be written.
     """
     arrow = require("pyarrow", "parquet")
+    for row, cell in enumerate(column.cells, 1):
+        if isinstance(cell, str) and not is_unicode(cell):
+            if not skip_broken:
+                problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
+                raise column.error(row, f"the cell {quote(cell)} {problem}")
+            column.cells[row - 1] = None
     if kind == JSON:
         cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in column.cells]
         # The type is given, as a window may have no cell.

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
@@ -101,6 +101,7 @@ def encode_folder(
     reading, files = find_readable(input, progress)
     chosen = _columns(reading, files, {"text": text, "text_pair": text_pair})
     units = _units(reading, files, engine.workers)
+    engine = replace(engine, workers=min(engine.workers, max(1, len(units))))
     work = EncodeWork(encoder, precision, long_text, None if layers is None else tuple(layers), pairs, codec, cache)
     # Runs over the same files should not begin with the same texts.
     random.SystemRandom().shuffle(units)
@@ -145,7 +146,8 @@ def _columns(reading: Folder, files: Sequence[FoundFile], named: dict[Role, str 
             problem = f"the columns of the texts would be {own}, and {chosen} in other files. "
             raise DataError(f"{problem}Name them with --text and --text-pair.", source=source)
     if chosen is None:
-        raise DataError("there are no rows. Give at least one.", source=reading.name)
+        source = reading.name_of(files[0].path) if len(files) == 1 else reading.name
+        raise DataError("there are no rows. Give at least one.", source=source)
     return chosen
 
 

@@ -308,8 +308,10 @@ def _parquet(folder: Folder, path: str) -> Iterator[Any]:
             # Without a buffer the columns of a row group would be read as a whole.
             with module.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
-        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
-            if isinstance(error, DataError):
+        except (ValueError, OverflowError, OSError, pyarrow.ArrowException) as error:
+            # An error of a disk has a number, and pyarrow's own about the content has none.
+            is_content = not folder.is_remote and getattr(error, "errno", None) is None
+            if isinstance(error, DataError) or (isinstance(error, OSError) and not is_content):
                 raise
             reason = " ".join(str(error).split())
             raise DataError(f"the file is not a Parquet file or is damaged: {reason}", source=source) from error

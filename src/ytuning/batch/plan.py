@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
@@ -191,10 +191,6 @@ class Plan:
         now = at_once(lambda file: signature_of(folder, file), [there[path] for path in known])
         if changed := [file.path for (file, _), one in zip(self.files, now, strict=True) if file != one]:
             raise _other_input(f"{list_names(changed)} {'have' if len(changed) > 1 else 'has'} changed")
-
-    def extended(self, files: Iterable[tuple[InputFile, tuple[Part, ...]]]) -> Plan:
-        """The plan with further files after the others."""
-        return replace(self, files=(*self.files, *files))
 
 
 def choose_unit_rows(folder: Folder, files: Sequence[FoundFile]) -> int:

@@ -8,12 +8,12 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack, get_args
 
-from ytuning.batch.columns import kept_type
+from ytuning.batch.columns import KEPT_TYPES, kept_type
 from ytuning.batch.engine import Engine, EngineName
-from ytuning.batch.inputs import find_readable, head_of
+from ytuning.batch.inputs import InputFile, Part, find_readable, head_of
 from ytuning.batch.plan import (
     PLAN_FILE,
     BadRows,
@@ -33,6 +33,7 @@ from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, rea
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.data.columns import Role, common_columns
+from ytuning.data.files import suffix_of
 from ytuning.data.labels import did_you_mean, list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile, names_inside, open_folder
 from ytuning.data.tables import Table
@@ -111,6 +112,7 @@ class BatchRun:
         skipped: units that were done before, or by another run meanwhile.
         rows: rows that this run has answered.
         bad_rows: rows without a text among them.
+        blank_rows: rows among them whose text has no character but white space.
         truncated: texts that were cut, by task.
         answers: rows of each label, by task; None stands for an abstention.
         failed: units that were given up.
@@ -122,6 +124,7 @@ class BatchRun:
     skipped: int
     rows: int
     bad_rows: int
+    blank_rows: int
     truncated: dict[str, int]
     answers: dict[str, dict[str | None, int]]
     failed: list[FailedUnit]
@@ -137,7 +140,10 @@ class BatchRun:
             for task, counts in self.answers.items()
         }
         return {
-            **{name: getattr(self, name) for name in ("output", "units", "skipped", "rows", "bad_rows", "truncated")},
+            **{
+                name: getattr(self, name)
+                for name in ("output", "units", "skipped", "rows", "bad_rows", "blank_rows", "truncated")
+            },
             "answers": answers,
             "failed": [vars(unit) for unit in self.failed],
             "seconds": self.seconds,
@@ -198,11 +204,16 @@ def predict_folder(
         before.check_files(reading, files, asked.unit_rows)
     shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
     work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
+    divided = _divide(before, asked, reading, files, progress)
+    # No more workers than units are started.
+    done = sum(file.path.startswith("part-") for file in writing.files())
+    left = sum(len(parts) for _, parts in divided.files) - done
+    chosen = replace(chosen, workers=max(1, min(workers, left)))
     with closing(chosen.open_pool(work)) as pool:
-        scheduler = Scheduler(pool, workers=workers, attempts=attempts, progress=progress)
+        scheduler = Scheduler(pool, workers=chosen.workers, attempts=attempts, progress=progress)
         about = scheduler.about()
         ready = time.monotonic()
-        plan = _plan(about, asked, before, reading, files, writing, progress)
+        plan = _plan(about, asked, before, divided, reading, files, writing)
         run = _Run(plan, reading, writing, progress, keeps_all=asked.keep == ALL)
         run.follow(scheduler)
     seconds = {"start": ready - started, "units": time.monotonic() - ready, "total": time.monotonic() - started}
@@ -212,33 +223,51 @@ def predict_folder(
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Divided:
+    """Files with their parts, and the most rows of a part."""
+
+    unit_rows: int
+    files: tuple[tuple[InputFile, tuple[Part, ...]], ...]
+
+
+def _divide(
+    before: Plan | None, asked: _Asked, reading: Folder, files: list[FoundFile], progress: Progress
+) -> _Divided:
+    """Divide the files of the input, of which those of the plan keep their parts."""
+    if before is None:
+        unit_rows = asked.unit_rows or choose_unit_rows(reading, files)
+        divided = _Divided(unit_rows, tuple(plan_files(reading, files, unit_rows)))
+    else:
+        planned = {file.path for file, _ in before.files}
+        new = [file for file in files if file.path not in planned]
+        if new:
+            progress.say(f"{quantity(len(new), 'file')} of the input {'is' if len(new) == 1 else 'are'} new.")
+        divided = _Divided(before.unit_rows, (*before.files, *plan_files(reading, new, before.unit_rows)))
+    if empty := [file.path for file, parts in divided.files if not parts]:
+        progress.say(f"{reading.name}: these files have no rows: {list_names(empty)}.")
+    return divided
+
+
 def _plan(
     about: dict[str, Any],
     asked: _Asked,
     before: Plan | None,
+    divided: _Divided,
     reading: Folder,
     files: list[FoundFile],
     writing: Folder,
-    progress: Progress,
 ) -> Plan:
     """The plan of the output folder, made or extended where there is need, and written."""
     # The columns are those of the first file with rows, also when files are added, which come after the others.
     job = _job(about, asked, reading, files)
     if before is not None:
         before.check_job(job)
-        planned = {file.path for file, _ in before.files}
-        new = [file for file in files if file.path not in planned]
-        if not new:
+        if len(divided.files) == len(before.files):
             return before
-        plan = before.extended(plan_files(reading, new, before.unit_rows))
-        progress.say(f"{quantity(len(new), 'file')} of the input {'is' if len(new) == 1 else 'are'} new.")
         writing.remove(SUCCESS_FILE)
-    else:
-        unit_rows = asked.unit_rows or choose_unit_rows(reading, files)
-        plan = Plan(job, unit_rows, tuple(plan_files(reading, files, unit_rows)), about["versions"])
     at_once(lambda file: _check_columns(job, reading, file), files)
-    if empty := [file.path for file, parts in plan.files if not parts]:
-        progress.say(f"{reading.name}: these files have no rows: {list_names(empty)}.")
+    plan = Plan(job, divided.unit_rows, divided.files, about["versions"])
     writing.write(PLAN_FILE, plan.to_bytes())
     return plan
 
@@ -246,7 +275,8 @@ def _plan(
 def _job(about: dict[str, Any], asked: _Asked, reading: Folder, files: list[FoundFile]) -> Job:
     head = next((head for file in files if (head := head_of(reading, file)) is not None), None)
     if head is None:
-        raise DataError("there are no rows. Give at least one.", source=reading.name)
+        source = reading.name_of(files[0].path) if len(files) == 1 else reading.name
+        raise DataError("there are no rows. Give at least one.", source=source)
     table = head if isinstance(head, Table) else Table(reading.name, 0, list(head.names), lambda name: [])
     known = {name: one for (name, _), one in zip(about["tasks"], about["known"], strict=True)}
     text, text_pair = common_columns(table, known, asked.named)
@@ -317,6 +347,11 @@ def _check_columns(job: Job, reading: Folder, file: FoundFile) -> None:
         problem = f"the columns {list_names(missing)} are not there, which other files have. "
         raise DataError(f"{problem}The columns are {list_names(list(head.names))}.", source=source)
     for name, kind in job.keep:
+        is_text = suffix_of(file.path)[0] in (".csv", ".tsv", ".tab")
+        if schema is None and (kind not in KEPT_TYPES or (is_text and kind != KEPT_TYPES[0])):
+            what = "the cells of CSV are text" if is_text else "the cells are those of JSON"
+            problem = f"{what}, and {kind} in other files. "
+            raise DataError(f"{problem}Leave the column out with {argument('keep')}.", source=source, column=name)
         if schema is not None and str(schema.field(name).type) != kind:
             problem = f"the column has the type {schema.field(name).type}, and {kind} in other files. "
             raise DataError(f"{problem}Leave it out with {argument('keep')}.", source=source, column=name)
@@ -376,6 +411,7 @@ class _Run:
             self._skipped,
             report.rows,
             report.bad_rows,
+            report.blank_rows,
             dict(report.truncated),
             {task: dict(counts.most_common()) for task, counts in report.answers.items()},
             sorted(self._failed, key=lambda unit: unit.unit),

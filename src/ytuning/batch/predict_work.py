@@ -55,6 +55,7 @@ class PartReport:
     Attributes:
         rows: rows of it.
         bad_rows: rows without a text, whose answers are empty.
+        blank_rows: rows with a text that has no character but white space.
         truncated: texts that were cut, by task.
         answers: rows of each label, by task; None stands for an abstention.
         other_columns: columns of the rows that are not kept.
@@ -62,18 +63,24 @@ class PartReport:
 
     rows: int = 0
     bad_rows: int = 0
+    blank_rows: int = 0
     truncated: Counter[str] = field(default_factory=Counter)
     answers: dict[str, Counter[str | None]] = field(default_factory=dict)
     other_columns: frozenset[str] = frozenset()
 
     def __add__(self, other: PartReport) -> PartReport:
         names = dict.fromkeys([*self.answers, *other.answers])
-        answers = {name: self.answers.get(name, Counter()) + other.answers.get(name, Counter()) for name in names}
         # Unlike a sum of counters, this keeps tasks without such texts.
         truncated = Counter(self.truncated)
         truncated.update(other.truncated)
-        others = self.other_columns | other.other_columns
-        return PartReport(self.rows + other.rows, self.bad_rows + other.bad_rows, truncated, answers, others)
+        return PartReport(
+            rows=self.rows + other.rows,
+            bad_rows=self.bad_rows + other.bad_rows,
+            blank_rows=self.blank_rows + other.blank_rows,
+            truncated=truncated,
+            answers={name: self.answers.get(name, Counter()) + other.answers.get(name, Counter()) for name in names},
+            other_columns=self.other_columns | other.other_columns,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,9 @@ class PredictWorker:
             answers = answers.take(arrow.array([next(places) if is_good else None for is_good in good], arrow.int64()))
         names = [*(name for name, _ in job.keep), *answers.schema.names]
         window = arrow.RecordBatch.from_arrays([*kept, *answers.columns], names=names)
-        return window, replace(report, other_columns=frozenset(table.names) - {name for name, _ in job.keep})
+        blank = sum(not all(text is None or text.strip() for text in texts) for texts in inputs)
+        others = frozenset(table.names) - {name for name, _ in job.keep}
+        return window, replace(report, blank_rows=blank, other_columns=others)
 
 
 def _report(answers: Any, tasks: Sequence[str], rows: int, bad_rows: int) -> PartReport:
@@ -180,7 +189,7 @@ def _report(answers: Any, tasks: Sequence[str], rows: int, bad_rows: int) -> Par
         if f"{task}.label" in answers.schema.names:
             counts = answers.column(f"{task}.label").value_counts().to_pylist()
             labels[task] = Counter({one["values"]: one["counts"] for one in counts})
-    return PartReport(rows, bad_rows, truncated, labels)
+    return PartReport(rows=rows, bad_rows=bad_rows, truncated=truncated, answers=labels)
 
 
 def _columns_to_read(job: Job) -> list[str]:
@@ -221,7 +230,9 @@ def _kept(job: Job, table: Table, rows: Any, name: str, kind: str) -> Any:
     if rows is not None:
         return rows.column(name).combine_chunks()
     if name in table.names:
-        return kept_array(table.column(name), kind)
+        column = table.column(name)
+        own = Column(column.source, name, list(column.cells), rows=column.rows)
+        return kept_array(own, kind, skip_broken=job.bad_rows == "null")
     # In JSON lines a key may be missing in all rows of a window.
     return kept_array(Column(table.source, name, [None] * table.rows, rows=table.row_numbers), kind)
 

@@ -141,9 +141,13 @@ def serve() -> None:
     lock = threading.Lock()
 
     def report(kind: type, content: object) -> None:
-        with lock:
-            pickle.dump((kind, content), reports)
-            reports.flush()
+        try:
+            with lock:
+                pickle.dump((kind, content), reports)
+                reports.flush()
+        except BrokenPipeError:
+            # The run has ended.
+            os._exit(0)
 
     context = ExitStack()
     try:

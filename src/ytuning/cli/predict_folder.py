@@ -117,6 +117,11 @@ def predict_into_folder(
         for task, count in run.truncated.items():
             if count:
                 progress.say(f"task {task!r}: {quantity(count, 'text')} too long for the encoder, cut.")
+        if run.blank_rows:
+            progress.say(
+                f"{quantity(run.blank_rows, 'row')} with a blank text. The encoder reads only its own special tokens "
+                "of it, so the answer says nothing about the text."
+            )
         if run.bad_rows:
             progress.say(f"{quantity(run.bad_rows, 'row')} without a text, whose answers are empty.")
     if as_json:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from ytuning.data.delimited import LARGEST_CELL, is_header_quoted, separator_of
-from ytuning.data.files import HEAD_BYTES, JSON_SUFFIXES, is_wide, read_content, refuse_foreign
+from ytuning.data.files import HEAD_BYTES, JSON_SUFFIXES, is_wide, read_content, refuse_foreign, refuse_json
 from ytuning.data.json_rows import is_begun
 from ytuning.data.tables import Table
 from ytuning.errors import DataError
@@ -93,6 +93,7 @@ def text_form(source: str, stream: BinaryIO, suffix: str, *, divided: bool = Fal
     first = next((line for line in lines if line.strip()), b"")
     if suffix in JSON_SUFFIXES:
         return None if first.lstrip().startswith(b"[") or is_begun(first) else TextForm(suffix, b"", start, None)
+    refuse_json(source, head[start:])
     separator = separator_of(first, "," if suffix == ".csv" else "\t")
     if separator == "\t" and not is_header_quoted(first) and not divided:
         # Whether quotes are characters is told by all rows together.

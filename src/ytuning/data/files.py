@@ -40,7 +40,7 @@ from ytuning.system.machine import require
 
 __all__ = [
     "HEAD_BYTES", "JSON_SUFFIXES", "PARQUET_SUFFIXES", "TEXT_SUFFIXES", "is_wide", "names_like", "read_content",
-    "read_table", "refuse_foreign", "suffix_of",
+    "read_table", "refuse_foreign", "refuse_json", "suffix_of",
 ]  # fmt: skip
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
@@ -176,8 +176,8 @@ def read_content(source: str, data: bytes, suffix: str) -> Table:
         table = READERS[suffix](source, data)
         note = f"nothing names the format, and the content was read as {_name(suffix)}."
         return replace(table, notes=(note, *table.notes))
-    if suffix not in JSON_SUFFIXES and JSON_START.match(data):
-        raise DataError("this is JSON. End its name in .json or .jsonl.", source=source)
+    if suffix not in JSON_SUFFIXES:
+        refuse_json(source, data)
     return READERS[suffix](source, data)
 
 
@@ -212,6 +212,16 @@ def refuse_foreign(source: str, data: bytes, besides: bytes | None = None) -> No
     for start, what, step in FOREIGN_STARTS:
         if start.match(head):
             raise DataError(f"this is {what}. {step}", source=source)
+
+
+def refuse_json(source: str, data: bytes) -> None:
+    """Refuse JSON whose name ends like that of another format.
+
+    Raises:
+        DataError: it is JSON.
+    """
+    if JSON_START.match(data):
+        raise DataError("this is JSON. End its name in .json or .jsonl.", source=source)
 
 
 def _unpacked(source: str, data: bytes) -> bytes:

@@ -62,7 +62,10 @@ class Folder(ABC):
     Attributes:
         address: path or address that it can be opened with.
         name: how messages name it: the address without options and keys.
+        is_remote: whether it is in an object store, where another attempt may succeed.
     """
+
+    is_remote = False
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/") or address
@@ -197,6 +200,8 @@ class DiskFolder(Folder):
 class RemoteFolder(Folder):
     """A folder of an object store, by a file system of pyarrow."""
 
+    is_remote = True
+
     def __init__(self, address: str, filesystem: Any, root: str) -> None:
         super().__init__(address)
         self._filesystem, self._root = filesystem, root.rstrip("/")
@@ -286,9 +291,10 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
     pyarrow = require("pyarrow", "parquet")
     try:
         filesystem, root = fs.FileSystem.from_uri(text)
-    except (ValueError, OSError, pyarrow.ArrowException):
-        # The reason of pyarrow would repeat the address with its keys.
-        problem = f"the address {quote(shown_address(text))} cannot be used. "
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        # The reason may repeat the address, which then must have no keys.
+        reason = f": {' '.join(str(error).split())}" if text == without_keys(text) else ""
+        problem = f"the address {quote(shown_address(text))} cannot be used{reason}. "
         raise InputError(
             f"{problem}Give a path, or an address such as s3://bucket/folder or gs://bucket/folder."
         ) from None
@@ -374,7 +380,7 @@ def _find(text: str) -> tuple[Folder, list[FoundFile]]:
         raise InputError(f"there is no file or folder {shown}, or the folder is empty. Check the address.")
     empty = os.path.isdir(text)
     problem = f"the folder {text} has no files" if empty else f"there is no file or folder {text}"
-    raise InputError(f"{problem}.{'' if empty else names_like(text)} Check --input.")
+    raise InputError(f"{problem}.{'' if empty else names_like(text)} Check the path.")
 
 
 def _split_pattern(text: str) -> tuple[str, str]:
