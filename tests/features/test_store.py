@@ -589,3 +589,18 @@ def test_of_many_shards_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.M
         assert rows is not None and len(rows.files) == files
         tokens = TextFeatures(rows, torch.float32).tokens(torch.arange(3)).half().flatten(1)
         np.testing.assert_array_equal(tokens.numpy().view(np.uint8), np.concatenate(written))
+
+
+def test_a_space_of_an_older_schema_is_in_nobodys_way(tmp_path: Path) -> None:
+    content = json.dumps([identity()["fingerprint"], [1, 2], "fp16"], sort_keys=True)
+    old = tmp_path / hashlib.sha256(content.encode()).hexdigest()[:32]
+    old.mkdir()
+    (old / "space.json").write_text(
+        json.dumps({"schema": 2, "identity": identity(), "states": [1, 2], "codec": "fp16"})
+    )
+    store = FeatureStore(tmp_path)
+    write(store.space(identity(), (1, 2), "fp16"), {"a": 3})
+    told: list[StoreError] = []
+    assert [len(space) for space in store.spaces(told.append)] == [1]
+    assert "has schema 2" in str(told[0])
+    assert store.remove(old.name) == [old.name]

@@ -317,8 +317,8 @@ def _remove_remote(folder: Folder) -> None:
 
 
 def _space_name(identity: Mapping[str, Any], states: Sequence[int], codec: str) -> str:
-    """The folder of a space."""
-    return _check([identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
+    """The folder of a space; that of another schema is another one, so that older spaces are in nobody's way."""
+    return _check([SCHEMA, identity["fingerprint"], list(states), codec])[:FOLDER_DIGITS]
 
 
 def _in_use(folder: Path) -> StoreError:
