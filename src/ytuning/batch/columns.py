@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ytuning.tasks.shared_encoder import TaskAnswers
     from ytuning.tasks.task import Task
 
-__all__ = ["KEPT_TYPES", "answer_arrays", "answer_fields", "kept_array"]
+__all__ = ["KEPT_TYPES", "answer_arrays", "answer_fields", "kept_array", "kept_type"]
 
 
 def answer_fields(task: Task, scores: str) -> list[Any]:
@@ -136,23 +136,24 @@ def kept_array(column: Column, kind: str, *, skip_broken: bool = False) -> Any:
         DataError: a cell is of another type, or cannot be written.
     """
     arrow = require("pyarrow", "parquet")
+    cells: list[object] = []
     for row, cell in enumerate(column.cells, 1):
-        if isinstance(cell, str) and not is_unicode(cell):
-            if not skip_broken:
-                problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
-                raise column.error(row, f"the cell {quote(cell)} {problem}")
-            column.cells[row - 1] = None
+        is_broken = isinstance(cell, str) and not is_unicode(cell)
+        if is_broken and not skip_broken:
+            problem = "contains an invalid Unicode character (an unpaired surrogate). Replace it."
+            raise column.error(row, f"the cell {quote(cell)} {problem}")
+        cells.append(None if is_broken else cell)
     if kind == JSON:
-        cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in column.cells]
+        texts = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
         # The type is given, as a window may have no cell.
-        return arrow.array(cells, arrow.string())
+        return arrow.array(texts, arrow.string())
     wanted: tuple[type, ...] = {TEXT: (str,), FLAG: (bool,), WHOLE: (int,), NUMBER: (int, float)}[kind]
-    for row, cell in enumerate(column.cells, 1):
+    for row, cell in enumerate(cells, 1):
         if cell is not None and (not isinstance(cell, wanted) or (isinstance(cell, bool) and kind != FLAG)):
             problem = f"the cell {quote(cell)} is not {kind}, which the first rows of the input have in this column. "
             raise column.error(row, f"{problem}Leave the column out with {argument('keep')}, or write one type.")
     try:
-        return arrow.array(column.cells, getattr(arrow, {TEXT: "string", FLAG: "bool_"}.get(kind, kind))())
+        return arrow.array(cells, getattr(arrow, {TEXT: "string", FLAG: "bool_"}.get(kind, kind))())
     except (OverflowError, ValueError, arrow.ArrowException) as error:
         if isinstance(error, InputError):
             raise

@@ -9,21 +9,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
 from ytuning.batch.engine import Engine
-from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, rows_of
-from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, plan_files
+from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, no_rows, rows_of
+from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, plan_files
 from ytuning.batch.rows_bar import RowsBar
-from ytuning.batch.schedule import Finished, GivenUp, Scheduler
+from ytuning.batch.schedule import Finished, GivenUp
+from ytuning.batch.workers import open_workers
 from ytuning.data.columns import Known, Role, choose_columns
 from ytuning.data.places import Folder, FoundFile, Inputs
 from ytuning.data.tables import Table
 from ytuning.encoder.download import DEFAULT_ENCODER
-from ytuning.errors import DataError, quantity
+from ytuning.errors import DataError, argument, quantity
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress
 
@@ -101,13 +101,11 @@ def encode_folder(
     reading, files = find_readable(input, progress)
     chosen = _columns(reading, files, {"text": text, "text_pair": text_pair})
     units = _units(reading, files, engine.workers)
-    engine = replace(engine, workers=min(engine.workers, max(1, len(units))))
     work = EncodeWork(encoder, precision, long_text, None if layers is None else tuple(layers), pairs, codec, cache)
     # Runs over the same files should not begin with the same texts.
     random.SystemRandom().shuffle(units)
     report, failed = EncodeReport(), list[FailedUnit]()
-    with closing(engine.open_pool(work)) as pool:
-        scheduler = Scheduler(pool, workers=engine.workers, attempts=engine.attempts, progress=progress)
+    with open_workers(engine, work, units=len(units), progress=progress) as scheduler:
         about = scheduler.about()
         ready, bar = time.monotonic(), RowsBar(progress, "encode", units)
         given = [EncodeUnit(unit, reading.address, *chosen) for unit in units]
@@ -133,8 +131,7 @@ def encode_folder(
 def _columns(reading: Folder, files: Sequence[FoundFile], named: dict[Role, str | None]) -> tuple[str, str | None]:
     """The columns of the texts, which every file with rows must have."""
     chosen: tuple[str, str | None] | None = None
-    for file in files:
-        head = head_of(reading, file)
+    for file, head in zip(files, at_once(lambda file: head_of(reading, file), files), strict=True):
         if head is None:
             continue
         source = reading.name_of(file.path)
@@ -144,17 +141,16 @@ def _columns(reading: Folder, files: Sequence[FoundFile], named: dict[Role, str 
         chosen = chosen or own
         if own != chosen:
             problem = f"the columns of the texts would be {own}, and {chosen} in other files. "
-            raise DataError(f"{problem}Name them with --text and --text-pair.", source=source)
+            raise DataError(f"{problem}Name them with {argument('text')} and {argument('text_pair')}.", source=source)
     if chosen is None:
-        source = reading.name_of(files[0].path) if len(files) == 1 else reading.name
-        raise DataError("there are no rows. Give at least one.", source=source)
+        raise no_rows(reading, files)
     return chosen
 
 
 def _units(reading: Folder, files: Sequence[FoundFile], workers: int) -> list[Unit]:
     rows = MOST_UNIT_ROWS
     if sum(file.size for file in files) <= COUNTED_BYTES:
-        counts = [rows_of(reading, file) or 0 for file in files]
+        counts = [count or 0 for count in at_once(lambda file: rows_of(reading, file), files)]
         rows = max(WINDOW_ROWS, min(MOST_UNIT_ROWS, -(-sum(counts) // (UNITS_OF_A_WORKER * workers))))
     planned = plan_files(reading, files, rows)
     parts = [(file.path, part) for file, of_file in planned for part in of_file]

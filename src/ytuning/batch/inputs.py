@@ -25,7 +25,7 @@ from ytuning.progress import Progress
 from ytuning.system.machine import require
 
 __all__ = [
-    "WINDOW_ROWS", "InputFile", "Part", "find_readable", "head_of", "parts_of", "read_part", "rows_of",
+    "WINDOW_ROWS", "InputFile", "Part", "find_readable", "head_of", "no_rows", "parts_of", "read_part", "rows_of",
     "signature_of",
 ]  # fmt: skip
 
@@ -62,7 +62,7 @@ class Part:
     Attributes:
         start, stop: places of the first byte and after the last; of Parquet numbers of rows; of a file that is one part
             0 and its size.
-        before: rows of the file that stand before them; None where the file is one part.
+        before: rows of the file that stand before them.
         rows: how many there are; None where nobody has counted them.
     """
 
@@ -126,6 +126,12 @@ def head_of(folder: Folder, file: FoundFile) -> Table | Any | None:
         with _parquet(folder, file.path) as parquet:
             return parquet.schema_arrow if parquet.metadata.num_rows else None
     return next(_text_tables(folder, file.path, None, size=file.size), None)
+
+
+def no_rows(folder: Folder, files: Sequence[FoundFile]) -> DataError:
+    """Make the error that an input has no rows."""
+    source = folder.name_of(files[0].path) if len(files) == 1 else folder.name
+    return DataError("there are no rows. Give at least one.", source=source)
 
 
 def rows_of(folder: Folder, file: FoundFile) -> int | None:

@@ -7,13 +7,12 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack, get_args
 
 from ytuning.batch.columns import KEPT_TYPES, kept_type
 from ytuning.batch.engine import Engine, EngineName
-from ytuning.batch.inputs import InputFile, Part, find_readable, head_of
+from ytuning.batch.inputs import InputFile, Part, find_readable, head_of, no_rows
 from ytuning.batch.plan import (
     PLAN_FILE,
     BadRows,
@@ -32,6 +31,7 @@ from ytuning.batch.pool import Problem
 from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, read_task_files
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
+from ytuning.batch.workers import open_workers
 from ytuning.data.columns import Role, common_columns
 from ytuning.data.files import suffix_of
 from ytuning.data.labels import did_you_mean, list_names, quote
@@ -205,12 +205,9 @@ def predict_folder(
     shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
     work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
     divided = _divide(before, asked, reading, files, progress)
-    # No more workers than units are started.
     done = sum(file.path.startswith("part-") for file in writing.files())
     left = sum(len(parts) for _, parts in divided.files) - done
-    chosen = replace(chosen, workers=max(1, min(workers, left)))
-    with closing(chosen.open_pool(work)) as pool:
-        scheduler = Scheduler(pool, workers=chosen.workers, attempts=attempts, progress=progress)
+    with open_workers(chosen, work, units=left, progress=progress) as scheduler:
         about = scheduler.about()
         ready = time.monotonic()
         plan = _plan(about, asked, before, divided, reading, files, writing)
@@ -275,8 +272,7 @@ def _plan(
 def _job(about: dict[str, Any], asked: _Asked, reading: Folder, files: list[FoundFile]) -> Job:
     head = next((head for file in files if (head := head_of(reading, file)) is not None), None)
     if head is None:
-        source = reading.name_of(files[0].path) if len(files) == 1 else reading.name
-        raise DataError("there are no rows. Give at least one.", source=source)
+        raise no_rows(reading, files)
     table = head if isinstance(head, Table) else Table(reading.name, 0, list(head.names), lambda name: [])
     known = {name: one for (name, _), one in zip(about["tasks"], about["known"], strict=True)}
     text, text_pair = common_columns(table, known, asked.named)

@@ -230,9 +230,7 @@ def _kept(job: Job, table: Table, rows: Any, name: str, kind: str) -> Any:
     if rows is not None:
         return rows.column(name).combine_chunks()
     if name in table.names:
-        column = table.column(name)
-        own = Column(column.source, name, list(column.cells), rows=column.rows)
-        return kept_array(own, kind, skip_broken=job.bad_rows == "null")
+        return kept_array(table.column(name), kind, skip_broken=job.bad_rows == "null")
     # In JSON lines a key may be missing in all rows of a window.
     return kept_array(Column(table.source, name, [None] * table.rows, rows=table.row_numbers), kind)
 

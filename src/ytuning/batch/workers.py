@@ -1,4 +1,4 @@
-"""Opens the workers of an engine for trainings, and checks that they compute what this process would."""
+"""Opens the workers of an engine, and for trainings checks that they compute what this process would."""
 
 from __future__ import annotations
 
