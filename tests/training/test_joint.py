@@ -11,10 +11,12 @@ import torch
 from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import Features, PairFeatures, TextFeatures
 from ytuning.features.store import StoredRows
+from ytuning.heads import pooled
 from ytuning.heads.light import LightHead, text_width
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
-from ytuning.training.joint import JOINED_TOKENS, JointHeads, Learner
+from ytuning.training import joint
+from ytuning.training.joint import JOINED_TEXTS, JointHeads, Learner
 from ytuning.training.recipes import TrainingConfig
 
 CONFIGS: list[HeadConfig] = [
@@ -71,8 +73,14 @@ def light_head(labels: int, mode: PairMode | None) -> LightHead:
 
 
 @pytest.mark.parametrize("mode", [None, "separate"])
-@pytest.mark.parametrize("texts", [4, 4 * JOINED_TOKENS])
-def test_heads_computed_as_one_give_what_each_gives(texts: int, mode: PairMode | None) -> None:
+@pytest.mark.parametrize("texts", [4, 4 * JOINED_TEXTS])
+@pytest.mark.parametrize("at_once", [100, pooled.MAPPED_AT_ONCE])
+def test_heads_computed_as_one_give_what_each_gives(
+    texts: int, mode: PairMode | None, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may be computed in parts, and each part ends at its longest text; two heads share products, or one."""
+    monkeypatch.setattr(pooled, "MAPPED_AT_ONCE", at_once)
+    monkeypatch.setattr(joint, "HEADS_AT_ONCE", 2)
     torch.manual_seed(2)
     forms: list[tuple[HeadConfig, int]] = [
         (PooledConfig(side_by_side=2, width=8), 3),
@@ -80,11 +88,13 @@ def test_heads_computed_as_one_give_what_each_gives(texts: int, mode: PairMode |
         (PooledConfig(side_by_side=3, width=8), 5),
         (LabelTuningConfig(), 2),
         (PooledConfig(side_by_side=2, width=6), 2),
+        (PooledConfig(side_by_side=1, width=8), 4),
     ]
     heads = [build_head(config, labels=labels, layers=2, width=12, pair_mode=mode).eval() for config, labels in forms]
     heads = [light_head(3, mode), *heads, light_head(1, mode)]
     values = torch.randn(texts, 6, 2, 12)
-    mask = torch.arange(6) < torch.tensor([6, 2, 1, 4]).repeat(texts // 4)[:, None]
+    # The longest text is neither the first nor the last, and there are texts without padding.
+    mask = torch.arange(6) < torch.tensor([4, 2, 6, 1]).repeat_interleave(texts // 4)[:, None]
     with torch.no_grad():
         for head, found in zip(heads, JointHeads(heads)(values, mask), strict=True):
             torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-4)
@@ -102,7 +112,7 @@ def random_features(rows: int, mode: PairMode | None) -> Features:
 
 
 @pytest.mark.parametrize("mode", [None, "separate"])
-@pytest.mark.parametrize("texts", [8, 4 * JOINED_TOKENS])
+@pytest.mark.parametrize("texts", [8, 4 * JOINED_TEXTS])
 def test_each_head_answers_its_own_rows_as_it_does_alone(texts: int, mode: PairMode | None) -> None:
     torch.manual_seed(3)
     forms: list[HeadConfig] = [PooledConfig(side_by_side=1 + count, width=8, light_width=count) for count in range(3)]

@@ -109,6 +109,8 @@ ALIKE = 1.5
 # Texts of pairs are cut to a multiple of so many tokens. In bfloat16 oneDNN compiles every shape that it meets, and
 # keeps it in memory: training on 350 pairs of QNLI took 2.4 GB with a step of 1, 1.8 with 8 and 1.7 with 16 and 32.
 PAIR_STEP = {torch.bfloat16: 16, torch.float32: 1}
+# Numbers that maps make of tokens at a time, so that they stay in the cache.
+MAPPED_AT_ONCE = 2**20
 # Maximum number of attention scores in memory at a time.
 SCORES_AT_ONCE = 2**24
 FORMS: dict[str, type[HeadConfig]] = {
@@ -200,23 +202,36 @@ class PooledHead(nn.Module):
         self.register_buffer("member_weights", torch.ones(self.members))
 
     def forward(
-        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
+        self,
+        features: Tensor,
+        mask: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        light: Tensor | None = None,
+        largest: Tensor | None = None,
     ) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
-        Of pairs there are 2 * B of both. ``light`` (B, R) are the numbers of the light member, where they are known.
+        Of pairs there are 2 * B of both. What is known already may be given: ``light`` (B, R), the numbers of the light
+        member, and ``largest``, what :meth:`largest` gives.
 
         Returns:
             (B, C), the weighted mean over members; in training mode (E, B, C), for each member learns by itself.
         """
-        logits = self.match(self.text(features, mask, generator, light=light))
+        logits = self.match(self.text(features, mask, generator, light=light, largest=largest))
         return logits if self.training else self.average(logits)
 
     def text(
-        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
+        self,
+        features: Tensor,
+        mask: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        light: Tensor | None = None,
+        largest: Tensor | None = None,
     ) -> Tensor:
         """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
-        texts = self._learned_text(features, mask, generator)
+        texts = self._learned_text(features, mask, generator, largest)
         if self.light is None:
             return texts
         return self.with_light_text(texts, self.light(features, mask) if light is None else light)
@@ -225,7 +240,9 @@ class PooledHead(nn.Module):
         """Texts (E - 1, B, H) of the other members with those of the light one, of which (B, R) are not 0."""
         return torch.cat((texts, functional.pad(light, (0, self.match_width - light.shape[1]))[None]))
 
-    def _learned_text(self, features: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _learned_text(
+        self, features: Tensor, mask: Tensor, generator: torch.Generator | None, largest: Tensor | None
+    ) -> Tensor:
         """Texts in the label spaces of the members that learn step by step."""
         share = self.config.dropout if self.training else 0.0
         if self.training and self.config.token_dropout:
@@ -234,7 +251,7 @@ class PooledHead(nn.Module):
             kept[:, 0] = True
             mask = mask & kept
         # (G, B, K), or of the texts of pairs (G, 2 * B, (1 + Q) * K)
-        pooled = _normalised(self._pool(features, mask))
+        pooled = _normalised(self._pool(features, mask, largest))
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
@@ -311,6 +328,11 @@ class PooledHead(nn.Module):
         return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
 
     @property
+    def token_maps(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Of each group, in the order of :data:`TOKEN_MAPS`: of each state that it reads, maps (G', K or K + Q, D)."""
+        return (self.lowest_map,), tuple(self.shared_map), (self.last_map,)
+
+    @property
     def map_sizes(self) -> list[int]:
         """How many maps read the lowest state, several states side by side, and the last one."""
         return [self.config.alone, self.config.side_by_side, self.config.alone]
@@ -382,49 +404,46 @@ class PooledHead(nn.Module):
         head.to_empty(device=state["label_bias"].device).load_state_dict(state)
         return head.train(self.training)
 
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+    @staticmethod
+    def largest(heads: Sequence[PooledHead], states: Tensor, mask: Tensor) -> list[Tensor]:
+        """The largest values (B, G * K) that each head's maps take over the tokens (B, T, L, D) with mask (B, T).
+
+        The heads are of one form, and for single texts. A hidden state is one product with the maps of all of them.
+        """
+        maps = _TokenMaps(heads, states.dtype)
+        # A GPU has no use for parts, and training adds its gradients in the order of one product.
+        if states.is_cuda or heads[0].training:
+            whole = _largest_of(maps(states), mask)
+        else:
+            rows = max(1, MAPPED_AT_ONCE // (mask.shape[1] * maps.width))
+            parts = zip(states.split(rows), mask.split(rows), strict=True)
+            whole = torch.cat([_largest_of_part(maps, *part) for part in parts])
+        if len(heads) == 1:
+            return [whole]
+        groups = zip(*(head.map_sizes for head in heads), strict=True)
+        parts_of_heads = whole.split([size * heads[0].config.token_width for group in groups for size in group], 1)
+        return [torch.cat(parts_of_heads[number :: len(heads)], 1) for number in range(len(heads))]
+
+    def _pool(self, states: Tensor, mask: Tensor, largest: Tensor | None) -> Tensor:
         """Pool each map of the tokens (B, T, L, D) by its maximum to (G, B, K)."""
-        # (B, T)
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
         if self.pair_mode == "separate":
-            return self._pool_pairs(states, hidden)
-        # (B, T, G * K)
-        mapped = self._maps(states).flatten(2)
-        largest = maximum(mapped + hidden[..., None].to(mapped.dtype)).float()
+            # (B, T)
+            return self._pool_pairs(states, torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf))
+        largest = self.largest([self], states, mask)[0] if largest is None else largest
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
-        return functional.gelu(largest.unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
+        return functional.gelu(largest.float().unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
 
     def _pool_pairs(self, states: Tensor, hidden: Tensor) -> Tensor:
         """Pool the texts of pairs by maximum and by attention of queries to (G, 2 * B, (1 + Q) * K)."""
         count, dtype = len(states), states.dtype
         # (2 * B, T, G, K + Q) -> (G, 2 * B, T, ..)
-        mapped, scores = self._maps(states).permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
+        maps = _TokenMaps([self], dtype)(states).unflatten(-1, (self.maps, -1))
+        mapped, scores = maps.permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
         # (G, 2 * B, Q, T)
         attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
         mapped = self._crossed(mapped.contiguous(), hidden)
         largest = maximum((mapped + hidden[..., None].to(dtype)).flatten(0, 1)).float().unflatten(0, (self.maps, count))
         return torch.cat((functional.gelu(largest + self.map_bias), (attention @ mapped).float().flatten(2)), 2)
-
-    def _maps(self, states: Tensor) -> Tensor:
-        """Every map of the tokens (B, T, L, D), (B, T, G, K), or of pairs with the scores of queries (.., K + Q)."""
-        sums: dict[str, Tensor] = {}
-        for tokens, read in zip(states.unbind(2), self._readers(), strict=True):
-            # One product for all maps that read a state.
-            values = functional.linear(tokens, torch.cat(list(read.values())).flatten(0, 1).to(states.dtype))
-            sizes = [maps.shape[0] * maps.shape[1] for maps in read.values()]
-            for group, part in zip(read, values.split(sizes, -1), strict=True):
-                sums[group] = sums[group] + part if group in sums else part
-        return torch.cat([sums[group] for group in TOKEN_MAPS], -1).unflatten(-1, (self.maps, -1))
-
-    def _readers(self) -> list[dict[str, Tensor]]:
-        """For each of the L states the maps (G', K or K + Q, D) of the groups that read it."""
-        lowest, last = {TOKEN_MAPS[0]: self.lowest_map}, {TOKEN_MAPS[2]: self.last_map}
-        shared = [{TOKEN_MAPS[1]: maps} for maps in self.shared_map]
-        readers: list[dict[str, Tensor]] = [{} for _ in range(self.layers)]
-        for group, maps in zip(state_groups(self.layers), ([lowest], shared, [last]), strict=True):
-            for state, own in zip(group, maps, strict=True):
-                readers[state] |= own
-        return readers
 
     def _crossed(self, mapped: Tensor, hidden: Tensor) -> Tensor:
         """Each map of pairs' tokens (G, 2 * B, T, K) after one residual attention to all tokens of the other text.
@@ -451,6 +470,47 @@ class PooledHead(nn.Module):
             mixed = _attended_piecewise(own[:, side, :, :length].flatten(0, 1), queries, keys, values, mask)
             sides.append(functional.pad(mixed.unflatten(0, (maps, -1)), (0, 0, 0, tokens - length)))
         return torch.cat(sides, 1)
+
+
+class _TokenMaps:
+    """What the maps of one head, or of several of one form, make of tokens: one product for each hidden state."""
+
+    def __init__(self, heads: Sequence[PooledHead], dtype: torch.dtype) -> None:
+        """Join the maps of ``heads``, for tokens of a type."""
+        # For each of the L states the maps (n, D) of the groups that read it.
+        readers: list[dict[str, list[Tensor]]] = [{} for _ in range(heads[0].layers)]
+        for head in heads:
+            for group, maps, own in zip(TOKEN_MAPS, head.token_maps, state_groups(head.layers), strict=True):
+                for state, of_state in zip(own, maps, strict=True):
+                    readers[state].setdefault(group, []).append(of_state.flatten(0, 1))
+        self._sizes = [{group: sum(map(len, maps)) for group, maps in read.items()} for read in readers]
+        self._weights = [torch.cat([own for maps in read.values() for own in maps]).to(dtype) for read in readers]
+        # Numbers of a token, group by group and in each group head by head.
+        self.width = sum({group: size for sizes in self._sizes for group, size in sizes.items()}.values())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Numbers (B, T, width) of tokens (B, T, L, D)."""
+        sums: dict[str, Tensor] = {}
+        for tokens, weights, sizes in zip(states.unbind(2), self._weights, self._sizes, strict=True):
+            parts = functional.linear(tokens, weights).split(list(sizes.values()), -1)
+            for group, part in zip(sizes, parts, strict=True):
+                sums[group] = sums[group] + part if group in sums else part
+        return torch.cat([sums[group] for group in TOKEN_MAPS], -1)
+
+
+def _largest_of(mapped: Tensor, mask: Tensor) -> Tensor:
+    """The largest values (B, n) of mapped tokens (B, T, n) with mask (B, T)."""
+    hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return maximum(mapped + hidden[..., None].to(mapped.dtype))
+
+
+def _largest_of_part(maps: _TokenMaps, states: Tensor, mask: Tensor) -> Tensor:
+    """As :func:`_largest_of`, of the tokens (B, T, L, D) of a part of a batch."""
+    longest = int(mask.any(0).nonzero()[-1]) + 1
+    # A product of tokens that do not lie one after another takes fifty times as long.
+    mapped = maps(states[:, :longest].contiguous())
+    mask = mask[:, :longest]
+    return maximum(mapped) if bool(mask.all()) else _largest_of(mapped, mask)
 
 
 def _joined_states(heads: Sequence[PooledHead], labels: int | None = None) -> dict[str, Tensor]:

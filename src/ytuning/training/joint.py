@@ -38,11 +38,16 @@ __all__ = [
 
 # Names of the parameters that do not decay end so. A rare label's row and bias move far, and seldom.
 NOT_DECAYED = ("bias", "label_rows")
-# Most tokens in a batch whose heads are computed as one: 50 heads took 0.5 times as long at 16, 1.1 times at 256.
-JOINED_TOKENS = 192
-# Of heads that are joined, at least this share is asked for; else each is computed by itself. With 50 heads and a text
-# of 8, 16 and 48 tokens both take as long where 33, 35 and 42 are asked for.
-JOINED_SHARE = 0.8
+# Most texts in a batch whose heads are computed as one. 50 heads took 0.6 times as long as with shared products of
+# tokens at 1 text, 0.9 at 32 and 1.0 to 1.4 at 64 to 128.
+JOINED_TEXTS = 32
+# Most tokens in a batch of pairs that are read separately, whose heads are computed as one.
+JOINED_PAIR_TOKENS = 192
+# So many heads share their products of tokens in larger batches: 50 heads took 1.29, 1.08 and 1.08 s with 4, 16 and 50.
+HEADS_AT_ONCE = 16
+# Of the rows that heads which are joined could be asked for, at least this share is wanted; else each head is computed
+# by itself. 50 heads took 0.5 to 1.0 times as long at 0.6 and 0.5 to 1.1 at 0.4, with 1 to 32 texts of 16 tokens.
+JOINED_SHARE = 0.5
 # Rows of a batch that a head is asked for are filled up to so many parts of the batch. Products of a new shape are
 # prepared first, and so 50 heads with 38 % of the rows each took 2.8 and not 3.5 s.
 SHAPES = 16
@@ -300,7 +305,8 @@ class JointHeads:
     """Heads that answer for the same texts, as few large products where that is faster.
 
     Of a few tokens each of a head's many small operations takes as long as its call, so the members of all pooled heads
-    of one form are computed as those of a single head; of many tokens the products are large enough by themselves.
+    of one form are computed as those of a single head. Of many tokens only their products with tokens are joined, as
+    the rest reads more weights than a core's cache has room for.
     Light heads share the pools of a text, and their label rows are one matrix.
     """
 
@@ -317,6 +323,13 @@ class JointHeads:
             if (light := head.light if isinstance(head, PooledHead) else head) and isinstance(light, LightHead):
                 shared.setdefault(light.pair_mode, {})[index] = light
         self._alike = [group for group in alike.values() if len(group) > 1]
+        # Heads that share their products of many tokens.
+        self._sharing = [
+            dict(list(group.items())[first : first + HEADS_AT_ONCE])
+            for (_, pair_mode), group in alike.items()
+            if pair_mode != "separate"
+            for first in range(0, len(group), HEADS_AT_ONCE)
+        ]
         self._light = [_LightHeads(group) for group in shared.values()]
         self._used = False
 
@@ -324,6 +337,16 @@ class JointHeads:
     def _joined(self) -> list[tuple[PooledHead, dict[int, PooledHead]]]:
         """Pooled heads that are computed as one, where they have few tokens to read."""
         return [(PooledHead.joined_texts(list(group.values())), group) for group in self._alike]
+
+    def _joined_for(self, mask: Tensor) -> list[tuple[PooledHead, dict[int, PooledHead]]]:
+        """Those of :attr:`_joined` that are faster joined for tokens with a mask (B, T)."""
+        few_texts, few_pairs = len(mask) <= JOINED_TEXTS, mask.numel() <= JOINED_PAIR_TOKENS
+        # They are joined when they are needed, as other heads may be asked for with each batch.
+        return [
+            (joined, group)
+            for joined, group in (self._joined if few_texts or few_pairs else ())
+            if (few_pairs if joined.pair_mode == "separate" else few_texts)
+        ]
 
     @property
     def size(self) -> int:
@@ -339,11 +362,15 @@ class JointHeads:
         for together in self._light:
             from_pools |= together.logits(values, mask)
         logits: dict[int, Tensor] = {}
-        for joined, group in self._joined if mask.numel() <= JOINED_TOKENS else ():
+        for joined, group in self._joined_for(mask):
             # (E, B, H) each: the texts in the label spaces of a head's members.
             texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
             for (index, head), text in zip(group.items(), texts, strict=True):
                 logits[index] = _matched(head, text, from_pools.get(index))
+        for some in self._sharing if len(mask) > JOINED_TEXTS else ():
+            found = PooledHead.largest(list(some.values()), values, mask)
+            for index, largest in zip(some, found, strict=True):
+                logits[index] = some[index](values, mask, light=from_pools.get(index), largest=largest)
         return [
             logits[index] if index in logits else _logits(head, values, mask, from_pools.get(index))
             for index, head in enumerate(self.heads)
@@ -396,10 +423,10 @@ class JointHeads:
         for together in self._light:
             from_pools |= together.logits_where(values, mask, wanted)
         logits: dict[int, Tensor] = {}
-        for joined, group in self._joined if joins and mask.numel() <= JOINED_TOKENS else ():
-            some = [index for index in group if asked[index]]
+        for joined, group in self._joined_for(mask) if joins else ():
             # The members were joined before it was known which of them are asked for.
-            if len(some) >= JOINED_SHARE * len(group):
+            if wanted[list(group)].float().mean() >= JOINED_SHARE:
+                some = [index for index in group if asked[index]]
                 texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
                 by_head = dict(zip(group, texts, strict=True))
                 for index in some:
