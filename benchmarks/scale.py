@@ -119,8 +119,13 @@ class _Folder:
             save_task(replace(task, name=folder.name), folder)
         return folders
 
-    def run(self, tasks: Sequence[Path], file: Path, cores: int, options: Sequence[str]) -> dict[str, float]:
-        """Seconds of a command and of its units, CPU seconds, and the most memory of all its processes."""
+    def run(
+        self, tasks: Sequence[Path], file: Path, cores: int, options: Sequence[str], *, watched: bool = False
+    ) -> dict[str, float]:
+        """Seconds of a command and of its units, CPU seconds, and where it is watched the most memory of its processes.
+
+        A run that is watched is slower: the kernel walks through all pages of a process to count them.
+        """
         with tempfile.TemporaryDirectory(dir=self.root) as output:
             answers = f"{output}/answers.jsonl" if not options else f"{output}/answers/"
             words = [sys.executable, "-c", "from ytuning.cli import main; main()", "predict", *map(str, tasks)]
@@ -135,19 +140,20 @@ class _Folder:
                 stdout=subprocess.PIPE,
                 preexec_fn=lambda: _use_cores(cores),
             )
-            watch = _Memory(process.pid)
+            watch = _Memory(process.pid) if watched else None
             told, _ = process.communicate()
             seconds = time.perf_counter() - start
-            watch.stop()
+            if watch is not None:
+                watch.stop()
             if process.returncode:
                 raise RuntimeError(f"the command ended with status {process.returncode}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         found = {
             "seconds": seconds,
             "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-            "peak_bytes": watch.peak,
-            "late_bytes": watch.late,
         }
+        if watch is not None:
+            found |= {"peak_bytes": watch.peak, "late_bytes": watch.late}
         if options:
             run = json.loads(told)
             found |= {"start_seconds": run["seconds"]["start"], "unit_seconds": run["seconds"]["units"]}
@@ -217,7 +223,7 @@ def many_tasks(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def memory(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
     """The most memory of a run over many rows, and how much of it there was in the last quarter."""
-    found = work.run(work.tasks(1, "default"), work.rows(arguments.memory_rows), 1, ["--workers", "1"])
+    found = work.run(work.tasks(1, "default"), work.rows(arguments.memory_rows), *RUNS["local_1"], watched=True)
     return {"rows": arguments.memory_rows, **found}
 
 

@@ -258,6 +258,9 @@ def test_what_could_be_lost_in_silence_is_told_or_refused(served_tasks: Path, tm
     run = predict_folder(task, tmp_path / "late", tmp_path / "out", progress=messages, unit_rows=5000)
     assert run.rows == len(lines)
     assert any("not in the first rows of the input" in message and "'late'" in message for message in messages.messages)
+    # A cascade needs a task with two heads.
+    predict_folder(task, tmp_path / "in", tmp_path / "alone", cascade=0.01, progress=messages)
+    assert any("no task has two heads" in message for message in messages.messages)
 
 
 def test_dates_and_decimals_are_kept_in_json_lines_and_bytes_are_refused(served_tasks: Path, tmp_path: Path) -> None:

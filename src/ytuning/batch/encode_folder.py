@@ -6,7 +6,6 @@ was, several runs may work at once, and there is no plan to keep.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
 from ytuning.batch.engine import Engine
 from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, no_rows, rows_of
-from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, plan_files
+from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, in_any_order, plan_files
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.batch.schedule import Finished, GivenUp
 from ytuning.batch.workers import open_workers
@@ -100,10 +99,8 @@ def encode_folder(
     started, progress, engine = time.monotonic(), progress or Progress(), engine or Engine()
     reading, files = find_readable(input, progress)
     chosen = _columns(reading, files, {"text": text, "text_pair": text_pair})
-    units = _units(reading, files, engine.workers)
+    units = in_any_order(_units(reading, files, engine.workers))
     work = EncodeWork(encoder, precision, long_text, None if layers is None else tuple(layers), pairs, codec, cache)
-    # Runs over the same files should not begin with the same texts.
-    random.SystemRandom().shuffle(units)
     report, failed = EncodeReport(), list[FailedUnit]()
     with open_workers(engine, work, units=len(units), progress=progress) as scheduler:
         about = scheduler.about()

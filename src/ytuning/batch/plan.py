@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -23,7 +24,7 @@ from ytuning.errors import DataError, InputError, argument, quantity, wrong_sche
 
 __all__ = [
     "COUNTED_BYTES", "MOST_UNIT_ROWS", "PLAN_FILE", "BadRows", "FailedUnit", "Job", "PartFormat", "Plan", "Scores",
-    "Unit", "at_once", "check_rows", "choose_unit_rows", "plan_files", "read_plan",
+    "Unit", "at_once", "check_rows", "choose_unit_rows", "in_any_order", "plan_files", "read_plan",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -211,6 +212,16 @@ def choose_unit_rows(folder: Folder, files: Sequence[FoundFile]) -> int:
 def plan_files(folder: Folder, files: Sequence[FoundFile], unit_rows: int) -> list[tuple[InputFile, tuple[Part, ...]]]:
     """Files with their parts; raises what `inputs.parts_of` does."""
     return at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
+
+
+def in_any_order(units: Sequence[Unit]) -> list[Unit]:
+    """Units in an order that differs from run to run, but for small ones, which come last.
+
+    Two runs over the same files then seldom compute the same unit at the same time, and workers end together.
+    """
+    shuffled = random.SystemRandom().sample(units, len(units))
+    # Those of about one size stay in their order.
+    return sorted(shuffled, key=lambda unit: -(unit.part.stop - unit.part.start).bit_length())
 
 
 def check_rows(unit: Unit, folder: Folder, rows: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ytuning.batch.plan import (
     Unit,
     at_once,
     choose_unit_rows,
+    in_any_order,
     plan_files,
     read_plan,
 )
@@ -209,6 +209,8 @@ def predict_folder(
     left = sum(len(parts) for _, parts in divided.files) - done
     with open_workers(chosen, work, units=left, progress=progress) as scheduler:
         about = scheduler.about()
+        for note in about["notes"]:
+            progress.say(note)
         ready = time.monotonic()
         plan = _plan(about, asked, before, divided, reading, files, writing)
         run = _Run(plan, reading, writing, progress, keeps_all=asked.keep == ALL)
@@ -365,15 +367,13 @@ class _Run:
         self._units = plan.units
         there = {file.path for file in writing.files() if file.size}
         writing.tidy()
-        self._left = [unit for unit in self._units if unit.name not in there]
+        self._left = in_any_order([unit for unit in self._units if unit.name not in there])
         self._report, self._skipped = PartReport(), len(self._units) - len(self._left)
         self._failed = list[FailedUnit]()
         if self._skipped and self._left:
             progress.say(f"{self._skipped:,} of {quantity(len(self._units), 'unit')} are done already.")
         if self._left:
             writing.remove(SUCCESS_FILE)
-        # Two runs over one folder should not compute the same units at the same time, so each has an order of its own.
-        random.SystemRandom().shuffle(self._left)
         self._bar = RowsBar(progress, "predict", self._left)
 
     def follow(self, scheduler: Scheduler) -> None:

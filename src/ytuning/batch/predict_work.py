@@ -119,6 +119,7 @@ class PredictWorker:
 
     def __init__(self, work: PredictWork, folders: Sequence[str]) -> None:
         from ytuning.batch.batch_predictor import BatchPredictor
+        from ytuning.tasks.cascade import notes_on_cascades
         from ytuning.tasks.task import task_digest
 
         digests = [task_digest(folder) for folder in folders]
@@ -126,11 +127,13 @@ class PredictWorker:
             folders, scores=work.scores, encoder=work.encoder, device=work.device, cascade=work.cascade
         )
         tasks = self._predictor.predictor.tasks
+        cascades = {task.name: task.cascade for task in tasks}
         self.about: dict[str, Any] = {
             "tasks": [(task.name, digest) for task, digest in zip(tasks, digests, strict=True)],
             "encoders": sorted({task.encoder.fingerprint for task in tasks}),
             "known": [task.known for task in tasks],
             "columns": [field.name for field in self._predictor.fields],
+            "notes": [] if work.cascade is None else notes_on_cascades(cascades, work.cascade),
             "versions": {**versions("pyarrow"), "machine": platform.machine()},
         }
 
