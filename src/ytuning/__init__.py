@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ytuning.batch.batch_predictor import BatchPredictor
     from ytuning.batch.encode_folder import encode_folder
-    from ytuning.batch.engine import Engine
     from ytuning.batch.predict_folder import predict_folder
     from ytuning.batch.train_tasks import train_tasks
     from ytuning.data.dataset import Dataset, from_lists, read_dataset
     from ytuning.data.task_columns import read_tasks
     from ytuning.encoder.encoder import Encoder, load_encoder
+    from ytuning.engines.engine import Engine
     from ytuning.errors import YTuningError
     from ytuning.estimator import YTuningClassifier, YTuningMultiOutputClassifier, YTuningRegressor
     from ytuning.features.store import FeatureStore
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "batch.batch_predictor": ("BatchPredictor",),
     "batch.encode_folder": ("encode_folder",),
-    "batch.engine": ("Engine",),
+    "engines.engine": ("Engine",),
     "batch.predict_folder": ("predict_folder",),
     "batch.train_tasks": ("train_tasks",),
     "data.dataset": ("Dataset", "from_lists", "read_dataset"),

@@ -14,11 +14,11 @@ import pytest
 
 from tests.object_store import MakeFolder, new_address
 from ytuning.batch.encode_folder import encode_folder
-from ytuning.batch.engine import Engine
 from ytuning.cli import main
 from ytuning.data.dataset import read_dataset
 from ytuning.data.places import open_folder
 from ytuning.encoder.encoder import load_encoder
+from ytuning.engines.engine import Engine
 from ytuning.errors import InputError
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pooled import PooledConfig

@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.batch.works import Trapped
 from tests.conftest import WORDS
+from tests.engines.works import Trapped
 from tests.object_store import MakeFolder
 from ytuning.batch.batch_predictor import BatchPredictor
 from ytuning.batch.plan import read_plan
 from ytuning.batch.predict_folder import BatchRun, predict_folder
 from ytuning.batch.predict_work import PredictUnit, PredictWork
-from ytuning.batch.processes import ProcessPool
-from ytuning.batch.schedule import GivenUp, Scheduler
 from ytuning.data.places import open_folder
+from ytuning.engines.processes import ProcessPool
+from ytuning.engines.schedule import GivenUp, Scheduler
 from ytuning.errors import DataError, InputError, WriteError
 from ytuning.progress import CollectedMessages
 from ytuning.tasks.predictor import Predictor

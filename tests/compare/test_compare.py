@@ -19,11 +19,11 @@ import pytest
 
 import ytuning
 from tests.conftest import build_tiny_encoder
-from ytuning.batch.engine import Engine
 from ytuning.compare.compare import STORE, Comparison, compare, some_rows
 from ytuning.compare.methods import Run, Work, work_on
 from ytuning.compare.own_process import in_own_process
 from ytuning.data.dataset import Dataset, from_lists
+from ytuning.engines.engine import Engine
 from ytuning.errors import EncoderError, InputError, MissingExtraError, YTuningError
 from ytuning.progress import Progress
 from ytuning.system.machine import versions

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.kinds import KindName, kind_of
-from ytuning.batch.engine import Engine
 from ytuning.cli import program as cli
 from ytuning.data.dataset import Dataset, from_lists
 from ytuning.encoder.encoder import Encoder, load_encoder
+from ytuning.engines.engine import Engine
 from ytuning.errors import InputError, MissingExtraError
 from ytuning.features.store import FeatureStore
 from ytuning.heads.pairs import PairMode

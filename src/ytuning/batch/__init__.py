@@ -1,1 +1,1 @@
-"""Units of work over many files and machines: the plan, the work of a unit, and the engines that run units."""
+"""Units of work over many files and machines: the plan of a run, and what is done in a unit."""

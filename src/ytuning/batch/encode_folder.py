@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
-from ytuning.batch.engine import Engine
 from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, no_rows, rows_of
 from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, in_any_order, plan_files
 from ytuning.batch.rows_bar import RowsBar
-from ytuning.batch.schedule import Finished, GivenUp
-from ytuning.batch.workers import open_workers
 from ytuning.data.columns import Known, Role, choose_columns
 from ytuning.data.places import Folder, FoundFile, Inputs
 from ytuning.data.tables import Table
 from ytuning.encoder.download import DEFAULT_ENCODER
+from ytuning.engines.engine import Engine
+from ytuning.engines.schedule import Finished, GivenUp
+from ytuning.engines.workers import open_workers
 from ytuning.errors import DataError, argument, quantity
 from ytuning.heads.pairs import PairChoice
 from ytuning.progress import Progress

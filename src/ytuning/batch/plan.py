@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
-from ytuning.batch.pool import Problem
 from ytuning.data.labels import list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile
+from ytuning.engines.pool import Problem
 from ytuning.errors import DataError, InputError, argument, quantity, wrong_schema
 
 __all__ = [

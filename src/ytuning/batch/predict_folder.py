@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack, get_args
 
 from ytuning.batch.columns import KEPT_TYPES, kept_type
-from ytuning.batch.engine import Engine, EngineName
 from ytuning.batch.inputs import InputFile, Part, find_readable, head_of, no_rows
 from ytuning.batch.plan import (
     PLAN_FILE,
@@ -27,16 +26,17 @@ from ytuning.batch.plan import (
     plan_files,
     read_plan,
 )
-from ytuning.batch.pool import Problem
 from ytuning.batch.predict_work import PartReport, PredictUnit, PredictWork, read_task_files
 from ytuning.batch.rows_bar import RowsBar
-from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
-from ytuning.batch.workers import open_workers
 from ytuning.data.columns import Role, common_columns
 from ytuning.data.files import suffix_of
 from ytuning.data.labels import did_you_mean, list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile, names_inside, open_folder
 from ytuning.data.tables import Table
+from ytuning.engines.engine import Engine, EngineName
+from ytuning.engines.pool import Problem
+from ytuning.engines.schedule import Finished, GivenUp, Scheduler, Skipped
+from ytuning.engines.workers import open_workers
 from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
 from ytuning.system.machine import require

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from ytuning.batch.engine import Engine
-from ytuning.batch.schedule import Finished, GivenUp, Scheduler
 from ytuning.batch.stored_encoder import StoredEncoder
-from ytuning.batch.workers import check_same_results, open_workers
 from ytuning.data.dataset import Dataset
 from ytuning.encoder.encoder import Encoder
+from ytuning.engines.engine import Engine
+from ytuning.engines.schedule import Finished, GivenUp, Scheduler
+from ytuning.engines.workers import check_same_results, open_workers
 from ytuning.features.features import CacheUse
 from ytuning.features.store import FeatureStore
 from ytuning.progress import CollectedMessages, NamedProgress, Progress

@@ -51,7 +51,7 @@ def encode(
     command resumes a run that was interrupted, and several may run at once.
     """
     from ytuning.batch.encode_folder import encode_folder
-    from ytuning.batch.engine import Engine
+    from ytuning.engines.engine import Engine
 
     given = Engine(engine or "local", workers, attempts, worker_cpus, worker_gpus or 0, address)
     # Ray prints what happens to machines on stdout, which is for the result.

@@ -11,8 +11,8 @@ import typer
 from ytuning.heads.pairs import PairChoice
 
 if TYPE_CHECKING:
-    from ytuning.batch.engine import Engine
     from ytuning.data.columns import Role
+    from ytuning.engines.engine import Engine
 
 __all__ = [
     "DATA", "ENCODER", "HEAD", "OUTPUT", "WORKERS", "Address", "EngineName", "EngineOption", "Group", "Json",
@@ -174,7 +174,7 @@ def engine_of(
     Raises:
         InputError: an option would do nothing.
     """
-    from ytuning.batch.engine import Engine
+    from ytuning.engines.engine import Engine
 
     given = (engine, worker_cpus, worker_gpus, address)
     if workers in (None, 1) and all(value is None for value in given):

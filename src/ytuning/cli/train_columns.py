@@ -19,9 +19,9 @@ from ytuning.errors import InputError, quantity
 from ytuning.progress import CollectedMessages, Progress, say_of_tasks
 
 if TYPE_CHECKING:
-    from ytuning.batch.engine import Engine
     from ytuning.data.dataset import Dataset
     from ytuning.encoder.encoder import Encoder
+    from ytuning.engines.engine import Engine
     from ytuning.tasks.train import Trained, TrainOptions
     from ytuning.training.recipes import Recipe
 

@@ -18,15 +18,15 @@ from typing import Any
 import filelock
 import numpy as np
 
-from ytuning.batch.engine import Engine
-from ytuning.batch.schedule import Finished, GivenUp
-from ytuning.batch.workers import check_same_results, open_workers
 from ytuning.compare.methods import TUNINGS, Run, Work, check_encoders, check_methods
 from ytuning.compare.own_process import in_own_process, reason_of
 from ytuning.compare.run_work import METHOD_PACKAGES, CompareWork, RunUnit, compared_with, encoder_digest
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.encoder.encoder import load_encoder
+from ytuning.engines.engine import Engine
+from ytuning.engines.schedule import Finished, GivenUp
+from ytuning.engines.workers import check_same_results, open_workers
 from ytuning.errors import InputError, YTuningError, parameter, write_errors
 from ytuning.progress import Progress
 from ytuning.system.files import commit

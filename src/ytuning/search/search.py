@@ -23,15 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ytuning.batch.engine import Engine
-from ytuning.batch.schedule import Finished, GivenUp, Scheduler
 from ytuning.batch.stored_encoder import StoredEncoder
-from ytuning.batch.workers import check_same_results, open_workers
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import TaskKind
 from ytuning.data.label_texts import describe_labels
 from ytuning.data.splits import TaskRows, task_rows
 from ytuning.encoder.encoder import Encoder
+from ytuning.engines.engine import Engine
+from ytuning.engines.schedule import Finished, GivenUp, Scheduler
+from ytuning.engines.workers import check_same_results, open_workers
 from ytuning.errors import InputError, must_be_one_of, parameter
 from ytuning.features.features import keep_inputs
 from ytuning.features.store import FeatureStore

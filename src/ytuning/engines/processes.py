@@ -18,13 +18,15 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import IO, Any
 
-from ytuning.batch.pool import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
+from ytuning.engines.pool import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
 from ytuning.errors import are_options_named, naming_options
 
 __all__ = ["ProcessPool", "serve"]
 
 # Where the parent's packages are is told in the words of the command, as the first import needs it.
-PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ytuning.batch.processes import serve; serve()"
+PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ytuning.engines.processes import serve; serve()"
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 END_SECONDS = 5.0
 

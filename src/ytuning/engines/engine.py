@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ytuning.batch.pool import Pool, Work
+from ytuning.engines.pool import Pool, Work
 from ytuning.errors import InputError, argument, must_be_one_of, parameter
 
 __all__ = ["Engine", "EngineName"]
@@ -58,10 +58,10 @@ class Engine:
             InputError: the cluster cannot be reached.
         """
         if self.name == "ray":
-            from ytuning.batch.ray_actors import RayPool
+            from ytuning.engines.ray_actors import RayPool
 
             return RayPool(work, workers=self.workers, cpus=self.cpus or 1, gpus=self.gpus, address=self.address)
-        from ytuning.batch.processes import ProcessPool
+        from ytuning.engines.processes import ProcessPool
 
         threads = self.cpus
         if threads is None and self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:

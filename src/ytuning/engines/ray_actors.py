@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from ytuning.batch.pool import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
+from ytuning.engines.pool import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
 from ytuning.errors import InputError, are_options_named, naming_options
 from ytuning.system.machine import require
 

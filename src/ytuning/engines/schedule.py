@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ytuning.batch.pool import Done, Failed, Lost, Pool, Problem, Ready, Refused, Rows
+from ytuning.engines.pool import Done, Failed, Lost, Pool, Problem, Ready, Refused, Rows
 from ytuning.errors import YTuningError
 from ytuning.progress import Progress
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.batch.works import Unit, Work
-from ytuning.batch.pool import Pool
-from ytuning.batch.processes import ProcessPool
-from ytuning.batch.schedule import Finished, GivenUp, Scheduler, Skipped
+from tests.engines.works import Unit, Work
+from ytuning.engines.pool import Pool
+from ytuning.engines.processes import ProcessPool
+from ytuning.engines.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.errors import InputError, WriteError, YTuningError
 from ytuning.progress import CollectedMessages
 
@@ -32,7 +32,7 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[MakePool]:
         if request.param == "local":
             pools.append(ProcessPool(work, threads=1))
         else:
-            from ytuning.batch.ray_actors import RayPool
+            from ytuning.engines.ray_actors import RayPool
 
             pools.append(RayPool(work, workers=2))
         return pools[-1]

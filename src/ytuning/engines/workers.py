@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ytuning.batch.engine import Engine
-from ytuning.batch.pool import Work
-from ytuning.batch.schedule import Scheduler, difference
+from ytuning.engines.engine import Engine
+from ytuning.engines.pool import Work
+from ytuning.engines.schedule import Scheduler, difference
 from ytuning.errors import InputError
 from ytuning.progress import Progress
 
