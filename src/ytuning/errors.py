@@ -4,6 +4,7 @@
     ├── InputError               the user's input or usage: exit status 2
     │   ├── DataError            a table: names file, row and column
     │   ├── EncoderError         an encoder that cannot be found, loaded or trusted
+    │   ├── PathError            the system refuses a path that something should be written to
     │   ├── TaskFolderError      a task folder that is damaged, foreign, of another schema or for another encoder
     │   └── MissingExtraError    an optional package is needed: names the install command
     ├── StoreError               the feature store cannot do its work (full disk, no permission): exit status 1
@@ -23,9 +24,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = [
-    "DataError", "EncoderError", "InputError", "MissingExtraError", "StoreError", "TaskFolderError", "WriteError",
-    "YTuningError", "are_options_named", "argument", "must_be_one_of", "naming_options", "nearest", "parameter",
-    "quantity", "write_errors", "wrong_schema",
+    "DataError", "EncoderError", "InputError", "MissingExtraError", "PathError", "StoreError", "TaskFolderError",
+    "WriteError", "YTuningError", "are_options_named", "argument", "must_be_one_of", "naming_options", "nearest",
+    "parameter", "quantity", "write_errors", "wrong_schema",
 ]  # fmt: skip
 
 
@@ -34,7 +35,13 @@ _NAMES_OPTIONS = ContextVar("names_options", default=False)
 
 
 class YTuningError(Exception):
-    """Base of every error that ytuning raises on purpose."""
+    """Base of every error that ytuning raises on purpose.
+
+    Attributes:
+        may_pass: whether the same may work at another attempt, as with an object store.
+    """
+
+    may_pass = False
 
 
 class InputError(YTuningError, ValueError):
@@ -68,6 +75,10 @@ class DataError(InputError):
 
 class EncoderError(InputError):
     """An encoder cannot be found, loaded or trusted."""
+
+
+class PathError(InputError):
+    """The system refuses a path that something should be written to."""
 
 
 class TaskFolderError(InputError):
@@ -132,14 +143,14 @@ def write_errors(what: object, option: str) -> Iterator[None]:
 
     Raises:
         WriteError: the disk is full or broken.
-        InputError: another error of the system, whose reason is the path that the user has given.
+        PathError: another error of the system, whose reason is the path that the user has given.
     """
     try:
         yield
     except OSError as error:
         problem = f"cannot write {what}: {error.strerror or error}."
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise InputError(f"{problem} Choose another path with {option}.") from error
+            raise PathError(f"{problem} Choose another path with {option}.") from error
         remedy = "Check the disk" if error.errno == errno.EIO else "Free some space and run the command again"
         raise WriteError(f"{problem} {remedy}, or choose another disk with {option}.") from error
 

@@ -78,9 +78,10 @@ def run(cluster: Cluster, served_tasks: Path, rows: Path, tmp_path: Path) -> Run
 
 
 def check(run: Run, rows: Path, *, most_rows: int = UNITS * UNIT_ROWS) -> None:
-    """All rows are there once, in the parts of the local engine, and few units were computed again."""
+    """All rows are there once, in the parts of the local engine, and the run has answered at most so many of them."""
     found = run.finish()
     assert (found["units"], found["failed"]) == (UNITS, [])
+    assert found["rows"] + found["skipped"] * UNIT_ROWS == UNITS * UNIT_ROWS
     assert found["rows"] <= most_rows
     assert parts(run.output) == parts(rows / "local")
 

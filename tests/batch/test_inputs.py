@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 
 from ytuning.batch import inputs
 from ytuning.batch.inputs import Part, head_of, parts_of, read_part, rows_of, signature_of
-from ytuning.batch.plan import Unit, in_any_order
 from ytuning.data.files import read_table
 from ytuning.data.places import FoundFile, open_folder
 from ytuning.errors import DataError
@@ -141,14 +140,6 @@ def test_parts_have_a_largest_size_in_bytes(tmp_path: Path, monkeypatch: pytest.
     pq.write_table(pa.table({"text": ["z" * 50 + str(number) for number in range(40)]}), tmp_path / "rows.parquet")
     size = (tmp_path / "rows.parquet").stat().st_size
     assert len(parts_of(open_folder(tmp_path), FoundFile("rows.parquet", size), 1000)) > 3
-
-
-def test_units_come_in_any_order_and_the_small_ones_last() -> None:
-    sizes = [100, 7, 120, 3, 110, 101]
-    units = [Unit(number, f"part-{number}", "rows.jsonl", Part(0, size)) for number, size in enumerate(sizes)]
-    orders = {tuple(unit.number for unit in in_any_order(units)) for _ in range(100)}
-    assert len(orders) > 1
-    assert {(frozenset(order[:4]), order[4:]) for order in orders} == {(frozenset({0, 2, 4, 5}), (1, 3))}
 
 
 def test_errors_name_the_row_of_the_file(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,50 @@ def test_a_file_whose_writing_fails_is_not_there(make_folder: MakeFolder, size: 
         raise RuntimeError("midway")
     assert folder.size("part") is None
     assert folder.files() == []
+
+
+def test_an_interrupt_while_an_object_store_takes_bytes_leaves_none_of_them(
+    object_store: str, store_keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is sent by one call is sure: an interrupt comes between two calls, and closing makes an object."""
+    folder = open_folder(new_address(object_store))
+    sent: list[int] = []
+
+    class Interrupted:
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def write(self, data: Any) -> None:
+            sent.append(len(data))
+            self._stream.write(data)
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            self._stream.close()
+
+    filesystem = folder._filesystem  # type: ignore[attr-defined]
+    opened = type(filesystem).open_output_stream
+    monkeypatch.setattr(
+        folder, "_filesystem", SimpleNamespace(open_output_stream=lambda path: Interrupted(opened(filesystem, path)))
+    )
+    with pytest.raises(KeyboardInterrupt), folder.new("part") as stream:
+        stream.write(b"x" * (20 << 20))
+    monkeypatch.undo()
+    assert sent == [20 << 20]
+    assert folder.size("part") == 20 << 20
+
+
+def test_errors_of_the_user_of_a_new_file_are_not_those_of_writing(make_folder: MakeFolder) -> None:
+    folder = open_folder(make_folder())
+    with pytest.raises(OSError, match="a camera is missing"), folder.new("part"):
+        raise OSError("a camera is missing")
+
+
+def test_the_first_of_two_files_stays(make_folder: MakeFolder) -> None:
+    folder = open_folder(make_folder())
+    folder.write_first("plan", b"one")
+    folder.write_first("plan", b"two")
+    assert folder.read("plan") == b"one"
 
 
 def test_a_file_is_not_there_before_it_is_whole(make_folder: MakeFolder) -> None:
@@ -104,6 +150,9 @@ def test_several_inputs_have_one_folder(tmp_path: Path) -> None:
     folder, files = find_files([tmp_path / "x", tmp_path / "z" / "c.csv"])
     assert [file.path for file in files] == ["x/a.csv", "x/y/b.csv", "z/c.csv"]
     assert all(folder.read(file.path) == b"1" for file in files)
+    # An address of a disk is its path.
+    folder, files = find_files([f"file://{tmp_path}/x/a.csv", f"file://{tmp_path}/z/c.csv"])
+    assert [folder.read(file.path) for file in files] == [b"1", b"1"]
     for nothing, problem in (([], "no input"), ("", "empty text"), (["a", ""], "empty text")):
         with pytest.raises(InputError, match=problem):
             find_files(nothing)
@@ -153,6 +202,34 @@ def test_missing_and_unreadable_files_are_named(make_folder: MakeFolder, tmp_pat
         find_files(tmp_path / "trian.csv")
     with pytest.raises(InputError, match="cannot be used"):
         open_folder("nosuchscheme://bucket/x")
+    with pytest.raises(InputError, match=r"'\[z-a\]\.csv' is no pattern"):
+        find_files(tmp_path / "[z-a].csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has no files"):
         find_files(tmp_path / "empty")
+
+
+def test_what_cannot_be_read_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.csv").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"b\.csv: there is no such file"):
+        find_files(tmp_path)
+    (tmp_path / "b.csv").unlink()
+    (tmp_path / "own").mkdir()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("own"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"cannot read the folder .*own: Permission denied"):
+        find_files(tmp_path)
+
+
+def test_brackets_of_a_pattern_name_characters(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "].csv", "^.csv", "-.csv"):
+        (tmp_path / name).touch()
+    for pattern, names in (("[ab]", "ab"), ("[!ab]", "-]^"), ("[]a]", "]a"), ("[^a]", "^a"), ("[!]]", "-^ab")):
+        assert [file.path[0] for file in find_files(tmp_path / f"{pattern}.csv")[1]] == sorted(names), pattern

@@ -94,6 +94,17 @@ def test_a_full_disk_stops_the_run(make_pool: MakePool, tmp_path: Path) -> None:
     assert sum(unit.attempts for unit in units) <= 4
 
 
+def test_what_an_object_store_refuses_is_tried_again(make_pool: MakePool, tmp_path: Path) -> None:
+    units = [Unit(number, str(tmp_path), "refused", first=2) for number in range(4)]
+    assert all(isinstance(end, Finished) for end in ends(make_pool(Work()), units))
+    assert [unit.attempts for unit in units] == [3] * 4
+
+
+def test_what_an_object_store_always_refuses_ends_the_run(make_pool: MakePool, tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="slow down"):
+        ends(make_pool(Work()), [Unit(number, str(tmp_path), "refused") for number in range(4)])
+
+
 def test_a_worker_that_is_killed_from_outside_is_replaced(make_pool: MakePool, tmp_path: Path) -> None:
     units = [Unit(0, str(tmp_path), "wait", first=1), *(Unit(number, str(tmp_path)) for number in range(1, 6))]
     messages, done = CollectedMessages(), []
@@ -116,6 +127,15 @@ def test_a_worker_that_refuses_says_why(make_pool: MakePool) -> None:
         scheduler.about()
 
 
+def test_a_worker_that_refuses_first_does_not_end_the_run(make_pool: MakePool, tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir()
+    units, messages = [Unit(number, str(tmp_path / "units")) for number in range(3)], CollectedMessages()
+    found = ends(make_pool(Work(bad_machine=str(tmp_path / "first"))), units, messages=messages)
+    assert all(isinstance(end, Finished) for end in found)
+    assert len(found) == 3
+    assert any("A worker is not used: " in message and "no encoder" in message for message in messages.messages)
+
+
 def test_workers_that_end_at_their_start_are_not_started_for_ever(make_pool: MakePool) -> None:
     scheduler = Scheduler(make_pool(Work(exits=True)), workers=1, attempts=2, progress=CollectedMessages())
     with pytest.raises(YTuningError, match="workers do not start"):
@@ -124,10 +144,18 @@ def test_workers_that_end_at_their_start_are_not_started_for_ever(make_pool: Mak
 
 def test_a_worker_that_would_compute_otherwise_is_not_used(make_pool: MakePool, tmp_path: Path) -> None:
     (tmp_path / "units").mkdir()
-    units = [Unit(number, str(tmp_path / "units")) for number in range(30)]
     messages = CollectedMessages()
-    found = ends(make_pool(Work(others=str(tmp_path / "first"))), units, messages=messages)
-    assert len(found) == 30
+    pool = make_pool(Work(others=str(tmp_path / "first")))
+    scheduler = Scheduler(pool, workers=2, attempts=3, progress=messages)
+    scheduler.about()
+    found: list[Any] = []
+    # There are units until the other worker has answered, too.
+    deadline = time.monotonic() + 120
+    while not any("would compute otherwise" in message for message in messages.messages):
+        assert time.monotonic() < deadline
+        units = [Unit(len(found) + number, str(tmp_path / "units")) for number in range(5)]
+        found += scheduler.run(units, lambda unit: False, lambda rows: None)
+    assert all(isinstance(end, Finished) for end in found)
     # All units were run by one process.
     assert len({file.name.rpartition("-")[2] for file in (tmp_path / "units").iterdir()}) == 1
 

@@ -48,6 +48,10 @@ class Loaded:
                 raise DataError("the text is missing.", source="rows.csv", row=7)
             if unit.what == "full":
                 raise WriteError("cannot write out: no space left.")
+            if unit.what == "refused":
+                error = WriteError("cannot write s3://bucket/part: slow down.")
+                error.may_pass = True
+                raise error
             if unit.what == "exit":
                 os._exit(3)
             if unit.what == "kill":
@@ -66,12 +70,21 @@ class Work:
     exits: bool = False
     others: str = ""
     """File that the first worker makes; all others would compute in another precision."""
+    bad_machine: str = ""
+    """File that the first worker makes, and then it refuses; all others start later."""
 
     def start(self) -> Loaded:
         if self.exits:
             os._exit(1)
         if self.refuse:
             raise InputError(self.refuse)
+        if self.bad_machine:
+            try:
+                Path(self.bad_machine).touch(exist_ok=False)
+            except FileExistsError:
+                time.sleep(2)
+            else:
+                raise InputError("there is no encoder here")
         if self.others:
             try:
                 Path(self.others).touch(exist_ok=False)

@@ -133,6 +133,25 @@ def test_a_shard_that_could_not_be_sent_is_computed_and_sent_later(
     assert store(TEXTS, encoder, address).misses == 0
 
 
+def test_a_file_that_an_interrupt_has_cut_is_sent_again(
+    encoder: Encoder, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path / "first")
+
+    def cut(folder: places.RemoteFolder, path: str, data: bytes) -> None:
+        WRITE(folder, path, data[: len(data) // 2 if path.endswith(".features") else 0])
+        raise WriteError("stopped")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(places.RemoteFolder, "write", cut)
+            with pytest.raises(StoreError, match="cannot send"):
+                store(TEXTS, encoder, address)
+    assert store(TEXTS, encoder, address).misses == 60
+    machine(monkeypatch, tmp_path / "second")
+    assert store(TEXTS, encoder, address).misses == 0
+
+
 WRITE = places.RemoteFolder.write
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ytuning.batch.encode_work import EncodeReport, EncodeUnit, EncodeWork
 from ytuning.batch.inputs import WINDOW_ROWS, find_readable, head_of, no_rows, rows_of
-from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, in_any_order, plan_files
+from ytuning.batch.plan import COUNTED_BYTES, MOST_UNIT_ROWS, FailedUnit, Unit, at_once, largest_first, plan_files
 from ytuning.batch.rows_bar import RowsBar
 from ytuning.data.columns import Known, Role, choose_columns
 from ytuning.data.places import Folder, FoundFile, Inputs
@@ -99,7 +99,7 @@ def encode_folder(
     started, progress, engine = time.monotonic(), progress or Progress(), engine or Engine()
     reading, files = find_readable(input, progress)
     chosen = _columns(reading, files, {"text": text, "text_pair": text_pair})
-    units = in_any_order(_units(reading, files, engine.workers))
+    units = largest_first(_units(reading, files, engine.workers))
     work = EncodeWork(encoder, precision, long_text, None if layers is None else tuple(layers), pairs, codec, cache)
     report, failed = EncodeReport(), list[FailedUnit]()
     with open_workers(engine, work, units=len(units), progress=progress) as scheduler:

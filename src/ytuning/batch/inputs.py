@@ -251,7 +251,7 @@ def _whole(source: str, stream: BinaryIO) -> bytes:
 
 @contextmanager
 def _system_errors(source: str) -> Iterator[None]:
-    """Say of what a file is damaged by, and of what may be readable later.
+    """Turn errors of reading into messages. A damaged file is a DataError; an error of the system may pass.
 
     Raises:
         DataError: it is not packed with gzip.

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
+from ytuning.data.files import suffix_of
 from ytuning.data.labels import list_names, quote
 from ytuning.data.places import RECORDS, Folder, FoundFile
 from ytuning.engines.pool import Problem
@@ -24,7 +25,7 @@ from ytuning.errors import DataError, InputError, argument, quantity, wrong_sche
 
 __all__ = [
     "COUNTED_BYTES", "MOST_UNIT_ROWS", "PLAN_FILE", "BadRows", "FailedUnit", "Job", "PartFormat", "Plan", "Scores",
-    "Unit", "at_once", "check_rows", "choose_unit_rows", "in_any_order", "plan_files", "read_plan",
+    "Unit", "at_once", "check_rows", "choose_unit_rows", "largest_first", "plan_files", "read_plan",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -214,14 +215,21 @@ def plan_files(folder: Folder, files: Sequence[FoundFile], unit_rows: int) -> li
     return at_once(lambda file: (signature_of(folder, file), tuple(parts_of(folder, file, unit_rows))), files)
 
 
-def in_any_order(units: Sequence[Unit]) -> list[Unit]:
-    """Units in an order that differs from run to run, but for small ones, which come last.
+def largest_first(units: Sequence[Unit]) -> list[Unit]:
+    """Units with the small ones last, so that workers end together; those of about one size in any order.
 
-    Two runs over the same files then seldom compute the same unit at the same time, and workers end together.
+    That order differs from run to run, so that two runs over the same files seldom compute one unit at the same time.
     """
+    # Parts of Parquet have rows, others have bytes.
+    largest: dict[str, int] = {}
+    for unit in units:
+        ending = suffix_of(unit.path)[0]
+        largest[ending] = max(largest.get(ending, 1), unit.part.stop - unit.part.start)
     shuffled = random.SystemRandom().sample(units, len(units))
-    # Those of about one size stay in their order.
-    return sorted(shuffled, key=lambda unit: -(unit.part.stop - unit.part.start).bit_length())
+    return sorted(
+        shuffled,
+        key=lambda unit: 4 * largest[suffix_of(unit.path)[0]] // max(1, unit.part.stop - unit.part.start),
+    )
 
 
 def check_rows(unit: Unit, folder: Folder, rows: int) -> None:
@@ -243,7 +251,8 @@ def read_plan(folder: Folder) -> Plan | None:
         InputError: it is damaged or of another schema, or the folder has files and no plan.
     """
     other = f"Choose another folder with {argument('output')}."
-    if folder.size(PLAN_FILE) is None:
+    # An interrupt may have left an object without bytes.
+    if not folder.size(PLAN_FILE):
         if files := folder.files():
             problem = f"{folder.name} is not empty ({quantity(len(files), 'file')}) and has no plan of a run. "
             raise InputError(problem + other)

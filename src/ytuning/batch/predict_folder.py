@@ -22,7 +22,7 @@ from ytuning.batch.plan import (
     Unit,
     at_once,
     choose_unit_rows,
-    in_any_order,
+    largest_first,
     plan_files,
     read_plan,
 )
@@ -37,7 +37,7 @@ from ytuning.engines.engine import Engine, EngineName
 from ytuning.engines.pool import Problem
 from ytuning.engines.schedule import Finished, GivenUp, Scheduler, Skipped
 from ytuning.engines.workers import open_workers
-from ytuning.errors import DataError, InputError, argument, must_be_one_of, parameter, quantity
+from ytuning.errors import DataError, InputError, YTuningError, argument, must_be_one_of, parameter, quantity
 from ytuning.progress import Progress
 from ytuning.system.machine import require
 
@@ -200,7 +200,7 @@ def predict_folder(
         raise InputError(f"{problem} Choose another folder with {argument('output')}.")
     before = read_plan(writing)
     if before is not None:
-        # Found now, it need not wait for a worker.
+        # A changed input is reported before any worker starts.
         before.check_files(reading, files, asked.unit_rows)
     shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
     work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
@@ -267,7 +267,15 @@ def _plan(
         writing.remove(SUCCESS_FILE)
     at_once(lambda file: _check_columns(job, reading, file), files)
     plan = Plan(job, divided.unit_rows, divided.files, about["versions"])
-    writing.write(PLAN_FILE, plan.to_bytes())
+    if before is not None:
+        writing.write(PLAN_FILE, plan.to_bytes())
+        return plan
+    writing.write_first(PLAN_FILE, plan.to_bytes())
+    there = read_plan(writing)
+    if there is not None and there != plan:
+        there.check_job(plan.job)
+        problem = f"another run has begun in {writing.name} at this moment, with other files of the input. "
+        raise YTuningError(f"{problem}Run the command again to go on with its plan.")
     return plan
 
 
@@ -367,7 +375,7 @@ class _Run:
         self._units = plan.units
         there = {file.path for file in writing.files() if file.size}
         writing.tidy()
-        self._left = in_any_order([unit for unit in self._units if unit.name not in there])
+        self._left = largest_first([unit for unit in self._units if unit.name not in there])
         self._report, self._skipped = PartReport(), len(self._units) - len(self._left)
         self._failed = list[FailedUnit]()
         if self._skipped and self._left:

@@ -21,7 +21,7 @@ from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
 from ytuning.data.places import open_folder
 from ytuning.data.tables import Column, Table
-from ytuning.errors import DataError, InputError, TaskFolderError, WriteError, argument
+from ytuning.errors import DataError, PathError, TaskFolderError, WriteError, argument
 from ytuning.system.machine import keep_few_compiled_shapes, require, versions
 
 __all__ = ["PartReport", "PredictUnit", "PredictWork", "PredictWorker", "read_task_files"]
@@ -146,10 +146,8 @@ class PredictWorker:
         """
         try:
             return self._write_part(given, tell)
-        except DataError:
-            raise
-        except InputError as error:
-            # Only the place of the output can be wrong here, and so it would be for every unit.
+        except PathError as error:
+            # So it would be for every unit.
             raise WriteError(str(error)) from error
 
     def _write_part(self, given: PredictUnit, tell: Callable[[int], None]) -> PartReport:

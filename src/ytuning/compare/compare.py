@@ -19,12 +19,13 @@ import filelock
 import numpy as np
 
 from ytuning.compare.methods import TUNINGS, Run, Work, check_encoders, check_methods
-from ytuning.compare.own_process import in_own_process, reason_of
+from ytuning.compare.own_process import in_own_process
 from ytuning.compare.run_work import METHOD_PACKAGES, CompareWork, RunUnit, compared_with, encoder_digest
 from ytuning.data.dataset import Dataset, labels_of
 from ytuning.data.kinds import KINDS
 from ytuning.encoder.encoder import load_encoder
 from ytuning.engines.engine import Engine
+from ytuning.engines.pool import problem_of
 from ytuning.engines.schedule import Finished, GivenUp
 from ytuning.engines.workers import check_same_results, open_workers
 from ytuning.errors import InputError, YTuningError, parameter, write_errors
@@ -274,7 +275,7 @@ def _run_in_turn(runs: _Runs, start: Start) -> None:
             run = _fresh(start, method, replace(runs.given.work, encoder=encoder), seed, runs.out / STORE, told)
         except Exception as error:
             # The others do not depend on this one, so any error leaves out this one only.
-            runs.leave_out(turn, reason_of(error))
+            runs.leave_out(turn, problem_of(error).message)
         else:
             runs.keep(turn, run)
 

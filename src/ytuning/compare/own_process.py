@@ -9,15 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ytuning.compare.methods import Run, Work, run_method
-from ytuning.errors import YTuningError, naming_options
+from ytuning.engines.pool import problem_of
+from ytuning.engines.processes import how_ended
+from ytuning.errors import YTuningError, are_options_named, naming_options
 from ytuning.progress import Progress
 
-__all__ = ["in_own_process", "reason_of"]
+__all__ = ["in_own_process"]
 
 # A method's process reports its progress at most once in this many seconds.
 PAUSE = 0.1
@@ -31,7 +33,7 @@ def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Prog
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, name, work, seed, store), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, are_options_named(), name, work, seed, store), daemon=True)
     with _deaf_children():
         process.start()
     theirs.close()
@@ -50,27 +52,26 @@ def in_own_process(name: str, work: Work, seed: int, store: Path, progress: Prog
                 return run
     except EOFError:
         process.join()
-        killed = process.exitcode == -9
-        how = "was killed, perhaps for its memory" if killed else f"ended with status {process.exitcode}"
-        raise YTuningError(f"its process {how}") from None
+        assert process.exitcode is not None
+        raise YTuningError(how_ended(process.exitcode)) from None
     finally:
         process.kill()
         process.join()
         ours.close()
 
 
-def _serve(connection: Connection, name: str, work: Work, seed: int, store: Path) -> None:
+def _serve(connection: Connection, names_options: bool, name: str, work: Work, seed: int, store: Path) -> None:
     """What the new process does."""
     # Packages print to stdout, which is kept for results.
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, args=(store,), daemon=True).start()
     try:
-        # The process that waits prints its messages for somebody who typed a command.
-        with naming_options():
+        # Messages are for the reader of the process that waits.
+        with naming_options() if names_options else nullcontext():
             run = run_method(name, work, seed, store, _Sent(connection))
     except Exception as error:
         # The waiting process reports the error.
-        connection.send(("failed", reason_of(error)))
+        connection.send(("failed", problem_of(error).message))
     else:
         connection.send(("done", run))
 
@@ -114,9 +115,3 @@ def _deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def reason_of(error: Exception) -> str:
-    """Return an error's message as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, YTuningError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ytuning.compare.methods import Run, Work
-from ytuning.compare.own_process import in_own_process, reason_of
+from ytuning.compare.own_process import in_own_process
 from ytuning.encoder.download import find_encoder, weights_hash
+from ytuning.engines.pool import problem_of
 from ytuning.progress import CollectedMessages
 from ytuning.system.machine import versions
 
@@ -95,7 +96,7 @@ class _CompareWorker:
                 work = replace(self._work, encoder=unit.encoder)
                 return RunEnd(in_own_process(unit.method, work, unit.seed, store, said), "", said.messages)
         except Exception as error:
-            return RunEnd(None, reason_of(error), said.messages)
+            return RunEnd(None, problem_of(error).message, said.messages)
 
 
 @contextmanager

@@ -7,23 +7,24 @@ system of pyarrow, and this is the only module that knows one.
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from ytuning.data.files import names_like
 from ytuning.data.labels import quote
-from ytuning.errors import DataError, InputError, WriteError, YTuningError, write_errors
+from ytuning.errors import DataError, InputError, WriteError, YTuningError, argument, write_errors
 from ytuning.system.files import NewFile
 from ytuning.system.machine import require
 
@@ -86,6 +87,13 @@ class Folder(ABC):
             stream.write(data)
 
     @abstractmethod
+    def write_first(self, path: str, data: bytes) -> None:
+        """Write a file unless it is there; raises what :meth:`new` does.
+
+        Of two that write at the same moment the first one stays on a disk, and either one in an object store.
+        """
+
+    @abstractmethod
     def below(self, path: str) -> Folder:
         """A folder in this one."""
 
@@ -94,6 +102,10 @@ class Folder(ABC):
         """All files below the folder but hidden ones, sorted by path; none where there is no folder.
 
         Names that begin with ``_`` or ``.`` are hidden, as they are for Spark, DuckDB and pyarrow.
+
+        Raises:
+            InputError: a folder or a file in it cannot be read.
+            YTuningError: the object store does not answer.
         """
 
     @abstractmethod
@@ -116,9 +128,11 @@ class Folder(ABC):
     def new(self, path: str) -> Any:
         """A context manager with a stream; at its end the file is there, whole, and after an error it is not.
 
+        An interrupt while an object store takes the bytes may leave a file without any.
+
         Raises:
-            InputError: it cannot be written there.
-            WriteError: the disk is full or broken.
+            PathError: it cannot be written there.
+            WriteError: the disk is full or broken, or the object store refuses it (then it ``may_pass``).
         """
 
     @abstractmethod
@@ -142,7 +156,7 @@ class DiskFolder(Folder):
 
     def files(self) -> list[FoundFile]:
         found, seen = [], set[str]()
-        for folder, folders, names in os.walk(self._root, followlinks=True):
+        for folder, folders, names in os.walk(self._root, onerror=_check_folder, followlinks=True):
             # A link may lead back to a folder above it.
             real = os.path.realpath(folder)
             folders[:] = [] if real in seen else [name for name in folders if not _is_hidden(name)]
@@ -150,10 +164,12 @@ class DiskFolder(Folder):
                 continue
             seen.add(real)
             for name in names:
-                if not _is_hidden(name):
-                    file = Path(folder, name)
-                    with suppress(OSError):
-                        found.append(FoundFile(file.relative_to(self._root).as_posix(), file.stat().st_size))
+                file = Path(folder, name)
+                # A file may vanish while the folder is read; a link that leads nowhere is an error.
+                if not _is_hidden(name) and os.path.lexists(file):
+                    path = file.relative_to(self._root).as_posix()
+                    with _read_errors(self.name_of(path), file):
+                        found.append(FoundFile(path, file.stat().st_size))
         return sorted(found, key=lambda file: file.path)
 
     def size(self, path: str) -> int | None:
@@ -173,18 +189,34 @@ class DiskFolder(Folder):
 
     @contextmanager
     def new(self, path: str) -> Iterator[IO[bytes]]:
-        target = self._root / path
-        with write_errors(self.name, "--output"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self._root / PARTIALS).mkdir(parents=True, exist_ok=True)
-            file = NewFile(target, beside=self._root / PARTIALS)
+        file = self._start(path)
         try:
-            with write_errors(self.name, "--output"):
-                yield file.stream
+            yield cast("IO[bytes]", _NewStream(file.stream, self._write_errors))
+            with self._write_errors():
                 file.finish()
                 file.place()
         finally:
             file.discard()
+
+    def write_first(self, path: str, data: bytes) -> None:
+        file = self._start(path)
+        try:
+            with self._write_errors():
+                file.stream.write(data)
+                file.finish()
+                file.place_first()
+        finally:
+            file.discard()
+
+    def _start(self, path: str) -> NewFile:
+        target = self._root / path
+        with self._write_errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self._root / PARTIALS).mkdir(parents=True, exist_ok=True)
+            return NewFile(target, beside=self._root / PARTIALS)
+
+    def _write_errors(self) -> AbstractContextManager[None]:
+        return write_errors(self.name, argument("output"))
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -215,7 +247,7 @@ class RemoteFolder(Folder):
 
     def files(self) -> list[FoundFile]:
         fs = require("pyarrow.fs", "parquet")
-        with _store_errors(self.name):
+        with _store_errors("list", self.name, YTuningError):
             selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
             found = self._filesystem.get_file_info(selector)
         files = [
@@ -228,7 +260,7 @@ class RemoteFolder(Folder):
 
     def size(self, path: str) -> int | None:
         fs = require("pyarrow.fs", "parquet")
-        with _store_errors(self.name_of(path)):
+        with _store_errors("read", self.name_of(path), YTuningError):
             info = self._filesystem.get_file_info(self._whole(path))
         return info.size if info.type == fs.FileType.File else None
 
@@ -244,16 +276,35 @@ class RemoteFolder(Folder):
         # A stream of the object store that ends by an error would make an object of what it got before. So the store
         # gets its first byte once all of them are there.
         with tempfile.TemporaryFile(prefix="ytuning-") as whole:
-            with write_errors(f"temporary files in {tempfile.gettempdir()}", "TMPDIR"):
-                yield whole
-                whole.seek(0)
-            with _store_errors(self.name_of(path)):
-                stream = self._filesystem.open_output_stream(self._whole(path))
-                shutil.copyfileobj(whole, stream, BUFFER_BYTES * 16)
+            errors = partial(write_errors, f"temporary files in {tempfile.gettempdir()}", "TMPDIR")
+            yield cast("IO[bytes]", _NewStream(whole, errors))
+            with errors():
+                whole.flush()
+                size = whole.seek(0, os.SEEK_END)
+            if size:
+                with mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    self._upload(path, data)
+            else:
+                self._upload(path, b"")
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        self._upload(path, data)
+
+    def write_first(self, path: str, data: bytes) -> None:
+        if not self.size(path):
+            self._upload(path, data)
+
+    def _upload(self, path: str, data: bytes | memoryview | mmap.mmap) -> None:
+        with _store_errors("write", self.name_of(path), WriteError):
+            stream = self._filesystem.open_output_stream(self._whole(path))
+            # Closing makes an object of what was written, so all is written by one call, in which no signal is handled.
+            try:
+                stream.write(data)
+            finally:
                 stream.close()
 
     def remove(self, path: str) -> None:
-        with _store_errors(self.name_of(path)), suppress(FileNotFoundError):
+        with _store_errors("remove", self.name_of(path), WriteError), suppress(FileNotFoundError):
             self._filesystem.delete_file(self._whole(path))
 
     def tidy(self) -> None:
@@ -325,13 +376,14 @@ def find_files(inputs: Inputs) -> tuple[Folder, list[FoundFile]]:
     sizes: dict[str, int] = {}
     for text in texts:
         own, found = _find(text)
-        root = own.name.partition("://")[2] if _scheme(text) else os.path.abspath(own.name)
+        root = own.name.partition("://")[2] if own.is_remote else os.path.abspath(own.name)
         sizes |= {f"{root}/{file.path}": file.size for file in found}
     common = os.path.commonpath([os.path.dirname(path) for path in sizes])
     if not common:
         raise InputError("several inputs must be in one bucket. Run the command for each bucket.")
     address = common
-    if scheme := _scheme(texts[0]):
+    if is_remote(texts[0]):
+        scheme = _scheme(texts[0])
         keys = KEYS.search(texts[0])
         address = _with_query(f"{scheme}:{keys.group() if keys else '//'}{common}", texts[0])
     return open_folder(address), [FoundFile(os.path.relpath(path, common), sizes[path]) for path in sorted(sizes)]
@@ -397,9 +449,13 @@ def _split_pattern(text: str) -> tuple[str, str]:
 
 
 def _glob_expression(pattern: str) -> re.Pattern[str]:
-    """A pattern of paths as a regular expression; only ``**`` matches a slash."""
+    """A pattern of paths as a regular expression; only ``**`` matches a slash.
+
+    Raises:
+        InputError: it is none.
+    """
     parts = []
-    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|[^*?\[]+|\[", pattern):
+    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|[^*?\[]+|\[", pattern):
         if part == "**/":
             parts.append("(?:.*/)?")
         elif part == "**":
@@ -409,11 +465,16 @@ def _glob_expression(pattern: str) -> re.Pattern[str]:
         elif part == "?":
             parts.append("[^/]")
         elif part.startswith("[") and len(part) > 1:
-            inner = part[1:-1].replace("\\", "\\\\")
-            parts.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
+            marked = part[1:-1].startswith("!")
+            # All but the hyphen of a range stands for itself.
+            inner = re.sub(r"[\[\]\\^&~|]", r"\\\g<0>", part[1:-1].removeprefix("!"))
+            parts.append(f"[{'^' if marked else ''}{inner}]")
         else:
             parts.append(re.escape(part))
-    return re.compile("".join(parts))
+    try:
+        return re.compile("".join(parts))
+    except re.error as error:
+        raise InputError(f"{quote(pattern)} is no pattern of files ({error}). Check what is in brackets.") from error
 
 
 def _scheme(text: str) -> str:
@@ -435,6 +496,31 @@ def _query(text: str) -> str:
 
 def _with_query(base: str, text: str) -> str:
     return f"{base}?{_query(text)}" if _query(text) else base
+
+
+class _NewStream(io.RawIOBase):
+    """A stream whose errors of writing say what could not be written; other errors of its user stay what they are."""
+
+    def __init__(self, stream: IO[bytes], errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._errors = stream, errors
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with self._errors():
+            return self._stream.write(data)
+
+
+def _check_folder(error: OSError) -> None:
+    """Refuse a folder that cannot be read; one that is not there has no files.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        problem = f"cannot read the folder {error.filename}: {error.strerror or error}. "
+        raise InputError(f"{problem}Give yourself the right to read it, or name the files.") from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -461,16 +547,18 @@ def _read_errors(source: str, path: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _store_errors(what: str) -> Iterator[None]:
-    """Say which address an object store has refused, and why.
+def _store_errors(doing: str, address: str, kind: type[YTuningError]) -> Iterator[None]:
+    """Say what an object store has refused, and why.
 
     Raises:
-        WriteError: it has.
+        YTuningError: it has; the error is of the ``kind``, and may pass.
     """
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise WriteError(
-            f"cannot use {what}: {reason}. Check the address and the rights, and run the command again."
-        ) from error
+        found = kind(
+            f"cannot {doing} {address}: {reason}. Check the address and the rights, and run the command again."
+        )
+        found.may_pass = True
+        raise found from error

@@ -44,11 +44,13 @@ class Problem:
             can be finished; "other": anything else, which another attempt may not meet.
         message: one line.
         details: the traceback; empty where the message says all.
+        may_pass: whether what could not be written may be at another attempt, as in an object store.
     """
 
     kind: Literal["input", "write", "other"]
     message: str
     details: str = ""
+    may_pass: bool = False
 
     def error(self) -> YTuningError:
         """The problem as an exception."""
@@ -59,7 +61,9 @@ def problem_of(error: BaseException) -> Problem:
     """Make a problem of an exception."""
     details = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split())
-    if isinstance(error, WriteError | StoreError) or (isinstance(error, OSError) and error.errno in FULL):
+    if isinstance(error, WriteError | StoreError):
+        return Problem("write", message, details, error.may_pass)
+    if isinstance(error, OSError) and error.errno in FULL:
         return Problem("write", message, details)
     if isinstance(error, InputError):
         return Problem("input", message, details)

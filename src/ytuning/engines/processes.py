@@ -21,7 +21,7 @@ from typing import IO, Any
 from ytuning.engines.pool import Done, Event, Failed, Lost, Ready, Refused, Rows, Work, problem_of
 from ytuning.errors import are_options_named, naming_options
 
-__all__ = ["ProcessPool", "serve"]
+__all__ = ["ProcessPool", "how_ended", "serve"]
 
 # Where the parent's packages are is told in the words of the command, as the first import needs it.
 PROGRAM = (
@@ -122,9 +122,13 @@ class ProcessPool:
 
 def _why_ended(process: subprocess.Popen[bytes]) -> str:
     try:
-        status = process.wait(END_SECONDS)
+        return how_ended(process.wait(END_SECONDS))
     except subprocess.TimeoutExpired:
         return "its process closed the pipe to the run"
+
+
+def how_ended(status: int) -> str:
+    """How a process ended, in words, by its exit status; that of a signal is negative."""
     if status >= 0:
         return f"its process ended with status {status}"
     name = signal.Signals(-status).name if -status in signal.Signals.__members__.values() else f"signal {-status}"

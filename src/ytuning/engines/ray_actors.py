@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from ytuning.engines.pool import Done, Event, Failed, Lost, Problem, Ready, Refused, Work, Worker, problem_of
-from ytuning.errors import InputError, are_options_named, naming_options
+from ytuning.errors import InputError, are_options_named, argument, naming_options
 from ytuning.system.machine import require
 
 __all__ = ["RayPool"]
@@ -52,7 +52,7 @@ class _Actor:
 
 
 def _no_rows(rows: int) -> None:
-    """Nothing: an actor reports whole units."""
+    """Do nothing: an actor reports whole units."""
 
 
 class RayPool:
@@ -97,7 +97,7 @@ class RayPool:
             reason = " ".join(str(error).split())
             problem = f"cannot use the Ray cluster {address or 'on this machine'}: {reason}. "
             raise InputError(
-                f"{problem}Check --address, and RAY_AUTH_TOKEN where the cluster asks for a token."
+                f"{problem}Check {argument('address')}, and RAY_AUTH_TOKEN where the cluster asks for a token."
             ) from error
 
     def start_worker(self) -> int:

@@ -117,6 +117,8 @@ class Scheduler:
                 place = self._running.pop(event.worker)
                 problem = self._after_unit(event)
                 tries[place] += 1
+                if problem.kind == "write" and (not problem.may_pass or tries[place] >= self._attempts):
+                    raise problem.error()
                 if problem.kind == "input" or tries[place] >= self._attempts:
                     yield GivenUp(units[place], problem, tries[place])
                 else:
@@ -127,8 +129,6 @@ class Scheduler:
     def _after_unit(self, event: Failed | Lost) -> Problem:
         """Make room for the next unit, and say why this one has failed."""
         if isinstance(event, Failed):
-            if event.problem.kind == "write":
-                raise event.problem.error()
             self._idle.append(event.worker)
             return event.problem
         self._progress.say(f"A worker was lost in the middle of a unit: {event.why}. Another one is started.")
@@ -165,7 +165,7 @@ class Scheduler:
 
     def _check_left(self, problem: Problem) -> None:
         """Go on without a worker that refuses, if others are left."""
-        if self._about is None or not (self._idle or self._starting or self._running):
+        if not (self._idle or self._starting or self._running):
             raise problem.error()
         self._progress.say(f"A worker is not used: {problem.message}")
 

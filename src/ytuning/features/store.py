@@ -213,7 +213,7 @@ class FeatureStore:
                 content = {"schema": SCHEMA, "identity": dict(identity), "states": list(states), "codec": codec}
                 commit(folder / SPACE_FILE, json.dumps(content, indent=1).encode())
         if mirror is not None:
-            mirror.push(SPACE_FILE)
+            mirror.push(SPACE_FILE, (folder / SPACE_FILE).read_bytes())
         return FeatureSpace(folder, mirror)
 
     def keep_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, data: bytes) -> str:
@@ -229,15 +229,20 @@ class FeatureStore:
         if self.kept_rows(identity, states, codec, name) is not None:
             return name
         folder = self.root / _space_name(identity, states, codec) / ROWS_FOLDER
+        # It is sent first: what is here is taken for sent.
+        if (mirror := self._mirror(folder.parent.name)) is not None:
+            mirror.push(f"{ROWS_FOLDER}/{name}{ROWS_SUFFIX}", data)
         with store_errors(folder, len(data)):
             folder.mkdir(parents=True, exist_ok=True)
             commit(folder / (name + ROWS_SUFFIX), data)
-        if (mirror := self._mirror(folder.parent.name)) is not None:
-            mirror.push(f"{ROWS_FOLDER}/{name}{ROWS_SUFFIX}")
         return name
 
     def kept_rows(self, identity: Mapping[str, Any], states: Sequence[int], codec: str, name: str) -> bytes | None:
-        """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged."""
+        """What :meth:`keep_rows` has kept under a name; None if it is gone or damaged.
+
+        Raises:
+            StoreError: the object store cannot be read.
+        """
         try:
             folder = self.root / _space_name(identity, states, codec) / ROWS_FOLDER
             if (mirror := self._mirror(folder.parent.name)) is not None:

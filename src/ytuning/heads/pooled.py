@@ -202,36 +202,30 @@ class PooledHead(nn.Module):
         self.register_buffer("member_weights", torch.ones(self.members))
 
     def forward(
-        self,
-        features: Tensor,
-        mask: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        light: Tensor | None = None,
-        largest: Tensor | None = None,
+        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
     ) -> Tensor:
         """Logits of features (B, T, L, D) with mask (B, T), True at tokens; ``generator`` draws what training drops.
 
-        Of pairs there are 2 * B of both. What is known already may be given: ``light`` (B, R), the numbers of the light
-        member, and ``largest``, what :meth:`largest` gives.
+        Of pairs there are 2 * B of both. ``light`` (B, R) are the numbers of the light member, where they are known.
 
         Returns:
             (B, C), the weighted mean over members; in training mode (E, B, C), for each member learns by itself.
         """
-        logits = self.match(self.text(features, mask, generator, light=light, largest=largest))
+        logits = self.match(self.text(features, mask, generator, light=light))
         return logits if self.training else self.average(logits)
 
     def text(
-        self,
-        features: Tensor,
-        mask: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        light: Tensor | None = None,
-        largest: Tensor | None = None,
+        self, features: Tensor, mask: Tensor, generator: torch.Generator | None = None, *, light: Tensor | None = None
     ) -> Tensor:
         """Return texts in each member's label space, (E, B, H); the arguments are those of :meth:`forward`."""
-        texts = self._learned_text(features, mask, generator, largest)
+        if self.training and self.config.token_dropout:
+            kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
+            # The first token stays, so that no text is without tokens.
+            kept[:, 0] = True
+            pools = self._pool(features, mask & kept)
+        else:
+            pools = self._pool(features, mask)
+        texts = self.text_of_pools(pools, generator)
         if self.light is None:
             return texts
         return self.with_light_text(texts, self.light(features, mask) if light is None else light)
@@ -240,18 +234,15 @@ class PooledHead(nn.Module):
         """Texts (E - 1, B, H) of the other members with those of the light one, of which (B, R) are not 0."""
         return torch.cat((texts, functional.pad(light, (0, self.match_width - light.shape[1]))[None]))
 
-    def _learned_text(
-        self, features: Tensor, mask: Tensor, generator: torch.Generator | None, largest: Tensor | None
-    ) -> Tensor:
-        """Texts in the label spaces of the members that learn step by step."""
+    def text_of_pools(self, pools: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Texts (E, B, H) in the label spaces of the members that learn step by step.
+
+        Args:
+            pools: (G, B, K) as :meth:`pools` gives them; of pairs that are read separately (G, 2 * B, (1 + Q) * K).
+            generator: draws what training drops.
+        """
         share = self.config.dropout if self.training else 0.0
-        if self.training and self.config.token_dropout:
-            kept = torch.rand(mask.shape, generator=generator, device=mask.device) >= self.config.token_dropout
-            # The first token stays, so that no text is without tokens.
-            kept[:, 0] = True
-            mask = mask & kept
-        # (G, B, K), or of the texts of pairs (G, 2 * B, (1 + Q) * K)
-        pooled = _normalised(self._pool(features, mask, largest))
+        pooled = _normalised(pools)
         if self.pair_mode == "separate":
             first, second = pooled.chunk(2, 1)
             difference = first - second
@@ -405,33 +396,36 @@ class PooledHead(nn.Module):
         return head.train(self.training)
 
     @staticmethod
-    def largest(heads: Sequence[PooledHead], states: Tensor, mask: Tensor) -> list[Tensor]:
-        """The largest values (B, G * K) that each head's maps take over the tokens (B, T, L, D) with mask (B, T).
+    def pools(heads: Sequence[PooledHead], states: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each head's pools (G, B, K) of the tokens (B, T, L, D) with mask (B, T): its maps' maxima over the tokens.
 
         The heads are of one form, and for single texts. A hidden state is one product with the maps of all of them.
         """
         maps = _TokenMaps(heads, states.dtype)
         # A GPU has no use for parts, and training adds its gradients in the order of one product.
         if states.is_cuda or heads[0].training:
-            whole = _largest_of(maps(states), mask)
+            maxima = _masked_maximum(maps(states), mask)
         else:
             rows = max(1, MAPPED_AT_ONCE // (mask.shape[1] * maps.width))
             parts = zip(states.split(rows), mask.split(rows), strict=True)
-            whole = torch.cat([_largest_of_part(maps, *part) for part in parts])
+            maxima = torch.cat([_maximum_of_part(maps, *part) for part in parts])
         if len(heads) == 1:
-            return [whole]
+            return [heads[0]._activated(maxima)]
         groups = zip(*(head.map_sizes for head in heads), strict=True)
-        parts_of_heads = whole.split([size * heads[0].config.token_width for group in groups for size in group], 1)
-        return [torch.cat(parts_of_heads[number :: len(heads)], 1) for number in range(len(heads))]
+        of_groups = maxima.split([size * heads[0].config.token_width for group in groups for size in group], 1)
+        return [head._activated(torch.cat(of_groups[number :: len(heads)], 1)) for number, head in enumerate(heads)]
 
-    def _pool(self, states: Tensor, mask: Tensor, largest: Tensor | None) -> Tensor:
-        """Pool each map of the tokens (B, T, L, D) by its maximum to (G, B, K)."""
+    def _activated(self, maxima: Tensor) -> Tensor:
+        """Pools (G, B, K) of the maxima (B, G * K) of the maps."""
+        # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
+        return functional.gelu(maxima.float().unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The pools of one head, as :meth:`text_of_pools` takes them."""
         if self.pair_mode == "separate":
             # (B, T)
             return self._pool_pairs(states, torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf))
-        largest = self.largest([self], states, mask)[0] if largest is None else largest
-        # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
-        return functional.gelu(largest.float().unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
+        return self.pools([self], states, mask)[0]
 
     def _pool_pairs(self, states: Tensor, hidden: Tensor) -> Tensor:
         """Pool the texts of pairs by maximum and by attention of queries to (G, 2 * B, (1 + Q) * K)."""
@@ -498,19 +492,19 @@ class _TokenMaps:
         return torch.cat([sums[group] for group in TOKEN_MAPS], -1)
 
 
-def _largest_of(mapped: Tensor, mask: Tensor) -> Tensor:
-    """The largest values (B, n) of mapped tokens (B, T, n) with mask (B, T)."""
+def _masked_maximum(mapped: Tensor, mask: Tensor) -> Tensor:
+    """The maximum (B, n) over mapped tokens (B, T, n) with mask (B, T)."""
     hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
     return maximum(mapped + hidden[..., None].to(mapped.dtype))
 
 
-def _largest_of_part(maps: _TokenMaps, states: Tensor, mask: Tensor) -> Tensor:
-    """As :func:`_largest_of`, of the tokens (B, T, L, D) of a part of a batch."""
+def _maximum_of_part(maps: _TokenMaps, states: Tensor, mask: Tensor) -> Tensor:
+    """The maximum (B, n) over the mapped tokens (B, T, L, D) of a part of a batch with mask (B, T)."""
     longest = int(mask.any(0).nonzero()[-1]) + 1
     # A product of tokens that do not lie one after another takes fifty times as long.
     mapped = maps(states[:, :longest].contiguous())
     mask = mask[:, :longest]
-    return maximum(mapped) if bool(mask.all()) else _largest_of(mapped, mask)
+    return maximum(mapped) if bool(mask.all()) else _masked_maximum(mapped, mask)
 
 
 def _joined_states(heads: Sequence[PooledHead], labels: int | None = None) -> dict[str, Tensor]:

@@ -78,6 +78,17 @@ class NewFile:
         if self._replaces:
             os.replace(self._partial, self.file)
 
+    def place_first(self) -> None:
+        """Put the finished file into its place, unless another one is there."""
+        try:
+            os.link(self._partial, self.file)
+        except FileExistsError:
+            pass
+        except OSError:
+            # The file system has no links.
+            if not self.file.exists():
+                self.place()
+
     def discard(self) -> None:
         """Remove what is not in its place; nothing of a file that is."""
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Many heads that learn together: each batch of features is read once for all of them.
+"""Many heads that learn or answer together: each batch of features is read once for all of them.
 
 A batch is computed in two parts. A head alone has its parts computed side by side, several heads are computed side by
 side, part after part: the cores are busy either way, and the same numbers are added in the same order. So a head learns
@@ -38,6 +38,7 @@ __all__ = [
 
 # Names of the parameters that do not decay end so. A rare label's row and bias move far, and seldom.
 NOT_DECAYED = ("bias", "label_rows")
+# The next four are of default heads on all-MiniLM-L6-v2, one thread of an AMD EPYC with bf16 (benchmarks/LOG.md).
 # Most texts in a batch whose heads are computed as one. 50 heads took 0.6 times as long as with shared products of
 # tokens at 1 text, 0.9 at 32 and 1.0 to 1.4 at 64 to 128.
 JOINED_TEXTS = 32
@@ -368,9 +369,9 @@ class JointHeads:
             for (index, head), text in zip(group.items(), texts, strict=True):
                 logits[index] = _matched(head, text, from_pools.get(index))
         for some in self._sharing if len(mask) > JOINED_TEXTS else ():
-            found = PooledHead.largest(list(some.values()), values, mask)
-            for index, largest in zip(some, found, strict=True):
-                logits[index] = some[index](values, mask, light=from_pools.get(index), largest=largest)
+            of_heads = PooledHead.pools(list(some.values()), values, mask)
+            for (index, head), pools in zip(some.items(), of_heads, strict=True):
+                logits[index] = _matched(head, head.text_of_pools(pools), from_pools.get(index))
         return [
             logits[index] if index in logits else _logits(head, values, mask, from_pools.get(index))
             for index, head in enumerate(self.heads)
