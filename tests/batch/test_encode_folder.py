@@ -97,6 +97,8 @@ def test_workers_share_a_store_in_an_object_store(
     data = read_dataset(rows / "a.jsonl")
     train_task(data, load_encoder(tiny_encoder, precision="fp32"), FeatureStore(address), RECIPE)
     assert encoded == []
+    with pytest.raises(InputError, match="'compact' needs a lock"):
+        encode_folder(rows, str(tiny_encoder), codec="compact", cache=address)
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ytuning.batch.batch_predictor import BatchPredictor
 from ytuning.batch.plan import read_plan
 from ytuning.batch.predict_folder import BatchRun, predict_folder
 from ytuning.batch.predict_work import PredictUnit, PredictWork
-from ytuning.data.places import open_folder
+from ytuning.data.places import DiskFolder, open_folder
 from ytuning.engines.processes import ProcessPool
 from ytuning.engines.schedule import GivenUp, Scheduler
 from ytuning.errors import DataError, InputError, WriteError
@@ -165,9 +165,13 @@ def test_another_plan_in_the_same_folder_is_refused_with_what_differs(
     whole: Path, served_tasks: Path, tmp_path: Path
 ) -> None:
     for tasks, options, problem in (
-        ("ordinal", {}, r"started with tasks .*single.*, now .*ordinal"),
-        ("single", {"unit_rows": 20}, r"started with unit_rows 10, now 20"),
-        ("single", {"scores": "all", "keep": "id"}, r"keep .*; scores 'top', now 'all'"),
+        ("ordinal", {}, r"started with the tasks 'single', now 'ordinal'"),
+        ("single", {"unit_rows": 20}, r"started with unit_rows=10, now unit_rows=20"),
+        (
+            "single",
+            {"scores": "all", "keep": "id"},
+            r"keep='id,text,tags', now keep='id'; scores='top', now scores='all'",
+        ),
     ):
         with pytest.raises(InputError, match=problem):
             predict_folder(served_tasks / tasks, whole / "in", whole / "out", **options)
@@ -185,7 +189,7 @@ def test_files_may_be_added_after_the_others_and_may_not_change(served_tasks: Pa
     assert (run.units, run.skipped, run.rows) == (4, 2, 10)
     assert [row["id"] for row in rows_of(tmp_path / "out")] == list(range(20))
     write_rows(tmp_path / "in", rows[20:], "a.jsonl")
-    with pytest.raises(InputError, match=r"'a.jsonl' would come before files that are planned"):
+    with pytest.raises(InputError, match=r"'a.jsonl' comes before files that are planned"):
         predict_folder(task, tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "a.jsonl").unlink()
     same_size = (tmp_path / "in" / "b.jsonl").read_text().replace('"id": 3', '"id": 4')
@@ -213,6 +217,10 @@ def test_a_bad_row_fails_its_unit_alone_or_gets_empty_answers(served_tasks: Path
     found = rows_of(tmp_path / "nulls")
     assert (run.bad_rows, run.failed, [row["id"] for row in found]) == (1, [], list(range(40)))
     assert [row["id"] for row in found if row["single.label"] is None] == [17]
+    # The same folder can go on so.
+    run = predict_folder(task, tmp_path / "in", tmp_path / "out", unit_rows=10, bad_rows="null")
+    assert (run.skipped, run.rows, run.bad_rows, run.failed) == (3, 10, 1, [])
+    assert parts(tmp_path / "out") == parts(tmp_path / "nulls")
 
 
 def test_json_lines_out_keep_the_values_of_the_input(served_tasks: Path, tmp_path: Path) -> None:
@@ -324,11 +332,68 @@ def test_a_file_that_changes_during_the_run_fails_its_unit(served_tasks: Path, t
     predict_folder(task, tmp_path / "in", tmp_path / "out", unit_rows=10)
     plan = read_plan(open_folder(tmp_path / "out"))
     assert plan is not None
-    write_rows(tmp_path / "in", rows[:15])
     worker = PredictWork((str(task),), None, "top", None, None, None).start()
-    with pytest.raises(DataError, match=rf"{file.name}: the file has changed since it was planned"):
-        worker(PredictUnit(plan.units[1], plan.job, str(tmp_path / "in"), str(tmp_path / "other")), lambda rows: None)
+    unit = PredictUnit(plan.units[1], plan.files[0][0], plan.job, str(tmp_path / "in"), str(tmp_path / "other"))
+    # There may be other rows, or as many and others, or none any more.
+    for others in (rows[:15], [{**row, "text": "my card"} for row in rows], [*rows, rows[0]]):
+        write_rows(tmp_path / "in", others)
+        with pytest.raises(DataError, match=rf"{file.name}: the file has changed since it was planned"):
+            worker(unit, lambda rows: None)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{file.name}: there is no such file"):
+        worker(unit, lambda rows: None)
     assert not list((tmp_path / "other").glob("part-*"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_damaged_parts_are_computed_again_and_foreign_ones_are_named(
+    served_tasks: Path, tmp_path: Path, form: Any
+) -> None:
+    task, output, messages = served_tasks / "single", tmp_path / "out", CollectedMessages()
+    write_rows(tmp_path / "in", make_rows(30))
+    predict_folder(task, tmp_path / "in", output, unit_rows=10, format=form)
+    before = parts(output)
+    damaged, whole_one, _ = before
+    (output / damaged).write_bytes(before[damaged][:100])
+    (output / f"part-000009-0123456789ab.{form}").write_bytes(before[whole_one])
+    run = predict_folder(task, tmp_path / "in", output, format=form, progress=messages)
+    assert (run.rows, run.skipped) == (10, 2)
+    assert {name: content for name, content in parts(output).items() if name in before} == before
+    for words in (("damaged", damaged), ("not of this run", "part-000009-0123456789ab")):
+        assert any(all(word in message for word in words) for message in messages.messages), words
+
+
+def test_a_damaged_plan_is_told_as_such(served_tasks: Path, tmp_path: Path) -> None:
+    task, plan = served_tasks / "single", tmp_path / "out" / "_ytuning" / "plan.json"
+    write_rows(tmp_path / "in", make_rows(30))
+    predict_folder(task, tmp_path / "in", tmp_path / "out", unit_rows=10)
+    content = json.loads(plan.read_text())
+    (file,) = content["files"]
+    for files in (
+        [{**file, "parts": [file["parts"][0], ["a", None, 10, 10]]}],
+        [{**file, "parts": file["parts"][::2]}],
+        [file, file],
+    ):
+        plan.write_text(json.dumps({**content, "files": files}))
+        with pytest.raises(InputError, match=r"plan\.json is damaged"):
+            predict_folder(task, tmp_path / "in", tmp_path / "out")
+
+
+def test_of_two_plans_that_are_written_at_once_the_first_stays(
+    served_tasks: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "in", make_rows(30))
+    predict_folder(served_tasks / "ordinal", tmp_path / "in", tmp_path / "other")
+    write = DiskFolder.write_first
+
+    def write_second(folder: DiskFolder, path: str, data: bytes) -> None:
+        write(folder, path, (tmp_path / "other" / path).read_bytes())
+        write(folder, path, data)
+
+    monkeypatch.setattr(DiskFolder, "write_first", write_second)
+    with pytest.raises(InputError, match=r"started with the tasks 'ordinal', now 'single'"):
+        predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
+    assert not parts(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -451,7 +516,8 @@ def test_a_row_that_kills_its_worker_costs_its_unit_alone(whole: Path, served_ta
     with closing(ProcessPool(work)) as pool:
         scheduler = Scheduler(pool, workers=2, attempts=3, progress=messages)
         scheduler.about()
-        units = [PredictUnit(unit, plan.job, str(whole / "in"), str(tmp_path)) for unit in plan.units]
+        file = plan.files[0][0]
+        units = [PredictUnit(unit, file, plan.job, str(whole / "in"), str(tmp_path)) for unit in plan.units]
         ends = list(scheduler.run(units, lambda unit: False, lambda rows: None))
     (given_up,) = [end for end in ends if isinstance(end, GivenUp)]
     assert (given_up.unit.unit.number, given_up.attempts) == (23, 3)

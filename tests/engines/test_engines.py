@@ -136,6 +136,13 @@ def test_a_worker_that_refuses_first_does_not_end_the_run(make_pool: MakePool, t
     assert any("A worker is not used: " in message and "no encoder" in message for message in messages.messages)
 
 
+def test_a_cluster_that_is_not_there_is_told_at_once(ray_here: None) -> None:
+    from ytuning.engines.ray_actors import RayPool
+
+    with pytest.raises(InputError, match=r"cannot reach the Ray cluster at 127\.0\.0\.1:1: "):
+        RayPool(Work(), workers=1, address="127.0.0.1:1")
+
+
 def test_workers_that_end_at_their_start_are_not_started_for_ever(make_pool: MakePool) -> None:
     scheduler = Scheduler(make_pool(Work(exits=True)), workers=1, attempts=2, progress=CollectedMessages())
     with pytest.raises(YTuningError, match="workers do not start"):

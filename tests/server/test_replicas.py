@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def nginx(folder: Path, replicas: list[int]) -> Iterator[str]:
     shipped = SETTINGS.read_text()
     for default, own in zip(("8000", "8001", "8002"), (port, *replicas), strict=True):
         assert default in shipped
-        shipped = shipped.replace(f"listen {default};", f"listen 127.0.0.1:{own};").replace(f":{default} ", f":{own} ")
+        shipped = re.sub(rf":{default}\b", f":{own}", shipped)
     (folder / "ytuning.conf").write_text(shipped)
     user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(AROUND.format(folder=folder, user=user))

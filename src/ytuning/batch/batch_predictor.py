@@ -32,7 +32,8 @@ class BatchPredictor:
 
     It is a class for ``map_batches`` of Ray Data, and a function of batches for ``mapInArrow`` of Spark::
 
-        rows.map_batches(BatchPredictor, fn_constructor_args=("tasks/tickets",), batch_format="pyarrow", concurrency=2)
+        two = ray.data.ActorPoolStrategy(size=2)
+        rows.map_batches(BatchPredictor, fn_constructor_args=("tasks/tickets",), batch_format="pyarrow", compute=two)
         frame.mapInArrow(lambda batches: map(BatchPredictor("tasks/tickets"), batches), schema)
 
     Args:

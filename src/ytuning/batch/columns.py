@@ -151,7 +151,7 @@ def kept_array(column: Column, kind: str, *, skip_broken: bool = False) -> Any:
     for row, cell in enumerate(cells, 1):
         if cell is not None and (not isinstance(cell, wanted) or (isinstance(cell, bool) and kind != FLAG)):
             problem = f"the cell {quote(cell)} is not {kind}, which the first rows of the input have in this column. "
-            raise column.error(row, f"{problem}Leave the column out with {argument('keep')}, or write one type.")
+            raise column.error(row, f"{problem}Give it one type, or name the columns to write with {argument('keep')}.")
     try:
         return arrow.array(cells, getattr(arrow, {TEXT: "string", FLAG: "bool_"}.get(kind, kind))())
     except (OverflowError, ValueError, arrow.ArrowException) as error:
@@ -159,5 +159,7 @@ def kept_array(column: Column, kind: str, *, skip_broken: bool = False) -> Any:
             raise
         problem = f"the cells cannot be kept as {kind}: {' '.join(str(error).split())}. "
         raise DataError(
-            f"{problem}Leave the column out with {argument('keep')}.", source=column.source, column=column.name
+            f"{problem}Name the columns to write with {argument('keep')}, without this one.",
+            source=column.source,
+            column=column.name,
         ) from error

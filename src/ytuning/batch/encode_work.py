@@ -89,6 +89,7 @@ class EncodeWorker:
         self._encoder = load_encoder(work.encoder, precision=work.precision, long_text=work.long_text)
         self._states = self._encoder.resolve_states(work.layers)
         self._features = FeatureStore(work.cache)
+        self._features.check_codec(work.codec)
         identity = self._encoder.identity
         self.about: dict[str, Any] = {
             "precision": identity.precision,

@@ -10,22 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 from ytuning.batch.inputs import WINDOW_ROWS, InputFile, Part, parts_of, rows_of, signature_of
 from ytuning.data.files import suffix_of
-from ytuning.data.labels import list_names, quote
+from ytuning.data.labels import list_names
 from ytuning.data.places import RECORDS, Folder, FoundFile
 from ytuning.engines.pool import Problem
-from ytuning.errors import DataError, InputError, argument, quantity, wrong_schema
+from ytuning.errors import DataError, InputError, argument, parameter, quantity, wrong_schema
 
 __all__ = [
     "COUNTED_BYTES", "MOST_UNIT_ROWS", "PLAN_FILE", "BadRows", "FailedUnit", "Job", "PartFormat", "Plan", "Scores",
-    "Unit", "at_once", "check_rows", "choose_unit_rows", "largest_first", "plan_files", "read_plan",
+    "Unit", "at_once", "check_rows", "check_unchanged", "choose_unit_rows", "largest_first", "plan_files", "read_plan",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -42,6 +43,9 @@ COUNTED_BYTES = 256 << 20
 # Files that are read at once while the plan is made: an object store answers each of them slowly.
 PLANNING_THREADS = 16
 
+One = TypeVar("One")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,7 +58,8 @@ class Job:
         keep: columns of the input that the parts have, each with its type: one of `columns.kept_type`, or of Arrow.
         scores: which probabilities the parts have.
         format: format of the parts.
-        bad_rows: what happens with a row whose text is missing or no text.
+        bad_rows: what happens with a row whose text is missing or no text. It is no part of what a part is: those that
+            are there have answers, whatever was asked for.
         cascade: share of the answers that light heads may change; None: default heads answer alone.
     """
 
@@ -70,8 +75,8 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Hash of all of it."""
-        return _digest(asdict(self))
+        """Hash of all of it but ``bad_rows``."""
+        return _digest({name: value for name, value in asdict(self).items() if name != "bad_rows"})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Job:
@@ -166,10 +171,8 @@ class Plan:
         Raises:
             InputError: it differs; the message says in what.
         """
-        before, now = asdict(self.job), asdict(job)
-        differing = [name for name in before if before[name] != now[name]]
-        if differing:
-            raise _other_run("; ".join(f"{name} {quote(before[name])}, now {quote(now[name])}" for name in differing))
+        if differing := list(_differences(self.job, job)):
+            raise _other_run("; ".join(differing))
 
     def check_files(self, folder: Folder, files: Sequence[FoundFile], unit_rows: int | None) -> None:
         """Refuse to go on with another input; further files may come after those of the plan.
@@ -184,12 +187,14 @@ class Plan:
                 other rows.
         """
         if unit_rows not in (None, self.unit_rows):
-            raise _other_run(f"unit_rows {self.unit_rows}, now {unit_rows}")
+            raise _other_run(f"{argument('unit_rows', self.unit_rows)}, now {argument('unit_rows', unit_rows)}")
         there, known = {file.path: file for file in files}, [file.path for file, _ in self.files]
         if gone := [path for path in known if path not in there]:
             raise _other_input(f"{list_names(gone)} of the plan {'are' if len(gone) > 1 else 'is'} missing")
         if early := [path for path in there if known and path not in set(known) and path < known[-1]]:
-            raise _other_input(f"{list_names(early)} would come before files that are planned")
+            come = "come" if len(early) > 1 else "comes"
+            problem = f"{list_names(early)} {come} before files that are planned, in the order of their paths. "
+            raise InputError(f"{problem}Answer new files alone, into another folder with {argument('output')}.")
         now = at_once(lambda file: signature_of(folder, file), [there[path] for path in known])
         if changed := [file.path for (file, _), one in zip(self.files, now, strict=True) if file != one]:
             raise _other_input(f"{list_names(changed)} {'have' if len(changed) > 1 else 'has'} changed")
@@ -232,6 +237,17 @@ def largest_first(units: Sequence[Unit]) -> list[Unit]:
     )
 
 
+def check_unchanged(folder: Folder, file: InputFile) -> None:
+    """Refuse a file that is not the one that was planned.
+
+    Raises:
+        DataError: it has changed or is gone.
+    """
+    size = folder.size(file.path)
+    if size is None or signature_of(folder, FoundFile(file.path, size)) != file:
+        raise DataError("the file has changed since it was planned. Restore it.", source=folder.name_of(file.path))
+
+
 def check_rows(unit: Unit, folder: Folder, rows: int) -> None:
     """Refuse rows that are not as many as were planned.
 
@@ -266,6 +282,7 @@ def read_plan(folder: Folder) -> Plan | None:
             (InputFile(file["path"], file["size"], file["signature"]), tuple(Part(*part) for part in file["parts"]))
             for file in content["files"]
         )
+        _check_parts(planned)
         return Plan(Job.from_json(content["job"]), content["unit_rows"], planned, content["about"])
     except InputError:
         raise
@@ -273,12 +290,56 @@ def read_plan(folder: Folder) -> Plan | None:
         raise InputError(f"{name} is damaged ({type(error).__name__}: {error}). {other}") from error
 
 
-def at_once(function: Callable[[FoundFile], Any], files: Sequence[FoundFile]) -> list[Any]:
+def _check_parts(planned: Sequence[tuple[InputFile, tuple[Part, ...]]]) -> None:
+    """Refuse parts that are not one after the other, and files that are there twice.
+
+    Raises:
+        ValueError: they are.
+    """
+    if len({file.path for file, _ in planned}) < len(planned):
+        raise ValueError("a file is there twice")
+    for file, parts in planned:
+        numbers = [number for part in parts for number in (part.start, part.stop, part.before)]
+        if not all(type(number) is int for number in [file.size, *numbers]):
+            raise ValueError(f"parts of {file.path} have places that are no whole numbers")
+        if any(one.stop != other.start for one, other in pairwise(parts)):
+            raise ValueError(f"parts of {file.path} do not follow each other")
+
+
+def at_once(function: Callable[[One], Result], files: Sequence[One]) -> list[Result]:
     """What a function gives for each file, in their order; many at a time, as an object store answers slowly."""
     # Threads have no context of their own, and messages depend on it. One cannot be entered twice at once.
     contexts = [copy_context() for _ in files]
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
         return list(pool.map(lambda context, file: context.run(function, file), contexts, files))
+
+
+def _differences(before: Job, now: Job) -> Iterator[str]:
+    """In what two jobs differ, as their user knows it."""
+    for name, old in vars(before).items():
+        new = getattr(now, name)
+        if old == new or name == "bad_rows":
+            continue
+        if name == "tasks":
+            yield _other_tasks(dict(old), dict(new))
+        elif name == "encoders":
+            yield "another encoder, or the same one in another precision"
+        elif name == "keep":
+            columns = [",".join(column for column, _ in one) or "none" for one in (old, new)]
+            if columns[0] == columns[1]:
+                yield "other types of the columns to keep"
+            else:
+                yield f"{argument(name, columns[0])}, now {argument(name, columns[1])}"
+        else:
+            given = [f"no {parameter(name)}" if one is None else argument(name, one) for one in (old, new)]
+            yield f"{given[0]}, now {given[1]}"
+
+
+def _other_tasks(before: dict[str, str], now: dict[str, str]) -> str:
+    if list(before) == list(now):
+        changed = [name for name, digest in now.items() if before[name] != digest]
+        return f"{list_names(changed)} of another training"
+    return f"the tasks {list_names(list(before))}, now {list_names(list(now))}"
 
 
 def _other_run(differing: str) -> InputError:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack, get_args
 
 from ytuning.batch.columns import KEPT_TYPES, kept_type
@@ -263,7 +263,8 @@ def _plan(
     if before is not None:
         before.check_job(job)
         if len(divided.files) == len(before.files):
-            return before
+            # What becomes of bad rows may change.
+            return replace(before, job=job)
         writing.remove(SUCCESS_FILE)
     at_once(lambda file: _check_columns(job, reading, file), files)
     plan = Plan(job, divided.unit_rows, divided.files, about["versions"])
@@ -289,8 +290,8 @@ def _job(about: dict[str, Any], asked: _Asked, reading: Folder, files: list[Foun
     keep = _keep(head, table, asked.keep, asked.format)
     if taken := [name for name in about["columns"] if name in dict(keep)]:
         raise InputError(
-            f"the input has the columns {list_names(taken)} already, which are those of answers. Leave them out with "
-            f"{argument('keep')}, or rename the task."
+            f"the input has the columns {list_names(taken)} already, which are those of answers. Name the columns to "
+            f"write with {argument('keep')}, without them, or rename the task."
         )
     return Job(
         tuple((name, digest) for name, digest in about["tasks"]),
@@ -330,8 +331,10 @@ def _keep(head: Any, table: Table, wanted: Sequence[str] | str, file_format: Par
     for name in names:
         kind = head.field(name).type
         if file_format == "jsonl" and (types.is_binary(kind) or types.is_large_binary(kind)):
-            problem = "JSON lines cannot have bytes. Leave the column out with "
-            raise DataError(f"{problem}{argument('keep')}, or write Parquet.", source=table.source, column=name)
+            problem = "JSON lines cannot have bytes. Name the columns to write with "
+            raise DataError(
+                f"{problem}{argument('keep')}, without this one, or write Parquet.", source=table.source, column=name
+            )
     return tuple((name, str(head.field(name).type)) for name in names)
 
 
@@ -350,14 +353,23 @@ def _check_columns(job: Job, reading: Folder, file: FoundFile) -> None:
     wanted += [] if schema is None else [name for name, _ in job.keep]
     source = reading.name_of(file.path)
     if missing := [name for name in wanted if name not in head.names]:
-        problem = f"the columns {list_names(missing)} are not there, which other files have. "
-        raise DataError(f"{problem}The columns are {list_names(list(head.names))}.", source=source)
+        are = "the columns {} are" if len(missing) > 1 else "the column {} is"
+        problem = f"{are.format(list_names(missing))} not there, which other files have. "
+        raise DataError(
+            f"{problem}The columns are {list_names(list(head.names))}. Rename them, or answer this file alone into "
+            "another folder.",
+            source=source,
+        )
     for name, kind in job.keep:
         is_text = suffix_of(file.path)[0] in (".csv", ".tsv", ".tab")
         if schema is None and (kind not in KEPT_TYPES or (is_text and kind != KEPT_TYPES[0])):
             what = "the cells of CSV are text" if is_text else "the cells are those of JSON"
             problem = f"{what}, and {kind} in other files. "
-            raise DataError(f"{problem}Leave the column out with {argument('keep')}.", source=source, column=name)
+            raise DataError(
+                f"{problem}Name the columns to write with {argument('keep')}, without this one.",
+                source=source,
+                column=name,
+            )
         if schema is not None and str(schema.field(name).type) != kind:
             problem = f"the column has the type {schema.field(name).type}, and {kind} in other files. "
             raise DataError(f"{problem}Leave it out with {argument('keep')}.", source=source, column=name)
@@ -373,7 +385,7 @@ class _Run:
         self._plan, self._reading, self._writing, self._progress = plan, reading, writing, progress
         self._keeps_all = keeps_all
         self._units = plan.units
-        there = {file.path for file in writing.files() if file.size}
+        there = self._whole_parts({file.path for file in writing.files() if file.size})
         writing.tidy()
         self._left = largest_first([unit for unit in self._units if unit.name not in there])
         self._report, self._skipped = PartReport(), len(self._units) - len(self._left)
@@ -384,10 +396,41 @@ class _Run:
             writing.remove(SUCCESS_FILE)
         self._bar = RowsBar(progress, "predict", self._left)
 
+    def _whole_parts(self, there: set[str]) -> set[str]:
+        """Those of the parts that are there which can be read, and which the plan has; the user is told of others."""
+        names = {unit.name for unit in self._units}
+        if foreign := sorted(name for name in there - names if name.startswith("part-")):
+            self._progress.say(
+                f"{self._writing.name} has parts that are not of this run, which readers of the folder would read: "
+                f"{list_names(foreign)}. Remove them."
+            )
+        # An object appears whole. A file can be cut by a disk that fails.
+        units = [unit for unit in self._units if unit.name in there and not self._writing.is_remote]
+        damaged = [unit.name for unit, whole in zip(units, at_once(self._is_whole, units), strict=True) if not whole]
+        if damaged:
+            self._progress.say(f"These parts are damaged, and are computed again: {list_names(damaged)}.")
+        for name in damaged:
+            self._writing.remove(name)
+        return there - set(damaged)
+
+    def _is_whole(self, unit: Unit) -> bool:
+        """Whether the file of a part ends as it should, and has as many rows as were planned."""
+        if self._plan.job.format == "jsonl":
+            with self._writing.open(unit.name) as stream:
+                stream.seek(-1, os.SEEK_END)
+                return stream.read(1) == b"\n"
+        try:
+            with self._writing.open_arrow(unit.name) as stream:
+                rows = require("pyarrow.parquet", "parquet").read_metadata(stream).num_rows
+        except (OSError, require("pyarrow", "parquet").ArrowException):
+            return False
+        return unit.part.rows in (None, rows)
+
     def follow(self, scheduler: Scheduler) -> None:
         """Let all units be run that are left."""
         job, reading, writing = self._plan.job, self._reading.address, self._writing.address
-        given = [PredictUnit(unit, job, reading, writing) for unit in self._left]
+        files = {file.path: file for file, _ in self._plan.files}
+        given = [PredictUnit(unit, files[unit.path], job, reading, writing) for unit in self._left]
         for end in scheduler.run(given, self._is_done, self._bar.rows):
             unit = end.unit.unit
             if isinstance(end, GivenUp):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ytuning.batch.columns import kept_array
-from ytuning.batch.inputs import read_part
-from ytuning.batch.plan import Job, Scores, Unit, check_rows
+from ytuning.batch.inputs import InputFile, read_part
+from ytuning.batch.plan import Job, Scores, Unit, check_rows, check_unchanged
 from ytuning.data.dataset import TextInput
 from ytuning.data.files import names_like
 from ytuning.data.places import open_folder
@@ -38,11 +38,13 @@ class PredictUnit:
 
     Attributes:
         unit: the unit.
+        file: the file of its rows as it was planned.
         job: what is computed.
         input, output: addresses of the folders.
     """
 
     unit: Unit
+    file: InputFile
     job: Job
     input: str
     output: str
@@ -161,6 +163,7 @@ class PredictWorker:
                 report += of_window
                 tell(len(window))
             check_rows(given.unit, reading, report.rows)
+            check_unchanged(reading, given.file)
             part.finish(report.rows)
         return report
 

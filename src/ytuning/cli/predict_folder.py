@@ -131,10 +131,11 @@ def predict_into_folder(
     if run.failed:
         sys.stdout.flush()
         first = run.failed[0]
+        or_null = "" if options.bad_rows == "null" else " With --bad-rows null, rows without a text get empty answers."
         raise YTuningError(
             f"{quantity(len(run.failed), 'unit')} of {run.units:,} failed; all others are done. "
             f"The first is {first.file}, from row {first.first_row:,}: {first.why} What is known of each is in "
-            f"{run.output}/_ytuning/failed. Run the same command again to try only these."
+            f"{run.output}/_ytuning/failed. Run the same command again to try only these.{or_null}"
         )
 
 
@@ -145,19 +146,23 @@ def _print_run(run: BatchRun) -> None:
 
     terminal = Console()
     seconds = run.seconds["units"]
-    rate = f", {run.rows / seconds:,.0f} rows a second" if seconds and run.rows else ""
-    skipped = f", {run.skipped:,} done before" if run.skipped else ""
+    rate = f", of which {run.seconds['start']:,.1f} s to start; then {run.rows / seconds:,.0f} rows a second"
+    done = f"{quantity(run.rows, 'row')} answered in {quantity(run.units - run.skipped - len(run.failed), 'unit')}"
+    if run.skipped == run.units:
+        done = "nothing to do"
+    skipped = f"; {run.skipped:,} of {quantity(run.units, 'unit')} were done before" if run.skipped else ""
     terminal.print(
-        f"[bold]{escape(run.output)}[/bold]: {quantity(run.rows, 'row')} answered in {quantity(run.units, 'unit')}"
-        f"{skipped}; {run.seconds['total']:,.1f} s{rate}",
+        f"[bold]{escape(run.output)}[/bold]: {done}{skipped}; {run.seconds['total']:,.1f} s"
+        f"{rate if seconds and run.rows else ''}",
         highlight=False,
         soft_wrap=True,
     )
     if run.answers and run.rows:
         table = new_table("Answers of this run", ["task", "most frequent labels"], ["labels", "abstained"])
+        answered = max(1, run.rows - run.bad_rows)
         for task, counts in run.answers.items():
             labels = [(name, count) for name, count in counts.items() if name is not None]
-            shown = ", ".join(f"{name} {count / run.rows:.1%}" for name, count in labels[:SHOWN_LABELS])
+            shown = ", ".join(f"{name} {count / answered:.1%}" for name, count in labels[:SHOWN_LABELS])
             table.add_row(escape(task), escape(shown), f"{len(labels):,}", f"{counts.get(None, 0):,}")
         terminal.print(table)
     for unit in run.failed[:SHOWN_FAILED]:

@@ -20,6 +20,8 @@ __all__ = ["RayPool"]
 
 # Memory for objects that actors share, on a machine where this run starts Ray. Units and results are small.
 OBJECT_BYTES = 100 << 20
+# A head that does not answer for so long is not there.
+REACH_SECONDS = 10.0
 
 
 class _Actor:
@@ -49,6 +51,26 @@ class _Actor:
                 return self._worker(unit, _no_rows), None
         except Exception as error:
             return None, problem_of(error)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nothing listens, which Ray would try for minutes.
+
+    Raises:
+        InputError: nothing does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        # Such as "auto".
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot reach the Ray cluster at {address}: {reason}. Check {argument('address')}, and that "
+            "ray start --head runs there."
+        ) from error
 
 
 def _no_rows(rows: int) -> None:
@@ -88,16 +110,19 @@ class RayPool:
         self._started = 0
 
     def _connect(self, address: str | None, cpus: int) -> None:
+        if address is not None:
+            _check_reachable(address)
         quiet = {"logging_level": "WARNING", "log_to_driver": False}
         # Without an address Ray would take any cluster that a file of its own names.
         of_own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_BYTES}
         try:
             self._ray.init(address=address or "local", **quiet, **({} if address else of_own))
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())
+        except (ConnectionError, ValueError, RuntimeError, OSError, self._ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             problem = f"cannot use the Ray cluster {address or 'on this machine'}: {reason}. "
             raise InputError(
-                f"{problem}Check {argument('address')}, and RAY_AUTH_TOKEN where the cluster asks for a token."
+                f"{problem}Check {argument('address')}, and the token of the cluster (RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH) if it asks for one."
             ) from error
 
     def start_worker(self) -> int:

@@ -183,6 +183,18 @@ class FeatureStore:
         suffixes = DATA_SUFFIX, KEYS_SUFFIX, MANIFEST_SUFFIX
         return Mirror(self._remote.below(name), self.root / name, SHARD_FOLDER, suffixes)
 
+    def check_codec(self, codec: str) -> None:
+        """Refuse a codec that this store cannot use.
+
+        Raises:
+            InputError: there is no such codec, or it needs a folder.
+        """
+        if codec not in STORED_AS:
+            raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
+        if codec == PcaInt8Codec.name and self._remote is not None:
+            problem = f"the codec {codec!r} needs a lock that all writers share, and {self.name} has none. "
+            raise InputError(f"{problem}Use 'int8', or a folder as YTUNING_CACHE.")
+
     def space(self, identity: Mapping[str, Any], states: Sequence[int], codec: str) -> FeatureSpace:
         """The space for an encoder, some of its hidden states and a codec, made if it is not there.
 
@@ -192,20 +204,14 @@ class FeatureStore:
             codec: name of a codec.
 
         Raises:
-            InputError: there is no such codec.
+            InputError: as :meth:`check_codec`.
             StoreError: the folder cannot be made, or holds something else.
         """
-        if codec not in STORED_AS:
-            raise InputError(must_be_one_of(parameter("store"), codec, CODECS))
+        self.check_codec(codec)
         # The name is short, so that it can be typed; space.json says what it stands for.
         folder = self.root / _space_name(identity, states, codec)
         mirror = self._mirror(folder.name)
         if mirror is not None:
-            if codec == PcaInt8Codec.name:
-                raise InputError(
-                    f"the codec {codec!r} needs a lock that all writers share, and {self.name} has none. Use 'int8', "
-                    "or a folder as YTUNING_CACHE."
-                )
             mirror.pull(SPACE_FILE)
         with store_errors(folder, 0):
             (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
