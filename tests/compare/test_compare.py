@@ -427,7 +427,9 @@ def test_a_process_that_is_killed(work: Work, tmp_path: Path) -> None:
                     os.kill(child.pid, 9)
             time.sleep(0.2)
 
-    with pytest.raises(YTuningError, match=r"^its process was killed, perhaps for its memory$"):
+    with pytest.raises(
+        YTuningError, match=r"^its process was ended by SIGKILL \(the system does so when the memory is full\)$"
+    ):
         in_own_process("full", work, 0, tmp_path / "store", Kills())
 
 

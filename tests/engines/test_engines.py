@@ -136,9 +136,12 @@ def test_a_worker_that_refuses_first_does_not_end_the_run(make_pool: MakePool, t
     assert any("A worker is not used: " in message and "no encoder" in message for message in messages.messages)
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(ray_here: None) -> None:
+def test_a_cluster_that_is_not_there_is_told_at_once(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     from ytuning.engines.ray_actors import RayPool
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(InputError, match=r"cannot reach the Ray cluster at 127\.0\.0\.1:1: "):
         RayPool(Work(), workers=1, address="127.0.0.1:1")
 
