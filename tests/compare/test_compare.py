@@ -427,9 +427,7 @@ def test_a_process_that_is_killed(work: Work, tmp_path: Path) -> None:
                     os.kill(child.pid, 9)
             time.sleep(0.2)
 
-    with pytest.raises(
-        YTuningError, match=r"^its process was ended by SIGKILL \(the system does so"
-    ):
+    with pytest.raises(YTuningError, match=r"^its process was ended by SIGKILL \(the system does so"):
         in_own_process("full", work, 0, tmp_path / "store", Kills())
 
 
