@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--set", default="sst2")
     options.add_argument("--rows", type=int, default=20_000, help="of the runs of engines")
     options.add_argument("--unit-rows", type=int, default=2048)
-    options.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), help="of the stage engines")
     options.add_argument("--task-rows", type=int, default=200_000, help="of the runs of many tasks")
     options.add_argument("--tasks", type=int, default=50)
-    options.add_argument("--memory-rows", type=int, default=0, help="of the run whose memory is watched; 0: none")
+    options.add_argument("--memory-rows", type=int, default=20_000, help="of the run whose memory is watched")
     stages = {"engines": engines, "encode": encode, "tasks": many_tasks, "memory": memory}
     options.add_argument("--stages", nargs="+", default=["engines", "encode", "tasks"], choices=list(stages))
     arguments = options.parse_args(argv)
@@ -163,7 +162,7 @@ class _Folder:
 def engines(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every way to run one task over the rows, in turn."""
     task, file = work.tasks(1, "default"), work.rows(arguments.rows)
-    runs = {name: RUNS[name] for name in arguments.runs if "ray" not in name or version_of("ray") is not None}
+    runs = {name: how for name, how in RUNS.items() if "ray" not in name or version_of("ray") is not None}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
 
     def measure(name: str) -> float:

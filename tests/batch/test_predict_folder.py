@@ -394,6 +394,13 @@ def test_of_two_plans_that_are_written_at_once_the_first_stays(
     with pytest.raises(InputError, match=r"started with the tasks 'ordinal', now 'single'"):
         predict_folder(served_tasks / "single", tmp_path / "in", tmp_path / "out")
     assert not parts(tmp_path / "out")
+    # A run of the same units on another machine is joined, whatever becomes of bad rows.
+    plan = tmp_path / "other" / "_ytuning" / "plan.json"
+    content = json.loads(plan.read_text())
+    content["job"]["bad_rows"], content["about"] = "null", {"machine": "another"}
+    plan.write_text(json.dumps(content))
+    assert predict_folder(served_tasks / "ordinal", tmp_path / "in", tmp_path / "joined").rows == 30
+    assert parts(tmp_path / "joined") == parts(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

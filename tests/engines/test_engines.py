@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,9 +123,11 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(make_pool: MakePool, t
 
 
 def test_a_worker_that_refuses_says_why(make_pool: MakePool) -> None:
-    scheduler = Scheduler(make_pool(Work(refuse="no such task")), workers=2, attempts=3, progress=CollectedMessages())
+    messages = CollectedMessages()
+    scheduler = Scheduler(make_pool(Work(refuse="no such task")), workers=2, attempts=3, progress=messages)
     with pytest.raises(InputError, match="no such task"):
         scheduler.about()
+    assert messages.messages == []
 
 
 def test_a_worker_that_refuses_first_does_not_end_the_run(make_pool: MakePool, tmp_path: Path) -> None:
@@ -142,8 +145,9 @@ def test_a_cluster_that_is_not_there_is_told_at_once(ray_here: None, monkeypatch
     from ytuning.engines.ray_actors import RayPool
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(InputError, match=r"cannot reach the Ray cluster at 127\.0\.0\.1:1: "):
-        RayPool(Work(), workers=1, address="127.0.0.1:1")
+    for address in ("127.0.0.1:1", "ray://[::1]:1", "..:6379", "127.0.0.1:99999"):
+        with pytest.raises(InputError, match=rf"cannot reach the Ray cluster at {re.escape(address)}: "):
+            RayPool(Work(), workers=1, address=address)
 
 
 def test_workers_that_end_at_their_start_are_not_started_for_ever(make_pool: MakePool) -> None:

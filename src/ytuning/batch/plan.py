@@ -58,8 +58,8 @@ class Job:
         keep: columns of the input that the parts have, each with its type: one of `columns.kept_type`, or of Arrow.
         scores: which probabilities the parts have.
         format: format of the parts.
-        bad_rows: what happens with a row whose text is missing or no text. It is no part of what a part is: those that
-            are there have answers, whatever was asked for.
+        bad_rows: what happens with a row whose text is missing or no text. It does not change the name of a part. Those
+            with empty answers stay, also in a later run with "fail".
         cascade: share of the answers that light heads may change; None: default heads answer alone.
     """
 

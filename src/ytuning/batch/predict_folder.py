@@ -205,8 +205,8 @@ def predict_folder(
     shipped = {folder: read_task_files(folder) for folder in folders} if engine == "ray" else None
     work = PredictWork(tuple(folders), shipped, asked.scores, asked.encoder, asked.device, asked.cascade)
     divided = _divide(before, asked, reading, files, progress)
-    done = sum(file.path.startswith("part-") for file in writing.files())
-    left = sum(len(parts) for _, parts in divided.files) - done
+    there = () if before is None else _whole_parts(before, writing, progress)
+    left = sum(len(parts) for _, parts in divided.files) - len(there)
     with open_workers(chosen, work, units=left, progress=progress) as scheduler:
         about = scheduler.about()
         for note in about["notes"]:
@@ -273,11 +273,13 @@ def _plan(
         return plan
     writing.write_first(PLAN_FILE, plan.to_bytes())
     there = read_plan(writing)
-    if there is not None and there != plan:
-        there.check_job(plan.job)
-        problem = f"another run has begun in {writing.name} at this moment, with other files of the input. "
+    if there is None:
+        return plan
+    there.check_job(plan.job)
+    if (there.unit_rows, there.files) != (plan.unit_rows, plan.files):
+        problem = f"another run has begun in {writing.name} at this moment, with other files or units. "
         raise YTuningError(f"{problem}Run the command again to go on with its plan.")
-    return plan
+    return replace(there, job=job)
 
 
 def _job(about: dict[str, Any], asked: _Asked, reading: Folder, files: list[FoundFile]) -> Job:
@@ -323,8 +325,10 @@ def _keep(head: Any, table: Table, wanted: Sequence[str] | str, file_format: Par
             )
     names = list(dict.fromkeys(names))
     if twice := next((name for name in names if table.names.count(name) > 1), None):
-        problem = f"more than one column is named {quote(twice)}. Rename one of them, or leave it out with "
-        raise DataError(f"{problem}{argument('keep')}.", source=table.source)
+        problem = (
+            f"more than one column is named {quote(twice)}. Rename one of them, or name the columns to write with "
+        )
+        raise DataError(f"{problem}{argument('keep')}, without it.", source=table.source)
     if isinstance(head, Table):
         return tuple((name, kept_type(table.column(name).cells)) for name in names)
     types = require("pyarrow", "parquet").types
@@ -375,6 +379,48 @@ def _check_columns(job: Job, reading: Folder, file: FoundFile) -> None:
             raise DataError(f"{problem}Leave it out with {argument('keep')}.", source=source, column=name)
 
 
+def _whole_parts(plan: Plan, writing: Folder, progress: Progress) -> list[Unit]:
+    """The units of a plan whose parts are there and can be read; damaged parts are removed.
+
+    The user is told of these, and of parts that the plan does not have.
+    """
+    there, units = {file.path for file in writing.files() if file.size}, plan.units
+    if foreign := sorted(name for name in there - {unit.name for unit in units} if name.startswith("part-")):
+        progress.say(
+            f"{writing.name} has parts that are not of this run, which readers of the folder would read: "
+            f"{list_names(foreign)}. Remove them."
+        )
+    written = [unit for unit in units if unit.name in there]
+    if writing.is_remote:
+        # An object appears whole. A file can be cut by a disk that fails.
+        return written
+    whole = at_once(lambda unit: _is_whole(unit, writing), written)
+    damaged = [unit for unit, is_whole in zip(written, whole, strict=True) if not is_whole]
+    # Another run may have computed it again meanwhile.
+    damaged = [unit for unit in damaged if not _is_whole(unit, writing)]
+    for unit in damaged:
+        writing.remove(unit.name)
+    if damaged:
+        names = list_names([unit.name for unit in damaged])
+        progress.say(f"These parts are damaged, and are computed again: {names}.")
+    return [unit for unit in written if unit not in damaged]
+
+
+def _is_whole(unit: Unit, writing: Folder) -> bool:
+    """Whether the file of a part ends as it should, and in Parquet has as many rows as were planned."""
+    arrow = require("pyarrow", "parquet")
+    try:
+        if unit.name.endswith(".jsonl"):
+            with writing.open(unit.name) as stream:
+                stream.seek(-1, os.SEEK_END)
+                return stream.read(1) == b"\n"
+        with writing.open_arrow(unit.name) as stream:
+            rows = require("pyarrow.parquet", "parquet").read_metadata(stream).num_rows
+    except (OSError, DataError, arrow.ArrowException):
+        return False
+    return unit.part.rows in (None, rows)
+
+
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +431,8 @@ class _Run:
         self._plan, self._reading, self._writing, self._progress = plan, reading, writing, progress
         self._keeps_all = keeps_all
         self._units = plan.units
-        there = self._whole_parts({file.path for file in writing.files() if file.size})
+        # Another run may have written more meanwhile.
+        there = {file.path for file in writing.files() if file.size}
         writing.tidy()
         self._left = largest_first([unit for unit in self._units if unit.name not in there])
         self._report, self._skipped = PartReport(), len(self._units) - len(self._left)
@@ -395,36 +442,6 @@ class _Run:
         if self._left:
             writing.remove(SUCCESS_FILE)
         self._bar = RowsBar(progress, "predict", self._left)
-
-    def _whole_parts(self, there: set[str]) -> set[str]:
-        """Those of the parts that are there which can be read, and which the plan has; the user is told of others."""
-        names = {unit.name for unit in self._units}
-        if foreign := sorted(name for name in there - names if name.startswith("part-")):
-            self._progress.say(
-                f"{self._writing.name} has parts that are not of this run, which readers of the folder would read: "
-                f"{list_names(foreign)}. Remove them."
-            )
-        # An object appears whole. A file can be cut by a disk that fails.
-        units = [unit for unit in self._units if unit.name in there and not self._writing.is_remote]
-        damaged = [unit.name for unit, whole in zip(units, at_once(self._is_whole, units), strict=True) if not whole]
-        if damaged:
-            self._progress.say(f"These parts are damaged, and are computed again: {list_names(damaged)}.")
-        for name in damaged:
-            self._writing.remove(name)
-        return there - set(damaged)
-
-    def _is_whole(self, unit: Unit) -> bool:
-        """Whether the file of a part ends as it should, and has as many rows as were planned."""
-        if self._plan.job.format == "jsonl":
-            with self._writing.open(unit.name) as stream:
-                stream.seek(-1, os.SEEK_END)
-                return stream.read(1) == b"\n"
-        try:
-            with self._writing.open_arrow(unit.name) as stream:
-                rows = require("pyarrow.parquet", "parquet").read_metadata(stream).num_rows
-        except (OSError, require("pyarrow", "parquet").ArrowException):
-            return False
-        return unit.part.rows in (None, rows)
 
     def follow(self, scheduler: Scheduler) -> None:
         """Let all units be run that are left."""

@@ -131,7 +131,8 @@ def predict_into_folder(
     if run.failed:
         sys.stdout.flush()
         first = run.failed[0]
-        or_null = "" if options.bad_rows == "null" else " With --bad-rows null, rows without a text get empty answers."
+        lacks_text = any("the text" in unit.why for unit in run.failed) and options.bad_rows != "null"
+        or_null = " With --bad-rows null, rows without a text get empty answers." if lacks_text else ""
         raise YTuningError(
             f"{quantity(len(run.failed), 'unit')} of {run.units:,} failed; all others are done. "
             f"The first is {first.file}, from row {first.first_row:,}: {first.why} What is known of each is in "
@@ -146,14 +147,15 @@ def _print_run(run: BatchRun) -> None:
 
     terminal = Console()
     seconds = run.seconds["units"]
-    rate = f", of which {run.seconds['start']:,.1f} s to start; then {run.rows / seconds:,.0f} rows a second"
+    rate = ""
+    if seconds and run.rows:
+        rate = f", of which {run.seconds['start']:,.1f} s to start; then {run.rows / seconds:,.0f} rows a second"
     done = f"{quantity(run.rows, 'row')} answered in {quantity(run.units - run.skipped - len(run.failed), 'unit')}"
     if run.skipped == run.units:
         done = "nothing to do"
     skipped = f"; {run.skipped:,} of {quantity(run.units, 'unit')} were done before" if run.skipped else ""
     terminal.print(
-        f"[bold]{escape(run.output)}[/bold]: {done}{skipped}; {run.seconds['total']:,.1f} s"
-        f"{rate if seconds and run.rows else ''}",
+        f"[bold]{escape(run.output)}[/bold]: {done}{skipped}; {run.seconds['total']:,.1f} s{rate}",
         highlight=False,
         soft_wrap=True,
     )

@@ -88,7 +88,7 @@ class Folder(ABC):
 
     @abstractmethod
     def write_first(self, path: str, data: bytes) -> None:
-        """Write a file unless it is there; raises what :meth:`new` does.
+        """Write a file unless it is there and has content; raises what :meth:`new` does.
 
         Of two that write at the same moment the first one stays on a disk, and either one in an object store.
         """
@@ -164,13 +164,20 @@ class DiskFolder(Folder):
                 continue
             seen.add(real)
             for name in names:
-                file = Path(folder, name)
-                # A file may vanish while the folder is read; a link that leads nowhere is an error.
-                if not _is_hidden(name) and os.path.lexists(file):
-                    path = file.relative_to(self._root).as_posix()
-                    with _read_errors(self.name_of(path), file):
-                        found.append(FoundFile(path, file.stat().st_size))
+                if not _is_hidden(name) and (file := self._found(Path(folder, name))):
+                    found.append(file)
         return sorted(found, key=lambda file: file.path)
+
+    def _found(self, file: Path) -> FoundFile | None:
+        path = file.relative_to(self._root).as_posix()
+        with _read_errors(self.name_of(path), file):
+            try:
+                return FoundFile(path, file.stat().st_size)
+            except FileNotFoundError:
+                # It has vanished meanwhile, or it is a link that leads nowhere, which is an error.
+                if os.path.lexists(file):
+                    raise
+        return None
 
     def size(self, path: str) -> int | None:
         try:
@@ -455,7 +462,7 @@ def _glob_expression(pattern: str) -> re.Pattern[str]:
         InputError: it is none.
     """
     parts = []
-    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|[^*?\[]+|\[", pattern):
+    for part in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]\]|\[!?\]?[^\]]+\]|[^*?\[]+|\[", pattern):
         if part == "**/":
             parts.append("(?:.*/)?")
         elif part == "**":
@@ -464,7 +471,7 @@ def _glob_expression(pattern: str) -> re.Pattern[str]:
             parts.append("[^/]*")
         elif part == "?":
             parts.append("[^/]")
-        elif part.startswith("[") and len(part) > 1:
+        elif part.startswith("[") and part not in ("[", "[!]"):
             marked = part[1:-1].startswith("!")
             # All but the hyphen of a range stands for itself.
             inner = re.sub(r"[\[\]\\^&~|]", r"\\\g<0>", part[1:-1].removeprefix("!"))

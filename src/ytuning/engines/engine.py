@@ -45,8 +45,8 @@ class Engine:
                 raise InputError(f"{parameter(name)} must be at least 1. Got {value} instead.")
         if self.gpus < 0:
             raise InputError(f"{parameter('worker_gpus')} must be at least 0. Got {self.gpus} instead.")
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            problem = f"{parameter('worker_gpus')} must be a whole number above 1. Got {self.gpus} instead. "
+        if not (self.gpus <= 1 or float(self.gpus).is_integer()):
+            problem = f"above 1, {parameter('worker_gpus')} must be a whole number. Got {self.gpus} instead. "
             raise InputError(f"{problem}Several workers can share a GPU, with 0.5 or less.")
         if self.name != "ray" and (self.address is not None or self.gpus):
             name = "address" if self.address is not None else "worker_gpus"

@@ -64,9 +64,9 @@ def _check_reachable(address: str) -> None:
         # Such as "auto".
         return
     try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"cannot reach the Ray cluster at {address}: {reason}. Check {argument('address')}, and that "
             "ray start --head runs there."

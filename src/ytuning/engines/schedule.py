@@ -65,6 +65,8 @@ class Scheduler:
         self._starting = {pool.start_worker() for _ in range(workers)}
         self._running: dict[int, int] = {}
         self._failed_starts = 0
+        # Why workers are not used, and how many of the reasons the user knows.
+        self._refusals, self._told = list[str](), 0
 
     def about(self) -> dict[str, Any]:
         """What the first worker that becomes ready computes with; all others must agree.
@@ -150,6 +152,7 @@ class Scheduler:
                 self._check_left(Problem("other", f"a worker would compute otherwise: {differing}"))
             else:
                 self._idle.append(event.worker)
+                self._tell_refusals()
         elif isinstance(event, Refused):
             self._check_left(event.problem)
         else:
@@ -167,7 +170,16 @@ class Scheduler:
         """Go on without a worker that refuses, if others are left."""
         if not (self._idle or self._starting or self._running):
             raise problem.error()
-        self._progress.say(f"A worker is not used: {problem.message}")
+        # Many workers may have one reason. If all refuse, it is the error.
+        if problem.message not in self._refusals:
+            self._refusals.append(problem.message)
+        if self._about is not None:
+            self._tell_refusals()
+
+    def _tell_refusals(self) -> None:
+        for message in self._refusals[self._told :]:
+            self._progress.say(f"A worker is not used: {message}")
+        self._told = len(self._refusals)
 
 
 def difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:

@@ -79,11 +79,13 @@ class NewFile:
             os.replace(self._partial, self.file)
 
     def place_first(self) -> None:
-        """Put the finished file into its place, unless another one is there."""
+        """Put the finished file into its place, unless another one with content is there."""
         try:
             os.link(self._partial, self.file)
         except FileExistsError:
-            pass
+            # One without bytes was left by a disk that failed.
+            if not self.file.stat().st_size:
+                self.place()
         except OSError:
             # The file system has no links.
             if not self.file.exists():

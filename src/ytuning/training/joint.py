@@ -331,6 +331,7 @@ class JointHeads:
             if pair_mode != "separate"
             for first in range(0, len(group), HEADS_AT_ONCE)
         ]
+        self._pair_modes = {head.pair_mode for group in self._alike for head in group.values()}
         self._light = [_LightHeads(group) for group in shared.values()]
         self._used = False
 
@@ -341,13 +342,12 @@ class JointHeads:
 
     def _joined_for(self, mask: Tensor) -> list[tuple[PooledHead, dict[int, PooledHead]]]:
         """Those of :attr:`_joined` that are faster joined for tokens with a mask (B, T)."""
-        few_texts, few_pairs = len(mask) <= JOINED_TEXTS, mask.numel() <= JOINED_PAIR_TOKENS
-        # They are joined when they are needed, as other heads may be asked for with each batch.
-        return [
-            (joined, group)
-            for joined, group in (self._joined if few_texts or few_pairs else ())
-            if (few_pairs if joined.pair_mode == "separate" else few_texts)
-        ]
+        fits = {mode: len(mask) <= JOINED_TEXTS for mode in (None, "joint")}
+        fits["separate"] = mask.numel() <= JOINED_PAIR_TOKENS
+        # They are joined when they are needed, as joined heads take as much memory again.
+        if not any(fits[mode] for mode in self._pair_modes):
+            return []
+        return [(joined, group) for joined, group in self._joined if fits[joined.pair_mode]]
 
     @property
     def size(self) -> int:
