@@ -37,13 +37,14 @@ def test_a_failed_unit_is_named_and_ends_the_run_with_status_1(
         capsys, served_tasks / "single", served_tasks / "multi", "--input", rows, "--output", output, "--unit-rows", 10
     )
     assert status == 1
-    assert "20 rows answered in 3 units" in out
+    assert "20 rows answered in 2 units; " in out
     assert "failed: rows.jsonl, from row 21:" in out
     assert "Answers of this run" in out
     last = err.splitlines()[-1]
     assert last.startswith("error: 1 unit of 3 failed; all others are done.")
     assert "rows.jsonl, row 21, column 'text': the text is missing" in last
-    assert last.endswith("Run the same command again to try only these.")
+    assert "Run the same command again to try only these." in last
+    assert last.endswith("With --bad-rows null, rows without a text get empty answers.")
     # The same run with empty answers for such rows is another one.
     status, _, err = run(capsys, served_tasks / "single", "--input", rows, "--output", output, "--bad-rows", "null")
     assert status == 2

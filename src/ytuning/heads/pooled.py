@@ -500,7 +500,9 @@ def _masked_maximum(mapped: Tensor, mask: Tensor) -> Tensor:
 
 def _maximum_of_part(maps: _TokenMaps, states: Tensor, mask: Tensor) -> Tensor:
     """The maximum (B, n) over the mapped tokens (B, T, L, D) of a part of a batch with mask (B, T)."""
-    longest = int(mask.any(0).nonzero()[-1]) + 1
+    # A mask may hide all tokens, where somebody asks what a text is without its only one.
+    there = mask.any(0).nonzero()
+    longest = int(there[-1]) + 1 if len(there) else mask.shape[1]
     # A product of tokens that do not lie one after another takes fifty times as long.
     mapped = maps(states[:, :longest].contiguous())
     mask = mask[:, :longest]
