@@ -81,7 +81,7 @@ COMMANDS = {
     },
     "docs/guide.md": {"train", "predict", "evaluate", "add-label", "remove-label", "search", "compare", "cache"},
     "docs/encoders.md": {"train", "compare"},
-    "docs/scale.md": {"predict", "encode"},
+    "docs/scale.md": {"predict", "encode", "train"},
     "docs/serving.md": {"train", "serve"},
 }
 

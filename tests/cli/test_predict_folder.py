@@ -45,10 +45,14 @@ def test_a_failed_unit_is_named_and_ends_the_run_with_status_1(
     assert "rows.jsonl, row 21, column 'text': the text is missing" in last
     assert "Run the same command again to try only these." in last
     assert last.endswith("With --bad-rows null, rows without a text get empty answers.")
-    # The same run with empty answers for such rows is another one.
-    status, _, err = run(capsys, served_tasks / "single", "--input", rows, "--output", output, "--bad-rows", "null")
+    # The same run can go on with empty answers for such rows; a run of other tasks cannot.
+    options = ["--input", rows, "--output", output, "--bad-rows", "null"]
+    status, _, err = run(capsys, served_tasks / "single", *options)
     assert status == 2
-    assert "bad_rows 'fail', now 'null'" in err
+    assert "started with the tasks 'single', 'multi', now 'single'" in err
+    status, out, _ = run(capsys, served_tasks / "single", served_tasks / "multi", *options)
+    assert status == 0
+    assert "10 rows answered in 1 unit; 2 of 3 units were done before" in out
 
 
 def test_json_is_one_value_and_quiet_shows_no_bar(
