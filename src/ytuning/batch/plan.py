@@ -306,12 +306,12 @@ def _check_parts(planned: Sequence[tuple[InputFile, tuple[Part, ...]]]) -> None:
             raise ValueError(f"parts of {file.path} do not follow each other")
 
 
-def at_once(function: Callable[[One], Result], files: Sequence[One]) -> list[Result]:
-    """What a function gives for each file, in their order; many at a time, as an object store answers slowly."""
+def at_once(function: Callable[[One], Result], items: Sequence[One]) -> list[Result]:
+    """What a function gives for each item, in their order; many at a time, as an object store answers slowly."""
     # Threads have no context of their own, and messages depend on it. One cannot be entered twice at once.
-    contexts = [copy_context() for _ in files]
+    contexts = [copy_context() for _ in items]
     with ThreadPoolExecutor(PLANNING_THREADS) as pool:
-        return list(pool.map(lambda context, file: context.run(function, file), contexts, files))
+        return list(pool.map(lambda context, item: context.run(function, item), contexts, items))
 
 
 def _differences(before: Job, now: Job) -> Iterator[str]:
