@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--set", default="sst2")
     options.add_argument("--rows", type=int, default=20_000, help="of the runs of engines")
     options.add_argument("--unit-rows", type=int, default=2048)
+    options.add_argument("--engines", nargs="+", default=["local", "ray"], choices=["local", "ray"])
     options.add_argument("--task-rows", type=int, default=200_000, help="of the runs of many tasks")
     options.add_argument("--tasks", type=int, default=50)
     options.add_argument("--memory-rows", type=int, default=20_000, help="of the run whose memory is watched")
@@ -160,9 +161,10 @@ class _Folder:
 
 
 def engines(work: _Folder, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every way to run one task over the rows, in turn."""
+    """One task over the rows by the plain command and by one and two workers of the engines, in turn."""
     task, file = work.tasks(1, "default"), work.rows(arguments.rows)
-    runs = {name: how for name, how in RUNS.items() if "ray" not in name or version_of("ray") is not None}
+    with_ray = "ray" in arguments.engines and version_of("ray") is not None
+    runs = {name: how for name, how in RUNS.items() if with_ray or "ray" not in name}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
 
     def measure(name: str) -> float:
