@@ -11,7 +11,7 @@ import torch
 from ytuning.features.codecs import Float16Codec
 from ytuning.features.features import Features, PairFeatures, TextFeatures
 from ytuning.features.store import StoredRows
-from ytuning.heads import pooled
+from ytuning.heads import token_maps
 from ytuning.heads.light import LightHead, text_width
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import CrossAttentionConfig, HeadConfig, LabelTuningConfig, PooledConfig, build_head
@@ -74,12 +74,12 @@ def light_head(labels: int, mode: PairMode | None) -> LightHead:
 
 @pytest.mark.parametrize("mode", [None, "separate"])
 @pytest.mark.parametrize("texts", [4, 4 * JOINED_TEXTS])
-@pytest.mark.parametrize("at_once", [100, pooled.MAPPED_AT_ONCE])
+@pytest.mark.parametrize("at_once", [100, token_maps.MAPPED_AT_ONCE])
 def test_heads_computed_as_one_give_what_each_gives(
     texts: int, mode: PairMode | None, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch may be computed in parts, and each part ends at its longest text; two heads share products, or one."""
-    monkeypatch.setattr(pooled, "MAPPED_AT_ONCE", at_once)
+    monkeypatch.setattr(token_maps, "MAPPED_AT_ONCE", at_once)
     monkeypatch.setattr(joint, "HEADS_AT_ONCE", 2)
     torch.manual_seed(2)
     forms: list[tuple[HeadConfig, int]] = [
@@ -95,9 +95,14 @@ def test_heads_computed_as_one_give_what_each_gives(
     values = torch.randn(texts, 6, 2, 12)
     # The longest text is neither the first nor the last, and there are texts without padding.
     mask = torch.arange(6) < torch.tensor([4, 2, 6, 1]).repeat_interleave(texts // 4)[:, None]
+    together = JointHeads(heads)
     with torch.no_grad():
-        for head, found in zip(heads, JointHeads(heads)(values, mask), strict=True):
-            torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-4)
+        # What is joined at first is used from then on, and counted.
+        for answers in (together(values, mask), together(values, mask)):
+            for head, found in zip(heads, answers, strict=True):
+                torch.testing.assert_close(found, head(values, mask), rtol=1e-5, atol=1e-4)
+    light = sum(head.label_rows.nbytes for head in heads if isinstance(head, LightHead))
+    assert (together.size > light) == (mode is None or texts == 4)
 
 
 def random_features(rows: int, mode: PairMode | None) -> Features:

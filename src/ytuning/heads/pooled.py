@@ -41,6 +41,7 @@ from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, dropo
 from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooling import maximum
+from ytuning.heads.token_maps import TOKEN_MAPS, GroupMaps, TokenMaps, masked_maxima, state_groups
 
 __all__ = [
     "CrossAttentionConfig",
@@ -65,7 +66,8 @@ class PooledConfig:
     """Sizes of a :class:`PooledHead`.
 
     Attributes:
-        side_by_side: number of maps of the tokens that read several hidden states side by side (:func:`state_groups`).
+        side_by_side: number of maps of the tokens that read several hidden states side by side
+            (`token_maps.state_groups`).
         alone: number of further maps that read the lowest state alone; the same number reads the last one alone. Maps
             do better together if they do not all read the same states (benchmarks/LOG.md).
         members: M, of each map: members share what is computed of the tokens, and all after it is their own. They are
@@ -96,8 +98,6 @@ class PooledConfig:
 HeadConfig = PooledConfig | CrossAttentionConfig | LabelTuningConfig | LightConfig
 # A pair is matched by these three combinations of its texts; only the first one knows which text is which.
 SIDES = ("difference", "distance", "product")
-# The weights that touch a token, for each of the groups of maps in the order of `state_groups`.
-TOKEN_MAPS = ("lowest_map", "shared_map", "last_map")
 # Further weights of a map, which all of its members share.
 OF_A_MAP = ("map_bias", "mixing")
 # Weights of the light member.
@@ -109,8 +109,8 @@ ALIKE = 1.5
 # Texts of pairs are cut to a multiple of so many tokens. In bfloat16 oneDNN compiles every shape that it meets, and
 # keeps it in memory: training on 350 pairs of QNLI took 2.4 GB with a step of 1, 1.8 with 8 and 1.7 with 16 and 32.
 PAIR_STEP = {torch.bfloat16: 16, torch.float32: 1}
-# Numbers that maps make of tokens at a time, so that they stay in the cache.
-MAPPED_AT_ONCE = 2**20
+# Is added to a variance before it divides; torch's own default.
+NORM_EPS = 1e-5
 # Maximum number of attention scores in memory at a time.
 SCORES_AT_ONCE = 2**24
 FORMS: dict[str, type[HeadConfig]] = {
@@ -119,19 +119,6 @@ FORMS: dict[str, type[HeadConfig]] = {
     "label_tuning": LabelTuningConfig,
     "light": LightConfig,
 }
-
-
-StateGroups = tuple[tuple[int, ...], ...]
-"""Groups of hidden states by their positions among L states, from 0."""
-
-
-def state_groups(layers: int) -> StateGroups:
-    """Positions of the hidden states that each group of maps reads, among L states from the lowest to the last.
-
-    The first group reads the lowest state alone. The second group reads several side by side: all but the last one, or
-    with one or two states all of them. The third group reads the last state alone.
-    """
-    return (0,), tuple(range(max(min(layers, 2), layers - 1))), (layers - 1,)
 
 
 class PooledHead(nn.Module):
@@ -238,7 +225,8 @@ class PooledHead(nn.Module):
         """Texts (E, B, H) in the label spaces of the members that learn step by step.
 
         Args:
-            pools: (G, B, K) as :meth:`pools` gives them; of pairs that are read separately (G, 2 * B, (1 + Q) * K).
+            pools: (G, B, K) as :meth:`pools_of_maxima` gives them; (G, 2 * B, (1 + Q) * K) of pairs that are read
+                separately.
             generator: draws what training drops.
         """
         share = self.config.dropout if self.training else 0.0
@@ -319,8 +307,8 @@ class PooledHead(nn.Module):
         return [torch.cat(parts[number :: len(heads)]) for number in range(len(heads))]
 
     @property
-    def token_maps(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Of each group, in the order of :data:`TOKEN_MAPS`: of each state that it reads, maps (G', K or K + Q, D)."""
+    def token_maps(self) -> GroupMaps:
+        """The maps (G', K or K + Q, D) that read tokens."""
         return (self.lowest_map,), tuple(self.shared_map), (self.last_map,)
 
     @property
@@ -395,28 +383,8 @@ class PooledHead(nn.Module):
         head.to_empty(device=state["label_bias"].device).load_state_dict(state)
         return head.train(self.training)
 
-    @staticmethod
-    def pools(heads: Sequence[PooledHead], states: Tensor, mask: Tensor) -> list[Tensor]:
-        """Each head's pools (G, B, K) of the tokens (B, T, L, D) with mask (B, T): its maps' maxima over the tokens.
-
-        The heads are of one form, and for single texts. A hidden state is one product with the maps of all of them.
-        """
-        maps = _TokenMaps(heads, states.dtype)
-        # A GPU has no use for parts, and training adds its gradients in the order of one product.
-        if states.is_cuda or heads[0].training:
-            maxima = _masked_maximum(maps(states), mask)
-        else:
-            rows = max(1, MAPPED_AT_ONCE // (mask.shape[1] * maps.width))
-            parts = zip(states.split(rows), mask.split(rows), strict=True)
-            maxima = torch.cat([_maximum_of_part(maps, *part) for part in parts])
-        if len(heads) == 1:
-            return [heads[0]._activated(maxima)]
-        groups = zip(*(head.map_sizes for head in heads), strict=True)
-        of_groups = maxima.split([size * heads[0].config.token_width for group in groups for size in group], 1)
-        return [head._activated(torch.cat(of_groups[number :: len(heads)], 1)) for number, head in enumerate(heads)]
-
-    def _activated(self, maxima: Tensor) -> Tensor:
-        """Pools (G, B, K) of the maxima (B, G * K) of the maps."""
+    def pools_of_maxima(self, maxima: Tensor) -> Tensor:
+        """Pools (G, B, K) of the maxima (B, G * K) over the mapped tokens, for single texts."""
         # The bias and the non-linearity come after the maximum, which is the same for a bias, and over fewer values.
         return functional.gelu(maxima.float().unflatten(1, (self.maps, -1)).transpose(0, 1) + self.map_bias)
 
@@ -425,13 +393,14 @@ class PooledHead(nn.Module):
         if self.pair_mode == "separate":
             # (B, T)
             return self._pool_pairs(states, torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf))
-        return self.pools([self], states, mask)[0]
+        maps = TokenMaps([self.token_maps], self.layers, states.dtype)
+        return self.pools_of_maxima(masked_maxima([maps], states, mask)[0])
 
     def _pool_pairs(self, states: Tensor, hidden: Tensor) -> Tensor:
         """Pool the texts of pairs by maximum and by attention of queries to (G, 2 * B, (1 + Q) * K)."""
         count, dtype = len(states), states.dtype
         # (2 * B, T, G, K + Q) -> (G, 2 * B, T, ..)
-        maps = _TokenMaps([self], dtype)(states).unflatten(-1, (self.maps, -1))
+        maps = TokenMaps([self.token_maps], self.layers, dtype)(states).unflatten(-1, (self.maps, -1))
         mapped, scores = maps.permute(2, 0, 1, 3).split((self.config.token_width, self.config.queries), 3)
         # (G, 2 * B, Q, T)
         attention = (scores.float() + hidden[..., None]).softmax(2).transpose(2, 3).to(dtype)
@@ -464,49 +433,6 @@ class PooledHead(nn.Module):
             mixed = _attended_piecewise(own[:, side, :, :length].flatten(0, 1), queries, keys, values, mask)
             sides.append(functional.pad(mixed.unflatten(0, (maps, -1)), (0, 0, 0, tokens - length)))
         return torch.cat(sides, 1)
-
-
-class _TokenMaps:
-    """What the maps of one head, or of several of one form, make of tokens: one product for each hidden state."""
-
-    def __init__(self, heads: Sequence[PooledHead], dtype: torch.dtype) -> None:
-        """Join the maps of ``heads``, for tokens of a type."""
-        # For each of the L states the maps (n, D) of the groups that read it.
-        readers: list[dict[str, list[Tensor]]] = [{} for _ in range(heads[0].layers)]
-        for head in heads:
-            for group, maps, own in zip(TOKEN_MAPS, head.token_maps, state_groups(head.layers), strict=True):
-                for state, of_state in zip(own, maps, strict=True):
-                    readers[state].setdefault(group, []).append(of_state.flatten(0, 1))
-        self._sizes = [{group: sum(map(len, maps)) for group, maps in read.items()} for read in readers]
-        self._weights = [torch.cat([own for maps in read.values() for own in maps]).to(dtype) for read in readers]
-        # Numbers of a token, group by group and in each group head by head.
-        self.width = sum({group: size for sizes in self._sizes for group, size in sizes.items()}.values())
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Numbers (B, T, width) of tokens (B, T, L, D)."""
-        sums: dict[str, Tensor] = {}
-        for tokens, weights, sizes in zip(states.unbind(2), self._weights, self._sizes, strict=True):
-            parts = functional.linear(tokens, weights).split(list(sizes.values()), -1)
-            for group, part in zip(sizes, parts, strict=True):
-                sums[group] = sums[group] + part if group in sums else part
-        return torch.cat([sums[group] for group in TOKEN_MAPS], -1)
-
-
-def _masked_maximum(mapped: Tensor, mask: Tensor) -> Tensor:
-    """The maximum (B, n) over mapped tokens (B, T, n) with mask (B, T)."""
-    hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-    return maximum(mapped + hidden[..., None].to(mapped.dtype))
-
-
-def _maximum_of_part(maps: _TokenMaps, states: Tensor, mask: Tensor) -> Tensor:
-    """The maximum (B, n) over the mapped tokens (B, T, L, D) of a part of a batch with mask (B, T)."""
-    # A mask may hide all tokens, where somebody asks what a text is without its only one.
-    there = mask.any(0).nonzero()
-    longest = int(there[-1]) + 1 if len(there) else mask.shape[1]
-    # A product of tokens that do not lie one after another takes fifty times as long.
-    mapped = maps(states[:, :longest].contiguous())
-    mask = mask[:, :longest]
-    return maximum(mapped) if bool(mask.all()) else _masked_maximum(mapped, mask)
 
 
 def _joined_states(heads: Sequence[PooledHead], labels: int | None = None) -> dict[str, Tensor]:
@@ -550,7 +476,11 @@ def _attended_piecewise(tokens: Tensor, queries: Tensor, keys: Tensor, values: T
 
 def _normalised(values: Tensor) -> Tensor:
     """Scale to mean 0 and variance 1 over the last dimension; the following matrix learns scale and shift."""
-    return functional.layer_norm(values, values.shape[-1:])
+    size = values.shape[-1:]
+    if values.is_cuda or values.dtype != torch.float32 or torch.is_grad_enabled():
+        return functional.layer_norm(values, size, eps=NORM_EPS)
+    # On a CPU layer_norm takes 80 ns a row whatever its width, twice as long as this (96 numbers, one thread).
+    return functional.rms_norm(values - values.mean(-1, keepdim=True), size, eps=NORM_EPS)
 
 
 def _random(*shape: int, fan_in: float, generator: torch.Generator | None) -> nn.Parameter:

@@ -21,6 +21,7 @@ from ytuning.data.kinds import Loss
 from ytuning.features.features import Features, ordered_batches
 from ytuning.heads.pairs import PairMode
 from ytuning.heads.pooled import LabelHead, LabelTuningHead, LightHead, MatchingHead, PooledConfig, PooledHead
+from ytuning.heads.token_maps import TokenMaps, masked_maxima
 from ytuning.system.machine import Workers, one_thread, workers
 from ytuning.training.recipes import TrainingConfig
 
@@ -226,7 +227,7 @@ def stack_logits(heads: Sequence[LabelHead], features: Features, rows: Tensor, p
 
 
 def group_logits(head: PooledHead, features: Features, rows: Tensor, pool: Workers) -> list[Tensor]:
-    """Logits (N, C) of rows (N,) from each group of a head's members alone (`pooled.state_groups`), in one read."""
+    """Logits (N, C) of rows (N,) from each group of a head's members alone (`token_maps.state_groups`), in one read."""
     head.eval()
 
     def compute(values: Tensor, mask: Tensor) -> list[Tensor]:
@@ -325,12 +326,8 @@ class JointHeads:
                 shared.setdefault(light.pair_mode, {})[index] = light
         self._alike = [group for group in alike.values() if len(group) > 1]
         # Heads that share their products of many tokens.
-        self._sharing = [
-            dict(list(group.items())[first : first + HEADS_AT_ONCE])
-            for (_, pair_mode), group in alike.items()
-            if pair_mode != "separate"
-            for first in range(0, len(group), HEADS_AT_ONCE)
-        ]
+        self._sharing = [group for (_, pair_mode), group in alike.items() if pair_mode != "separate"]
+        self._token_maps: dict[tuple[int, torch.dtype], list[TokenMaps]] = {}
         self._pair_modes = {head.pair_mode for group in self._alike for head in group.values()}
         self._light = [_LightHeads(group) for group in shared.values()]
         self._used = False
@@ -349,11 +346,24 @@ class JointHeads:
             return []
         return [(joined, group) for joined, group in self._joined if fits[joined.pair_mode]]
 
+    def _token_maps_of(self, number: int, dtype: torch.dtype) -> list[TokenMaps]:
+        """The maps of the heads of :attr:`_sharing` with a number, for tokens of a type; they are joined once."""
+        if (found := self._token_maps.get((number, dtype))) is None:
+            heads = list(self._sharing[number].values())
+            # Of about the same size, as the largest one sets how many tokens are mapped at a time.
+            groups = np.array_split(np.arange(len(heads)), -(-len(heads) // HEADS_AT_ONCE))
+            maps = [head.token_maps for head in heads]
+            joined = [TokenMaps([maps[index] for index in some], heads[0].layers, dtype) for some in groups]
+            # Another thread may have joined them meanwhile.
+            found = self._token_maps.setdefault((number, dtype), joined)
+        return found
+
     @property
     def size(self) -> int:
         """Bytes of the weights beyond those of the heads themselves."""
         joined = self._joined if "_joined" in vars(self) else ()
         own = sum(parameter.nbytes for head, _ in joined for parameter in head.parameters())
+        own += sum(maps.size for joined_maps in list(self._token_maps.values()) for maps in joined_maps)
         return own + sum(light.size for light in self._light)
 
     def __call__(self, values: Tensor, mask: Tensor) -> list[Tensor]:
@@ -368,10 +378,12 @@ class JointHeads:
             texts = PooledHead.split_by_head(joined.text(values, mask), list(group.values()))
             for (index, head), text in zip(group.items(), texts, strict=True):
                 logits[index] = _matched(head, text, from_pools.get(index))
-        for some in self._sharing if len(mask) > JOINED_TEXTS else ():
-            of_heads = PooledHead.pools(list(some.values()), values, mask)
-            for (index, head), pools in zip(some.items(), of_heads, strict=True):
-                logits[index] = _matched(head, head.text_of_pools(pools), from_pools.get(index))
+        for number, some in enumerate(self._sharing if len(mask) > JOINED_TEXTS else ()):
+            joined_maps = self._token_maps_of(number, values.dtype)
+            of_heads = masked_maxima(joined_maps, values, mask)
+            for (index, head), maxima in zip(some.items(), of_heads, strict=True):
+                text = head.text_of_pools(head.pools_of_maxima(maxima))
+                logits[index] = _matched(head, text, from_pools.get(index))
         return [
             logits[index] if index in logits else _logits(head, values, mask, from_pools.get(index))
             for index, head in enumerate(self.heads)
