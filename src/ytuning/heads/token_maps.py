@@ -76,8 +76,9 @@ class TokenMaps:
             product = functional.linear(tokens, weights)
             parts = dict(zip(sizes, product.split(list(sizes.values()), -1), strict=True))
             fresh = {group: part for group, part in parts.items() if group not in sums}
-            for group in parts.keys() - fresh.keys():
-                sums[group].add_(parts[group])
+            for group, part in parts.items():
+                if group in sums:
+                    sums[group].add_(part)
             sums |= fresh
             if fresh:
                 products.append(product if len(fresh) == len(parts) else torch.cat(list(fresh.values()), -1))
