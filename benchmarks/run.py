@@ -19,7 +19,7 @@ from benchmarks.harness import parser
 ROOT = Path(__file__).parents[1]
 ON = "--encoder {encoder} --data {data}"
 QUICK = f"{ON} --sets banking77 --head-steps 20 --rounds 1"
-QUICK_SCALE = f"{ON} --set banking77 --stages engines encode tasks --tasks 2 --engines local"
+QUICK_SCALE = f"{ON} --set banking77 --tasks 2 --engines local --rows 90 --task-rows 90 --memory-rows 90"
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "limits": ("--encoder {encoder} --megabytes 1024", "--encoder {encoder} --megabytes 8 --seconds 0.05"),
     "encoder_pass": (
@@ -53,7 +53,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "few_shot": (ON, f"{ON} --sets banking77 --draws 1 --head-steps 20 --test-rows 100 --variants few-shot default"),
     "long_tail": (ON, f"{ON} --sets banking77 --seeds 0 --head-steps 20"),
     "added_label": (ON, f"{ON} --sets banking77 --count 1 --head-steps 20"),
-    "scale": (ON, f"{QUICK_SCALE} --rows 90 --task-rows 90 --rounds 1 --head-steps 20"),
+    "scale": (ON, f"{QUICK_SCALE} --rounds 1 --head-steps 20"),
     "serving": (ON, f"{ON} --tasks 2 --texts 20 --seconds 2 --reloads 2 --head-steps 20"),
     "gpu": ("--data {data}", "--shape tiny --device cpu --texts 64 --tokens 16 --max-steps 4 --stages check costs"),
 }

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--tasks", type=int, default=50)
     options.add_argument("--memory-rows", type=int, default=20_000, help="of the run whose memory is watched")
     stages = {"engines": engines, "encode": encode, "tasks": many_tasks, "memory": memory}
-    options.add_argument("--stages", nargs="+", default=["engines", "encode", "tasks"], choices=list(stages))
+    options.add_argument("--stages", nargs="+", default=list(stages), choices=list(stages))
     arguments = options.parse_args(argv)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as root:
