@@ -15,6 +15,7 @@ from torch.nn import functional
 from ytuning.errors import InputError
 from ytuning.heads.label_tuning import dropout
 from ytuning.heads.pairs import PairMode
+from ytuning.heads.pooling import additive_mask
 
 __all__ = ["CrossAttentionConfig", "CrossAttentionHead"]
 
@@ -133,7 +134,7 @@ class _CrossAttention(nn.Module):
         """Return label rows (B, R, H), from rows (R, H) or (B, R, H), tokens (B, T, D) and a mask (B, T)."""
         queries = self.query(rows).unflatten(-1, (self.heads, self.size)).transpose(-3, -2) / math.sqrt(self.size)
         # (B, T)
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        hidden = additive_mask(mask, torch.float32)
         # Half the multiplications for each token: scores and pools of D numbers, or keys and values, scores and pools.
         count, width = rows.shape[-2], tokens.shape[-1]
         cheaper_folded = count * width < self.size * (width + count)

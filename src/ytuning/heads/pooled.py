@@ -40,7 +40,7 @@ from ytuning.heads.cross_attention import CrossAttentionConfig, CrossAttentionHe
 from ytuning.heads.label_tuning import LabelTuningConfig, LabelTuningHead, dropout, means_of_labels
 from ytuning.heads.light import LightConfig, LightHead
 from ytuning.heads.pairs import PairMode
-from ytuning.heads.pooling import maximum
+from ytuning.heads.pooling import additive_mask, maximum
 from ytuning.heads.token_maps import TOKEN_MAPS, GroupMaps, TokenMaps, masked_maxima, state_groups
 
 __all__ = [
@@ -392,7 +392,7 @@ class PooledHead(nn.Module):
         """The pools of one head, as :meth:`text_of_pools` takes them."""
         if self.pair_mode == "separate":
             # (B, T)
-            return self._pool_pairs(states, torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf))
+            return self._pool_pairs(states, additive_mask(mask, torch.float32))
         maps = TokenMaps([self.token_maps], self.layers, states.dtype)
         return self.pools_of_maxima(masked_maxima([maps], states, mask)[0])
 

@@ -5,14 +5,16 @@ Shapes: B texts, T tokens, L hidden states, D encoder width.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # torch is loaded by what computes: the store only counts the pools.
 
-__all__ = ["POOLS", "maximum", "pool_states", "pools_of_states"]
+__all__ = ["POOLS", "additive_mask", "maximum", "pool_states", "pools_of_states"]
 
 POOLS = ("mean", "maximum", "minimum")
 """The pools of each hidden state, in the order in which they stand side by side.
@@ -57,7 +59,7 @@ def _pool_part(values: Tensor, mask: Tensor, pools: Tensor) -> None:
         largest.copy_(maximum(values))
         smallest.copy_(maximum(-values).neg_())
         return
-    hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)[..., None]
+    hidden = additive_mask(mask, values.dtype)[..., None]
     largest.copy_(maximum(values + hidden))
     smallest.copy_(maximum(hidden - values).neg_())
 
@@ -65,6 +67,11 @@ def _pool_part(values: Tensor, mask: Tensor, pools: Tensor) -> None:
 def pools_of_states(positions: list[int], layers: int) -> list[int]:
     """Where the pools of the states at some positions lie among the 3 * L pools of L states."""
     return [pool * layers + position for pool in range(len(POOLS)) for position in positions]
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to tokens' numbers or scores to hide some, (B, T): 0 where a mask is True, else minus infinity."""
+    return mask.new_zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
 def maximum(values: Tensor) -> Tensor:

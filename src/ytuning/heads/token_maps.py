@@ -5,13 +5,13 @@ Shapes: B texts, T tokens, L hidden states, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ytuning.heads.pooling import maximum
+from ytuning.heads.pooling import additive_mask, maximum
 
 __all__ = ["TOKEN_MAPS", "GroupMaps", "TokenMaps", "masked_maxima", "state_groups"]
 
@@ -58,9 +58,8 @@ class TokenMaps:
     def __call__(self, states: Tensor) -> Tensor:
         """Numbers (B, T, width) of tokens (B, T, L, D)."""
         sums: dict[str, Tensor] = {}
-        for tokens, weights, sizes in zip(states.unbind(2), self._weights, self._sizes, strict=True):
-            parts = functional.linear(tokens, weights).split(list(sizes.values()), -1)
-            for group, part in zip(sizes, parts, strict=True):
+        for _, parts in self._products(states):
+            for group, part in parts.items():
                 sums[group] = sums[group] + part if group in sums else part
         return torch.cat([sums[group] for group in TOKEN_MAPS], -1)
 
@@ -69,12 +68,10 @@ class TokenMaps:
 
         The sums are written over their first part, and the groups of a product are pooled where they lie.
         """
-        hidden = None if bool(mask.all()) else _hidden(mask, states.dtype)
+        hidden = None if bool(mask.all()) else additive_mask(mask, states.dtype)[..., None]
         sums: dict[str, Tensor] = {}
         products = []
-        for tokens, weights, sizes in zip(states.unbind(2), self._weights, self._sizes, strict=True):
-            product = functional.linear(tokens, weights)
-            parts = dict(zip(sizes, product.split(list(sizes.values()), -1), strict=True))
+        for product, parts in self._products(states):
             fresh = {group: part for group, part in parts.items() if group not in sums}
             for group, part in parts.items():
                 if group in sums:
@@ -83,6 +80,12 @@ class TokenMaps:
             if fresh:
                 products.append(product if len(fresh) == len(parts) else torch.cat(list(fresh.values()), -1))
         return torch.cat([maximum(one if hidden is None else one.add_(hidden)) for one in products], 1)
+
+    def _products(self, states: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """For each hidden state its product (B, T, n), and the parts of it that belong to the groups."""
+        for tokens, weights, sizes in zip(states.unbind(2), self._weights, self._sizes, strict=True):
+            product = functional.linear(tokens, weights)
+            yield product, dict(zip(sizes, product.split(list(sizes.values()), -1), strict=True))
 
     def by_head(self, numbers: Tensor) -> list[Tensor]:
         """Each head's own of the numbers (B, width)."""
@@ -101,7 +104,7 @@ def masked_maxima(joined: Sequence[TokenMaps], states: Tensor, mask: Tensor) -> 
     found: list[tuple[Tensor, ...]]
     # A GPU has no use for parts, and training adds its gradients in the order of one product.
     if states.is_cuda or torch.is_grad_enabled():
-        hidden = _hidden(mask, states.dtype)
+        hidden = additive_mask(mask, states.dtype)[..., None]
         found = [(maximum(maps(states) + hidden),) for maps in joined]
     else:
         rows = max(1, MAPPED_AT_ONCE // (mask.shape[1] * max(maps.width for maps in joined)))
@@ -109,11 +112,6 @@ def masked_maxima(joined: Sequence[TokenMaps], states: Tensor, mask: Tensor) -> 
         # For each part what all of them make of it, while it is in the cache.
         found = list(zip(*(_maxima_of_part(joined, *part) for part in parts), strict=True))
     return [own for maps, parts in zip(joined, found, strict=True) for own in maps.by_head(torch.cat(parts))]
-
-
-def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the numbers of tokens with mask (B, T), (B, T, 1): minus infinity where it hides one."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[..., None]
 
 
 def _maxima_of_part(joined: Sequence[TokenMaps], states: Tensor, mask: Tensor) -> list[Tensor]:
